@@ -1,0 +1,3 @@
+"""The version of the package; the artifact format has its own (`bitgolf.compress.container`)."""
+
+__version__ = "0.1.0"
