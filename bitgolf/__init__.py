@@ -1,5 +1,26 @@
-"""bitgolf: train the best language model that fits in N bytes, in T seconds, and prove its score."""
+"""bitgolf: train the best language model that fits in N bytes, in T seconds, and prove its score.
+
+import bitgolf
+model = bitgolf.load("model.bitgolf")
+model.bits_per_byte("some text"), model.generate("Once"), model.logprobs("some text")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from bitgolf.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from bitgolf.language_model import LanguageModel, load
+
+__all__ = ["LanguageModel", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the model only when asked for, so that `bitgolf --help` does not wait for PyTorch."""
+    if name in ("LanguageModel", "load"):
+        from bitgolf import language_model
+
+        return getattr(language_model, name)
+    raise AttributeError(f"module 'bitgolf' has no attribute {name!r}")

@@ -64,6 +64,17 @@ class ModelConfig(Section):
     embed_init_std: float = Field(0.005, gt=0)
     init: Literal["uniform", "orthogonal"] = "uniform"
     skips: bool = Field(True, description="U-Net skip connections from the first half to the second")
+    skip_gates: bool = Field(False, description="mix stream and skip by a learned gate a channel (starts at one half)")
+    ln_scale: bool = Field(False, description="multiply normalized inputs of layer l by 1 / sqrt(l + 1)")
+    xsa_layers: int = Field(0, ge=0, description="last layers that remove each token's own value from attention (XSA)")
+    value_residual: bool = Field(False, description="mix the first layer's values into every later layer (VRL)")
+    bigram_rows: int = Field(0, ge=0, description="rows of the hashed bigram table; 0 = none")
+    bigram_dim: int = Field(128, ge=1)
+    smear: Literal["none", "v1", "v2"] = Field("none", description="mix in the previous token's embedding")
+    smear_gate_init: float = Field(0.0, description="initial logit of the smear gate (v1)")
+    smear_document_mask: bool = Field(False, description="no smear over a document start")
+    ve_layers: tuple[int, ...] = Field((), description="layers whose values get a shared token embedding")
+    ve_dim: int = Field(128, ge=1, description="width of the value embedding table")
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -76,8 +87,21 @@ class ModelConfig(Section):
         if self.rope_dims % 2 or self.rope_dims > self.head_dim:
             raise ValueError(f"rope_dims {self.rope_dims} must be even and at most the head width {self.head_dim}")
         if self.rope_train_length and self.rotary_dims == 2:
-            raise ValueError("rope_dims 2 has no NTK extension (its exponent r/(r-2) is singular); "
-                             "set rope_train_length 0 or rope_dims >= 4")
+            raise ValueError(
+                "rope_dims 2 has no NTK extension (its exponent r/(r-2) is singular); "
+                "set rope_train_length 0 or rope_dims >= 4"
+            )
+        if self.bigram_rows == 1:
+            raise ValueError("bigram_rows 1 leaves no row to hash into; use 0 for none, or 2 and more")
+        if self.xsa_layers > self.num_layers:
+            raise ValueError(f"xsa_layers {self.xsa_layers} is more than the {self.num_layers} layers there are")
+        outside = [layer for layer in self.ve_layers if not 0 <= layer < self.num_layers]
+        if outside or len(set(self.ve_layers)) != len(self.ve_layers):
+            raise ValueError(
+                f"ve_layers {list(self.ve_layers)} must be different layers from 0 to {self.num_layers - 1}"
+            )
+        if self.skip_gates and not self.skips:
+            raise ValueError("skip_gates need skips = true")
         return self
 
     @property
@@ -130,7 +154,7 @@ class TrainConfig(Section):
     warmup_steps: int = Field(3, ge=1, description="untimed compile warm-up steps; all state is restored after them")
     calibration_tokens: int = Field(524_288, ge=8, description="training tokens the Hessians are gathered from")
     calibration_reserve_seconds: float = Field(0.0, ge=0, description="kept for calibration; 0 = measured in warm-up")
-    checkpoint_seconds: float = Field(120.0, ge=0, description="wall clock between checkpoints; 0 = only at the end")
+    checkpoint_seconds: float = Field(120.0, ge=0, description="wall clock between checkpoints; 0 = none")
     log_every: int = Field(50, ge=1, description="steps between lines of train.jsonl")
 
     @model_validator(mode="after")
@@ -139,8 +163,9 @@ class TrainConfig(Section):
             if getattr(self, key) % self.seq_len:
                 raise ValueError(f"{key} {getattr(self, key)} is not a multiple of seq_len {self.seq_len}")
         if self.muon_momentum_start > self.muon_momentum:
-            raise ValueError(f"muon_momentum_start {self.muon_momentum_start} is above muon_momentum "
-                             f"{self.muon_momentum}")
+            raise ValueError(
+                f"muon_momentum_start {self.muon_momentum_start} is above muon_momentum {self.muon_momentum}"
+            )
         return self
 
 
@@ -150,8 +175,9 @@ class PackConfig(Section):
     matrix_bits: int = Field(8, ge=2, le=8, description="block matrices")
     embed_bits: int = Field(8, ge=2, le=8, description="token embedding and other tables")
     method: Literal["gptq", "rtn", "lossless"] = Field("gptq", description="lossless keeps fp32")
-    percentiles: tuple[float, ...] = Field((0.999, 0.9995, 0.9999, 0.99999, 1.0),
-                                           description="row clips tried; the least squared error wins")
+    percentiles: tuple[float, ...] = Field(
+        (0.999, 0.9995, 0.9999, 0.99999, 1.0), description="row clips tried; the least squared error wins"
+    )
     damping: float = Field(0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
     block_size: int = Field(128, ge=1, description="columns between two lazy updates")
     small_tensor: int = Field(8_192, ge=0, description="tensors up to this many elements stay fp16")
@@ -204,8 +230,9 @@ class Config(Section):
     def _stages_fit(self) -> Self:
         window = self.window
         if self.score.stride > window:
-            raise ValueError(f"score.stride {self.score.stride} is above the window of {window} tokens: "
-                             "targets would be skipped")
+            raise ValueError(
+                f"score.stride {self.score.stride} is above the window of {window} tokens: targets would be skipped"
+            )
         if self.score.batch_tokens < window:
             raise ValueError(f"score.batch_tokens {self.score.batch_tokens} does not hold one window of {window}")
         return self
@@ -247,8 +274,10 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
         text = path.read_text(encoding="utf-8")
     else:
         if preset not in preset_names():
-            raise ConfigError(f"unknown preset {preset!r}{_nearest(preset, preset_names())}; "
-                              f"presets: {', '.join(preset_names())}, or the path of a .toml file")
+            raise ConfigError(
+                f"unknown preset {preset!r}{_nearest(preset, preset_names())}; "
+                f"presets: {', '.join(preset_names())}, or the path of a .toml file"
+            )
         text = resources.files("bitgolf.presets").joinpath(f"{preset}.toml").read_text(encoding="utf-8")
     try:
         values = tomllib.loads(text)
@@ -323,5 +352,5 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "value_error":
-        return f"{where + ': ' if where else ''}{str(error['ctx']['error'])}"
+        return f"{where + ': ' if where else ''}{error['ctx']['error']!s}"
     return f"{where} = {error['input']!r}: {error['msg'][0].lower() + error['msg'][1:]}"

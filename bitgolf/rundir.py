@@ -16,9 +16,17 @@ from bitgolf.config import Config, resolve
 from bitgolf.errors import RunError
 
 _MADE_BY = {
-    "config.toml": "run", "data": "prepare", "weights.safetensors": "train", "calibration": "train",
-    "train.jsonl": "train", "model.bitgolf": "pack", "pack.json": "pack", "score.json": "score",
-    "nll.npy": "score", "tape.json": "score", "audit.json": "audit",
+    "config.toml": "run",
+    "data": "prepare",
+    "weights.safetensors": "train",
+    "calibration": "train",
+    "train.jsonl": "train",
+    "model.bitgolf": "pack",
+    "pack.json": "pack",
+    "score.json": "score",
+    "nll.npy": "score",
+    "tape.json": "score",
+    "audit.json": "audit",
 }
 
 
@@ -42,14 +50,20 @@ class RunDirectory:
             existing = cls.open(root).config
             if existing.digest() != config.digest():
                 changed = ", ".join(_differences(existing, config)) or "nothing visible"
-                raise RunError(f"{root} belongs to another configuration (preset {existing.name!r}; differs in "
-                               f"{changed}); choose another --out, or remove it first")
+                raise RunError(
+                    f"{root} belongs to another configuration (preset {existing.name!r}; differs in "
+                    f"{changed}); choose another --out, or remove it first"
+                )
             if not resume:
-                raise RunError(f"{root} already holds a run of this configuration; continue it with --resume, "
-                               "run one stage on it (for example `bitgolf score`), or choose another --out")
+                raise RunError(
+                    f"{root} already holds a run of this configuration; continue it with --resume, "
+                    "run one stage on it (for example `bitgolf score`), or choose another --out"
+                )
             return cls(root, config)
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise RunError(f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out")
+            raise RunError(
+                f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out"
+            )
         root.mkdir(parents=True, exist_ok=True)
         atomic.write_text(stored, config.to_toml())
         return cls(root, config)
@@ -60,8 +74,10 @@ class RunDirectory:
         root = Path(path)
         stored = root / "config.toml"
         if not stored.is_file():
-            raise RunError(f"{root} is not a run directory: it has no config.toml; start one with "
-                           f"`bitgolf run PRESET --out {root}`")
+            raise RunError(
+                f"{root} is not a run directory: it has no config.toml; start one with "
+                f"`bitgolf run PRESET --out {root}`"
+            )
         try:
             values = tomllib.loads(stored.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -82,8 +98,14 @@ class RunDirectory:
     def budget(self) -> Budget:
         """The run's ledger with the limits of its configuration."""
         limits = self.config.budget
-        return Budget({"artifact_bytes": limits.artifact_bytes, "train_seconds": limits.train_seconds,
-                       "eval_seconds": limits.eval_seconds}, self.path / "budget.json")
+        return Budget(
+            {
+                "artifact_bytes": limits.artifact_bytes,
+                "train_seconds": limits.train_seconds,
+                "eval_seconds": limits.eval_seconds,
+            },
+            self.path / "budget.json",
+        )
 
 
 def _differences(a: Config, b: Config) -> list[str]:

@@ -1,0 +1,468 @@
+"""The command line: parse, call a stage, print. `bitgolf --help` lists the commands.
+
+Every stage runs alone on a run directory; `bitgolf run` does them all. Settings are dotted overrides
+(`--train.matrix_lr 0.02`). Errors that the user can mend are one line and exit status 2; a failed audit is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bitgolf.config import Config, known_keys, load_config, preset_names
+from bitgolf.console import ConsoleProgress
+from bitgolf.errors import BitgolfError, ConfigError
+from bitgolf.rundir import RunDirectory
+from bitgolf.version import __version__
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 audit failed, 2 the user can mend it."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    out = Console(quiet=not is_main)
+    err = Console(stderr=True, quiet=not is_main)
+    logging.basicConfig(
+        level=logging.WARNING if is_main else logging.ERROR, format="%(levelname)s %(message)s"
+    )
+    logging.captureWarnings(True)
+    try:
+        arguments.overrides = _overrides(rest, arguments.takes_overrides)
+        arguments.is_main = is_main
+        with ConsoleProgress(err, is_main) as progress:
+            arguments.progress = progress
+            run: Callable[[Arguments, Console], int] = arguments.command
+            return run(arguments, out)
+    except BitgolfError as error:
+        err.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        err.print(
+            f"error: {error.strerror or error}{where}; files written earlier are intact",
+            style="bold red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 2
+    except KeyboardInterrupt:
+        err.print("interrupted; continue a run with --resume", style="bold red")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bitgolf",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog="Settings are dotted overrides, for example --train.matrix_lr 0.02; "
+        "`bitgolf presets show NAME` lists them all.",
+    )
+    parser.add_argument("--version", action="version", version=f"bitgolf {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str,
+        command: Callable[[Arguments, Console], int],
+        text: str,
+        *,
+        overrides: bool = False,
+        as_json: bool = True,
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=command, takes_overrides=overrides)
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        return sub
+
+    sub = add("run", _run, "all stages: prepare, train, pack, score, audit, report", overrides=True)
+    sub.add_argument("preset", help="preset name or .toml file")
+    sub.add_argument("--out", required=True, type=Path, help="run directory")
+    sub.add_argument("--resume", action="store_true", help="continue a run of the same configuration")
+
+    sub = add("prepare", _prepare, "text -> tokenizer and shards", overrides=True)
+    sub.add_argument("source", help="stdlib | jsonl:PATH | dir:PATH | shards:PATH | fineweb[:VARIANT]")
+    sub.add_argument("--out", required=True, type=Path, help="data directory")
+
+    for name, command, text in (
+        ("train", _train, "train the run's model and gather calibration statistics"),
+        ("pack", _pack, "quantize and pack the trained weights under the byte cap"),
+        ("score", _score, "score the artifact on the validation text"),
+        ("audit", _audit, "check the run against the rules, with evidence"),
+        ("report", _report, "write report.html"),
+    ):
+        sub = add(name, command, text)
+        sub.add_argument("run", type=Path, help="run directory")
+        if name == "train":
+            sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+        if name == "pack":
+            sub.add_argument("--artifact-bytes", type=int, help="cap to use instead of the configured one")
+        if name == "audit":
+            sub.add_argument(
+                "--quick", action="store_true", help="smaller samples for the checks that run the model"
+            )
+
+    sub = add("sample", _sample, "continue a prompt with an artifact")
+    sub.add_argument("artifact", type=Path)
+    sub.add_argument("--prompt", default="", help="text to continue")
+    sub.add_argument("--max-tokens", type=int, default=200)
+    sub.add_argument("--temperature", type=float, default=0.8)
+    sub.add_argument("--top-k", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=None)
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+    sub = add("presets", _presets, "list the presets, or `show NAME` with every setting", overrides=True)
+    sub.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    sub.add_argument("name", nargs="?")
+    add("doctor", _doctor, "what hardware, backends and libraries were found")
+    return parser
+
+
+def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
+    """`--section.key value` and `--section.key=value` pairs."""
+    values: dict[str, str] = {}
+    position = 0
+    while position < len(rest):
+        word = rest[position]
+        if not word.startswith("--") or not allowed:
+            raise ConfigError(f"unexpected argument {word!r}; see --help")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            position += 1
+            if position == len(rest):
+                raise ConfigError(f"{word} needs a value")
+            value = rest[position]
+        if key in values:
+            raise ConfigError(f"--{key} is given twice")
+        values[key] = value
+        position += 1
+    return values
+
+
+def _run(arguments: Arguments, out: Console) -> int:
+    from bitgolf.distributed import world
+    from bitgolf.train.stage import is_finished
+
+    config = load_config(arguments.preset, arguments.overrides)
+    with world(config.device) as peers:
+        if peers.is_main:
+            run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
+            prepare_data(run, arguments.progress)
+        peers.barrier()
+        run = RunDirectory.open(arguments.out)
+        if not (arguments.resume and is_finished(run)):
+            train_stage(run, peers, arguments.progress, arguments.resume)
+        if peers.is_main and not (arguments.resume and (run / "pack.json").exists()):
+            pack_stage(run, peers.device, arguments.progress)
+        peers.barrier()
+        if not (arguments.resume and (run / "score.json").exists()):
+            score_stage(run, peers, arguments.progress)
+        if not peers.is_main:
+            return 0
+        verdict = audit_stage(run, arguments.progress)
+        page = report_stage(run, str(peers.device.type), arguments.progress)
+    if arguments.json:
+        _print_json(out, _summary(run) | {"audit_passed": verdict.passed, "report": str(page)})
+    else:
+        out.print(_score_table(run))
+        _print_audit(out, verdict)
+        out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    return int(verdict.exit_code)
+
+
+def prepare_data(run: RunDirectory, progress: ConsoleProgress) -> None:
+    """Stage `prepare` inside a run directory (nothing to do when the data is there)."""
+    from bitgolf.data.prepare import prepare
+
+    prepare(run.config.data, run.config.model.vocab_size, run / "data", progress)
+
+
+def train_stage(run: RunDirectory, peers: Any, progress: ConsoleProgress, resume: bool) -> None:
+    from bitgolf.train.stage import train
+
+    train(run, peers, resume=resume, progress=progress)
+
+
+def pack_stage(run: RunDirectory, device: Any, progress: ConsoleProgress, cap: int | None = None) -> None:
+    from bitgolf.compress.pack import pack
+
+    pack(run, device, artifact_bytes=cap, progress=progress)
+
+
+def score_stage(run: RunDirectory, peers: Any, progress: ConsoleProgress) -> None:
+    from bitgolf.evaluate.score import score
+
+    score(run, peers, progress=progress)
+
+
+def audit_stage(run: RunDirectory, progress: ConsoleProgress, quick: bool = False) -> Any:
+    from bitgolf.audit.run import audit_run
+
+    return audit_run(run, quick=quick, progress=progress)
+
+
+def report_stage(run: RunDirectory, device: str, progress: ConsoleProgress) -> Path:
+    from bitgolf.record.report import report
+
+    return report(run, device=device, progress=progress)
+
+
+def _prepare(arguments: Arguments, out: Console) -> int:
+    from bitgolf.config import resolve
+    from bitgolf.data.prepare import prepare
+
+    if "data.source" in arguments.overrides:
+        raise ConfigError("the source is the argument after `prepare`; leave out --data.source")
+    foreign = [
+        key for key in arguments.overrides if not key.startswith("data.") and key != "model.vocab_size"
+    ]
+    if foreign:
+        raise ConfigError(
+            f"--{foreign[0]} means nothing to `prepare`; it takes --data.* and --model.vocab_size"
+        )
+    config = resolve({}, arguments.overrides | {"data.source": json.dumps(arguments.source)})
+    data = prepare(config.data, config.model.vocab_size, arguments.out, arguments.progress)
+    if arguments.json:
+        _print_json(out, data.manifest)
+        return 0
+    table = Table(title=f"prepared {arguments.out}", title_justify="left")
+    for column in ("split", "documents", "tokens", "raw bytes", "bytes/token"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in data.manifest["splits"].items():
+        table.add_row(
+            name,
+            f"{split['documents']:,}",
+            f"{split['tokens']:,}",
+            f"{split['raw_bytes']:,}",
+            f"{split['raw_bytes'] / max(1, split['tokens']):.3f}",
+        )
+    out.print(table)
+    return 0
+
+
+def _train(arguments: Arguments, out: Console) -> int:
+    from bitgolf.distributed import world
+    from bitgolf.train.metrics import read_events
+
+    run = RunDirectory.open(arguments.run)
+    with world(run.config.device) as peers:
+        train_stage(run, peers, arguments.progress, arguments.resume)
+    end = read_events(run / "train.jsonl")[-1]
+    if arguments.json:
+        _print_json(out, end)
+    else:
+        out.print(
+            f"trained {end['step']} steps, {end['tokens']:,} tokens in {end['elapsed_seconds']:.1f} s "
+            f"({end['tokens_per_second']:,.0f} tokens/s)",
+            highlight=False,
+        )
+    return 0
+
+
+def _pack(arguments: Arguments, out: Console) -> int:
+    from bitgolf.distributed import choose_device
+
+    run = RunDirectory.open(arguments.run)
+    if arguments.artifact_bytes is not None and arguments.artifact_bytes < 1:
+        raise ConfigError(f"--artifact-bytes {arguments.artifact_bytes}: the cap must be at least 1")
+    pack_stage(run, choose_device(run.config.device), arguments.progress, arguments.artifact_bytes)
+    packed = json.loads((run / "pack.json").read_text())
+    if arguments.json:
+        _print_json(out, packed)
+    else:
+        out.print(
+            f"{packed['model_bytes']:,} bytes of model + {packed['code_bytes']:,} of code = "
+            f"{packed['total_bytes']:,} of {packed['cap_bytes']:,} ({packed['bits_per_weight']:.3f} bits a weight)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _score(arguments: Arguments, out: Console) -> int:
+    from bitgolf.distributed import world
+
+    run = RunDirectory.open(arguments.run)
+    with world(run.config.device) as peers:
+        score_stage(run, peers, arguments.progress)
+    if arguments.json:
+        _print_json(out, json.loads((run / "score.json").read_text()))
+    else:
+        out.print(_score_table(run))
+    return 0
+
+
+def _audit(arguments: Arguments, out: Console) -> int:
+    verdict = audit_stage(RunDirectory.open(arguments.run), arguments.progress, arguments.quick)
+    if arguments.json:
+        _print_json(out, verdict.to_json())
+    else:
+        _print_audit(out, verdict)
+    return int(verdict.exit_code)
+
+
+def _report(arguments: Arguments, out: Console) -> int:
+    from bitgolf.distributed import choose_device
+
+    run = RunDirectory.open(arguments.run)
+    page = report_stage(run, choose_device(run.config.device).type, arguments.progress)
+    if arguments.json:
+        _print_json(out, {"report": str(page)})
+    else:
+        out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _sample(arguments: Arguments, out: Console) -> int:
+    from bitgolf.language_model import load
+
+    model = load(arguments.artifact, arguments.device)
+    text = model.generate(
+        arguments.prompt,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        _print_json(out, {"prompt": arguments.prompt, "continuation": text})
+    else:
+        out.print(arguments.prompt + text, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _presets(arguments: Arguments, out: Console) -> int:
+    from bitgolf.model.gpt import count_parameters
+
+    if arguments.action == "show":
+        if arguments.name is None:
+            raise ConfigError(f"presets show needs a name: {', '.join(preset_names())}")
+        config = load_config(arguments.name, arguments.overrides)
+        if arguments.json:
+            _print_json(out, config.model_dump(mode="json"))
+        else:
+            out.print(_annotated(config), markup=False, highlight=False, soft_wrap=True)
+        return 0
+    rows = []
+    for name in preset_names():
+        config = load_config(name)
+        rows.append(
+            {
+                "name": name,
+                "description": config.description,
+                "parameters": count_parameters(config.model),
+                "vocab_size": config.model.vocab_size,
+                "artifact_bytes": config.budget.artifact_bytes,
+                "train_seconds": config.budget.train_seconds,
+                "eval_seconds": config.budget.eval_seconds,
+            }
+        )
+    if arguments.json:
+        _print_json(out, rows)
+        return 0
+    table = Table(title="presets", title_justify="left")
+    for column in ("name", "parameters", "vocabulary", "bytes", "train s", "eval s", "description"):
+        table.add_column(column, justify="left" if column in ("name", "description") else "right")
+    for row in rows:
+        table.add_row(
+            str(row["name"]),
+            f"{row['parameters']:,}",
+            f"{row['vocab_size']:,}",
+            f"{row['artifact_bytes']:,}",
+            f"{row['train_seconds']:g}",
+            f"{row['eval_seconds']:g}",
+            str(row["description"]),
+        )
+    out.print(table)
+    return 0
+
+
+def _doctor(arguments: Arguments, out: Console) -> int:
+    from bitgolf.doctor import as_json, examine
+
+    findings = examine()
+    if arguments.json:
+        _print_json(out, as_json(findings))
+        return 0
+    table = Table(title="bitgolf doctor", title_justify="left")
+    for column in ("kind", "name", "found", "detail", "what its absence costs"):
+        table.add_column(column)
+    for finding in findings:
+        table.add_row(finding.kind, finding.name, "yes" if finding.ok else "no", finding.detail, finding.cost)
+    out.print(table)
+    return 0
+
+
+def _annotated(config: Config) -> str:
+    """The resolved configuration as TOML, every key with its description."""
+    described = known_keys()
+    section, lines = "", []
+    for line in config.to_toml().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]") + "."
+        text = described.get(section + line.split(" = ")[0], "") if " = " in line else ""
+        lines.append(f"{line:<40} # {text}" if text else line)
+    return "\n".join(lines)
+
+
+def _summary(run: RunDirectory) -> dict[str, Any]:
+    return {"run": str(run.path), "preset": run.config.name} | {
+        name.removesuffix(".json"): json.loads((run / name).read_text())
+        for name in ("pack.json", "score.json")
+    }
+
+
+def _score_table(run: RunDirectory) -> Table:
+    """Bits per byte stage by stage, the bytes, and general-purpose compressors on the same text."""
+    score = json.loads((run / "score.json").read_text())
+    packed = json.loads((run / "pack.json").read_text())
+    table = Table(
+        title=f"{run.config.name}: {score['val_bytes']:,} bytes of held-out text, "
+        f"{score['val_documents']:,} documents ({score['accounting']} byte accounting)",
+        title_justify="left",
+    )
+    table.add_column("what")
+    table.add_column("bits per byte", justify="right")
+    table.add_column("bytes", justify="right")
+    table.add_column("seconds", justify="right")
+    for method, value in score["float"].items():
+        table.add_row(
+            f"float weights, {method}", f"{value['bpb']:.4f}", f"{4 * packed['num_parameters']:,}", ""
+        )
+    for method, value in score["methods"].items():
+        table.add_row(
+            f"packed, {method}",
+            f"{value['bpb']:.4f}",
+            f"{packed['total_bytes']:,}",
+            f"{value['seconds']:.1f}",
+        )
+    for name, value in score["compressors"].items():
+        table.add_row(name, f"{value:.4f}", "", "")
+    return table
+
+
+def _print_audit(out: Console, verdict: Any) -> None:
+    table = Table(title="audit", title_justify="left")
+    for column in ("rule", "check", "verdict", "evidence"):
+        table.add_column(column)
+    for check in verdict.checks:
+        style = {"PASS": "green", "FAIL": "bold red"}.get(check.verdict, "yellow")
+        table.add_row(check.rule, check.title, f"[{style}]{check.verdict}[/]", str(check.evidence))
+    out.print(table)
+
+
+def _print_json(out: Console, value: Any) -> None:
+    if not out.quiet:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")

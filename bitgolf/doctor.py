@@ -1,0 +1,135 @@
+"""`bitgolf doctor`: what this machine offers, and what each missing piece costs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bitgolf.model.backends import available_backends
+from bitgolf.model.build import compute_dtype
+from bitgolf.version import __version__
+
+_PACKAGES = {
+    "sentencepiece": ("tokenizers", "required: no text can be prepared or scored"),
+    "zstandard": ("artifact streams, .zst corpora", "required: no artifact can be packed or read"),
+    "safetensors": ("weights and checkpoints", "required: nothing can be trained"),
+    "rich": ("progress bars and tables", "required by the command line"),
+    "matplotlib": ("plots of the report", "no report.html; pip install bitgolf[report]"),
+    "jinja2": ("page of the report", "no report.html; pip install bitgolf[report]"),
+    "huggingface_hub": (
+        "source `fineweb`",
+        "the challenge's shards must be fetched by hand; pip install bitgolf[hub]",
+    ),
+    "brotli": ("comparison of compressors", "brotli cannot be selected; zstd, lzma and zlib work"),
+    "flash_attn_interface": (
+        "FlashAttention 3 on Hopper",
+        "cuDNN attention is used instead, about 7 % slower",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination. `ok` is False when the piece is missing; `cost` then says what that means."""
+
+    kind: str
+    name: str
+    ok: bool
+    detail: str
+    cost: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at devices, attention backends, compressors and libraries."""
+    findings = [
+        Finding("system", "bitgolf", True, __version__),
+        Finding(
+            "system",
+            "python",
+            True,
+            f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        ),
+        Finding("system", "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads"),
+        Finding("library", "torch", True, torch.__version__),
+    ]
+    findings += _gpus()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name, reason in available_backends(device, compute_dtype(device)).items():
+        findings.append(
+            Finding(
+                "attention",
+                name,
+                not reason,
+                reason or f"works on {device}",
+                "" if not reason else "`auto` takes the next one that works",
+            )
+        )
+    for name, (purpose, cost) in _PACKAGES.items():
+        found = importlib.util.find_spec(name) is not None
+        findings.append(
+            Finding(
+                "library",
+                name,
+                found,
+                _version(name) if found else f"not installed ({purpose})",
+                "" if found else cost,
+            )
+        )
+    for name in ("zlib", "lzma"):
+        found = importlib.util.find_spec(name) is not None
+        findings.append(
+            Finding(
+                "compressor",
+                name,
+                found,
+                "standard library" if found else "missing from this Python",
+                "" if found else f"{name} cannot be selected",
+            )
+        )
+    return findings
+
+
+def as_json(findings: list[Finding]) -> dict[str, Any]:
+    """Plain values for `doctor --json`."""
+    return {"python": sys.version.split()[0], "findings": [asdict(finding) for finding in findings]}
+
+
+def _gpus() -> list[Finding]:
+    if not torch.cuda.is_available():
+        return [
+            Finding(
+                "device",
+                "cuda",
+                False,
+                "no CUDA device found by PyTorch",
+                "training runs on the CPU, some 1000x slower than one H100: use the demo preset",
+            )
+        ]
+    findings = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        findings.append(
+            Finding(
+                "device",
+                f"cuda:{index}",
+                True,
+                f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, capability "
+                f"{properties.major}.{properties.minor}, CUDA {torch.version.cuda}",
+            )
+        )
+    return findings
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "installed"

@@ -1,0 +1,84 @@
+"""What enters the first block: token embedding, hashed bigrams, a smear of the previous token; and value embeddings.
+
+Order of the seed systems: x = E[t] + bigram -> RMS norm -> smear -> x0 (techniques.md section 2). "Previous
+token" is absent at a window's first position; with `smear_document_mask` it is absent at a document's first token
+too, so nothing leaks from one document into the next. Sources: BigramHash and SmearGate v1 from PR 65 and 287,
+v2 from PR 1667 with the BOS fix of PR 1851, shared value embeddings from PR 374.
+
+Legend: B batch, T time, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitgolf.config import ModelConfig
+from bitgolf.model.layers import Linear
+
+BOS = 1  # id of the document start in every challenge tokenizer
+_SMEAR_WINDOW = 12  # channels that the gate of SmearGate v2 reads
+
+
+def bigram_rows(tokens: Tensor, rows: int) -> Tensor:
+    """Row of the bigram table for every position: (B, T) int64 in, (B, T) int64 below `rows` out.
+
+    Position 0 has no previous token and takes the last row; the others hash the pair into rows 0 .. rows - 2.
+    """
+    hashed = (36313 * tokens[:, 1:] ^ 27191 * tokens[:, :-1]) % (rows - 1)
+    return F.pad(hashed, (1, 0), value=rows - 1)
+
+
+class BigramHash(nn.Module):
+    """A learned vector a hashed pair of tokens, projected to the model width and scaled."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(config.bigram_rows, config.bigram_dim))
+        self.project = Linear(config.bigram_dim, config.model_dim)
+        self.scale = nn.Parameter(torch.tensor(0.05))
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """tokens (B, T) int64 -> (B, T, D) of `dtype`."""
+        rows = F.embedding(bigram_rows(tokens, self.table.size(0)), self.table).to(dtype)
+        return self.scale.to(dtype) * self.project(rows)
+
+
+class Smear(nn.Module):
+    """Mixes the previous token's embedding into each position (`smear` v1 or v2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.version, self.document_mask = config.smear, config.smear_document_mask
+        if self.version == "v1":
+            self.gate = nn.Parameter(torch.full((config.model_dim,), config.smear_gate_init))
+        else:
+            self.gate = nn.Parameter(torch.zeros(min(_SMEAR_WINDOW, config.model_dim)))
+            self.strength = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (B, T, D) with its tokens (B, T); returns (B, T, D)."""
+        previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if self.document_mask:
+            previous = previous * (tokens != BOS)[..., None].to(x.dtype)
+        if self.version == "v1":
+            gate = torch.sigmoid(self.gate.to(x.dtype))
+            return (1 - gate) * x + gate * previous
+        gate = torch.sigmoid(x[..., : self.gate.numel()] @ self.gate.to(x.dtype))
+        return x + self.strength.to(x.dtype) * gate[..., None] * previous
+
+
+class ValueEmbedding(nn.Module):
+    """One table of token vectors whose projection is added to the values of chosen layers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(config.vocab_size, config.ve_dim))
+        self.project = Linear(config.ve_dim, config.kv_dim)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.layer_scales = nn.Parameter(torch.ones(len(config.ve_layers)))
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """tokens (B, T) -> (B, T, G * K): the contribution before a layer's own scale."""
+        return self.scale.to(dtype) * self.project(F.embedding(tokens, self.table).to(dtype))

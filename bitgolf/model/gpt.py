@@ -1,0 +1,165 @@
+"""The whole network: tied embedding, blocks with U-Net skips, softcapped logits.
+
+Order (techniques.md section 2): E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T -> c tanh(z / c). The first
+L // 2 layers push their output; every later layer adds the last one pushed, times a learned weight a channel,
+while any is left.
+
+Legend: B batch, T time, D model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitgolf.config import ModelConfig
+from bitgolf.model.backends import attention_function
+from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
+from bitgolf.model.layers import Block, LayerCache, Linear, rms_norm
+from bitgolf.model.rotary import rotary_frequencies
+
+
+class GenerationCache:
+    """What a model remembers of the tokens it has seen, to continue from them: ids, keys and values."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.tokens: Tensor | None = None
+        self.layers = [LayerCache() for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Tokens seen so far."""
+        return 0 if self.tokens is None else self.tokens.size(1)
+
+
+class GPT(nn.Module):
+    """Decoder-only language model.
+
+    Args:
+        config: sizes and components.
+        context_length: tokens of a full window; fixes the rotary base (NTK rule), not the sizes.
+        compute_dtype: dtype of activations and of the matrices at use; parameters are fp32.
+    """
+
+    def __init__(self, config: ModelConfig, context_length: int, *, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config, self.context_length, self.compute_dtype = config, context_length, compute_dtype
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.model_dim))
+        self.bigram = BigramHash(config) if config.bigram_rows else None
+        self.smear = Smear(config) if config.smear != "none" else None
+        self.value_embedding = ValueEmbedding(config) if config.ve_layers else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.num_encoder = config.num_layers // 2
+        skips = min(self.num_encoder, config.num_layers - self.num_encoder) if config.skips else 0
+        self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
+        self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
+
+    def initialize_(self, generator: torch.Generator) -> GPT:
+        """Draw the initial matrices from `generator` (a CPU generator); gains and scales keep their constants.
+
+        `uniform` is the baseline's U(+-1/sqrt(in)); `orthogonal` is the seeds' (gain 1 where both sides are at
+        least 64, and gain 1/sqrt(2L) for the projections of bigram and value embedding). Both start the output
+        projections of attention and MLP at zero.
+        """
+        config = self.config
+        with torch.no_grad():
+            self.embedding.normal_(0.0, config.embed_init_std, generator=generator)
+            if self.bigram is not None:
+                self.bigram.table.zero_()
+            if self.value_embedding is not None:
+                self.value_embedding.table.normal_(0.0, 0.01, generator=generator)
+            for name, module in self.named_modules():
+                if not isinstance(module, Linear):
+                    continue
+                if name.endswith(("attention.out", "mlp.down")):
+                    module.weight.zero_()
+                elif config.init == "orthogonal" and min(module.weight.shape) >= 64:
+                    gain = (2 * config.num_layers) ** -0.5 if name.endswith(".project") else 1.0
+                    nn.init.orthogonal_(module.weight, gain, generator=generator)
+                else:
+                    bound = module.in_features**-0.5
+                    module.weight.uniform_(-bound, bound, generator=generator)
+        return self
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Use the named backend (see `bitgolf.model.backends`) in every layer."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.attend = attention_function(backend)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor."""
+        raw = F.embedding(tokens, self.embedding).to(self.compute_dtype)
+        if self.bigram is not None:
+            raw = raw + self.bigram(tokens, self.compute_dtype)
+        if self.smear is not None and self.smear.version == "v2":
+            return rms_norm(self.smear(raw, tokens))
+        x = rms_norm(raw)
+        return x if self.smear is None else self.smear(x, tokens)
+
+    def hidden(self, tokens: Tensor, cache: GenerationCache | None = None) -> Tensor:
+        """Normalized output of the last block.
+
+        Args:
+            tokens: (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens.
+            cache: continued and extended (generation).
+        Returns:
+            (B, T, D) in `compute_dtype`.
+        """
+        offset = 0 if cache is None else cache.length
+        if cache is None or cache.tokens is None:
+            x = self.embed(tokens)
+        else:  # the embedding looks at most two tokens back
+            x = self.embed(torch.cat((cache.tokens[:, -2:], tokens), dim=1))[:, -tokens.size(1) :]
+        if cache is not None:
+            cache.tokens = tokens if cache.tokens is None else torch.cat((cache.tokens, tokens), dim=1)
+        positions = torch.arange(offset, offset + tokens.size(1), device=tokens.device, dtype=torch.float32)
+        angles = positions[:, None] * self.frequencies
+        cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
+        extra = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype)
+        x0, first_value = x, None
+        skips: list[Tensor] = []
+        for layer, block in enumerate(self.blocks):
+            if layer >= self.num_encoder and skips:
+                x = self._take_skip(x, skips.pop(), layer - self.num_encoder)
+            ve = self._layer_value_embedding(extra, layer)
+            x, v = block(x, x0, cos, sin, ve, first_value, None if cache is None else cache.layers[layer])
+            if layer == 0 and self.config.value_residual:
+                first_value = v
+            if layer < self.num_encoder and self.skip_weights is not None:
+                skips.append(x)
+        return rms_norm(x)
+
+    def _take_skip(self, x: Tensor, skip: Tensor, index: int) -> Tensor:
+        assert self.skip_weights is not None
+        skip = self.skip_weights[index].to(x.dtype) * skip
+        if self.skip_gates is None:
+            return x + skip
+        gate = torch.sigmoid(self.skip_gates[index].to(x.dtype))
+        return gate * x + (1 - gate) * skip
+
+    def _layer_value_embedding(self, extra: Tensor | None, layer: int) -> Tensor | None:
+        if extra is None or self.value_embedding is None or layer not in self.config.ve_layers:
+            return None
+        return self.value_embedding.layer_scales[self.config.ve_layers.index(layer)].to(extra.dtype) * extra
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Softcapped fp32 logits (..., V) of the output of `hidden`, (..., D)."""
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(F.linear(hidden, self.embedding.to(hidden.dtype)).float() / cap)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given."""
+        logits = self.logits(self.hidden(tokens))
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of parameters of the model that `config` describes, without allocating it."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(config, context_length=8).parameters())

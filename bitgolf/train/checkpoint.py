@@ -1,0 +1,138 @@
+"""Resumable checkpoints: safetensors and json, written by a thread, complete or absent.
+
+A checkpoint is a folder `step-XXXXXXXX` with `state.safetensors` (weights, optimizer, averages, RNG) and
+`state.json` (step, budget spent, digest of the configuration, sha256 of the tensors). It is written under a
+temporary name and renamed when whole; older ones are removed only after that, so the last good one is never
+lost, whatever interrupts the writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitgolf.errors import RunError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where training stands besides its tensors."""
+
+    step: int
+    seconds_spent: float
+    config_digest: str
+    world_size: int
+
+
+def state_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of `tensors`, independent of their order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CheckpointStore:
+    """Checkpoints under `folder`; the newest `keep` are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+        """Copy `tensors` to the CPU now, write them in the background. Raises RunError if the last write failed."""
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self._pending = self._writer.submit(self._write, state, copies)
+
+    def wait(self) -> None:
+        """Wait for the write in progress. Raises RunError when it failed; earlier checkpoints are then intact."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            try:
+                pending.result()
+            except OSError as error:
+                raise RunError(
+                    f"the checkpoint could not be written to {self.folder}: {error.strerror or error}; "
+                    "earlier checkpoints are intact: free space and continue with --resume"
+                ) from error
+
+    def close(self) -> None:
+        """Wait for the writer and end it."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def load_latest(self, config_digest: str) -> tuple[TrainState, dict[str, Tensor]] | None:
+        """Newest whole checkpoint of this configuration (CPU tensors), or None when there is none.
+
+        A damaged one is reported and the one before it is used. Raises RunError when there are checkpoints but
+        none of them is whole, or they belong to another configuration.
+        """
+        damage = []
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                state, tensors = self._read(path)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                log.warning("checkpoint %s is damaged (%s); trying the one before it", path, error)
+                damage.append(path.name)
+                continue
+            if state.config_digest != config_digest:
+                raise RunError(f"{path} belongs to another configuration; choose another --out")
+            return state, tensors
+        if damage:
+            raise RunError(
+                f"no usable checkpoint in {self.folder}: {', '.join(damage)} damaged; remove the folder to "
+                "train from the start"
+            )
+        return None
+
+    def remove_all(self) -> None:
+        """Forget every checkpoint (training starts anew)."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, path: Path) -> tuple[TrainState, dict[str, Tensor]]:
+        stored = json.loads((path / "state.json").read_text())
+        expected = stored.pop("tensors_sha256")
+        tensors = load_file(path / "state.safetensors")
+        if state_digest(tensors) != expected:
+            raise ValueError("checksum of state.safetensors does not match state.json")
+        return TrainState(**stored), tensors
+
+    def _write(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+        final = self.folder / f"step-{state.step:08d}"
+        temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            save_file(tensors, temporary / "state.safetensors")
+            meta = asdict(state) | {"tensors_sha256": state_digest(tensors)}
+            (temporary / "state.json").write_text(json.dumps(meta, indent=2))
+            for file in temporary.iterdir():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+        except SafetensorError as error:
+            raise OSError(0, str(error)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Presets, overrides and the errors they give."""
+
+import tomllib
+
+import pytest
+from pydantic import ValidationError
+
+from bitgolf.config import load_config, preset_names, resolve
+from bitgolf.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_round_trips_through_toml(name: str) -> None:
+    config = load_config(name)
+    assert config.name == name
+    assert resolve(tomllib.loads(config.to_toml()), {}) == config
+    assert resolve(tomllib.loads(config.to_toml()), {}).digest() == config.digest()
+
+
+def test_overrides_replace_values_and_change_the_digest() -> None:
+    config = load_config("demo", {"train.matrix_lr": "0.02", "seed": "7", "pack.percentiles": "[1.0]"})
+    assert (config.train.matrix_lr, config.seed, config.pack.percentiles) == (0.02, 7, (1.0,))
+    assert config.digest() != load_config("demo").digest()
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        load_config("demo").train.seq_len = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.matrx_lr": "1"}, ["train.matrx_lr", "did you mean 'train.matrix_lr'"]),
+        ({"matrix_lr": "1"}, ["matrix_lr", "did you mean 'train.matrix_lr'"]),
+        ({"train.matrix_lr": "-1"}, ["train.matrix_lr", "-1", "greater than 0"]),
+        ({"train.seq_len": "many"}, ["train.seq_len", "many", "integer"]),
+        ({"model.num_heads": "3"}, ["num_heads 3", "model_dim 128"]),
+        ({"model.num_kv_heads": "3"}, ["num_kv_heads 3", "num_heads 4"]),
+        ({"model.rope_dims": "7"}, ["rope_dims 7", "even"]),
+        ({"model.rope_dims": "64"}, ["rope_dims 64", "head width 32"]),
+        ({"model.rope_dims": "2", "model.rope_train_length": "64"}, ["rope_dims 2", "singular"]),
+        ({"train.batch_tokens": "1000"}, ["batch_tokens 1000", "multiple of seq_len 256"]),
+        ({"score.stride": "512"}, ["stride 512", "256"]),
+        ({"pack.compressor": "rar"}, ["pack.compressor", "rar", "zstd"]),
+        ({"budget.artifact_bytes": "0"}, ["budget.artifact_bytes", "greater than or equal to 1"]),
+    ],
+)
+def test_bad_settings_are_named_with_what_is_allowed(overrides: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo", overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'baseline'"):
+        load_config("baselin")
+
+
+def test_a_toml_file_is_a_preset_and_its_unknown_keys_are_errors(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[train]\nseq_len = 64\nbatch_tokens = 128\nmicro_batch_tokens = 128\n')
+    assert load_config(str(path)).train.seq_len == 64
+    path.write_text("[trian]\nseq_len = 64\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'trian\.seq_len'.*train\.seq_len"):
+        load_config(str(path))
+    path.write_text("train = 3\n")
+    with pytest.raises(ConfigError, match="'train' is a section"):
+        load_config(str(path))
+    path.write_text("[train\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(str(path))
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(str(tmp_path / "none.toml"))
