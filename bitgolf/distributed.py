@@ -10,12 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
+
+_TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 prepares a large corpus
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class World:
         dist.broadcast(box, src=0)
         return float(box.item())
 
+    def synchronize(self) -> None:
+        """Wait until this rank's device has done all work queued so far, so that a clock tells the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
@@ -93,9 +101,9 @@ def world(requested_device: str) -> Iterator[World]:
     started_here = size > 1 and not dist.is_initialized()
     if started_here:
         if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", device_id=device, timeout=_TIMEOUT)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield World(rank, size, device)
     finally:

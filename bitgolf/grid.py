@@ -171,7 +171,7 @@ class Grid:
         positions = [p * (num_columns - 1) for p in levels]  # ascending order statistics, fractional
         depth = num_columns - math.floor(min(positions))
         top = weight.abs().topk(depth, dim=1).values  # (rows, depth) descending: top[:, i] is rank C-1-i
-        best_clip = torch.zeros_like(top[:, 0])
+        best_clip = top[:, 0]  # stays where every squared error overflows; `scales` then refuses the row
         best_error = torch.full_like(best_clip, math.inf)
         for position in positions:
             low = num_columns - 1 - math.floor(position)

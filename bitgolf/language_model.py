@@ -150,12 +150,12 @@ def _choose(logits: Tensor, temperature: float, top_k: int, generator: torch.Gen
     return int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
 
 
-def load(path: str | Path, device: str = "auto", attention: str = "auto") -> LanguageModel:
+def load(path: str | Path, device: str | torch.device = "auto", attention: str = "auto") -> LanguageModel:
     """Read an artifact and put its model on a device.
 
     Args:
         path: a `.bitgolf` file.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda, or a device.
         attention: backend name or auto.
     Raises:
         ArtifactError: the file is missing, damaged, or made by a newer version.
@@ -172,7 +172,8 @@ def load(path: str | Path, device: str = "auto", attention: str = "auto") -> Lan
             f"{path}: the header does not describe a model that this version can build ({error})"
         ) from error
     tokenizer = Tokenizer.load(artifact.tokenizer, lossless=bool(artifact.tokenizer_meta["lossless"]))
-    model, backend = build_model(config, window, choose_device(device), attention)
+    place = choose_device(device) if isinstance(device, str) else device
+    model, backend = build_model(config, window, place, attention)
     load_weights_(model, artifact.tensors, str(path))
     return LanguageModel(model, tokenizer, window, stride, backend)
 

@@ -207,6 +207,13 @@ def test_clip_search_in_chunks_equals_clip_search_at_once(monkeypatch: pytest.Mo
     assert torch.equal(Grid(5).search_clip(weight), whole)
 
 
+def test_clip_search_does_not_hide_a_row_that_fits_no_scale() -> None:
+    weight = matrix(3, 8)
+    weight[1, 4] = 1e30  # its squared error overflows fp32 at every percentile
+    with pytest.raises(ConfigError, match=r"row 1 .*fp16"):
+        Grid(6).scales(weight, Grid(6).search_clip(weight))
+
+
 @pytest.mark.parametrize("columns", [1, 2])
 def test_clip_search_on_narrow_matrices(columns: int) -> None:
     weight = matrix(3, columns)

@@ -177,8 +177,7 @@ def _measure_calibration(trainer: Trainer, config: Config, shape: BatchShape) ->
         )
         begin = time.perf_counter()
         collector.add(tokens)
-        if world.device.type == "cuda":
-            torch.cuda.synchronize()
+        world.synchronize()
         seconds = time.perf_counter() - begin
     begin = time.perf_counter()
     collector.finish(world)
@@ -239,6 +238,7 @@ class _Loop:
                     last_checkpoint = pace.predict(step)
                     self._checkpoint(step)
             last_logged = self._drain(pace, lr_scale if step > first else 0.0, last_logged)
+            world.synchronize()
             steps_seconds = self.clock.elapsed()
             hessians, tokens = self._calibrate(loader)
         seconds = world.from_main(self.clock.elapsed())
@@ -305,12 +305,15 @@ class _Loop:
             for name, parameter in self.trainer.model.named_parameters():
                 parameter.copy_(weights[name])
         wanted = _calibration_batches(self.run.config, self.shape, self.world.size)
-        done = 0
+        done, last, longest = 0, self.clock.elapsed(), 0.0
 
         def keep_going() -> bool:
-            nonlocal done
+            nonlocal done, last, longest
             done += 1
-            return bool(self.world.from_main(float(self.clock.elapsed() < self.limit)))
+            self.world.synchronize()
+            now = self.clock.elapsed()
+            longest, last = max(longest, now - last), now
+            return bool(self.world.from_main(float(now + longest < self.limit)))
 
         def batches() -> Any:
             left = wanted

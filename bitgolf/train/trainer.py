@@ -97,16 +97,12 @@ class Trainer:
                 generator=generator,
                 device=self.world.device,
             )
-            self._synchronize()
+            self.world.synchronize()
             begin = time.perf_counter()
             self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon_momentum)
-            self._synchronize()
+            self.world.synchronize()
             seconds = time.perf_counter() - begin
         self.load_(before)
         if state_digest(self.tensors()) != digest:
             raise AssertionError("compile warm-up left a trace in the training state")
         return seconds
-
-    def _synchronize(self) -> None:
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()

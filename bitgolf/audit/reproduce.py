@@ -1,0 +1,64 @@
+"""Reproduction: the artifact, scored again in other batches, gives the losses on record.
+
+A sample of contiguous blocks of targets, the first and the last always among them, is scored anew and compared
+with nll.npy. On one and the same CPU the losses agree to float32 rounding; on a GPU, where other shapes pick other
+bf16 kernels, single losses scatter and the mean must agree instead. Source: tests 5 and 7 of the challenge's
+audit rules.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitgolf.audit.verdict import Check, Rule
+from bitgolf.errors import RunError
+from bitgolf.evaluate.tape import Scorer
+from bitgolf.progress import Progress, silent
+
+REPRODUCED = Rule("reproduction", "re-run", "scoring the artifact again gives the losses on record")
+
+TOLERANCE_NATS = 1e-4
+# A single target may scatter this far between bf16 kernels.
+SCATTER_NATS = 0.25
+
+
+def sample_blocks(num_targets: int, block: int, num_blocks: int, seed: int) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of up to `block` targets: the first, the last and random ones between, sorted."""
+    total = -(-num_targets // block)
+    chosen = {0, total - 1}
+    inner = np.arange(1, max(1, total - 1))
+    count = min(max(0, num_blocks - len(chosen)), len(inner))
+    chosen |= set(np.random.default_rng(seed).choice(inner, count, replace=False).tolist())
+    return [(k * block, min((k + 1) * block, num_targets)) for k in sorted(chosen)]
+
+
+def reproduction(
+    scorer: Scorer,  # without adaptation: any range can be scored alone
+    tokens: np.ndarray,  # (N,) integers, the validation data
+    nll: np.ndarray,  # (N-1,) float32, the losses on record
+    blocks: list[tuple[int, int]],
+    exact: bool,  # same device and float32: every loss must agree; else the mean and the scatter
+    progress: Progress = silent,
+) -> Check:
+    """Score `blocks` anew and compare."""
+    if len(nll) != len(tokens) - 1:
+        raise RunError(f"nll.npy has {len(nll):,} losses for {len(tokens) - 1:,} validation targets")
+    gaps = []
+    for done, (start, stop) in enumerate(blocks):
+        progress("reproduction", done, len(blocks))
+        again = scorer.score(lambda a, b: tokens[a:b], start, stop)
+        gaps.append(again.astype(np.float64) - nll[start:stop])
+    progress("reproduction", len(blocks), len(blocks))
+    gap = np.concatenate(gaps)
+    largest, mean = float(np.abs(gap).max()), float(gap.mean())
+    error = 4 * float(gap.std()) / len(gap) ** 0.5
+    problems = []
+    if exact and not largest <= TOLERANCE_NATS:
+        problems.append(f"a loss differs by {largest:.3g} nats from the one on record")
+    elif not largest <= SCATTER_NATS:
+        problems.append(f"a loss differs by {largest:.3g} nats from the one on record, more than kernels scatter")
+    elif not abs(mean) <= TOLERANCE_NATS + error:
+        problems.append(f"losses differ by {mean:.3g} nats on average from those on record")
+    return REPRODUCED.judge(problems, f"{len(gap):,} losses again: largest difference {largest:.1e} nats, mean "
+                            f"{mean:.1e}", targets=len(gap), blocks=len(blocks), largest_nats=str(largest),
+                            mean_nats=str(mean), exact=exact, tolerance_nats=TOLERANCE_NATS)

@@ -1,0 +1,111 @@
+"""How one tensor is kept in the artifact: integer codes with row scales, or plain fp16 / fp32.
+
+`StoredTensor` is what `quantize` hands to the container. Tensors of one `group` (a role, such as all query
+matrices) lie together in the file, so that the compressor sees alike data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitgolf.errors import ArtifactError
+from bitgolf.grid import Grid
+
+FLOAT_KINDS: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
+CODE_KINDS = {f"int{bits}": bits for bits in range(2, 9)}
+KINDS = (*CODE_KINDS, *FLOAT_KINDS)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the artifact keeps it; build it with `quantized`, `fp16` or `fp32`, which check it.
+
+    Attributes:
+        kind: "int2" ... "int8", "fp16" or "fp32".
+        group: the role whose tensors are stored together; None = `role` of the name it is stored under.
+        values: (R, C) int8 codes of a quantized kind, else float values of any shape up to 4 dimensions; CPU.
+        scales: (R,) fp32 row steps, each an fp16 number > 0; None for float kinds.
+    """
+
+    kind: str
+    group: str | None
+    values: Tensor
+    scales: Tensor | None = None
+
+    @classmethod
+    def quantized(
+        cls,
+        codes: Tensor,  # (R, C) int8
+        scales: Tensor,  # (R,) fp32
+        bits: int,
+        group: str | None = None,
+    ) -> StoredTensor:
+        """A quantized matrix.
+
+        Raises ArtifactError when codes leave the grid or scales are not fp16 numbers > 0.
+        """
+        grid = Grid(bits)
+        codes, scales = codes.detach().cpu(), scales.detach().cpu().float()
+        if codes.ndim != 2 or codes.dtype != torch.int8 or 0 in codes.shape:
+            raise ArtifactError("codes must be a non-empty int8 matrix, not "
+                                f"{codes.dtype} of {tuple(codes.shape)}")
+        if scales.shape != codes.shape[:1]:
+            raise ArtifactError(f"{len(codes)} rows of codes came with scales of shape {tuple(scales.shape)}")
+        if int(codes.max()) > grid.qmax or int(codes.min()) < -grid.qmax:
+            raise ArtifactError(f"codes reach from {int(codes.min())} to {int(codes.max())}, outside the "
+                                f"int{bits} grid of +-{grid.qmax}")
+        if not bool((torch.isfinite(scales) & (scales > 0) & (scales.half().float() == scales)).all()):
+            raise ArtifactError("scales must be finite fp16 numbers > 0; take them from Grid.scales")
+        return cls(f"int{bits}", group, codes.contiguous(), scales.contiguous())
+
+    @classmethod
+    def fp16(cls, tensor: Tensor, group: str | None = None) -> StoredTensor:
+        """`tensor` rounded to fp16. Raises ArtifactError on NaN, infinity or values beyond fp16 (65504)."""
+        return cls("fp16", group, _finite(tensor, torch.float16))
+
+    @classmethod
+    def fp32(cls, tensor: Tensor, group: str | None = None) -> StoredTensor:
+        """`tensor` in fp32, exact for fp32 and narrower. Raises ArtifactError on NaN or infinity."""
+        return cls("fp32", group, _finite(tensor, torch.float32))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        return tuple(self.values.shape)
+
+    def restore(self) -> Tensor:
+        """The fp32 tensor that a reader of the artifact gets."""
+        if self.scales is None:
+            return self.values.float()
+        return Grid(CODE_KINDS[self.kind]).dequantize(self.values, self.scales)
+
+
+def role(name: str) -> str:
+    """The group of a tensor that was given none: its name without the parts that only count.
+
+    "blocks.3.attention.q.weight" and "blocks.10.attention.q.weight" share "blocks.attention.q.weight".
+    """
+    return ".".join(part for part in name.split(".") if not part.isdigit()) or name
+
+
+def num_elements(shape: tuple[int, ...]) -> int:
+    """Number of elements of `shape`, exact."""
+    return math.prod(shape)
+
+
+def _finite(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    values = tensor.detach().cpu().to(dtype).contiguous()
+    if values.numel() == 0 or values.ndim > 4 or not tensor.is_floating_point():
+        raise ArtifactError(f"cannot store a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}: "
+                            "float, 1 or more elements and at most 4 dimensions are needed")
+    if not bool(torch.isfinite(values).all()):
+        hint = "; keep it in fp32" if bool(torch.isfinite(tensor).all()) else ""
+        raise ArtifactError(f"a tensor of shape {tuple(tensor.shape)} holds NaN, infinite or too large "
+                            f"values for {str(dtype).removeprefix('torch.')}{hint}")
+    return values

@@ -1,0 +1,100 @@
+"""Encode batches of documents, in this process or in several, in order and with bounded memory.
+
+At most two batches a worker are under way, so memory does not grow with the corpus. Every batch is proven
+(`Tokenizer.encode_proven`) where it is encoded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from bitgolf.data.split import Document
+from bitgolf.data.tokenizer import EncodedDocuments, Tokenizer
+from bitgolf.errors import DataError
+
+BATCH_BYTES = 1_000_000
+_POOL_AFTER = 4  # batches; a smaller load is done before other processes would have started
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of one split."""
+
+    split: str
+    documents: list[Document]
+
+
+def make_batches(labeled: Iterable[tuple[str, Document]]) -> Iterator[Batch]:
+    """Gather (split, document) pairs into batches of about BATCH_BYTES a split; order is kept within a split."""
+    held: dict[str, list[Document]] = {}
+    sizes: dict[str, int] = {}
+    for split, document in labeled:
+        held.setdefault(split, []).append(document)
+        sizes[split] = sizes.get(split, 0) + document.size
+        if sizes[split] >= BATCH_BYTES:
+            yield Batch(split, held.pop(split))
+            del sizes[split]
+    for split, documents in held.items():
+        yield Batch(split, documents)
+
+
+def encode_batches(
+    batches: Iterable[Batch], tokenizer: Tokenizer, workers: int = 0
+) -> Iterator[tuple[Batch, EncodedDocuments]]:
+    """Encode `batches` in order with `workers` processes (0 = one a core); small loads stay in this process.
+
+    Raises DataError for a document that its tokens do not give back, or when a worker process dies.
+    """
+    count = workers or os.cpu_count() or 1
+    source = iter(batches)
+    first = list(itertools.islice(source, _POOL_AFTER)) if count > 1 else []
+    if count == 1 or len(first) < _POOL_AFTER:
+        for batch in itertools.chain(first, source):
+            yield batch, _encode(tokenizer, batch)
+        return
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer.model_bytes, tokenizer.lossless, tokenizer.name),
+    )
+    waiting: deque[tuple[Batch, Future[EncodedDocuments]]] = deque()
+    try:
+        for batch in itertools.chain(first, source):
+            waiting.append((batch, pool.submit(_encode_in_worker, batch)))
+            if len(waiting) > 2 * count:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a tokenizing process died (out of memory, or a script without `if __name__ == "
+            "'__main__':`); use data.workers=1 to tokenize in one process"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: list[Tokenizer] = []  # the tokenizer of a worker process
+
+
+def _start_worker(model_bytes: bytes, lossless: bool, name: str) -> None:
+    _worker.append(Tokenizer(model_bytes, lossless, name))
+
+
+def _encode_in_worker(batch: Batch) -> EncodedDocuments:
+    return _encode(_worker[0], batch)
+
+
+def _encode(tokenizer: Tokenizer, batch: Batch) -> EncodedDocuments:
+    documents = batch.documents
+    return tokenizer.encode_proven([d.text for d in documents], [d.index for d in documents])

@@ -1,0 +1,178 @@
+"""The challenge's published shards, through the Hugging Face hub: `fineweb[:VARIANT]`.
+
+The repository's manifest says how many shards a variant has and which tokenizer made them. Files go to the hub's
+cache (HF_HOME), which resumes interrupted downloads, keeps complete ones and is shared by all runs; the endpoint
+is HF_ENDPOINT. The cache names a file by the hash that the hub announced, so every file is checked against it.
+Layout: data/cached_challenge_fineweb.py of openai/parameter-golf.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bitgolf.data.existing_shards import FoundShards
+from bitgolf.data.shards import file_sha256, read_header
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.errors import DataError
+from bitgolf.progress import Progress, silent
+
+REPOSITORY = "willdepueoai/parameter-golf"
+_ROOT = "datasets"  # folder of the repository that holds manifest.json, datasets/ and tokenizers/
+
+
+def fetch_fineweb(
+    variant: str,
+    train_shards: int = 0,
+    progress: Progress = silent,
+    *,
+    endpoint: str | None = None,
+    cache: Path | None = None,
+) -> FoundShards:
+    """Download (or find in the cache) the shards of `variant`, for example 'sp1024'.
+
+    Args:
+        train_shards: how many training shards; 0 = all of them. Validation is always fetched whole.
+        progress: called with files done and in total.
+        endpoint: the hub; None = HF_ENDPOINT or huggingface.co.
+        cache: the download cache; None = the hub's own.
+
+    Raises:
+        DataError: huggingface_hub is not installed, the hub cannot be reached, the variant or the number of
+            shards does not exist, or a file does not have the hash that the hub announced.
+    """
+    hub = _Hub(endpoint, cache)
+    manifest_path = hub.fetch(f"{_ROOT}/manifest.json", "main")
+    hub.revision = _snapshot(manifest_path)
+    name = f"fineweb10B_{variant}"
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        datasets = {entry["name"]: entry for entry in manifest["datasets"]}
+        if name not in datasets:
+            known = ", ".join(sorted(key.removeprefix("fineweb10B_") for key in datasets))
+            raise DataError(f"{REPOSITORY} has no variant {variant!r}; published are: {known}")
+        entry = datasets[name]
+        num_train, num_val = int(entry["stats"]["files_train"]), int(entry["stats"]["files_val"])
+        models = {t["name"]: t.get("model_path") for t in manifest["tokenizers"]}
+        model = models[entry["tokenizer_name"]]
+        digests = _digests(entry)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"the manifest of {REPOSITORY} is not understood ({type(error).__name__}: {error})") from error
+    if not model:
+        raise DataError(f"variant {variant!r} has no SentencePiece tokenizer; choose one whose name begins with sp")
+    if train_shards > num_train:
+        raise DataError(f"data.train_shards is {train_shards}; {REPOSITORY} has {num_train} for {variant!r}")
+
+    folder = f"{_ROOT}/datasets/{name}"
+    wanted = [f"{folder}/fineweb_val_{i:06d}.bin" for i in range(num_val)]
+    wanted += [f"{folder}/fineweb_train_{i:06d}.bin" for i in range(train_shards or num_train)]
+    paths = []
+    for number, file in enumerate(wanted):
+        progress("prepare", number, len(wanted) + 1, f"fetching {Path(file).name}")
+        path = hub.fetch(file, hub.revision, digests.get(Path(file).name))
+        read_header(path)
+        paths.append(path)
+    tokenizer = Tokenizer.load(hub.fetch(f"{_ROOT}/{model}", hub.revision))
+    progress("prepare", len(wanted) + 1, len(wanted) + 1, "all files fetched")
+    origin = {"repository": REPOSITORY, "revision": hub.revision, "variant": variant}
+    return FoundShards(paths[num_val:], paths[:num_val], tokenizer, origin)
+
+
+def _digests(entry: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 by file name, where the manifest lists them (`files: [{path, sha256}]`)."""
+    files = entry.get("files") or []
+    return {Path(str(f["path"])).name: str(f["sha256"]) for f in files if isinstance(f, dict) and f.get("sha256")}
+
+
+class _Hub:
+    """Downloads of one repository, each checked against the hash that the hub announced."""
+
+    def __init__(self, endpoint: str | None, cache: Path | None) -> None:
+        try:
+            import huggingface_hub
+            from huggingface_hub import errors
+        except ImportError as error:
+            raise DataError(
+                "the source fineweb needs the package huggingface_hub: pip install 'bitgolf[hub]', or download the "
+                "shards yourself and use shards:PATH"
+            ) from error
+        self._hub: Any = huggingface_hub
+        # The transport's own base error (requests, httpx, ...) depends on the version of the package.
+        self._failures: tuple[type[BaseException], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
+        self._endpoint, self._cache = endpoint, cache
+        self.revision = "main"
+
+    def fetch(self, file: str, revision: str, digest: str | None = None) -> Path:
+        """Path of `file` in the cache, downloaded and verified."""
+        try:
+            with self._quiet():
+                found = self._hub.hf_hub_download(
+                    REPOSITORY,
+                    file,
+                    repo_type="dataset",
+                    revision=revision,
+                    endpoint=self._endpoint,
+                    cache_dir=self._cache,
+                )
+        except self._failures as error:
+            where = self._endpoint or self._hub.constants.ENDPOINT
+            raise DataError(
+                f"cannot fetch {file} of {REPOSITORY} from {where}: {type(error).__name__}: {error}. What was fetched "
+                "is kept: run the same command again to continue, set HF_ENDPOINT to a mirror, or use shards:PATH"
+            ) from error
+        path = Path(found)
+        _verify(path, file, digest)
+        return path
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Without the hub's own progress bars; the library never prints."""
+        from huggingface_hub.utils import (
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
+
+        if are_progress_bars_disabled():
+            yield
+            return
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            enable_progress_bars()
+
+
+def _snapshot(path: Path) -> str:
+    """Commit of a file in the cache: .../snapshots/<commit>/<path in the repository>."""
+    parts = path.parts
+    return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1] if "snapshots" in parts else "main"
+
+
+def _verify(path: Path, file: str, digest: str | None) -> None:
+    """Compare a cached file with the manifest's digest and the hub's, which is the name of the cached blob:
+    a SHA-256 (large files) or the SHA-1 of a git blob. A damaged file is removed, so that it is fetched anew."""
+    blob = path.resolve()
+    announced = blob.name
+    problem = ""
+    if digest or re.fullmatch(r"[0-9a-f]{64}", announced):
+        found = file_sha256(blob)
+        wanted = digest or announced
+        if found != wanted:
+            problem = f"its sha256 is {found}, the {'manifest' if digest else 'hub'} says {wanted}"
+    elif re.fullmatch(r"[0-9a-f]{40}", announced):
+        data = blob.read_bytes()
+        found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        if found != announced:
+            problem = f"its git hash is {found}, the hub says {announced}"
+    if problem:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise DataError(f"{file} arrived damaged: {problem}. It was removed; run the same command to fetch it again")

@@ -1,0 +1,194 @@
+"""Training rows for every rank, in an order that depends on the step alone.
+
+A row is `seq_len + 1` consecutive tokens (inputs and shifted targets). Step s takes the global rows
+s*R .. (s+1)*R - 1 of an endless sequence of epochs; each rank reads its contiguous share, so any number of ranks
+sees the same global batch, and the state to resume from is the step number. Order `sequential` walks the stream
+(the originals); `shuffled` starts each epoch at a random phase and permutes its rows (PR 1394's idea).
+The next batches are read and copied by a thread while the current one is used.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitgolf.errors import ConfigError
+
+
+class TokenStream(Protocol):
+    """What the loader needs of `TokenShards`."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, length: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Maps a global row number to its first token.
+
+    Args:
+        num_tokens: length of the stream.
+        seq_len: tokens of a row (one more is read for the last target).
+        shuffled: permute the rows of an epoch, from a random phase.
+        seed: of the permutations.
+    """
+
+    num_tokens: int
+    seq_len: int
+    shuffled: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_tokens <= self.seq_len:
+            raise ConfigError(
+                f"train.seq_len {self.seq_len} needs more than {self.seq_len} training tokens, the data "
+                f"has {self.num_tokens}; lower train.seq_len or prepare more text"
+            )
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Whole rows in one pass; when shuffled one row fewer where needed to leave room for the phase."""
+        rows = (self.num_tokens - 1) // self.seq_len
+        return max(1, rows - 1) if self.shuffled else rows
+
+    def starts(self, first_row: int, count: int) -> np.ndarray:
+        """First tokens of the rows first_row .. first_row + count - 1, (count,) int64."""
+        rows = np.arange(first_row, first_row + count, dtype=np.int64)
+        epochs, inside = np.divmod(rows, self.rows_per_epoch)
+        if not self.shuffled:
+            return inside * self.seq_len
+        starts = np.empty_like(rows)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            phase, order = self._epoch(int(epoch))
+            starts[chosen] = phase + order[inside[chosen]] * self.seq_len
+        return starts
+
+    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        cached = _EPOCHS.get((self, epoch))
+        if cached is None:
+            rng = np.random.default_rng([self.seed, epoch])
+            slack = self.num_tokens - 1 - self.rows_per_epoch * self.seq_len
+            cached = int(rng.integers(min(slack, self.seq_len - 1) + 1)), rng.permutation(self.rows_per_epoch)
+            if len(_EPOCHS) > 3:
+                _EPOCHS.clear()
+            _EPOCHS[(self, epoch)] = cached
+        return cached
+
+
+_EPOCHS: dict[tuple[RowOrder, int], tuple[int, np.ndarray]] = {}
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How a global batch is cut: rows a step, rows of this rank, micro-batches of it.
+
+    Raises ConfigError when the batch does not divide over ranks or micro-batches.
+    """
+
+    rows: int
+    rank_rows: int
+    micro_rows: int
+
+    @classmethod
+    def plan(cls, batch_tokens: int, micro_batch_tokens: int, seq_len: int, world_size: int) -> BatchShape:
+        """Cut `batch_tokens` over `world_size` ranks into micro-batches of at most `micro_batch_tokens`."""
+        rows = batch_tokens // seq_len
+        if rows % world_size:
+            raise ConfigError(
+                f"train.batch_tokens {batch_tokens} is {rows} rows of {seq_len}, which do not divide over "
+                f"{world_size} ranks; use a multiple of {seq_len * world_size}"
+            )
+        rank_rows = rows // world_size
+        micro_rows = min(rank_rows, micro_batch_tokens // seq_len)
+        if rank_rows % micro_rows:
+            raise ConfigError(
+                f"the {rank_rows} rows of a rank do not divide into micro-batches of {micro_rows} "
+                f"(train.micro_batch_tokens {micro_batch_tokens})"
+            )
+        return cls(rows, rank_rows, micro_rows)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a step on one rank."""
+        return self.rank_rows // self.micro_rows
+
+
+class BatchLoader:
+    """Iterates over (inputs, targets), each (rank_rows, T) int64 on `device`, from step `first_step` on.
+
+    Use as a context manager: the reading thread ends with the block.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        order: RowOrder,
+        shape: BatchShape,
+        *,
+        rank: int,
+        device: torch.device,
+        first_step: int = 0,
+        ahead: int = 2,
+    ) -> None:
+        self.stream, self.order, self.shape, self.rank, self.device = stream, order, shape, rank, device
+        self._next_step = first_step
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read_ahead, args=(first_step,), daemon=True)
+
+    def __enter__(self) -> BatchLoader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        tokens = item.to(self.device, non_blocking=True).long()
+        return tokens[:, :-1], tokens[:, 1:]
+
+    def rows(self, step: int) -> Tensor:
+        """This rank's rows of `step`, (rank_rows, T + 1) int32 on the CPU."""
+        starts = self.order.starts(
+            step * self.shape.rows + self.rank * self.shape.rank_rows, self.shape.rank_rows
+        )
+        length = self.order.seq_len + 1
+        out = np.empty((len(starts), length), dtype=np.int32)
+        for row, start in zip(out, starts, strict=True):
+            row[:] = self.stream.read(int(start), length)
+        return torch.from_numpy(out)
+
+    def _read_ahead(self, step: int) -> None:
+        try:
+            while not self._stop.is_set():
+                rows = self.rows(step)
+                self._put(rows.pin_memory() if self.device.type == "cuda" else rows)
+                step += 1
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue

@@ -1,0 +1,236 @@
+"""The challenge's shard format, written as a stream and read as one long array.
+
+A shard is 256 little-endian int32 (20240520, 1, number of tokens, zeros), then the tokens as little-endian
+uint16; nothing else, so its size is 1024 + 2n bytes. `ShardWriter` cuts a stream of tokens into shards,
+`TokenShards` maps an ordered list of them into memory and reads across files. Source: openai/parameter-golf.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from bitgolf.atomic import atomic_path
+from bitgolf.errors import DataError
+
+MAGIC = 20240520
+VERSION = 1
+HEADER_BYTES = 1024
+_CHUNK = 1 << 24  # tokens checked at a time (32 MB)
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A finished shard: file name, tokens in it, SHA-256 of the file."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
+def write_shard(path: str | Path, tokens: np.ndarray) -> None:
+    """Write `tokens` ((N,) of any integer type, values 0..65535) as one shard, atomically.
+
+    Raises DataError when a value does not fit uint16.
+    """
+    array = _as_uint16(tokens)
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        handle.write(_header(len(array)))
+        handle.write(array.tobytes())
+
+
+def read_header(path: str | Path) -> int:
+    """Tokens in the shard `path`. Raises DataError that names the file and the numbers when the file is
+    missing, empty, truncated, too long, or carries another magic or version."""
+    file = Path(path)
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            head = handle.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot read shard {file}: {error.strerror or error}") from error
+    if size < HEADER_BYTES:
+        raise DataError(
+            f"shard {file} is {'empty' if size == 0 else 'truncated'}: {size} bytes, "
+            f"its header alone takes {HEADER_BYTES}; prepare or download it again"
+        )
+    magic, version, count = (int(v) for v in np.frombuffer(head, dtype="<i4", count=3))
+    if magic != MAGIC:
+        raise DataError(f"{file} is not a token shard: it starts with {magic}, shards with {MAGIC}")
+    if version != VERSION:
+        raise DataError(f"shard {file} has version {version}; this program reads version {VERSION}")
+    if count < 1:
+        raise DataError(f"shard {file} says that it holds {count} tokens; a shard holds at least 1")
+    expected = HEADER_BYTES + 2 * count
+    if size != expected:
+        raise DataError(
+            f"shard {file} is {'truncated' if size < expected else 'too long'}: {size:,} bytes, its "
+            f"header says {count:,} tokens = {expected:,} bytes; prepare or download it again"
+        )
+    return count
+
+
+def find_shards(directory: str | Path, split: str) -> list[Path]:
+    """Shards of `split` ('train' or 'val') in `directory`, sorted by name: `*train_*.bin` or `*val_*.bin`,
+    without the byte sidecars (`_bytes_`). Empty when there are none."""
+    return sorted(p for p in Path(directory).glob(f"*{split}_*.bin") if "_bytes_" not in p.name)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class ShardWriter:
+    """Cuts a stream of tokens into the shards `{prefix}_{number:06d}.bin` of `directory`.
+
+    A context manager: leaving it normally completes the last shard; leaving it by an exception removes the
+    unfinished one. Each shard appears under its name only when it is whole.
+    """
+
+    def __init__(self, directory: Path, prefix: str, shard_tokens: int) -> None:
+        self._directory, self._prefix, self._capacity = directory, prefix, shard_tokens
+        self.shards: list[ShardInfo] = []
+        self.num_tokens = 0
+        self._stack = ExitStack()
+        self._handle: BinaryIO | None = None
+        self._temporary = self._target = directory
+        self._fill = 0
+
+    def append(self, tokens: np.ndarray) -> None:
+        """Add `tokens` ((N,) uint16) to the stream."""
+        array = _as_uint16(tokens)
+        start = 0
+        while start < len(array):
+            handle = self._handle or self._open()
+            part = array[start : start + self._capacity - self._fill]
+            handle.write(part.tobytes())
+            self._fill += len(part)
+            start += len(part)
+            if self._fill == self._capacity:
+                self._finish()
+        self.num_tokens += len(array)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._handle is not None:
+            self._finish()
+            return
+        if self._handle is not None:
+            self._handle.close()
+        self._stack.__exit__(kind, error, trace)
+
+    def _open(self) -> BinaryIO:
+        self._target = self._directory / f"{self._prefix}_{len(self.shards):06d}.bin"
+        self._temporary = self._stack.enter_context(atomic_path(self._target))
+        self._handle = self._temporary.open("wb")
+        self._handle.write(_header(0))
+        return self._handle
+
+    def _finish(self) -> None:
+        assert self._handle is not None
+        self._handle.seek(0)
+        self._handle.write(_header(self._fill))
+        self._handle.close()
+        self._handle = None
+        digest = file_sha256(self._temporary)
+        self._stack.close()
+        self.shards.append(ShardInfo(self._target.name, self._fill, digest))
+        self._fill = 0
+
+
+class TokenShards:
+    """An ordered list of shard files as one read-only stream of tokens, memory-mapped.
+
+    Attributes:
+        paths: the files, in order.
+        num_tokens: tokens in all of them.
+        shard_tokens: tokens in each of them.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        """Check every header. Raises DataError as `read_header`, or when `paths` is empty."""
+        if not paths:
+            raise DataError("no shards given; a split needs at least one shard file")
+        self.paths = [Path(p) for p in paths]
+        self._starts = [0]  # first token of each file, and the end
+        for path in self.paths:
+            self._starts.append(self._starts[-1] + read_header(path))
+        self.num_tokens = self._starts[-1]
+        self.shard_tokens = [end - start for start, end in pairwise(self._starts)]
+        self._maps = [np.memmap(p, dtype="<u2", mode="r", offset=HEADER_BYTES) for p in self.paths]
+
+    @classmethod
+    def open(cls, directory: str | Path, split: str) -> TokenShards:
+        """The shards of `split` in `directory` (see `find_shards`); DataError when there are none."""
+        paths = find_shards(directory, split)
+        if not paths:
+            raise DataError(f"{directory} holds no shards named *{split}_*.bin")
+        return cls(paths)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length) of the stream: (length,) uint16, read-only, crossing files.
+
+        Raises DataError when the range is outside the stream.
+        """
+        if start < 0 or length < 0 or start + length > self.num_tokens:
+            raise DataError(
+                f"tokens [{start:,}, {start + length:,}) are outside the stream of "
+                f"{self.num_tokens:,} tokens that begins with {self.paths[0]}"
+            )
+        parts = []
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        while length > 0:
+            offset = start - self._starts[index]
+            part = self._maps[index][offset : offset + length]
+            parts.append(part)
+            start, length, index = start + len(part), length - len(part), index + 1
+        joined = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
+        return joined.view(np.ndarray)
+
+    def chunks(self, size: int = _CHUNK) -> Iterator[np.ndarray]:
+        """The stream in order, `size` tokens at a time."""
+        for start in range(0, self.num_tokens, size):
+            yield self.read(start, min(size, self.num_tokens - start))
+
+    def validate(self, vocab_size: int) -> None:
+        """Check every id. Raises DataError that names file, position and id of the first one >= `vocab_size`."""
+        for path, tokens in zip(self.paths, self._maps, strict=True):
+            for start in range(0, len(tokens), _CHUNK):
+                chunk = tokens[start : start + _CHUNK]
+                if int(chunk.max()) >= vocab_size:
+                    where = int(np.argmax(chunk >= vocab_size))
+                    raise DataError(
+                        f"shard {path}: token {start + where:,} is id {int(chunk[where])}, beyond the "
+                        f"vocabulary of {vocab_size} (ids 0..{vocab_size - 1}); the shards belong to "
+                        "another tokenizer, or are damaged"
+                    )
+
+
+def _as_uint16(tokens: np.ndarray) -> np.ndarray:
+    array = np.asarray(tokens)
+    if array.dtype != np.uint16:
+        if array.size and (array.min() < 0 or array.max() > 0xFFFF):
+            raise DataError(f"token ids {array.min()}..{array.max()} do not fit the uint16 of a shard (0..65535)")
+        array = array.astype(np.uint16)
+    return array.astype("<u2", copy=False)
+
+
+def _header(count: int) -> bytes:
+    head = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    head[:3] = MAGIC, VERSION, count
+    return head.tobytes()

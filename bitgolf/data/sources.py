@@ -1,0 +1,214 @@
+"""Where documents come from: a source string becomes an iterator of texts.
+
+`stdlib` is the embedded default (see `stdlib_text`), `jsonl:PATH` reads the field `text` of JSON lines (plain,
+gzip or zstd; globs), `dir:PATH` reads text files. All of them stream: one document is in memory at a time.
+`shards:PATH` and `fineweb` hold tokens, not text; `existing_shards` takes them over. Bad input is a DataError
+that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from bitgolf.data.stdlib_text import stdlib_documents
+from bitgolf.data.text_split import split_text
+from bitgolf.errors import ConfigError, DataError
+
+KINDS = ("stdlib", "jsonl", "dir", "shards", "fineweb")
+# Text by its suffix; other files of a directory are passed over.
+_SUFFIXES = """
+.txt .text .md .markdown .rst .adoc .org .tex .html .htm .xml .json .csv .tsv .toml .yaml .yml .ini
+.py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .kt .js .ts .css .rb .pl .php .sh .sql .lua .r .jl .swift
+"""
+TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
+DIR_DOCUMENT_BYTES = 64 * 1024
+MAX_LINE_BYTES = 256 * 1024 * 1024  # a longer JSON line is taken for damage
+_BLOCK = 1 << 20
+
+
+def parse_source(source: str) -> tuple[str, str]:
+    """Split 'kind:argument' (the argument may be empty). Raises ConfigError for an unknown kind, a missing
+    path, or an argument to `stdlib`."""
+    kind, colon, argument = source.partition(":")
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"unknown data source {source!r}{hint}; allowed: stdlib, jsonl:PATH, dir:PATH, shards:PATH, "
+            "fineweb[:VARIANT]"
+        )
+    if kind in ("jsonl", "dir", "shards") and not argument:
+        raise ConfigError(f"data source {source!r} needs a path: {kind}:PATH")
+    if kind == "stdlib" and colon:
+        raise ConfigError(f"data source {source!r}: stdlib takes no argument")
+    return kind, argument
+
+
+def iterate_documents(source: str) -> Iterator[str]:
+    """Documents of `stdlib`, `jsonl:PATH` or `dir:PATH`, in a fixed order; empty ones included.
+
+    Raises ConfigError for a source that is unknown or holds tokens instead of text, DataError for bad input.
+    """
+    kind, _ = parse_source(source)
+    if kind == "stdlib":
+        return stdlib_documents()
+    if kind == "jsonl":
+        return _jsonl(source_files(source))
+    if kind == "dir":
+        return _directory(source_files(source))
+    raise ConfigError(f"data source {source!r} holds tokens, not text; text comes from stdlib, jsonl:PATH or dir:PATH")
+
+
+def source_files(source: str) -> list[Path]:
+    """Files that `jsonl:PATH` or `dir:PATH` reads, in order. Raises DataError when there are none."""
+    kind, argument = parse_source(source)
+    if kind == "jsonl":
+        found = sorted(Path(p) for p in glob.glob(argument, recursive=True) if Path(p).is_file())  # noqa: PTH207 - may be absolute
+        if not found and Path(argument).is_file():  # a name with brackets in it
+            found = [Path(argument)]
+        if not found:
+            raise DataError(f"no file matches {argument!r} (source {source!r})")
+        return found
+    root = Path(argument)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a directory (source {source!r})")
+    found = sorted(
+        p
+        for p in root.rglob("*")
+        if p.suffix.lower() in TEXT_SUFFIXES
+        and p.is_file()
+        and not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )
+    if not found:
+        raise DataError(f"{root} holds no text files; read are names ending in {' '.join(sorted(TEXT_SUFFIXES))}")
+    return found
+
+
+def _jsonl(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        for number, line in enumerate(_lines(path), 1):
+            if not line.strip():
+                continue
+            yield _text_field(line, f"{path}, line {number}", first=number == 1)
+
+
+def _text_field(line: bytes, where: str, first: bool) -> str:
+    try:
+        record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8: byte 0x{line[error.start]:02X} at position {error.start}; convert the file to UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}); it begins {line[:40]!r}") from error
+    if not isinstance(record, dict) or "text" not in record:
+        found = f"keys {sorted(record)[:8]}" if isinstance(record, dict) else f"a {type(record).__name__}"
+        raise DataError(f'{where} has no field \'text\': found {found}; each line must be {{"text": "..."}}')
+    text = record["text"]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the field 'text' is {type(text).__name__}, not a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: the text holds the lone surrogate \\u{ord(text[error.start]):04x}, which has no "
+            "UTF-8 form; remove it or write the whole pair"
+        ) from error
+    return text
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a plain, gzip or zstd file, by its suffix."""
+    try:
+        with path.open("rb") as raw:
+            stream: BinaryIO | io.BufferedReader = raw
+            if path.suffix == ".gz":
+                stream = io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
+            elif path.suffix in (".zst", ".zstd"):
+                stream = io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(f"{path} has a line longer than {MAX_LINE_BYTES:,} bytes; is it JSON lines?")
+                yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is a damaged or truncated gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of a zstd file of one or more frames; windows up to 2 GB (`zstd --long=31`).
+
+    The library's own stream reader takes a cut file for a short one; here a frame without its end is an error.
+    """
+
+    def __init__(self, raw: BinaryIO, path: Path) -> None:
+        try:
+            import zstandard
+        except ImportError as error:
+            raise DataError(f"reading {path} needs the zstandard package: pip install zstandard") from error
+        self._raw, self._path = raw, path
+        self._error = zstandard.ZstdError
+        self._context = zstandard.ZstdDecompressor(max_window_size=2**31)
+        self._frame = self._context.decompressobj()
+        self._rest = b""  # compressed bytes after the end of the last frame
+        self._ready = b""
+        self._inside = False  # part of a frame has been read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        while not self._ready:
+            block = self._rest or self._raw.read(_BLOCK // 8)
+            if not block:
+                if self._inside:
+                    raise DataError(f"{self._path} is truncated: its last zstd frame has no end; fetch it again")
+                return 0
+            try:
+                self._ready = self._frame.decompress(block)
+            except self._error as error:
+                raise DataError(f"{self._path} is a corrupt zstd file: {error}; fetch it again") from error
+            self._inside, self._rest = True, b""
+            if self._frame.eof:
+                self._rest = self._frame.unused_data
+                self._frame = self._context.decompressobj()
+                self._inside = False
+        count = min(len(view), len(self._ready))
+        view[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+def _directory(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        yield from split_text(_text_lines(path), DIR_DOCUMENT_BYTES)
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file with their ends as they are; very long ones in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number = 1
+    try:
+        with path.open("rb") as handle:
+            while line := handle.readline(DIR_DOCUMENT_BYTES):
+                yield decoder.decode(line)
+                number += line.endswith(b"\n")
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or rename "
+            "it so that its suffix is not that of a text file"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error

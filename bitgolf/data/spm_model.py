@@ -1,0 +1,132 @@
+"""What a serialized SentencePiece model says about itself: its pieces and how it normalizes text.
+
+The tokenizer needs the kind of every piece and the normalizer's switches to decide whether a model can give a
+text back unchanged. Both are read straight from the protobuf wire format (sentencepiece_model.proto of
+google/sentencepiece), so the protobuf package is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bitgolf.errors import DataError
+
+SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+
+
+class PieceKind(IntEnum):
+    """ModelProto.SentencePiece.Type."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Pieces by id and the switches of the normalizer, with the defaults of sentencepiece_model.proto."""
+
+    pieces: tuple[tuple[str, PieceKind], ...]
+    identity: bool  # no normalization table: code points are kept as they are
+    add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
+    escape_whitespaces: bool
+    space_as_suffix: bool
+
+    @property
+    def lossless(self) -> bool:
+        """Whether any text survives encoding and decoding: identity normalization, no white space added or
+        removed, all 256 byte pieces, a piece for the space alone and one for the newline."""
+        texts = {text for text, _ in self.pieces}
+        num_bytes = sum(kind is PieceKind.BYTE for _, kind in self.pieces)
+        return (
+            self.identity
+            and not self.add_dummy_prefix
+            and not self.remove_extra_whitespaces
+            and self.escape_whitespaces
+            and not self.space_as_suffix
+            and num_bytes == 256
+            and SPACE in texts
+            and "\n" in texts
+        )
+
+    @property
+    def words_are_independent(self) -> bool:
+        """Whether no piece reaches over a newline or from a word into the space after it, so that words (with
+        the spaces before them) can be encoded one by one with the same result."""
+        return all(
+            "\n" not in text[1:] and (not text.startswith("\n") or text == "\n") and SPACE not in text.lstrip(SPACE)
+            for text, kind in self.pieces
+            if kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED)
+        )
+
+
+def read_model(data: bytes) -> ModelSettings:
+    """Read `data`, a serialized ModelProto. Raises DataError when it is not one."""
+    pieces: list[tuple[str, PieceKind]] = []
+    normalizer: dict[int, int | bytes] = {}
+    trainer: dict[int, int | bytes] = {}
+    try:
+        for number, value in _fields(data):
+            if number == 1 and isinstance(value, bytes):
+                piece = dict(_fields(value))
+                text, kind = piece.get(1, b""), piece.get(3, PieceKind.NORMAL)
+                if not isinstance(text, bytes) or not isinstance(kind, int):
+                    raise ValueError(f"piece {len(pieces)} is malformed")
+                pieces.append((text.decode("utf-8"), PieceKind(kind)))
+            elif number == 2 and isinstance(value, bytes):
+                trainer = dict(_fields(value))
+            elif number == 3 and isinstance(value, bytes):
+                normalizer = dict(_fields(value))
+        if not pieces:
+            raise ValueError("it holds no pieces")
+    except (ValueError, IndexError) as error:
+        raise DataError(f"not a SentencePiece model ({len(data):,} bytes): {error}") from error
+    return ModelSettings(
+        pieces=tuple(pieces),
+        identity=not normalizer.get(2, b""),
+        add_dummy_prefix=bool(normalizer.get(3, 1)),
+        remove_extra_whitespaces=bool(normalizer.get(4, 1)),
+        escape_whitespaces=bool(normalizer.get(5, 1)),
+        space_as_suffix=bool(trainer.get(24, 0)),
+    )
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of one message: an int for varints, bytes for everything else."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, position = _varint(data, position)
+            yield number, value
+            continue
+        if wire == 2:
+            size, position = _varint(data, position)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"unknown wire type {wire} at byte {position}")
+        if position + size > len(data):
+            raise ValueError(f"field {number} at byte {position} wants {size} bytes, {len(data) - position} are left")
+        yield number, data[position : position + size]
+        position += size
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"varint longer than 64 bits at byte {position}")

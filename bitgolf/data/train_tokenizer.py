@@ -1,0 +1,123 @@
+"""Train a SentencePiece BPE model on documents: lossless, or with the challenge's own options.
+
+Lossless keeps every code point (identity normalization), leaves white space alone and makes the newline a
+symbol. Challenge repeats the options of the challenge's SP1024 (data/download_hf_docs_and_tokenize.py of
+openai/parameter-golf): nmt_nfkc normalization, white space collapsed. Both: byte fallback, digits split,
+0.999 of the characters covered, pad 0, BOS 1, EOS 2, unknown 3. The same documents give the same model.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sentencepiece
+
+from bitgolf.data.spm_model import SPACE
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.errors import DataError
+
+_SENTENCE = 4_000  # characters; SentencePiece skips sentences above max_sentence_length bytes
+_MAX_VOCAB = 65_536
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, name: str = "") -> Tokenizer:
+    """Train on all of `documents` (the caller limits them; they are held in memory by SentencePiece).
+
+    Raises DataError when there is no text, or too little of it (or too many distinct characters) for
+    `vocab_size`; the message says which sizes are possible.
+    """
+    if vocab_size > _MAX_VOCAB:
+        raise DataError(f"model.vocab_size {vocab_size:,} is above the {_MAX_VOCAB:,} that shards can hold")
+    options: dict[str, Any] = {"normalization_rule_name": "nmt_nfkc"}
+    if lossless:
+        options = {
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "allow_whitespace_only_pieces": True,
+            "user_defined_symbols": ["\n"],
+        }
+    sentences = _Sentences(documents, lossless)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.999,
+            byte_fallback=True,
+            split_digits=True,
+            add_dummy_prefix=False,
+            required_chars=SPACE,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            hard_vocab_limit=True,
+            max_sentence_length=8 * _SENTENCE,
+            num_threads=1,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        if sentences.failure is not None:
+            raise sentences.failure from None
+        raise _explain(str(error), sentences.num_characters, vocab_size) from error
+    if sentences.failure is not None:
+        raise sentences.failure
+    kind = "lossless" if lossless else "challenge"
+    return Tokenizer(model.getvalue(), lossless, name or f"{kind}-{vocab_size}")
+
+
+class _Sentences:
+    """Documents as training sentences, cut where no piece may reach over the cut anyway: at newlines when
+    they are symbols of their own (lossless), else at spaces. NUL and U+2581 cannot be trained on and are left out.
+
+    An error of the documents is kept in `failure`, because SentencePiece would turn it into its own.
+    """
+
+    def __init__(self, documents: Iterable[str], lossless: bool) -> None:
+        self._documents = documents
+        self._cut = re.compile(f"[\n\0{SPACE}]+" if lossless else f"[\0{SPACE}]+")
+        self._lossless = lossless
+        self.failure: BaseException | None = None
+        self.num_characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for document in self._documents:
+                text = document if self._lossless else " ".join(document.split())
+                for line in self._cut.split(text):
+                    for sentence in _pieces(line):
+                        self.num_characters += len(sentence)
+                        yield sentence
+        except (Exception, KeyboardInterrupt) as error:
+            self.failure = error
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """Cut `line` before a space into at most _SENTENCE characters each; nothing for an empty line."""
+    start = 0
+    while start < len(line):
+        end = min(start + _SENTENCE, len(line))
+        if end < len(line):
+            space = line.rfind(" ", start + 1, end)
+            end = space if space > 0 else end
+        yield line[start:end]
+        start = end
+
+
+def _explain(message: str, num_characters: int, vocab_size: int) -> DataError:
+    asked = f"cannot train a tokenizer of {vocab_size:,} tokens on {num_characters:,} characters of text: "
+    if high := re.search(r"value <= (\d+)", message):
+        return DataError(f"{asked}they support at most {int(high[1]):,}; lower model.vocab_size or give more text")
+    if low := re.search(r"required_chars\. (\d+) vs (\d+)", message):
+        return DataError(
+            f"{asked}the byte pieces and the distinct characters alone need {int(low[2]):,}; raise model.vocab_size"
+        )
+    if num_characters == 0:
+        return DataError(f"{asked}the corpus is empty")
+    return DataError(f"{asked}SentencePiece says: {message}")

@@ -1,0 +1,63 @@
+"""Bits per byte: the score of a run, from one loss a target and one byte count a target.
+
+The denominator is the bytes of the original documents, so scores of different tokenizers compare. For one
+tokenizer and one text the ratio of bits per byte to nats per token is a constant, tokens / (bytes ln 2), and
+the audit recomputes it from every number that a run reports.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """A score: `bpb` bits per byte of original text, `loss_nats` mean nats a target."""
+
+    bpb: float
+    loss_nats: float
+    tokens: int
+    bytes: int
+    bpb_per_nat: float
+
+    def to_json(self) -> dict[str, float | int]:
+        """Plain values for `score.json`."""
+        return asdict(self)
+
+
+def bpb_per_nat(tokens: int, num_bytes: int) -> float:
+    """Bits per byte that one nat per token amounts to. Raises ValueError unless both counts are positive."""
+    if tokens <= 0 or num_bytes <= 0:
+        raise ValueError(f"bits per byte need at least one token and one byte, got {tokens} tokens and "
+                         f"{num_bytes} bytes")
+    return tokens / (num_bytes * math.log(2))
+
+
+def bits_per_byte(nll_nats: np.ndarray, byte_costs: np.ndarray) -> BitsPerByte:
+    """The score of a text.
+
+    Args:
+        nll_nats: (N-1,) floats, loss of each target; summed pairwise in float64.
+        byte_costs: (N-1,) integers, bytes of the original text that each target stands for (0 for BOS).
+    Raises:
+        ValueError: lengths differ, no targets, no bytes, negative byte counts, or losses that are not finite.
+    """
+    if nll_nats.ndim != 1 or nll_nats.shape != byte_costs.shape:
+        raise ValueError(f"one byte count a target is needed: got {nll_nats.shape} losses and "
+                         f"{byte_costs.shape} byte counts")
+    if byte_costs.dtype.kind not in "iu":
+        raise ValueError(f"byte counts are integers, got {byte_costs.dtype}")
+    if len(byte_costs) and byte_costs.min() < 0:
+        worst = int(byte_costs.argmin())
+        raise ValueError(f"byte count {int(byte_costs[worst])} of target {worst} is negative")
+    tokens, num_bytes = len(nll_nats), int(byte_costs.sum(dtype=np.int64))
+    constant = bpb_per_nat(tokens, num_bytes)
+    total = float(np.sum(nll_nats, dtype=np.float64))
+    if not math.isfinite(total):
+        raise ValueError(f"the losses add up to {total}; every target needs a finite loss")
+    loss = total / tokens
+    return BitsPerByte(bpb=loss * constant, loss_nats=loss, tokens=tokens, bytes=num_bytes,
+                       bpb_per_nat=constant)

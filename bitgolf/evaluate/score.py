@@ -1,0 +1,180 @@
+"""Stage `score`: artifact and validation tokens -> bits per byte by each method, under the evaluation clock.
+
+The clock runs from opening the artifact to the last score: reading, decompressing, compiling and every method.
+Reference figures that are no part of the evaluation (the float weights, general-purpose compressors on the same
+text) are computed after the clock has stopped and marked as such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from safetensors.torch import load_file
+
+from bitgolf import atomic
+from bitgolf.config import Config
+from bitgolf.data.prepare import PreparedData, open_data
+from bitgolf.distributed import World
+from bitgolf.errors import ConfigError
+from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
+from bitgolf.evaluate.scorers import make_scorer
+from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.language_model import load, load_weights_
+from bitgolf.model.build import build_model
+from bitgolf.model.gpt import GPT
+from bitgolf.progress import Progress, silent
+from bitgolf.rundir import RunDirectory
+
+
+def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> None:
+    """Score the artifact on all validation tokens and write score.json, nll.npy and tape.json.
+
+    Raises RunError when a product is missing, ArtifactError when the artifact is damaged, ConfigError when the
+    tokenizer of the artifact is not that of the data.
+    """
+    config = run.config
+    data = open_data(run.require("data"))
+    tokens = data.val.read(0, data.val.num_tokens)
+    costs = data.tokenizer.byte_costs(tokens)
+    path = run.require("model.bitgolf")
+    world.barrier()
+    begin = time.perf_counter()
+    language_model = load(path, world.device, config.train.attention)
+    if language_model.tokenizer.model_bytes != data.tokenizer.model_bytes:
+        raise ConfigError(
+            f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again"
+        )
+    load_seconds = time.perf_counter() - begin
+    model = _scoring_model(language_model.model, config, world)
+    results: dict[str, Any] = {}
+    tape = ScoreTape(tokens)
+    for method in config.score.methods:
+        started = time.perf_counter()
+        tape = _run_method(method, model, tokens, config, world, progress)
+        results[method] = bits_per_byte(tape.nll, costs).to_json() | {
+            "seconds": time.perf_counter() - started
+        }
+    headline = config.score.methods[-1]
+    evaluation_seconds = time.perf_counter() - begin
+    if world.is_main:
+        _save_array(run / "nll.npy", tape.nll)
+        atomic.write_json(run / "tape.json", tape.ledger)
+        budget = run.budget()
+        budget.forget("score")
+        budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
+        for method, result in results.items():
+            budget.charge("eval_seconds", "score", method, result["seconds"])
+    reference = _float_score(run, tokens, costs, world, progress) if config.score.float_reference else None
+    if not world.is_main:
+        return
+    results[headline]["nll_file"] = "nll.npy"
+    atomic.write_json(
+        run / "score.json",
+        {
+            "methods": results,
+            "headline": headline,
+            "headline_bpb": results[headline]["bpb"],
+            "float": {config.score.methods[0]: reference.to_json()} if reference else {},
+            "quantization_tax": results[config.score.methods[0]]["bpb"] - reference.bpb
+            if reference
+            else None,
+            "accounting": data.manifest["accounting"],
+            "val_tokens": data.val.num_tokens,
+            "val_bytes": results[headline]["bytes"],
+            "val_documents": data.manifest["splits"]["val"]["documents"],
+            "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "window": config.window,
+            "stride": config.score.stride,
+            "evaluation_seconds": evaluation_seconds,
+            "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+            "attention": language_model.attention,
+            "world_size": world.size,
+            "compressors": _general_purpose(data, tokens, progress),
+        },
+    )
+
+
+def _scoring_model(model: GPT, config: Config, world: World) -> Callable[[torch.Tensor], torch.Tensor]:
+    if config.score.compile and world.device.type == "cuda":
+        return torch.compile(model, dynamic=False)
+    return model
+
+
+def _run_method(
+    method: str,
+    model: Callable[[torch.Tensor], torch.Tensor],
+    tokens: np.ndarray,
+    config: Config,
+    world: World,
+    progress: Progress,
+    label: str = "score",
+) -> ScoreTape:
+    tape = ScoreTape(tokens)
+    scorer = make_scorer(
+        method,
+        model,
+        window=config.window,
+        stride=config.score.stride,
+        batch_tokens=config.score.batch_tokens,
+        device=world.device,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+    def report(_: str, done: float, total: float, note: str = "") -> None:
+        progress(f"{label} {method}", done, total, note)
+
+    evaluate(tape, scorer, progress=report)
+    return tape
+
+
+def _float_score(
+    run: RunDirectory, tokens: np.ndarray, costs: np.ndarray, world: World, progress: Progress
+) -> BitsPerByte | None:
+    """Score of the float weights by the first method, or None when they are not in the run directory."""
+    weights = run / "weights.safetensors"
+    if not weights.exists():
+        return None
+    config = run.config
+    model, _ = build_model(config.model, config.window, world.device, config.train.attention)
+    load_weights_(model, load_file(weights), str(weights))
+    model.eval().requires_grad_(False)
+    tape = _run_method(
+        config.score.methods[0],
+        _scoring_model(model, config, world),
+        tokens,
+        config,
+        world,
+        progress,
+        "score float",
+    )
+    return bits_per_byte(tape.nll, costs)
+
+
+def _general_purpose(data: PreparedData, tokens: np.ndarray, progress: Progress) -> dict[str, float]:
+    """Bits per byte of zstd-22 and xz-9 on the same validation text, for comparison."""
+    bos = data.tokenizer.bos_id
+    documents = np.split(tokens, np.flatnonzero(tokens == bos))
+    text = "".join(data.tokenizer.decode(d[d != bos].tolist()) for d in documents if len(d)).encode("utf-8")
+    if not text:
+        return {}
+    progress("compressors", 0, 2, "zstd-22")
+    long_window = zstandard.ZstdCompressionParameters.from_level(22, window_log=27)
+    zstd = len(zstandard.ZstdCompressor(compression_params=long_window).compress(text))
+    progress("compressors", 1, 2, "xz-9")
+    xz = len(lzma.compress(text, preset=9))
+    progress("compressors", 2, 2)
+    return {"zstd-22": 8 * zstd / len(text), "xz-9": 8 * xz / len(text)}
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with atomic.atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.save(handle, array)

@@ -1,0 +1,171 @@
+"""Window scorers: from a causal model on fixed windows to one loss a target, each target exactly once.
+
+Windows of T inputs start every `stride` tokens; the first scores all its targets, every later one its last
+`stride`, so all but the first T targets see more than T - stride tokens of context. `chunked` is the same
+with stride T (non-overlapping windows). Which window scores a target is a closed formula of its index: it
+depends neither on the length of the text nor on batches, ranks or chunk borders. Inputs are padded on the
+right to one shape (B, T): a causal model cannot notice, and a compiled one is compiled once.
+Source: sliding evaluation of the challenge, with the tail fix of PR 1218 (technique 8).
+
+Legend: B rows of a batch, T window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bitgolf.errors import ConfigError
+from bitgolf.evaluate.tape import Scorer, TokenReader
+
+Model = Callable[[Tensor], Tensor]
+"""Tokens (B, T) int64 -> logits (B, T, V) float32, causal."""
+
+METHODS = ("chunked", "sliding")
+# Positions whose log-softmax is taken at once: 64 MiB of float32 at V = 1,024, 512 MiB at V = 8,192.
+_SLAB_POSITIONS = 16_384
+
+
+def window_plan(
+    start: int,  # first target to score
+    stop: int,  # one past the last
+    window: int,  # T
+    stride: int,
+) -> np.ndarray:  # (W, 3) int64
+    """Windows that score targets start..stop-1: rows (first input, first scored target, one past the last).
+
+    Window k begins at input k * stride. Window 0 scores targets 0..T-1; window k > 0 scores targets
+    k*stride + T - stride .. k*stride + T - 1. Rows are cut to [start, stop): a plan never reads past it.
+    """
+    first_k = _window_of(start, window, stride)
+    last_k = _window_of(stop - 1, window, stride)
+    k = np.arange(first_k, last_k + 1, dtype=np.int64)
+    begin = k * stride
+    own = np.where(k == 0, 0, begin + window - stride)
+    return np.stack([begin, np.maximum(own, start), np.minimum(begin + window, stop)], axis=1)
+
+
+def _window_of(target: int, window: int, stride: int) -> int:
+    return 0 if target < window else (target - window) // stride + 1
+
+
+class WindowScorer:
+    """Scores with one forward pass a window; see `make_scorer` for the arguments."""
+
+    def __init__(self, model: Model, window: int, stride: int, batch_tokens: int, device: torch.device,
+                 rank: int, world_size: int) -> None:
+        self.model = model
+        self.window = window
+        self.stride = stride
+        self.rows = batch_tokens // window
+        self.device = device
+        self.rank = rank
+        self.world_size = world_size
+
+    @torch.no_grad()
+    def score(self, read: TokenReader, start: int, stop: int,
+              tick: Callable[[int], None] | None = None) -> np.ndarray:
+        """Losses (stop - start,) float32 of targets start..stop-1, in nats, the same on every rank."""
+        plan = window_plan(start, stop, self.window, self.stride)
+        out = torch.zeros(stop - start, dtype=torch.float32, device=self.device)  # (stop - start,)
+        for number, rows in enumerate(self._batches(plan)):
+            if number % self.world_size != self.rank:
+                continue
+            logits = self._forward(read, rows)  # (B, T, V)
+            first, last = int(rows[0, 1]), int(rows[-1, 2])
+            targets = torch.from_numpy(read(first + 1, last + 1).astype(np.int64)).to(self.device)
+            for a, b in _runs(rows):
+                low, high = int(rows[a, 1]), int(rows[b - 1, 2])
+                begin, end = int(rows[a, 1] - rows[a, 0]), int(rows[a, 2] - rows[a, 0])
+                part = logits[a:b, begin:end].float()  # (b - a, end - begin, V)
+                part_targets = targets[low - first:high - first].view(b - a, end - begin, 1)
+                chosen = part.gather(-1, part_targets).squeeze(-1)
+                out[low - start:high - start] = (torch.logsumexp(part, dim=-1) - chosen).reshape(-1)
+            if tick is not None:
+                tick(last - start)
+        return self._gather(out).cpu().numpy()
+
+    @torch.no_grad()
+    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
+        """Log-probabilities (stop - start, V) float32 of targets start..stop-1; no sharing between ranks."""
+        plan = window_plan(start, stop, self.window, self.stride)
+        parts: list[Tensor] = []
+        for rows in self._batches(plan):
+            logits = self._forward(read, rows)  # (B, T, V)
+            for row, (begin, low, high) in enumerate(rows.tolist()):
+                parts.append(torch.log_softmax(logits[row, low - begin:high - begin].float(), dim=-1).cpu())
+        return torch.cat(parts).numpy()
+
+    def _batches(self, plan: np.ndarray) -> Iterator[np.ndarray]:
+        for i in range(0, len(plan), self.rows):
+            yield plan[i:i + self.rows]
+
+    def _forward(self, read: TokenReader, rows: np.ndarray) -> Tensor:
+        """Logits (B, T, V) of a batch of windows, padded on the right and below with token 0."""
+        origin = int(rows[0, 0])
+        block = read(origin, int(rows[-1, 2])).astype(np.int64)
+        inputs = np.zeros((self.rows, self.window), dtype=np.int64)
+        for row, (begin, _, high) in enumerate(rows.tolist()):
+            inputs[row, :high - begin] = block[begin - origin:high - origin]
+        logits = self.model(torch.from_numpy(inputs).to(self.device))
+        if logits.ndim != 3 or logits.shape[:2] != inputs.shape:
+            raise ValueError(f"the model must map tokens {inputs.shape} to logits {(*inputs.shape, 'V')}, "
+                             f"got {tuple(logits.shape)}")
+        return logits
+
+    def _gather(self, out: Tensor) -> Tensor:
+        """Put the ranks' shares together; exact, because each target is nonzero on one rank only."""
+        if self.world_size == 1:
+            return out
+        shared = out if "nccl" in str(dist.get_backend()) else out.cpu()
+        dist.all_reduce(shared, op=dist.ReduceOp.SUM)
+        return shared
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Runs [a, b) of rows that score the same offsets of their windows, at most a slab of positions each."""
+    offsets = rows[:, 1:] - rows[:, :1]
+    a = 0
+    while a < len(rows):
+        most = max(1, _SLAB_POSITIONS // int(offsets[a, 1] - offsets[a, 0]))
+        b = a + 1
+        while b < len(rows) and b - a < most and (offsets[b] == offsets[a]).all():
+            b += 1
+        yield a, b
+        a = b
+
+
+def make_scorer(method: str, model: Model, *, window: int, stride: int, batch_tokens: int,
+                device: torch.device | str, rank: int = 0, world_size: int = 1) -> Scorer:
+    """The scorer of a method.
+
+    Args:
+        method: "chunked" (stride is ignored) or "sliding".
+        model: causal, tokens (B, T) int64 -> logits (B, T, V) float32; compiled models see one shape only.
+        window: T, tokens of context and width of every forward pass.
+        stride: targets newly scored by each sliding window, 1..T.
+        batch_tokens: tokens of one forward pass on one rank; B = batch_tokens // window rows.
+        device: where the model lives.
+        rank, world_size: this process's share of the windows; with world_size > 1 every rank must score the
+            same ranges, and torch.distributed must be initialized (the result is gathered on all ranks).
+    Raises:
+        ConfigError: unknown method or impossible sizes.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"unknown scoring method {method!r}; methods: {', '.join(METHODS)}")
+    if window < 1:
+        raise ConfigError(f"the scoring window is {window} tokens; it must be at least 1")
+    if method == "chunked":
+        stride = window
+    if not 1 <= stride <= window:
+        raise ConfigError(f"stride {stride} must be from 1 to the window of {window} tokens, or targets are "
+                          "skipped")
+    if batch_tokens < window:
+        raise ConfigError(f"batch_tokens {batch_tokens} does not hold one window of {window} tokens")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is not one of 0..{world_size - 1}")
+    return WindowScorer(model, window, stride, batch_tokens, torch.device(device), rank, world_size)

@@ -1,0 +1,137 @@
+"""Line charts of the report, as inline SVG that follows the page's colors.
+
+Drawn by matplotlib without a display. Colors are placeholders that become CSS variables, so one drawing serves
+the light and the dark page; text stays text (selectable, in the page's font). A chart is laid out for a phone:
+360 units wide with 14-unit letters; the style sheet makes the letters smaller where the drawing is scaled up.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from bitgolf.errors import ConfigError
+
+MAX_POINTS = 600
+
+_WIDTH, _HEIGHT = 360, 225  # user units of the SVG; matplotlib draws 72 of them an inch
+_FONT = 14
+_INK, _GRID, _LINE, _MARK = "#010101", "#020202", "#030303", "#040404"
+_VARIABLES = {_INK: "var(--muted)", _GRID: "var(--grid)", _LINE: "var(--series-1)", _MARK: "var(--series-2)"}
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """One curve with its axes.
+
+    Attributes:
+        key: identifier, unique on the page (letters, digits, hyphens).
+        title: what is drawn, with its unit.
+        summary: the same for those who cannot see it, with the numbers that matter.
+        x_label: what the x axis counts.
+        x, y: the points, in order; of one length.
+        log_x: logarithmic x axis (points at or below 0 are left out).
+        from_zero: the y axis begins at 0; otherwise at the least value.
+        marks: x positions of dashed vertical lines with a word on each.
+    """
+
+    key: str
+    title: str
+    summary: str
+    x_label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    log_x: bool = False
+    from_zero: bool = False
+    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+
+
+def thin(length: int, most: int = MAX_POINTS) -> list[int]:
+    """At most `most` (>= 2) indices below `length`, evenly spread, first and last among them."""
+    if length <= most:
+        return list(range(length))
+    return [round(i * (length - 1) / (most - 1)) for i in range(most)]
+
+
+def short_number(value: float) -> str:
+    """A number as an axis shows it: 0.25, 950, 1.5 k, 20 M, 3 G."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:g} {prefix}"
+    return f"{round(value, 9):g}"
+
+
+def draw(chart: LineChart) -> str:
+    """The chart as an `<svg>` element. Raises ConfigError when matplotlib is not installed."""
+    matplotlib = require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True)
+              if math.isfinite(y) and (x > 0 or not chart.log_x)]
+    kept = [points[i] for i in thin(len(points))]
+    settings = {"svg.fonttype": "none", "svg.hashsalt": chart.key, "font.size": _FONT, "text.color": _INK,
+                "axes.edgecolor": _GRID, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
+                "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+                "path.simplify": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([x for x, _ in kept], [y for _, y in kept], color=_LINE, linewidth=2, solid_joinstyle="round",
+                  marker="o" if len(kept) == 1 else None)
+        axes.grid(axis="y", color=_GRID, linewidth=1)
+        axes.tick_params(length=0, pad=4)
+        axes.set_xlabel(chart.x_label)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        if chart.log_x:
+            axes.set_xscale("log")
+            decades = math.log10(kept[-1][0] / kept[0][0]) if kept else 0.0
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.set_xlim(left=min(0.0, *(x for x, _ in kept)) if kept else 0.0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        if chart.from_zero:
+            axes.set_ylim(bottom=0)
+        for position, word in chart.marks:
+            axes.axvline(position, color=_MARK, linewidth=1.5, linestyle=(0, (4, 3)))
+            axes.annotate(word, (position, 1), (4, -2), xycoords=("data", "axes fraction"),
+                          textcoords="offset points", va="top", color=_INK)
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(drawing.getvalue(), chart)
+
+
+def _inline(svg: str, chart: LineChart) -> str:
+    """Strip what a page must not contain, make ids unique, colors and fonts the page's own, and name the chart."""
+    body = svg[svg.index("<svg"):]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{chart.key}-', body)
+    body = body.replace('href="#', f'href="#{chart.key}-').replace("url(#", f"url(#{chart.key}-")
+    for placeholder, variable in _VARIABLES.items():
+        body = body.replace(placeholder, variable)
+    body = re.sub(r'\bfont(?:-[a-z]+)?: [^";]*;? ?', "", body)  # the page's style sheet decides
+    opening = (f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+               f'aria-label="{_attribute(chart.summary)}">')
+    return re.sub(r"^<svg[^>]*>", lambda _: opening, body).strip()
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def require_matplotlib() -> ModuleType:
+    """The matplotlib package. Raises ConfigError when it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("the report draws its charts with matplotlib, which is not installed; "
+                          "`pip install bitgolf[report]`") from error
+    return matplotlib

@@ -1,0 +1,165 @@
+"""The texts that the report shows: a passage colored by surprisal, and prompts with sampled continuations.
+
+Passages are chosen by rule, not by hand: the surprisal passage is the beginning of the validation document
+whose mean loss is nearest the mean of all, prompts are the beginnings of documents spread evenly over the split.
+
+Legend: N tokens of the validation split, N-1 targets; target t is token t+1.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+LEVEL_BITS = (1.0, 2.0, 4.0, 6.0, 9.0)  # bounds of the six shades of the surprisal passage
+PROMPT_TOKENS = 60
+_SCANNED_TOKENS = 2_000_000  # how far into the split passages are looked for; documents are many there
+
+
+class TextTokenizer(Protocol):
+    """What the passages need of `bitgolf.data.tokenizer.Tokenizer`."""
+
+    bos_id: int
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+
+    def token_text_bytes(self, token: int) -> bytes: ...
+
+
+class TextTokens(Protocol):
+    """What the passages need of `bitgolf.data.shards.TokenShards`."""
+
+    num_tokens: int
+
+    def read(self, start: int, length: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Characters that one token (or several, where a character is spread over them) stands for."""
+
+    text: str
+    bits: float
+    num_tokens: int
+
+    @property
+    def level(self) -> int:
+        """Shade 0 (expected) .. 5 (a surprise)."""
+        return sum(self.bits >= bound for bound in LEVEL_BITS)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Consecutive targets of one document with what each cost."""
+
+    pieces: tuple[Piece, ...]
+    num_tokens: int
+    bits_per_token: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a validation document, and how it goes on."""
+
+    text: str
+    continues: str
+
+
+def surprisal_passage(val: TextTokens, tokenizer: TextTokenizer, nll: np.ndarray, length: int) -> Passage | None:
+    """The most typical document's first `length` targets, each with its surprisal.
+
+    Args:
+        val: N tokens.
+        tokenizer: of those tokens.
+        nll: (N-1,) floats, nats; the loss of each target.
+        length: targets shown at most.
+    Returns:
+        None when the tokens read stand for no text at all.
+    """
+    tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
+    losses = np.asarray(nll[:len(tokens) - 1], dtype=np.float64)
+    spans = [(start, min(stop, start + length)) for start, stop in _document_targets(tokens, tokenizer.bos_id)]
+    if not spans:
+        return None
+    longest = max(stop - start for start, stop in spans)
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    typical = sums[-1] / max(1, len(losses))
+    start, stop = min((span for span in spans if span[1] - span[0] == longest),
+                      key=lambda span: abs((sums[span[1]] - sums[span[0]]) / (span[1] - span[0]) - typical))
+    shown = tokens[start + 1:stop + 1].tolist()
+    bits = (losses[start:stop] / math.log(2)).tolist()
+    pieces = split_pieces([tokenizer.token_text_bytes(token) for token in shown], bits)
+    num_bytes = sum(len(tokenizer.token_text_bytes(token)) for token in shown)
+    if not num_bytes:
+        return None
+    return Passage(tuple(pieces), len(shown), sum(bits) / len(shown), sum(bits) / num_bytes)
+
+
+def choose_prompts(val: TextTokens, tokenizer: TextTokenizer, count: int, continues: int) -> list[Prompt]:
+    """Beginnings of up to `count` documents, spread evenly over those long enough to go on for a while.
+
+    Args:
+        val, tokenizer: as in `surprisal_passage`.
+        count: prompts wanted; fewer when there are fewer documents.
+        continues: tokens of the document's own continuation to return with each.
+    """
+    tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
+    spans = _document_targets(tokens, tokenizer.bos_id)
+    long_enough = [span for span in spans if span[1] - span[0] >= 2 * PROMPT_TOKENS] or spans
+    count = min(count, len(long_enough))
+    prompts = []
+    for index in range(count):
+        start, stop = long_enough[(2 * index + 1) * len(long_enough) // (2 * count)]
+        cut = min(start + PROMPT_TOKENS, stop)
+        text, cut = _whole_characters(tokens, tokenizer, start + 1, cut + 1)
+        true_text = tokenizer.decode(tokens[cut:min(cut + continues, stop + 1)].tolist())
+        prompts.append(Prompt(text, true_text.rstrip("\N{REPLACEMENT CHARACTER}")))
+    return prompts
+
+
+def split_pieces(token_bytes: Sequence[bytes], bits: Sequence[float]) -> list[Piece]:
+    """Join tokens until they end on a whole character; bytes that are no UTF-8 become U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pieces: list[Piece] = []
+    held_bits, held_tokens = 0.0, 0
+    last = len(token_bytes) - 1
+    for index, (data, cost) in enumerate(zip(token_bytes, bits, strict=True)):
+        text = decoder.decode(data, final=index == last)
+        held_bits, held_tokens = held_bits + cost, held_tokens + 1
+        if text or index == last:
+            pieces.append(Piece(visible(text), held_bits, held_tokens))
+            held_bits, held_tokens = 0.0, 0
+    return pieces
+
+
+def visible(text: str) -> str:
+    """`text` with control characters (which HTML may not contain) as their pictures, U+2400 and on."""
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else
+                   "\N{REPLACEMENT CHARACTER}" if 127 <= ord(c) < 160 else c for c in text)
+
+
+def _document_targets(tokens: np.ndarray, bos: int) -> list[tuple[int, int]]:
+    """Targets [start, stop) of each document: what follows its BOS, up to the next BOS. Empty ones are left out.
+
+    Text before the first BOS counts as a document whose first token is given.
+    """
+    starts = np.flatnonzero(tokens == bos).tolist()
+    if not starts or starts[0] > 0:
+        starts.insert(0, 0)
+    stops = [*(start - 1 for start in starts[1:]), len(tokens) - 1]
+    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > start]
+
+
+def _whole_characters(tokens: np.ndarray, tokenizer: TextTokenizer, start: int, stop: int) -> tuple[str, int]:
+    """Text of tokens [start, stop) and its end, shortened by up to 3 tokens where a character would be cut."""
+    for end in range(stop, max(start, stop - 4), -1):
+        text = tokenizer.decode(tokens[start:end].tolist())
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return text, end
+    return tokenizer.decode(tokens[start:stop].tolist()), stop

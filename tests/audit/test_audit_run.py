@@ -1,0 +1,305 @@
+"""The audit of a whole run directory: clean runs pass, every planted violation is named, absence is NOT RUN."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
+
+from bitgolf import atomic
+from bitgolf.audit.reproduce import reproduction, sample_blocks
+from bitgolf.audit.run import audit_run
+from bitgolf.config import Config, resolve
+from bitgolf.errors import ArtifactError, RunError
+from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
+from bitgolf.record.code import code_bytes
+from bitgolf.rundir import RunDirectory
+
+VOCAB = 260
+TOKENS = toy_tokens(400, seed=5)
+COSTS = np.where(TOKENS[1:] == BOS, 0, 3).astype(np.int32)
+EVERY_CHECK = ["artifact-bytes", "train-clock", "eval-clock", "artifact-sealed", "disjoint-splits", "scored-once",
+               "score-first", "counts", "identity", "future-flip", "target-flip", "normalization", "losses-match",
+               "reproduction"]
+
+
+class Model(CausalModel):
+    def __init__(self) -> None:
+        super().__init__(vocab_size=VOCAB)
+
+
+def config() -> Config:
+    return resolve({"name": "toy", "device": "cpu", "model": {"vocab_size": VOCAB},
+                    "train": {"seq_len": 16, "batch_tokens": 64, "micro_batch_tokens": 64},
+                    "score": {"stride": 4, "batch_tokens": 48, "methods": ["chunked", "sliding"]},
+                    "budget": {"artifact_bytes": 1_000_000, "train_seconds": 100, "eval_seconds": 50}}, {})
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What stands outside the run directory's files: the prepared data, its hashes, the artifact's model."""
+    world = SimpleNamespace(tokens=TOKENS, overlap=0, model=Model)
+
+    def byte_costs(tokens: np.ndarray) -> np.ndarray:
+        return np.where(tokens[1:] == BOS, 0, 3).astype(np.int32)
+
+    def open_data(path: Path) -> SimpleNamespace:
+        val = SimpleNamespace(num_tokens=len(world.tokens), read=lambda a, n: world.tokens[a:a + n])
+        manifest = json.loads((Path(path) / "manifest.json").read_text())
+        return SimpleNamespace(val=val, manifest=manifest, tokenizer=SimpleNamespace(byte_costs=byte_costs, bos_id=BOS))
+
+    def load(path: Path, device: str) -> SimpleNamespace:
+        if Path(path).read_bytes()[:7] != b"bitgolf":
+            raise ArtifactError(f"{path} does not start with the magic of an artifact")
+        return SimpleNamespace(model=world.model())
+
+    monkeypatch.setattr("bitgolf.data.prepare.open_data", open_data)
+    monkeypatch.setattr("bitgolf.data.prepare.check_disjoint", lambda path: (40, 7, world.overlap))
+    monkeypatch.setattr("bitgolf.language_model.load", load)
+    return world
+
+
+def score_all(model: CausalModel, method: str) -> ScoreTape:
+    tape = ScoreTape(TOKENS)
+    evaluate(tape, make_scorer(method, model, window=16, stride=4, batch_tokens=48, device="cpu"))
+    return tape
+
+
+@pytest.fixture
+def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
+    """A run directory as the stages leave it, of a toy model."""
+    run = RunDirectory.create(tmp_path / "run", config())
+    (run / "data").mkdir()
+    (run / "data" / "val.hashes").write_bytes(bytes(8))
+    atomic.write_json(run / "data" / "manifest.json", {
+        "accounting": "original", "document_hashes": {"val": {"file": "val.hashes"}},
+        "splits": {"val": {"tokens": 400, "documents": int((TOKENS == BOS).sum()), "raw_bytes": int(COSTS.sum())}}})
+    artifact = b"bitgolf" + bytes(993)
+    atomic.write_bytes(run / "model.bitgolf", artifact)
+    code = code_bytes()
+    atomic.write_json(run / "pack.json", {"model_bytes": 1000, "code_bytes": code, "total_bytes": 1000 + code})
+    events = [("start", 0.0), ("step", 60.0), ("calibration", 98.0), ("end", 98.0)]
+    atomic.write_text(run / "train.jsonl", "".join(
+        json.dumps({"event": name, "elapsed_seconds": seconds}) + "\n" for name, seconds in events))
+    tapes = {method: score_all(Model(), method) for method in ("chunked", "sliding")}
+    methods = {method: {**bits_per_byte(tape.nll, COSTS).to_json(), "seconds": 10.0} for method, tape in tapes.items()}
+    atomic.write_json(run / "score.json", {
+        "methods": methods, "headline": "sliding", "val_tokens": 400, "val_bytes": int(COSTS.sum()),
+        "model_sha256": hashlib.sha256(artifact).hexdigest(), "window": 16, "stride": 4, "device": "cpu"})
+    save_losses(run, tapes["sliding"].nll)
+    atomic.write_json(run / "tape.json", tapes["sliding"].ledger)
+    budget = run.budget()
+    budget.charge("artifact_bytes", "pack", "model and code", 1000 + code)
+    budget.charge("train_seconds", "train", "steps and calibration", 98.0)
+    budget.charge("eval_seconds", "score", "all methods", 21.0)
+    return run
+
+
+def save_losses(run: RunDirectory, nll: np.ndarray) -> None:
+    with atomic.atomic_path(run / "nll.npy") as path, path.open("wb") as handle:
+        np.save(handle, nll)
+
+
+def edit(run: RunDirectory, name: str, change) -> None:
+    value = json.loads((run / name).read_text())
+    change(value)
+    atomic.write_json(run / name, value)
+
+
+def outcomes(run: RunDirectory, quick: bool = True) -> dict[str, str]:
+    return {check.name: check.verdict for check in audit_run(run, quick=quick).checks}
+
+
+def test_clean_run_passes_everything(run: RunDirectory) -> None:
+    reports = []
+    verdict = audit_run(run, progress=lambda *event: reports.append(event))
+    assert {check.name: check.verdict for check in verdict.checks} == dict.fromkeys(EVERY_CHECK, "PASS"), verdict
+    assert verdict.passed and verdict.complete and verdict.exit_code == 0
+    assert reports[0][1:3] == (0, 14) and reports[-1][1:3] == (14, 14)
+    stored = json.loads((run / "audit.json").read_text())
+    assert stored["passed"] and stored["counts"] == {"PASS": 14, "FAIL": 0, "NOT RUN": 0} and not stored["quick"]
+    assert stored["checks"][0]["evidence"]["model_bytes"] == 1000
+    assert verdict["identity"].rule == "identity"
+    with pytest.raises(KeyError):
+        verdict["no-such-check"]
+
+
+def test_empty_run_passes_nothing(tmp_path: Path) -> None:
+    verdict = audit_run(RunDirectory.create(tmp_path / "run", config()))
+    assert [check.verdict for check in verdict.checks] == ["NOT RUN"] * 14
+    assert "model.bitgolf is missing; run `bitgolf pack" in verdict["artifact-bytes"].reason
+    assert verdict.passed and not verdict.complete
+
+
+@pytest.mark.parametrize("name, not_run", [
+    ("model.bitgolf", {"artifact-bytes", "artifact-sealed", "future-flip", "target-flip", "normalization",
+                       "losses-match", "reproduction"}),
+    ("pack.json", {"artifact-bytes"}),
+    ("budget.json", {"artifact-bytes", "train-clock", "eval-clock"}),
+    ("train.jsonl", {"train-clock"}),
+    ("nll.npy", {"scored-once", "identity", "reproduction"}),
+    ("tape.json", {"scored-once", "score-first"}),
+    ("data/val.hashes", {"disjoint-splits"}),
+])
+def test_what_is_missing_is_not_run(run: RunDirectory, name: str, not_run: set[str]) -> None:
+    (run / name).unlink()
+    assert outcomes(run) == {check: "NOT RUN" if check in not_run else "PASS" for check in EVERY_CHECK}
+
+
+def bigger_artifact(run: RunDirectory) -> None:
+    (run / "model.bitgolf").write_bytes(b"bitgolf" + bytes(1_000_000))
+
+
+def repacked_artifact(run: RunDirectory) -> None:
+    (run / "model.bitgolf").write_bytes(b"bitgolf" + bytes(992) + b"\1")
+
+
+def calibration_after_the_end(run: RunDirectory) -> None:
+    with (run / "train.jsonl").open("a") as handle:
+        handle.write('{"event": "calibration", "elapsed_seconds": 99.0}\n')
+
+
+def more_training(run: RunDirectory) -> None:
+    run.budget().charge("train_seconds", "train", "replay", 3.0)
+
+
+def more_scoring(run: RunDirectory) -> None:
+    run.budget().charge("eval_seconds", "score", "hints", 31.0)
+
+
+def rescored_target(run: RunDirectory) -> None:
+    edit(run, "tape.json", lambda ledger: ledger["events"].append({"event": "score", "targets": [0, 5], "state": 0}))
+
+
+def early_update(run: RunDirectory) -> None:
+    def change(ledger):
+        ledger["events"][0]["state"] = 1
+        ledger["events"].insert(0, {"event": "update", "tokens": [0, 400], "state": 1})
+    edit(run, "tape.json", change)
+
+
+def byte_denominator(run: RunDirectory) -> None:
+    def change(score):
+        for entry in score["methods"].values():
+            entry["bytes"] += 50
+            entry["bpb"] *= (entry["bytes"] - 50) / entry["bytes"]
+        score["val_bytes"] += 50
+    edit(run, "score.json", change)
+
+
+def lucky_loss(run: RunDirectory) -> None:
+    nll = np.load(run / "nll.npy")
+    nll[:4] *= 0.9
+    save_losses(run, nll)
+    entry = bits_per_byte(nll, COSTS).to_json()
+    edit(run, "score.json", lambda score: score["methods"]["sliding"].update(entry))
+
+
+def rounded_up_score(run: RunDirectory) -> None:
+    def change(score):
+        score["methods"]["sliding"]["bpb"] -= 0.01
+    edit(run, "score.json", change)
+
+
+def bpb_in_the_loss_field(run: RunDirectory) -> None:
+    edit(run, "score.json", lambda score: score["methods"]["chunked"].update(
+        loss_nats=score["methods"]["chunked"]["bpb"]))
+
+
+@pytest.mark.parametrize("plant, caught_by", [
+    (bigger_artifact, {"artifact-bytes", "artifact-sealed"}),
+    (repacked_artifact, {"artifact-sealed"}),
+    (calibration_after_the_end, {"train-clock"}),
+    (more_training, {"train-clock"}),
+    (more_scoring, {"eval-clock"}),
+    (rescored_target, {"scored-once"}),
+    (early_update, {"score-first"}),
+    (byte_denominator, {"counts", "identity"}),
+    (lucky_loss, {"reproduction"}),
+    (rounded_up_score, {"identity"}),
+    (bpb_in_the_loss_field, {"identity"}),
+])
+def test_planted_violations_are_named(run: RunDirectory, plant, caught_by: set[str]) -> None:
+    plant(run)
+    verdict = audit_run(run, quick=True)
+    assert {check.name for check in verdict.checks if check.verdict == "FAIL"} == caught_by
+    assert verdict.exit_code == 1 and not json.loads((run / "audit.json").read_text())["passed"]
+
+
+def test_planted_data_is_named(run: RunDirectory, world: SimpleNamespace) -> None:
+    world.overlap = 3
+    assert {name for name, verdict in outcomes(run).items() if verdict == "FAIL"} == {"disjoint-splits"}
+    world.overlap, world.tokens = 0, TOKENS[:390]  # the run scored more tokens than the shards hold
+    assert {"scored-once", "counts"} <= {name for name, verdict in outcomes(run).items() if verdict == "FAIL"}
+
+
+def test_leaking_artifact_is_caught(run: RunDirectory, world: SimpleNamespace) -> None:
+    class Leaky(LeakyModel):
+        def __init__(self) -> None:
+            super().__init__(vocab_size=VOCAB)
+
+    world.model = Leaky
+    found = outcomes(run)
+    assert (found["future-flip"], found["target-flip"], found["normalization"]) == ("FAIL", "FAIL", "PASS")
+
+
+@pytest.mark.parametrize("name, content, checks", [
+    ("score.json", b"{", {"eval-clock", "artifact-sealed", "counts", "identity", "reproduction"}),
+    ("score.json", b'{"methods": {}, "headline": "sliding"}', {"eval-clock", "counts", "identity"}),
+    ("tape.json", b"[]", {"scored-once", "score-first"}),
+    ("nll.npy", b"\x93NUMPY\x01", {"scored-once", "identity", "reproduction"}),
+    ("train.jsonl", b'{"event": "start"\n', {"train-clock"}),
+    ("budget.json", b"{}", {"artifact-bytes", "train-clock", "eval-clock"}),
+    ("model.bitgolf", b"not an artifact", {"artifact-bytes", "future-flip", "target-flip", "reproduction"}),
+])
+def test_damaged_products_fail_their_checks(run: RunDirectory, name: str, content: bytes, checks: set[str]) -> None:
+    (run / name).write_bytes(content)
+    found = outcomes(run)
+    assert {found[check] for check in checks} == {"FAIL"}
+
+
+def test_unknown_method_is_not_run(run: RunDirectory) -> None:
+    def change(score):
+        score["methods"]["two-pass"] = score["methods"].pop("sliding")
+        score["headline"] = "two-pass"
+    edit(run, "score.json", change)
+    found = outcomes(run)
+    assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == {
+        "future-flip", "target-flip", "normalization", "losses-match", "reproduction"}
+
+
+@pytest.mark.parametrize("num_targets, block, wanted", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])
+def test_sampled_blocks_hold_both_ends(num_targets: int, block: int, wanted: int) -> None:
+    blocks = sample_blocks(num_targets, block, wanted, seed=0)
+    assert len(blocks) == max(min(2, -(-num_targets // block)), min(wanted, -(-num_targets // block)))
+    assert blocks[0][0] == 0 and blocks[-1][1] == num_targets
+    assert all(0 < stop - start <= block and start % block == 0 for start, stop in blocks)
+    assert all(a[1] <= b[0] for a, b in pairwise(blocks))
+
+
+def test_reproduction_across_devices_tolerates_scatter_not_bias() -> None:
+    scorer = make_scorer("sliding", Model(), window=16, stride=4, batch_tokens=48, device="cpu")
+    nll, blocks = score_all(Model(), "sliding").nll, [(0, 200), (200, 399)]
+    scatter = nll + np.random.default_rng(0).normal(0, 0.005, 399).astype(np.float32)
+    assert reproduction(scorer, TOKENS, scatter, blocks, exact=False).verdict == "PASS"
+    assert reproduction(scorer, TOKENS, scatter, blocks, exact=True).verdict == "FAIL"
+    assert reproduction(scorer, TOKENS, nll - np.float32(0.002), blocks, exact=False).verdict == "FAIL"
+    one_off = nll.copy()
+    one_off[300] -= 0.5
+    assert reproduction(scorer, TOKENS, one_off, blocks, exact=False).verdict == "FAIL"
+    with pytest.raises(RunError, match=r"nll\.npy has 398 losses"):
+        reproduction(scorer, TOKENS, nll[:-1], blocks, exact=True)
+
+
+def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:
+    state = torch.random.get_rng_state()
+    audit_run(run, quick=True)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not torch.are_deterministic_algorithms_enabled()

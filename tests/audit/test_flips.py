@@ -1,0 +1,234 @@
+"""Flip and distribution checks: honest evaluations pass bit-exactly, each cheat is caught by its own test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_models import (
+    BOS,
+    VOCAB,
+    CausalModel,
+    EagerCache,
+    LeakyModel,
+    OnlineTemperature,
+    SmugglingCache,
+    UnigramCache,
+    toy_tokens,
+)
+
+from bitgolf.audit.distribution import losses_match, normalization
+from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, flip_tokens, future_flip, target_flip, trace
+from bitgolf.errors import RuleViolation
+from bitgolf.evaluate import make_scorer
+
+TOKENS = toy_tokens(70, seed=3)
+
+
+def evaluation_of(make_model, method: str = "sliding", wrap=None, scorer_class=None):
+    """An `Evaluation`: fresh model, scorer and, when `wrap` makes one, adapter for every run."""
+
+    def evaluation(tokens: np.ndarray):
+        model = make_model()
+        adapter = wrap(model, tokens) if wrap is not None else None
+        scorer = make_scorer(method, adapter if adapter is not None else model, window=16, stride=6,
+                             batch_tokens=48, device="cpu")
+        return (scorer_class(scorer) if scorer_class is not None else scorer), adapter
+
+    return evaluation
+
+
+OPTIONS = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 8}
+HONEST = {
+    "chunked": evaluation_of(CausalModel, "chunked"),
+    "sliding": evaluation_of(CausalModel),
+    "online temperature": evaluation_of(CausalModel, wrap=lambda model, _: OnlineTemperature(model)),
+    "unigram cache": evaluation_of(CausalModel, wrap=lambda model, _: UnigramCache(model)),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_evaluations_pass(name: str) -> None:
+    for check in (future_flip, target_flip):
+        found = check(HONEST[name], TOKENS, chunk_targets=20, **OPTIONS)
+        assert found.verdict == "PASS", found
+        assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
+        borders = [t for t in (19, 20, 39) if TOKENS[t + 1] != BOS]
+        assert borders and set(borders) <= set(found.evidence["flipped_targets"])
+    shown = trace(HONEST[name], TOKENS, chunk_targets=20, with_losses=True)
+    assert normalization(shown.log_p, VOCAB).verdict == "PASS"
+    assert losses_match(shown, TOKENS).verdict == "PASS"
+
+
+def test_model_that_looks_one_token_ahead_is_caught() -> None:
+    """A tiny leak: a millinat-sized whiff of the next token through a bidirectional convolution."""
+    for check in (future_flip, target_flip):
+        found = check(evaluation_of(LeakyModel), TOKENS, **OPTIONS)
+        assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
+        assert all(leak["moved_target"] <= leak["flipped_target"] for leak in found.evidence["leaks"])
+    assert normalization(trace(evaluation_of(LeakyModel), TOKENS).log_p, VOCAB).verdict == "PASS"
+
+
+def test_adapter_that_trains_on_the_next_chunk_is_caught() -> None:
+    """Its ledger is clean and each model state causal: only flips through the whole evaluation show it."""
+    smuggling = evaluation_of(CausalModel, wrap=SmugglingCache)
+    assert future_flip(smuggling, TOKENS, chunk_targets=20, **OPTIONS).verdict == "FAIL"
+    assert target_flip(smuggling, TOKENS, chunk_targets=20, **OPTIONS).verdict == "FAIL"
+
+
+def test_adapter_that_reads_ahead_fails_its_check() -> None:
+    eager = evaluation_of(CausalModel, wrap=lambda model, _: EagerCache(model))
+    found = FUTURE_FLIP.attempt(lambda: future_flip(eager, TOKENS, chunk_targets=20, **OPTIONS))
+    assert found.verdict == "FAIL" and "an adapter asked for tokens" in found.reason
+
+
+class Wrapped:
+    """A scorer around another one; subclasses cheat."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    def score(self, read, start, stop, tick=None):
+        return -self.distributions(read, start, stop)[np.arange(stop - start), read(start + 1, stop + 1)]
+
+    def distributions(self, read, start, stop):
+        return self.inner.distributions(read, start, stop)
+
+
+class TargetPeek(Wrapped):
+    """Raises its temperature where the target is rare: normalized, but keyed by the target."""
+
+    def distributions(self, read, start, stop):
+        log_p = super().distributions(read, start, stop)
+        rare = read(start + 1, stop + 1) > 5
+        log_p[rare] *= 0.5
+        return log_p - np.log(np.exp(log_p).sum(1, keepdims=True))
+
+
+class ChunkBias(Wrapped):
+    """SLOT: a bias fitted on the very chunk that is scored."""
+
+    def distributions(self, read, start, stop):
+        log_p = super().distributions(read, start, stop)
+        counts = np.bincount(read(start + 1, stop + 1), minlength=VOCAB) + 1
+        log_p = log_p + 0.3 * np.log(counts / counts.sum()).astype(np.float32)
+        return log_p - np.log(np.exp(log_p).sum(1, keepdims=True))
+
+
+class SecretBonus(Wrapped):
+    """Shows honest distributions and commits better losses."""
+
+    def score(self, read, start, stop, tick=None):
+        return 0.97 * super().score(read, start, stop, tick)
+
+
+class RealizedOnly(Wrapped):
+    """A cache that lifts some tokens without paying for it elsewhere: sums exceed one."""
+
+    def distributions(self, read, start, stop):
+        log_p = super().distributions(read, start, stop)
+        log_p[:, 2:5] += 0.05
+        return log_p
+
+
+def soft_model(tokens: torch.Tensor) -> torch.Tensor:
+    """No probability near one, so that a distribution that sums to more than one still passes the tape."""
+    return CausalModel()(tokens) / 10
+
+
+@pytest.mark.parametrize("cheat, caught_by", [
+    (TargetPeek, {"future-flip", "target-flip"}),
+    (ChunkBias, {"future-flip", "target-flip"}),
+    (SecretBonus, {"losses-match"}),
+    (RealizedOnly, {"normalization"}),
+])
+def test_each_cheating_scorer_is_caught_by_name(cheat, caught_by: set[str]) -> None:
+    evaluation = evaluation_of(lambda: soft_model, scorer_class=cheat)
+    shown = trace(evaluation, TOKENS, with_losses=True)
+    found = [future_flip(evaluation, TOKENS, **OPTIONS), target_flip(evaluation, TOKENS, **OPTIONS),
+             normalization(shown.log_p, VOCAB), losses_match(shown, TOKENS)]
+    assert {check.name for check in found if check.verdict == "FAIL"} == caught_by
+    assert {check.name for check in found if check.verdict == "PASS"} == {c.name for c in found} - caught_by
+
+
+def test_probability_above_one_stops_at_the_tape() -> None:
+    class TooLikely(Wrapped):
+        def distributions(self, read, start, stop):
+            return super().distributions(read, start, stop) + np.float32(np.log(VOCAB))
+
+    with pytest.raises(RuleViolation, match="a probability above one"):
+        trace(evaluation_of(CausalModel, scorer_class=TooLikely), TOKENS)
+
+
+def test_noise_is_neither_pass_nor_leak() -> None:
+    """A model that is not deterministic cannot be proven; its noise does not hide a leak ten times as large."""
+    generator = torch.Generator().manual_seed(0)
+
+    class Noisy(CausalModel):
+        def forward(self, tokens):
+            logits = super().forward(tokens)
+            return logits + 1e-6 * torch.randn(logits.shape, generator=generator)
+
+    class NoisyLeak(LeakyModel):
+        def forward(self, tokens):
+            logits = super().forward(tokens)
+            return logits + 1e-6 * torch.randn(logits.shape, generator=generator)
+
+    found = future_flip(evaluation_of(Noisy), TOKENS, **OPTIONS)
+    assert found.verdict == "NOT RUN" and "two identical runs differ" in found.reason
+    assert future_flip(evaluation_of(NoisyLeak), TOKENS, **OPTIONS).verdict == "FAIL"
+
+
+def test_flips_without_effect_prove_nothing() -> None:
+    constant = evaluation_of(lambda: lambda tokens: torch.zeros(*tokens.shape, VOCAB))
+    found = target_flip(constant, TOKENS, **OPTIONS)
+    assert found.verdict == "NOT RUN" and "prove nothing" in found.reason
+
+
+def test_nan_predictions_do_not_pass() -> None:
+    class Broken(Wrapped):
+        def distributions(self, read, start, stop):
+            log_p = super().distributions(read, start, stop)
+            log_p[3, 4] = np.nan
+            return log_p
+
+    evaluation = evaluation_of(CausalModel, scorer_class=Broken)
+    assert future_flip(evaluation, TOKENS, **OPTIONS).verdict != "PASS"
+    log_p = trace(HONEST["sliding"], TOKENS).log_p.copy()
+    log_p[7, 0] = np.nan
+    assert normalization(log_p, VOCAB).verdict == "FAIL"
+
+
+def test_wrong_vocabulary_is_not_normalized_over_it() -> None:
+    log_p = trace(HONEST["sliding"], TOKENS).log_p
+    found = normalization(log_p, VOCAB + 1)
+    assert found.verdict == "FAIL" and f"have {VOCAB} entries" in found.reason
+
+
+@pytest.mark.parametrize("tokens", [np.array([BOS, 4]), np.array([BOS, BOS, BOS, BOS])])
+def test_nothing_to_flip(tokens: np.ndarray) -> None:
+    assert target_flip(HONEST["sliding"], tokens, **OPTIONS).verdict == "NOT RUN"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=40), st.integers(0, 39), st.integers(0, 10),
+       st.integers(0, VOCAB - 1), st.integers(0, 99))
+def test_flips_change_exactly_the_tokens_that_are_not_bos(ids, start, length, bos, seed) -> None:
+    tokens = np.array(ids, dtype=np.uint16)
+    flipped = flip_tokens(tokens, slice(start, start + length), VOCAB, bos, np.random.default_rng(seed))
+    for i, (before, after) in enumerate(zip(ids, flipped.tolist(), strict=True)):
+        if start <= i < start + length and before != bos:
+            assert after != before and after != bos and 0 <= after < VOCAB
+        else:
+            assert after == before
+
+
+def test_deterministic_kernels_leave_the_setting_as_it_was() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with deterministic_kernels(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+    with deterministic_kernels(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled() == before
+    assert torch.are_deterministic_algorithms_enabled() == before

@@ -1,0 +1,45 @@
+"""Small corpora and tokenizers trained on them; nothing here reads a file outside the test's own directory."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.data.train_tokenizer import train_tokenizer
+
+WORDS = (
+    "the quick brown fox jumps over lazy dogs while seven wizards brew potions under a pale moon and nobody "
+    "returns before morning because every road leads home again through fields of barley and clover "
+    "def return import class self value None True False"
+).split()
+
+
+def make_documents(count: int, seed: int = 0) -> list[str]:
+    """`count` different documents of a few hundred bytes, with newlines, indentation, accents and emoji."""
+    rng = random.Random(seed)
+    documents = []
+    for number in range(count):
+        lines = [f"Document {seed}-{number}"]
+        for _ in range(rng.randint(2, 8)):
+            indent = " " * rng.choice((0, 0, 4, 8))
+            lines.append(indent + " ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 12))))
+        lines.append(rng.choice(("café naïve", "日本語", "😀 fin", "plain\ttab", "")))
+        documents.append("\n".join(lines))
+    return documents
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    return make_documents(300)
+
+
+@pytest.fixture(scope="session")
+def lossless(documents: list[str]) -> Tokenizer:
+    return train_tokenizer(documents, 400, lossless=True)
+
+
+@pytest.fixture(scope="session")
+def challenge(documents: list[str]) -> Tokenizer:
+    return train_tokenizer(documents, 400, lossless=False)

@@ -1,0 +1,178 @@
+"""Sources: every document, in a fixed order, and bad input named by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitgolf.data.sources import iterate_documents, parse_source, source_files
+from bitgolf.data.text_split import split_text
+from bitgolf.errors import ConfigError, DataError
+
+TEXTS = ["first", "second\nwith lines", "", "café 😀 \0 ▁", "last " * 50_000]
+
+
+def jsonl(texts: list[str]) -> bytes:
+    return b"".join(json.dumps({"id": 1, "text": t}, ensure_ascii=False).encode() + b"\n" for t in texts)
+
+
+def frames(data: bytes) -> bytes:
+    """Two zstd frames, the second with a 128 MB window."""
+    half = len(data) // 2
+    wide = zstandard.ZstdCompressionParameters(window_log=27)
+    tail = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    return zstandard.compress(data[:half]) + tail.compress(data[half:]) + tail.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"), [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", frames), ("b.zst", frames)]
+)
+def test_jsonl_in_every_packing(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    (tmp_path / name).write_bytes(pack(jsonl(TEXTS)))
+    assert list(iterate_documents(f"jsonl:{tmp_path / name}")) == TEXTS
+
+
+def test_jsonl_globs_in_sorted_order(tmp_path: Path) -> None:
+    for i in (2, 0, 1):
+        (tmp_path / f"part-{i}.jsonl").write_bytes(jsonl([f"{i}a", f"{i}b"]))
+    (tmp_path / "odd[1].jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl(["odd"]) + b"\n  \n")
+    assert list(iterate_documents(f"jsonl:{tmp_path}/part-*.jsonl")) == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    assert list(iterate_documents(f"jsonl:{tmp_path}/odd[1].jsonl")) == ["odd"]
+    with pytest.raises(DataError, match="no file matches"):
+        list(iterate_documents(f"jsonl:{tmp_path}/none-*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "caf\xe9"}', "line 2 is not UTF-8: byte 0xE9 at position 13"),
+        (b'{"body": "x", "id": 3}', r"line 2 has no field 'text': found keys \['body', 'id'\]"),
+        (b'["text"]', "line 2 has no field 'text': found a list"),
+        (b'{"text": 5}', "line 2: the field 'text' is int"),
+        (b'{"text": null}', "line 2: the field 'text' is NoneType"),
+        (b'{"text": "cut', "line 2 is not JSON"),
+        (b"plain words", "line 2 is not JSON"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+        (b'{"text": "ab\\ud800"}', r"line 2: the text holds the lone surrogate \\ud800"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "good"}\n' + line + b'\n{"text": "after"}\n')
+    documents = iterate_documents(f"jsonl:{path}")
+    assert next(documents) == "good"
+    with pytest.raises(DataError, match=message) as caught:
+        next(documents)
+    assert str(path) in str(caught.value)
+
+
+def test_a_surrogate_pair_is_one_character(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude00"}\n')
+    assert list(iterate_documents(f"jsonl:{tmp_path}/a.jsonl")) == ["😀"]
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(255 - b for b in data[middle : middle + 20]) + data[middle + 20 :]
+
+
+CHECKED = zstandard.ZstdCompressor(write_checksum=True)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "message"),
+    [
+        ("zst", frames(jsonl(TEXTS))[:-9], "truncated: its last zstd frame has no end"),
+        ("zst", flip(CHECKED.compress(jsonl([str(i) for i in range(9999)]))), "corrupt zst"),
+        ("zst", b"no zstd at all" * 9, "corrupt zst"),
+        ("gz", gzip.compress(jsonl(TEXTS))[:-9], "damaged or truncated gzip"),
+        ("gz", flip(gzip.compress(jsonl([str(i) for i in range(9999)]))), "damaged or truncated gzip"),
+        ("gz", b"no gzip at all", "damaged or truncated gzip"),
+    ],
+)
+def test_damaged_archives_are_named(tmp_path: Path, suffix: str, data: bytes, message: str) -> None:
+    path = tmp_path / f"x.jsonl.{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message) as caught:
+        list(iterate_documents(f"jsonl:{path}"))
+    assert str(path) in str(caught.value)
+
+
+def test_directory_of_text(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "sub" / "b.md").write_bytes("zwei\r\nlines é".encode())
+    (tmp_path / "a.txt").write_bytes(b"eins")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "image.png").write_bytes(b"\xff\xfe")
+    (tmp_path / ".git" / "c.txt").write_bytes(b"hidden")
+    assert list(iterate_documents(f"dir:{tmp_path}")) == ["eins", "zwei\r\nlines é"]
+    assert [p.name for p in source_files(f"dir:{tmp_path}")] == ["a.txt", "empty.txt", "b.md"]
+
+
+def test_directory_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a directory"):
+        list(iterate_documents(f"dir:{tmp_path}/none"))
+    with pytest.raises(DataError, match="no text files"):
+        list(iterate_documents(f"dir:{tmp_path}"))
+    (tmp_path / "latin.txt").write_bytes(b"good\nbad \xe9\nmore")
+    with pytest.raises(DataError, match=r"latin\.txt, line 2 is not UTF-8"):
+        list(iterate_documents(f"dir:{tmp_path}"))
+    (tmp_path / "latin.txt").write_bytes(b"cut \xe2\x96")
+    with pytest.raises(DataError, match=r"latin\.txt, line 1 is not UTF-8"):
+        list(iterate_documents(f"dir:{tmp_path}"))
+
+
+def test_a_long_file_without_newlines_is_cut_between_characters(tmp_path: Path) -> None:
+    text = "é▁😀x" * 50_000
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    parts = list(iterate_documents(f"dir:{tmp_path}"))
+    assert "".join(parts) == text and max(len(p.encode()) for p in parts) <= 65_536
+
+
+@given(st.text(st.sampled_from("ab \n\né😀"), max_size=300), st.integers(4, 40))
+@settings(max_examples=300, deadline=None)
+def test_split_text_keeps_everything(text: str, limit: int) -> None:
+    parts = list(split_text(text.splitlines(keepends=True), limit))
+    assert "".join(parts) == text
+    assert all(0 < len(part.encode()) <= limit for part in parts)
+
+
+def test_split_text_prefers_blank_lines() -> None:
+    paragraphs = ["a" * 30 + "\n", "b" * 30 + "\n", "\n", "c" * 30 + "\n"]
+    assert list(split_text(paragraphs, 80)) == ["".join(paragraphs[:3]), paragraphs[3]]
+
+
+def test_stdlib_is_deterministic_bounded_and_mixed() -> None:
+    first = list(itertools.islice(iterate_documents("stdlib"), 150))
+    assert first == list(itertools.islice(iterate_documents("stdlib"), 150))
+    assert max(len(d.encode()) for d in first) <= 16 * 1024
+    assert sum("def " in d for d in first) > 20 and sum("def " not in d for d in first) > 5
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("jsnol:x", "did you mean 'jsonl'.*allowed: stdlib"),
+        ("", "unknown data source ''; allowed"),
+        ("jsonl:", "needs a path"),
+        ("dir", "needs a path"),
+        ("stdlib:3", "takes no argument"),
+    ],
+)
+def test_bad_source_names(source: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_source(source)
+
+
+def test_token_sources_hold_no_text() -> None:
+    with pytest.raises(ConfigError, match="holds tokens"):
+        iterate_documents("shards:x")

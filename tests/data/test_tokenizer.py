@@ -1,0 +1,240 @@
+"""Tokenizers: nothing is lost, and the bytes of every token follow the rule, on any text."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitgolf.data.spm_model import read_model
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.data.train_tokenizer import train_tokenizer
+from bitgolf.errors import DataError
+
+NASTY = [
+    "", " ", "   ", "\n", "\n\n \n", "\0", "a\0b", "▁", "▁▁ ▁", "x▁y ▁z", " lead", "trail ", "a  b\t\tc\r\nd", "<s>",
+    "<unk> <0x41> </s>", "é e\u0301 ﬁ ½", "😀👩‍👩‍👧", "\ufeffbom", "\u2028\u00a0\u3000", "\U0010ffff\ufffd\ufffe", "0" * 99, "z" * 5000,
+]  # fmt: skip
+TEXT = st.text(st.one_of(st.sampled_from(" \n\tab▁\0the"), st.characters(exclude_categories=["Cs"])), max_size=80)
+
+
+def slow_costs(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """rules.md section 3, token by token, from SentencePiece's own answers."""
+    sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    silent = lambda t: sp.is_control(t) or sp.is_unknown(t) or sp.is_unused(t)  # noqa: E731
+    costs = []
+    for before, token in zip(tokens, tokens[1:], strict=False):
+        piece = sp.id_to_piece(token)
+        if silent(token):
+            costs.append(0)
+        elif sp.is_byte(token):
+            costs.append(1)
+        elif tokenizer.lossless:
+            costs.append(len(piece.replace("▁", " ").encode()))
+        else:
+            space = piece.startswith("▁") and not silent(before)
+            costs.append(len(piece.removeprefix("▁").encode()) + space)
+    return costs
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_lossless_gives_nasty_text_back(lossless: Tokenizer, text: str) -> None:
+    ids = lossless.encode(text)
+    assert lossless.decode(ids) == text
+    assert sum(slow_costs(lossless, [lossless.bos_id, *ids])) == len(text.encode())
+
+
+@given(TEXT)
+@settings(max_examples=300, deadline=None)
+def test_lossless_gives_any_text_back(lossless: Tokenizer, text: str) -> None:
+    ids = [lossless.bos_id, *lossless.encode(text)]
+    assert lossless.decode(ids) == text
+    assert lossless.byte_costs(np.array(ids)).sum() == len(text.encode())
+    assert b"".join(lossless.token_text_bytes(i) for i in ids) == text.encode()
+
+
+@given(TEXT.filter(lambda text: "▁" not in text))
+@settings(max_examples=300, deadline=None)
+def test_word_by_word_equals_sentencepiece(lossless: Tokenizer, text: str) -> None:
+    sp = sentencepiece.SentencePieceProcessor(model_proto=lossless.model_bytes)
+    assert lossless.encode(text) == sp.encode(text)
+    assert lossless.decode(lossless.encode(text)) == sp.decode(sp.encode(text))
+
+
+def test_real_documents_equal_sentencepiece(lossless: Tokenizer, documents: list[str]) -> None:
+    sp = sentencepiece.SentencePieceProcessor(model_proto=lossless.model_bytes)
+    assert [ids.tolist() for ids in lossless.encode_documents(documents)] == sp.encode(documents)
+    assert any(len(lossless.token_text_bytes(i).strip(b" ")) == 0 < len(lossless.token_text_bytes(i)) - 1
+               for i in range(400)), "no piece for a run of spaces: indentation would cost a token a space"  # fmt: skip
+
+
+def test_pieces_across_words_switch_the_word_path_off() -> None:
+    """A vocabulary with pieces over word boundaries must not be encoded word by word."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["of the moon of the sea of the sky"] * 50), model_writer=model, model_type="bpe",
+        vocab_size=300, byte_fallback=True, split_by_whitespace=False, normalization_rule_name="identity",
+        add_dummy_prefix=False, remove_extra_whitespaces=False, user_defined_symbols=["\n"], bos_id=1, unk_id=0,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = Tokenizer(model.getvalue())
+    assert tokenizer.lossless and not read_model(tokenizer.model_bytes).words_are_independent
+    sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    text = "of the moon of the sea\n of the"
+    assert tokenizer.encode(text) == sp.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text + "▁\0")) == text + "▁\0"
+    assert len(tokenizer.encode("of the moon of the sea")) < 6
+
+
+@given(st.lists(st.integers(0, 399), max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_byte_costs_follow_the_rule(lossless: Tokenizer, challenge: Tokenizer, ids: list[int]) -> None:
+    for tokenizer in (lossless, challenge):
+        costs = tokenizer.byte_costs(np.array(ids, dtype=np.uint16))
+        assert costs.dtype == np.int32 and costs.tolist() == slow_costs(tokenizer, ids)
+
+
+@given(st.lists(st.integers(0, 399), max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_decode_equals_sentencepiece_on_any_ids(lossless: Tokenizer, ids: list[int]) -> None:
+    sp = sentencepiece.SentencePieceProcessor(model_proto=lossless.model_bytes)
+    unknown = sp.unk_id()
+    ids = [i for i in ids if i != unknown]
+    # Pieces between two halves of a character may be joined differently; the bytes are what counts.
+    assert lossless.decode(ids).replace("\ufffd", "") == sp.decode(ids).replace("\ufffd", "")
+
+
+@given(st.lists(TEXT, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_proven_batches_count_every_byte(lossless: Tokenizer, challenge: Tokenizer, texts: list[str]) -> None:
+    for tokenizer in (lossless, challenge):
+        result = tokenizer.encode_proven(texts)
+        parts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
+        assert result.tokens.tolist() == [i for part in parts for i in part]
+        assert result.raw_bytes == sum(len(text.encode()) for text in texts)
+        assert result.counted_bytes == sum(sum(slow_costs(tokenizer, part)) for part in parts)
+        assert result.num_documents == len(texts)
+    assert lossless.encode_proven(texts).counted_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_challenge_counts_the_normalized_text(challenge: Tokenizer) -> None:
+    result = challenge.encode_proven(["a  b\n\nc ﬁ "])
+    assert challenge.decode(result.tokens[1:]) == "a b c fi"
+    assert result.counted_bytes == len("a b c fi") and result.raw_bytes == len("a  b\n\nc ﬁ ".encode())
+    assert not challenge.lossless and challenge.accounting == "challenge"
+
+
+def test_space_after_a_boundary_is_free_only_in_the_challenge(lossless: Tokenizer, challenge: Tokenizer) -> None:
+    for tokenizer, expected in ((lossless, [1, 1]), (challenge, [0, 1])):
+        space = read_model(tokenizer.model_bytes).pieces.index(("▁", 1))
+        assert tokenizer.byte_costs(np.array([tokenizer.bos_id, space, space])).tolist() == expected
+
+
+def test_proof_catches_a_tokenizer_that_loses_bytes(lossless: Tokenizer) -> None:
+    broken = Tokenizer(lossless.model_bytes)
+    broken._text[broken.encode("\n")[0]] = b"\r"
+    with pytest.raises(DataError, match=r"document 7 does not survive.*decoding does not give it back"):
+        broken.encode_proven(["fine", "two\nlines"], indices=[4, 7])
+
+
+def test_proof_catches_wrong_costs(lossless: Tokenizer) -> None:
+    broken = Tokenizer(lossless.model_bytes)
+    broken._cost[broken.encode("\n")[0]] += 1
+    with pytest.raises(DataError, match="document 1 .* stand for 10 bytes, the original text has 9"):
+        broken.encode_proven(["fine", "two\nlines"])
+
+
+def test_loading_detects_the_kind(lossless: Tokenizer, challenge: Tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine.model").write_bytes(lossless.model_bytes)
+    loaded = Tokenizer.load(tmp_path / "mine.model")
+    assert loaded.lossless and loaded.name == "mine" and loaded.vocab_size == 400 and loaded.bos_id == 1
+    assert not Tokenizer.load(challenge.model_bytes).lossless
+    assert Tokenizer.load(lossless.model_bytes, lossless=False).accounting == "challenge"
+    with pytest.raises(DataError, match="is not lossless"):
+        Tokenizer.load(challenge.model_bytes, lossless=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_dummy_prefix": True}, {"remove_extra_whitespaces": True}, {"normalization_rule_name": "nmt_nfkc"},
+        {"byte_fallback": False}, {"user_defined_symbols": []}, {"treat_whitespace_as_suffix": True},
+    ],
+)  # fmt: skip
+def test_each_lossy_option_is_noticed(options: dict[str, object]) -> None:
+    model = io.BytesIO()
+    base: dict[str, object] = {
+        "add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity",
+        "byte_fallback": True, "user_defined_symbols": ["\n"],
+    }  # fmt: skip
+    train = {**base, **options}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words to train on, twice over"] * 4), model_writer=model, model_type="bpe",
+        vocab_size=300, bos_id=1, unk_id=0, hard_vocab_limit=False, minloglevel=2, **train,
+    )  # fmt: skip
+    assert not read_model(model.getvalue()).lossless
+
+
+def test_training_is_deterministic_and_quiet(documents: list[str], lossless: Tokenizer, capfd) -> None:  # type: ignore[no-untyped-def]
+    assert train_tokenizer(iter(documents), 400, lossless=True).model_bytes == lossless.model_bytes
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_training_on_hostile_text(kind: bool) -> None:
+    tokenizer = train_tokenizer(["\0" * 10, "▁", "word " * 20_000, "x" * 100_000, "", "\n\n", "café ▁ \0 end"], 275, kind)
+    assert tokenizer.vocab_size == 275
+    result = tokenizer.encode_proven(["no space piece missing", "▁\0"])
+    assert kind is False or result.raw_bytes == result.counted_bytes
+
+
+def test_a_corpus_too_small_says_what_is_possible() -> None:
+    with pytest.raises(DataError, match=r"tokenizer of 4,000 tokens on 10 characters.*at most 2\d\d"):
+        train_tokenizer(["abc abc de"], 4000, True)
+    with pytest.raises(DataError, match=r"distinct characters alone need 2\d\d"):
+        train_tokenizer(["abcdefghij klmnop"], 260, True)
+    with pytest.raises(DataError, match="the corpus is empty"):
+        train_tokenizer(["", "\n"], 300, True)
+    with pytest.raises(DataError, match="65,536"):
+        train_tokenizer(["a"], 70_000, True)
+
+
+def test_an_error_of_the_documents_comes_through() -> None:
+    def documents():  # type: ignore[no-untyped-def]
+        yield "some text"
+        raise DataError("line 3 is broken")
+
+    with pytest.raises(DataError, match="^line 3 is broken$"):
+        train_tokenizer(documents(), 300, True)
+
+
+@pytest.mark.parametrize("damage", ["", "empty", "garbage", "truncated", "missing", "no bos"])
+def test_bad_models(lossless: Tokenizer, tmp_path, damage: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "bad.model"
+    model = io.BytesIO()
+    if damage == "no bos":
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["some words"] * 4), model_writer=model, model_type="bpe", vocab_size=300,
+            byte_fallback=True, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    data = {"empty": b"", "garbage": b"\x0f\xff" * 50, "truncated": lossless.model_bytes[:-500],
+            "no bos": model.getvalue()}  # fmt: skip
+    if damage in data:
+        path.write_bytes(data[damage])
+    elif not damage:
+        path.write_bytes(lossless.model_bytes)
+        Tokenizer.load(path)
+        return
+    with pytest.raises(DataError, match=r"bad\.model"):
+        Tokenizer.load(path)
+
+
+def test_surrogates_and_foreign_ids_are_named(lossless: Tokenizer) -> None:
+    with pytest.raises(DataError, match=r"U\+D800 at character 2"):
+        lossless.encode("ab\ud800")
+    with pytest.raises(DataError, match="token id 400 is outside the vocabulary of 400"):
+        lossless.decode([1, 400])

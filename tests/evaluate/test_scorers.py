@@ -1,0 +1,172 @@
+"""Window scorers against the definition: a loop over windows, one forward pass a target."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_models import VOCAB, CausalModel, toy_tokens
+
+from bitgolf.errors import ConfigError, RuleViolation
+from bitgolf.evaluate import ScoreTape, evaluate, make_scorer, window_plan
+
+
+def windows_by_definition(num_targets: int, window: int, stride: int) -> dict[int, int]:
+    """Target -> first input of its window, by the loop of the published definition."""
+    begin_of: dict[int, int] = {}
+    begin = 0
+    while begin == 0 or begin + window - stride < num_targets:
+        first = 0 if begin == 0 else begin + window - stride
+        for target in range(first, min(begin + window, num_targets)):
+            assert target not in begin_of, "the definition itself scores each target once"
+            begin_of[target] = begin
+        begin += stride
+    assert sorted(begin_of) == list(range(num_targets))
+    return begin_of
+
+
+def nll_by_definition(model: CausalModel, tokens: np.ndarray, window: int, stride: int) -> np.ndarray:
+    """One unpadded forward pass a target, softmax in float64."""
+    out = []
+    for target, begin in sorted(windows_by_definition(len(tokens) - 1, window, stride).items()):
+        with torch.no_grad():
+            prefix = torch.from_numpy(tokens[None, begin:target + 1].astype(np.int64))
+            logits = model(prefix)[0, -1].double().numpy()
+        log_sum = np.log(np.exp(logits - logits.max()).sum()) + logits.max()
+        out.append(log_sum - logits[int(tokens[target + 1])])
+    return np.array(out)
+
+
+sizes = st.integers(1, 12).flatmap(lambda window: st.tuples(st.just(window), st.integers(1, window)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), sizes, st.data())
+def test_plan_is_the_definition_for_any_chunk(num_targets: int, size: tuple[int, int], data) -> None:
+    window, stride = size
+    expected = windows_by_definition(num_targets, window, stride)
+    start = data.draw(st.integers(0, num_targets - 1))
+    stop = data.draw(st.integers(start + 1, num_targets))
+    scored = {}
+    for begin, low, high in window_plan(start, stop, window, stride).tolist():
+        assert begin <= low < high <= min(begin + window, stop)
+        for target in range(low, high):
+            assert target not in scored
+            scored[target] = begin
+    assert scored == {target: expected[target] for target in range(start, stop)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), sizes, st.integers(1, 5), st.integers(1, 40))
+def test_scores_equal_one_pass_a_target(num_tokens: int, size: tuple[int, int], rows: int,
+                                        chunk: int) -> None:
+    window, stride = size
+    model, tokens = CausalModel(), toy_tokens(num_tokens, seed=num_tokens)
+    for method, step in (("sliding", stride), ("chunked", window)):
+        model.shapes.clear()
+        scorer = make_scorer(method, model, window=window, stride=stride, batch_tokens=rows * window,
+                             device="cpu")
+        nll = evaluate(ScoreTape(tokens), scorer, chunk_targets=chunk)
+        assert model.shapes == {(rows, window)}, "one shape, whatever the text's length"
+        np.testing.assert_allclose(nll, nll_by_definition(model, tokens, window, step), rtol=0, atol=2e-5)
+
+
+def test_score_does_not_depend_on_batches_or_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = CausalModel(), toy_tokens(300)
+    results = []
+    for rows, slab in ((1, 16_384), (3, 1), (64, 20), (7, 16_384)):
+        monkeypatch.setattr("bitgolf.evaluate.scorers._SLAB_POSITIONS", slab)
+        scorer = make_scorer("sliding", model, window=16, stride=3, batch_tokens=rows * 16, device="cpu")
+        results.append(evaluate(ScoreTape(tokens), scorer))
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=0, atol=2e-6)
+
+
+def test_longer_text_does_not_change_earlier_scores() -> None:
+    model, tokens = CausalModel(), toy_tokens(90)
+    for method in ("chunked", "sliding"):
+        scorer = make_scorer(method, model, window=16, stride=5, batch_tokens=32, device="cpu")
+        whole = evaluate(ScoreTape(tokens), scorer)
+        for length in (2, 15, 16, 17, 18, 50):
+            np.testing.assert_allclose(evaluate(ScoreTape(tokens[:length]), scorer), whole[:length - 1],
+                                       rtol=0, atol=2e-6)
+
+
+def test_distributions_agree_with_losses_and_never_read_the_target() -> None:
+    model, tokens = CausalModel(), toy_tokens(50)
+    scorer = make_scorer("sliding", model, window=12, stride=4, batch_tokens=24, device="cpu")
+    nll = evaluate(ScoreTape(tokens), scorer)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        assert stop <= 40, "target 39 is token 40"
+        return tokens[start:stop]
+
+    log_p = scorer.distributions(read, 7, 40)
+    assert log_p.shape == (33, VOCAB) and log_p.dtype == np.float32
+    np.testing.assert_allclose(np.exp(log_p.astype(np.float64)).sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(-log_p[np.arange(33), tokens[8:41]], nll[7:40], rtol=0, atol=2e-6)
+
+
+def test_scorer_reads_only_its_chunk() -> None:
+    scorer = make_scorer("sliding", CausalModel(), window=12, stride=4, batch_tokens=48, device="cpu")
+    tape = ScoreTape(toy_tokens(50))
+    assert scorer.score(tape.chunk(30), 0, 30).shape == (30,)
+    with pytest.raises(RuleViolation):
+        scorer.score(tape.chunk(29), 0, 30)
+
+
+def test_progress_is_reported_within_a_chunk() -> None:
+    ticks: list[float] = []
+    scorer = make_scorer("chunked", CausalModel(), window=8, stride=8, batch_tokens=16, device="cpu")
+    evaluate(ScoreTape(toy_tokens(50)), scorer, progress=lambda stage, done, total, note="": ticks.append(done))
+    assert ticks == [0, 16, 32, 48, 49, 49]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"method": "best-of"}, "unknown scoring method 'best-of'"),
+    ({"window": 0}, "window is 0"),
+    ({"stride": 9}, "stride 9 must be from 1 to the window of 8"),
+    ({"stride": 0}, "stride 0"),
+    ({"batch_tokens": 7}, "does not hold one window"),
+    ({"rank": 2, "world_size": 2}, "rank 2 is not one of"),
+])
+def test_impossible_settings(change: dict, message: str) -> None:
+    settings_ = {"method": "sliding", "window": 8, "stride": 4, "batch_tokens": 16, "device": "cpu", **change}
+    with pytest.raises(ConfigError, match=message):
+        make_scorer(settings_.pop("method"), CausalModel(), **settings_)
+
+
+def test_model_of_the_wrong_shape_is_named() -> None:
+    scorer = make_scorer("chunked", lambda tokens: torch.zeros(tokens.shape), window=8, stride=8,
+                         batch_tokens=8, device="cpu")
+    with pytest.raises(ValueError, match="model must map tokens"):
+        evaluate(ScoreTape(toy_tokens(9)), scorer)
+
+
+def _score_on_rank(rank: int, world_size: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    scorer = make_scorer("sliding", CausalModel(), window=16, stride=3, batch_tokens=64, device="cpu",
+                         rank=rank, world_size=world_size)
+    nll = evaluate(ScoreTape(toy_tokens(333)), scorer, chunk_targets=150)
+    np.save(Path(folder) / f"{rank}.npy", nll)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_score_as_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_score_on_rank, args=(2, port, str(tmp_path)), nprocs=2)
+    first, second = (np.load(tmp_path / f"{rank}.npy") for rank in (0, 1))
+    scorer = make_scorer("sliding", CausalModel(), window=16, stride=3, batch_tokens=64, device="cpu")
+    alone = evaluate(ScoreTape(toy_tokens(333)), scorer)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, alone, rtol=0, atol=2e-6)
