@@ -64,7 +64,8 @@ class GPT(nn.Module):
         least 64, and gain 1/sqrt(2L) for the projections of bigram and value embedding). Both start the output
         projections of attention and MLP at zero.
         """
-        config = self.config
+        config, device = self.config, self.embedding.device
+        self.to("cpu")  # where the generator is: the same seed gives the same weights on any device
         with torch.no_grad():
             self.embedding.normal_(0.0, config.embed_init_std, generator=generator)
             if self.bigram is not None:
@@ -82,7 +83,7 @@ class GPT(nn.Module):
                 else:
                     bound = module.in_features**-0.5
                     module.weight.uniform_(-bound, bound, generator=generator)
-        return self
+        return self.to(device)
 
     def set_attention_backend(self, backend: str) -> None:
         """Use the named backend (see `bitgolf.model.backends`) in every layer."""

@@ -37,6 +37,7 @@ from bitgolf.train.trainer import Trainer
 log = logging.getLogger(__name__)
 
 _LAG = 2  # steps between launching work and reading its metrics
+_MARGIN_SECONDS = 0.1  # kept free for the last launches and the transfer of the statistics
 _SAFETY = 1.15  # measured calibration time is reserved this many times
 
 
@@ -91,7 +92,7 @@ def train(run: RunDirectory, world: World, *, resume: bool = False, progress: Pr
     loaded = store.load_latest(config.digest()) if resume else None
     begin = time.perf_counter()
     step_seconds = trainer.warm_up(config.model.vocab_size)
-    reserve = world.from_main(_measure_calibration(trainer, config, shape))
+    reserve = world.from_main(_measure_calibration(trainer, config, shape) + _MARGIN_SECONDS + (_LAG + 2) * step_seconds)
     warm_up_seconds = time.perf_counter() - begin
     first_step, spent = 0, 0.0
     if loaded is not None:
