@@ -141,6 +141,7 @@ def adopt_shards(found: FoundShards, vocab_size: int, work: Path, progress: Prog
         "disjoint": overlap == 0,
         "overlap": overlap,
         "dropped_duplicates": 0,
+        "empty_documents": 0,
         "origin": found.origin,
     }
 

@@ -1,8 +1,9 @@
 """The challenge's published shards, through the Hugging Face hub: `fineweb[:VARIANT]`.
 
 The repository's manifest says how many shards a variant has and which tokenizer made them. Files go to the hub's
-cache (HF_HOME), which resumes interrupted downloads, keeps complete ones and is shared by all runs; the endpoint
-is HF_ENDPOINT. The cache names a file by the hash that the hub announced, so every file is checked against it.
+cache (HF_HOME), shared by all runs; the endpoint is HF_ENDPOINT. A lost connection continues where it broke; a
+killed run keeps every complete file, the next one fetches the rest. Every file is checked against the hash that
+the hub announced (the name of its blob in the cache), and against the manifest's where that lists one.
 Layout: data/cached_challenge_fineweb.py of openai/parameter-golf.
 """
 
@@ -123,13 +124,22 @@ class _Hub:
                 )
         except self._failures as error:
             where = self._endpoint or self._hub.constants.ENDPOINT
+            reason = " ".join(str(error).split()).rstrip(".") + "."
             raise DataError(
-                f"cannot fetch {file} of {REPOSITORY} from {where}: {type(error).__name__}: {error}. What was fetched "
+                f"cannot fetch {file} of {REPOSITORY} from {where}: {type(error).__name__}: {reason} What was fetched "
                 "is kept: run the same command again to continue, set HF_ENDPOINT to a mirror, or use shards:PATH"
             ) from error
         path = Path(found)
-        _verify(path, file, digest)
+        _verify(path, file, self._announced(path, file, revision), digest)
         return path
+
+    def _announced(self, path: Path, file: str, revision: str) -> str:
+        """The hash that the hub gave for `file`: the name of the blob that the cache entry points to, so no
+        request is needed; where the cache cannot link, the hub is asked again."""
+        if path.is_symlink():
+            return path.readlink().name
+        url = self._hub.hf_hub_url(REPOSITORY, file, repo_type="dataset", revision=revision, endpoint=self._endpoint)
+        return str(self._hub.get_hf_file_metadata(url).etag)
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -156,23 +166,36 @@ def _snapshot(path: Path) -> str:
     return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1] if "snapshots" in parts else "main"
 
 
-def _verify(path: Path, file: str, digest: str | None) -> None:
-    """Compare a cached file with the manifest's digest and the hub's, which is the name of the cached blob:
-    a SHA-256 (large files) or the SHA-1 of a git blob. A damaged file is removed, so that it is fetched anew."""
-    blob = path.resolve()
-    announced = blob.name
-    problem = ""
-    if digest or re.fullmatch(r"[0-9a-f]{64}", announced):
-        found = file_sha256(blob)
-        wanted = digest or announced
-        if found != wanted:
-            problem = f"its sha256 is {found}, the {'manifest' if digest else 'hub'} says {wanted}"
-    elif re.fullmatch(r"[0-9a-f]{40}", announced):
-        data = blob.read_bytes()
-        found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-        if found != announced:
-            problem = f"its git hash is {found}, the hub says {announced}"
-    if problem:
-        path.unlink()
-        blob.unlink(missing_ok=True)
-        raise DataError(f"{file} arrived damaged: {problem}. It was removed; run the same command to fetch it again")
+def _verify(path: Path, file: str, announced: str, digest: str | None) -> None:
+    """Compare a cached file with the manifest's digest (when it lists one) and with what the hub announced: a
+    SHA-256 (large files) or the SHA-1 of a git blob. A damaged file is removed, so that it is fetched anew."""
+    checks = [("manifest", digest)] if digest else []
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", announced):
+        checks.append(("hub", announced))
+    if not checks:
+        raise DataError(f"the hub gave no checksum for {file} (ETag {announced!r}), so it cannot be verified")
+    found = {64: file_sha256(path), 40: _git_sha1(path)}
+    for who, wanted in checks:
+        if found[len(wanted)] != wanted:
+            for link in _links(path):
+                link.unlink(missing_ok=True)
+            raise DataError(
+                f"{file} arrived damaged: its hash is {found[len(wanted)]}, the {who} says {wanted}. It was removed; "
+                "run the same command to fetch it again"
+            )
+
+
+def _git_sha1(path: Path) -> str:
+    """The hash by which git knows a file. Only small files are named by it, so others are not read."""
+    if path.stat().st_size > 64 * 1024 * 1024:
+        return ""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _links(path: Path) -> list[Path]:
+    """`path` and what it points to, link by link."""
+    chain = [path]
+    while chain[-1].is_symlink():
+        chain.append(chain[-1].parent / chain[-1].readlink())
+    return chain

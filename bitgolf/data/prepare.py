@@ -141,6 +141,7 @@ def _prepare_text(config: DataConfig, vocab_size: int, work: Path, progress: Pro
         "disjoint": True,
         "overlap": 0,
         "dropped_duplicates": splitter.dropped_duplicates,
+        "empty_documents": splitter.empty_documents,
     }
 
 
@@ -165,7 +166,7 @@ def _labeled(config: DataConfig, splitter: Splitter) -> Iterator[tuple[str, Docu
     if config.val_source:
         for document in _own_val(config):
             yield "val", document
-    for document in number_documents(iterate_documents(config.source)):
+    for document in number_documents(iterate_documents(config.source), splitter.count_empty):
         if splitter.full:
             return
         if split := splitter.assign(document):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +37,15 @@ def hash_document(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def number_documents(texts: Iterable[str]) -> Iterator[Document]:
-    """Documents of a source with index, hash and size; empty ones are passed over but keep their number."""
+def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda: None) -> Iterator[Document]:
+    """Documents of a source with index, hash and size; for empty ones, which keep their number, `on_empty` is
+    called instead."""
     for index, text in enumerate(texts):
         if text:
             data = text.encode()
             yield Document(text, index, hash_document(data), len(data))
+        else:
+            on_empty()
 
 
 class Splitter:
@@ -63,12 +66,17 @@ class Splitter:
         self._taken = array("Q")  # hashes of validation so far
         self._frozen = None if val_hashes is None else np.sort(val_hashes)
         self.dropped_duplicates = 0
+        self.empty_documents = 0
 
     @property
     def full(self) -> bool:
         """Whether neither split takes more."""
         wants_val = self._threshold > 0 and self._room["val"] > 0
         return not wants_val and self._room["train"] <= 0
+
+    def count_empty(self) -> None:
+        """Note a document without text."""
+        self.empty_documents += 1
 
     def assign(self, document: Document) -> str:
         """'train', 'val', or '' for a document that neither split takes."""

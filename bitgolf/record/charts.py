@@ -20,6 +20,7 @@ MAX_POINTS = 600
 
 _WIDTH, _HEIGHT = 360, 225  # user units of the SVG; matplotlib draws 72 of them an inch
 _FONT = 14
+_DOTTED = 15  # so few points are shown as points too
 _INK, _GRID, _LINE, _MARK = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {_INK: "var(--muted)", _GRID: "var(--grid)", _LINE: "var(--series-1)", _MARK: "var(--series-2)"}
 
@@ -82,7 +83,7 @@ def draw(chart: LineChart) -> str:
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, layout="constrained")
         axes = figure.add_subplot()
         axes.plot([x for x, _ in kept], [y for _, y in kept], color=_LINE, linewidth=2, solid_joinstyle="round",
-                  marker="o" if len(kept) == 1 else None)
+                  marker="o" if len(kept) <= _DOTTED else None, markersize=5)
         axes.grid(axis="y", color=_GRID, linewidth=1)
         axes.tick_params(length=0, pad=4)
         axes.set_xlabel(chart.x_label)

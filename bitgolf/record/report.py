@@ -11,6 +11,7 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -140,7 +141,8 @@ def render(products: sections.Products, texts: Texts, environment: Any = None) -
         config_toml=products.config.to_toml(), command=products.command,
         style=markup(folder.joinpath("report.css").read_text(encoding="utf-8")), script=markup(script),
         script_hash=markup(digest), warnings=sections.warnings(products),
-        verdict=verdict, headline=f"{score['headline_bpb']:.4f}" if score else None, score=score, pack=pack, audit=audit,
+        verdict=verdict, headline=f"{score['headline_bpb']:.4f}" if score else None,
+        score=score, pack=pack, audit=audit,
         charts=drawn, bpb=sections.bpb_bars(score) if score else [],
         groups=sections.byte_groups(pack) if pack else [], meters=sections.budget_meters(products),
         facts=sections.facts(products), audit_rows=sections.audit_rows(audit, _LARGEST_JSON_EVIDENCE) if audit else [],
@@ -150,7 +152,7 @@ def render(products: sections.Products, texts: Texts, environment: Any = None) -
 def _levels() -> list[str]:
     """Labels of the six shades of the surprisal legend."""
     bounds = [f"{bound:g}" for bound in passage.LEVEL_BITS]
-    inner = [f"{low}\N{EN DASH}{high}" for low, high in zip(bounds, bounds[1:], strict=False)]
+    inner = [f"{low}\N{EN DASH}{high}" for low, high in pairwise(bounds)]
     return [f"under {bounds[0]}", *inner, f"{bounds[-1]} or more"]
 
 

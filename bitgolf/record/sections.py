@@ -7,7 +7,7 @@ earlier artifact is shown with a warning. Nothing here draws, samples or writes.
 from __future__ import annotations
 
 import json
-import re
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from bitgolf.train.metrics import read_events
 _BUDGETS = (("artifact_bytes", "Artifact", "bytes", "pack"), ("train_seconds", "Training", "s", "train"),
             ("eval_seconds", "Evaluation", "s", "score"))
 _SYMBOLS = {"PASS": "\N{HEAVY CHECK MARK}", "FAIL": "\N{HEAVY BALLOT X}"}
-_ROLES = {"attention.query": "attention, query", "attention.key": "attention, key", "attention.value": "attention, value",
-          "attention.out": "attention, output", "mlp.up": "MLP, up", "mlp.down": "MLP, down",
-          "embedding": "token embedding"}
+_ROLES = {"attention.query": "attention, query", "attention.key": "attention, key",
+          "attention.value": "attention, value", "attention.out": "attention, output", "mlp.up": "MLP, up",
+          "mlp.down": "MLP, down", "embedding": "token embedding"}
+_SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown together
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def training_charts(products: Products) -> list[LineChart]:
                   f"Line chart: training loss goes {fell} in {seconds[-1]:.1f} seconds.", "seconds", seconds, loss,
                   marks=resumed),
         LineChart("loss-tokens", "Training loss, nats per token, against tokens (logarithmic)",
-                  f"Line chart: training loss goes {fell} over {tokens[-1]:,} tokens.", "tokens", tokens, loss, log_x=True),
+                  f"Line chart: training loss goes {fell} over {tokens[-1]:,} tokens.", "tokens", tokens, loss,
+                  log_x=True),
         LineChart("rate", f"Learning rate, multiple of its peak (matrices {config.matrix_lr:g}, embedding "
                   f"{config.embed_lr:g}, scalars {config.scalar_lr:g})",
                   f"Line chart: the learning rate multiplier begins at {rate[0]:.2f}, is {max(rate):.2f} at most and "
@@ -157,7 +159,8 @@ def bpb_bars(score: dict[str, Any]) -> list[Bar]:
     for index, (method, result) in enumerate(score["methods"].items()):
         note = ""
         if before is not None:
-            note = f"{result['bpb'] - before:+.4f} ".replace("-", "\N{MINUS SIGN}") + ("by packing" if index == 0 else "by more context")
+            change = f"{result['bpb'] - before:+.4f}".replace("-", "\N{MINUS SIGN}")
+            note = change + (" by packing" if index == 0 else " by more context")
         before = result["bpb"]
         rows.append((f"artifact, {method}", before, "headline" if method == score["headline"] else "model", note))
     headline = score["headline_bpb"]
@@ -169,13 +172,15 @@ def bpb_bars(score: dict[str, Any]) -> list[Bar]:
 
 def byte_groups(pack: dict[str, Any]) -> list[Bar]:
     """Bytes of the artifact and its code by what they hold, the largest first; they add up to the total."""
-    groups: dict[str, list[int]] = {}
-    for name, tensor in pack["tensors"].items():
-        groups.setdefault(_group(name, tensor), []).append(tensor["bytes"])
-    sizes = {name: sum(parts) for name, parts in groups.items()}
-    sizes["tokenizer"] = pack["streams"].get("tokenizer", 0)
-    sizes["header"] = pack["model_bytes"] - sum(sizes.values())
-    sizes["code"] = pack["code_bytes"]
+    largest: dict[str, int] = {}  # elements of the largest tensor of each group
+    for tensor in pack["tensors"].values():
+        largest[tensor["group"]] = max(largest.get(tensor["group"], 0), math.prod(tensor["shape"]))
+    sizes: dict[str, int] = {}
+    for group, size in pack["group_bytes"].items():
+        label = _ROLES.get(group, group if largest[group] > _SMALL_TENSOR else "gains and mixers")
+        sizes[label] = sizes.get(label, 0) + size
+    sizes |= {"tokenizer": pack["stream_bytes"].get("tokenizer", 0), "header": pack["header_bytes"],
+              "code": pack["code_bytes"]}
     most, total = max(sizes.values()), pack["total_bytes"]
     return [Bar(name, f"{size:,}", 100 * size / most, "code" if name == "code" else "model", f"{size / total:.1%}")
             for name, size in sorted(sizes.items(), key=lambda item: -item[1])]
@@ -233,9 +238,10 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
         ("peak GPU memory", f"{end['peak_memory_mib']:,.0f} MiB" if end.get("peak_memory_mib") else ""),
         ("compile warm-up (untimed)", _format(start, "warm_up_seconds", "{:.1f} s"))])
     hardware = _known([
-        ("device", str(start.get("device", score.get("device", "")))), ("processes", _format(start, "world_size", "{}")),
+        ("device", str(start.get("device", score.get("device", "")))),
+        ("processes", _format(start, "world_size", "{}")),
         ("attention", str(start.get("attention", ""))), ("torch", str(start.get("torch", ""))),
-        ("compiled", {True: "yes", False: "no"}.get(start.get("compiled"), ""))])
+        ("compiled", ("yes" if start["compiled"] else "no") if "compiled" in start else "")])
     shape = _known([
         ("layers × width", f"{model.num_layers} × {model.model_dim}"),
         ("heads (queries, keys)", f"{model.num_heads}, {model.num_kv_heads}"),
@@ -245,7 +251,8 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     text = _known([
         ("source", config.data.source), ("validation documents", _format(score, "val_documents", "{:,}")),
         ("validation tokens", _format(score, "val_tokens", "{:,}")),
-        ("validation bytes", _format(score, "val_bytes", "{:,}")), ("byte accounting", str(score.get("accounting", ""))),
+        ("validation bytes", _format(score, "val_bytes", "{:,}")),
+        ("byte accounting", str(score.get("accounting", ""))),
         ("context window", f"{config.window:,} tokens"),
         ("sliding stride", f"{config.score.stride:,} tokens" if "sliding" in config.score.methods else ""),
         ("evaluation", _format(score, "evaluation_seconds", "{:.1f} s"))])
@@ -264,16 +271,6 @@ def _read_json(run: RunDirectory, stage: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise RunError(f"{path} holds no JSON object; run `bitgolf {stage} {run.path}` again")
     return value
-
-
-def _group(name: str, tensor: dict[str, Any]) -> str:
-    """A reader's name for the role of a tensor; what is one-dimensional or small goes together."""
-    role = re.sub(r"^blocks\.\d+\.|\.weight$", "", name)
-    if role in _ROLES:
-        return _ROLES[role]
-    if len(tensor["shape"]) < 2 or tensor["bits"] == 16:
-        return "gains and scales"
-    return role
 
 
 def _amount(amount: float, unit: str) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
 
-WORDS = (
-    "the quick brown fox jumps over lazy dogs while seven wizards brew potions under a pale moon and nobody "
-    "returns before morning because every road leads home again through fields of barley and clover "
-    "def return import class self value None True False"
-).split()
+_SENTENCES = """
+the quick brown fox jumps over lazy dogs while seven wizards brew potions under a pale moon and nobody
+returns before morning because every road leads home again through fields of barley and clover
+def return import class self value None True False
+"""
+WORDS = _SENTENCES.split()
 
 
 def make_documents(count: int, seed: int = 0) -> list[str]:
@@ -43,3 +47,15 @@ def lossless(documents: list[str]) -> Tokenizer:
 @pytest.fixture(scope="session")
 def challenge(documents: list[str]) -> Tokenizer:
     return train_tokenizer(documents, 400, lossless=False)
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., str]:
+    """Write documents as JSON lines; the source string that reads them."""
+
+    def write(texts: list[str], name: str = "corpus.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        return f"jsonl:{path}"
+
+    return write

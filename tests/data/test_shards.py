@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_read_crosses_files(tmp_path_factory, data: st.DataObject) -> None:  # t
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
     whole = np.arange(sum(sizes), dtype=np.uint16)
     cuts = np.cumsum([0, *sizes])
-    for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(cuts)):
         write_shard(folder / f"x_val_{i:06d}.bin", whole[a:b])
     stream = TokenShards.open(folder, "val")
     start = data.draw(st.integers(0, len(whole)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from bitgolf.errors import DataError
 
 NASTY = [
     "", " ", "   ", "\n", "\n\n \n", "\0", "a\0b", "▁", "▁▁ ▁", "x▁y ▁z", " lead", "trail ", "a  b\t\tc\r\nd", "<s>",
-    "<unk> <0x41> </s>", "é e\u0301 ﬁ ½", "😀👩‍👩‍👧", "\ufeffbom", "\u2028\u00a0\u3000", "\U0010ffff\ufffd\ufffe", "0" * 99, "z" * 5000,
+    "<unk> <0x41> </s>", "é e\u0301 ﬁ ½", "😀👩‍👩‍👧", "\ufeffbom", "\u2028\u00a0\u3000", "\U0010ffff\ufffd\ufffe",
+    "0" * 99, "z" * 5000,
 ]  # fmt: skip
 TEXT = st.text(st.one_of(st.sampled_from(" \n\tab▁\0the"), st.characters(exclude_categories=["Cs"])), max_size=80)
 
@@ -27,7 +29,7 @@ def slow_costs(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     silent = lambda t: sp.is_control(t) or sp.is_unknown(t) or sp.is_unused(t)  # noqa: E731
     costs = []
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in pairwise(tokens):
         piece = sp.id_to_piece(token)
         if silent(token):
             costs.append(0)
@@ -144,7 +146,7 @@ def test_proof_catches_a_tokenizer_that_loses_bytes(lossless: Tokenizer) -> None
 def test_proof_catches_wrong_costs(lossless: Tokenizer) -> None:
     broken = Tokenizer(lossless.model_bytes)
     broken._cost[broken.encode("\n")[0]] += 1
-    with pytest.raises(DataError, match="document 1 .* stand for 10 bytes, the original text has 9"):
+    with pytest.raises(DataError, match=r"document 1 .* stand for 10 bytes, the original text has 9"):
         broken.encode_proven(["fine", "two\nlines"])
 
 
@@ -186,7 +188,9 @@ def test_training_is_deterministic_and_quiet(documents: list[str], lossless: Tok
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_training_on_hostile_text(kind: bool) -> None:
-    tokenizer = train_tokenizer(["\0" * 10, "▁", "word " * 20_000, "x" * 100_000, "", "\n\n", "café ▁ \0 end"], 275, kind)
+    tokenizer = train_tokenizer(
+        ["\0" * 10, "▁", "word " * 20_000, "x" * 100_000, "", "\n\n", "café ▁ \0 end"], 275, kind
+    )
     assert tokenizer.vocab_size == 275
     result = tokenizer.encode_proven(["no space piece missing", "▁\0"])
     assert kind is False or result.raw_bytes == result.counted_bytes
@@ -208,7 +212,7 @@ def test_an_error_of_the_documents_comes_through() -> None:
         yield "some text"
         raise DataError("line 3 is broken")
 
-    with pytest.raises(DataError, match="^line 3 is broken$"):
+    with pytest.raises(DataError, match=r"^line 3 is broken$"):
         train_tokenizer(documents(), 300, True)
 
 
