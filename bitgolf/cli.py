@@ -459,7 +459,7 @@ def _print_audit(out: Console, verdict: Any) -> None:
         table.add_column(column)
     for check in verdict.checks:
         style = {"PASS": "green", "FAIL": "bold red"}.get(check.verdict, "yellow")
-        table.add_row(check.rule, check.title, f"[{style}]{check.verdict}[/]", str(check.evidence))
+        table.add_row(check.rule, check.title, f"[{style}]{check.verdict}[/]", check.reason)
     out.print(table)
 
 

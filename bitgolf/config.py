@@ -172,8 +172,8 @@ class TrainConfig(Section):
 class PackConfig(Section):
     """Quantization grids and the container (techniques.md sections 6-7). Bits are those of one code."""
 
-    matrix_bits: int = Field(8, ge=2, le=8, description="block matrices")
-    embed_bits: int = Field(8, ge=2, le=8, description="token embedding and other tables")
+    matrix_bits: int = Field(8, ge=2, le=12, description="block matrices")
+    embed_bits: int = Field(8, ge=2, le=12, description="token embedding and other tables")
     method: Literal["gptq", "rtn", "lossless"] = Field("gptq", description="lossless keeps fp32")
     percentiles: tuple[float, ...] = Field(
         (0.999, 0.9995, 0.9999, 0.99999, 1.0), description="row clips tried; the least squared error wins"

@@ -20,6 +20,7 @@ from bitgolf.errors import ConfigError
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # the row clips of challenge PR 414
 SMALLEST_SCALE = 2.0**-24  # smallest positive fp16 number: the step of all-zero and of vanishing rows
 LARGEST_SCALE = 65504.0  # largest finite fp16 number
+MAX_BITS = 12
 _CHUNK_ELEMENTS = 1 << 22  # clip search works on this many weights at a time
 
 
@@ -28,7 +29,7 @@ class Grid:
     """Symmetric per-row integer grid.
 
     Args:
-        bits: width of a code, 2 to 8.
+        bits: width of a code, 2 to 12.
         floor: smallest step that a row may have; 0 = no floor beyond fp16. The published int5 systems used
             1 / qmax, which coarsens rows of small norm.
     Raises:
@@ -39,8 +40,9 @@ class Grid:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or not 2 <= self.bits <= 8:
-            raise ConfigError(f"a grid of {self.bits!r} bits does not exist; choose an integer from 2 to 8")
+        if type(self.bits) is not int or not 2 <= self.bits <= MAX_BITS:
+            raise ConfigError(f"a grid of {self.bits!r} bits does not exist; choose an integer from 2 to "
+                              f"{MAX_BITS}")
         if not 0.0 <= self.floor <= LARGEST_SCALE:
             raise ConfigError(f"the scale floor {self.floor!r} must lie between 0 and {LARGEST_SCALE:.0f}")
 
@@ -48,6 +50,11 @@ class Grid:
     def qmax(self) -> int:
         """Largest code; the smallest is -qmax."""
         return 2 ** (self.bits - 1) - 1
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """Integer type that holds a code: int8 up to 8 bits, int16 above."""
+        return torch.int8 if self.bits <= 8 else torch.int16
 
     def round_scales(
         self,
@@ -100,16 +107,16 @@ class Grid:
         self,
         weight: Tensor,  # (..., R, C) any float dtype
         scales: Tensor,  # (..., R) fp32 from `scales`
-    ) -> Tensor:  # (..., R, C) int8
+    ) -> Tensor:  # (..., R, C) of `code_dtype`
         """Round `weight` to the nearest code. Raises ConfigError on NaN, infinity or mismatched shapes."""
         weight = _matrix(weight)
         _require_finite(weight)
         _require_rows(scales, weight, "scales")
-        return self.round_codes(weight, scales.unsqueeze(-1)).to(torch.int8)
+        return self.round_codes(weight, scales.unsqueeze(-1)).to(self.code_dtype)
 
     def dequantize(
         self,
-        codes: Tensor,  # (..., R, C) int8
+        codes: Tensor,  # (..., R, C) integers
         scales: Tensor,  # (..., R) fp32
     ) -> Tensor:  # (..., R, C) fp32
         """The weights that `codes` stand for: code times the row's step."""

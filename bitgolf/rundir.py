@@ -41,12 +41,13 @@ class RunDirectory:
     def create(cls, path: str | Path, config: Config, *, resume: bool = False) -> RunDirectory:
         """Make `path` the directory of a run of `config`.
 
-        A directory that already belongs to the same configuration is reused only with `resume=True`.
+        A directory that already belongs to the same configuration is reused only with `resume=True`; one that
+        holds nothing but a configuration (its first stage failed) is taken over.
         Raises RunError when it exists and belongs to another configuration, or holds something else.
         """
         root = Path(path)
         stored = root / "config.toml"
-        if stored.exists():
+        if stored.exists() and [entry.name for entry in root.iterdir()] != ["config.toml"]:
             existing = cls.open(root).config
             if existing.digest() != config.digest():
                 changed = ", ".join(_differences(existing, config)) or "nothing visible"
@@ -60,7 +61,7 @@ class RunDirectory:
                     "run one stage on it (for example `bitgolf score`), or choose another --out"
                 )
             return cls(root, config)
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and not stored.exists() and (not root.is_dir() or any(root.iterdir())):
             raise RunError(
                 f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out"
             )

@@ -67,12 +67,20 @@ def test_a_run_directory_belongs_to_one_configuration(tmp_path) -> None:
     root = tmp_path / "run"
     RunDirectory.create(root, config)
     assert RunDirectory.open(root).config == config
+    (root / "train.jsonl").write_text("")
     with pytest.raises(RunError, match="--resume"):
         RunDirectory.create(root, config)
     assert RunDirectory.create(root, config, resume=True).config == config
     other = load_config("demo", {"train.matrix_lr": "0.5"})
     with pytest.raises(RunError, match=r"train\.matrix_lr"):
         RunDirectory.create(root, other, resume=True)
+
+
+def test_a_directory_whose_first_stage_failed_can_be_used_again(tmp_path) -> None:
+    RunDirectory.create(tmp_path / "run", load_config("demo"))
+    other = load_config("demo", {"seed": "5"})
+    assert RunDirectory.create(tmp_path / "run", other).config.seed == 5
+    assert RunDirectory.open(tmp_path / "run").config == other
 
 
 def test_a_foreign_directory_is_left_alone(tmp_path) -> None:

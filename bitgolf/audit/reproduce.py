@@ -1,9 +1,9 @@
 """Reproduction: the artifact, scored again in other batches, gives the losses on record.
 
-A sample of contiguous blocks of targets, the first and the last always among them, is scored anew and compared
-with nll.npy. On one and the same CPU the losses agree to float32 rounding; on a GPU, where other shapes pick other
-bf16 kernels, single losses scatter and the mean must agree instead. Source: tests 5 and 7 of the challenge's
-audit rules.
+A sample of contiguous blocks of targets, the first and the last always among them, is scored anew and
+compared with nll.npy. On the device that scored them, with the same kernels and batch shapes,
+the losses agree to float32 rounding. Elsewhere bf16 kernels round differently: single losses scatter and the
+mean must agree instead. Source: tests 5 and 7 of the challenge's audit rules.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from bitgolf.progress import Progress, silent
 REPRODUCED = Rule("reproduction", "re-run", "scoring the artifact again gives the losses on record")
 
 TOLERANCE_NATS = 1e-4
-# A single target may scatter this far between bf16 kernels.
-SCATTER_NATS = 0.25
+# Between devices: compiled and eager bf16 kernels of one H200 differed by 0.46 nats on the worst of 127,374
+# targets of the baseline and by 0.00014 on average.
+SCATTER_NATS = 1.0
+MEAN_TOLERANCE_NATS = 1e-3
 
 
 def sample_blocks(num_targets: int, block: int, num_blocks: int, seed: int) -> list[tuple[int, int]]:
@@ -37,7 +39,7 @@ def reproduction(
     tokens: np.ndarray,  # (N,) integers, the validation data
     nll: np.ndarray,  # (N-1,) float32, the losses on record
     blocks: list[tuple[int, int]],
-    exact: bool,  # same device and float32: every loss must agree; else the mean and the scatter
+    same_kernels: bool,  # device, kernels and batch shapes of the score: every loss must agree; else the mean
     progress: Progress = silent,
 ) -> Check:
     """Score `blocks` anew and compare."""
@@ -53,12 +55,12 @@ def reproduction(
     largest, mean = float(np.abs(gap).max()), float(gap.mean())
     error = 4 * float(gap.std()) / len(gap) ** 0.5
     problems = []
-    if exact and not largest <= TOLERANCE_NATS:
+    if same_kernels and not largest <= TOLERANCE_NATS:
         problems.append(f"a loss differs by {largest:.3g} nats from the one on record")
     elif not largest <= SCATTER_NATS:
         problems.append(f"a loss differs by {largest:.3g} nats from the one on record, more than kernels scatter")
-    elif not abs(mean) <= TOLERANCE_NATS + error:
+    elif not abs(mean) <= (TOLERANCE_NATS if same_kernels else MEAN_TOLERANCE_NATS) + error:
         problems.append(f"losses differ by {mean:.3g} nats on average from those on record")
     return REPRODUCED.judge(problems, f"{len(gap):,} losses again: largest difference {largest:.1e} nats, mean "
                             f"{mean:.1e}", targets=len(gap), blocks=len(blocks), largest_nats=str(largest),
-                            mean_nats=str(mean), exact=exact, tolerance_nats=TOLERANCE_NATS)
+                            mean_nats=str(mean), same_kernels=same_kernels, tolerance_nats=TOLERANCE_NATS)

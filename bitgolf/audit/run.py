@@ -20,8 +20,9 @@ from bitgolf import atomic
 from bitgolf.audit import checks, distribution, flips, reproduce
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
 from bitgolf.budget import Budget
-from bitgolf.distributed import choose_device
+from bitgolf.distributed import choose_device, device_name
 from bitgolf.errors import RunError
+from bitgolf.evaluate.score import scoring_model
 from bitgolf.evaluate.scorers import METHODS, make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer, tokens_sha256
 from bitgolf.progress import Progress, silent
@@ -231,12 +232,15 @@ class _Evidence:
         return distribution.losses_match(self.shown, self.passage)
 
     def reproduction(self) -> Check:
-        on_cpu = self.device.type == "cpu"
-        rows = _FLIP_ROWS if on_cpu else max(_FLIP_ROWS, self.run.config.score.batch_tokens // self.run.config.window)
+        config = self.run.config
+        rows = max(_FLIP_ROWS, config.score.batch_tokens // config.window) if self.device.type == "cuda" else _FLIP_ROWS
         blocks = reproduce.sample_blocks(len(self.tokens) - 1, rows * self.stride, _NUM_BLOCKS[self.quick],
                                          self.run.config.seed)
-        return reproduce.reproduction(self.scorer(rows * self.run.config.window), self.tokens, self.nll, blocks,
-                                      exact=on_cpu and self.score.get("device", "cpu") == "cpu")
+        scorer = make_scorer(self.method, scoring_model(self.language_model.model, config, self.device),
+                             window=config.window, stride=self.stride, batch_tokens=rows * config.window,
+                             device=self.device)
+        return reproduce.reproduction(scorer, self.tokens, self.nll, blocks,
+                                      same_kernels=self.score.get("device") == device_name(self.device))
 
     def _require(self, name: str) -> Path:
         try:

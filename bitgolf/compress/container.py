@@ -253,10 +253,10 @@ def _scales(described: Header, located: dict[str, tuple[StreamEntry, memoryview,
 
 
 def _split_codes(raw: bytes, entries: list[TensorEntry]) -> Iterable[tuple[TensorEntry, np.ndarray]]:
-    """Each tensor of a code stream with its (R, C) int8 codes, verified to lie on its grid."""
-    flat, position = np.frombuffer(raw, dtype=np.int8), 0
+    """Each tensor of a code stream with its (R, C) codes, verified to lie on its grid."""
+    position = 0
     for entry in entries:
-        codes = flat[position : position + entry.raw_bytes].reshape(entry.shape)
+        codes = _from_planes(raw[position : position + entry.raw_bytes], entry.dtype).reshape(entry.shape)
         position += entry.raw_bytes
         qmax = Grid(CODE_KINDS[entry.kind]).qmax
         if int(codes.max()) > qmax or int(codes.min()) < -qmax:
@@ -287,9 +287,9 @@ def _assemble(
     if stream == "scales":
         rows = [scales for entry in entries if (scales := tensors[entry.name].scales) is not None]
         return _to_planes(np.concatenate([row.numpy() for row in rows]).astype(_SCALE_DTYPE))
-    values = [tensors[entry.name].values.numpy().reshape(-1) for entry in entries if entry.stream == stream]
-    flat = np.concatenate(values)
-    return _to_planes(flat.astype(FLOAT_KINDS[stream])) if stream in FLOAT_KINDS else flat.tobytes()
+    mine = [entry for entry in entries if entry.stream == stream]
+    values = [tensors[entry.name].values.numpy().reshape(-1).astype(entry.dtype) for entry in mine]
+    return _to_planes(np.concatenate(values)) if stream in FLOAT_KINDS else b"".join(map(_to_planes, values))
 
 
 def _to_planes(values: np.ndarray) -> bytes:

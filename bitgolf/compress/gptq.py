@@ -34,7 +34,7 @@ def gptq(
     damping: float = 0.01,
     block_size: int = 128,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:  # (R, C) int8, (R, C) fp32
+) -> tuple[Tensor, Tensor]:  # (R, C) codes, (R, C) fp32
     """Round one matrix; see `gptq_batched`, of which this is the case N = 1."""
     codes, dequantized = gptq_batched(weight.unsqueeze(0), hessian.unsqueeze(0), grid, scales.unsqueeze(0),
                                       damping, block_size, dtype)
@@ -50,7 +50,7 @@ def gptq_batched(
     damping: float = 0.01,
     block_size: int = 128,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:  # (N, R, C) int8, (N, R, C) fp32
+) -> tuple[Tensor, Tensor]:  # (N, R, C) codes, (N, R, C) fp32
     """Round N matrices of one shape, each with its own Hessian, together (fewer, larger GPU operations).
 
     A column whose input was always zero (H_jj = 0) gets weight zero. `damping` times the mean diagonal of the
@@ -78,7 +78,7 @@ def gptq_batched(
         index = order.unsqueeze(2).expand(-1, -1, weights.shape[1])  # (N, C, R)
         work = live.transpose(1, 2).gather(1, index)  # (N, C, R)
         steps = scales.to(dtype)  # (N, R)
-        ordered_codes = torch.empty_like(work, dtype=torch.int8)
+        ordered_codes = torch.empty_like(work, dtype=grid.code_dtype)
         for start in range(0, num_columns, block_size):
             end = min(start + block_size, num_columns)
             errors = _round_block(work[:, start:end], factor[:, start:end, start:end], grid, steps,
@@ -94,7 +94,7 @@ def _round_block(
     factor: Tensor,  # (N, B, B) upper triangular diagonal block of the inverse factor
     grid: Grid,
     steps: Tensor,  # (N, R)
-    codes_: Tensor,  # (N, B, R) int8, written
+    codes_: Tensor,  # (N, B, R) integers, written
 ) -> Tensor:  # (N, B, R) rounding errors divided by the pivots
     """Round the columns of one block in order, each after the corrections of its predecessors."""
     errors = torch.empty_like(block)

@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+
 from bitgolf.compress import compressors
 from bitgolf.compress.stored import CODE_KINDS, FLOAT_KINDS, KINDS, num_elements
 from bitgolf.errors import ArtifactError
@@ -40,8 +42,15 @@ class TensorEntry:
 
     @property
     def raw_bytes(self) -> int:
-        """Its bytes in that stream: one a code, two or four a float."""
-        return num_elements(self.shape) * (FLOAT_KINDS[self.kind].itemsize if self.kind in FLOAT_KINDS else 1)
+        """Its bytes in that stream: one a code (two above 8 bits), two or four a float."""
+        return num_elements(self.shape) * self.dtype.itemsize
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Little-endian type of its codes or values in that stream."""
+        if self.kind in FLOAT_KINDS:
+            return FLOAT_KINDS[self.kind]
+        return np.dtype("<i1" if CODE_KINDS[self.kind] <= 8 else "<i2")
 
     @property
     def scale_bytes(self) -> int:

@@ -46,7 +46,7 @@ class QuantizedTensor:
     """Codes and scales of one tensor (on the CPU), and what the rounding cost.
 
     Attributes:
-        codes: (R, C) int8.
+        codes: (R, C) int8, int16 on grids above 8 bits.
         scales: (R,) fp32, each an fp16 number.
         weight_error: |W - Q|^2 / |W|^2.
         hessian_error: tr(E H E^T) / tr(W H W^T), the same of the layer's output; None without a Hessian.

@@ -40,11 +40,11 @@ class ArtifactSizes:
 
 
 def entropy_bits(
-    codes: np.ndarray,  # any shape, int8
+    codes: np.ndarray,  # any shape, int8 or int16
 ) -> float:
     """Order-0 entropy of `codes`, in bits for all of them together."""
-    flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8)
-    counts = np.bincount(flat, minlength=256).astype(np.float64)
+    flat = codes.reshape(-1).astype(np.int64)
+    counts = np.bincount(flat - flat.min()).astype(np.float64)
     present = counts[counts > 0]
     return float((present * (np.log2(flat.size) - np.log2(present))).sum())
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from bitgolf.errors import ArtifactError
-from bitgolf.grid import Grid
+from bitgolf.grid import MAX_BITS, Grid
 
 FLOAT_KINDS: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
-CODE_KINDS = {f"int{bits}": bits for bits in range(2, 9)}
+CODE_KINDS = {f"int{bits}": bits for bits in range(2, MAX_BITS + 1)}
 KINDS = (*CODE_KINDS, *FLOAT_KINDS)
 
 
@@ -27,9 +27,9 @@ class StoredTensor:
     """A tensor as the artifact keeps it; build it with `quantized`, `fp16` or `fp32`, which check it.
 
     Attributes:
-        kind: "int2" ... "int8", "fp16" or "fp32".
+        kind: "int2" ... "int12", "fp16" or "fp32".
         group: the role whose tensors are stored together; None = `role` of the name it is stored under.
-        values: (R, C) int8 codes of a quantized kind, else float values of any shape up to 4 dimensions; CPU.
+        values: (R, C) int8 or int16 codes of a quantized kind, else float values of any shape up to 4 dimensions; CPU.
         scales: (R,) fp32 row steps, each an fp16 number > 0; None for float kinds.
     """
 
@@ -41,7 +41,7 @@ class StoredTensor:
     @classmethod
     def quantized(
         cls,
-        codes: Tensor,  # (R, C) int8
+        codes: Tensor,  # (R, C) of Grid(bits).code_dtype
         scales: Tensor,  # (R,) fp32
         bits: int,
         group: str | None = None,
@@ -52,8 +52,8 @@ class StoredTensor:
         """
         grid = Grid(bits)
         codes, scales = codes.detach().cpu(), scales.detach().cpu().float()
-        if codes.ndim != 2 or codes.dtype != torch.int8 or 0 in codes.shape:
-            raise ArtifactError("codes must be a non-empty int8 matrix, not "
+        if codes.ndim != 2 or codes.dtype != grid.code_dtype or 0 in codes.shape:
+            raise ArtifactError(f"codes of {bits} bits must be a non-empty {grid.code_dtype} matrix, not "
                                 f"{codes.dtype} of {tuple(codes.shape)}")
         if scales.shape != codes.shape[:1]:
             raise ArtifactError(f"{len(codes)} rows of codes came with scales of shape {tuple(scales.shape)}")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from bitgolf import atomic
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
-from bitgolf.distributed import World
+from bitgolf.distributed import World, device_name
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
@@ -53,16 +53,16 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again"
         )
     load_seconds = time.perf_counter() - begin
-    model = _scoring_model(language_model.model, config, world)
+    model = scoring_model(language_model.model, config, world.device)
     results: dict[str, Any] = {}
     tape = ScoreTape(tokens)
+    headline: str = config.score.methods[-1]
     for method in config.score.methods:
         started = time.perf_counter()
         tape = _run_method(method, model, tokens, config, world, progress)
         results[method] = bits_per_byte(tape.nll, costs).to_json() | {
             "seconds": time.perf_counter() - started
         }
-    headline = config.score.methods[-1]
     evaluation_seconds = time.perf_counter() - begin
     if world.is_main:
         _save_array(run / "nll.npy", tape.nll)
@@ -70,8 +70,8 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         budget = run.budget()
         budget.forget("score")
         budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
-        for method, result in results.items():
-            budget.charge("eval_seconds", "score", method, result["seconds"])
+        for name, result in results.items():
+            budget.charge("eval_seconds", "score", name, result["seconds"])
     reference = _float_score(run, tokens, costs, world, progress) if config.score.float_reference else None
     if not world.is_main:
         return
@@ -94,7 +94,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             "window": config.window,
             "stride": config.score.stride,
             "evaluation_seconds": evaluation_seconds,
-            "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+            "device": device_name(world.device),
             "attention": language_model.attention,
             "world_size": world.size,
             "compressors": _general_purpose(data, tokens, progress),
@@ -102,8 +102,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     )
 
 
-def _scoring_model(model: GPT, config: Config, world: World) -> Callable[[torch.Tensor], torch.Tensor]:
-    if config.score.compile and world.device.type == "cuda":
+def scoring_model(model: GPT, config: Config, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model as the scorers call it: compiled on a GPU when the configuration says so."""
+    if config.score.compile and device.type == "cuda":
         return torch.compile(model, dynamic=False)
     return model
 
@@ -129,7 +130,7 @@ def _run_method(
         world_size=world.size,
     )
 
-    def report(_: str, done: float, total: float, note: str = "") -> None:
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
         progress(f"{label} {method}", done, total, note)
 
     evaluate(tape, scorer, progress=report)
@@ -149,7 +150,7 @@ def _float_score(
     model.eval().requires_grad_(False)
     tape = _run_method(
         config.score.methods[0],
-        _scoring_model(model, config, world),
+        scoring_model(model, config, world.device),
         tokens,
         config,
         world,

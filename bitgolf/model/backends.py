@@ -41,7 +41,7 @@ def attention_function(backend: str) -> AttentionFunction:
     """
     if backend == "fa3":
         try:
-            from flash_attn_interface import flash_attn_func  # type: ignore[import-not-found]
+            from flash_attn_interface import flash_attn_func
         except ImportError as error:
             raise ConfigError(
                 "attention backend fa3 needs the package flash_attn_interface (FlashAttention 3), "

@@ -1,8 +1,8 @@
 """The whole network: tied embedding, blocks with U-Net skips, softcapped logits.
 
-Order (techniques.md section 2): E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T -> c tanh(z / c). The first
-L // 2 layers push their output; every later layer adds the last one pushed, times a learned weight a channel,
-while any is left.
+Order (techniques.md section 2): E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T
+-> c tanh(z / c). The first L // 2 layers push their output; every later layer adds the last one pushed, times a
+learned weight a channel, while any is left.
 
 Legend: B batch, T time, D model width, V vocabulary, L layers.
 """

@@ -1,8 +1,8 @@
 """The optimizer of a whole model: Muon for the block matrices, AdamW for tables and scalars, one clip over all.
 
-Group rule: two-dimensional weights of linear layers go to Muon; tables (token, bigram and value
-embeddings) and everything else to AdamW with their own learning rates. The gradient norm of every tensor is measured on the way to the clip, so
-a NaN can be named.
+Group rule: two-dimensional weights of linear layers go to Muon; tables (token, bigram and value embeddings)
+and everything else to AdamW with their own learning rates. The gradient norm of every tensor is measured on the way
+to the clip, so a NaN can be named.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ every rank decides from the same numbers.
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from bitgolf import atomic
 from bitgolf.config import Config
 from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
 from bitgolf.data.prepare import PreparedData, open_data
-from bitgolf.distributed import World
+from bitgolf.distributed import World, device_name
 from bitgolf.errors import BudgetError, ConfigError
 from bitgolf.model.build import build_model
 from bitgolf.progress import Progress, silent
@@ -91,8 +90,9 @@ def train(run: RunDirectory, world: World, *, resume: bool = False, progress: Pr
     store = CheckpointStore(run / "checkpoint")
     loaded = store.load_latest(config.digest()) if resume else None
     begin = time.perf_counter()
-    step_seconds = trainer.warm_up(config.model.vocab_size)
-    reserve = world.from_main(_measure_calibration(trainer, config, shape) + _MARGIN_SECONDS + (_LAG + 2) * step_seconds)
+    step_seconds = world.from_main(trainer.warm_up(config.model.vocab_size))
+    in_flight = _MARGIN_SECONDS + (_LAG + 2) * step_seconds
+    reserve = world.from_main(_measure_calibration(trainer, config, shape)) + in_flight
     warm_up_seconds = time.perf_counter() - begin
     first_step, spent = 0, 0.0
     if loaded is not None:
@@ -129,17 +129,12 @@ def describe_run(
     config: Config, data: PreparedData, world: World, backend: str, compiled: bool
 ) -> dict[str, Any]:
     """What a reader of the log needs to know about a run: configuration digest, data, software and hardware."""
-    device = (
-        torch.cuda.get_device_name(world.device)
-        if world.device.type == "cuda"
-        else platform.processor() or "cpu"
-    )
     return {
         "config_sha256": config.digest(),
         "preset": config.name,
         "seed": config.seed,
         "world_size": world.size,
-        "device": device,
+        "device": device_name(world.device),
         "attention": backend,
         "compiled": compiled,
         "torch": torch.__version__,

@@ -288,14 +288,14 @@ def test_reproduction_across_devices_tolerates_scatter_not_bias() -> None:
     scorer = make_scorer("sliding", Model(), window=16, stride=4, batch_tokens=48, device="cpu")
     nll, blocks = score_all(Model(), "sliding").nll, [(0, 200), (200, 399)]
     scatter = nll + np.random.default_rng(0).normal(0, 0.005, 399).astype(np.float32)
-    assert reproduction(scorer, TOKENS, scatter, blocks, exact=False).verdict == "PASS"
-    assert reproduction(scorer, TOKENS, scatter, blocks, exact=True).verdict == "FAIL"
-    assert reproduction(scorer, TOKENS, nll - np.float32(0.002), blocks, exact=False).verdict == "FAIL"
+    assert reproduction(scorer, TOKENS, scatter, blocks, same_kernels=False).verdict == "PASS"
+    assert reproduction(scorer, TOKENS, scatter, blocks, same_kernels=True).verdict == "FAIL"
+    assert reproduction(scorer, TOKENS, nll - np.float32(0.002), blocks, same_kernels=False).verdict == "FAIL"
     one_off = nll.copy()
-    one_off[300] -= 0.5
-    assert reproduction(scorer, TOKENS, one_off, blocks, exact=False).verdict == "FAIL"
+    one_off[300] -= 1.5
+    assert reproduction(scorer, TOKENS, one_off, blocks, same_kernels=False).verdict == "FAIL"
     with pytest.raises(RunError, match=r"nll\.npy has 398 losses"):
-        reproduction(scorer, TOKENS, nll[:-1], blocks, exact=True)
+        reproduction(scorer, TOKENS, nll[:-1], blocks, same_kernels=True)
 
 
 def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:

@@ -45,7 +45,7 @@ def test_everything_comes_back(contents: dict[str, Any], tmp_path: Path, compres
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["int2", "int5", "int8", "fp16", "fp32"]), st.integers(1, 5),
+@given(st.lists(st.tuples(st.sampled_from(["int2", "int5", "int8", "int9", "int12", "fp16", "fp32"]), st.integers(1, 5),
                           st.integers(1, 5), st.sampled_from("abc")), max_size=6),
        st.binary(max_size=50), st.integers(0, 1000))
 def test_any_contents_come_back(layout: list[tuple[str, int, int, str]], tokenizer: bytes, seed: int) -> None:
@@ -180,7 +180,7 @@ def test_impossible_tensors_are_refused_when_stored() -> None:
         (lambda: StoredTensor.quantized(codes, scales * 0, 8), "fp16 numbers > 0"),
         (lambda: StoredTensor.quantized(codes, scales * float("nan"), 8), "fp16 numbers > 0"),
         (lambda: StoredTensor.quantized(codes, scales * 1.0001, 8), "fp16 numbers > 0"),
-        (lambda: StoredTensor.quantized(codes, scales, 9), "2 to 8"),
+        (lambda: StoredTensor.quantized(codes, scales, 13), "2 to 12"),
         (lambda: StoredTensor.fp16(torch.tensor([1e6])), "keep it in fp32"),
         (lambda: StoredTensor.fp16(torch.tensor([float("nan")])), "NaN"),
         (lambda: StoredTensor.fp32(torch.tensor([float("inf")])), "NaN, infinite"),

@@ -155,7 +155,7 @@ def test_contradictions_are_named(artifact: bytes, take_apart: Any, put_together
         (change(described, extra=1), "keys"),
         (missing, "keys"),
         (change(described, compressor="zpaq"), "unknown compressor 'zpaq'"),
-        (with_row("mix", ["mix", "int9", "g", [2, 3]]), "unknown kind 'int9'"),
+        (with_row("mix", ["mix", "int13", "g", [2, 3]]), "unknown kind 'int13'"),
         (with_row("mix", ["mix", "fp32", "g", [2, 3, 0]]), "from 1 to"),
         (with_row("mix", ["mix", "fp32", "g", [2, 3, True]]), "whole number"),
         (with_row("mix", ["mix", "fp32", "g", [1, 1, 1, 1, 24]]), "does not suit"),

@@ -21,7 +21,7 @@ class ArrayStream:
         return len(self.tokens)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        assert 0 <= start
+        assert start >= 0
         assert start + length <= len(self.tokens)
         return self.tokens[start : start + length]
 

@@ -9,8 +9,8 @@ import torch
 from bitgolf.config import ModelConfig, load_config
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT, count_parameters
-from bitgolf.model.gpt import GenerationCache
 from bitgolf.model.backends import available_backends, choose_backend
+from bitgolf.model.gpt import GenerationCache
 from bitgolf.model.rotary import rotary_base
 
 TINY = {"vocab_size": 300, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "mlp_multiple": 2.5}
