@@ -80,9 +80,12 @@ def read_header(path: str | Path) -> int:
 
 
 def find_shards(directory: str | Path, split: str) -> list[Path]:
-    """Shards of `split` ('train' or 'val') in `directory`, sorted by name: `*train_*.bin` or `*val_*.bin`,
-    without the byte sidecars (`_bytes_`). Empty when there are none."""
-    return sorted(p for p in Path(directory).glob(f"*{split}_*.bin") if "_bytes_" not in p.name)
+    """Shards of `split` ('train' or 'val') in `directory`, sorted by name: `*train_*.bin` or `*val_*.bin`.
+
+    Byte sidecars (`_bytes_`) and the document hashes of a prepared directory are left out. Empty when there are none.
+    """
+    found = Path(directory).glob(f"*{split}_*.bin")
+    return sorted(p for p in found if "_bytes_" not in p.name and not p.name.endswith("_documents.bin"))
 
 
 def file_sha256(path: str | Path) -> str:
