@@ -24,7 +24,9 @@ _BUDGETS = (("artifact_bytes", "Artifact", "bytes", "pack"), ("train_seconds", "
 _SYMBOLS = {"PASS": "\N{HEAVY CHECK MARK}", "FAIL": "\N{HEAVY BALLOT X}"}
 _ROLES = {"attention.query": "attention, query", "attention.key": "attention, key",
           "attention.value": "attention, value", "attention.out": "attention, output", "mlp.up": "MLP, up",
-          "mlp.down": "MLP, down", "embedding": "token embedding"}
+          "mlp.down": "MLP, down", "embedding": "token embedding",
+          "bigram.table": "bigram table", "bigram.project": "bigram projection",
+          "value_embedding.table": "value embedding", "value_embedding.project": "value projection"}
 _SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown together
 
 
