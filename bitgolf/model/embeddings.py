@@ -39,10 +39,10 @@ class BigramHash(nn.Module):
         self.project = Linear(config.bigram_dim, config.model_dim)
         self.scale = nn.Parameter(torch.tensor(0.05))
 
-    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64 -> (B, T, D) of `dtype`."""
         rows = F.embedding(bigram_rows(tokens, self.table.size(0)), self.table).to(dtype)
-        return self.scale.to(dtype) * self.project(rows)
+        return self.scale.to(dtype) * self.project(rows, fake)
 
 
 class Smear(nn.Module):
@@ -79,6 +79,6 @@ class ValueEmbedding(nn.Module):
         self.scale = nn.Parameter(torch.tensor(0.1))
         self.layer_scales = nn.Parameter(torch.ones(len(config.ve_layers)))
 
-    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> (B, T, G * K): the contribution before a layer's own scale."""
-        return self.scale.to(dtype) * self.project(F.embedding(tokens, self.table).to(dtype))
+        return self.scale.to(dtype) * self.project(F.embedding(tokens, self.table).to(dtype), fake)

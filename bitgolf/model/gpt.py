@@ -91,28 +91,29 @@ class GPT(nn.Module):
             assert isinstance(block, Block)
             block.attention.attend = attention_function(backend)
 
-    def embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, fake: Tensor | None = None) -> Tensor:
         """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor."""
         raw = F.embedding(tokens, self.embedding).to(self.compute_dtype)
         if self.bigram is not None:
-            raw = raw + self.bigram(tokens, self.compute_dtype)
+            raw = raw + self.bigram(tokens, self.compute_dtype, fake)
         if self.smear is not None and self.smear.version == "v2":
             return rms_norm(self.smear(raw, tokens))
         x = rms_norm(raw)
         return x if self.smear is None else self.smear(x, tokens)
 
-    def hidden(self, tokens: Tensor, cache: GenerationCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: GenerationCache | None = None, fake: Tensor | None = None) -> Tensor:
         """Normalized output of the last block.
 
         Args:
             tokens: (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens.
             cache: continued and extended (generation).
+            fake: sharpness of fake quantization (training only); None = the float weights.
         Returns:
             (B, T, D) in `compute_dtype`.
         """
         offset = 0 if cache is None else cache.length
         if cache is None or cache.tokens is None:
-            x = self.embed(tokens)
+            x = self.embed(tokens, fake)
         else:  # the embedding looks at most two tokens back
             x = self.embed(torch.cat((cache.tokens[:, -2:], tokens), dim=1))[:, -tokens.size(1) :]
         if cache is not None:
@@ -120,14 +121,14 @@ class GPT(nn.Module):
         positions = torch.arange(offset, offset + tokens.size(1), device=tokens.device, dtype=torch.float32)
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
-        extra = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype)
+        extra = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
         x0, first_value = x, None
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if layer >= self.num_encoder and skips:
                 x = self._take_skip(x, skips.pop(), layer - self.num_encoder)
             ve = self._layer_value_embedding(extra, layer)
-            x, v = block(x, x0, cos, sin, ve, first_value, None if cache is None else cache.layers[layer])
+            x, v = block(x, x0, cos, sin, ve, first_value, None if cache is None else cache.layers[layer], fake)
             if layer == 0 and self.config.value_residual:
                 first_value = v
             if layer < self.num_encoder and self.skip_weights is not None:
@@ -152,9 +153,9 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         return cap * torch.tanh(F.linear(hidden, self.embedding.to(hidden.dtype)).float() / cap)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, fake: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given."""
-        logits = self.logits(self.hidden(tokens))
+        logits = self.logits(self.hidden(tokens, None, fake))
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -18,13 +18,19 @@ from bitgolf.model.rotary import rotate
 
 
 class Linear(nn.Linear):
-    """Bias-free linear layer whose fp32 weight (out, in) is cast to the dtype of its input."""
+    """Bias-free linear layer whose fp32 weight (out, in) is cast to the dtype of its input.
+
+    `faker`, when training has attached one, maps the weight to what the artifact would give back; it is used only in
+    passes that hand down `fake` (its sharpness), never because of a flag that a compiler could fold away.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self.faker: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, x: Tensor, fake: Tensor | None = None) -> Tensor:
+        weight = self.weight if fake is None or self.faker is None else self.faker(self.weight, fake)
+        return F.linear(x, weight.to(x.dtype))
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -74,12 +80,13 @@ class Attention(nn.Module):
         value_embedding: Tensor | None = None,  # (B, T, G * K)
         first_value: Tensor | None = None,  # (B, T, G, K) of layer 0
         cache: LayerCache | None = None,
+        fake: Tensor | None = None,  # sharpness of fake quantization; None = off
     ) -> tuple[Tensor, Tensor]:
         """Returns the branch output (B, T, D) and the values that were used (B, T, G, K)."""
         B, T, _ = x.shape
-        q = self.query(x).view(B, T, self.num_heads, self.head_dim)
-        k = self.key(x).view(B, T, self.num_kv_heads, self.head_dim)
-        flat = self.value(x)
+        q = self.query(x, fake).view(B, T, self.num_heads, self.head_dim)
+        k = self.key(x, fake).view(B, T, self.num_kv_heads, self.head_dim)
+        flat = self.value(x, fake)
         if value_embedding is not None:
             flat = flat + value_embedding
         v = flat.view(B, T, self.num_kv_heads, self.head_dim)
@@ -91,7 +98,7 @@ class Attention(nn.Module):
         y = self.attend(q, k, v) if cache is None else attend_to_cache(q, *cache.extend(k, v))
         if self.exclude_self:
             y = remove_own_value(y, v)
-        return self.out(y.reshape(B, T, -1)), v
+        return self.out(y.reshape(B, T, -1), fake), v
 
 
 def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
@@ -125,9 +132,9 @@ class MLP(nn.Module):
         self.down = Linear(config.mlp_dim, config.model_dim)
         self.slope = config.leaky_slope if config.activation == "leaky_relu2" else 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, fake: Tensor | None = None) -> Tensor:
         """x (B, T, D) normalized input; returns (B, T, D)."""
-        return self.down(F.leaky_relu(self.up(x), self.slope).square())
+        return self.down(F.leaky_relu(self.up(x, fake), self.slope).square(), fake)
 
 
 class Block(nn.Module):
@@ -151,10 +158,11 @@ class Block(nn.Module):
         value_embedding: Tensor | None = None,
         first_value: Tensor | None = None,
         cache: LayerCache | None = None,
+        fake: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the new stream and the layer's values; see `Attention.forward` for the arguments."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y, v = self.attention(rms_norm(x) * self.norm_scale, cos, sin, value_embedding, first_value, cache)
+        y, v = self.attention(rms_norm(x) * self.norm_scale, cos, sin, value_embedding, first_value, cache, fake)
         x = x + self.attn_scale.to(x.dtype) * y
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale), v
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale, fake), v

@@ -1,0 +1,92 @@
+"""Quantization-aware training on the export grid, and the CROWN-Q penalty.
+
+Each linear layer gets a `WeightFaker` that knows the grid its weight will be packed on. A training step is traced
+twice, with fake quantization off and on, and the switch is an *argument* of the traced function: a flag that the
+compiler can fold away is how published scripts trained for months without the QAT they describe (techniques.md
+section 5). `ste` rounds in the forward pass and passes gradients straight through; `soft_round` is the
+differentiable s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)), r = y - floor(y) - 1/2, with a annealed upward
+(PR 606). Steps use the clip ratios that the export search would choose, refreshed from time to time.
+
+Legend: R rows (outputs), C columns (inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bitgolf.grid import Grid
+from bitgolf.model.layers import Linear
+
+
+class WeightFaker(nn.Module):
+    """Fake quantization of one weight.
+
+    Args:
+        grid: the grid of the export.
+        rows: R.
+        percentiles: row clips that the export will try.
+        soft: soft rounding instead of straight-through.
+    """
+
+    def __init__(self, grid: Grid, rows: int, percentiles: Sequence[float], *, soft: bool) -> None:
+        super().__init__()
+        self.grid, self.percentiles, self.soft = grid, tuple(percentiles), soft
+        self.ratio: Tensor
+        self.register_buffer("ratio", torch.ones(rows), persistent=False)
+
+    def forward(self, weight: Tensor, sharpness: Tensor) -> Tensor:
+        """The weight (R, C) as the artifact would give it back; `sharpness` is the scalar a of soft rounding."""
+        scales = self.grid.round_scales(weight.detach().abs().amax(dim=1) * self.ratio)
+        if not self.soft:
+            return self.grid.fake_quantize(weight, scales)
+        steps = scales[:, None]
+        y = (weight / steps).clamp(-self.grid.qmax, self.grid.qmax)
+        return soft_round(y, sharpness) * steps
+
+    @torch.no_grad()
+    def refresh_(self, weight: Tensor) -> None:
+        """Search the row clips again, as the export will."""
+        if self.percentiles == (1.0,):
+            return
+        clip = self.grid.search_clip(weight, self.percentiles)
+        self.ratio.copy_(clip / weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def soft_round(y: Tensor, sharpness: Tensor) -> Tensor:
+    """s_a(y): the identity for small a, rounding to nearest for large a; differentiable everywhere but at integers."""
+    floor = y.detach().floor()
+    inside = torch.tanh(sharpness * (y - floor - 0.5)) / torch.tanh(sharpness / 2)
+    return floor + 0.5 + 0.5 * inside
+
+
+def attach_fakers(
+    model: nn.Module, grid_of: Callable[[str], Grid | None], percentiles: Sequence[float], *, soft: bool
+) -> dict[str, Linear]:
+    """Give every linear layer whose weight has a grid its faker.
+
+    Args:
+        grid_of: parameter name -> grid of the export, or None for weights that stay in float.
+    Returns:
+        The layers that got one, by parameter name.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear) and (grid := grid_of(f"{name}.weight")) is not None:
+            module.faker = WeightFaker(grid, module.out_features, percentiles, soft=soft).to(module.weight.device)
+            found[f"{name}.weight"] = module
+    return found
+
+
+def crown_penalty(weights: Sequence[Tensor], levels: int = 15) -> Tensor:
+    """Sum over matrices and rows of mean_j(w_rj^2) * delta_r^2 / 12, delta_r = max_j |w_rj| / levels (PR 693).
+
+    A differentiable price on rows that a coarse grid would round badly; the gradient flows through the maximum too.
+    """
+    total = torch.zeros((), device=weights[0].device)
+    for weight in weights:
+        step = weight.abs().amax(dim=1) / levels
+        total = total + (weight.square().mean(dim=1) * step.square() / 12).sum()
+    return total
