@@ -50,17 +50,13 @@ class Budget:
                 stored = json.loads(path.read_text())
                 self.charges = [Charge(**entry) for entry in stored["charges"]]
             except (ValueError, KeyError, TypeError) as error:
-                raise RunError(
-                    f"{path} is not a budget ledger ({error}); remove it to start the run anew"
-                ) from error
+                raise RunError(f"{path} is not a budget ledger ({error}); remove it to start the run anew") from error
 
     def charge(self, kind: str, stage: str, what: str, amount: float) -> None:
         """Add an entry. Raises BudgetError for an unknown kind or a negative amount; overspending is recorded
         here and refused by the stages and the audit, so that the evidence survives."""
         if kind not in KINDS or not amount >= 0:
-            raise BudgetError(
-                f"cannot charge {amount} of {kind!r}: kinds are {', '.join(KINDS)}, amounts >= 0"
-            )
+            raise BudgetError(f"cannot charge {amount} of {kind!r}: kinds are {', '.join(KINDS)}, amounts >= 0")
         self.charges.append(Charge(kind, stage, what, float(amount)))
         self._save()
 
@@ -79,6 +75,4 @@ class Budget:
 
     def _save(self) -> None:
         if self.path is not None:
-            atomic.write_json(
-                self.path, {"limits": self.limits, "charges": [asdict(c) for c in self.charges]}
-            )
+            atomic.write_json(self.path, {"limits": self.limits, "charges": [asdict(c) for c in self.charges]})

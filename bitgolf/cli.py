@@ -13,16 +13,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
 from bitgolf.config import Config, known_keys, load_config, preset_names
 from bitgolf.console import ConsoleProgress
-from bitgolf.errors import BitgolfError, ConfigError
+from bitgolf.errors import BitgolfError, ConfigError, RunError
 from bitgolf.rundir import RunDirectory
 from bitgolf.version import __version__
+
+if TYPE_CHECKING:
+    from bitgolf.distributed import World
 
 Arguments = argparse.Namespace
 
@@ -30,15 +33,14 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 done, 1 audit failed, 2 the user can mend it."""
     is_main = os.environ.get("RANK", "0") == "0"
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    # Before PyTorch is imported: threads that spin while they wait make a step 2 to 5 times slower on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     out = Console(quiet=not is_main)
     err = Console(stderr=True, quiet=not is_main)
-    logging.basicConfig(
-        level=logging.WARNING if is_main else logging.ERROR, format="%(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(levelname)s %(message)s")
     logging.captureWarnings(True)
     try:
+        arguments, rest = _parser().parse_known_args(argv)
         arguments.overrides = _overrides(rest, arguments.takes_overrides)
         arguments.is_main = is_main
         with ConsoleProgress(err, is_main) as progress:
@@ -63,8 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like all others: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bitgolf",
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog="Settings are dotted overrides, for example --train.matrix_lr 0.02; "
@@ -110,9 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "pack":
             sub.add_argument("--artifact-bytes", type=int, help="cap to use instead of the configured one")
         if name == "audit":
-            sub.add_argument(
-                "--quick", action="store_true", help="smaller samples for the checks that run the model"
-            )
+            sub.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
 
     sub = add("sample", _sample, "continue a prompt with an artifact")
     sub.add_argument("artifact", type=Path)
@@ -157,17 +164,24 @@ def _run(arguments: Arguments, out: Console) -> int:
 
     config = load_config(arguments.preset, arguments.overrides)
     with world(config.device) as peers:
-        if peers.is_main:
-            run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
-            prepare_data(run, arguments.progress)
-        peers.barrier()
+
+        def begin() -> None:
+            prepare_data(RunDirectory.create(arguments.out, config, resume=arguments.resume), arguments.progress)
+
+        _on_main(peers, begin)
         run = RunDirectory.open(arguments.out)
-        if not (arguments.resume and is_finished(run)):
+        outdated = not arguments.resume  # once a stage runs, the products of all later ones are
+
+        def must_make(present: bool) -> bool:  # rank 0 decides: another rank may look after the file appears
+            nonlocal outdated
+            outdated = bool(peers.from_main(float(outdated or not present)))
+            return outdated
+
+        if must_make(is_finished(run)):
             train_stage(run, peers, arguments.progress, arguments.resume)
-        if peers.is_main and not (arguments.resume and (run / "pack.json").exists()):
-            pack_stage(run, peers.device, arguments.progress)
-        peers.barrier()
-        if not (arguments.resume and (run / "score.json").exists()):
+        if must_make((run / "pack.json").exists()):
+            _on_main(peers, lambda: pack_stage(run, peers.device, arguments.progress))
+        if must_make((run / "score.json").exists()):
             score_stage(run, peers, arguments.progress)
         if not peers.is_main:
             return 0
@@ -180,6 +194,18 @@ def _run(arguments: Arguments, out: Console) -> int:
         _print_audit(out, verdict)
         out.print(f"report: {page}", soft_wrap=True, highlight=False)
     return int(verdict.exit_code)
+
+
+def _on_main(peers: World, work: Callable[[], None]) -> None:
+    """Do `work` on rank 0 while the others wait; when it fails there, they end too, and rank 0 says why."""
+    failure: Exception | None = None
+    if peers.is_main:
+        try:
+            work()
+        except (BitgolfError, OSError) as error:
+            failure = error
+    if peers.from_main(float(failure is not None)):
+        raise failure or RunError("rank 0 failed and says why")
 
 
 def prepare_data(run: RunDirectory, progress: ConsoleProgress) -> None:
@@ -225,28 +251,25 @@ def _prepare(arguments: Arguments, out: Console) -> int:
 
     if "data.source" in arguments.overrides:
         raise ConfigError("the source is the argument after `prepare`; leave out --data.source")
-    foreign = [
-        key for key in arguments.overrides if not key.startswith("data.") and key != "model.vocab_size"
-    ]
+    foreign = [key for key in arguments.overrides if not key.startswith("data.") and key != "model.vocab_size"]
     if foreign:
-        raise ConfigError(
-            f"--{foreign[0]} means nothing to `prepare`; it takes --data.* and --model.vocab_size"
-        )
+        raise ConfigError(f"--{foreign[0]} means nothing to `prepare`; it takes --data.* and --model.vocab_size")
     config = resolve({}, arguments.overrides | {"data.source": json.dumps(arguments.source)})
     data = prepare(config.data, config.model.vocab_size, arguments.out, arguments.progress)
     if arguments.json:
         _print_json(out, data.manifest)
         return 0
     table = Table(title=f"prepared {arguments.out}", title_justify="left")
-    for column in ("split", "documents", "tokens", "raw bytes", "bytes/token"):
+    for column in ("split", "documents", "tokens", "bytes", "bytes/token"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in data.manifest["splits"].items():
+        num_bytes = split["counted_bytes"] if split["raw_bytes"] is None else split["raw_bytes"]
         table.add_row(
             name,
             f"{split['documents']:,}",
             f"{split['tokens']:,}",
-            f"{split['raw_bytes']:,}",
-            f"{split['raw_bytes'] / max(1, split['tokens']):.3f}",
+            f"{num_bytes:,}",
+            f"{num_bytes / max(1, split['tokens']):.3f}",
         )
     out.print(table)
     return 0
@@ -278,7 +301,7 @@ def _pack(arguments: Arguments, out: Console) -> int:
     if arguments.artifact_bytes is not None and arguments.artifact_bytes < 1:
         raise ConfigError(f"--artifact-bytes {arguments.artifact_bytes}: the cap must be at least 1")
     pack_stage(run, choose_device(run.config.device), arguments.progress, arguments.artifact_bytes)
-    packed = json.loads((run / "pack.json").read_text())
+    packed = _product(run, "pack.json")
     if arguments.json:
         _print_json(out, packed)
     else:
@@ -298,7 +321,7 @@ def _score(arguments: Arguments, out: Console) -> int:
     with world(run.config.device) as peers:
         score_stage(run, peers, arguments.progress)
     if arguments.json:
-        _print_json(out, json.loads((run / "score.json").read_text()))
+        _print_json(out, _product(run, "score.json"))
     else:
         out.print(_score_table(run))
     return 0
@@ -373,8 +396,8 @@ def _presets(arguments: Arguments, out: Console) -> int:
         _print_json(out, rows)
         return 0
     table = Table(title="presets", title_justify="left")
-    for column in ("name", "parameters", "vocabulary", "bytes", "train s", "eval s", "description"):
-        table.add_column(column, justify="left" if column in ("name", "description") else "right")
+    for column in ("name", "parameters", "vocabulary", "bytes", "train s", "eval s"):
+        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["name"]),
@@ -383,9 +406,10 @@ def _presets(arguments: Arguments, out: Console) -> int:
             f"{row['artifact_bytes']:,}",
             f"{row['train_seconds']:g}",
             f"{row['eval_seconds']:g}",
-            str(row["description"]),
         )
     out.print(table)
+    for row in rows:
+        out.print(f"{row['name']}: {row['description']}", highlight=False)
     return 0
 
 
@@ -419,15 +443,24 @@ def _annotated(config: Config) -> str:
 
 def _summary(run: RunDirectory) -> dict[str, Any]:
     return {"run": str(run.path), "preset": run.config.name} | {
-        name.removesuffix(".json"): json.loads((run / name).read_text())
-        for name in ("pack.json", "score.json")
+        name.removesuffix(".json"): _product(run, name) for name in ("pack.json", "score.json")
     }
+
+
+def _product(run: RunDirectory, name: str) -> Any:
+    """A JSON product of the run; RunError when it is missing or damaged."""
+    path = run.require(name)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        stage = name.removesuffix(".json")
+        raise RunError(f"{path} is damaged ({error}); run `bitgolf {stage} {run.path}` again") from error
 
 
 def _score_table(run: RunDirectory) -> Table:
     """Bits per byte stage by stage, the bytes, and general-purpose compressors on the same text."""
-    score = json.loads((run / "score.json").read_text())
-    packed = json.loads((run / "pack.json").read_text())
+    score = _product(run, "score.json")
+    packed = _product(run, "pack.json")
     table = Table(
         title=f"{run.config.name}: {score['val_bytes']:,} bytes of held-out text, "
         f"{score['val_documents']:,} documents ({score['accounting']} byte accounting)",
@@ -438,9 +471,7 @@ def _score_table(run: RunDirectory) -> Table:
     table.add_column("bytes", justify="right")
     table.add_column("seconds", justify="right")
     for method, value in score["float"].items():
-        table.add_row(
-            f"float weights, {method}", f"{value['bpb']:.4f}", f"{4 * packed['num_parameters']:,}", ""
-        )
+        table.add_row(f"float weights, {method}", f"{value['bpb']:.4f}", f"{4 * packed['num_parameters']:,}", "")
     for method, value in score["methods"].items():
         table.add_row(
             f"packed, {method}",

@@ -151,6 +151,9 @@ class TrainConfig(Section):
     warmdown: float = Field(0.087, ge=0, le=1, description="last fraction of the budget with a falling rate")
     min_lr: float = Field(0.0, ge=0, lt=1, description="multiplier at the end of the warm-down")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0 = no average")
+    swa_weight: float = Field(0.0, ge=0, le=1, description="share of the snapshot mean in what is shipped; 0 = none")
+    swa_start: float = Field(0.2, gt=0, le=1, description="snapshots while the learning-rate multiplier is below this")
+    swa_spacing: float = Field(0.0075, gt=0, lt=1, description="fraction of the run between two snapshots")
     warmup_steps: int = Field(3, ge=1, description="untimed compile warm-up steps; all state is restored after them")
     calibration_tokens: int = Field(524_288, ge=8, description="training tokens the Hessians are gathered from")
     calibration_reserve_seconds: float = Field(0.0, ge=0, description="kept for calibration; 0 = measured in warm-up")
@@ -169,10 +172,34 @@ class TrainConfig(Section):
         return self
 
 
+class QATConfig(Section):
+    """Quantization-aware training on the export grid, and CROWN-Q (techniques.md section 5)."""
+
+    mode: Literal["none", "ste", "soft_round"] = Field("none", description="how the forward pass rounds")
+    start_lr_scale: float = Field(0.0, ge=0, le=1, description="on once the rate multiplier is below this; 0 = never")
+    start_fraction: float = Field(1.0, ge=0, le=1, description="on from this fraction of the run; 1 = never")
+    sharpness_start: float = Field(1.0, gt=0, description="of soft rounding when it begins")
+    sharpness_end: float = Field(16.0, gt=0, description="of soft rounding at the end of the run")
+    refresh_steps: int = Field(50, ge=1, description="steps between two searches of the row clips")
+    crown_lambda: float = Field(0.0, ge=0, description="weight of the CROWN-Q penalty while training is quantized")
+    crown_levels: int = Field(15, ge=1, description="levels of the grid that CROWN-Q prices")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything changes when the start is reached."""
+        return self.mode != "none" or self.crown_lambda > 0
+
+    def is_on(self, fraction: float, lr_scale: float) -> bool:
+        """Whether a step at `fraction` of the run with this rate multiplier is quantized or penalized."""
+        return self.enabled and (lr_scale < self.start_lr_scale or fraction >= self.start_fraction)
+
+
 class PackConfig(Section):
     """Quantization grids and the container (techniques.md sections 6-7). Bits are those of one code."""
 
-    matrix_bits: int = Field(8, ge=2, le=12, description="block matrices")
+    matrix_bits: int = Field(8, ge=2, le=12, description="block matrices and other projections")
+    attention_bits: int = Field(0, ge=0, le=12, description="attention matrices; 0 = matrix_bits")
+    mlp_bits: int = Field(0, ge=0, le=12, description="MLP matrices; 0 = matrix_bits")
     embed_bits: int = Field(8, ge=2, le=12, description="token embedding and other tables")
     method: Literal["gptq", "rtn", "lossless"] = Field("gptq", description="lossless keeps fp32")
     percentiles: tuple[float, ...] = Field(
@@ -182,6 +209,13 @@ class PackConfig(Section):
     block_size: int = Field(128, ge=1, description="columns between two lazy updates")
     small_tensor: int = Field(8_192, ge=0, description="tensors up to this many elements stay fp16")
     compressor: Literal["zstd", "lzma", "zlib"] = "zstd"
+
+    @model_validator(mode="after")
+    def _grids_exist(self) -> Self:
+        for key in ("attention_bits", "mlp_bits"):
+            if getattr(self, key) == 1:
+                raise ValueError(f"{key} 1: a grid has 2 to 12 bits; 0 takes matrix_bits")
+        return self
 
 
 class ScoreConfig(Section):
@@ -193,6 +227,70 @@ class ScoreConfig(Section):
     batch_tokens: int = Field(131_072, ge=8, description="tokens of one scoring batch")
     float_reference: bool = Field(True, description="also score the float weights (not counted as evaluation)")
     compile: bool = Field(True, description="torch.compile the scorer (CUDA only)")
+    compressors: bool = Field(True, description="also compress the text with zstd-22 and xz-9, for comparison")
+
+
+LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
+
+
+class TTTConfig(Section):
+    """Adaptation while scoring, score-first; the adapted pass is the headline (techniques.md sections 9 and 11)."""
+
+    method: Literal["none", "full", "last_blocks", "lora"] = Field(
+        "none", description="what learns from scored tokens: all weights, the last blocks, or adapters a document"
+    )
+    chunk_tokens: int = Field(32_768, ge=1, description="targets scored between two updates (not lora)")
+    last_blocks: int = Field(2, ge=1, description="blocks that learn with last_blocks, besides all scales")
+    epochs: int = Field(3, ge=1, description="passes over each scored chunk")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="its state is kept across chunks")
+    lr: float = Field(0.002, gt=0, description="learning rate of the first chunk; falls by a cosine over the chunks")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    beta1: float = Field(0.9, ge=0, lt=1, description="of adamw")
+    beta2: float = Field(0.999, ge=0, lt=1, description="of adamw")
+    weight_decay: float = Field(0.0, ge=0, description="of adamw")
+    grad_clip: float = Field(1.0, ge=0, description="global gradient norm; 0 = no clipping")
+    batch_rows: int = Field(32, ge=1, description="rows of one window in a step, over all ranks")
+    lora_rank: int = Field(8, ge=1)
+    lora_alpha: float = Field(8.0, gt=0, description="the adapters' output is scaled by alpha / rank")
+    lora_targets: tuple[LoraTarget, ...] = Field(("q", "v", "head"), description="where adapters are added")
+    lora_documents: int = Field(64, ge=1, description="documents adapted side by side, over all ranks")
+    lora_chunk_tokens: int = Field(256, ge=1, description="targets of a document scored between two updates")
+    lora_lr: float = Field(0.01, gt=0)
+    lora_beta1: float = Field(0.9, ge=0, lt=1)
+    lora_beta2: float = Field(0.95, ge=0, lt=1)
+    lora_weight_decay: float = Field(0.0, ge=0)
+    lora_keep_a: bool = Field(False, description="a document starts from the A that its predecessor in the slot left")
+    temperature: float = Field(1.0, gt=0, description="divides the logits of the adapted pass; 1 = untouched")
+    temperature_lr: float = Field(0.0, ge=0, description="step of log temperature after each chunk; 0 = constant")
+    rescore_temperature: float = Field(
+        0.0, ge=0, description="after the pass, score all again at this temperature as a diagnostic; 0 = do not"
+    )
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> Self:
+        if not self.lora_targets or len(set(self.lora_targets)) != len(self.lora_targets):
+            raise ValueError(f"lora_targets {list(self.lora_targets)} must name at least one place, each once")
+        if self.method == "lora" and self.temperature_lr:
+            raise ValueError(
+                "temperature_lr learns between chunks of the text, but lora adapts inside documents; "
+                "set temperature_lr 0 (a constant temperature works)"
+            )
+        if self.rescore_temperature and self.method not in ("full", "last_blocks"):
+            raise ValueError(
+                f"rescore_temperature {self.rescore_temperature:g} scores with the weights that test-time training "
+                f"left, but method is {self.method}; use full or last_blocks, or set it to 0"
+            )
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is an adapted pass."""
+        return self.method != "none" or self.temperature != 1 or self.temperature_lr > 0
+
+    @property
+    def between_chunks(self) -> bool:
+        """Whether something learns between chunks of the text."""
+        return self.method in ("full", "last_blocks") or self.temperature_lr > 0
 
 
 class BudgetConfig(Section):
@@ -221,8 +319,10 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    qat: QATConfig = QATConfig()
     pack: PackConfig = PackConfig()
     score: ScoreConfig = ScoreConfig()
+    ttt: TTTConfig = TTTConfig()
     budget: BudgetConfig = BudgetConfig()
     report: ReportConfig = ReportConfig()
 
@@ -235,6 +335,44 @@ class Config(Section):
             )
         if self.score.batch_tokens < window:
             raise ValueError(f"score.batch_tokens {self.score.batch_tokens} does not hold one window of {window}")
+        return self
+
+    @model_validator(mode="after")
+    def _late_starts_are_reached(self) -> Self:
+        lowest = self.train.min_lr if self.train.warmdown else 1.0
+        if self.train.swa_weight and self.train.swa_start <= lowest:
+            raise ValueError(
+                f"train.swa_start {self.train.swa_start:g} is never reached: the learning-rate multiplier falls to "
+                f"{lowest:g} at the lowest; raise it, or set train.swa_weight 0"
+            )
+        if self.qat.enabled and self.qat.start_fraction == 1 and self.qat.start_lr_scale <= lowest:
+            raise ValueError(
+                f"qat never starts: the learning-rate multiplier falls to {lowest:g} at the lowest and "
+                f"qat.start_lr_scale is {self.qat.start_lr_scale:g}; raise it, or set qat.start_fraction below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptation_fits(self) -> Self:
+        ttt, model, window = self.ttt, self.model, self.window
+        if ttt.between_chunks and ttt.chunk_tokens < window:
+            raise ValueError(
+                f"ttt.chunk_tokens {ttt.chunk_tokens} is shorter than the window of {window} tokens: a chunk would "
+                "not hold one row to learn from"
+            )
+        if ttt.method == "last_blocks" and ttt.last_blocks > model.num_layers:
+            raise ValueError(f"ttt.last_blocks {ttt.last_blocks} is more than the {model.num_layers} layers there are")
+        if ttt.method == "lora":
+            widths = {"k": model.kv_dim, "v": model.kv_dim, "head": min(model.model_dim, model.vocab_size)}
+            target = min(ttt.lora_targets, key=lambda name: widths.get(name, model.model_dim))
+            width = widths.get(target, model.model_dim)
+            if ttt.lora_rank > width:
+                raise ValueError(f"ttt.lora_rank {ttt.lora_rank} is above the width {width} of target {target!r}")
+            if ttt.lora_chunk_tokens > window:
+                raise ValueError(
+                    f"ttt.lora_chunk_tokens {ttt.lora_chunk_tokens} is above the window of {window} tokens: targets "
+                    "would be skipped"
+                )
         return self
 
     @property

@@ -60,6 +60,4 @@ class ConsoleProgress:
         elif now - self._said.get(stage, 0.0) >= _LINE_SECONDS or (total and done >= total):
             self._said[stage] = now
             share = f"{done / total:4.0%} " if total else ""
-            self.console.print(
-                f"[{stage}] {share}{now - started:.0f} s {note}", markup=False, highlight=False
-            )
+            self.console.print(f"[{stage}] {share}{now - started:.0f} s {note}", markup=False, highlight=False)

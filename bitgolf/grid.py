@@ -41,8 +41,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not 2 <= self.bits <= MAX_BITS:
-            raise ConfigError(f"a grid of {self.bits!r} bits does not exist; choose an integer from 2 to "
-                              f"{MAX_BITS}")
+            raise ConfigError(f"a grid of {self.bits!r} bits does not exist; choose an integer from 2 to {MAX_BITS}")
         if not 0.0 <= self.floor <= LARGEST_SCALE:
             raise ConfigError(f"the scale floor {self.floor!r} must lie between 0 and {LARGEST_SCALE:.0f}")
 
@@ -91,8 +90,10 @@ class Grid:
         scales = self.round_scales(clip)
         if bool(torch.isinf(scales).any()):
             row = _first(torch.isinf(scales))
-            raise ConfigError(f"row {row} reaches {clip.flatten()[row].item():.6g}: its int{self.bits} step "
-                              f"does not fit fp16 (at most {LARGEST_SCALE * self.qmax:.6g}); keep it in fp32")
+            raise ConfigError(
+                f"row {row} reaches {clip.flatten()[row].item():.6g}: its int{self.bits} step "
+                f"does not fit fp16 (at most {LARGEST_SCALE * self.qmax:.6g}); keep it in fp32"
+            )
         return scales
 
     def round_codes(
@@ -196,8 +197,9 @@ class Grid:
 def _matrix(weight: Tensor) -> Tensor:
     """`weight` as fp32 with at least two dimensions and one element a row."""
     if weight.ndim < 2 or weight.shape[-1] == 0 or not weight.is_floating_point():
-        raise ConfigError(f"a grid quantizes float matrices (R, C) with C >= 1, not {weight.dtype} of shape "
-                          f"{tuple(weight.shape)}")
+        raise ConfigError(
+            f"a grid quantizes float matrices (R, C) with C >= 1, not {weight.dtype} of shape {tuple(weight.shape)}"
+        )
     return weight.float()
 
 
@@ -205,8 +207,10 @@ def _require_finite(weight: Tensor) -> None:
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         where = tuple(int(i) for i in (~finite).nonzero()[0])
-        raise ConfigError(f"{int((~finite).sum())} weights are NaN or infinite, the first at index {where}; "
-                          "the model diverged or the file is damaged")
+        raise ConfigError(
+            f"{int((~finite).sum())} weights are NaN or infinite, the first at index {where}; "
+            "the model diverged or the file is damaged"
+        )
 
 
 def _require_rows(values: Tensor, weight: Tensor, what: str) -> None:

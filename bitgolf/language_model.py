@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from bitgolf.compress.container import read_artifact
 from bitgolf.config import ModelConfig
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.distributed import choose_device
-from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.errors import ArtifactError, ConfigError, DataError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.model.build import build_model
 from bitgolf.model.gpt import GPT, GenerationCache
+
+_LARGEST_WINDOW = 1 << 24  # tokens; an artifact that asks for more is damaged
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,13 @@ class LanguageModel:
         Returns:
             The continuation without the prompt.
         """
-        if max_tokens < 1 or temperature < 0 or top_k < 0:
+        if max_tokens < 1 or not 0 <= temperature < float("inf") or top_k < 0:
             raise ConfigError(
-                f"generate needs max_tokens >= 1, temperature >= 0, top_k >= 0; got {max_tokens}, "
+                f"generate needs max_tokens >= 1, a finite temperature >= 0, top_k >= 0; got {max_tokens}, "
                 f"{temperature}, {top_k}"
             )
+        if seed is not None and not 0 <= seed < 2**63:
+            raise ConfigError(f"seed {seed} must be from 0 to 2^63 - 1")
         generator = torch.Generator()
         generator.manual_seed(seed) if seed is not None else generator.seed()
         bos = self.tokenizer.bos_id
@@ -126,7 +131,7 @@ class LanguageModel:
             raise ConfigError("cannot score an empty text: there is no token to predict")
         ids = np.array([self.tokenizer.bos_id, *self.tokenizer.encode(text)], dtype=np.uint16)
         tape = ScoreTape(ids)
-        batch = min(65_536, self.window * (1 + len(ids) // self.stride))
+        batch = max(self.window, min(65_536, self.window * (1 + len(ids) // self.stride)))
         scorer = make_scorer(
             "sliding",
             self.model,
@@ -167,11 +172,23 @@ def load(path: str | Path, device: str | torch.device = "auto", attention: str =
     try:
         config = ModelConfig(**artifact.model_config)
         window, stride = int(artifact.meta["window"]), int(artifact.meta["stride"])
+        lossless = bool(artifact.tokenizer_meta["lossless"])
     except (TypeError, ValueError, KeyError) as error:
         raise ArtifactError(
             f"{path}: the header does not describe a model that this version can build ({error})"
         ) from error
-    tokenizer = Tokenizer.load(artifact.tokenizer, lossless=bool(artifact.tokenizer_meta["lossless"]))
+    if not 1 <= stride <= window <= _LARGEST_WINDOW:
+        raise ArtifactError(f"{path}: a window of {window} tokens with stride {stride} cannot be scored")
+    try:
+        tokenizer = Tokenizer.load(artifact.tokenizer, lossless=lossless)
+    except DataError as error:
+        raise ArtifactError(f"{path}: the tokenizer inside is unusable: {error}") from error
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ArtifactError(
+            f"{path}: the tokenizer inside has {tokenizer.vocab_size} pieces, the model {config.vocab_size}"
+        )
+    with torch.device("meta"):  # sizes first: a damaged header must not make this process allocate them
+        _check_tensors(dict(GPT(config, window).named_parameters()), artifact.tensors, str(path))
     place = choose_device(device) if isinstance(device, str) else device
     model, backend = build_model(config, window, place, attention)
     load_weights_(model, artifact.tensors, str(path))
@@ -182,6 +199,12 @@ def load(path: str | Path, device: str | torch.device = "auto", attention: str =
 def load_weights_(model: GPT, tensors: dict[str, Tensor], origin: str) -> None:
     """Copy named tensors into a model's parameters. Raises ArtifactError when names or shapes do not match."""
     parameters = dict(model.named_parameters())
+    _check_tensors(parameters, tensors, origin)
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _check_tensors(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], origin: str) -> None:
     if set(parameters) != set(tensors):
         odd = sorted(set(parameters) ^ set(tensors))
         raise ArtifactError(f"{origin}: tensors do not match the model, first differing name {odd[0]!r}")
@@ -190,4 +213,3 @@ def load_weights_(model: GPT, tensors: dict[str, Tensor], origin: str) -> None:
             raise ArtifactError(
                 f"{origin}: tensor {name!r} is {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}"
             )
-        parameter.copy_(tensors[name])

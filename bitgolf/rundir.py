@@ -62,9 +62,7 @@ class RunDirectory:
                 )
             return cls(root, config)
         if root.exists() and not stored.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise RunError(
-                f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out"
-            )
+            raise RunError(f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out")
         root.mkdir(parents=True, exist_ok=True)
         atomic.write_text(stored, config.to_toml())
         return cls(root, config)

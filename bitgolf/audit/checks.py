@@ -57,10 +57,17 @@ def artifact_bytes(
         problems.append(f"the budget was charged {charged:,.0f} bytes, pack.json claims {stated[2]:,}")
     note = "" if stated[1] == code_bytes else f" (code was {stated[1]:,} bytes when packed)"
     return ARTIFACT_BYTES.judge(
-        problems, f"{model_bytes:,} model + {code_bytes:,} code = {total:,} of {limit:,.0f} bytes{note}",
-        model_bytes=model_bytes, code_bytes=code_bytes, total_bytes=total, limit_bytes=limit,
-        claimed_model_bytes=stated[0], claimed_code_bytes=stated[1], claimed_total_bytes=stated[2],
-        charged_bytes=charged)
+        problems,
+        f"{model_bytes:,} model + {code_bytes:,} code = {total:,} of {limit:,.0f} bytes{note}",
+        model_bytes=model_bytes,
+        code_bytes=code_bytes,
+        total_bytes=total,
+        limit_bytes=limit,
+        claimed_model_bytes=stated[0],
+        claimed_code_bytes=stated[1],
+        claimed_total_bytes=stated[2],
+        charged_bytes=charged,
+    )
 
 
 def train_clock(charged_seconds: float, limit: float, events: Sequence[Mapping[str, Any]]) -> Check:
@@ -70,11 +77,15 @@ def train_clock(charged_seconds: float, limit: float, events: Sequence[Mapping[s
         events: lines of train.jsonl; `elapsed_seconds` counts from the first timed step and must not run back,
             except where a `resume` returns to an earlier checkpoint.
     """
-    timed = [(str(event.get("event")), float(_number(event, "elapsed_seconds", "train.jsonl")))
-             for event in events if "elapsed_seconds" in event]
+    timed = [
+        (str(event.get("event")), float(_number(event, "elapsed_seconds", "train.jsonl")))
+        for event in events
+        if "elapsed_seconds" in event
+    ]
     if not any(name == "end" for name, _ in timed):
-        raise MissingEvidence("train.jsonl has no `end` event: training did not finish, so the last read of training "
-                              "data is unknown")
+        raise MissingEvidence(
+            "train.jsonl has no `end` event: training did not finish, so the last read of training data is unknown"
+        )
     problems = []
     before = 0.0
     for name, elapsed in timed:
@@ -92,14 +103,20 @@ def train_clock(charged_seconds: float, limit: float, events: Sequence[Mapping[s
         problems.append(f"{charged_seconds:.2f} s were charged, the log runs to {longest:.2f} s")
     calibrations = [elapsed for name, elapsed in timed if name == "calibration"]
     return TRAIN_CLOCK.judge(
-        problems, f"{used:.2f} of {limit:g} s" + (", calibration included" if calibrations else ""),
-        charged_seconds=charged_seconds, limit_seconds=limit, log_seconds=longest, timed_events=len(timed),
+        problems,
+        f"{used:.2f} of {limit:g} s" + (", calibration included" if calibrations else ""),
+        charged_seconds=charged_seconds,
+        limit_seconds=limit,
+        log_seconds=longest,
+        timed_events=len(timed),
         calibration_end_seconds=calibrations[-1] if calibrations else None,
-        resumes=sum(name == "resume" for name, _ in timed))
+        resumes=sum(name == "resume" for name, _ in timed),
+    )
 
 
-def eval_clock(charged_seconds: float, limit: float, method_seconds: Mapping[str, float],
-               claimed_seconds: float = 0.0) -> Check:
+def eval_clock(
+    charged_seconds: float, limit: float, method_seconds: Mapping[str, float], claimed_seconds: float = 0.0
+) -> Check:
     """B6: seconds charged to evaluation against the budget and the methods' own times.
 
     Args:
@@ -114,18 +131,32 @@ def eval_clock(charged_seconds: float, limit: float, method_seconds: Mapping[str
         problems.append(f"evaluation took {used:.2f} s, {used - limit:.2f} over the budget of {limit:g} s")
     if charged_seconds + CLOCK_SLACK_SECONDS < methods:
         problems.append(f"{charged_seconds:.2f} s were charged, scoring alone took {methods:.2f} s")
-    return EVAL_CLOCK.judge(problems, f"{used:.2f} of {limit:g} s", charged_seconds=charged_seconds,
-                            limit_seconds=limit, claimed_seconds=claimed_seconds,
-                            method_seconds=dict(method_seconds))
+    return EVAL_CLOCK.judge(
+        problems,
+        f"{used:.2f} of {limit:g} s",
+        charged_seconds=charged_seconds,
+        limit_seconds=limit,
+        claimed_seconds=claimed_seconds,
+        method_seconds=dict(method_seconds),
+    )
 
 
 def artifact_sealed(file_sha256: str, scored_sha256: str) -> Check:
     """B7: the artifact on disk is bit for bit the one that score.json belongs to."""
-    problems = [] if file_sha256 == scored_sha256 else [
-        f"model.bitgolf has SHA-256 {file_sha256[:12]}..., the scores belong to {scored_sha256[:12]}...: it was "
-        "changed after scoring"]
-    return SEALED.judge(problems, f"SHA-256 {file_sha256[:12]}... on disk and in score.json",
-                        file_sha256=file_sha256, scored_sha256=scored_sha256)
+    problems = (
+        []
+        if file_sha256 == scored_sha256
+        else [
+            f"model.bitgolf has SHA-256 {file_sha256[:12]}..., the scores belong to {scored_sha256[:12]}...: it was "
+            "changed after scoring"
+        ]
+    )
+    return SEALED.judge(
+        problems,
+        f"SHA-256 {file_sha256[:12]}... on disk and in score.json",
+        file_sha256=file_sha256,
+        scored_sha256=scored_sha256,
+    )
 
 
 def disjoint_splits(num_train: int, num_val: int, overlap: int) -> Check:
@@ -138,8 +169,13 @@ def disjoint_splits(num_train: int, num_val: int, overlap: int) -> Check:
     if num_train == 0 or num_val == 0:
         raise MissingEvidence(f"no document hashes to compare: {num_train} of training, {num_val} of validation")
     problems = [f"{overlap:,} training documents are validation documents too"] if overlap else []
-    return DISJOINT.judge(problems, f"{num_train:,} training and {num_val:,} validation documents, none in common",
-                          num_train=num_train, num_val=num_val, overlap=overlap)
+    return DISJOINT.judge(
+        problems,
+        f"{num_train:,} training and {num_val:,} validation documents, none in common",
+        num_train=num_train,
+        num_val=num_val,
+        overlap=overlap,
+    )
 
 
 def scored_once(ledger: Mapping[str, Any], num_tokens: int, tokens_sha256: str, num_losses: int) -> Check:
@@ -166,9 +202,15 @@ def scored_once(ledger: Mapping[str, Any], num_tokens: int, tokens_sha256: str, 
         problems.append(f"nll.npy has {num_losses:,} losses, the ledger {position:,} targets")
     if ledger.get("tokens_sha256") != tokens_sha256:
         problems.append("the tokens on the tape are not the validation shards'")
-    return SCORED_ONCE.judge(problems, f"{position:,} targets in {len(scores)} ledger runs, each once and in order",
-                             num_targets=position, num_tokens=num_tokens, score_events=len(scores),
-                             num_losses=num_losses, tokens_sha256=tokens_sha256)
+    return SCORED_ONCE.judge(
+        problems,
+        f"{position:,} targets in {len(scores)} ledger runs, each once and in order",
+        num_targets=position,
+        num_tokens=num_tokens,
+        score_events=len(scores),
+        num_losses=num_losses,
+        tokens_sha256=tokens_sha256,
+    )
 
 
 def score_first(ledger: Mapping[str, Any]) -> Check:
@@ -179,21 +221,33 @@ def score_first(ledger: Mapping[str, Any]) -> Check:
             updates += 1
             state += 1
             if stop > scored + 1:
-                problems.append(f"update {updates} learned from tokens {max(start, scored + 1)}..{stop - 1} before "
-                                "they were scored")
+                problems.append(
+                    f"update {updates} learned from tokens {max(start, scored + 1)}..{stop - 1} before they were scored"
+                )
             if version != state:
                 problems.append(f"update {updates} made state {version}, expected {state}")
         else:
             if version != state:
-                problems.append(f"targets {start}..{stop - 1} were scored with state {version} when {state} updates "
-                                "had been made")
+                problems.append(
+                    f"targets {start}..{stop - 1} were scored with state {version} when {state} updates had been made"
+                )
             scored = max(scored, stop)
-    return SCORE_FIRST.judge(problems[:8], f"{updates} updates, each from tokens already scored" if updates
-                             else "the model was never updated", updates=updates, num_problems=len(problems))
+    return SCORE_FIRST.judge(
+        problems[:8],
+        f"{updates} updates, each from tokens already scored" if updates else "the model was never updated",
+        updates=updates,
+        num_problems=len(problems),
+    )
 
 
-def counts(num_tokens: int, num_documents: int, byte_total: int, manifest: Mapping[str, int | None],
-           score: Mapping[str, Any], headline: Mapping[str, Any]) -> Check:
+def counts(
+    num_tokens: int,
+    num_documents: int,
+    byte_total: int,
+    manifest: Mapping[str, int | None],
+    score: Mapping[str, Any],
+    headline: Mapping[str, Any],
+) -> Check:
     """C4: token, byte and document totals, recounted from the shards, against manifest and claims.
 
     Args:
@@ -211,14 +265,22 @@ def counts(num_tokens: int, num_documents: int, byte_total: int, manifest: Mappi
         ("scored tokens", _number(headline, "tokens", "score.json"), num_tokens - 1),
         ("scored bytes", _number(headline, "bytes", "score.json"), byte_total),
     ]
-    problems = [f"{what}: {claimed:,} claimed, {counted:,} counted" for what, claimed, counted in claims
-                if claimed is not None and claimed != counted]
+    problems = [
+        f"{what}: {claimed:,} claimed, {counted:,} counted"
+        for what, claimed, counted in claims
+        if claimed is not None and claimed != counted
+    ]
     unknown = [what for what, claimed, _ in claims if claimed is None]
     if "manifest bytes" in unknown and not problems:
         raise MissingEvidence("the manifest does not give the bytes of the validation documents")
-    return COUNTS.judge(problems, f"{num_tokens - 1:,} targets, {byte_total:,} bytes, {num_documents:,} documents",
-                        num_tokens=num_tokens, num_documents=num_documents, byte_total=byte_total,
-                        claims={what: claimed for what, claimed, _ in claims})
+    return COUNTS.judge(
+        problems,
+        f"{num_tokens - 1:,} targets, {byte_total:,} bytes, {num_documents:,} documents",
+        num_tokens=num_tokens,
+        num_documents=num_documents,
+        byte_total=byte_total,
+        claims={what: claimed for what, claimed, _ in claims},
+    )
 
 
 def identity(
@@ -232,11 +294,13 @@ def identity(
     loss = float(np.sum(nll, dtype=np.float64)) / len(nll)
     problems = []
     if not np.isfinite(loss) or nll.min() < -NEGATIVE_NLL_TOLERANCE:
-        problems.append(f"nll.npy holds losses that are negative or not finite (least {nll.min():.4g}, "
-                        f"mean {loss:.4g})")
+        problems.append(
+            f"nll.npy holds losses that are negative or not finite (least {nll.min():.4g}, mean {loss:.4g})"
+        )
     for what, claimed, recomputed in (
-            (f"{headline} loss_nats", float(_number(methods[headline], "loss_nats", "score.json")), loss),
-            (f"{headline} bpb", float(_number(methods[headline], "bpb", "score.json")), loss * constant)):
+        (f"{headline} loss_nats", float(_number(methods[headline], "loss_nats", "score.json")), loss),
+        (f"{headline} bpb", float(_number(methods[headline], "bpb", "score.json")), loss * constant),
+    ):
         if not abs(claimed - recomputed) <= IDENTITY_TOLERANCE * abs(recomputed):
             problems.append(f"{what} is {claimed:.8f} in score.json, {recomputed:.8f} from nll.npy")
     ratios = {}
@@ -245,9 +309,14 @@ def identity(
         ratios[name] = float(_number(entry, "bpb", "score.json")) / loss_claimed if loss_claimed else float("inf")
         if not abs(ratios[name] - constant) <= 2 * IDENTITY_TOLERANCE * constant:
             problems.append(f"{name}: bpb / loss is {ratios[name]:.8f}, tokens / (bytes ln 2) is {constant:.8f}")
-    return IDENTITY.judge(problems, f"{headline} {loss * constant:.6f} bpb = {loss:.6f} nats x {constant:.6f}",
-                          bpb=_plain(loss * constant), loss_nats=_plain(loss), bpb_per_nat=constant,
-                          ratios={name: _plain(ratio) for name, ratio in ratios.items()})
+    return IDENTITY.judge(
+        problems,
+        f"{headline} {loss * constant:.6f} bpb = {loss:.6f} nats x {constant:.6f}",
+        bpb=_plain(loss * constant),
+        loss_nats=_plain(loss),
+        bpb_per_nat=constant,
+        ratios={name: _plain(ratio) for name, ratio in ratios.items()},
+    )
 
 
 def _plain(value: float) -> float | str:

@@ -34,9 +34,14 @@ def normalization(
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     if not errors[worst] < SUM_TOLERANCE:
         problems.append(f"probabilities at position {worst} sum to {sums[worst]:.6g}")
-    return NORMALIZED.judge(problems, f"{len(log_p):,} distributions over {vocab_size} tokens sum to 1 within "
-                            f"{errors[worst]:.1e}", positions=len(log_p), vocab_size=log_p.shape[1],
-                            worst_sum=str(sums[worst]), tolerance=SUM_TOLERANCE)
+    return NORMALIZED.judge(
+        problems,
+        f"{len(log_p):,} distributions over {vocab_size} tokens sum to 1 within {errors[worst]:.1e}",
+        positions=len(log_p),
+        vocab_size=log_p.shape[1],
+        worst_sum=str(sums[worst]),
+        tolerance=SUM_TOLERANCE,
+    )
 
 
 def losses_match(
@@ -47,7 +52,17 @@ def losses_match(
     expected = -shown.log_p[np.arange(len(tokens) - 1), tokens[1:].astype(np.int64)]
     gap = np.abs(shown.nll.astype(np.float64) - expected)
     worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
-    problems = [] if gap[worst] <= LOSS_TOLERANCE_NATS else [
-        f"target {worst} was given a loss of {shown.nll[worst]:.6f} nats, its distribution says {expected[worst]:.6f}"]
-    return LOSSES_MATCH.judge(problems, f"{len(gap):,} losses within {gap[worst]:.1e} nats of their distributions",
-                              targets=len(gap), largest_gap_nats=str(gap[worst]), tolerance=LOSS_TOLERANCE_NATS)
+    problems = (
+        []
+        if gap[worst] <= LOSS_TOLERANCE_NATS
+        else [
+            f"target {worst} was given a loss of {shown.nll[worst]:.6f} nats, its distribution says {expected[worst]:.6f}"
+        ]
+    )
+    return LOSSES_MATCH.judge(
+        problems,
+        f"{len(gap):,} losses within {gap[worst]:.1e} nats of their distributions",
+        targets=len(gap),
+        largest_gap_nats=str(gap[worst]),
+        tolerance=LOSS_TOLERANCE_NATS,
+    )

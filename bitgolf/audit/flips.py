@@ -53,8 +53,7 @@ class _Recorder:
         self.inner, self.with_losses = inner, with_losses
         self.log_p: list[np.ndarray] = []
 
-    def score(self, read: TokenReader, start: int, stop: int,
-              tick: Callable[[int], None] | None = None) -> np.ndarray:
+    def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         self.log_p.append(self.inner.distributions(read, start, stop))
         if self.with_losses:
             return self.inner.score(read, start, stop, tick)
@@ -109,9 +108,19 @@ def _only_target(tokens: np.ndarray, target: int) -> slice:
     return slice(target + 1, target + 2)
 
 
-def _flip_check(rule: Rule, span: Callable[[np.ndarray, int], slice], evaluation: Evaluation, tokens: np.ndarray, *,
-                vocab_size: int, bos_id: int, num_flips: int = 8, seed: int = 0, chunk_targets: int = 0,
-                progress: Progress = silent) -> Check:
+def _flip_check(
+    rule: Rule,
+    span: Callable[[np.ndarray, int], slice],
+    evaluation: Evaluation,
+    tokens: np.ndarray,
+    *,
+    vocab_size: int,
+    bos_id: int,
+    num_flips: int = 8,
+    seed: int = 0,
+    chunk_targets: int = 0,
+    progress: Progress = silent,
+) -> Check:
     rng = np.random.default_rng(seed)
     positions = _positions(tokens, bos_id, num_flips, chunk_targets, rng)
     if not positions:
@@ -128,30 +137,48 @@ def _flip_check(rule: Rule, span: Callable[[np.ndarray, int], slice], evaluation
         early = moved[moved <= target]
         if len(early):
             first = int(early[0])
-            leaks.append({"flipped_target": target, "moved_target": first, "moved": len(early),
-                          "difference_nats": _difference(base[:target + 1], log_p[:target + 1])})
+            leaks.append(
+                {
+                    "flipped_target": target,
+                    "moved_target": first,
+                    "moved": len(early),
+                    "difference_nats": _difference(base[: target + 1], log_p[: target + 1]),
+                }
+            )
     progress(rule.name, len(positions), len(positions))
     evidence: dict[str, Any] = {
-        "flipped_targets": positions, "distributions_compared": int(sum(t + 1 for t in positions)),
-        "vocab_size": base.shape[1], "moved_later": moved_later, "noise_nats": noise, "leaks": leaks}
+        "flipped_targets": positions,
+        "distributions_compared": int(sum(t + 1 for t in positions)),
+        "vocab_size": base.shape[1],
+        "moved_later": moved_later,
+        "noise_nats": noise,
+        "leaks": leaks,
+    }
     worst = max((leak["difference_nats"] for leak in leaks), default=0.0)
     if leaks and not worst <= _NOISE_FACTOR * noise:
         leak = leaks[0]
-        return rule.failed(f"flipping from target {leak['flipped_target']} moved the prediction of target "
-                           f"{leak['moved_target']} (largest change {worst:.3g} nats, {len(leaks)} of {len(positions)} "
-                           "flips leak)", **evidence)
+        return rule.failed(
+            f"flipping from target {leak['flipped_target']} moved the prediction of target "
+            f"{leak['moved_target']} (largest change {worst:.3g} nats, {len(leaks)} of {len(positions)} "
+            "flips leak)",
+            **evidence,
+        )
     if noise > 0:
-        return rule.not_run(f"two identical runs differ by {noise:.3g} nats on this device, so nothing can be proven "
-                            "bit-exactly; audit on the CPU", **evidence)
+        return rule.not_run(
+            f"two identical runs differ by {noise:.3g} nats on this device, so nothing can be proven "
+            "bit-exactly; audit on the CPU",
+            **evidence,
+        )
     if moved_later == 0:
-        return rule.not_run("no later prediction moved either: the flips had no effect, so they prove nothing",
-                            **evidence)
-    return rule.passed(f"{evidence['distributions_compared']:,} distributions bit-identical under {len(positions)} "
-                       "flips", **evidence)
+        return rule.not_run(
+            "no later prediction moved either: the flips had no effect, so they prove nothing", **evidence
+        )
+    return rule.passed(
+        f"{evidence['distributions_compared']:,} distributions bit-identical under {len(positions)} flips", **evidence
+    )
 
 
-def flip_tokens(tokens: np.ndarray, where: slice, vocab_size: int, bos_id: int,
-                rng: np.random.Generator) -> np.ndarray:
+def flip_tokens(tokens: np.ndarray, where: slice, vocab_size: int, bos_id: int, rng: np.random.Generator) -> np.ndarray:
     """A copy of `tokens` (N,) with every token in `where` that is not BOS replaced by another that is not."""
     flipped = tokens.copy()
     others = np.array([token for token in range(vocab_size) if token != bos_id])
@@ -162,8 +189,9 @@ def flip_tokens(tokens: np.ndarray, where: slice, vocab_size: int, bos_id: int,
     return flipped
 
 
-def _positions(tokens: np.ndarray, bos_id: int, num_flips: int, chunk_targets: int,
-               rng: np.random.Generator) -> list[int]:
+def _positions(
+    tokens: np.ndarray, bos_id: int, num_flips: int, chunk_targets: int, rng: np.random.Generator
+) -> list[int]:
     """Targets to flip, sorted: the first, those on either side of chunk borders, and random ones."""
     candidates = np.flatnonzero(tokens[1:-1] != bos_id)  # a target with one more after it
     chosen = candidates[:1].tolist()

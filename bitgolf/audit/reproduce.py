@@ -1,18 +1,21 @@
 """Reproduction: the artifact, scored again in other batches, gives the losses on record.
 
 A sample of contiguous blocks of targets, the first and the last always among them, is scored anew and
-compared with nll.npy. On the device that scored them, with the same kernels and batch shapes,
+compared with nll.npy. An evaluation that adapts is run anew from the first target, through a few updates. On the
+device that scored them, with the same kernels and batch shapes,
 the losses agree to float32 rounding. Elsewhere bf16 kernels round differently: single losses scatter and the
 mean must agree instead. Source: tests 5 and 7 of the challenge's audit rules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from bitgolf.audit.verdict import Check, Rule
 from bitgolf.errors import RunError
-from bitgolf.evaluate.tape import Scorer
+from bitgolf.evaluate.tape import Scorer, ScoreTape
 from bitgolf.progress import Progress, silent
 
 REPRODUCED = Rule("reproduction", "re-run", "scoring the artifact again gives the losses on record")
@@ -51,7 +54,27 @@ def reproduction(
         again = scorer.score(lambda a, b: tokens[a:b], start, stop)
         gaps.append(again.astype(np.float64) - nll[start:stop])
     progress("reproduction", len(blocks), len(blocks))
-    gap = np.concatenate(gaps)
+    return _compared(np.concatenate(gaps), len(blocks), same_kernels)
+
+
+def reproduction_of_prefix(
+    run: Callable[[ScoreTape], np.ndarray],  # the evaluation from scratch: scores a fresh tape, returns its losses
+    tokens: np.ndarray,  # (n + 1,) integers, the beginning of the validation data
+    nll: np.ndarray,  # (N-1,) float32, the losses on record
+    same_kernels: bool,  # as in `reproduction`
+) -> Check:
+    """Score the beginning of the text anew, with its adaptation, and compare."""
+    again = run(ScoreTape(tokens))
+    if len(nll) < len(again):
+        raise RunError(f"nll.npy has {len(nll):,} losses, fewer than the {len(again):,} targets scored again")
+    return _compared(again.astype(np.float64) - nll[: len(again)], 1, same_kernels)
+
+
+def _compared(
+    gap: np.ndarray,  # (n,) float64, losses scored again minus those on record
+    num_blocks: int,
+    same_kernels: bool,
+) -> Check:
     largest, mean = float(np.abs(gap).max()), float(gap.mean())
     error = 4 * float(gap.std()) / len(gap) ** 0.5
     problems = []
@@ -61,6 +84,13 @@ def reproduction(
         problems.append(f"a loss differs by {largest:.3g} nats from the one on record, more than kernels scatter")
     elif not abs(mean) <= (TOLERANCE_NATS if same_kernels else MEAN_TOLERANCE_NATS) + error:
         problems.append(f"losses differ by {mean:.3g} nats on average from those on record")
-    return REPRODUCED.judge(problems, f"{len(gap):,} losses again: largest difference {largest:.1e} nats, mean "
-                            f"{mean:.1e}", targets=len(gap), blocks=len(blocks), largest_nats=str(largest),
-                            mean_nats=str(mean), same_kernels=same_kernels, tolerance_nats=TOLERANCE_NATS)
+    return REPRODUCED.judge(
+        problems,
+        f"{len(gap):,} losses again: largest difference {largest:.1e} nats, mean {mean:.1e}",
+        targets=len(gap),
+        blocks=num_blocks,
+        largest_nats=str(largest),
+        mean_nats=str(mean),
+        same_kernels=same_kernels,
+        tolerance_nats=TOLERANCE_NATS,
+    )

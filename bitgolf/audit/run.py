@@ -2,11 +2,14 @@
 
 Each check reads the products that it needs when it needs them. A product that is missing makes the check NOT RUN
 and names the stage that would write it; a product that is damaged fails it. Tests that run the model use the
-artifact itself, eagerly, with the run's own method, window and stride, on a piece of the validation data.
+artifact itself, eagerly, with the run's own method, window and stride, on a piece of the validation data. A run
+that adapts while scoring is tested with its adapter; so that a short text has several updates, the flip tests
+shorten its chunks to one window. Its reproduction runs the beginning of the text, from the first target on.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -20,8 +23,11 @@ from bitgolf import atomic
 from bitgolf.audit import checks, distribution, flips, reproduce
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
 from bitgolf.budget import Budget
-from bitgolf.distributed import choose_device, device_name
+from bitgolf.config import Config
+from bitgolf.distributed import World, choose_device, device_name
 from bitgolf.errors import RunError
+from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, adapted_name
+from bitgolf.evaluate.documents import DocumentScorer
 from bitgolf.evaluate.score import scoring_model
 from bitgolf.evaluate.scorers import METHODS, make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer, tokens_sha256
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 
 _BLOCK_TOKENS = 1 << 22  # tokens whose bytes are counted at once
 _FLIP_STRIDES = 3  # sliding windows after the first in a flip test's text
+_FLIP_UPDATES = {True: 1, False: 2}  # chunks that an adapter learns from in a flip test, by `quick`
+_REPRODUCED_UPDATES = {True: 1, False: 3}  # chunks that it learns from in the reproduction
 _FLIP_ROWS = 4  # windows of a forward pass in the tests that run the model
 _NUM_FLIPS = {True: 3, False: 10}  # by `quick`
 _NUM_BLOCKS = {True: 4, False: 16}
@@ -98,8 +106,10 @@ class _Evidence:
         score = self._json("score.json")
         methods, headline = score.get("methods"), score.get("headline")
         if not isinstance(methods, dict) or not isinstance(methods.get(headline), dict):
-            raise RunError(f"score.json has no method of the name of its headline {headline!r}; run "
-                           f"`bitgolf score {self.run.path}` again")
+            raise RunError(
+                f"score.json has no method of the name of its headline {headline!r}; run "
+                f"`bitgolf score {self.run.path}` again"
+            )
         return score
 
     @cached_property
@@ -134,7 +144,7 @@ class _Evidence:
         """Bytes of all N-1 targets, counted from the tokens."""
         total = 0
         for start in range(0, len(self.tokens) - 1, _BLOCK_TOKENS):
-            costs = self.data.tokenizer.byte_costs(self.tokens[start:start + _BLOCK_TOKENS + 1])
+            costs = self.data.tokenizer.byte_costs(self.tokens[start : start + _BLOCK_TOKENS + 1])
             total += int(costs.sum(dtype=np.int64))
         return total
 
@@ -146,11 +156,20 @@ class _Evidence:
 
     @cached_property
     def method(self) -> str:
+        """How windows are scored: the headline method, or what it adapts."""
         method = self.score["headline"]
+        if self.adapted:
+            return str(self.run.config.score.methods[-1])
         if method not in METHODS:
-            raise MissingEvidence(f"the headline method {method!r} cannot be rebuilt by the audit (it knows "
-                                  f"{', '.join(METHODS)})")
+            raise MissingEvidence(
+                f"the headline method {method!r} cannot be rebuilt by the audit (it knows {', '.join(METHODS)})"
+            )
         return str(method)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the headline is the configuration's adapted pass."""
+        return bool(self.score["headline"] == adapted_name(self.run.config))
 
     @property
     def stride(self) -> int:
@@ -158,28 +177,68 @@ class _Evidence:
 
     @cached_property
     def passage(self) -> np.ndarray:
-        """Validation tokens for the tests that run the model: one window and a few strides, (n,) uint16."""
-        window = self.run.config.window
-        length = min(window + min(_FLIP_STRIDES * self.stride, window) + 1, len(self.tokens))
+        """Validation tokens for the tests that run the model: one window (as many as there are updates, with an
+        adapter) and a few strides, (n,) uint16."""
+        window, ttt = self.run.config.window, self.run.config.ttt
+        first = window * (_FLIP_UPDATES[self.quick] if self.adapted and ttt.between_chunks else 1)
+        length = min(first + min(_FLIP_STRIDES * self.stride, window) + 1, len(self.tokens))
         start = int(np.random.default_rng(self.run.config.seed).integers(len(self.tokens) - length + 1))
-        return self.tokens[start:start + length]
+        return self.tokens[start : start + length]
 
     @cached_property
     def shown(self) -> flips.Trace:
         with flips.deterministic_kernels(self.device):
-            return flips.trace(self.evaluation, self.passage, with_losses=True)
+            return flips.trace(self.evaluation, self.passage, self.flip_chunk, with_losses=True)
 
     def evaluation(self, tokens: np.ndarray) -> tuple[Scorer, Adapter | None]:
         """The run's headline evaluation from scratch (`flips.Evaluation`)."""
-        return self.scorer(_FLIP_ROWS * self.run.config.window), None
+        batch_tokens = _FLIP_ROWS * self.run.config.window
+        if not self.adapted:
+            return self.scorer(batch_tokens), None
+        config = self.run.config
+        if self.flip_chunk:
+            config = config.model_copy(update={"ttt": config.ttt.model_copy(update={"chunk_tokens": self.flip_chunk})})
+        found = self.adapted_evaluation(config, len(tokens) - 1, batch_tokens, compiled=False)
+        return found.scorer, found.adapter
+
+    @property
+    def flip_chunk(self) -> int:
+        """Targets between two updates in the tests that run the model; 0 when there are none."""
+        return self.run.config.window if self.adapted and self.run.config.ttt.between_chunks else 0
+
+    def adapted_evaluation(
+        self, config: Config, num_targets: int, batch_tokens: int, *, compiled: bool
+    ) -> AdaptedEvaluation:
+        """The adapted pass of `config` on a copy of the artifact's model."""
+        model = copy.deepcopy(self.language_model.model)
+        return adapted_evaluation(
+            config,
+            model,
+            scoring_model(model, config, self.device) if compiled else model,
+            num_targets=num_targets,
+            bos_id=self.data.tokenizer.bos_id,
+            world=World(0, 1, self.device),
+            batch_tokens=batch_tokens,
+        )
 
     def scorer(self, batch_tokens: int) -> Scorer:
-        return make_scorer(self.method, self.language_model.model, window=self.run.config.window, stride=self.stride,
-                           batch_tokens=batch_tokens, device=self.device)
+        return make_scorer(
+            self.method,
+            self.language_model.model,
+            window=self.run.config.window,
+            stride=self.stride,
+            batch_tokens=batch_tokens,
+            device=self.device,
+        )
 
     def artifact_bytes(self) -> Check:
-        return checks.artifact_bytes(self._require("model.bitgolf").stat().st_size, code_bytes(),
-                                     self.limits.artifact_bytes, self.pack, self.budget.spent("artifact_bytes"))
+        return checks.artifact_bytes(
+            self._require("model.bitgolf").stat().st_size,
+            code_bytes(),
+            self.limits.artifact_bytes,
+            self.pack,
+            self.budget.spent("artifact_bytes"),
+        )
 
     def train_clock(self) -> Check:
         path = self._require("train.jsonl")
@@ -188,8 +247,12 @@ class _Evidence:
 
     def eval_clock(self) -> Check:
         methods = {name: float(entry.get("seconds", 0)) for name, entry in self.score["methods"].items()}
-        return checks.eval_clock(self.budget.spent("eval_seconds"), self.limits.eval_seconds, methods,
-                                 float(self.score.get("evaluation_seconds", 0)))
+        return checks.eval_clock(
+            self.budget.spent("eval_seconds"),
+            self.limits.eval_seconds,
+            methods,
+            float(self.score.get("evaluation_seconds", 0)),
+        )
 
     def sealed(self) -> Check:
         with self._require("model.bitgolf").open("rb") as handle:
@@ -214,16 +277,29 @@ class _Evidence:
         counted = "raw_bytes" if self.data.manifest.get("accounting") == "original" else "counted_bytes"
         manifest = {"tokens": split.get("tokens"), "documents": split.get("documents"), "bytes": split.get(counted)}
         documents = int((self.tokens == self.data.tokenizer.bos_id).sum())
-        return checks.counts(len(self.tokens), documents, self.byte_total, manifest, self.score,
-                             self.score["methods"][self.score["headline"]])
+        return checks.counts(
+            len(self.tokens),
+            documents,
+            self.byte_total,
+            manifest,
+            self.score,
+            self.score["methods"][self.score["headline"]],
+        )
 
     def identity(self) -> Check:
         return checks.identity(self.nll, self.byte_total, self.score["methods"], self.score["headline"])
 
     def flip(self, check: Callable[..., Check]) -> Check:
         with flips.deterministic_kernels(self.device):
-            return check(self.evaluation, self.passage, vocab_size=self.run.config.model.vocab_size,
-                         bos_id=self.data.tokenizer.bos_id, num_flips=_NUM_FLIPS[self.quick], seed=self.run.config.seed)
+            return check(
+                self.evaluation,
+                self.passage,
+                vocab_size=self.run.config.model.vocab_size,
+                bos_id=self.data.tokenizer.bos_id,
+                num_flips=_NUM_FLIPS[self.quick],
+                seed=self.run.config.seed,
+                chunk_targets=self.flip_chunk,
+            )
 
     def normalization(self) -> Check:
         return distribution.normalization(self.shown.log_p, self.run.config.model.vocab_size)
@@ -232,15 +308,47 @@ class _Evidence:
         return distribution.losses_match(self.shown, self.passage)
 
     def reproduction(self) -> Check:
+        if self.adapted:
+            return self.adapted_reproduction()
         config = self.run.config
         rows = max(_FLIP_ROWS, config.score.batch_tokens // config.window) if self.device.type == "cuda" else _FLIP_ROWS
-        blocks = reproduce.sample_blocks(len(self.tokens) - 1, rows * self.stride, _NUM_BLOCKS[self.quick],
-                                         self.run.config.seed)
-        scorer = make_scorer(self.method, scoring_model(self.language_model.model, config, self.device),
-                             window=config.window, stride=self.stride, batch_tokens=rows * config.window,
-                             device=self.device)
-        return reproduce.reproduction(scorer, self.tokens, self.nll, blocks,
-                                      same_kernels=self.score.get("device") == device_name(self.device))
+        blocks = reproduce.sample_blocks(
+            len(self.tokens) - 1, rows * self.stride, _NUM_BLOCKS[self.quick], self.run.config.seed
+        )
+        scorer = make_scorer(
+            self.method,
+            scoring_model(self.language_model.model, config, self.device),
+            window=config.window,
+            stride=self.stride,
+            batch_tokens=rows * config.window,
+            device=self.device,
+        )
+        return reproduce.reproduction(
+            scorer, self.tokens, self.nll, blocks, same_kernels=self.score.get("device") == device_name(self.device)
+        )
+
+    def adapted_reproduction(self) -> Check:
+        """The adapted pass again from the first target, through a few updates.
+
+        Losses agree one by one where the arithmetic is the same: on the same CPU, scored by one process. The
+        gradients of GPU kernels, and sums over ranks, round differently, and updates carry that along.
+        """
+        config, updates = self.run.config, _REPRODUCED_UPDATES[self.quick]
+        num_targets = len(self.tokens) - 1
+        adapted = self.adapted_evaluation(config, num_targets, config.score.batch_tokens, compiled=True)
+        same_kernels = (
+            self.device.type == "cpu"
+            and self.score.get("device") == device_name(self.device)
+            and self.score.get("world_size") == 1
+        )
+        if isinstance(adapted.scorer, DocumentScorer):
+            stop = adapted.scorer.end_of_batch(self.tokens, updates)
+        else:
+            rows = config.score.batch_tokens // config.window
+            stop = min(num_targets, updates * adapted.chunk_targets + rows * self.stride)
+        return reproduce.reproduction_of_prefix(
+            adapted.run, self.tokens[: stop + 1], self.nll[:stop], same_kernels=same_kernels
+        )
 
     def _require(self, name: str) -> Path:
         try:

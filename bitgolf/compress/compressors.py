@@ -75,8 +75,10 @@ def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes:
 
 class _MissingPackage(ConfigError):
     def __init__(self, compressor: str, package: str) -> None:
-        super().__init__(f"compressor {compressor!r} needs the package {package}, which is not installed: "
-                         f"pip install '{package}', or choose another compressor")
+        super().__init__(
+            f"compressor {compressor!r} needs the package {package}, which is not installed: "
+            f"pip install '{package}', or choose another compressor"
+        )
         self.package = package
 
 

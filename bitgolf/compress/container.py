@@ -85,8 +85,13 @@ def write_artifact(
 ) -> ArtifactSizes:
     """Write an artifact atomically and say where its bytes went; see `encode_artifact`."""
     data, sizes = encode_artifact(
-        model_config=model_config, tokenizer=tokenizer, tokenizer_meta=tokenizer_meta, tensors=tensors,
-        meta=meta, compressor=compressor)
+        model_config=model_config,
+        tokenizer=tokenizer,
+        tokenizer_meta=tokenizer_meta,
+        tensors=tensors,
+        meta=meta,
+        compressor=compressor,
+    )
     atomic.write_bytes(path, data)
     return sizes
 
@@ -118,16 +123,19 @@ def encode_artifact(
     # The compressors release the interpreter lock; a stream's bytes do not depend on what runs beside it.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         stored = list(pool.map(lambda raw: compressors.compress(compressor, raw), raw_streams.values()))
-    streams = tuple(StreamEntry(name, layout[name], len(data), zlib.crc32(data))
-                    for name, data in zip(layout, stored, strict=True))
+    streams = tuple(
+        StreamEntry(name, layout[name], len(data), zlib.crc32(data)) for name, data in zip(layout, stored, strict=True)
+    )
     described = Header(compressor, model_config, tokenizer_meta, meta, entries, streams)
     raw_header = header.encode(described)
     packed_header = compressors.compress("zstd", raw_header)
     prefix = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(packed_header), len(raw_header), 0)[:-4]
     checksum = struct.pack("<I", zlib.crc32(packed_header, zlib.crc32(prefix)))
     entropies = {n: entropy_bits(t.values.numpy()) for n, t in tensors.items() if t.kind in CODE_KINDS}
-    return (b"".join([prefix, checksum, packed_header, *stored]),
-            _sizes(described, _PREAMBLE.size + len(packed_header), entropies))
+    return (
+        b"".join([prefix, checksum, packed_header, *stored]),
+        _sizes(described, _PREAMBLE.size + len(packed_header), entropies),
+    )
 
 
 def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Artifact:
@@ -200,20 +208,25 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
 def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
     """The verified header and the offset at which the streams begin."""
     if data[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(f"not a bitgolf artifact: it begins with {data[: len(MAGIC)]!r}" if data
-                            else "not a bitgolf artifact: it is empty")
+        raise ArtifactError(
+            f"not a bitgolf artifact: it begins with {data[: len(MAGIC)]!r}"
+            if data
+            else "not a bitgolf artifact: it is empty"
+        )
     if len(data) < _PREAMBLE.size:
         raise ArtifactError(f"the artifact is truncated: {len(data)} of {_PREAMBLE.size} preamble bytes")
     _, version, packed_bytes, raw_bytes, checksum = _PREAMBLE.unpack_from(data)
     if version > FORMAT_VERSION:
-        raise ArtifactError(f"made by a newer bitgolf (format v{version}), this one reads up to "
-                            f"v{FORMAT_VERSION}: upgrade bitgolf")
+        raise ArtifactError(
+            f"made by a newer bitgolf (format v{version}), this one reads up to v{FORMAT_VERSION}: upgrade bitgolf"
+        )
     if version < 1:
         raise ArtifactError(f"format version {version} does not exist; the file is damaged")
     end = _PREAMBLE.size + packed_bytes
     if raw_bytes > header.MAX_HEADER_BYTES or packed_bytes > header.MAX_HEADER_BYTES:
-        raise ArtifactError(f"header of {raw_bytes} bytes ({packed_bytes} compressed) is above the limit of "
-                            f"{header.MAX_HEADER_BYTES}")
+        raise ArtifactError(
+            f"header of {raw_bytes} bytes ({packed_bytes} compressed) is above the limit of {header.MAX_HEADER_BYTES}"
+        )
     if end > len(data):
         raise ArtifactError(f"the artifact is truncated in its header: {len(data)} of {end} bytes")
     if zlib.crc32(data[_PREAMBLE.size : end], zlib.crc32(data[: _PREAMBLE.size - 4])) != checksum:
@@ -246,8 +259,9 @@ def _scales(described: Header, located: dict[str, tuple[StreamEntry, memoryview,
             rows = flat[position : position + entry.shape[0]]
             position += entry.shape[0]
             if not bool((np.isfinite(rows) & (rows > 0)).all()):
-                raise ArtifactError(f"stream scales: tensor {entry.name} has a row scale that is NaN, "
-                                    "infinite or not above zero")
+                raise ArtifactError(
+                    f"stream scales: tensor {entry.name} has a row scale that is NaN, infinite or not above zero"
+                )
             scales[entry.name] = torch.from_numpy(rows)
     return scales
 
@@ -260,8 +274,9 @@ def _split_codes(raw: bytes, entries: list[TensorEntry]) -> Iterable[tuple[Tenso
         position += entry.raw_bytes
         qmax = Grid(CODE_KINDS[entry.kind]).qmax
         if int(codes.max()) > qmax or int(codes.min()) < -qmax:
-            raise ArtifactError(f"stream {entry.stream}: tensor {entry.name} has a code outside the "
-                                f"{entry.kind} grid of +-{qmax}")
+            raise ArtifactError(
+                f"stream {entry.stream}: tensor {entry.name} has a code outside the {entry.kind} grid of +-{qmax}"
+            )
         yield entry, codes
 
 
@@ -307,8 +322,9 @@ def _sizes(described: Header, header_bytes: int, entropies: dict[str, float]) ->
         if stream.name == "scales":
             shares = {e.name: float(e.scale_bytes) for e in described.tensors if e.scale_bytes}
         else:
-            shares = {e.name: entropies.get(e.name, float(e.raw_bytes)) for e in described.tensors
-                      if e.stream == stream.name}
+            shares = {
+                e.name: entropies.get(e.name, float(e.raw_bytes)) for e in described.tensors if e.stream == stream.name
+            }
         if shares:
             for name, part in zip(shares, share_out(stream.stored_bytes, list(shares.values())), strict=True):
                 tensor_bytes[name] += part

@@ -36,8 +36,9 @@ def gptq(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:  # (R, C) codes, (R, C) fp32
     """Round one matrix; see `gptq_batched`, of which this is the case N = 1."""
-    codes, dequantized = gptq_batched(weight.unsqueeze(0), hessian.unsqueeze(0), grid, scales.unsqueeze(0),
-                                      damping, block_size, dtype)
+    codes, dequantized = gptq_batched(
+        weight.unsqueeze(0), hessian.unsqueeze(0), grid, scales.unsqueeze(0), damping, block_size, dtype
+    )
     return codes[0], dequantized[0]
 
 
@@ -81,8 +82,9 @@ def gptq_batched(
         ordered_codes = torch.empty_like(work, dtype=grid.code_dtype)
         for start in range(0, num_columns, block_size):
             end = min(start + block_size, num_columns)
-            errors = _round_block(work[:, start:end], factor[:, start:end, start:end], grid, steps,
-                                  ordered_codes[:, start:end])
+            errors = _round_block(
+                work[:, start:end], factor[:, start:end, start:end], grid, steps, ordered_codes[:, start:end]
+            )
             if end < num_columns:
                 work[:, end:].baddbmm_(factor[:, start:end, end:].transpose(1, 2), errors, alpha=-1)
     codes = torch.empty_like(ordered_codes).scatter_(1, index, ordered_codes).transpose(1, 2).contiguous()
@@ -125,9 +127,11 @@ def _inverse_factor(
     if float((hessian - hessian.T).abs().max()) > _ASYMMETRY * largest:
         raise ConfigError("the Hessian is not symmetric; it must be a sum of x x^T over the layer's inputs x")
     if float(diagonal.min()) < 0:
-        raise ConfigError("the Hessian is not positive semi-definite: diagonal element "
-                          f"{int(diagonal.argmin())} is {float(diagonal.min()):.6g}; it must be a sum of "
-                          "x x^T over the layer's inputs x")
+        raise ConfigError(
+            "the Hessian is not positive semi-definite: diagonal element "
+            f"{int(diagonal.argmin())} is {float(diagonal.min()):.6g}; it must be a sum of "
+            "x x^T over the layer's inputs x"
+        )
     dead = diagonal == 0
     num_dead = int(dead.sum())
     if num_dead == dead.numel():
@@ -148,8 +152,10 @@ def _inverse_factor(
             if bool(torch.isfinite(inverse).all()):
                 return inverse.flip(0, 1).contiguous(), order, dead
         if share * 10 > max(_MAX_DAMPING, damping) * (1 + 1e-9):
-            raise ConfigError(f"the Hessian is not positive semi-definite, even with {share:g} of its mean "
-                              "diagonal added; it must be a sum of x x^T over the layer's inputs x")
+            raise ConfigError(
+                f"the Hessian is not positive semi-definite, even with {share:g} of its mean "
+                "diagonal added; it must be a sum of x x^T over the layer's inputs x"
+            )
         logger.warning("Cholesky factorization failed with damping %g; trying %g", share, share * 10)
         share *= 10
 
@@ -187,13 +193,16 @@ def _check_shapes(
         raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weights.shape[1:])}")
     num_matrices, num_rows, num_columns = weights.shape
     if hessians.shape != (num_matrices, num_columns, num_columns):
-        raise ConfigError(f"the Hessian has shape {tuple(hessians.shape[1:])}; a weight of "
-                          f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})")
+        raise ConfigError(
+            f"the Hessian has shape {tuple(hessians.shape[1:])}; a weight of "
+            f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})"
+        )
     if scales.shape != (num_matrices, num_rows):
         raise ConfigError(f"scales have shape {tuple(scales.shape[1:])}; {num_rows} rows need ({num_rows},)")
     if not damping > 0 or block_size < 1 or dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"damping {damping} must be > 0, block_size {block_size} >= 1 and dtype {dtype} "
-                          "float32 or float64")
+        raise ConfigError(
+            f"damping {damping} must be > 0, block_size {block_size} >= 1 and dtype {dtype} float32 or float64"
+        )
     if not bool(torch.isfinite(weights).all()):
         raise ConfigError("the weight holds NaN or infinite values; did the model diverge?")
     if not bool((torch.isfinite(scales) & (scales > 0)).all()):

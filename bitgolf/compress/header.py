@@ -117,8 +117,9 @@ def encode(header: Header) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"model_config, tokenizer_meta and meta must be JSON data: {error}") from error
     if len(raw) > MAX_HEADER_BYTES:
-        raise ArtifactError(f"the header takes {len(raw)} bytes, {MAX_HEADER_BYTES} are allowed; store "
-                            "fewer tensors or less metadata")
+        raise ArtifactError(
+            f"the header takes {len(raw)} bytes, {MAX_HEADER_BYTES} are allowed; store fewer tensors or less metadata"
+        )
     decode(raw, max_bytes=1 << 62)  # what is written must be readable
     return raw
 
@@ -133,8 +134,9 @@ def decode(raw: bytes, *, max_bytes: int) -> Header:
         ArtifactError: anything malformed, contradictory, unknown or too large; the message says which entry.
     """
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant,
-                           parse_float=_finite_float)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
     except ArtifactError:
         raise
     except (ValueError, RecursionError) as error:
@@ -146,17 +148,27 @@ def decode(raw: bytes, *, max_bytes: int) -> Header:
         if not isinstance(value[key], dict):
             raise ArtifactError(f"header: {key} must be an object, found {_short(value[key])}")
     if value["compressor"] not in compressors.compressor_names():
-        raise ArtifactError(f"header: unknown compressor {_short(value['compressor'])}; "
-                            f"this version knows {', '.join(compressors.compressor_names())}")
+        raise ArtifactError(
+            f"header: unknown compressor {_short(value['compressor'])}; "
+            f"this version knows {', '.join(compressors.compressor_names())}"
+        )
     tensors = _tensors(value["tensors"])
     tokenizer_bytes = _count(value["tokenizer_bytes"], "header: tokenizer_bytes")
     layout = stream_layout(tensors, tokenizer_bytes)
     needed = sum(layout.values()) + sum(4 * num_elements(entry.shape) for entry in tensors)
     if needed > max_bytes:
-        raise ArtifactError(f"header asks for {needed} bytes in memory, {max_bytes} are allowed; "
-                            "raise max_bytes if the artifact can be trusted")
-    return Header(value["compressor"], value["model_config"], value["tokenizer_meta"], value["meta"], tensors,
-                  _streams(value["streams"], layout))
+        raise ArtifactError(
+            f"header asks for {needed} bytes in memory, {max_bytes} are allowed; "
+            "raise max_bytes if the artifact can be trusted"
+        )
+    return Header(
+        value["compressor"],
+        value["model_config"],
+        value["tokenizer_meta"],
+        value["meta"],
+        tensors,
+        _streams(value["streams"], layout),
+    )
 
 
 def _tensors(value: Any) -> tuple[TensorEntry, ...]:
@@ -171,13 +183,13 @@ def _tensors(value: Any) -> tuple[TensorEntry, ...]:
         name, kind, group, shape = row
         for what, text in (("name", name), ("group", group)):
             if not isinstance(text, str) or len(text) > MAX_NAME_LENGTH or not _NAME.fullmatch(text):
-                raise ArtifactError(f"{where}: {what} {_short(text)} must be 1 to {MAX_NAME_LENGTH} "
-                                    "characters from A-Z a-z 0-9 _ . -")
+                raise ArtifactError(
+                    f"{where}: {what} {_short(text)} must be 1 to {MAX_NAME_LENGTH} characters from A-Z a-z 0-9 _ . -"
+                )
         if name in seen:
             raise ArtifactError(f"{where}: the name {name!r} occurs twice")
         if not isinstance(kind, str) or kind not in KINDS:
-            raise ArtifactError(f"{where} ({name}): unknown kind {_short(kind)}; this version knows "
-                                f"{', '.join(KINDS)}")
+            raise ArtifactError(f"{where} ({name}): unknown kind {_short(kind)}; this version knows {', '.join(KINDS)}")
         dimensions = range(2, 3) if kind in CODE_KINDS else range(MAX_DIMENSIONS + 1)
         if not isinstance(shape, list) or len(shape) not in dimensions:
             raise ArtifactError(f"{where} ({name}): shape {_short(shape)} does not suit {kind}")
@@ -189,8 +201,9 @@ def _tensors(value: Any) -> tuple[TensorEntry, ...]:
 
 def _streams(value: Any, layout: dict[str, int]) -> tuple[StreamEntry, ...]:
     if not isinstance(value, list) or len(value) != len(layout):
-        raise ArtifactError(f"header: streams must list the {len(layout)} streams {_short(list(layout))}, "
-                            f"found {_short(value)}")
+        raise ArtifactError(
+            f"header: streams must list the {len(layout)} streams {_short(list(layout))}, found {_short(value)}"
+        )
     entries = []
     for (name, raw_bytes), row in zip(layout.items(), value, strict=True):
         where = f"header: stream {name}"

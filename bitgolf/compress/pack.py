@@ -12,7 +12,6 @@ import logging
 import time
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bitgolf import atomic
@@ -21,11 +20,12 @@ from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_te
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import BudgetError, RunError
-from bitgolf.grid import Grid
 from bitgolf.progress import Progress, silent
 from bitgolf.record.code import code_bytes
+from bitgolf.roles import grid_of, role
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.calibration import hessian_key
+from bitgolf.train.weights import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def pack(
     """
     config = run.config
     begin = time.perf_counter()
-    weights = load_file(run.require("weights.safetensors"))
+    weights = read_tensors(run.require("weights.safetensors"), run.path)
     hessians = _hessians(run, config, device)
     quantized = quantize_tensors(
         _tasks(weights, hessians, config),
@@ -135,25 +135,19 @@ def _hessians(run: RunDirectory, config: Config, device: torch.device) -> dict[s
         raise RunError(
             f"{path} is missing; run `bitgolf train {run.path}` again, or pack without statistics: pack.method = 'rtn'"
         )
-    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
+    return {name: tensor.to(device) for name, tensor in read_tensors(path, run.path).items()}
 
 
 def _tasks(weights: dict[str, Tensor], hessians: dict[str, Tensor], config: Config) -> list[QuantizeTask]:
-    """The tensors that go on a grid, each with its Hessian."""
-    settings = config.pack
-    if settings.method == "lossless":
-        return []
-    return [
-        QuantizeTask(
-            name,
-            weight,
-            Grid(settings.embed_bits if is_table(name) else settings.matrix_bits),
-            settings.method if hessian_key(name) else "rtn",  # tables multiply no activations: nothing to feed back
-            hessians.get(hessian_key(name) or ""),
-        )
-        for name, weight in weights.items()
-        if weight.ndim == 2 and weight.numel() > settings.small_tensor
-    ]
+    """The tensors that go on a grid, each with its Hessian; tables multiply no activations, so nothing is fed back."""
+    tasks = []
+    for name, weight in weights.items():
+        grid = grid_of(name, tuple(weight.shape), config.pack)
+        if grid is not None:
+            key = hessian_key(name)
+            method = config.pack.method if key else "rtn"
+            tasks.append(QuantizeTask(name, weight, grid, method, hessians.get(key or "")))
+    return tasks
 
 
 def _figures(tensor: QuantizedTensor | None) -> dict[str, float | None]:
@@ -166,14 +160,3 @@ def _figures(tensor: QuantizedTensor | None) -> dict[str, float | None]:
         "rtn_hessian_error": tensor.rtn_hessian_error,
         "code_bits": tensor.code_bits,
     }
-
-
-def is_table(name: str) -> bool:
-    """True for tensors whose rows are looked up by token: the tied embedding, bigram and value tables."""
-    return name == "embedding" or name.endswith(".table")
-
-
-def role(name: str) -> str:
-    """What a tensor is for, without the layer it belongs to: `blocks.3.mlp.up.weight` -> `mlp.up`."""
-    parts = [part for part in name.split(".") if part not in ("blocks", "weight") and not part.isdigit()]
-    return ".".join(parts)

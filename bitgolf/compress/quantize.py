@@ -87,8 +87,14 @@ def quantize_tensor(
     dtype: torch.dtype = torch.float32,
 ) -> QuantizedTensor:
     """Quantize one tensor on the device it is on; see `quantize_tensors`."""
-    return quantize_tensors([QuantizeTask(name, weight, grid, method, hessian)], percentiles, damping=damping,
-                            block_size=block_size, weigh_clip=weigh_clip, dtype=dtype)[0]
+    return quantize_tensors(
+        [QuantizeTask(name, weight, grid, method, hessian)],
+        percentiles,
+        damping=damping,
+        block_size=block_size,
+        weigh_clip=weigh_clip,
+        dtype=dtype,
+    )[0]
 
 
 @torch.no_grad()
@@ -118,8 +124,10 @@ def quantize_tensors(
         if task.method not in METHODS:
             raise ConfigError(f"{task.name}: method {task.method!r} is not one of {', '.join(METHODS)}")
         if task.method == "gptq" and task.hessian is None:
-            raise ConfigError(f"{task.name}: GPTQ needs a Hessian of this tensor and calibration has none; "
-                              "calibrate it, or use method rtn")
+            raise ConfigError(
+                f"{task.name}: GPTQ needs a Hessian of this tensor and calibration has none; "
+                "calibrate it, or use method rtn"
+            )
     total = sum(task.weight.numel() for task in tasks)
     done = 0
     results: list[QuantizedTensor | None] = [None] * len(tasks)
@@ -168,8 +176,10 @@ def _quantize_batch(
             weight = task.weight.detach().to(device=device or task.weight.device)
             hessian = None if task.hessian is None else task.hessian.to(device=weight.device, dtype=dtype)
             if weight.ndim == 2 and hessian is not None and hessian.shape != (weight.shape[1],) * 2:
-                raise ConfigError(f"the Hessian has shape {tuple(hessian.shape)}; a weight of shape "
-                                  f"{tuple(weight.shape)} needs ({weight.shape[1]}, {weight.shape[1]})")
+                raise ConfigError(
+                    f"the Hessian has shape {tuple(hessian.shape)}; a weight of shape "
+                    f"{tuple(weight.shape)} needs ({weight.shape[1]}, {weight.shape[1]})"
+                )
             importance = hessian.diagonal() if weigh_clip and hessian is not None else None
             scales.append(grid.scales(weight, grid.search_clip(weight, percentiles, importance)))
             weights.append(weight)
@@ -179,16 +189,23 @@ def _quantize_batch(
     stacked_scales = torch.stack(scales)
     if method == "gptq":
         stacked_hessians = torch.stack([h for h in hessians if h is not None])
-        codes = _gptq_or_blame(tasks, torch.stack(weights), stacked_hessians, grid, stacked_scales, damping,
-                               block_size, dtype)
+        codes = _gptq_or_blame(
+            tasks, torch.stack(weights), stacked_hessians, grid, stacked_scales, damping, block_size, dtype
+        )
     else:
         codes = grid.quantize(torch.stack(weights), stacked_scales)
     return [_measure(*parts) for parts in zip(tasks, weights, hessians, codes, scales, strict=True)]
 
 
 def _gptq_or_blame(
-    tasks: list[QuantizeTask], weights: Tensor, hessians: Tensor, grid: Grid, scales: Tensor, damping: float,
-    block_size: int, dtype: torch.dtype,
+    tasks: list[QuantizeTask],
+    weights: Tensor,
+    hessians: Tensor,
+    grid: Grid,
+    scales: Tensor,
+    damping: float,
+    block_size: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """GPTQ on a batch; when it fails, find out which matrix it was."""
     try:
@@ -196,8 +213,14 @@ def _gptq_or_blame(
     except ConfigError as error:
         if len(tasks) == 1:
             raise ConfigError(f"{tasks[0].name}: {error}") from error
-    return torch.cat([_gptq_or_blame([task], weights[i : i + 1], hessians[i : i + 1], grid, scales[i : i + 1],
-                                     damping, block_size, dtype) for i, task in enumerate(tasks)])
+    return torch.cat(
+        [
+            _gptq_or_blame(
+                [task], weights[i : i + 1], hessians[i : i + 1], grid, scales[i : i + 1], damping, block_size, dtype
+            )
+            for i, task in enumerate(tasks)
+        ]
+    )
 
 
 def _measure(

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PRORATING_RULE = ("compressed bytes of a stream are shared among its tensors by order-0 entropy for codes, "
-                  "by raw bytes for the rest")
+PRORATING_RULE = (
+    "compressed bytes of a stream are shared among its tensors by order-0 entropy for codes, by raw bytes for the rest"
+)
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,17 @@ class StoredTensor:
         grid = Grid(bits)
         codes, scales = codes.detach().cpu(), scales.detach().cpu().float()
         if codes.ndim != 2 or codes.dtype != grid.code_dtype or 0 in codes.shape:
-            raise ArtifactError(f"codes of {bits} bits must be a non-empty {grid.code_dtype} matrix, not "
-                                f"{codes.dtype} of {tuple(codes.shape)}")
+            raise ArtifactError(
+                f"codes of {bits} bits must be a non-empty {grid.code_dtype} matrix, not "
+                f"{codes.dtype} of {tuple(codes.shape)}"
+            )
         if scales.shape != codes.shape[:1]:
             raise ArtifactError(f"{len(codes)} rows of codes came with scales of shape {tuple(scales.shape)}")
         if int(codes.max()) > grid.qmax or int(codes.min()) < -grid.qmax:
-            raise ArtifactError(f"codes reach from {int(codes.min())} to {int(codes.max())}, outside the "
-                                f"int{bits} grid of +-{grid.qmax}")
+            raise ArtifactError(
+                f"codes reach from {int(codes.min())} to {int(codes.max())}, outside the "
+                f"int{bits} grid of +-{grid.qmax}"
+            )
         if not bool((torch.isfinite(scales) & (scales > 0) & (scales.half().float() == scales)).all()):
             raise ArtifactError("scales must be finite fp16 numbers > 0; take them from Grid.scales")
         return cls(f"int{bits}", group, codes.contiguous(), scales.contiguous())
@@ -102,10 +106,14 @@ def num_elements(shape: tuple[int, ...]) -> int:
 def _finite(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     values = tensor.detach().cpu().to(dtype).contiguous()
     if values.numel() == 0 or values.ndim > 4 or not tensor.is_floating_point():
-        raise ArtifactError(f"cannot store a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}: "
-                            "float, 1 or more elements and at most 4 dimensions are needed")
+        raise ArtifactError(
+            f"cannot store a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}: "
+            "float, 1 or more elements and at most 4 dimensions are needed"
+        )
     if not bool(torch.isfinite(values).all()):
         hint = "; keep it in fp32" if bool(torch.isfinite(tensor).all()) else ""
-        raise ArtifactError(f"a tensor of shape {tuple(tensor.shape)} holds NaN, infinite or too large "
-                            f"values for {str(dtype).removeprefix('torch.')}{hint}")
+        raise ArtifactError(
+            f"a tensor of shape {tuple(tensor.shape)} holds NaN, infinite or too large "
+            f"values for {str(dtype).removeprefix('torch.')}{hint}"
+        )
     return values

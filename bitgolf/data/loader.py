@@ -167,9 +167,7 @@ class BatchLoader:
 
     def rows(self, step: int) -> Tensor:
         """This rank's rows of `step`, (rank_rows, T + 1) int32 on the CPU."""
-        starts = self.order.starts(
-            step * self.shape.rows + self.rank * self.shape.rank_rows, self.shape.rank_rows
-        )
+        starts = self.order.starts(step * self.shape.rows + self.rank * self.shape.rank_rows, self.shape.rank_rows)
         length = self.order.seq_len + 1
         out = np.empty((len(starts), length), dtype=np.int32)
         for row, start in zip(out, starts, strict=True):

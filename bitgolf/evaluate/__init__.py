@@ -8,5 +8,14 @@ from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer, window_plan
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, TokenReader, evaluate
 
-__all__ = ["Adapter", "BitsPerByte", "ScoreTape", "Scorer", "TokenReader", "bits_per_byte", "evaluate",
-           "make_scorer", "window_plan"]
+__all__ = [
+    "Adapter",
+    "BitsPerByte",
+    "ScoreTape",
+    "Scorer",
+    "TokenReader",
+    "bits_per_byte",
+    "evaluate",
+    "make_scorer",
+    "window_plan",
+]

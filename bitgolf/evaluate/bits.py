@@ -31,8 +31,9 @@ class BitsPerByte:
 def bpb_per_nat(tokens: int, num_bytes: int) -> float:
     """Bits per byte that one nat per token amounts to. Raises ValueError unless both counts are positive."""
     if tokens <= 0 or num_bytes <= 0:
-        raise ValueError(f"bits per byte need at least one token and one byte, got {tokens} tokens and "
-                         f"{num_bytes} bytes")
+        raise ValueError(
+            f"bits per byte need at least one token and one byte, got {tokens} tokens and {num_bytes} bytes"
+        )
     return tokens / (num_bytes * math.log(2))
 
 
@@ -46,8 +47,9 @@ def bits_per_byte(nll_nats: np.ndarray, byte_costs: np.ndarray) -> BitsPerByte:
         ValueError: lengths differ, no targets, no bytes, negative byte counts, or losses that are not finite.
     """
     if nll_nats.ndim != 1 or nll_nats.shape != byte_costs.shape:
-        raise ValueError(f"one byte count a target is needed: got {nll_nats.shape} losses and "
-                         f"{byte_costs.shape} byte counts")
+        raise ValueError(
+            f"one byte count a target is needed: got {nll_nats.shape} losses and {byte_costs.shape} byte counts"
+        )
     if byte_costs.dtype.kind not in "iu":
         raise ValueError(f"byte counts are integers, got {byte_costs.dtype}")
     if len(byte_costs) and byte_costs.min() < 0:
@@ -59,5 +61,4 @@ def bits_per_byte(nll_nats: np.ndarray, byte_costs: np.ndarray) -> BitsPerByte:
     if not math.isfinite(total):
         raise ValueError(f"the losses add up to {total}; every target needs a finite loss")
     loss = total / tokens
-    return BitsPerByte(bpb=loss * constant, loss_nats=loss, tokens=tokens, bytes=num_bytes,
-                       bpb_per_nat=constant)
+    return BitsPerByte(bpb=loss * constant, loss_nats=loss, tokens=tokens, bytes=num_bytes, bpb_per_nat=constant)

@@ -1,13 +1,15 @@
 """Stage `score`: artifact and validation tokens -> bits per byte by each method, under the evaluation clock.
 
 The clock runs from opening the artifact to the last score: reading, decompressing, compiling and every method.
-Reference figures that are no part of the evaluation (the float weights, general-purpose compressors on the same
-text) are computed after the clock has stopped and marked as such.
+A configuration that adapts while scoring has one more pass, which is then the headline. Reference figures that are
+no part of the evaluation (the float weights, general-purpose compressors on the same text, a second pass with the
+adapted weights) are computed after the clock has stopped and marked as such.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import lzma
 import time
 from collections.abc import Callable
@@ -17,21 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from safetensors.torch import load_file
 
 from bitgolf import atomic
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.distributed import World, device_name
 from bitgolf.errors import ConfigError
+from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.evaluate.temperature import Tempered
 from bitgolf.language_model import load, load_weights_
 from bitgolf.model.build import build_model
 from bitgolf.model.gpt import GPT
 from bitgolf.progress import Progress, silent
 from bitgolf.rundir import RunDirectory
+from bitgolf.train.weights import read_tensors
+
+_logger = logging.getLogger(__name__)
 
 
 def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> None:
@@ -42,6 +48,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     """
     config = run.config
     data = open_data(run.require("data"))
+    data.val.validate(config.model.vocab_size)
     tokens = data.val.read(0, data.val.num_tokens)
     costs = data.tokenizer.byte_costs(tokens)
     path = run.require("model.bitgolf")
@@ -49,9 +56,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     begin = time.perf_counter()
     language_model = load(path, world.device, config.train.attention)
     if language_model.tokenizer.model_bytes != data.tokenizer.model_bytes:
-        raise ConfigError(
-            f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again"
-        )
+        raise ConfigError(f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again")
     load_seconds = time.perf_counter() - begin
     model = scoring_model(language_model.model, config, world.device)
     results: dict[str, Any] = {}
@@ -60,10 +65,21 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     for method in config.score.methods:
         started = time.perf_counter()
         tape = _run_method(method, model, tokens, config, world, progress)
-        results[method] = bits_per_byte(tape.nll, costs).to_json() | {
-            "seconds": time.perf_counter() - started
-        }
-    evaluation_seconds = time.perf_counter() - begin
+        results[method] = bits_per_byte(tape.nll, costs).to_json() | {"seconds": time.perf_counter() - started}
+    diagnostic: dict[str, Any] = {}
+    with preserved(language_model.model):
+        if config.ttt.enabled:
+            started, headline = time.perf_counter(), adapted_name(config)
+            tape, details = _run_adapted(
+                language_model.model, model, tokens, data.tokenizer.bos_id, config, world, progress
+            )
+            results[headline] = bits_per_byte(tape.nll, costs).to_json() | {
+                "seconds": time.perf_counter() - started,
+                **details,
+            }
+        evaluation_seconds = time.perf_counter() - begin
+        if config.ttt.rescore_temperature:
+            diagnostic["rescored"] = _rescored(model, tokens, costs, config, world, progress)
     if world.is_main:
         _save_array(run / "nll.npy", tape.nll)
         atomic.write_json(run / "tape.json", tape.ledger)
@@ -82,10 +98,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             "methods": results,
             "headline": headline,
             "headline_bpb": results[headline]["bpb"],
+            "diagnostic": diagnostic,
             "float": {config.score.methods[0]: reference.to_json()} if reference else {},
-            "quantization_tax": results[config.score.methods[0]]["bpb"] - reference.bpb
-            if reference
-            else None,
+            "quantization_tax": results[config.score.methods[0]]["bpb"] - reference.bpb if reference else None,
             "accounting": data.manifest["accounting"],
             "val_tokens": data.val.num_tokens,
             "val_bytes": results[headline]["bytes"],
@@ -97,7 +112,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             "device": device_name(world.device),
             "attention": language_model.attention,
             "world_size": world.size,
-            "compressors": _general_purpose(data, tokens, progress),
+            "compressors": _general_purpose(data, tokens, progress) if config.score.compressors else {},
         },
     )
 
@@ -137,6 +152,47 @@ def _run_method(
     return tape
 
 
+def _run_adapted(
+    model: GPT,  # changed by what it learns
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    tokens: np.ndarray,
+    bos_id: int,
+    config: Config,
+    world: World,
+    progress: Progress,
+) -> tuple[ScoreTape, dict[str, Any]]:
+    """The adapted pass: its tape, and how often and to which temperature it adapted."""
+    tape = ScoreTape(tokens)
+    if config.ttt.between_chunks and config.ttt.chunk_tokens >= tape.num_targets:
+        _logger.warning(
+            "ttt.chunk_tokens %d holds all %d targets: nothing is learned before the text ends",
+            config.ttt.chunk_tokens,
+            tape.num_targets,
+        )
+    adapted = adapted_evaluation(config, model, forward, num_targets=tape.num_targets, bos_id=bos_id, world=world)
+
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
+        progress(f"score {adapted_name(config)}", done, total, note)
+
+    adapted.run(tape, report)
+    return tape, {"updates": tape.state, "temperature": adapted.temperature()}
+
+
+def _rescored(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    tokens: np.ndarray,
+    costs: np.ndarray,
+    config: Config,
+    world: World,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The two-pass figure of PR 576: all targets again, with the weights that the adapted pass left."""
+    temperature = config.ttt.rescore_temperature
+    tempered = Tempered(model, temperature)
+    tape = _run_method(config.score.methods[-1], tempered, tokens, config, world, progress, "diagnostic")
+    return bits_per_byte(tape.nll, costs).to_json() | {"temperature": temperature, "label": NOT_ADMISSIBLE}
+
+
 def _float_score(
     run: RunDirectory, tokens: np.ndarray, costs: np.ndarray, world: World, progress: Progress
 ) -> BitsPerByte | None:
@@ -146,7 +202,7 @@ def _float_score(
         return None
     config = run.config
     model, _ = build_model(config.model, config.window, world.device, config.train.attention)
-    load_weights_(model, load_file(weights), str(weights))
+    load_weights_(model, read_tensors(weights, run.path), str(weights))
     model.eval().requires_grad_(False)
     tape = _run_method(
         config.score.methods[0],

@@ -56,8 +56,16 @@ def _window_of(target: int, window: int, stride: int) -> int:
 class WindowScorer:
     """Scores with one forward pass a window; see `make_scorer` for the arguments."""
 
-    def __init__(self, model: Model, window: int, stride: int, batch_tokens: int, device: torch.device,
-                 rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        window: int,
+        stride: int,
+        batch_tokens: int,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self.model = model
         self.window = window
         self.stride = stride
@@ -67,8 +75,7 @@ class WindowScorer:
         self.world_size = world_size
 
     @torch.no_grad()
-    def score(self, read: TokenReader, start: int, stop: int,
-              tick: Callable[[int], None] | None = None) -> np.ndarray:
+    def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses (stop - start,) float32 of targets start..stop-1, in nats, the same on every rank."""
         plan = window_plan(start, stop, self.window, self.stride)
         out = torch.zeros(stop - start, dtype=torch.float32, device=self.device)  # (stop - start,)
@@ -82,9 +89,9 @@ class WindowScorer:
                 low, high = int(rows[a, 1]), int(rows[b - 1, 2])
                 begin, end = int(rows[a, 1] - rows[a, 0]), int(rows[a, 2] - rows[a, 0])
                 part = logits[a:b, begin:end].float()  # (b - a, end - begin, V)
-                part_targets = targets[low - first:high - first].view(b - a, end - begin, 1)
+                part_targets = targets[low - first : high - first].view(b - a, end - begin, 1)
                 chosen = part.gather(-1, part_targets).squeeze(-1)
-                out[low - start:high - start] = (torch.logsumexp(part, dim=-1) - chosen).reshape(-1)
+                out[low - start : high - start] = (torch.logsumexp(part, dim=-1) - chosen).reshape(-1)
             if tick is not None:
                 tick(last - start)
         return self._gather(out).cpu().numpy()
@@ -97,12 +104,12 @@ class WindowScorer:
         for rows in self._batches(plan):
             logits = self._forward(read, rows)  # (B, T, V)
             for row, (begin, low, high) in enumerate(rows.tolist()):
-                parts.append(torch.log_softmax(logits[row, low - begin:high - begin].float(), dim=-1).cpu())
+                parts.append(torch.log_softmax(logits[row, low - begin : high - begin].float(), dim=-1).cpu())
         return torch.cat(parts).numpy()
 
     def _batches(self, plan: np.ndarray) -> Iterator[np.ndarray]:
         for i in range(0, len(plan), self.rows):
-            yield plan[i:i + self.rows]
+            yield plan[i : i + self.rows]
 
     def _forward(self, read: TokenReader, rows: np.ndarray) -> Tensor:
         """Logits (B, T, V) of a batch of windows, padded on the right and below with token 0."""
@@ -110,11 +117,12 @@ class WindowScorer:
         block = read(origin, int(rows[-1, 2])).astype(np.int64)
         inputs = np.zeros((self.rows, self.window), dtype=np.int64)
         for row, (begin, _, high) in enumerate(rows.tolist()):
-            inputs[row, :high - begin] = block[begin - origin:high - origin]
+            inputs[row, : high - begin] = block[begin - origin : high - origin]
         logits = self.model(torch.from_numpy(inputs).to(self.device))
         if logits.ndim != 3 or logits.shape[:2] != inputs.shape:
-            raise ValueError(f"the model must map tokens {inputs.shape} to logits {(*inputs.shape, 'V')}, "
-                             f"got {tuple(logits.shape)}")
+            raise ValueError(
+                f"the model must map tokens {inputs.shape} to logits {(*inputs.shape, 'V')}, got {tuple(logits.shape)}"
+            )
         return logits
 
     def _gather(self, out: Tensor) -> Tensor:
@@ -139,8 +147,17 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
         a = b
 
 
-def make_scorer(method: str, model: Model, *, window: int, stride: int, batch_tokens: int,
-                device: torch.device | str, rank: int = 0, world_size: int = 1) -> Scorer:
+def make_scorer(
+    method: str,
+    model: Model,
+    *,
+    window: int,
+    stride: int,
+    batch_tokens: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Scorer:
     """The scorer of a method.
 
     Args:
@@ -162,8 +179,7 @@ def make_scorer(method: str, model: Model, *, window: int, stride: int, batch_to
     if method == "chunked":
         stride = window
     if not 1 <= stride <= window:
-        raise ConfigError(f"stride {stride} must be from 1 to the window of {window} tokens, or targets are "
-                          "skipped")
+        raise ConfigError(f"stride {stride} must be from 1 to the window of {window} tokens, or targets are skipped")
     if batch_tokens < window:
         raise ConfigError(f"batch_tokens {batch_tokens} does not hold one window of {window} tokens")
     if not 0 <= rank < world_size:

@@ -36,8 +36,7 @@ TokenReader = Callable[[int, int], np.ndarray]
 class Scorer(Protocol):
     """Gives the predictive distribution of every target of a chunk, and the loss of its token."""
 
-    def score(self, read: TokenReader, start: int, stop: int,
-              tick: Callable[[int], None] | None = None) -> np.ndarray:
+    def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses of targets start..stop-1: (stop - start,) float32, nats.
 
         `read` gives tokens 0..stop, the last of which is the last target's token; `tick(done)` is called with
@@ -69,8 +68,9 @@ class ScoreTape:
 
     def __init__(self, tokens: np.ndarray) -> None:
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise DataError(f"a score tape takes a one-dimensional array of integers, not {tokens.dtype} of "
-                            f"shape {tokens.shape}")
+            raise DataError(
+                f"a score tape takes a one-dimensional array of integers, not {tokens.dtype} of shape {tokens.shape}"
+            )
         if len(tokens) < 2:
             raise DataError(f"a score tape needs at least 2 tokens (one target), got {len(tokens)}")
         self._tokens = tokens
@@ -112,8 +112,10 @@ class ScoreTape:
     def chunk(self, stop: int) -> TokenReader:
         """What a scorer of targets below `stop` may read: tokens 0..stop, its own targets included."""
         if not self._num_scored < stop <= self.num_targets:
-            raise RuleViolation(f"a chunk that ends at target {stop} cannot be opened: {self._num_scored} of "
-                                f"{self.num_targets} targets are scored")
+            raise RuleViolation(
+                f"a chunk that ends at target {stop} cannot be opened: {self._num_scored} of "
+                f"{self.num_targets} targets are scored"
+            )
 
         def read(start: int, end: int) -> np.ndarray:
             return self._read(start, end, stop + 1, f"the scorer of the chunk that ends at target {stop}")
@@ -137,30 +139,39 @@ class ScoreTape:
                 losses, or a loss that is NaN, infinite or negative beyond rounding; nothing is committed.
         """
         if start < self._num_scored:
-            raise RuleViolation(f"targets {start}..{min(stop, self._num_scored) - 1} are already scored; a "
-                                "target is scored exactly once and its first score stands")
+            raise RuleViolation(
+                f"targets {start}..{min(stop, self._num_scored) - 1} are already scored; a "
+                "target is scored exactly once and its first score stands"
+            )
         if start > self._num_scored:
-            raise RuleViolation(f"scores of targets {start}..{stop - 1} leave a gap: the next target is "
-                                f"{self._num_scored}")
+            raise RuleViolation(
+                f"scores of targets {start}..{stop - 1} leave a gap: the next target is {self._num_scored}"
+            )
         if not start < stop <= self.num_targets:
-            raise RuleViolation(f"targets {start}..{stop - 1} are not on the tape, which has targets "
-                                f"0..{self.num_targets - 1}")
+            raise RuleViolation(
+                f"targets {start}..{stop - 1} are not on the tape, which has targets 0..{self.num_targets - 1}"
+            )
         values = np.asarray(nll)
         if values.shape != (stop - start,):
-            raise RuleViolation(f"targets {start}..{stop - 1} need {stop - start} losses in one dimension, "
-                                f"got shape {values.shape}")
+            raise RuleViolation(
+                f"targets {start}..{stop - 1} need {stop - start} losses in one dimension, got shape {values.shape}"
+            )
         if values.dtype.kind != "f":
             raise RuleViolation(f"losses are floats in nats, got {values.dtype}")
         values = values.astype(np.float32)
         finite = np.isfinite(values)
         if not finite.all():
             worst = int(np.argmin(finite))
-            raise RuleViolation(f"the loss of target {start + worst} is {values[worst]}; every target needs "
-                                "a finite loss (a probability above zero)")
+            raise RuleViolation(
+                f"the loss of target {start + worst} is {values[worst]}; every target needs "
+                "a finite loss (a probability above zero)"
+            )
         if values.min() < -NEGATIVE_NLL_TOLERANCE:
             worst = int(np.argmin(values))
-            raise RuleViolation(f"the loss of target {start + worst} is {values[worst]:.6g} nats, a "
-                                "probability above one: the distribution is not normalized")
+            raise RuleViolation(
+                f"the loss of target {start + worst} is {values[worst]:.6g} nats, a "
+                "probability above one: the distribution is not normalized"
+            )
         self._nll[start:stop] = values
         self._num_scored = stop
         last = self._events[-1] if self._events else None
@@ -175,8 +186,10 @@ class ScoreTape:
         An empty range means that nothing was read. Raises RuleViolation when a token is not yet scored.
         """
         if not 0 <= start <= stop or stop > self._num_scored + 1:
-            raise RuleViolation(f"an update from tokens {start}..{stop - 1} is not allowed: only tokens "
-                                f"0..{self._num_scored} are scored")
+            raise RuleViolation(
+                f"an update from tokens {start}..{stop - 1} is not allowed: only tokens "
+                f"0..{self._num_scored} are scored"
+            )
         self._state += 1
         self._events.append({"event": "update", "tokens": [start, stop], "state": self._state})
 
@@ -188,18 +201,26 @@ class ScoreTape:
         under one state are one event); `update` events hold the `tokens` [start, stop) learned from and the
         new `state`.
         """
-        events = [{**event, **{k: list(event[k]) for k in ("targets", "tokens") if k in event}}
-                  for event in self._events]
-        return {"format": LEDGER_FORMAT, "num_tokens": self.num_tokens, "num_targets": self.num_targets,
-                "num_scored": self._num_scored, "tokens_sha256": tokens_sha256([self._tokens]),
-                "events": events}
+        events = [
+            {**event, **{k: list(event[k]) for k in ("targets", "tokens") if k in event}} for event in self._events
+        ]
+        return {
+            "format": LEDGER_FORMAT,
+            "num_tokens": self.num_tokens,
+            "num_targets": self.num_targets,
+            "num_scored": self._num_scored,
+            "tokens_sha256": tokens_sha256([self._tokens]),
+            "events": events,
+        }
 
     def _read(self, start: int, stop: int, limit: int, who: str) -> np.ndarray:
         if not 0 <= start <= stop:
             raise RuleViolation(f"tokens {start}..{stop - 1} are not a range of the tape")
         if stop > limit:
-            raise RuleViolation(f"{who} asked for tokens {start}..{stop - 1}, but only tokens 0..{limit - 1} "
-                                "may be read before more are scored")
+            raise RuleViolation(
+                f"{who} asked for tokens {start}..{stop - 1}, but only tokens 0..{limit - 1} "
+                "may be read before more are scored"
+            )
         return np.array(self._tokens[start:stop], copy=True)
 
 
@@ -208,12 +229,13 @@ def tokens_sha256(parts: Iterable[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for tokens in parts:
         for start in range(0, len(tokens), _HASH_BLOCK):
-            digest.update(tokens[start:start + _HASH_BLOCK].astype("<u4").tobytes())
+            digest.update(tokens[start : start + _HASH_BLOCK].astype("<u4").tobytes())
     return digest.hexdigest()
 
 
-def evaluate(tape: ScoreTape, scorer: Scorer, adapter: Adapter | None = None, progress: Progress = silent,
-             chunk_targets: int = 0) -> np.ndarray:
+def evaluate(
+    tape: ScoreTape, scorer: Scorer, adapter: Adapter | None = None, progress: Progress = silent, chunk_targets: int = 0
+) -> np.ndarray:
     """Score what is left of the tape, chunk by chunk: score, commit, reveal, adapt.
 
     Args:
@@ -254,5 +276,4 @@ def _adapt(tape: ScoreTape, adapter: Adapter, start: int, stop: int) -> None:
         return tokens
 
     adapter.update(revealed, start, stop)
-    tape.record_update(min((first for first, _ in reads), default=0),
-                       max((last for _, last in reads), default=0))
+    tape.record_update(min((first for first, _ in reads), default=0), max((last for _, last in reads), default=0))

@@ -72,18 +72,34 @@ def draw(chart: LineChart) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True)
-              if math.isfinite(y) and (x > 0 or not chart.log_x)]
+    points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)]
     kept = [points[i] for i in thin(len(points))]
-    settings = {"svg.fonttype": "none", "svg.hashsalt": chart.key, "font.size": _FONT, "text.color": _INK,
-                "axes.edgecolor": _GRID, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-                "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-                "path.simplify": False}
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": chart.key,
+        "font.size": _FONT,
+        "text.color": _INK,
+        "axes.edgecolor": _GRID,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "path.simplify": False,
+    }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, layout="constrained")
         axes = figure.add_subplot()
-        axes.plot([x for x, _ in kept], [y for _, y in kept], color=_LINE, linewidth=2, solid_joinstyle="round",
-                  marker="o" if len(kept) <= _DOTTED else None, markersize=5)
+        axes.plot(
+            [x for x, _ in kept],
+            [y for _, y in kept],
+            color=_LINE,
+            linewidth=2,
+            solid_joinstyle="round",
+            marker="o" if len(kept) <= _DOTTED else None,
+            markersize=5,
+        )
         axes.grid(axis="y", color=_GRID, linewidth=1)
         axes.tick_params(length=0, pad=4)
         axes.set_xlabel(chart.x_label)
@@ -103,8 +119,15 @@ def draw(chart: LineChart) -> str:
             axes.set_ylim(bottom=0)
         for position, word in chart.marks:
             axes.axvline(position, color=_MARK, linewidth=1.5, linestyle=(0, (4, 3)))
-            axes.annotate(word, (position, 1), (4, -2), xycoords=("data", "axes fraction"),
-                          textcoords="offset points", va="top", color=_INK)
+            axes.annotate(
+                word,
+                (position, 1),
+                (4, -2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                color=_INK,
+            )
         drawing = io.StringIO()
         figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(drawing.getvalue(), chart)
@@ -112,15 +135,16 @@ def draw(chart: LineChart) -> str:
 
 def _inline(svg: str, chart: LineChart) -> str:
     """Strip what a page must not contain, make ids unique, colors and fonts the page's own, and name the chart."""
-    body = svg[svg.index("<svg"):]
+    body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{chart.key}-', body)
     body = body.replace('href="#', f'href="#{chart.key}-').replace("url(#", f"url(#{chart.key}-")
     for placeholder, variable in _VARIABLES.items():
         body = body.replace(placeholder, variable)
     body = re.sub(r'\bfont(?:-[a-z]+)?: [^";]*;? ?', "", body)  # the page's style sheet decides
-    opening = (f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-               f'aria-label="{_attribute(chart.summary)}">')
+    opening = (
+        f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{_attribute(chart.summary)}">'
+    )
     return re.sub(r"^<svg[^>]*>", lambda _: opening, body).strip()
 
 
@@ -133,6 +157,7 @@ def require_matplotlib() -> ModuleType:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("the report draws its charts with matplotlib, which is not installed; "
-                          "`pip install bitgolf[report]`") from error
+        raise ConfigError(
+            "the report draws its charts with matplotlib, which is not installed; `pip install bitgolf[report]`"
+        ) from error
     return matplotlib

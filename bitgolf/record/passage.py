@@ -83,16 +83,18 @@ def surprisal_passage(val: TextTokens, tokenizer: TextTokenizer, nll: np.ndarray
         None when the tokens read stand for no text at all.
     """
     tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
-    losses = np.asarray(nll[:len(tokens) - 1], dtype=np.float64)
+    losses = np.asarray(nll[: len(tokens) - 1], dtype=np.float64)
     spans = [(start, min(stop, start + length)) for start, stop in _document_targets(tokens, tokenizer.bos_id)]
     if not spans:
         return None
     longest = max(stop - start for start, stop in spans)
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     typical = sums[-1] / max(1, len(losses))
-    start, stop = min((span for span in spans if span[1] - span[0] == longest),
-                      key=lambda span: abs((sums[span[1]] - sums[span[0]]) / (span[1] - span[0]) - typical))
-    shown = tokens[start + 1:stop + 1].tolist()
+    start, stop = min(
+        (span for span in spans if span[1] - span[0] == longest),
+        key=lambda span: abs((sums[span[1]] - sums[span[0]]) / (span[1] - span[0]) - typical),
+    )
+    shown = tokens[start + 1 : stop + 1].tolist()
     bits = (losses[start:stop] / math.log(2)).tolist()
     pieces = split_pieces([tokenizer.token_text_bytes(token) for token in shown], bits)
     num_bytes = sum(len(tokenizer.token_text_bytes(token)) for token in shown)
@@ -118,7 +120,7 @@ def choose_prompts(val: TextTokens, tokenizer: TextTokenizer, count: int, contin
         start, stop = long_enough[(2 * index + 1) * len(long_enough) // (2 * count)]
         cut = min(start + PROMPT_TOKENS, stop)
         text, cut = _whole_characters(tokens, tokenizer, start + 1, cut + 1)
-        true_text = tokenizer.decode(tokens[cut:min(cut + continues, stop + 1)].tolist())
+        true_text = tokenizer.decode(tokens[cut : min(cut + continues, stop + 1)].tolist())
         prompts.append(Prompt(text, true_text.rstrip("\N{REPLACEMENT CHARACTER}")))
     return prompts
 
@@ -140,8 +142,14 @@ def split_pieces(token_bytes: Sequence[bytes], bits: Sequence[float]) -> list[Pi
 
 def visible(text: str) -> str:
     """`text` with control characters (which HTML may not contain) as their pictures, U+2400 and on."""
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else
-                   "\N{REPLACEMENT CHARACTER}" if 127 <= ord(c) < 160 else c for c in text)
+    return "".join(
+        chr(0x2400 + ord(c))
+        if ord(c) < 32 and c not in "\n\t"
+        else "\N{REPLACEMENT CHARACTER}"
+        if 127 <= ord(c) < 160
+        else c
+        for c in text
+    )
 
 
 def _document_targets(tokens: np.ndarray, bos: int) -> list[tuple[int, int]]:

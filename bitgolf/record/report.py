@@ -81,8 +81,9 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
     return path
 
 
-def collect_texts(run: RunDirectory, products: sections.Products, *, device: str = "cpu",
-                  progress: Progress = silent) -> Texts:
+def collect_texts(
+    run: RunDirectory, products: sections.Products, *, device: str = "cpu", progress: Progress = silent
+) -> Texts:
     """Sample continuations and color a passage, as far as the run's products allow."""
     if not (run / "data").exists():
         missing = ("There is no validation text yet.", products.command("prepare"))
@@ -97,31 +98,37 @@ def collect_texts(run: RunDirectory, products: sections.Products, *, device: str
         no_samples = ("No samples were asked for (report.samples = 0).", "")
     else:
         prompts = passage.choose_prompts(data.val, data.tokenizer, settings.samples, settings.sample_tokens)
-        samples = sample(load(run / "model.bitgolf", device), prompts, settings.sample_tokens, run.config.seed,
-                         progress)
+        samples = sample(
+            load(run / "model.bitgolf", device), prompts, settings.sample_tokens, run.config.seed, progress
+        )
     surprisal, no_surprisal = None, ("", "")
     if not (run / "nll.npy").exists():
         no_surprisal = ("The validation text has not been scored yet.", products.command("score"))
     else:
         nll = np.load(run / "nll.npy", mmap_mode="r", allow_pickle=False)
         if nll.shape != (data.val.num_tokens - 1,):
-            no_surprisal = (f"nll.npy holds {nll.size:,} losses, the validation text has {data.val.num_tokens - 1:,} "
-                            "targets: it was scored on other data.", products.command("score"))
+            no_surprisal = (
+                f"nll.npy holds {nll.size:,} losses, the validation text has {data.val.num_tokens - 1:,} "
+                "targets: it was scored on other data.",
+                products.command("score"),
+            )
         else:
             surprisal = passage.surprisal_passage(data.val, data.tokenizer, nll, settings.surprisal_tokens)
             no_surprisal = ("", "") if surprisal else ("The validation tokens stand for no text.", "")
     return Texts(samples, no_samples, surprisal, no_surprisal)
 
 
-def sample(model: Sampler, prompts: list[passage.Prompt], max_tokens: int, seed: int,
-           progress: Progress = silent) -> tuple[Sample, ...]:
+def sample(
+    model: Sampler, prompts: list[passage.Prompt], max_tokens: int, seed: int, progress: Progress = silent
+) -> tuple[Sample, ...]:
     """Continue each prompt by up to `max_tokens` tokens; the i-th with seed + i, so a report is reproducible."""
     samples = []
     for index, prompt in enumerate(prompts):
         progress("report", index, len(prompts) + 1, f"sample {index + 1}")
         continuation = model.generate(prompt.text, max_tokens=max_tokens, seed=seed + index)
-        samples.append(Sample(passage.visible(prompt.text), passage.visible(continuation),
-                              passage.visible(prompt.continues)))
+        samples.append(
+            Sample(passage.visible(prompt.text), passage.visible(continuation), passage.visible(prompt.continues))
+        )
     return tuple(samples)
 
 
@@ -132,21 +139,39 @@ def render(products: sections.Products, texts: Texts, environment: Any = None) -
     folder = resources.files("bitgolf.record").joinpath("templates")
     script = folder.joinpath("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    drawn = [{"title": chart.title, "key": chart.key, "svg": markup(charts.draw(chart))}
-             for chart in sections.training_charts(products)]
+    drawn = [
+        {"title": chart.title, "key": chart.key, "svg": markup(charts.draw(chart))}
+        for chart in sections.training_charts(products)
+    ]
     verdict = dict(zip(("state", "symbol", "word", "checks"), sections.verdict(products), strict=True))
     score, pack, audit = products.score, products.pack, products.audit
-    return str(environment.get_template("report.html").render(
-        version=__version__, config=products.config, config_digest=products.config.digest(),
-        config_toml=products.config.to_toml(), command=products.command,
-        style=markup(folder.joinpath("report.css").read_text(encoding="utf-8")), script=markup(script),
-        script_hash=markup(digest), warnings=sections.warnings(products),
-        verdict=verdict, headline=f"{score['headline_bpb']:.4f}" if score else None,
-        score=score, pack=pack, audit=audit,
-        charts=drawn, bpb=sections.bpb_bars(score) if score else [],
-        groups=sections.byte_groups(pack) if pack else [], meters=sections.budget_meters(products),
-        facts=sections.facts(products), audit_rows=sections.audit_rows(audit, _LARGEST_JSON_EVIDENCE) if audit else [],
-        ledger=sections.ledger_rows(products.budget.charges), texts=texts, levels=_levels()))
+    return str(
+        environment.get_template("report.html").render(
+            version=__version__,
+            config=products.config,
+            config_digest=products.config.digest(),
+            config_toml=products.config.to_toml(),
+            command=products.command,
+            style=markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
+            script=markup(script),
+            script_hash=markup(digest),
+            warnings=sections.warnings(products),
+            verdict=verdict,
+            headline=f"{score['headline_bpb']:.4f}" if score else None,
+            score=score,
+            pack=pack,
+            audit=audit,
+            charts=drawn,
+            bpb=sections.bpb_bars(score) if score else [],
+            groups=sections.byte_groups(pack) if pack else [],
+            meters=sections.budget_meters(products),
+            facts=sections.facts(products),
+            audit_rows=sections.audit_rows(audit, _LARGEST_JSON_EVIDENCE) if audit else [],
+            ledger=sections.ledger_rows(products.budget.charges),
+            texts=texts,
+            levels=_levels(),
+        )
+    )
 
 
 def _levels() -> list[str]:
@@ -159,8 +184,13 @@ def _levels() -> list[str]:
 def _environment() -> Any:
     """Templates of the page; every inserted value is escaped and an unknown name is an error."""
     jinja2 = _jinja2()
-    return jinja2.Environment(loader=jinja2.PackageLoader("bitgolf.record"), autoescape=True,
-                              undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("bitgolf.record"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _jinja2() -> ModuleType:
@@ -168,6 +198,7 @@ def _jinja2() -> ModuleType:
         import jinja2
         import jinja2.utils
     except ImportError as error:
-        raise ConfigError("the report is made with jinja2, which is not installed; `pip install bitgolf[report]`"
-                          ) from error
+        raise ConfigError(
+            "the report is made with jinja2, which is not installed; `pip install bitgolf[report]`"
+        ) from error
     return jinja2

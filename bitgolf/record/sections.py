@@ -19,14 +19,25 @@ from bitgolf.record.charts import LineChart
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.metrics import read_events
 
-_BUDGETS = (("artifact_bytes", "Artifact", "bytes", "pack"), ("train_seconds", "Training", "s", "train"),
-            ("eval_seconds", "Evaluation", "s", "score"))
+_BUDGETS = (
+    ("artifact_bytes", "Artifact", "bytes", "pack"),
+    ("train_seconds", "Training", "s", "train"),
+    ("eval_seconds", "Evaluation", "s", "score"),
+)
 _SYMBOLS = {"PASS": "\N{HEAVY CHECK MARK}", "FAIL": "\N{HEAVY BALLOT X}"}
-_ROLES = {"attention.query": "attention, query", "attention.key": "attention, key",
-          "attention.value": "attention, value", "attention.out": "attention, output", "mlp.up": "MLP, up",
-          "mlp.down": "MLP, down", "embedding": "token embedding",
-          "bigram.table": "bigram table", "bigram.project": "bigram projection",
-          "value_embedding.table": "value embedding", "value_embedding.project": "value projection"}
+_ROLES = {
+    "attention.query": "attention, query",
+    "attention.key": "attention, key",
+    "attention.value": "attention, value",
+    "attention.out": "attention, output",
+    "mlp.up": "MLP, up",
+    "mlp.down": "MLP, down",
+    "embedding": "token embedding",
+    "bigram.table": "bigram table",
+    "bigram.project": "bigram projection",
+    "value_embedding.table": "value embedding",
+    "value_embedding.project": "value projection",
+}
 _SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown together
 
 
@@ -45,8 +56,15 @@ class Products:
     @classmethod
     def read(cls, run: RunDirectory) -> Products:
         """Read everything but the texts. Raises RunError for a product that is damaged."""
-        return cls(run.path, run.config, run.budget(), read_events(run / "train.jsonl"), _read_json(run, "pack"),
-                   _read_json(run, "score"), _read_json(run, "audit"))
+        return cls(
+            run.path,
+            run.config,
+            run.budget(),
+            read_events(run / "train.jsonl"),
+            _read_json(run, "pack"),
+            _read_json(run, "score"),
+            _read_json(run, "audit"),
+        )
 
     def command(self, stage: str) -> str:
         """The command line that makes what is missing."""
@@ -114,8 +132,9 @@ def warnings(products: Products) -> list[str]:
     pack, score = products.pack, products.score
     if pack and score and score.get("model_sha256") not in (None, pack["model_sha256"]):
         found.append(f"These scores are of an earlier artifact; run `{products.command('score')}` again.")
-    times = {name: path.stat().st_mtime for name in ("score.json", "audit.json")
-             if (path := products.path / name).exists()}
+    times = {
+        name: path.stat().st_mtime for name in ("score.json", "audit.json") if (path := products.path / name).exists()
+    }
     if len(times) == 2 and times["audit.json"] < times["score.json"]:
         found.append(f"The audit is older than the scores; run `{products.command('audit')}` again.")
     return found
@@ -135,19 +154,46 @@ def training_charts(products: Products) -> list[LineChart]:
     steady = steps[1:] or steps  # the first line covers a single step
     speeds = [event["tokens_per_second"] for event in steady]
     return [
-        LineChart("loss-time", "Training loss, nats per token, against time",
-                  f"Line chart: training loss goes {fell} in {seconds[-1]:.1f} seconds.", "seconds", seconds, loss,
-                  marks=resumed),
-        LineChart("loss-tokens", "Training loss, nats per token, against tokens (logarithmic)",
-                  f"Line chart: training loss goes {fell} over {tokens[-1]:,} tokens.", "tokens", tokens, loss,
-                  log_x=True),
-        LineChart("rate", f"Learning rate, multiple of its peak (matrices {config.matrix_lr:g}, embedding "
-                  f"{config.embed_lr:g}, scalars {config.scalar_lr:g})",
-                  f"Line chart: the learning rate multiplier begins at {rate[0]:.2f}, is {max(rate):.2f} at most and "
-                  f"ends at {rate[-1]:.2f}.", "seconds", seconds, rate, from_zero=True, marks=resumed),
-        LineChart("speed", "Throughput, tokens per second",
-                  f"Line chart: between {min(speeds):,.0f} and {max(speeds):,.0f} tokens per second.", "seconds",
-                  seconds[len(speed) - len(speeds):], speeds, from_zero=True, marks=resumed),
+        LineChart(
+            "loss-time",
+            "Training loss, nats per token, against time",
+            f"Line chart: training loss goes {fell} in {seconds[-1]:.1f} seconds.",
+            "seconds",
+            seconds,
+            loss,
+            marks=resumed,
+        ),
+        LineChart(
+            "loss-tokens",
+            "Training loss, nats per token, against tokens (logarithmic)",
+            f"Line chart: training loss goes {fell} over {tokens[-1]:,} tokens.",
+            "tokens",
+            tokens,
+            loss,
+            log_x=True,
+        ),
+        LineChart(
+            "rate",
+            f"Learning rate, multiple of its peak (matrices {config.matrix_lr:g}, embedding "
+            f"{config.embed_lr:g}, scalars {config.scalar_lr:g})",
+            f"Line chart: the learning rate multiplier begins at {rate[0]:.2f}, is {max(rate):.2f} at most and "
+            f"ends at {rate[-1]:.2f}.",
+            "seconds",
+            seconds,
+            rate,
+            from_zero=True,
+            marks=resumed,
+        ),
+        LineChart(
+            "speed",
+            "Throughput, tokens per second",
+            f"Line chart: between {min(speeds):,.0f} and {max(speeds):,.0f} tokens per second.",
+            "seconds",
+            seconds[len(speed) - len(speeds) :],
+            speeds,
+            from_zero=True,
+            marks=resumed,
+        ),
     ]
 
 
@@ -166,8 +212,10 @@ def bpb_bars(score: dict[str, Any]) -> list[Bar]:
         before = result["bpb"]
         rows.append((f"artifact, {method}", before, "headline" if method == score["headline"] else "model", note))
     headline = score["headline_bpb"]
-    rows += [(name, value, "other", f"{value / headline:.2f} times the headline")
-             for name, value in score["compressors"].items()]
+    rows += [
+        (name, value, "other", f"{value / headline:.2f} times the headline")
+        for name, value in score["compressors"].items()
+    ]
     most = max(value for _, value, _, _ in rows)
     return [Bar(label, f"{value:.4f}", 100 * value / most, kind, note) for label, value, kind, note in rows]
 
@@ -181,11 +229,16 @@ def byte_groups(pack: dict[str, Any]) -> list[Bar]:
     for group, size in pack["group_bytes"].items():
         label = _ROLES.get(group, group if largest[group] > _SMALL_TENSOR else "gains and mixers")
         sizes[label] = sizes.get(label, 0) + size
-    sizes |= {"tokenizer": pack["stream_bytes"].get("tokenizer", 0), "header": pack["header_bytes"],
-              "code": pack["code_bytes"]}
+    sizes |= {
+        "tokenizer": pack["stream_bytes"].get("tokenizer", 0),
+        "header": pack["header_bytes"],
+        "code": pack["code_bytes"],
+    }
     most, total = max(sizes.values()), pack["total_bytes"]
-    return [Bar(name, f"{size:,}", 100 * size / most, "code" if name == "code" else "model", f"{size / total:.1%}")
-            for name, size in sorted(sizes.items(), key=lambda item: -item[1])]
+    return [
+        Bar(name, f"{size:,}", 100 * size / most, "code" if name == "code" else "model", f"{size / total:.1%}")
+        for name, size in sorted(sizes.items(), key=lambda item: -item[1])
+    ]
 
 
 def budget_meters(products: Products) -> list[Meter]:
@@ -195,17 +248,35 @@ def budget_meters(products: Products) -> list[Meter]:
         charges = [charge for charge in products.budget.charges if charge.kind == kind]
         used, cap = sum(charge.amount for charge in charges), products.budget.limits[kind]
         width = max(used, cap)
-        segments = tuple(Segment(charge.what, _amount(charge.amount, unit), 100 * charge.amount / width)
-                         for charge in charges)
-        meters.append(Meter(label, _amount(used, unit), _amount(cap, unit), f"{used / cap:.1%}", used > cap,
-                            100 * cap / width, segments, "" if charges else products.command(stage)))
+        segments = tuple(
+            Segment(charge.what, _amount(charge.amount, unit), 100 * charge.amount / width) for charge in charges
+        )
+        meters.append(
+            Meter(
+                label,
+                _amount(used, unit),
+                _amount(cap, unit),
+                f"{used / cap:.1%}",
+                used > cap,
+                100 * cap / width,
+                segments,
+                "" if charges else products.command(stage),
+            )
+        )
     return meters
 
 
 def ledger_rows(charges: list[Charge]) -> list[tuple[str, str, str, str]]:
     """Budget, stage, what for, amount."""
-    return [(charge.kind.replace("_", " ").removesuffix(" bytes").removesuffix(" seconds"), charge.stage, charge.what,
-             _amount(charge.amount, "bytes" if charge.kind.endswith("bytes") else "s")) for charge in charges]
+    return [
+        (
+            charge.kind.replace("_", " ").removesuffix(" bytes").removesuffix(" seconds"),
+            charge.stage,
+            charge.what,
+            _amount(charge.amount, "bytes" if charge.kind.endswith("bytes") else "s"),
+        )
+        for charge in charges
+    ]
 
 
 def audit_rows(audit: dict[str, Any], most: int) -> list[dict[str, str]]:
@@ -217,11 +288,17 @@ def audit_rows(audit: dict[str, Any], most: int) -> list[dict[str, str]]:
             evidence = json.dumps(evidence, indent=1, ensure_ascii=False)
         if len(evidence) > most:
             evidence = evidence[:most] + "\n... (all of it is in audit.json)"
-        rows.append({
-            "rule": check["rule"], "title": check["title"], "verdict": outcome,
-            "symbol": _SYMBOLS.get(outcome, "\N{EN DASH}"),
-            "state": {"PASS": "pass", "FAIL": "fail"}.get(outcome, "open"), "reason": check.get("reason", ""),
-            "evidence": evidence})
+        rows.append(
+            {
+                "rule": check["rule"],
+                "title": check["title"],
+                "verdict": outcome,
+                "symbol": _SYMBOLS.get(outcome, "\N{EN DASH}"),
+                "state": {"PASS": "pass", "FAIL": "fail"}.get(outcome, "open"),
+                "reason": check.get("reason", ""),
+                "evidence": evidence,
+            }
+        )
     return rows
 
 
@@ -231,33 +308,55 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     end, calibration = products.last_event("end"), products.last_event("calibration")
     pack, score, config = products.pack or {}, products.score or {}, products.config
     model = config.model
-    training = _known([
-        ("optimizer steps", _format(end, "step", "{:,}")), ("tokens trained on", _format(end, "tokens", "{:,}")),
-        ("passes over the text", f"{end['tokens'] / start['train_tokens_available']:.2f}"
-         if end and start.get("train_tokens_available") else ""),
-        ("tokens per second", _format(end, "tokens_per_second", "{:,.0f}")),
-        ("calibration tokens", _format(calibration, "tokens", "{:,}")),
-        ("peak GPU memory", f"{end['peak_memory_mib']:,.0f} MiB" if end.get("peak_memory_mib") else ""),
-        ("compile warm-up (untimed)", _format(start, "warm_up_seconds", "{:.1f} s"))])
-    hardware = _known([
-        ("device", str(start.get("device", score.get("device", "")))),
-        ("processes", _format(start, "world_size", "{}")),
-        ("attention", str(start.get("attention", ""))), ("torch", str(start.get("torch", ""))),
-        ("compiled", ("yes" if start["compiled"] else "no") if "compiled" in start else "")])
-    shape = _known([
-        ("layers × width", f"{model.num_layers} × {model.model_dim}"),
-        ("heads (queries, keys)", f"{model.num_heads}, {model.num_kv_heads}"),
-        ("vocabulary", f"{model.vocab_size:,}"), ("parameters", _format(pack, "num_parameters", "{:,}")),
-        ("bits per weight", _format(pack, "bits_per_weight", "{:.2f}")), ("quantizer", str(pack.get("method", ""))),
-        ("compressor", str(pack.get("compressor", ""))), ("artifact sha256", str(pack.get("model_sha256", ""))[:16])])
-    text = _known([
-        ("source", config.data.source), ("validation documents", _format(score, "val_documents", "{:,}")),
-        ("validation tokens", _format(score, "val_tokens", "{:,}")),
-        ("validation bytes", _format(score, "val_bytes", "{:,}")),
-        ("byte accounting", str(score.get("accounting", ""))),
-        ("context window", f"{config.window:,} tokens"),
-        ("sliding stride", f"{config.score.stride:,} tokens" if "sliding" in config.score.methods else ""),
-        ("evaluation", _format(score, "evaluation_seconds", "{:.1f} s"))])
+    training = _known(
+        [
+            ("optimizer steps", _format(end, "step", "{:,}")),
+            ("tokens trained on", _format(end, "tokens", "{:,}")),
+            (
+                "passes over the text",
+                f"{end['tokens'] / start['train_tokens_available']:.2f}"
+                if end and start.get("train_tokens_available")
+                else "",
+            ),
+            ("tokens per second", _format(end, "tokens_per_second", "{:,.0f}")),
+            ("calibration tokens", _format(calibration, "tokens", "{:,}")),
+            ("peak GPU memory", f"{end['peak_memory_mib']:,.0f} MiB" if end.get("peak_memory_mib") else ""),
+            ("compile warm-up (untimed)", _format(start, "warm_up_seconds", "{:.1f} s")),
+        ]
+    )
+    hardware = _known(
+        [
+            ("device", str(start.get("device", score.get("device", "")))),
+            ("processes", _format(start, "world_size", "{}")),
+            ("attention", str(start.get("attention", ""))),
+            ("torch", str(start.get("torch", ""))),
+            ("compiled", ("yes" if start["compiled"] else "no") if "compiled" in start else ""),
+        ]
+    )
+    shape = _known(
+        [
+            ("layers × width", f"{model.num_layers} × {model.model_dim}"),
+            ("heads (queries, keys)", f"{model.num_heads}, {model.num_kv_heads}"),
+            ("vocabulary", f"{model.vocab_size:,}"),
+            ("parameters", _format(pack, "num_parameters", "{:,}")),
+            ("bits per weight", _format(pack, "bits_per_weight", "{:.2f}")),
+            ("quantizer", str(pack.get("method", ""))),
+            ("compressor", str(pack.get("compressor", ""))),
+            ("artifact sha256", str(pack.get("model_sha256", ""))[:16]),
+        ]
+    )
+    text = _known(
+        [
+            ("source", config.data.source),
+            ("validation documents", _format(score, "val_documents", "{:,}")),
+            ("validation tokens", _format(score, "val_tokens", "{:,}")),
+            ("validation bytes", _format(score, "val_bytes", "{:,}")),
+            ("byte accounting", str(score.get("accounting", ""))),
+            ("context window", f"{config.window:,} tokens"),
+            ("sliding stride", f"{config.score.stride:,} tokens" if "sliding" in config.score.methods else ""),
+            ("evaluation", _format(score, "evaluation_seconds", "{:.1f} s")),
+        ]
+    )
     titled = [("Training", training), ("Hardware", hardware), ("Model", shape), ("Validation text", text)]
     return [(title, rows) for title, rows in titled if rows]
 

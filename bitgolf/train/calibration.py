@@ -59,9 +59,7 @@ class HessianCollector:
         """Means over the tokens of all ranks: key -> (C, C) fp32 on the CPU."""
         sums = [self.sums[key] for key in sorted(self.sums)]
         world.mean_(sums)
-        return {
-            key: (total / self.num_tokens).cpu() for key, total in zip(sorted(self.sums), sums, strict=True)
-        }
+        return {key: (total / self.num_tokens).cpu() for key, total in zip(sorted(self.sums), sums, strict=True)}
 
     def _hook(self, key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

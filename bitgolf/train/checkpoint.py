@@ -119,7 +119,8 @@ class CheckpointStore:
     def _write(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
         final = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for stale in self.folder.glob(".step-*.tmp"):  # of processes that were killed: there is one writer
+            shutil.rmtree(stale, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "state.safetensors")

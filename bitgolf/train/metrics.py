@@ -118,9 +118,7 @@ class MetricsPipe:
             return
         broken = [name for name, norm in zip(self.names, norms, strict=True) if not math.isfinite(norm)]
         where = (
-            f"gradients of {len(broken)} of {len(self.names)} tensors, first {broken[0]!r}"
-            if broken
-            else "the loss"
+            f"gradients of {len(broken)} of {len(self.names)} tensors, first {broken[0]!r}" if broken else "the loss"
         )
         raise TrainingDiverged(
             f"step {step}: loss {loss}, not finite in {where}; lower the learning rates, set "

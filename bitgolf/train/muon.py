@@ -1,9 +1,10 @@
 """Muon: momentum whose matrix updates are replaced by their nearest orthogonal matrix (Jordan et al. 2024).
 
-Matrices of one shape are stacked and orthogonalized together by a quintic Newton-Schulz iteration in bf16;
-over several ranks each iterates its share of a stack and the results are gathered, so every rank holds the same
-weights. Formula (techniques.md section 3): buf = mu buf + g; u = g + mu buf; X = NS(u / ||u||_F);
-p *= 1 - lr wd; p -= lr max(1, rows / cols)^0.5 X.
+Matrices of one shape are stacked and orthogonalized together by a quintic Newton-Schulz iteration, in bf16 on
+GPUs and fp32 on CPUs (where bf16 rounding would drive runs on one and two ranks apart); over several ranks each
+iterates its share of a stack and the results are gathered, so every rank holds the same weights. Formula
+(techniques.md section 3): buf = mu buf + g; u = g + mu buf; X = NS(u / ||u||_F); p *= 1 - lr wd;
+p -= lr max(1, rows / cols)^0.5 X.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def orthogonalize(update: Tensor, steps: int) -> Tensor:
         update: (N, R, C), any float dtype.
         steps: Newton-Schulz iterations.
     Returns:
-        (N, R, C) bf16 with singular values near 1 (0.7 to 1.2 after five steps).
+        (N, R, C) with singular values near 1 (0.7 to 1.2 after five steps); bf16 on GPUs, else fp32.
     """
     a, b, c = QUINTIC
-    x = update.bfloat16()
+    x = update.bfloat16() if update.is_cuda else update.float()
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
@@ -87,9 +88,7 @@ class Muon:
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
         """Update every matrix from its `.grad`."""
-        self._coefficient.fill_(
-            momentum
-        )  # a tensor, so that a compiled update does not specialize on the number
+        self._coefficient.fill_(momentum)  # a tensor, so that a compiled update does not specialize on the number
         for shape, names in self.stacks.items():
             matrices = [self.parameters[name] for name in names]
             grads = torch.stack([m.grad for m in matrices if m.grad is not None])

@@ -20,9 +20,7 @@ from bitgolf.train.muon import Muon
 class ModelOptimizer:
     """Updates `model` from its gradients; see the module's docstring for the groups."""
 
-    def __init__(
-        self, model: GPT, config: TrainConfig, world: World, *, compile_updates: bool = False
-    ) -> None:
+    def __init__(self, model: GPT, config: TrainConfig, world: World, *, compile_updates: bool = False) -> None:
         self.config = config
         self.parameters: dict[str, Tensor] = dict(model.named_parameters())
         self.names = list(self.parameters)

@@ -64,19 +64,20 @@ def soft_round(y: Tensor, sharpness: Tensor) -> Tensor:
 
 def attach_fakers(
     model: nn.Module, grid_of: Callable[[str], Grid | None], percentiles: Sequence[float], *, soft: bool
-) -> dict[str, Linear]:
+) -> dict[str, tuple[Linear, WeightFaker]]:
     """Give every linear layer whose weight has a grid its faker.
 
     Args:
         grid_of: parameter name -> grid of the export, or None for weights that stay in float.
     Returns:
-        The layers that got one, by parameter name.
+        The layers that got one with it, by parameter name.
     """
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear) and (grid := grid_of(f"{name}.weight")) is not None:
-            module.faker = WeightFaker(grid, module.out_features, percentiles, soft=soft).to(module.weight.device)
-            found[f"{name}.weight"] = module
+            faker = WeightFaker(grid, module.out_features, percentiles, soft=soft).to(module.weight.device)
+            module.faker = faker
+            found[f"{name}.weight"] = module, faker
     return found
 
 

@@ -11,27 +11,30 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from bitgolf import atomic
 from bitgolf.config import Config
 from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
 from bitgolf.data.prepare import PreparedData, open_data
+from bitgolf.data.shards import TokenShards
 from bitgolf.distributed import World, device_name
 from bitgolf.errors import BudgetError, ConfigError
 from bitgolf.model.build import build_model
+from bitgolf.model.gpt import GPT
 from bitgolf.progress import Progress, silent
+from bitgolf.roles import grid_of
 from bitgolf.rundir import RunDirectory
 from bitgolf.train import calibration
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
-from bitgolf.train.metrics import MetricsPipe, TrainLog
+from bitgolf.train.late import LatePhase
+from bitgolf.train.metrics import MetricsPipe, TrainLog, read_events
 from bitgolf.train.schedule import lr_multiplier, muon_momentum
 from bitgolf.train.trainer import Trainer
+from bitgolf.train.weights import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ def train(run: RunDirectory, world: World, *, resume: bool = False, progress: Pr
     torch.manual_seed(config.seed)
     model, backend = build_model(config.model, config.train.seq_len, world.device, config.train.attention)
     model.initialize_(torch.Generator().manual_seed(config.seed))
-    trainer = Trainer(model, config.train, shape, world)
+    trainer = Trainer(model, config.train, shape, world, _late_phase(model, config))
     store = CheckpointStore(run / "checkpoint")
     loaded = store.load_latest(config.digest()) if resume else None
     begin = time.perf_counter()
@@ -100,16 +103,20 @@ def train(run: RunDirectory, world: World, *, resume: bool = False, progress: Pr
         trainer.load_({name: tensor.to(world.device) for name, tensor in tensors.items() if name != "rng"})
         torch.set_rng_state(tensors["rng"])
         first_step, spent = state.step, state.seconds_spent
-    elif world.is_main:
-        store.remove_all()
     limit = config.budget.train_seconds
-    if spent + step_seconds + reserve > limit:
+    if loaded is None and step_seconds + reserve > limit:
         raise BudgetError(
             f"budget.train_seconds = {limit:g} does not hold one optimizer step ({step_seconds:.3g} s) and "
-            f"its calibration ({reserve:.3g} s reserved)"
-            + (f" after the {spent:.3g} s already spent" if spent else "")
-            + "; allow more seconds, or make the batch, the model or train.calibration_tokens smaller"
+            f"its calibration ({reserve:.3g} s reserved); allow more seconds, or make the batch, the model or "
+            "train.calibration_tokens smaller"
         )
+    if spent >= limit:
+        raise BudgetError(
+            f"budget.train_seconds = {limit:g} is spent: the checkpoint at step {first_step} was taken after "
+            f"{spent:.3g} s, which leaves no time to calibrate; train from the start with `bitgolf train {run.path}`"
+        )
+    if loaded is None and world.is_main:
+        store.remove_all()
     train_log = TrainLog(run.path, world.is_main)
     train_log.begin(first_step if loaded is not None else None)
     train_log.write(
@@ -125,9 +132,7 @@ def train(run: RunDirectory, world: World, *, resume: bool = False, progress: Pr
     loop.go(first_step, _Pace(first_step, spent, step_seconds))
 
 
-def describe_run(
-    config: Config, data: PreparedData, world: World, backend: str, compiled: bool
-) -> dict[str, Any]:
+def describe_run(config: Config, data: PreparedData, world: World, backend: str, compiled: bool) -> dict[str, Any]:
     """What a reader of the log needs to know about a run: configuration digest, data, software and hardware."""
     return {
         "config_sha256": config.digest(),
@@ -143,6 +148,18 @@ def describe_run(
     }
 
 
+def _late_phase(model: GPT, config: Config) -> LatePhase | None:
+    """The quantized part of the run, on the grids that the weights will be packed on."""
+    if not config.qat.enabled:
+        return None
+    grids = {}
+    for name, parameter in model.named_parameters():
+        grid = grid_of(name, tuple(parameter.shape), config.pack)
+        if grid is not None:
+            grids[name] = grid
+    return LatePhase(model, config.qat, grids, config.pack.percentiles)
+
+
 def _plan(config: Config, data: PreparedData, world: World) -> tuple[BatchShape, RowOrder]:
     if data.tokenizer.vocab_size != config.model.vocab_size:
         raise ConfigError(
@@ -152,9 +169,7 @@ def _plan(config: Config, data: PreparedData, world: World) -> tuple[BatchShape,
     shape = BatchShape.plan(
         config.train.batch_tokens, config.train.micro_batch_tokens, config.train.seq_len, world.size
     )
-    return shape, RowOrder(
-        data.train.num_tokens, config.train.seq_len, config.train.loader == "shuffled", config.seed
-    )
+    return shape, RowOrder(data.train.num_tokens, config.train.seq_len, config.train.loader == "shuffled", config.seed)
 
 
 def _calibration_batches(config: Config, shape: BatchShape, world_size: int) -> int:
@@ -168,9 +183,7 @@ def _measure_calibration(trainer: Trainer, config: Config, shape: BatchShape) ->
     collector = calibration.HessianCollector(trainer.model)
     seconds = 0.0
     for _ in range(2):
-        tokens = torch.randint(
-            config.model.vocab_size, (shape.micro_rows, config.train.seq_len), device=world.device
-        )
+        tokens = torch.randint(config.model.vocab_size, (shape.micro_rows, config.train.seq_len), device=world.device)
         begin = time.perf_counter()
         collector.add(tokens)
         world.synchronize()
@@ -181,6 +194,20 @@ def _measure_calibration(trainer: Trainer, config: Config, shape: BatchShape) ->
     if config.train.calibration_reserve_seconds:
         return config.train.calibration_reserve_seconds
     return _SAFETY * (seconds * _calibration_batches(config, shape, world.size) + finish)
+
+
+class _KnownTokens:
+    """The training tokens; an id that the model has no embedding for is a DataError when it is read."""
+
+    def __init__(self, stream: TokenShards, vocab_size: int) -> None:
+        self.stream, self.vocab_size, self.num_tokens = stream, vocab_size, stream.num_tokens
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length) of the stream, (length,) uint16."""
+        tokens = self.stream.read(start, length)
+        if length and int(tokens.max()) >= self.vocab_size:
+            self.stream.validate(self.vocab_size)  # names file, position and id
+        return tokens
 
 
 class _Loop:
@@ -207,33 +234,47 @@ class _Loop:
         self.effective = self.limit - reserve
         self.pipe = MetricsPipe(world.device, trainer.optimizer.names, _LAG)
         self.recent: list[float] = []
+        self.lr_scales: dict[int, float] = {}  # of the steps whose metrics are in flight
 
     def go(self, step: int, pace: _Pace) -> None:
         world = self.world
-        first, last_checkpoint, last_logged = step, pace.elapsed, (step, pace.elapsed)
+        last_checkpoint, last_logged = pace.elapsed, (step, pace.elapsed)
+        stream = _KnownTokens(self.data.train, self.data.tokenizer.vocab_size)
         with BatchLoader(
-            self.data.train, self.order, self.shape, rank=world.rank, device=world.device, first_step=step
+            stream, self.order, self.shape, rank=world.rank, device=world.device, first_step=step
         ) as loader:
             world.barrier()
             self.clock.start()
-            while not self._done(step, pace, first):
+            late_began = False
+            while not self._done(step, pace):
                 inputs, targets = next(loader)
                 fraction = self._fraction(step, pace)
                 lr_scale = lr_multiplier(fraction, self.config.warmdown, self.config.min_lr)
+                late = self.run.config.qat.is_on(fraction, lr_scale)
+                if late and not late_began:
+                    late_began = True
+                    self._begin_late(step, fraction, lr_scale)
                 metrics = self.trainer.step(
-                    inputs, targets, lr_scale, muon_momentum(fraction, self.config), self.clock.elapsed()
+                    inputs,
+                    targets,
+                    lr_scale,
+                    muon_momentum(fraction, self.config),
+                    self.clock.elapsed(),
+                    fraction,
+                    late,
                 )
                 step += 1
+                self.lr_scales[step] = lr_scale
                 for due in self.pipe.push(step, metrics):
-                    last_logged = self._note(due, pace, lr_scale, last_logged)
+                    last_logged = self._note(due, pace, last_logged)
                 if (
                     self.config.checkpoint_seconds
                     and pace.predict(step) - last_checkpoint > self.config.checkpoint_seconds
                 ):
-                    last_logged = self._drain(pace, lr_scale, last_logged)
+                    last_logged = self._drain(pace, last_logged)
                     last_checkpoint = pace.predict(step)
                     self._checkpoint(step)
-            last_logged = self._drain(pace, lr_scale if step > first else 0.0, last_logged)
+            self._drain(pace, last_logged)
             world.synchronize()
             steps_seconds = self.clock.elapsed()
             hessians, tokens = self._calibrate(loader)
@@ -247,28 +288,26 @@ class _Loop:
             return min(1.0, step / self.config.max_steps)
         return min(1.0, pace.predict(step) / self.effective)
 
-    def _done(self, step: int, pace: _Pace, first: int) -> bool:
+    def _done(self, step: int, pace: _Pace) -> bool:
         if self.config.max_steps and step >= self.config.max_steps:
             return True
-        return step > first and pace.predict(step + 1) > self.effective
+        return step > 0 and pace.predict(step + 1) > self.effective
 
-    def _drain(self, pace: _Pace, lr_scale: float, last_logged: tuple[int, float]) -> tuple[int, float]:
+    def _drain(self, pace: _Pace, last_logged: tuple[int, float]) -> tuple[int, float]:
         for due in self.pipe.drain():
-            last_logged = self._note(due, pace, lr_scale, last_logged)
+            last_logged = self._note(due, pace, last_logged)
         return last_logged
 
-    def _note(
-        self, due: tuple[int, list[float]], pace: _Pace, lr_scale: float, last_logged: tuple[int, float]
-    ) -> tuple[int, float]:
+    def _note(self, due: tuple[int, list[float]], pace: _Pace, last_logged: tuple[int, float]) -> tuple[int, float]:
         """Take in one step's metrics: the shared clock, the progress bar, every `log_every` steps a log line."""
         step, values = due
-        elapsed, loss, grad_norm = values[0], values[1], values[-1]
+        elapsed, loss, grad_norm, lr_scale = values[0], values[1], values[-1], self.lr_scales.pop(step)
         pace.observe(step, elapsed)
         self.recent.append(loss)
         if self.world.is_main:
-            self.progress(
-                "train", min(elapsed, self.effective), self.effective, f"step {step} loss {loss:.4f}"
-            )
+            limit = self.config.max_steps
+            done, total = (step, limit) if limit else (min(elapsed, self.effective), self.effective)
+            self.progress("train", done, total, f"step {step} loss {loss:.4f}")
         if step % self.config.log_every and step != 1:
             return last_logged
         before_step, before = last_logged
@@ -286,6 +325,21 @@ class _Loop:
         self.recent = []
         return step, elapsed
 
+    def _begin_late(self, step: int, fraction: float, lr_scale: float) -> None:
+        """Switch the late phase on and write down that it changes the weights that are used."""
+        assert self.trainer.late is not None
+        moved = self.trainer.late.begin(fraction)
+        qat = self.run.config.qat
+        self.log.write(
+            "late",
+            step=step,
+            fraction=fraction,
+            lr_scale=lr_scale,
+            mode=qat.mode,
+            crown_lambda=qat.crown_lambda,
+            relative_change=moved,
+        )
+
     def _checkpoint(self, step: int) -> None:
         if not self.world.is_main:
             return
@@ -296,7 +350,8 @@ class _Loop:
 
     def _calibrate(self, loader: BatchLoader) -> tuple[dict[str, Tensor], int]:
         """Load the final weights into the model and gather the Hessians from the next rows of the stream."""
-        weights = self.trainer.final_weights()
+        self.shipped = self.trainer.final_weights()
+        weights, _ = self.shipped
         with torch.no_grad():
             for name, parameter in self.trainer.model.named_parameters():
                 parameter.copy_(weights[name])
@@ -336,6 +391,18 @@ class _Loop:
             return
         self.store.close()
         seconds = steps_seconds + calibration_seconds
+        weights, average = self.shipped
+        meta = {"step": str(step), "average": average}
+        write_tensors(self.run / "calibration" / "hessians.safetensors", hessians, {"tokens": str(calibration_tokens)})
+        write_tensors(
+            self.run / "weights.safetensors",
+            {name: t.float().cpu() for name, t in weights.items()},
+            meta,
+        )
+        budget = self.run.budget()
+        budget.forget("train")
+        budget.charge("train_seconds", "train", "optimizer steps", steps_seconds)
+        budget.charge("train_seconds", "train", "calibration", calibration_seconds)
         self.log.write(
             "calibration",
             step=step,
@@ -354,31 +421,10 @@ class _Loop:
             tokens_per_second=timed_tokens / max(steps_seconds, 1e-9),
             peak_memory_mib=memory,
         )
-        budget = self.run.budget()
-        budget.forget("train")
-        budget.charge("train_seconds", "train", "optimizer steps", steps_seconds)
-        budget.charge("train_seconds", "train", "calibration", calibration_seconds)
-        meta = {
-            "step": str(step),
-            "average": f"ema {self.config.ema_decay}" if self.config.ema_decay else "none",
-        }
-        write_tensors(
-            self.run / "calibration" / "hessians.safetensors", hessians, {"tokens": str(calibration_tokens)}
-        )
-        write_tensors(
-            self.run / "weights.safetensors",
-            {name: t.float().cpu() for name, t in self.trainer.final_weights().items()},
-            meta,
-        )
         self.world.barrier()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically."""
-    with atomic.atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-
-
 def is_finished(run: RunDirectory) -> bool:
-    """True when `train` has written its last product."""
-    return (run / "weights.safetensors").exists()
+    """True when the training that the log tells of has written its last product."""
+    events = read_events(run / "train.jsonl")
+    return bool(events) and events[-1]["event"] == "end" and (run / "weights.safetensors").exists()

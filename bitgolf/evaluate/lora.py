@@ -1,0 +1,167 @@
+"""Low-rank adapters, one set a document: delta = (alpha / r) B (A x), added to a model that stays as it is.
+
+Where deltas enter: the outputs of the query, key and value projections; with `o` and `mlp` the outputs of a layer's
+attention and MLP, as a bypass that reads the same normalized input as the branch; with `head` the logits before
+their softcap, from the final norm. Query, key, value and head adapters are exactly a change of the weight,
+W + (alpha / r) B A. The deltas are added by hooks, so that there is one definition of the model. A starts uniform in
++-1 / sqrt(inputs), B at zero. Source: LoRA (arXiv 2106.09685); for documents the challenge's baseline and PR 1530
+(techniques.md section 11).
+
+Legend: N documents side by side, W tokens of their windows, r rank, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitgolf.config import TTTConfig
+from bitgolf.model.gpt import GPT
+from bitgolf.model.layers import Block, Linear
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where an adapter is added: the name of a module of the model (or "head") and the widths there."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+def lora_sites(model: GPT, targets: Sequence[str]) -> list[Site]:
+    """Places of the adapters for `targets` (of q, k, v, o, mlp, head), layer by layer, the head last."""
+    sites: list[Site] = []
+    width = model.config.model_dim
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        prefix = f"blocks.{layer}"
+        for target, name in (("q", "query"), ("k", "key"), ("v", "value")):
+            if target in targets:
+                linear: Linear = getattr(block.attention, name)
+                sites.append(Site(f"{prefix}.attention.{name}", linear.in_features, linear.out_features))
+        sites += [
+            Site(f"{prefix}.{name}", width, width)
+            for target, name in (("o", "attention"), ("mlp", "mlp"))
+            if target in targets
+        ]
+    if "head" in targets:
+        sites.append(Site("head", width, model.config.vocab_size))
+    return sites
+
+
+def initial_a(sites: Sequence[Site], rank: int, seed: int, device: torch.device) -> list[Tensor]:
+    """A of every site, (r, inputs) fp32, drawn on the CPU: the same for every document, device and rank."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for site in sites:
+        bound = site.inputs**-0.5
+        drawn.append(torch.empty(rank, site.inputs).uniform_(-bound, bound, generator=generator).to(device))
+    return drawn
+
+
+class DocumentAdapters:
+    """Adapters and AdamW state of N documents that advance in step.
+
+    Args:
+        sites: where they are added.
+        a: A of every site, (N, r, inputs) fp32; copied.
+        config: rank, alpha and the settings of AdamW.
+    """
+
+    def __init__(self, sites: Sequence[Site], a: Sequence[Tensor], config: TTTConfig) -> None:
+        self.sites, self.config = list(sites), config
+        self.a = [tensor.clone() for tensor in a]
+        self.b = [
+            tensor.new_zeros(len(tensor), site.outputs, config.lora_rank) for site, tensor in zip(sites, a, strict=True)
+        ]
+        self.mean = [torch.zeros_like(p) for p in self.parameters]
+        self.square = [torch.zeros_like(p) for p in self.parameters]
+        self.num_steps = 0
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Every A, then every B; the first axis of each is the document."""
+        return [*self.a, *self.b]
+
+    def keep(self, documents: Tensor) -> None:
+        """Drop all but `documents`, (n,) int64 positions among the N."""
+        for tensors in (self.a, self.b, self.mean, self.square):
+            tensors[:] = [tensor[documents] for tensor in tensors]
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor]) -> None:
+        """One AdamW update of every document; `gradients` in the order of `parameters`."""
+        config = self.config
+        self.num_steps += 1
+        torch._foreach_lerp_(self.mean, gradients, 1 - config.lora_beta1)
+        torch._foreach_mul_(self.square, config.lora_beta2)
+        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - config.lora_beta2)
+        parameters = self.parameters
+        torch._foreach_mul_(parameters, 1 - config.lora_lr * config.lora_weight_decay)
+        root = torch._foreach_sqrt(self.square)
+        torch._foreach_div_(root, (1 - config.lora_beta2**self.num_steps) ** 0.5)
+        torch._foreach_add_(root, _EPS)
+        torch._foreach_addcdiv_(parameters, self.mean, root, -config.lora_lr / (1 - config.lora_beta1**self.num_steps))
+
+
+# Of the published per-document runs; B's first gradients are far below AdamW's usual 1e-8.
+_EPS = 1e-10
+
+
+def adapted_logits(model: GPT, adapters: DocumentAdapters, tokens: Tensor, last: int) -> Tensor:
+    """Logits of the last positions of one window a document, each with its document's adapters.
+
+    Args:
+        tokens: (N, W) int64.
+        last: positions wanted, 1..W.
+    Returns:
+        (N, last, V) float32, softcapped.
+    """
+    config = adapters.config
+    scale = config.lora_alpha / config.lora_rank
+    deltas = {site.name: _delta(a, b, scale) for site, a, b in zip(adapters.sites, adapters.a, adapters.b, strict=True)}
+    head = deltas.pop("head", None)
+    with _hooked(model, deltas):
+        hidden = model.hidden(tokens)[:, -last:]  # (N, last, D)
+    if head is None:
+        return model.logits(hidden)
+    cap = model.config.logit_softcap
+    raw = F.linear(hidden, model.embedding.to(hidden.dtype)) + head(hidden)
+    return cap * torch.tanh(raw.float() / cap)
+
+
+def _delta(a: Tensor, b: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+    """x (N, W, inputs) -> scale * B (A x), (N, W, outputs), in the dtype of x."""
+
+    def delta(x: Tensor) -> Tensor:
+        low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))  # (N, W, r)
+        return scale * torch.bmm(low, b.to(x.dtype).transpose(1, 2))
+
+    return delta
+
+
+@contextmanager
+def _hooked(model: nn.Module, deltas: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Inside the block the named modules add a delta of their input to their output (the first of a tuple)."""
+
+    def hook(delta: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + delta(args[0]), *output[1:])
+            return output + delta(args[0])
+
+        return add
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(delta)) for name, delta in deltas.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,137 @@
+"""Chunk test-time training: after a chunk is scored, the weights take a few steps on it before the next one.
+
+An `Adapter` of the score tape: it is called with a chunk's tokens once their losses are final, so it is score-first
+by construction. Each chunk is learned for a few epochs over its rows with SGD or AdamW, whose state is kept across
+chunks; the learning rate falls by a cosine over the chunks; the gradient is that of the evaluation forward (no fake
+quantization). The scorer uses the same live weights. Nothing is learned from the last chunk, and nothing that is
+learned outlives the pass: see `adapters.preserved`. Sources: full weights PR 461 and 549, last blocks and all scales
+with AdamW seeds PR 576 and 585 (techniques.md section 11).
+
+Legend: B rows of a forward pass, R rows of a chunk, T window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitgolf.config import TTTConfig
+from bitgolf.distributed import World
+from bitgolf.errors import TrainingDiverged
+from bitgolf.evaluate.chunk_rows import chunk_rows, share
+from bitgolf.evaluate.tape import TokenReader
+from bitgolf.model.gpt import GPT
+
+
+def learning_parameters(model: nn.Module, config: TTTConfig) -> dict[str, nn.Parameter]:
+    """What test-time training may change, by name.
+
+    `full`: everything. `last_blocks`: the last n blocks, and every scale (attention and MLP scales of all blocks,
+    bigram and value embedding scales); the tied embedding, which is also the head, stays as it is.
+    """
+    parameters = dict(model.named_parameters())
+    if config.method == "full":
+        return parameters
+    assert isinstance(model, GPT)
+    first = len(model.blocks) - config.last_blocks
+    blocks = tuple(f"blocks.{layer}." for layer in range(first, len(model.blocks)))
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name.startswith(blocks) or "scale" in name.rpartition(".")[2]
+    }
+
+
+def cosine_lr(lr: float, chunk: int, num_chunks: int) -> float:
+    """Learning rate after chunk `chunk` of `num_chunks`: `lr` after the first, falling to 0 at the last."""
+    return lr / 2 * (1 + math.cos(math.pi * chunk / max(1, num_chunks - 1)))
+
+
+class ChunkTTT:
+    """Adapter that trains a model on each scored chunk.
+
+    Args:
+        model: its parameters are changed in place; only those of `learning_parameters` get gradients.
+        forward: tokens (B, T) int64 -> logits (B, T, V) float32 with those parameters: `model`, or it compiled.
+        config: optimizer, schedule and batch.
+        window: T, tokens of a row.
+        num_targets: of the whole tape, for the schedule.
+        batch_tokens: tokens of one forward pass on one rank; gradients of a larger batch are accumulated.
+        world: all ranks call `update` with the same chunks and keep equal weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        config: TTTConfig,
+        *,
+        window: int,
+        num_targets: int,
+        batch_tokens: int,
+        world: World,
+    ) -> None:
+        self.forward, self.config, self.window, self.world = forward, config, window, world
+        self.num_chunks = -(-num_targets // config.chunk_tokens)
+        self.rows_at_once = max(1, batch_tokens // window)
+        self.num_steps = 0
+        learning = learning_parameters(model, config)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self.parameters = list(learning.values())
+        self.optimizer = _optimizer(self.parameters, config)
+
+    def update(self, revealed: TokenReader, start: int, stop: int) -> None:
+        """Learn from targets start..stop-1.
+
+        Raises TrainingDiverged when a gradient is not finite; the weights are then those of the step before.
+        """
+        rows = chunk_rows(revealed, start, stop, self.window)  # (R, T + 1)
+        chunk = start // self.config.chunk_tokens
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_lr(self.config.lr, chunk, self.num_chunks)
+        for _ in range(self.config.epochs):
+            for begin in range(0, len(rows), self.config.batch_rows):
+                self._step(rows[begin : begin + self.config.batch_rows], chunk)
+
+    @torch.enable_grad()
+    def _step(self, batch: np.ndarray, chunk: int) -> None:
+        """One update from the mean loss of a batch of rows, (R, T + 1), over all ranks."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for tokens, weights in self._pieces(batch):
+            logits = self.forward(tokens[:, :-1])  # (B, T, V)
+            losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+            (losses.view(len(tokens), -1).mean(1) * weights).sum().backward()
+        self.world.mean_([p.grad for p in self.parameters if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingDiverged(
+                f"test-time training: the gradient norm is {float(norm)} in chunk {chunk} (step "
+                f"{self.num_steps}); lower ttt.lr ({self.config.lr:g})"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_steps += 1
+
+    def _pieces(self, batch: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows (B, T + 1) and weights (B,) of a batch, as many at once as a forward pass holds."""
+        rows, weights = share(batch, self.world)
+        for begin in range(0, len(rows), self.rows_at_once):
+            part = slice(begin, begin + self.rows_at_once)
+            yield (
+                torch.from_numpy(rows[part]).to(self.world.device),
+                torch.from_numpy(weights[part]).to(self.world.device),
+            )
+
+
+def _optimizer(parameters: list[nn.Parameter], config: TTTConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, foreach=True)
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, foreach=True
+    )

@@ -1,0 +1,31 @@
+"""What each tensor of a model is for, and the grid it is packed on; training fakes the same grid that packing uses."""
+
+from __future__ import annotations
+
+from bitgolf.config import PackConfig
+from bitgolf.grid import Grid
+
+
+def is_table(name: str) -> bool:
+    """True for tensors whose rows are looked up by token: the tied embedding, bigram and value tables."""
+    return name == "embedding" or name.endswith(".table")
+
+
+def role(name: str) -> str:
+    """The part of a tensor's name that says what it is for: `blocks.3.mlp.up.weight` -> `mlp.up`."""
+    parts = [part for part in name.split(".") if part not in ("blocks", "weight") and not part.isdigit()]
+    return ".".join(parts)
+
+
+def grid_of(name: str, shape: tuple[int, ...], config: PackConfig) -> Grid | None:
+    """The grid of a tensor, or None when it stays in float (small, one-dimensional, or everything is lossless)."""
+    if config.method == "lossless" or len(shape) != 2 or shape[0] * shape[1] <= config.small_tensor:
+        return None
+    bits = config.matrix_bits
+    if is_table(name):
+        bits = config.embed_bits
+    elif ".mlp." in name:
+        bits = config.mlp_bits or bits
+    elif ".attention." in name:
+        bits = config.attention_bits or bits
+    return Grid(bits)
