@@ -166,7 +166,9 @@ def _run(arguments: Arguments, out: Console) -> int:
     with world(config.device) as peers:
 
         def begin() -> None:
-            prepare_data(RunDirectory.create(arguments.out, config, resume=arguments.resume), arguments.progress)
+            run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
+            if not (arguments.resume and (run / "data").exists()):
+                prepare_data(run, arguments.progress)
 
         _on_main(peers, begin)
         run = RunDirectory.open(arguments.out)
@@ -209,7 +211,7 @@ def _on_main(peers: World, work: Callable[[], None]) -> None:
 
 
 def prepare_data(run: RunDirectory, progress: ConsoleProgress) -> None:
-    """Stage `prepare` inside a run directory (nothing to do when the data is there)."""
+    """Stage `prepare` inside a run directory."""
     from bitgolf.data.prepare import prepare
 
     prepare(run.config.data, run.config.model.vocab_size, run / "data", progress)

@@ -52,9 +52,9 @@ class World:
         """Concatenate each rank's (n, ...) slice along the first axis, in rank order."""
         if self.size == 1:
             return mine
-        whole = mine.new_empty((mine.size(0) * self.size, *mine.shape[1:]))
-        dist.all_gather_into_tensor(whole, mine.contiguous())
-        return whole
+        slices = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(slices, mine.contiguous())
+        return torch.cat(slices)
 
     def from_main(self, value: float) -> float:
         """The value that rank 0 holds."""

@@ -91,7 +91,10 @@ class RunDirectory:
         product = self.path / name
         if not product.exists():
             stage = _MADE_BY.get(name, "run")
-            raise RunError(f"{product} is missing; run `bitgolf {stage} {self.path}` first")
+            command = f"{stage} {self.path}"
+            if stage in ("run", "prepare"):
+                command = f"run {self.path}/config.toml --out {self.path} --resume"
+            raise RunError(f"{product} is missing; run `bitgolf {command}` first")
         return product
 
     def budget(self) -> Budget:

@@ -56,7 +56,8 @@ def losses_match(
         []
         if gap[worst] <= LOSS_TOLERANCE_NATS
         else [
-            f"target {worst} was given a loss of {shown.nll[worst]:.6f} nats, its distribution says {expected[worst]:.6f}"
+            f"target {worst} was given a loss of {shown.nll[worst]:.6f} nats, "
+            f"its distribution says {expected[worst]:.6f}"
         ]
     )
     return LOSSES_MATCH.judge(

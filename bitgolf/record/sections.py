@@ -208,7 +208,7 @@ def bpb_bars(score: dict[str, Any]) -> list[Bar]:
         note = ""
         if before is not None:
             change = f"{result['bpb'] - before:+.4f}".replace("-", "\N{MINUS SIGN}")
-            note = change + (" by packing" if index == 0 else " by more context")
+            note = change + (" by packing" if index == 0 else " by adaptation" if "+" in method else " by more context")
         before = result["bpb"]
         rows.append((f"artifact, {method}", before, "headline" if method == score["headline"] else "model", note))
     headline = score["headline_bpb"]

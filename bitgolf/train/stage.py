@@ -312,6 +312,8 @@ class _Loop:
             return last_logged
         before_step, before = last_logged
         tokens = self.config.batch_tokens
+        # The clock is read when a step is launched, so the first reading times nothing; the warm-up's step does.
+        seconds = pace.seconds_per_step if step == 1 else elapsed - before
         self.log.write(
             "step",
             step=step,
@@ -320,7 +322,7 @@ class _Loop:
             tokens=step * tokens,
             elapsed_seconds=elapsed,
             grad_norm=grad_norm,
-            tokens_per_second=(step - before_step) * tokens / max(elapsed - before, 1e-9),
+            tokens_per_second=(step - before_step) * tokens / max(seconds, 1e-9),
         )
         self.recent = []
         return step, elapsed

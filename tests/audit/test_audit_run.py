@@ -25,9 +25,22 @@ from bitgolf.rundir import RunDirectory
 VOCAB = 260
 TOKENS = toy_tokens(400, seed=5)
 COSTS = np.where(TOKENS[1:] == BOS, 0, 3).astype(np.int32)
-EVERY_CHECK = ["artifact-bytes", "train-clock", "eval-clock", "artifact-sealed", "disjoint-splits", "scored-once",
-               "score-first", "counts", "identity", "future-flip", "target-flip", "normalization", "losses-match",
-               "reproduction"]
+EVERY_CHECK = [
+    "artifact-bytes",
+    "train-clock",
+    "eval-clock",
+    "artifact-sealed",
+    "disjoint-splits",
+    "scored-once",
+    "score-first",
+    "counts",
+    "identity",
+    "future-flip",
+    "target-flip",
+    "normalization",
+    "losses-match",
+    "reproduction",
+]
 
 
 class Model(CausalModel):
@@ -36,10 +49,17 @@ class Model(CausalModel):
 
 
 def config() -> Config:
-    return resolve({"name": "toy", "device": "cpu", "model": {"vocab_size": VOCAB},
-                    "train": {"seq_len": 16, "batch_tokens": 64, "micro_batch_tokens": 64},
-                    "score": {"stride": 4, "batch_tokens": 48, "methods": ["chunked", "sliding"]},
-                    "budget": {"artifact_bytes": 1_000_000, "train_seconds": 100, "eval_seconds": 50}}, {})
+    return resolve(
+        {
+            "name": "toy",
+            "device": "cpu",
+            "model": {"vocab_size": VOCAB},
+            "train": {"seq_len": 16, "batch_tokens": 64, "micro_batch_tokens": 64},
+            "score": {"stride": 4, "batch_tokens": 48, "methods": ["chunked", "sliding"]},
+            "budget": {"artifact_bytes": 1_000_000, "train_seconds": 100, "eval_seconds": 50},
+        },
+        {},
+    )
 
 
 @pytest.fixture
@@ -51,7 +71,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return np.where(tokens[1:] == BOS, 0, 3).astype(np.int32)
 
     def open_data(path: Path) -> SimpleNamespace:
-        val = SimpleNamespace(num_tokens=len(world.tokens), read=lambda a, n: world.tokens[a:a + n])
+        val = SimpleNamespace(num_tokens=len(world.tokens), read=lambda a, n: world.tokens[a : a + n])
         manifest = json.loads((Path(path) / "manifest.json").read_text())
         return SimpleNamespace(val=val, manifest=manifest, tokenizer=SimpleNamespace(byte_costs=byte_costs, bos_id=BOS))
 
@@ -78,21 +98,38 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
     run = RunDirectory.create(tmp_path / "run", config())
     (run / "data").mkdir()
     (run / "data" / "val.hashes").write_bytes(bytes(8))
-    atomic.write_json(run / "data" / "manifest.json", {
-        "accounting": "original", "document_hashes": {"val": {"file": "val.hashes"}},
-        "splits": {"val": {"tokens": 400, "documents": int((TOKENS == BOS).sum()), "raw_bytes": int(COSTS.sum())}}})
+    atomic.write_json(
+        run / "data" / "manifest.json",
+        {
+            "accounting": "original",
+            "document_hashes": {"val": {"file": "val.hashes"}},
+            "splits": {"val": {"tokens": 400, "documents": int((TOKENS == BOS).sum()), "raw_bytes": int(COSTS.sum())}},
+        },
+    )
     artifact = b"bitgolf" + bytes(993)
     atomic.write_bytes(run / "model.bitgolf", artifact)
     code = code_bytes()
     atomic.write_json(run / "pack.json", {"model_bytes": 1000, "code_bytes": code, "total_bytes": 1000 + code})
     events = [("start", 0.0), ("step", 60.0), ("calibration", 98.0), ("end", 98.0)]
-    atomic.write_text(run / "train.jsonl", "".join(
-        json.dumps({"event": name, "elapsed_seconds": seconds}) + "\n" for name, seconds in events))
+    atomic.write_text(
+        run / "train.jsonl",
+        "".join(json.dumps({"event": name, "elapsed_seconds": seconds}) + "\n" for name, seconds in events),
+    )
     tapes = {method: score_all(Model(), method) for method in ("chunked", "sliding")}
     methods = {method: {**bits_per_byte(tape.nll, COSTS).to_json(), "seconds": 10.0} for method, tape in tapes.items()}
-    atomic.write_json(run / "score.json", {
-        "methods": methods, "headline": "sliding", "val_tokens": 400, "val_bytes": int(COSTS.sum()),
-        "model_sha256": hashlib.sha256(artifact).hexdigest(), "window": 16, "stride": 4, "device": "cpu"})
+    atomic.write_json(
+        run / "score.json",
+        {
+            "methods": methods,
+            "headline": "sliding",
+            "val_tokens": 400,
+            "val_bytes": int(COSTS.sum()),
+            "model_sha256": hashlib.sha256(artifact).hexdigest(),
+            "window": 16,
+            "stride": 4,
+            "device": "cpu",
+        },
+    )
     save_losses(run, tapes["sliding"].nll)
     atomic.write_json(run / "tape.json", tapes["sliding"].ledger)
     budget = run.budget()
@@ -138,16 +175,29 @@ def test_empty_run_passes_nothing(tmp_path: Path) -> None:
     assert verdict.passed and not verdict.complete
 
 
-@pytest.mark.parametrize("name, not_run", [
-    ("model.bitgolf", {"artifact-bytes", "artifact-sealed", "future-flip", "target-flip", "normalization",
-                       "losses-match", "reproduction"}),
-    ("pack.json", {"artifact-bytes"}),
-    ("budget.json", {"artifact-bytes", "train-clock", "eval-clock"}),
-    ("train.jsonl", {"train-clock"}),
-    ("nll.npy", {"scored-once", "identity", "reproduction"}),
-    ("tape.json", {"scored-once", "score-first"}),
-    ("data/val.hashes", {"disjoint-splits"}),
-])
+@pytest.mark.parametrize(
+    "name, not_run",
+    [
+        (
+            "model.bitgolf",
+            {
+                "artifact-bytes",
+                "artifact-sealed",
+                "future-flip",
+                "target-flip",
+                "normalization",
+                "losses-match",
+                "reproduction",
+            },
+        ),
+        ("pack.json", {"artifact-bytes"}),
+        ("budget.json", {"artifact-bytes", "train-clock", "eval-clock"}),
+        ("train.jsonl", {"train-clock"}),
+        ("nll.npy", {"scored-once", "identity", "reproduction"}),
+        ("tape.json", {"scored-once", "score-first"}),
+        ("data/val.hashes", {"disjoint-splits"}),
+    ],
+)
 def test_what_is_missing_is_not_run(run: RunDirectory, name: str, not_run: set[str]) -> None:
     (run / name).unlink()
     assert outcomes(run) == {check: "NOT RUN" if check in not_run else "PASS" for check in EVERY_CHECK}
@@ -182,6 +232,7 @@ def early_update(run: RunDirectory) -> None:
     def change(ledger):
         ledger["events"][0]["state"] = 1
         ledger["events"].insert(0, {"event": "update", "tokens": [0, 400], "state": 1})
+
     edit(run, "tape.json", change)
 
 
@@ -191,6 +242,7 @@ def byte_denominator(run: RunDirectory) -> None:
             entry["bytes"] += 50
             entry["bpb"] *= (entry["bytes"] - 50) / entry["bytes"]
         score["val_bytes"] += 50
+
     edit(run, "score.json", change)
 
 
@@ -205,27 +257,34 @@ def lucky_loss(run: RunDirectory) -> None:
 def rounded_up_score(run: RunDirectory) -> None:
     def change(score):
         score["methods"]["sliding"]["bpb"] -= 0.01
+
     edit(run, "score.json", change)
 
 
 def bpb_in_the_loss_field(run: RunDirectory) -> None:
-    edit(run, "score.json", lambda score: score["methods"]["chunked"].update(
-        loss_nats=score["methods"]["chunked"]["bpb"]))
+    edit(
+        run,
+        "score.json",
+        lambda score: score["methods"]["chunked"].update(loss_nats=score["methods"]["chunked"]["bpb"]),
+    )
 
 
-@pytest.mark.parametrize("plant, caught_by", [
-    (bigger_artifact, {"artifact-bytes", "artifact-sealed"}),
-    (repacked_artifact, {"artifact-sealed"}),
-    (calibration_after_the_end, {"train-clock"}),
-    (more_training, {"train-clock"}),
-    (more_scoring, {"eval-clock"}),
-    (rescored_target, {"scored-once"}),
-    (early_update, {"score-first"}),
-    (byte_denominator, {"counts", "identity"}),
-    (lucky_loss, {"reproduction"}),
-    (rounded_up_score, {"identity"}),
-    (bpb_in_the_loss_field, {"identity"}),
-])
+@pytest.mark.parametrize(
+    "plant, caught_by",
+    [
+        (bigger_artifact, {"artifact-bytes", "artifact-sealed"}),
+        (repacked_artifact, {"artifact-sealed"}),
+        (calibration_after_the_end, {"train-clock"}),
+        (more_training, {"train-clock"}),
+        (more_scoring, {"eval-clock"}),
+        (rescored_target, {"scored-once"}),
+        (early_update, {"score-first"}),
+        (byte_denominator, {"counts", "identity"}),
+        (lucky_loss, {"reproduction"}),
+        (rounded_up_score, {"identity"}),
+        (bpb_in_the_loss_field, {"identity"}),
+    ],
+)
 def test_planted_violations_are_named(run: RunDirectory, plant, caught_by: set[str]) -> None:
     plant(run)
     verdict = audit_run(run, quick=True)
@@ -250,15 +309,18 @@ def test_leaking_artifact_is_caught(run: RunDirectory, world: SimpleNamespace) -
     assert (found["future-flip"], found["target-flip"], found["normalization"]) == ("FAIL", "FAIL", "PASS")
 
 
-@pytest.mark.parametrize("name, content, checks", [
-    ("score.json", b"{", {"eval-clock", "artifact-sealed", "counts", "identity", "reproduction"}),
-    ("score.json", b'{"methods": {}, "headline": "sliding"}', {"eval-clock", "counts", "identity"}),
-    ("tape.json", b"[]", {"scored-once", "score-first"}),
-    ("nll.npy", b"\x93NUMPY\x01", {"scored-once", "identity", "reproduction"}),
-    ("train.jsonl", b'{"event": "start"\n', {"train-clock"}),
-    ("budget.json", b"{}", {"artifact-bytes", "train-clock", "eval-clock"}),
-    ("model.bitgolf", b"not an artifact", {"artifact-bytes", "future-flip", "target-flip", "reproduction"}),
-])
+@pytest.mark.parametrize(
+    "name, content, checks",
+    [
+        ("score.json", b"{", {"eval-clock", "artifact-sealed", "counts", "identity", "reproduction"}),
+        ("score.json", b'{"methods": {}, "headline": "sliding"}', {"eval-clock", "counts", "identity"}),
+        ("tape.json", b"[]", {"scored-once", "score-first"}),
+        ("nll.npy", b"\x93NUMPY\x01", {"scored-once", "identity", "reproduction"}),
+        ("train.jsonl", b'{"event": "start"\n', {"train-clock"}),
+        ("budget.json", b"{}", {"artifact-bytes", "train-clock", "eval-clock"}),
+        ("model.bitgolf", b"not an artifact", {"artifact-bytes", "future-flip", "target-flip", "reproduction"}),
+    ],
+)
 def test_damaged_products_fail_their_checks(run: RunDirectory, name: str, content: bytes, checks: set[str]) -> None:
     (run / name).write_bytes(content)
     found = outcomes(run)
@@ -269,10 +331,16 @@ def test_unknown_method_is_not_run(run: RunDirectory) -> None:
     def change(score):
         score["methods"]["two-pass"] = score["methods"].pop("sliding")
         score["headline"] = "two-pass"
+
     edit(run, "score.json", change)
     found = outcomes(run)
     assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == {
-        "future-flip", "target-flip", "normalization", "losses-match", "reproduction"}
+        "future-flip",
+        "target-flip",
+        "normalization",
+        "losses-match",
+        "reproduction",
+    }
 
 
 @pytest.mark.parametrize("num_targets, block, wanted", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])

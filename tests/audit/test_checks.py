@@ -18,16 +18,19 @@ from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
 PACK = {"model_bytes": 900, "code_bytes": 80, "total_bytes": 980}
 
 
-@pytest.mark.parametrize("model, code, limit, pack, charged, problem", [
-    (900, 80, 980, {}, 980, ""),
-    (900, 70, 980, {}, 980, ""),  # other code than at packing time: noted, not failed
-    (900, 80, 979, {}, 980, "1 over the cap of 979"),
-    (900, 90, 985, {}, 980, "5 over the cap"),
-    (901, 80, 1000, {}, 980, "claims 900 bytes of model, the file has 901"),
-    (900, 80, 1000, {"total_bytes": 970}, 970, "is not its model 900 + code 80"),
-    (900, 10, 970, {}, 980, "itself claims 980"),
-    (900, 80, 1000, {}, 900, "charged 900 bytes"),
-])
+@pytest.mark.parametrize(
+    "model, code, limit, pack, charged, problem",
+    [
+        (900, 80, 980, {}, 980, ""),
+        (900, 70, 980, {}, 980, ""),  # other code than at packing time: noted, not failed
+        (900, 80, 979, {}, 980, "1 over the cap of 979"),
+        (900, 90, 985, {}, 980, "5 over the cap"),
+        (901, 80, 1000, {}, 980, "claims 900 bytes of model, the file has 901"),
+        (900, 80, 1000, {"total_bytes": 970}, 970, "is not its model 900 + code 80"),
+        (900, 10, 970, {}, 980, "itself claims 980"),
+        (900, 80, 1000, {}, 900, "charged 900 bytes"),
+    ],
+)
 def test_artifact_bytes(model, code, limit, pack, charged, problem) -> None:
     judged(checks.artifact_bytes(model, code, limit, {**PACK, **pack}, charged), problem)
 
@@ -45,17 +48,20 @@ def log(*events: tuple[str, float]) -> list[dict]:
 CLEAN_LOG = log(("start", 0), ("step", 50), ("step", 92), ("calibration", 99), ("end", 99.5))
 
 
-@pytest.mark.parametrize("charged, events, problem", [
-    (99.5, CLEAN_LOG, ""),
-    (99.4, CLEAN_LOG, ""),
-    (99.5, [*CLEAN_LOG[:-1], {"event": "note"}, CLEAN_LOG[-1]], ""),
-    (99.5, log(("start", 0), ("step", 50), ("resume", 40), ("step", 60), ("calibration", 99), ("end", 99.5)), ""),
-    (100.2, CLEAN_LOG, "0.20 over the budget of 100 s"),
-    (92.0, CLEAN_LOG, "92.00 s were charged, the log runs to 99.50 s"),
-    (99.5, log(("start", 0), ("step", 99), ("calibration", 104), ("end", 104)), "4.00 over the budget"),
-    (99.5, log(("start", 0), ("step", 50), ("step", 40), ("end", 99.5)), "runs back from 50.00 s to 40.00 s"),
-    (99.5, [*CLEAN_LOG, *log(("calibration", 99.8))], "goes on after `end`"),
-])
+@pytest.mark.parametrize(
+    "charged, events, problem",
+    [
+        (99.5, CLEAN_LOG, ""),
+        (99.4, CLEAN_LOG, ""),
+        (99.5, [*CLEAN_LOG[:-1], {"event": "note"}, CLEAN_LOG[-1]], ""),
+        (99.5, log(("start", 0), ("step", 50), ("resume", 40), ("step", 60), ("calibration", 99), ("end", 99.5)), ""),
+        (100.2, CLEAN_LOG, "0.20 over the budget of 100 s"),
+        (92.0, CLEAN_LOG, "92.00 s were charged, the log runs to 99.50 s"),
+        (99.5, log(("start", 0), ("step", 99), ("calibration", 104), ("end", 104)), "4.00 over the budget"),
+        (99.5, log(("start", 0), ("step", 50), ("step", 40), ("end", 99.5)), "runs back from 50.00 s to 40.00 s"),
+        (99.5, [*CLEAN_LOG, *log(("calibration", 99.8))], "goes on after `end`"),
+    ],
+)
 def test_train_clock(charged: float, events: list[dict], problem: str) -> None:
     judged(checks.train_clock(charged, 100, events), problem)
 
@@ -67,12 +73,15 @@ def test_train_clock_needs_the_end() -> None:
         checks.train_clock(99, 100, [{"event": "end", "elapsed_seconds": "99"}])
 
 
-@pytest.mark.parametrize("charged, methods, claimed, problem", [
-    (90, {"chunked": 20, "sliding": 69}, 91, ""),
-    (101, {"sliding": 69}, 0, "1.00 over the budget of 100 s"),
-    (90, {"sliding": 69}, 112, "12.00 over"),
-    (60, {"sliding": 69}, 61, "60.00 s were charged, scoring alone took 69.00 s"),
-])
+@pytest.mark.parametrize(
+    "charged, methods, claimed, problem",
+    [
+        (90, {"chunked": 20, "sliding": 69}, 91, ""),
+        (101, {"sliding": 69}, 0, "1.00 over the budget of 100 s"),
+        (90, {"sliding": 69}, 112, "12.00 over"),
+        (60, {"sliding": 69}, 61, "60.00 s were charged, scoring alone took 69.00 s"),
+    ],
+)
 def test_eval_clock(charged, methods, claimed, problem) -> None:
     judged(checks.eval_clock(charged, 100, methods, claimed), problem)
 
@@ -148,16 +157,19 @@ def forged_state(events: list) -> None:
     events[2]["state"] = 0
 
 
-@pytest.mark.parametrize("doctor, caught_by", [
-    (second_score, {"scored-once"}),
-    (skipped_targets, {"scored-once"}),
-    (missing_tail, {"scored-once"}),
-    (other_order, {"scored-once"}),
-    (update_on_unscored, {"score-first"}),
-    (update_before_score, {"score-first"}),
-    (hidden_update, {"score-first"}),
-    (forged_state, {"score-first"}),
-])
+@pytest.mark.parametrize(
+    "doctor, caught_by",
+    [
+        (second_score, {"scored-once"}),
+        (skipped_targets, {"scored-once"}),
+        (missing_tail, {"scored-once"}),
+        (other_order, {"scored-once"}),
+        (update_on_unscored, {"score-first"}),
+        (update_before_score, {"score-first"}),
+        (hidden_update, {"score-first"}),
+        (forged_state, {"score-first"}),
+    ],
+)
 def test_doctored_ledgers(scored, doctor, caught_by: set[str]) -> None:
     ledger = copy.deepcopy(scored[0])
     doctor(ledger["events"])
@@ -172,8 +184,16 @@ def test_ledger_of_other_tokens_or_losses(scored) -> None:
     assert check_ledger({**scored[0], "tokens_sha256": "0" * 64}) == {"scored-once"}
 
 
-@pytest.mark.parametrize("events", [None, [{"event": "score"}], [{"event": "peek", "tokens": [0, 1], "state": 0}],
-                                    [{"event": "score", "targets": [0, 1.5], "state": 0}], "score"])
+@pytest.mark.parametrize(
+    "events",
+    [
+        None,
+        [{"event": "score"}],
+        [{"event": "peek", "tokens": [0, 1], "state": 0}],
+        [{"event": "score", "targets": [0, 1.5], "state": 0}],
+        "score",
+    ],
+)
 def test_damaged_ledgers_are_named(events) -> None:
     for check in (lambda ledger: checks.scored_once(ledger, 61, "", 60), checks.score_first):
         with pytest.raises(DataError, match="not a ledger"):
@@ -185,16 +205,19 @@ HEADLINE = {"tokens": 60, "bytes": 200}
 MANIFEST = {"tokens": 61, "documents": 3, "bytes": 200}
 
 
-@pytest.mark.parametrize("manifest, score, headline, problem", [
-    ({}, {}, {}, ""),
-    ({"bytes": 201}, {}, {}, "manifest bytes: 201 claimed, 200 counted"),
-    ({"documents": 4}, {}, {}, "manifest documents: 4 claimed, 3 counted"),
-    ({"tokens": 60}, {}, {}, "manifest tokens"),
-    ({}, {"val_bytes": 210}, {}, "score.json val_bytes: 210 claimed"),
-    ({}, {"val_tokens": 60}, {}, "score.json val_tokens"),
-    ({}, {}, {"tokens": 56}, "scored tokens: 56 claimed, 60 counted"),
-    ({}, {}, {"bytes": 208}, "scored bytes: 208 claimed"),
-])
+@pytest.mark.parametrize(
+    "manifest, score, headline, problem",
+    [
+        ({}, {}, {}, ""),
+        ({"bytes": 201}, {}, {}, "manifest bytes: 201 claimed, 200 counted"),
+        ({"documents": 4}, {}, {}, "manifest documents: 4 claimed, 3 counted"),
+        ({"tokens": 60}, {}, {}, "manifest tokens"),
+        ({}, {"val_bytes": 210}, {}, "score.json val_bytes: 210 claimed"),
+        ({}, {"val_tokens": 60}, {}, "score.json val_tokens"),
+        ({}, {}, {"tokens": 56}, "scored tokens: 56 claimed, 60 counted"),
+        ({}, {}, {"bytes": 208}, "scored bytes: 208 claimed"),
+    ],
+)
 def test_counts(manifest, score, headline, problem) -> None:
     judged(checks.counts(61, 3, 200, {**MANIFEST, **manifest}, {**SCORE, **score}, {**HEADLINE, **headline}), problem)
 
@@ -210,12 +233,15 @@ def score_entry(nll: np.ndarray) -> dict:
     return bits_per_byte(nll, costs).to_json()
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({}, ""),
-    ({"bpb": "round"}, ""),
-    ({"bpb": 0.999}, "sliding bpb is"),
-    ({"loss_nats": 0.999}, "sliding loss_nats is"),
-])
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({}, ""),
+        ({"bpb": "round"}, ""),
+        ({"bpb": 0.999}, "sliding bpb is"),
+        ({"loss_nats": 0.999}, "sliding loss_nats is"),
+    ],
+)
 def test_identity(scored, change: dict, problem: str) -> None:
     nll, entry = scored[1], score_entry(scored[1])
     for key, factor in change.items():

@@ -33,8 +33,9 @@ def evaluation_of(make_model, method: str = "sliding", wrap=None, scorer_class=N
     def evaluation(tokens: np.ndarray):
         model = make_model()
         adapter = wrap(model, tokens) if wrap is not None else None
-        scorer = make_scorer(method, adapter if adapter is not None else model, window=16, stride=6,
-                             batch_tokens=48, device="cpu")
+        scorer = make_scorer(
+            method, adapter if adapter is not None else model, window=16, stride=6, batch_tokens=48, device="cpu"
+        )
         return (scorer_class(scorer) if scorer_class is not None else scorer), adapter
 
     return evaluation
@@ -138,17 +139,24 @@ def soft_model(tokens: torch.Tensor) -> torch.Tensor:
     return CausalModel()(tokens) / 10
 
 
-@pytest.mark.parametrize("cheat, caught_by", [
-    (TargetPeek, {"future-flip", "target-flip"}),
-    (ChunkBias, {"future-flip", "target-flip"}),
-    (SecretBonus, {"losses-match"}),
-    (RealizedOnly, {"normalization"}),
-])
+@pytest.mark.parametrize(
+    "cheat, caught_by",
+    [
+        (TargetPeek, {"future-flip", "target-flip"}),
+        (ChunkBias, {"future-flip", "target-flip"}),
+        (SecretBonus, {"losses-match"}),
+        (RealizedOnly, {"normalization"}),
+    ],
+)
 def test_each_cheating_scorer_is_caught_by_name(cheat, caught_by: set[str]) -> None:
     evaluation = evaluation_of(lambda: soft_model, scorer_class=cheat)
     shown = trace(evaluation, TOKENS, with_losses=True)
-    found = [future_flip(evaluation, TOKENS, **OPTIONS), target_flip(evaluation, TOKENS, **OPTIONS),
-             normalization(shown.log_p, VOCAB), losses_match(shown, TOKENS)]
+    found = [
+        future_flip(evaluation, TOKENS, **OPTIONS),
+        target_flip(evaluation, TOKENS, **OPTIONS),
+        normalization(shown.log_p, VOCAB),
+        losses_match(shown, TOKENS),
+    ]
     assert {check.name for check in found if check.verdict == "FAIL"} == caught_by
     assert {check.name for check in found if check.verdict == "PASS"} == {c.name for c in found} - caught_by
 
@@ -213,8 +221,13 @@ def test_nothing_to_flip(tokens: np.ndarray) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=40), st.integers(0, 39), st.integers(0, 10),
-       st.integers(0, VOCAB - 1), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=40),
+    st.integers(0, 39),
+    st.integers(0, 10),
+    st.integers(0, VOCAB - 1),
+    st.integers(0, 99),
+)
 def test_flips_change_exactly_the_tokens_that_are_not_bos(ids, start, length, bos, seed) -> None:
     tokens = np.array(ids, dtype=np.uint16)
     flipped = flip_tokens(tokens, slice(start, start + length), VOCAB, bos, np.random.default_rng(seed))

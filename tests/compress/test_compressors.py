@@ -17,8 +17,10 @@ from bitgolf.compress.compressors import compress, compressor_names, decompress,
 from bitgolf.errors import ArtifactError, ConfigError
 
 NAMES = [name for name in compressor_names() if missing_package(name) is None]
-ALL = [pytest.param(name, marks=[] if name in NAMES else pytest.mark.skip(reason=f"{name} is not installed"))
-       for name in compressor_names()]
+ALL = [
+    pytest.param(name, marks=[] if name in NAMES else pytest.mark.skip(reason=f"{name} is not installed"))
+    for name in compressor_names()
+]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -45,9 +45,19 @@ def test_everything_comes_back(contents: dict[str, Any], tmp_path: Path, compres
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["int2", "int5", "int8", "int9", "int12", "fp16", "fp32"]), st.integers(1, 5),
-                          st.integers(1, 5), st.sampled_from("abc")), max_size=6),
-       st.binary(max_size=50), st.integers(0, 1000))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["int2", "int5", "int8", "int9", "int12", "fp16", "fp32"]),
+            st.integers(1, 5),
+            st.integers(1, 5),
+            st.sampled_from("abc"),
+        ),
+        max_size=6,
+    ),
+    st.binary(max_size=50),
+    st.integers(0, 1000),
+)
 def test_any_contents_come_back(layout: list[tuple[str, int, int, str]], tokenizer: bytes, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -59,8 +69,9 @@ def test_any_contents_come_back(layout: list[tuple[str, int, int, str]], tokeniz
             tensors[f"t{i}"] = StoredTensor.quantized(grid.quantize(weight, scales), scales, grid.bits, group)
         else:
             tensors[f"t{i}"] = getattr(StoredTensor, kind)(weight, group)
-    data, sizes = encode_artifact(model_config={}, tokenizer=tokenizer, tokenizer_meta={}, tensors=tensors, meta={},
-                                  compressor="zlib")
+    data, sizes = encode_artifact(
+        model_config={}, tokenizer=tokenizer, tokenizer_meta={}, tensors=tensors, meta={}, compressor="zlib"
+    )
     artifact = read_artifact(data)
     assert artifact.tokenizer == tokenizer and artifact.sizes == sizes
     assert all(torch.equal(artifact.tensors[name], tensor.restore()) for name, tensor in tensors.items())
@@ -89,9 +100,22 @@ def test_layout_is_the_documented_one(artifact: bytes, take_apart: Callable[...,
     assert int.from_bytes(artifact[18:22], "little") == zlib.crc32(artifact[:18] + artifact[22 : 22 + packed])
     described, streams = take_apart(artifact)
     assert [row[0] for row in described["tensors"]] == [
-        "blocks.0.q.weight", "blocks.2.q.weight", "blocks.10.q.weight", "embedding.weight", "mix", "gain", "skips"]
+        "blocks.0.q.weight",
+        "blocks.2.q.weight",
+        "blocks.10.q.weight",
+        "embedding.weight",
+        "mix",
+        "gain",
+        "skips",
+    ]
     assert list(read_artifact(artifact).sizes.streams) == [
-        "scales", "codes/blocks.q.weight", "codes/embedding", "fp32", "fp16", "tokenizer"]
+        "scales",
+        "codes/blocks.q.weight",
+        "codes/embedding",
+        "fp32",
+        "fp16",
+        "tokenizer",
+    ]
     assert 22 + packed + sum(len(s) for s in streams) == len(artifact)
 
 
@@ -103,12 +127,27 @@ def test_byte_planes_invert_and_separate_high_bytes() -> None:
 
 
 def test_header_of_a_baseline_model_is_small() -> None:
-    names = [f"blocks.{i}.{part}.weight" for i in range(9)
-             for part in ("attention.q", "attention.k", "attention.v", "attention.out", "mlp.up", "mlp.down",
-                          "attention_scale", "mlp_scale", "residual_mix", "q_gain", "skip")]
+    names = [
+        f"blocks.{i}.{part}.weight"
+        for i in range(9)
+        for part in (
+            "attention.q",
+            "attention.k",
+            "attention.v",
+            "attention.out",
+            "mlp.up",
+            "mlp.down",
+            "attention_scale",
+            "mlp_scale",
+            "residual_mix",
+            "q_gain",
+            "skip",
+        )
+    ]
     tensors = {name: StoredTensor.fp16(torch.ones(2, 2)) for name in names}
-    _, sizes = encode_artifact(model_config={"model_dim": 512}, tokenizer=b"", tokenizer_meta={}, tensors=tensors,
-                               meta={})
+    _, sizes = encode_artifact(
+        model_config={"model_dim": 512}, tokenizer=b"", tokenizer_meta={}, tensors=tensors, meta={}
+    )
     assert sizes.header < 1500
 
 
@@ -213,8 +252,10 @@ def test_shares_follow_entropy_inside_a_code_stream(contents: dict[str, Any]) ->
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randint(-100, 100, (64, 64), generator=generator, dtype=torch.int8)
     calm = torch.randint(-1, 2, (64, 64), generator=generator, dtype=torch.int8)
-    tensors = {"noisy": StoredTensor.quantized(noisy, torch.ones(64), 8, "g"),
-               "calm": StoredTensor.quantized(calm, torch.ones(64), 8, "g")}
+    tensors = {
+        "noisy": StoredTensor.quantized(noisy, torch.ones(64), 8, "g"),
+        "calm": StoredTensor.quantized(calm, torch.ones(64), 8, "g"),
+    }
     sizes = encode_artifact(**{**contents, "tensors": tensors})[1]
     scale_bytes = sizes.streams["scales"] / 2
     ratio = (sizes.tensors["noisy"] - scale_bytes) / (sizes.tensors["calm"] - scale_bytes)

@@ -105,8 +105,26 @@ def test_thousands_of_headers_with_repaired_checksums(artifact: bytes, take_apar
         outcome(put_together(bytes(bad), streams, repair=False))
 
 
-WEIRD: list[Any] = [None, True, False, -1, 0, 1, 7, 2**31, 2**62, 2**70, 1e308, 0.5, "", "int8", "x" * 300, [],
-                    {}, [[]]]
+WEIRD: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**62,
+    2**70,
+    1e308,
+    0.5,
+    "",
+    "int8",
+    "x" * 300,
+    [],
+    {},
+    [[]],
+]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -222,10 +222,16 @@ def broken(kind: str) -> torch.Tensor:
     return hessian
 
 
-@pytest.mark.parametrize(("kind", "message"), [
-    ("nan", "NaN or infinite"), ("inf", "NaN or infinite"), ("asymmetric", "not symmetric"),
-    ("negative diagonal", "diagonal element 2"), ("indefinite", "not positive semi-definite, even with 1 "),
-])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "NaN or infinite"),
+        ("inf", "NaN or infinite"),
+        ("asymmetric", "not symmetric"),
+        ("negative diagonal", "diagonal element 2"),
+        ("indefinite", "not positive semi-definite, even with 1 "),
+    ],
+)
 def test_impossible_hessians_are_refused(kind: str, message: str) -> None:
     weight, _ = problem(3, 6)
     with pytest.raises(ConfigError, match=message):

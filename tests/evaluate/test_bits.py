@@ -41,14 +41,17 @@ def test_constant() -> None:
     assert bpb_per_nat(7, 14) == pytest.approx(0.7213475204444817, rel=1e-15)
 
 
-@pytest.mark.parametrize("nll, costs, message", [
-    (np.ones(3), np.ones(2, int), "one byte count a target"),
-    (np.ones((2, 2)), np.ones((2, 2), int), "one byte count a target"),
-    (np.ones(2), np.ones(2), "integers"),
-    (np.ones(2), np.array([3, -1]), "byte count -1 of target 1"),
-    (np.ones(0), np.ones(0, int), "at least one token"),
-    (np.array([1.0, np.nan]), np.ones(2, int), "finite loss"),
-])
+@pytest.mark.parametrize(
+    "nll, costs, message",
+    [
+        (np.ones(3), np.ones(2, int), "one byte count a target"),
+        (np.ones((2, 2)), np.ones((2, 2), int), "one byte count a target"),
+        (np.ones(2), np.ones(2), "integers"),
+        (np.ones(2), np.array([3, -1]), "byte count -1 of target 1"),
+        (np.ones(0), np.ones(0, int), "at least one token"),
+        (np.array([1.0, np.nan]), np.ones(2, int), "finite loss"),
+    ],
+)
 def test_bad_input(nll: np.ndarray, costs: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bits_per_byte(nll, costs)

@@ -36,7 +36,7 @@ def nll_by_definition(model: CausalModel, tokens: np.ndarray, window: int, strid
     out = []
     for target, begin in sorted(windows_by_definition(len(tokens) - 1, window, stride).items()):
         with torch.no_grad():
-            prefix = torch.from_numpy(tokens[None, begin:target + 1].astype(np.int64))
+            prefix = torch.from_numpy(tokens[None, begin : target + 1].astype(np.int64))
             logits = model(prefix)[0, -1].double().numpy()
         log_sum = np.log(np.exp(logits - logits.max()).sum()) + logits.max()
         out.append(log_sum - logits[int(tokens[target + 1])])
@@ -64,14 +64,12 @@ def test_plan_is_the_definition_for_any_chunk(num_targets: int, size: tuple[int,
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), sizes, st.integers(1, 5), st.integers(1, 40))
-def test_scores_equal_one_pass_a_target(num_tokens: int, size: tuple[int, int], rows: int,
-                                        chunk: int) -> None:
+def test_scores_equal_one_pass_a_target(num_tokens: int, size: tuple[int, int], rows: int, chunk: int) -> None:
     window, stride = size
     model, tokens = CausalModel(), toy_tokens(num_tokens, seed=num_tokens)
     for method, step in (("sliding", stride), ("chunked", window)):
         model.shapes.clear()
-        scorer = make_scorer(method, model, window=window, stride=stride, batch_tokens=rows * window,
-                             device="cpu")
+        scorer = make_scorer(method, model, window=window, stride=stride, batch_tokens=rows * window, device="cpu")
         nll = evaluate(ScoreTape(tokens), scorer, chunk_targets=chunk)
         assert model.shapes == {(rows, window)}, "one shape, whatever the text's length"
         np.testing.assert_allclose(nll, nll_by_definition(model, tokens, window, step), rtol=0, atol=2e-5)
@@ -94,8 +92,9 @@ def test_longer_text_does_not_change_earlier_scores() -> None:
         scorer = make_scorer(method, model, window=16, stride=5, batch_tokens=32, device="cpu")
         whole = evaluate(ScoreTape(tokens), scorer)
         for length in (2, 15, 16, 17, 18, 50):
-            np.testing.assert_allclose(evaluate(ScoreTape(tokens[:length]), scorer), whole[:length - 1],
-                                       rtol=0, atol=2e-6)
+            np.testing.assert_allclose(
+                evaluate(ScoreTape(tokens[:length]), scorer), whole[: length - 1], rtol=0, atol=2e-6
+            )
 
 
 def test_distributions_agree_with_losses_and_never_read_the_target() -> None:
@@ -128,14 +127,17 @@ def test_progress_is_reported_within_a_chunk() -> None:
     assert ticks == [0, 16, 32, 48, 49, 49]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"method": "best-of"}, "unknown scoring method 'best-of'"),
-    ({"window": 0}, "window is 0"),
-    ({"stride": 9}, "stride 9 must be from 1 to the window of 8"),
-    ({"stride": 0}, "stride 0"),
-    ({"batch_tokens": 7}, "does not hold one window"),
-    ({"rank": 2, "world_size": 2}, "rank 2 is not one of"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"method": "best-of"}, "unknown scoring method 'best-of'"),
+        ({"window": 0}, "window is 0"),
+        ({"stride": 9}, "stride 9 must be from 1 to the window of 8"),
+        ({"stride": 0}, "stride 0"),
+        ({"batch_tokens": 7}, "does not hold one window"),
+        ({"rank": 2, "world_size": 2}, "rank 2 is not one of"),
+    ],
+)
 def test_impossible_settings(change: dict, message: str) -> None:
     settings_ = {"method": "sliding", "window": 8, "stride": 4, "batch_tokens": 16, "device": "cpu", **change}
     with pytest.raises(ConfigError, match=message):
@@ -143,8 +145,9 @@ def test_impossible_settings(change: dict, message: str) -> None:
 
 
 def test_model_of_the_wrong_shape_is_named() -> None:
-    scorer = make_scorer("chunked", lambda tokens: torch.zeros(tokens.shape), window=8, stride=8,
-                         batch_tokens=8, device="cpu")
+    scorer = make_scorer(
+        "chunked", lambda tokens: torch.zeros(tokens.shape), window=8, stride=8, batch_tokens=8, device="cpu"
+    )
     with pytest.raises(ValueError, match="model must map tokens"):
         evaluate(ScoreTape(toy_tokens(9)), scorer)
 
@@ -153,8 +156,9 @@ def _score_on_rank(rank: int, world_size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
-    scorer = make_scorer("sliding", CausalModel(), window=16, stride=3, batch_tokens=64, device="cpu",
-                         rank=rank, world_size=world_size)
+    scorer = make_scorer(
+        "sliding", CausalModel(), window=16, stride=3, batch_tokens=64, device="cpu", rank=rank, world_size=world_size
+    )
     nll = evaluate(ScoreTape(toy_tokens(333)), scorer, chunk_targets=150)
     np.save(Path(folder) / f"{rank}.npy", nll)
     dist.destroy_process_group()

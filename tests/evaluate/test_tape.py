@@ -27,19 +27,22 @@ def test_tape_needs_a_row_of_integers(tokens: np.ndarray) -> None:
         ScoreTape(tokens)
 
 
-@pytest.mark.parametrize("start, stop, nll, message", [
-    (5, 7, losses(2), "leave a gap: the next target is 4"),
-    (3, 6, losses(3), "already scored"),
-    (0, 4, losses(4), "already scored"),
-    (4, 4, losses(0), "not on the tape"),
-    (4, 10, losses(6), "not on the tape, which has targets 0..8"),
-    (4, 6, losses(3), "need 2 losses"),
-    (4, 6, losses(2)[:, None], "need 2 losses"),
-    (4, 6, np.array([1, 2]), "floats"),
-    (4, 6, np.array([1.0, np.nan]), "loss of target 5 is nan"),
-    (4, 6, np.array([np.inf, 1.0]), "loss of target 4 is inf"),
-    (4, 6, np.array([1.0, -0.01]), "loss of target 5 is -0.01 nats, a probability above one"),
-])
+@pytest.mark.parametrize(
+    "start, stop, nll, message",
+    [
+        (5, 7, losses(2), "leave a gap: the next target is 4"),
+        (3, 6, losses(3), "already scored"),
+        (0, 4, losses(4), "already scored"),
+        (4, 4, losses(0), "not on the tape"),
+        (4, 10, losses(6), "not on the tape, which has targets 0..8"),
+        (4, 6, losses(3), "need 2 losses"),
+        (4, 6, losses(2)[:, None], "need 2 losses"),
+        (4, 6, np.array([1, 2]), "floats"),
+        (4, 6, np.array([1.0, np.nan]), "loss of target 5 is nan"),
+        (4, 6, np.array([np.inf, 1.0]), "loss of target 4 is inf"),
+        (4, 6, np.array([1.0, -0.01]), "loss of target 5 is -0.01 nats, a probability above one"),
+    ],
+)
 def test_commit_refuses(start: int, stop: int, nll: np.ndarray, message: str) -> None:
     tape = ScoreTape(np.arange(10))
     tape.commit(0, 4, losses(4))
@@ -168,14 +171,15 @@ def test_honest_adapters_learn_chunk_by_chunk(wrap) -> None:
     for t in range(59):
         fresh = wrap(model)
         for start in range(0, t - t % chunk, chunk):
-            prefix = tokens[:start + chunk + 1]
+            prefix = tokens[: start + chunk + 1]
             fresh.update(lambda a, b, known=prefix: known[a:b], start, start + chunk)
         begin = 0 if t < window else ((t - window) // 4 + 1) * 4
         with torch.no_grad():
-            logits = fresh(torch.from_numpy(tokens[None, begin:t + 1].astype(np.int64)))[0, -1]
+            logits = fresh(torch.from_numpy(tokens[None, begin : t + 1].astype(np.int64)))[0, -1]
         assert nll[t] == pytest.approx(-torch.log_softmax(logits, -1)[int(tokens[t + 1])].item(), abs=1e-5)
-    frozen = evaluate(ScoreTape(tokens), make_scorer("sliding", wrap(model), window=window, stride=4,
-                                                     batch_tokens=24, device="cpu"))
+    frozen = evaluate(
+        ScoreTape(tokens), make_scorer("sliding", wrap(model), window=window, stride=4, batch_tokens=24, device="cpu")
+    )
     assert np.array_equal(nll[:chunk], frozen[:chunk]) and not np.allclose(nll[chunk:], frozen[chunk:])
     updates = [event for event in tape.ledger["events"] if event["event"] == "update"]
     assert [event["tokens"][1] for event in updates] == [17, 33, 49]

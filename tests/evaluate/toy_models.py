@@ -95,7 +95,7 @@ class SmugglingCache(UnigramCache):
         self.smuggled = tokens
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
-        self._count(self.smuggled[start + 1:2 * stop + 1])
+        self._count(self.smuggled[start + 1 : 2 * stop + 1])
 
 
 def toy_tokens(length: int, seed: int = 0) -> np.ndarray:

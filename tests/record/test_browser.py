@@ -12,8 +12,9 @@ from synthetic_run import SyntheticRun
 
 from bitgolf.record.report import report
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
-                if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
+)
 
 FRAME = """<!DOCTYPE html><iframe id="page" src="report.html" style="width:360px;height:700px;border:0"></iframe>
 <pre id="result"></pre><script>
@@ -43,11 +44,30 @@ def test_in_a_browser(finished: SyntheticRun, tmp_path: Path) -> None:
     frame.write_text(FRAME)
     assert BROWSER is not None
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-         "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=800,900",
-         "--enable-logging=stderr", "--virtual-time-budget=4000", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True)
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            "--allow-file-access-from-files",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=800,900",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=4000",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     found = re.search(r"width=(\d+) small=(.*?) note=(.*?) title=(.*?) done", done.stdout, flags=re.DOTALL)
     assert found, done.stdout[-500:] + done.stderr[-500:]
     width, small, note, title = found.groups()

@@ -16,8 +16,15 @@ from bitgolf.record.charts import MAX_POINTS, LineChart, draw, short_number, thi
 
 
 def chart(**changes: object) -> LineChart:
-    values = {"key": "loss", "title": "Loss", "summary": "Loss goes from 6 to 2.", "x_label": "seconds",
-              "x": [0.0, 10.0, 20.0], "y": [6.0, 3.0, 2.0], **changes}
+    values = {
+        "key": "loss",
+        "title": "Loss",
+        "summary": "Loss goes from 6 to 2.",
+        "x_label": "seconds",
+        "x": [0.0, 10.0, 20.0],
+        "y": [6.0, 3.0, 2.0],
+        **changes,
+    }
     return LineChart(**values)
 
 

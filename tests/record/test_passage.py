@@ -34,7 +34,10 @@ def test_pieces_conserve_text_bits_and_tokens(tokens: list[bytes], random: objec
 
 def test_a_character_spread_over_tokens_is_one_piece() -> None:
     assert split_pieces([b"a", b"\xe2", b"\x82", b"\xac", b"b"], [1, 2, 3, 4, 5]) == [
-        Piece("a", 1, 1), Piece("\u20ac", 9, 3), Piece("b", 5, 1)]
+        Piece("a", 1, 1),
+        Piece("\u20ac", 9, 3),
+        Piece("b", 5, 1),
+    ]
 
 
 @given(st.text())
@@ -49,8 +52,9 @@ def test_levels_rise_at_the_bounds() -> None:
     assert [Piece("x", bits, 1).level for bits in (0.0, 0.99, *LEVEL_BITS, 30.0)] == [0, 0, 1, 2, 3, 4, 5, 5]
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(2, 30), st.integers(0, 2**32 - 1),
-       st.booleans())
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(2, 30), st.integers(0, 2**32 - 1), st.booleans()
+)
 def test_the_passage_is_the_most_typical_of_the_longest(sizes: list[int], length: int, seed: int, lead: bool) -> None:
     rng = np.random.default_rng(seed)
     val = stream(*("abcdefgh"[i % 8] * size for i, size in enumerate(sizes)))
@@ -99,7 +103,7 @@ def test_prompts_begin_documents_and_continue_them() -> None:
 
 def test_prompts_do_not_cut_characters_and_lose_nothing() -> None:
     document = "x" + "\u20ac" * 100  # three bytes a character: token 60 is inside one
-    prompt, = choose_prompts(stream(document), TOKENIZER, 1, 300)
+    (prompt,) = choose_prompts(stream(document), TOKENIZER, 1, 300)
     assert "\N{REPLACEMENT CHARACTER}" not in prompt.text
     assert prompt.text + prompt.continues == document
 

@@ -59,9 +59,25 @@ def page_of(finished: SyntheticRun) -> tuple[str, Page]:
 def test_a_finished_run_has_every_section(finished: SyntheticRun) -> None:
     _, page = page_of(finished)
     text = page.visible_text()
-    for expected in ("2.0243", "PASS", "Budget", "Bits per byte, stage by stage", "zstd-22", "Where the bytes are",
-                     "against time", "against tokens", "Learning rate", "Throughput", "What surprised the model",
-                     "Continuations", "Audit", "Ledger", "optimizer steps", "matrix_lr = 0.04", "545"):
+    for expected in (
+        "2.0243",
+        "PASS",
+        "Budget",
+        "Bits per byte, stage by stage",
+        "zstd-22",
+        "Where the bytes are",
+        "against time",
+        "against tokens",
+        "Learning rate",
+        "Throughput",
+        "What surprised the model",
+        "Continuations",
+        "Audit",
+        "Ledger",
+        "optimizer steps",
+        "matrix_lr = 0.04",
+        "545",
+    ):
         assert expected in text, expected
     assert "Run bitgolf" not in text  # nothing is missing
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
@@ -78,7 +94,7 @@ def test_the_page_loads_nothing(finished: SyntheticRun) -> None:
     assert "url(" not in style and "@import" not in style
     policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy
-    script, = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
 
 
@@ -104,12 +120,23 @@ def test_samples_are_asked_for_as_configured(finished: SyntheticRun) -> None:
     report(finished.run)
     settings = finished.run.config
     assert [(length, seed) for _, length, seed in finished.model.calls] == [
-        (settings.report.sample_tokens, settings.seed + i) for i in range(3)]
+        (settings.report.sample_tokens, settings.seed + i) for i in range(3)
+    ]
 
 
-@pytest.mark.parametrize(("product", "command"), [
-    ("score.json", "score"), ("nll.npy", "score"), ("audit.json", "audit"), ("pack.json", "pack"),
-    ("model.bitgolf", "pack"), ("train.jsonl", "train"), ("budget.json", "train"), ("data", "run")])
+@pytest.mark.parametrize(
+    ("product", "command"),
+    [
+        ("score.json", "score"),
+        ("nll.npy", "score"),
+        ("audit.json", "audit"),
+        ("pack.json", "pack"),
+        ("model.bitgolf", "pack"),
+        ("train.jsonl", "train"),
+        ("budget.json", "train"),
+        ("data", "run"),
+    ],
+)
 def test_a_missing_product_names_its_command(finished: SyntheticRun, product: str, command: str) -> None:
     path = finished.run / product
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -134,9 +161,21 @@ def test_losses_of_other_data_are_not_shown(finished: SyntheticRun) -> None:
 
 
 def test_a_failed_rule_is_shown_by_symbol_and_word(finished: SyntheticRun) -> None:
-    finished.write("audit.json", {"passed": False, "checks": [
-        {"rule": "B4", "title": "training stays in its budget", "verdict": "FAIL", "reason": "80 of 75 s",
-         "evidence": {}}]})
+    finished.write(
+        "audit.json",
+        {
+            "passed": False,
+            "checks": [
+                {
+                    "rule": "B4",
+                    "title": "training stays in its budget",
+                    "verdict": "FAIL",
+                    "reason": "80 of 75 s",
+                    "evidence": {},
+                }
+            ],
+        },
+    )
     _, page = page_of(finished)
     assert re.search(r"\N{HEAVY BALLOT X}\s*FAIL\s*1 of 1 checks failed", page.visible_text())
 
@@ -173,16 +212,29 @@ def test_contrast_of_every_text_on_its_ground(theme: str) -> None:
     blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)
     colors: dict[str, tuple[float, float, float]] = {}
     for name, value in re.findall(r"--([\w-]+): ([^;]+);", blocks[0] if theme == "light" else blocks[1]):
-        digits = [int(value[i:i + 2], 16) for i in (1, 3, 5)] if value.startswith("#") else map(int, value.split())
+        digits = [int(value[i : i + 2], 16) for i in (1, 3, 5)] if value.startswith("#") else map(int, value.split())
         colors[name] = tuple(float(d) for d in digits)
-    texts = [("ink", "page"), ("ink", "card"), ("muted", "page"), ("muted", "card"), ("ink", "soft"), ("ink", "track"),
-             ("series-1", "card"), ("fail", "card"), *((s, f"{s}-soft") for s in ("pass", "fail", "open")),
-             *((t, f"{s}-soft") for s in ("pass", "fail", "open") for t in ("muted", "ink"))]
-    weak = {pair: contrast(colors[pair[0]], colors[pair[1]]) for pair in texts
-            if contrast(colors[pair[0]], colors[pair[1]]) < 4.5}
+    texts = [
+        ("ink", "page"),
+        ("ink", "card"),
+        ("muted", "page"),
+        ("muted", "card"),
+        ("ink", "soft"),
+        ("ink", "track"),
+        ("series-1", "card"),
+        ("fail", "card"),
+        *((s, f"{s}-soft") for s in ("pass", "fail", "open")),
+        *((t, f"{s}-soft") for s in ("pass", "fail", "open") for t in ("muted", "ink")),
+    ]
+    weak = {
+        pair: contrast(colors[pair[0]], colors[pair[1]])
+        for pair in texts
+        if contrast(colors[pair[0]], colors[pair[1]]) < 4.5
+    }
     assert not weak
     for level, alpha in re.findall(r"\.s(\d) \{ background: rgb\(var\(--heat\) / ([\d.]+)\)", style):
-        ground = tuple(float(alpha) * h + (1 - float(alpha)) * c
-                       for h, c in zip(colors["heat"], colors["card"], strict=True))
+        ground = tuple(
+            float(alpha) * h + (1 - float(alpha)) * c for h, c in zip(colors["heat"], colors["card"], strict=True)
+        )
         assert contrast(colors["ink"], ground) >= 4.5, f"surprisal shade {level}"
     assert contrast(colors["series-1"], colors["card"]) >= 3  # graphics

@@ -62,9 +62,14 @@ def test_nothing_charged_names_the_command(finished: SyntheticRun) -> None:
     assert [m.command.split()[1] for m in sections.budget_meters(read(finished))] == ["pack", "train", "score"]
 
 
-@pytest.mark.parametrize(("outcomes", "state", "word"), [
-    (("PASS", "PASS"), "pass", "PASS"), (("PASS", "NOT RUN"), "open", "INCOMPLETE"),
-    (("NOT RUN", "FAIL"), "fail", "FAIL")])
+@pytest.mark.parametrize(
+    ("outcomes", "state", "word"),
+    [
+        (("PASS", "PASS"), "pass", "PASS"),
+        (("PASS", "NOT RUN"), "open", "INCOMPLETE"),
+        (("NOT RUN", "FAIL"), "fail", "FAIL"),
+    ],
+)
 def test_verdict(finished: SyntheticRun, outcomes: tuple[str, ...], state: str, word: str) -> None:
     checks = [{**audit_json()["checks"][0], "verdict": outcome} for outcome in outcomes]
     finished.write("audit.json", {"passed": "FAIL" not in outcomes, "checks": checks})
@@ -93,7 +98,7 @@ def test_damaged_products_are_errors_that_say_what_to_run(finished: SyntheticRun
 
 def test_long_evidence_is_cut_and_says_so() -> None:
     audit = {"checks": [{**audit_json()["checks"][0], "evidence": {"digits": "7" * 9_000}}]}
-    row, = sections.audit_rows(audit, 100)
+    (row,) = sections.audit_rows(audit, 100)
     assert len(row["evidence"]) < 200 and "audit.json" in row["evidence"]
 
 
@@ -105,8 +110,9 @@ def test_charts_take_every_step_of_the_log(finished: SyntheticRun) -> None:
     assert list(by_key["loss-tokens"].y) == [event["loss"] for event in steps]
     assert len(by_key["speed"].x) == len(by_key["speed"].y) == len(steps) - 1
     resumed = {"event": "resume", "step": 40, "elapsed_seconds": 3.2}
-    marked = sections.Products(products.path, products.config, Budget(products.budget.limits),
-                               [*products.events, resumed], None, None, None)
+    marked = sections.Products(
+        products.path, products.config, Budget(products.budget.limits), [*products.events, resumed], None, None, None
+    )
     assert list(sections.training_charts(marked)[0].marks) == [(3.2, "resumed")]
 
 

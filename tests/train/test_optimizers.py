@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from bitgolf.config import ModelConfig, TrainConfig
+from bitgolf.config import ModelConfig, TrainConfig, load_config
 from bitgolf.distributed import World
+from bitgolf.errors import ConfigError
 from bitgolf.model import GPT
-from bitgolf.train.average import EMA
+from bitgolf.train.average import EMA, SWA, Averages
 from bitgolf.train.muon import Muon, orthogonalize
 from bitgolf.train.optimizer import ModelOptimizer
 from bitgolf.train.schedule import lr_multiplier, muon_momentum
@@ -92,6 +93,54 @@ def test_schedules() -> None:
     assert muon_momentum(0.0, config) == pytest.approx(0.8)
     assert muon_momentum(0.05, config) == pytest.approx(0.85)
     assert muon_momentum(0.7, config) == pytest.approx(0.9)
+
+
+def test_swa_is_the_mean_of_snapshots_at_even_fractions_below_the_start() -> None:
+    parameter = torch.zeros(2)
+    swa = SWA({"p": parameter}, spacing=0.1, start_lr_scale=0.5)
+    seen = []
+    for step in range(100):
+        fraction, lr_scale = step / 100, 1 - step / 100
+        parameter.copy_(torch.tensor([float(step), step**2.0]))
+        before = float(swa.count)
+        swa.update(fraction, lr_scale)
+        if float(swa.count) > before:
+            seen.append((step, parameter.clone()))
+    assert [step for step, _ in seen] == [51, 60, 70, 80, 90]
+    torch.testing.assert_close(swa.mean()["p"], torch.stack([value for _, value in seen]).mean(0))
+
+
+def test_blend_ships_the_configured_mixture_and_survives_a_restart() -> None:
+    config = TrainConfig(ema_decay=0.5, swa_weight=0.25, swa_start=0.9, swa_spacing=0.5)
+    parameter = torch.zeros(1)
+    averages = Averages({"p": parameter}, config)
+    for step in range(4):
+        parameter.fill_(step + 1.0)
+        averages.update(step / 4, 0.1)
+    ema = 0.0
+    for value in (1.0, 2.0, 3.0, 4.0):
+        ema = 0.5 * ema + 0.5 * value
+    swa = (1.0 + 3.0) / 2
+    weights, told = averages.shipped()
+    assert weights["p"].item() == pytest.approx(0.75 * ema + 0.25 * swa)
+    assert told == "0.75 x ema 0.5 + 0.25 x swa of 2"
+    again = Averages({"p": parameter}, config)
+    for name, tensor in again.state().items():
+        tensor.copy_(averages.state()[name])
+    assert torch.equal(again.shipped()[0]["p"], weights["p"])
+
+
+def test_averages_and_late_phases_that_never_start_are_refused() -> None:
+    for overrides, words in [
+        (
+            {"train.swa_weight": "0.5", "train.swa_start": "0.2", "train.min_lr": "0.2"},
+            "swa_start 0.2 is never reached",
+        ),
+        ({"qat.mode": "ste"}, "qat never starts"),
+        ({"qat.crown_lambda": "0.01", "qat.start_lr_scale": "0.1", "train.warmdown": "0"}, "qat never starts"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            load_config("demo", overrides)
 
 
 def test_ema_equals_the_weighted_sum_of_all_weights() -> None:

@@ -43,7 +43,7 @@ def test_activation_changes_the_compiled_forward_and_gradients_flow(soft: bool) 
     assert abs(on.item() - off.item()) > 1e-3
     assert on.item() == pytest.approx(model(x, y, SHARP).item(), abs=1e-6)
     on.backward()
-    for name, layer in layers.items():
+    for name, (layer, _) in layers.items():
         assert layer.weight.grad is not None, name
         assert layer.weight.grad.abs().sum() > 0, name
 

@@ -1,0 +1,193 @@
+"""Stage `pack`: which storage each tensor gets, what the artifact says, and that it needs neither text nor time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import PRESET, read_json
+
+from bitgolf.compress.container import read_artifact
+from bitgolf.compress.pack import pack
+from bitgolf.config import load_config
+from bitgolf.data.shards import TokenShards
+from bitgolf.errors import BudgetError, RunError
+from bitgolf.grid import Grid
+from bitgolf.roles import is_table, role
+from bitgolf.rundir import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+Make = Callable[..., RunDirectory]
+
+
+@pytest.fixture
+def trained(tiny_run: Path, tmp_path: Path) -> Make:
+    """Makes runs with the tiny run's weights, ready to be packed with other settings."""
+
+    def make(**pack_settings: str) -> RunDirectory:
+        overrides = {f"pack.{key}": value for key, value in pack_settings.items()}
+        run = RunDirectory.create(tmp_path / "run", load_config(str(PRESET), overrides))
+        for name in ("data", "calibration"):
+            shutil.copytree(tiny_run / name, run / name)
+        shutil.copy(tiny_run / "weights.safetensors", run / "weights.safetensors")
+        return run
+
+    return make
+
+
+def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make) -> None:
+    run = trained(matrix_bits="5", embed_bits="7", small_tensor="2048")
+    pack(run, CPU)
+    kinds = read_artifact(run / "model.bitgolf").kinds
+    weights = load_file(run / "weights.safetensors")
+    assert kinds.keys() == weights.keys()
+    for name, weight in weights.items():
+        if weight.ndim < 2 or weight.numel() <= 2048:
+            assert kinds[name] == "fp16", name
+        elif is_table(name):
+            assert kinds[name] == "int7", name
+        else:
+            assert kinds[name] == "int5", name
+    assert kinds["embedding"] == "int7"
+    assert kinds["blocks.0.mlp.up.weight"] == "int5"
+    assert kinds["blocks.0.resid_mix"] == "fp16"
+    assert kinds["bigram.table"] == "fp16"  # 1,536 elements
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, method: str) -> None:
+    run = trained(method=method, matrix_bits="6")
+    pack(run, CPU)
+    artifact = read_artifact(run / "model.bitgolf")
+    for name, weight in load_file(run / "weights.safetensors").items():
+        restored = artifact.tensors[name]
+        step = Grid(int(artifact.kinds[name][3:])).scales(weight) if artifact.kinds[name].startswith("int") else None
+        if step is None:
+            assert torch.equal(restored, weight.half().float())
+        else:
+            assert float((restored - weight).norm() / weight.norm()) < (0.03 if is_table(name) else 0.12)
+
+
+def test_rounding_to_nearest_is_what_its_name_says(trained: Make) -> None:
+    run = trained(method="rtn", percentiles="[1.0]")
+    pack(run, CPU)
+    artifact = read_artifact(run / "model.bitgolf")
+    weight = load_file(run / "weights.safetensors")["blocks.1.mlp.up.weight"].double().numpy()
+    step = (np.abs(weight).max(1, keepdims=True) / 31).astype(np.float16).astype(np.float64)
+    expected = np.clip(np.rint(weight / step), -31, 31) * step
+    np.testing.assert_allclose(artifact.tensors["blocks.1.mlp.up.weight"].numpy(), expected, rtol=1e-6)
+
+
+def test_lossless_keeps_every_bit(trained: Make) -> None:
+    run = trained(method="lossless")
+    shutil.rmtree(run / "calibration")  # not needed
+    pack(run, CPU)
+    artifact = read_artifact(run / "model.bitgolf")
+    assert set(artifact.kinds.values()) == {"fp32"}
+    for name, weight in load_file(run / "weights.safetensors").items():
+        assert torch.equal(artifact.tensors[name], weight)
+
+
+def test_gptq_does_better_than_rounding_on_the_outputs_of_the_layers(trained: Make) -> None:
+    run = trained(matrix_bits="4")
+    pack(run, CPU)
+    figures = [t for t in read_json(run / "pack.json")["tensors"].values() if "hessian_error" in t]
+    ratios = [t["hessian_error"] / t["rtn_hessian_error"] for t in figures if t["rtn_hessian_error"]]
+    assert len(ratios) > 8
+    assert np.mean(ratios) < 0.8
+
+
+def test_packing_twice_gives_the_same_bytes(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU)
+    first = (run / "model.bitgolf").read_bytes()
+    pack(run, CPU)
+    assert (run / "model.bitgolf").read_bytes() == first
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
+def test_every_compressor_gives_the_same_weights_back(trained: Make, tiny_run: Path, compressor: str) -> None:
+    run = trained(compressor=compressor)
+    pack(run, CPU)
+    artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
+    assert artifact.compressor == compressor
+    for name, tensor in usual.tensors.items():
+        assert torch.equal(artifact.tensors[name], tensor)
+
+
+def test_packing_reads_no_text(trained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained()
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("pack read tokens")
+
+    monkeypatch.setattr(TokenShards, "read", forbidden)
+    monkeypatch.setattr(TokenShards, "chunks", forbidden)
+    pack(run, CPU)
+    assert (run / "model.bitgolf").exists()
+
+
+def test_the_artifact_says_what_scoring_needs_to_know(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU)
+    artifact = read_artifact(run / "model.bitgolf")
+    assert artifact.model_config == run.config.model.model_dump(mode="json")
+    assert artifact.tokenizer == (run / "data" / "tokenizer.model").read_bytes()
+    assert artifact.tokenizer_meta["lossless"] is True
+    assert (artifact.meta["window"], artifact.meta["stride"]) == (64, 32)
+    assert artifact.meta["config_sha256"] == run.config.digest()
+
+
+def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU)
+    packed = read_json(run / "pack.json")
+    total = packed["total_bytes"]
+    pack(run, CPU, artifact_bytes=total)
+    before = (run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()
+    with pytest.raises(BudgetError, match=rf"= {total:,}, 1 over the cap of {total - 1:,}.*matrix_bits"):
+        pack(run, CPU, artifact_bytes=total - 1)
+    assert ((run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()) == before
+
+
+def test_statistics_are_asked_for_only_where_they_are_used(trained: Make) -> None:
+    run = trained()
+    (run / "calibration" / "hessians.safetensors").unlink()
+    with pytest.raises(RunError, match=r"hessians\.safetensors is missing.*bitgolf train.*rtn"):
+        pack(run, CPU)
+    shutil.rmtree(run / "calibration")
+    with pytest.raises(RunError, match=r"calibration is missing; run `bitgolf train"):
+        pack(run, CPU)
+
+
+def test_weights_that_diverged_are_refused_by_name(trained: Make) -> None:
+    from safetensors.torch import save_file
+
+    run = trained()
+    weights = load_file(run / "weights.safetensors")
+    weights["blocks.0.mlp.down.weight"][3, 4] = float("nan")
+    save_file(weights, run / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight.*NaN"):
+        pack(run, CPU)
+    assert not (run / "model.bitgolf").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("embedding", "embedding"),
+        ("blocks.3.mlp.up.weight", "mlp.up"),
+        ("blocks.11.attention.query.weight", "attention.query"),
+        ("blocks.0.attn_scale", "attn_scale"),
+        ("bigram.table", "bigram.table"),
+        ("value_embedding.project.weight", "value_embedding.project"),
+    ],
+)
+def test_a_role_is_the_name_without_the_layer(name: str, expected: str) -> None:
+    assert role(name) == expected

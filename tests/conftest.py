@@ -1,0 +1,57 @@
+"""One tiny complete run, made once a session through the command line and shared by the tests of the whole path."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import done, settings, write_jsonl
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus as one file of JSON lines; not to be changed."""
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "letters.jsonl")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A complete run: data, weights, artifact, scores, audit, report; not to be changed."""
+    root = tmp_path_factory.mktemp("runs") / "tiny"
+    done("run", *settings(corpus), "--out", root)
+    return root
+
+
+@pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run that a test may damage."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "copy"))
+
+
+@pytest.fixture
+def untrained(tiny_run: Path, tmp_path: Path, corpus: Path) -> Callable[..., Path]:
+    """Makes run directories with the tiny run's data and another configuration, nothing trained yet."""
+    from bitgolf.config import load_config
+    from bitgolf.rundir import RunDirectory
+
+    def make(name: str = "untrained", **changes: object) -> Path:
+        preset, *words = settings(corpus, **changes)
+        keys = [word.removeprefix("--") for word in words[::2]]
+        config = load_config(preset, dict(zip(keys, words[1::2], strict=True)))
+        run = RunDirectory.create(tmp_path / name, config)
+        shutil.copytree(tiny_run / "data", run / "data")
+        return run.path
+
+    return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread for the length of a test: tiny models are fastest with it, and bit-exact to compare."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

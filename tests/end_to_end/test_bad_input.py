@@ -1,0 +1,353 @@
+"""Bad input through the command line: exit status 2, one line that says what to do, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from tiny_run import PRESET, cli, documents, done, file_digest, read_json, refused, settings, tree_digest, write_jsonl
+
+from bitgolf.compress import compressors
+from bitgolf.compress.container import FORMAT_VERSION, MAGIC
+
+PREAMBLE = struct.Struct("<8sHIII")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "demoo", "--out", "x"], ["unknown preset 'demoo'", "did you mean 'demo'"]),
+        (["run", "demo", "--out", "x", "--train.matrx_lr", "1"], ["train.matrx_lr", "did you mean 'train.matrix_lr'"]),
+        (["run", "demo", "--out", "x", "--train.matrix_lr"], ["--train.matrix_lr needs a value"]),
+        (["run", "demo", "--out", "x", "--seed", "1", "--seed=2"], ["--seed is given twice"]),
+        (["run", "demo", "--out", "x", "--model.num_heads", "3"], ["num_heads 3", "model_dim 128"]),
+        (["run", "demo", "--out", "x", "--model.rope_dims", "7"], ["rope_dims 7", "even"]),
+        (["run", "demo", "--out", "x", "--model.rope_dims", "64"], ["rope_dims 64", "head width 32"]),
+        (["run", "demo", "--out", "x", "--device", "tpu"], ["device", "'tpu'", "'cpu'"]),
+        (["run", "demo", "--out", "x", "surprise"], ["surprise"]),
+        (["run", "demo"], ["--out"]),
+        (["run", "none.toml", "--out", "x"], ["none.toml does not exist"]),
+        (["rnu", "demo"], ["rnu", "run"]),
+        ([], ["COMMAND"]),
+        (["prepare", "stdlbi", "--out", "x"], ["stdlbi", "did you mean 'stdlib'"]),
+        (["prepare", "jsonl:none.jsonl", "--out", "x"], ["none.jsonl"]),
+        (["prepare", "stdlib", "--out", "x", "--train.seq_len", "8"], ["--train.seq_len", "--data."]),
+        (["prepare", "stdlib", "--out", "x", "--data.source", "fineweb"], ["--data.source"]),
+        (["train", "x", "--quick"], ["--quick"]),
+        (["train", "x", "--train.seq_len", "8"], ["--train.seq_len"]),
+        (["train", "x"], ["x is not a run directory", "bitgolf run PRESET --out x"]),
+        (["pack", "x"], ["x is not a run directory"]),
+        (["score", "x"], ["x is not a run directory"]),
+        (["audit", "x"], ["x is not a run directory"]),
+        (["report", "x"], ["x is not a run directory"]),
+        (["sample", "none.bitgolf"], ["none.bitgolf", "No such file"]),
+        (["presets", "show"], ["presets show needs a name"]),
+        (["presets", "show", "basline"], ["did you mean 'baseline'"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_are_named_and_leave_nothing_behind(
+    words: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused(*words)
+    for word in expected:
+        assert word in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_directory_of_another_configuration_is_left_alone(run_copy: Path, corpus: Path) -> None:
+    before = tree_digest(run_copy)
+    for resume in ([], ["--resume"]):
+        message = refused("run", *settings(corpus, train__matrix_lr=0.01), "--out", run_copy, *resume)
+        assert "train.matrix_lr" in message
+        assert "another --out" in message
+    assert tree_digest(run_copy) == before
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "not a bitgolf run" in refused("run", *settings(corpus), "--out", tmp_path)
+    assert "not a run directory" in refused("pack", tmp_path)
+    assert "not prepared data" in refused("prepare", f"jsonl:{corpus}", "--out", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing", "command"),
+    [
+        ("train", "data", "bitgolf run"),
+        ("pack", "weights.safetensors", "bitgolf train"),
+        ("pack", "calibration", "bitgolf train"),
+        ("score", "model.bitgolf", "bitgolf pack"),
+        ("score", "data", "bitgolf run"),
+    ],
+)
+def test_a_stage_too_early_names_the_command_that_comes_first(
+    run_copy: Path, stage: str, missing: str, command: str
+) -> None:
+    import shutil
+
+    gone = run_copy / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    before = tree_digest(run_copy)
+    message = refused(stage, run_copy)
+    assert str(gone) in message
+    assert f"`{command} {run_copy}" in message
+    assert tree_digest(run_copy) == before
+
+
+def test_the_audit_of_an_unscored_run_says_not_run_and_what_to_do(untrained: Callable[..., Path]) -> None:
+    run = untrained()
+    outcome = cli("audit", run, "--json")
+    assert outcome.status == 0
+    checks = {check["name"]: check for check in outcome.json["checks"]}
+    assert not outcome.json["complete"]
+    assert checks["artifact-bytes"]["verdict"] == "NOT RUN"
+    assert "bitgolf pack" in checks["artifact-bytes"]["reason"]
+
+
+def test_the_report_of_an_untrained_run_names_the_next_commands(untrained: Callable[..., Path]) -> None:
+    run = untrained()
+    done("report", run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for command in ("bitgolf train", "bitgolf pack", "bitgolf score"):
+        assert command in page
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    position = 3 * len(data) // 4
+    return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+
+def flipped_header(data: bytes) -> bytes:
+    return data[:40] + bytes([data[40] ^ 1]) + data[41:]
+
+
+def newer(data: bytes) -> bytes:
+    return data[:8] + struct.pack("<H", FORMAT_VERSION + 1) + data[10:]
+
+
+def rewritten(data: bytes, change: Callable[[dict[str, object]], None]) -> bytes:
+    """`data` with another, correctly signed header."""
+    _, _, packed, raw, _ = PREAMBLE.unpack_from(data)
+    value = json.loads(compressors.decompress("zstd", data[PREAMBLE.size : PREAMBLE.size + packed], raw))
+    change(value)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    header = compressors.compress("zstd", text)
+    prefix = PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(header), len(text), 0)[:-4]
+    checksum = struct.pack("<I", zlib.crc32(header, zlib.crc32(prefix)))
+    return prefix + checksum + header + data[PREAMBLE.size + packed :]
+
+
+def terabytes(data: bytes) -> bytes:
+    def enlarge(value: dict[str, object]) -> None:
+        tensors = value["tensors"]
+        assert isinstance(tensors, list)
+        tensors[0][3] = [2**20, 2**20]
+
+    return rewritten(data, enlarge)
+
+
+def terabytes_by_configuration(data: bytes) -> bytes:
+    def enlarge(value: dict[str, object]) -> None:
+        model = value["model_config"]
+        assert isinstance(model, dict)
+        model.update(num_layers=256, model_dim=16384, ve_layers=[], mlp_multiple=16)
+
+    return rewritten(data, enlarge)
+
+
+def another_vocabulary(data: bytes) -> bytes:
+    def change(value: dict[str, object]) -> None:
+        model = value["model_config"]
+        assert isinstance(model, dict)
+        model["vocab_size"] = 400
+
+    return rewritten(data, change)
+
+
+def endless_window(data: bytes) -> bytes:
+    def change(value: dict[str, object]) -> None:
+        meta = value["meta"]
+        assert isinstance(meta, dict)
+        meta["window"] = 2**50
+
+    return rewritten(data, change)
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda data: b"", "empty"),
+    "not an artifact": (lambda data: b"PK\3\4" + data, "not a bitgolf artifact"),
+    "truncated": (truncated, "truncated"),
+    "followed": (lambda data: data + b"\0", "followed by other bytes"),
+    "bit flipped": (flipped, "checksum mismatch"),
+    "bit flipped in the header": (flipped_header, "header checksum mismatch"),
+    "terabytes": (terabytes, "asks for"),
+    "terabytes by configuration": (terabytes_by_configuration, "do not match the model"),
+    "another vocabulary": (another_vocabulary, "384 pieces, the model 400"),
+    "endless window": (endless_window, "window of"),
+    "newer": (newer, f"format v{FORMAT_VERSION + 1}"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("command", ["score", "sample"])
+def test_a_damaged_artifact_is_refused_with_the_place(run_copy: Path, command: str, kind: str) -> None:
+    damage, words = DAMAGE[kind]
+    artifact = run_copy / "model.bitgolf"
+    artifact.write_bytes(damage(artifact.read_bytes()))
+    before = tree_digest(run_copy)
+    message = refused("score", run_copy) if command == "score" else refused("sample", artifact, "--max-tokens", "3")
+    assert "model.bitgolf" in message
+    assert words in message
+    assert tree_digest(run_copy) == before
+
+
+def test_an_artifact_over_the_cap_says_by_how_much_and_keeps_the_earlier_one(run_copy: Path) -> None:
+    total = read_json(run_copy / "pack.json")["total_bytes"]
+    before = tree_digest(run_copy)
+    message = refused("pack", run_copy, "--artifact-bytes", "1000")
+    assert f"{total - 1000:,} over the cap of 1,000" in message
+    assert tree_digest(run_copy) == before
+    assert "at least 1" in refused("pack", run_copy, "--artifact-bytes", "0")
+    assert "--artifact-bytes" in refused("pack", run_copy, "--artifact-bytes", "many")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("missing", "No such file"), ("empty", "empty"), ("truncated", "truncated"), ("magic", "not a token shard")],
+)
+def test_a_damaged_shard_stops_every_stage_that_opens_the_data(
+    run_copy: Path, split: str, kind: str, words: str
+) -> None:
+    shard = run_copy / "data" / f"{split}_000000.bin"
+    contents = shard.read_bytes()
+    if kind == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes({"empty": b"", "truncated": contents[:-2], "magic": b"\7" + contents[1:]}[kind])
+    before = tree_digest(run_copy)
+    for stage in ("train", "pack", "score"):
+        message = refused(stage, run_copy)
+        assert shard.name in message
+        assert words in message
+    assert tree_digest(run_copy) == before
+
+
+def test_validation_ids_beyond_the_vocabulary_are_found(run_copy: Path) -> None:
+    shard = run_copy / "data" / "val_000000.bin"
+    tokens = np.memmap(shard, dtype="<u2", mode="r+", offset=1024)
+    tokens[1234] = 384
+    tokens.flush()
+    before = tree_digest(run_copy)
+    message = refused("score", run_copy)
+    assert "token 1,234 is id 384" in message
+    assert tree_digest(run_copy) == before
+
+
+def test_the_tokenizer_of_other_data_is_not_taken(run_copy: Path, tmp_path: Path) -> None:
+    other = write_jsonl(tmp_path / "other.jsonl", tuple(text.upper() for text in documents()[:200]))
+    data = tmp_path / "data"
+    done("prepare", f"jsonl:{other}", "--out", data, "--model.vocab_size", "384")
+    import shutil
+
+    shutil.rmtree(run_copy / "data")
+    data.rename(run_copy / "data")
+    assert "is not the one that" in refused("score", run_copy)
+    (run_copy / "data" / "tokenizer.model").write_bytes(b"not a model")
+    assert "tokenizer.model" in refused("score", run_copy)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "calibration/hessians.safetensors"])
+def test_damaged_weights_or_statistics_name_the_command_that_makes_them(run_copy: Path, name: str) -> None:
+    path = run_copy / name
+    path.write_bytes(path.read_bytes()[:-40])
+    before = tree_digest(run_copy)
+    message = refused("pack", run_copy)
+    assert str(path) in message
+    assert f"bitgolf train {run_copy}" in message
+    assert tree_digest(run_copy) == before
+
+
+@pytest.mark.parametrize("name", ["pack.json", "score.json"])
+def test_a_damaged_product_is_named_with_the_command_that_makes_it(run_copy: Path, name: str) -> None:
+    (run_copy / name).write_text('{"half of')
+    message = refused("run", run_copy / "config.toml", "--out", run_copy, "--resume")
+    assert name in message
+    assert f"bitgolf {name.removesuffix('.json')} {run_copy}" in message
+
+
+def corrupt_zst(path: Path) -> None:
+    text = "".join(json.dumps({"text": text}) + "\n" for text in documents()[:100]).encode()
+    data = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(text))
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def cut_zst(path: Path) -> None:
+    text = "".join(json.dumps({"text": text}) + "\n" for text in documents()[:100]).encode()
+    path.write_bytes(zstandard.compress(text)[:-50])
+
+
+BAD_TEXT: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
+    "no text field": ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"txt": "b"}\n'), ["line 2", "'text'"]),
+    "not JSON": ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"text": \n'), ["line 2", "not JSON"]),
+    "not UTF-8": ("a.jsonl", lambda p: p.write_bytes(b'{"text": "caf\xe9"}\n'), ["line 1", "not UTF-8", "0xE9"]),
+    "empty": ("a.jsonl", lambda p: p.write_text(""), ["the corpus is empty"]),
+    "corrupt zst": ("a.jsonl.zst", corrupt_zst, ["corrupt zstd", "a.jsonl.zst"]),
+    "cut zst": ("a.jsonl.zst", cut_zst, ["a.jsonl.zst", "truncated"]),
+    "not gzip": ("a.jsonl.gz", lambda p: p.write_bytes(b"plain"), ["a.jsonl.gz", "gzip"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TEXT)
+def test_bad_text_is_named_and_leaves_no_half_made_data(kind: str, tmp_path: Path) -> None:
+    name, write, expected = BAD_TEXT[kind]
+    write(tmp_path / name)
+    message = refused("prepare", f"jsonl:{tmp_path / name}", "--out", tmp_path / "data")
+    for word in expected:
+        assert word in message
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_failed_preparation_can_be_repeated_with_other_settings(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"txt": "b"}\n')
+    out = tmp_path / "run"
+    assert "'text'" in refused("run", PRESET, "--out", out, "--data.source", f"jsonl:{source}")
+    assert [p.name for p in out.iterdir()] == ["config.toml"]
+    write_jsonl(tmp_path / "b.jsonl")
+    changes = ("--data.source", f"jsonl:{tmp_path / 'b.jsonl'}", "--train.max_steps", "2")
+    done("run", PRESET, "--out", out, *changes)
+
+
+def test_a_full_disk_while_packing_keeps_the_earlier_artifact(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as handle:
+            handle.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    before = tree_digest(run_copy)
+    artifact = file_digest(run_copy / "model.bitgolf")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    message = refused("pack", run_copy)
+    monkeypatch.undo()
+    assert "No space left on device" in message
+    assert "intact" in message
+    assert file_digest(run_copy / "model.bitgolf") == artifact
+    assert tree_digest(run_copy) == before

@@ -1,0 +1,190 @@
+"""`kill -9` in mid-training, then `--resume`: nothing spent is forgotten, nothing is done twice, nothing changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import cli, done, events, read_json, refused, settings, start, tree_digest, weights_digest
+
+import bitgolf.cli
+
+STEPS = 120
+SLOW_ENOUGH: dict[str, Any] = {
+    "train__max_steps": STEPS,
+    "train__batch_tokens": 512,
+    "train__micro_batch_tokens": 512,
+    "train__checkpoint_seconds": 0.05,
+    "train__log_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A run that got SIGKILL in mid-training, after two checkpoints."""
+    root = tmp_path_factory.mktemp("killed") / "run"
+    process = start("run", *settings(corpus, **SLOW_ENOUGH), "--out", root)
+    deadline = time.monotonic() + 100
+    while len(checkpoints(root)) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (root / "weights.safetensors").exists(), "training ended before the signal"
+    return root
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the weights that the same configuration gives when nobody interferes."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    root.mkdir()
+    shutil.copy(killed / "config.toml", root)
+    shutil.copytree(killed / "data", root / "data")
+    done("train", root)
+    return weights_digest(root)
+
+
+@pytest.fixture
+def victim(killed: Path, tmp_path: Path) -> Path:
+    """A copy of the killed run."""
+    return Path(shutil.copytree(killed, tmp_path / "victim"))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoint").glob("step-*"))
+
+
+def truncate(checkpoint: Path) -> None:
+    path = checkpoint / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(victim: Path, uninterrupted: str) -> None:
+    newest = read_json(checkpoints(victim)[-1] / "state.json")
+    result = done("run", victim / "config.toml", "--out", victim, "--resume", "--json").json
+    assert weights_digest(victim) == uninterrupted
+    assert result["audit_passed"]
+    resumed = events(victim, "resume")
+    assert [event["step"] for event in resumed] == [newest["step"]]
+    assert [event["elapsed_seconds"] for event in resumed] == [newest["seconds_spent"]]
+    assert 0 < newest["step"] < STEPS
+    assert newest["seconds_spent"] > 0.08
+
+
+def test_every_step_is_logged_once_and_the_clock_goes_on(victim: Path) -> None:
+    done("train", victim, "--resume")
+    steps = events(victim, "step")
+    assert [event["step"] for event in steps] == list(range(1, STEPS + 1))
+    clock = [event["elapsed_seconds"] for event in steps]
+    assert clock == sorted(clock)
+    spent = events(victim, "resume")[0]["elapsed_seconds"]
+    end = events(victim, "end")[0]
+    assert end["elapsed_seconds"] > spent
+    charged = sum(c["amount"] for c in read_json(victim / "budget.json")["charges"] if c["kind"] == "train_seconds")
+    assert charged == pytest.approx(end["elapsed_seconds"])
+    text, lines = (len((victim / name).read_text().splitlines()) for name in ("train.log", "train.jsonl"))
+    assert text == lines
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    victim: Path, uninterrupted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newest = checkpoints(victim)[-2:]
+    truncate(newest)
+    done("train", victim, "--resume")
+    assert f"{newest} is damaged" in caplog.text
+    assert events(victim, "resume")[0]["step"] == int(older.name.removeprefix("step-"))
+    assert weights_digest(victim) == uninterrupted
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_thrown_away(victim: Path) -> None:
+    for checkpoint in checkpoints(victim):
+        truncate(checkpoint)
+    before = tree_digest(victim)
+    outcome = cli("train", victim, "--resume")
+    assert outcome.status == 2
+    assert "no usable checkpoint" in outcome.stderr
+    assert tree_digest(victim) == before
+
+
+def test_a_folder_that_was_being_written_is_ignored(victim: Path) -> None:
+    newest = checkpoints(victim)[-1]
+    stale = newest.with_name(".step-99999999.1234.tmp")
+    shutil.copytree(newest, stale)
+    done("train", victim, "--resume")
+    assert events(victim, "resume")[0]["step"] == int(newest.name.removeprefix("step-"))
+    assert not stale.exists()
+
+
+def test_without_resume_a_half_finished_run_is_left_alone(victim: Path) -> None:
+    before = tree_digest(victim)
+    assert "--resume" in refused("run", victim / "config.toml", "--out", victim)
+    assert tree_digest(victim) == before
+
+
+def spend(run: Path, seconds: float) -> int:
+    """Let the newest checkpoint say that this much time was spent; its step."""
+    path = checkpoints(run)[-1] / "state.json"
+    state = read_json(path)
+    path.write_text(json.dumps(state | {"seconds_spent": seconds}))
+    return int(state["step"])
+
+
+def test_a_checkpoint_with_no_time_left_for_a_step_is_calibrated_and_finished(victim: Path) -> None:
+    step = spend(victim, 119.8)
+    done("train", victim, "--resume")
+    end = events(victim, "end")[0]
+    assert end["step"] == step
+    assert 119.8 < end["elapsed_seconds"] < 120
+
+
+def test_a_checkpoint_beyond_the_budget_cannot_be_continued(victim: Path) -> None:
+    spend(victim, 120.5)
+    before = tree_digest(victim)
+    message = refused("train", victim, "--resume")
+    assert "120" in message
+    assert "spent" in message
+    assert tree_digest(victim) == before
+
+
+def test_a_run_killed_while_training_again_is_not_taken_for_finished(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = run_copy / "train.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines() if '"end"' not in line))
+    assert made(monkeypatch, run_copy) == ["train", "pack", "score", "audit", "report"]
+
+
+def test_a_finished_run_is_only_audited_and_reported_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made(monkeypatch, run_copy) == ["audit", "report"]
+
+
+def test_a_run_without_artifact_is_packed_and_scored_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_copy / "pack.json").unlink()
+    assert made(monkeypatch, run_copy) == ["pack", "score", "audit", "report"]
+
+
+def made(monkeypatch: pytest.MonkeyPatch, run: Path) -> list[str]:
+    """The stages after `prepare` that `run --resume` makes."""
+    stages: list[str] = []
+
+    def recorded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def stage(*args: Any, **kwargs: Any) -> Any:
+            stages.append(name)
+            return real(*args, **kwargs)
+
+        return stage
+
+    for name in ("train", "pack", "score", "audit", "report"):
+        monkeypatch.setattr(bitgolf.cli, f"{name}_stage", recorded(name, getattr(bitgolf.cli, f"{name}_stage")))
+    done("run", run / "config.toml", "--out", run, "--resume")
+    return stages

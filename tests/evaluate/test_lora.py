@@ -1,0 +1,286 @@
+"""Adapters a document: against merged weights, torch's AdamW on one document at a time, and any batching."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, free_port, text, tiny_gpt
+from torch import Tensor, nn
+
+from bitgolf.audit.checks import score_first, scored_once
+from bitgolf.config import Config
+from bitgolf.distributed import World
+from bitgolf.errors import ConfigError, RuleViolation
+from bitgolf.evaluate import ScoreTape
+from bitgolf.evaluate.documents import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
+from bitgolf.evaluate.tape import tokens_sha256
+from bitgolf.model.gpt import GPT
+
+ALL = ("q", "k", "v", "o", "mlp", "head")
+TOKENS = text(240, seed=4)
+
+
+def scorer_of(settings_: Config, world: World = ALONE) -> DocumentScorer:
+    return DocumentScorer(tiny_gpt(settings_.model), settings_.ttt, window=WINDOW, bos_id=BOS, seed=5, world=world)
+
+
+def run(tokens: np.ndarray = TOKENS, **ttt: Any) -> ScoreTape:
+    tape = ScoreTape(tokens)
+    evaluate_documents(tape, scorer_of(config(method="lora", **ttt)))
+    return tape
+
+
+class Bypass(nn.Module):
+    """A module with a low-rank path around it."""
+
+    def __init__(self, inner: nn.Module, delta: Tensor) -> None:
+        super().__init__()
+        self.inner, self.delta = inner, delta
+
+    def forward(self, x: Tensor, *rest: Any) -> Any:
+        out = self.inner(x, *rest)
+        extra = x @ self.delta.T
+        return (out[0] + extra, *out[1:]) if isinstance(out, tuple) else out + extra
+
+
+def merged_logits(model: GPT, deltas: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Logits (W, V) of one document's tokens (W,) under a model whose own weights hold the deltas (out, in)."""
+    model = copy.deepcopy(model)
+    for name, delta in deltas.items():
+        if name == "head":
+            continue
+        if name.endswith(("query", "key", "value")):
+            linear = model.get_submodule(name)
+            weight = linear.weight.detach() + delta
+            del linear.weight
+            linear.weight = weight  # a plain tensor, so that gradients reach A and B
+        else:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, Bypass(model.get_submodule(name), delta))
+    head = model.embedding.detach() + deltas.get("head", torch.zeros(()))
+    return 30 * torch.tanh(model.hidden(tokens[None])[0] @ head.T / 30)
+
+
+@pytest.mark.parametrize("targets", [("q",), ("k", "v"), ("o",), ("mlp",), ("head",), ALL])
+def test_each_document_sees_its_own_merged_weights(targets: tuple[str, ...]) -> None:
+    settings_ = config(method="lora", lora_targets=list(targets))
+    model, generator = tiny_gpt(), torch.Generator().manual_seed(2)
+    sites = lora_sites(model, targets)
+    adapters = DocumentAdapters(sites, [torch.randn(4, 3, s.inputs, generator=generator) for s in sites], settings_.ttt)
+    tokens = torch.randint(VOCAB, (4, 11), generator=generator)
+    plain = model(tokens)[:, -5:]
+    torch.testing.assert_close(adapted_logits(model, adapters, tokens, 5), plain, rtol=0, atol=2e-5)  # B is zero
+    for b in adapters.b:
+        b.normal_(0, 0.1, generator=generator)
+    found = adapted_logits(model, adapters, tokens, 5)
+    for document in range(4):
+        deltas = {
+            s.name: 4.5 / 3 * b[document] @ a[document] for s, a, b in zip(sites, adapters.a, adapters.b, strict=True)
+        }
+        torch.testing.assert_close(
+            found[document], merged_logits(model, deltas, tokens[document])[-5:], rtol=0, atol=2e-4
+        )
+    assert (found - plain).abs().max() > 0.05
+    torch.testing.assert_close(model(tokens)[:, -5:], plain, rtol=0, atol=0)  # no hook stays behind
+
+
+def test_sites_have_the_widths_of_their_modules() -> None:
+    sites = lora_sites(tiny_gpt(), ALL)
+    assert len(sites) == 3 * 5 + 1
+    assert {(s.name.rpartition(".")[2], s.inputs, s.outputs) for s in sites} == {
+        ("query", 32, 32),
+        ("key", 32, 16),
+        ("value", 32, 16),
+        ("attention", 32, 32),
+        ("mlp", 32, 32),
+        ("head", 32, VOCAB),
+    }
+
+
+def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
+    """One document after the other, unpadded windows, merged weights, torch's AdamW."""
+    ttt, model = settings_.ttt, tiny_gpt(settings_.model)
+    sites = lora_sites(model, ttt.lora_targets)
+    fresh = initial_a(sites, ttt.lora_rank, 5, torch.device("cpu"))
+    starts = [0, *(i for i in range(1, len(tokens) - 1) if tokens[i] == BOS), len(tokens) - 1]
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    left: list[list[Tensor]] = []
+    losses = []
+    for number, (first, last) in enumerate(itertools.pairwise(starts)):
+        inherits = ttt.lora_keep_a and number >= ttt.lora_documents
+        a = [t.clone().requires_grad_() for t in (left[number - ttt.lora_documents] if inherits else fresh)]
+        b = [torch.zeros(s.outputs, ttt.lora_rank, requires_grad=True) for s in sites]
+        optimizer = torch.optim.AdamW(
+            [*a, *b],
+            lr=ttt.lora_lr,
+            betas=(ttt.lora_beta1, ttt.lora_beta2),
+            eps=1e-10,
+            weight_decay=ttt.lora_weight_decay,
+        )
+        for start in range(0, last - first, ttt.lora_chunk_tokens):
+            end = start + ttt.lora_chunk_tokens
+            stop = min(end, last - first)
+            begin = max(0, end - WINDOW)
+            deltas = {s.name: ttt.lora_alpha / ttt.lora_rank * bb @ aa for s, aa, bb in zip(sites, a, b, strict=True)}
+            logits = merged_logits(model, deltas, ids[first + begin : first + stop])[start - begin :] / ttt.temperature
+            chunk = F.cross_entropy(logits, ids[first + start + 1 : first + stop + 1], reduction="none")
+            losses.append(chunk.detach().numpy())
+            if end < last - first:
+                optimizer.zero_grad()
+                chunk.mean().backward()
+                optimizer.step()
+        left.append([t.detach() for t in a])
+    return np.concatenate(losses)
+
+
+@pytest.mark.parametrize(
+    "ttt",
+    [
+        {},
+        {"lora_targets": list(ALL), "lora_documents": 3, "lora_weight_decay": 0.5, "temperature": 1.2},
+        {"lora_keep_a": True, "lora_documents": 4, "lora_lr": 0.02},
+        {"lora_chunk_tokens": 16},
+    ],
+)
+def test_equals_one_document_at_a_time_with_torch_adamw(ttt: dict[str, Any]) -> None:
+    found = run(**ttt).nll
+    np.testing.assert_allclose(found, by_definition(config(method="lora", **ttt), TOKENS), rtol=0, atol=2e-4)
+    plain = by_definition(config(method="lora", **{**ttt, "lora_lr": 1e-9}), TOKENS)
+    assert np.abs(found - plain).max() > 0.05, "adaptation changes something"
+
+
+@pytest.mark.parametrize("documents", [1, 2, 5, 64])
+def test_any_number_side_by_side_scores_the_same(documents: int) -> None:
+    np.testing.assert_allclose(run(lora_documents=documents).nll, run(lora_documents=7).nll, rtol=0, atol=1e-4)
+
+
+def test_documents_know_nothing_of_each_other() -> None:
+    whole = run().nll
+    borders = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
+    for first, last in itertools.pairwise(borders):
+        np.testing.assert_allclose(run(TOKENS[first : last + 1]).nll, whole[first:last], rtol=0, atol=1e-4)
+
+
+def test_scores_do_not_depend_on_where_the_document_ends() -> None:
+    document = text(60, seed=9)
+    document[1:] = np.where(document[1:] == BOS, 7, document[1:])
+    whole = run(document).nll
+    for length in (2, 6, 7, 8, 13, 40):
+        np.testing.assert_allclose(run(document[:length]).nll, whole[: length - 1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
+    tape = run(lora_documents=3, lora_keep_a=keep)
+    ledger = tape.ledger
+    assert score_first(ledger).verdict == "PASS"
+    assert scored_once(ledger, len(TOKENS), tokens_sha256([TOKENS]), len(tape.nll)).verdict == "PASS"
+    borders = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
+    expected: list[tuple[str, int, int]] = []
+    for number, (first, last) in enumerate(itertools.pairwise(borders)):
+        if number:
+            handed = keep and number >= 3
+            expected.append(("update", borders[number % 3], borders[number - 2] + 1) if handed else ("update", 0, 0))
+        for start in range(first, last, 6):
+            if start > first:
+                expected.append(("update", start - 6, start + 1))
+            expected.append(("score", start, min(start + 6, last)))
+    assert [(e["event"], *e["targets" if e["event"] == "score" else "tokens"]) for e in ledger["events"]] == expected
+
+
+def test_distributions_are_those_of_the_losses_and_stop_before_the_last_target() -> None:
+    scorer = scorer_of(config(method="lora", lora_documents=3, lora_keep_a=True))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        assert stop <= 200, "target 199 is token 200"
+        return TOKENS[start:stop]
+
+    log_p = scorer.distributions(read, 0, 200)
+    nll = scorer.score(lambda a, b: TOKENS[a:b], 0, 200)
+    assert log_p.shape == (200, VOCAB) and log_p.dtype == np.float32
+    np.testing.assert_allclose(np.exp(log_p.astype(np.float64)).sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(-log_p[np.arange(200), TOKENS[1:201]], nll, rtol=0, atol=5e-6)
+
+
+def test_it_helps_on_text_that_repeats_and_leaves_the_model_alone() -> None:
+    document = text(400, period=25)
+    document[1:] = np.where(document[1:] == BOS, 7, document[1:])
+    scorer = scorer_of(config(method="lora"))
+    before = [p.clone() for p in scorer.model.parameters()]
+    tape = ScoreTape(document)
+    evaluate_documents(tape, scorer)
+    assert tape.nll[200:].mean() < run(document, lora_lr=1e-9).nll[200:].mean() - 0.3
+    assert all(torch.equal(p, q) for p, q in zip(before, scorer.model.parameters(), strict=True))
+    assert not any(p.requires_grad for p in scorer.model.parameters())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 99), st.integers(1, 4), st.integers(1, 5))
+def test_every_target_once_whatever_the_documents(length: int, seed: int, documents: int, updates: int) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, 40, size=length).astype(np.uint16)
+    tokens[rng.random(length) < 0.3] = BOS
+    settings_ = config(method="lora", lora_documents=documents, lora_targets=["head"])
+    scorer, tape = scorer_of(settings_), ScoreTape(tokens)
+    evaluate_documents(tape, scorer)
+    assert tape.complete and score_first(tape.ledger).verdict == "PASS"
+    starts = sorted({0, *np.flatnonzero(tokens[:-1] == BOS).tolist()})
+    at = updates * documents
+    assert scorer.end_of_batch(tokens, updates) == (starts[at] if at < len(starts) else length - 1)
+
+
+def test_a_document_cannot_be_entered_in_its_middle() -> None:
+    scorer = scorer_of(config(method="lora"))
+    start = int(np.flatnonzero(TOKENS[1:] == BOS)[0]) + 1
+    assert scorer.score(lambda a, b: TOKENS[a:b], start, 200).shape == (200 - start,)
+    with pytest.raises(RuleViolation, match="in the middle of a document"):
+        scorer.score(lambda a, b: TOKENS[a:b], start + 1, 200)
+
+
+def _on_rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    tape = ScoreTape(TOKENS)
+    settings_ = config(method="lora", lora_documents=5, lora_keep_a=True)
+    evaluate_documents(tape, scorer_of(settings_, World(rank, 2, torch.device("cpu"))))
+    np.save(Path(folder) / f"{rank}.npy", tape.nll)
+    dist.destroy_process_group()
+
+
+def test_two_ranks_score_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_on_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    both = [np.load(tmp_path / f"{rank}.npy") for rank in (0, 1)]
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_allclose(both[0], run(lora_documents=5, lora_keep_a=True).nll, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ttt, words",
+    [
+        ({"lora_rank": 33, "lora_targets": ["q"]}, ["ttt.lora_rank 33", "width 32", "'q'"]),
+        ({"lora_rank": 17, "lora_targets": ["q", "v"]}, ["ttt.lora_rank 17", "width 16", "'v'"]),
+        ({"lora_rank": 0}, ["ttt.lora_rank", "greater than or equal to 1"]),
+        ({"lora_targets": ["q", "embedding"]}, ["ttt.lora_targets", "embedding", "'mlp'"]),
+        ({"lora_targets": []}, ["lora_targets []", "at least one"]),
+        ({"lora_targets": ["q", "q"]}, ["lora_targets", "each once"]),
+        ({"lora_chunk_tokens": 17}, ["ttt.lora_chunk_tokens 17", "window of 16"]),
+        ({"temperature_lr": 0.1}, ["temperature_lr", "lora adapts inside documents"]),
+        ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is lora"]),
+    ],
+)
+def test_bad_settings_are_named(ttt: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        config(method="lora", **ttt)
+    for word in words:
+        assert word in str(error.value)

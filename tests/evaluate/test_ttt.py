@@ -1,0 +1,360 @@
+"""Chunk test-time training against a plain loop over single rows, on any number of ranks, and as a stage."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_gpt import ALONE, BOS, WINDOW, config, free_port, text, tiny_gpt
+
+from bitgolf.audit.run import audit_run
+from bitgolf.config import Config, ModelConfig, load_config
+from bitgolf.distributed import World
+from bitgolf.errors import ConfigError, RuleViolation, TrainingDiverged
+from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
+from bitgolf.evaluate.chunk_rows import chunk_rows, share
+from bitgolf.evaluate.score import score
+from bitgolf.evaluate.ttt import ChunkTTT, cosine_lr, learning_parameters
+from bitgolf.model.gpt import GPT
+from bitgolf.rundir import RunDirectory
+
+TOKENS = text(171)  # targets 0..169: four whole chunks of 40 and one of 10
+
+
+def run(settings_: Config, model: GPT, tokens: np.ndarray = TOKENS, world: World = ALONE) -> ScoreTape:
+    tape = ScoreTape(tokens)
+    adapted_evaluation(settings_, model, model, num_targets=tape.num_targets, bos_id=BOS, world=world).run(tape)
+    return tape
+
+
+def weights_sha256(model: GPT) -> str:
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
+
+
+def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np.ndarray, GPT]:
+    """Score a chunk, then for every epoch and batch of rows: mean loss row by row, clip by hand, step; next chunk."""
+    ttt = settings_.ttt
+    model = copy.deepcopy(model)
+    names = {
+        "last_blocks": lambda n: (
+            n.startswith(f"blocks.{len(model.blocks) - 1}.")
+            or n.endswith(("attn_scale", "mlp_scale", "bigram.scale", "value_embedding.scale", "layer_scales"))
+        ),
+        "full": lambda n: True,
+    }
+    learning = [p.requires_grad_() for n, p in model.named_parameters() if names[ttt.method](n)]
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(learning, lr=1.0, momentum=ttt.momentum)
+    if ttt.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(learning, betas=(ttt.beta1, ttt.beta2), weight_decay=ttt.weight_decay)
+    total = len(tokens) - 1
+    chunks = [(a, min(a + ttt.chunk_tokens, total)) for a in range(0, total, ttt.chunk_tokens)]
+    losses = []
+    for c, (start, stop) in enumerate(chunks):
+        scorer = make_scorer(
+            settings_.score.methods[-1],
+            model,
+            window=WINDOW,
+            stride=settings_.score.stride,
+            batch_tokens=48,
+            device="cpu",
+        )
+        losses.append(scorer.score(lambda a, b: tokens[a:b], start, stop))
+        if c == len(chunks) - 1:
+            break
+        rows = [tokens[a : a + WINDOW + 1].astype(np.int64) for a in range(start, stop - WINDOW + 1, WINDOW)]
+        for _ in range(ttt.epochs):
+            for first in range(0, len(rows), ttt.batch_rows):
+                batch = rows[first : first + ttt.batch_rows]
+                loss = sum(
+                    F.cross_entropy(model(torch.from_numpy(row[None, :-1]))[0], torch.from_numpy(row[1:]))
+                    for row in batch
+                ) / len(batch)
+                optimizer.zero_grad()
+                loss.backward()
+                norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in learning))
+                for p in learning:
+                    p.grad *= min(1.0, ttt.grad_clip / norm) if ttt.grad_clip else 1.0
+                optimizer.param_groups[0]["lr"] = ttt.lr * 0.5 * (1 + math.cos(math.pi * c / (len(chunks) - 1)))
+                optimizer.step()
+    return np.concatenate(losses), model
+
+
+@pytest.mark.parametrize("methods", [["sliding"], ["chunked"]])
+@pytest.mark.parametrize(
+    "ttt",
+    [
+        {"method": "full", "lr": 0.05, "epochs": 2, "batch_rows": 1},
+        {"method": "full", "lr": 0.05, "epochs": 1, "batch_rows": 32, "grad_clip": 0.1},
+        {
+            "method": "last_blocks",
+            "last_blocks": 1,
+            "optimizer": "adamw",
+            "lr": 0.003,
+            "weight_decay": 0.1,
+            "grad_clip": 0,
+        },
+    ],
+)
+def test_equals_a_plain_loop(ttt: dict[str, Any], methods: list[str]) -> None:
+    settings_ = config(**ttt)
+    settings_ = settings_.model_copy(update={"score": settings_.score.model_copy(update={"methods": tuple(methods)})})
+    model = tiny_gpt()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    nll, expected = by_definition(settings_, model, TOKENS)
+    tape = run(settings_, model)
+    np.testing.assert_allclose(tape.nll, nll, rtol=0, atol=2e-5)
+    moved = 0.0
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach(), dict(expected.named_parameters())[name].detach(), rtol=0, atol=2e-5
+        )
+        moved = max(moved, float((parameter.detach() - before[name]).abs().max()))
+    assert moved > 1e-3
+    assert tape.state == 4, "the last chunk is not learned from"
+
+
+def test_scores_up_to_the_first_update_are_those_without_it() -> None:
+    plain = ScoreTape(TOKENS)
+    evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
+    adapted = run(config(method="full", lr=0.05), tiny_gpt())
+    np.testing.assert_allclose(adapted.nll[:40], plain.nll[:40], rtol=0, atol=1e-6)
+    assert np.abs(adapted.nll[40:] - plain.nll[40:]).max() > 1e-3
+    updates = [event["tokens"] for event in adapted.ledger["events"] if event["event"] == "update"]
+    assert updates == [[c * 40, c * 40 + 33] for c in range(4)], "two rows of 16 and their targets"
+
+
+def test_it_helps_on_text_that_repeats() -> None:
+    tokens = text(600, period=25)
+    plain = run(config(temperature=1.0 + 1e-9), tiny_gpt(), tokens).nll
+    adapted = run(config(method="full", lr=0.05), tiny_gpt(), tokens).nll
+    assert adapted[300:].mean() < plain[300:].mean() - 0.3
+
+
+def test_gradients_are_accumulated_over_forward_passes() -> None:
+    nll = []
+    for batch_tokens in (WINDOW, 48):
+        model = tiny_gpt()
+        tape = ScoreTape(TOKENS)
+        adapted_evaluation(
+            config(method="full", lr=0.05),
+            model,
+            model,
+            num_targets=170,
+            bos_id=BOS,
+            world=ALONE,
+            batch_tokens=batch_tokens,
+        ).run(tape)
+        nll.append(tape.nll)
+    np.testing.assert_allclose(nll[0], nll[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+def test_a_compiled_forward_sees_what_is_learned() -> None:
+    eager = run(config(method="full", lr=0.05), tiny_gpt()).nll
+    model, tape = tiny_gpt(), ScoreTape(TOKENS)
+    compiled = torch.compile(model, dynamic=False, backend="aot_eager")
+    adapted_evaluation(config(method="full", lr=0.05), model, compiled, num_targets=170, bos_id=BOS, world=ALONE).run(
+        tape
+    )
+    np.testing.assert_allclose(tape.nll, eager, rtol=0, atol=1e-4)
+
+
+def _on_rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cpu"))
+    model = tiny_gpt()
+    settings_ = config(method="full", lr=0.05, chunk_tokens=50, batch_rows=2, temperature_lr=0.1)  # 3 rows: 2 and 1
+    np.save(Path(folder) / f"{rank}.npy", run(settings_, model, world=world).nll)
+    np.save(Path(folder) / f"{rank}.weights.npy", model.embedding.detach().numpy())
+    dist.destroy_process_group()
+
+
+def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_on_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    model = tiny_gpt()
+    alone = run(config(method="full", lr=0.05, chunk_tokens=50, batch_rows=2, temperature_lr=0.1), model)
+    both = [np.load(tmp_path / f"{rank}.npy") for rank in (0, 1)]
+    np.testing.assert_array_equal(both[0], both[1])
+    np.testing.assert_array_equal(*[np.load(tmp_path / f"{rank}.weights.npy") for rank in (0, 1)])
+    np.testing.assert_allclose(both[0], alone.nll, rtol=0, atol=1e-5)
+
+
+def test_weights_come_back_even_after_an_error() -> None:
+    model = tiny_gpt()
+    before = weights_sha256(model)
+    with preserved(model):
+        run(config(method="full", lr=0.05), model)
+        assert weights_sha256(model) != before
+    assert weights_sha256(model) == before
+    with (
+        pytest.raises(TrainingDiverged, match=r"test-time training: the gradient norm is .* lower ttt\.lr"),
+        preserved(model),
+    ):
+        with torch.no_grad():
+            model.embedding[3, 0] = torch.inf
+        model.requires_grad_(True)
+        ttt = ChunkTTT(
+            model, model, config(method="full").ttt, window=WINDOW, num_targets=170, batch_tokens=48, world=ALONE
+        )
+        ttt.update(lambda a, b: np.full(b - a, 3), 0, 40)
+    assert weights_sha256(model) == before
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+def test_last_blocks_of_the_seed_system_learn_as_many_weights_as_published() -> None:
+    """Seeds PR 576 and 585: 5,780,500 of 33.6 million weights learn."""
+    seed = ModelConfig(
+        vocab_size=1024,
+        num_layers=11,
+        model_dim=512,
+        num_heads=8,
+        num_kv_heads=8,
+        mlp_multiple=3.5,
+        bigram_rows=6144,
+        bigram_dim=128,
+        ve_layers=(9, 10),
+        ve_dim=128,
+        smear="v1",
+        rope_dims=16,
+    )
+    with torch.device("meta"):
+        model = GPT(seed, 2048)
+    learning = learning_parameters(model, load_config("demo", {"ttt.method": "last_blocks"}).ttt)
+    assert sum(p.numel() for p in learning.values()) == 5_780_500
+    assert "embedding" not in learning and "blocks.8.attn_scale" in learning and "blocks.8.resid_mix" not in learning
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 30), st.integers(1, 60), st.integers(1, 20))
+def test_rows_are_consecutive_and_the_remainder_is_dropped(start: int, length: int, window: int) -> None:
+    tokens = np.arange(200, dtype=np.uint16)
+    limit = start + length + 1
+
+    def revealed(a: int, b: int) -> np.ndarray:
+        assert b <= limit
+        return tokens[a:b]
+
+    rows = chunk_rows(revealed, start, start + length, window)
+    assert rows.shape == (length // window, window + 1) and rows.dtype == np.int64
+    for number, row in enumerate(rows):
+        assert row.tolist() == list(range(start + number * window, start + (number + 1) * window + 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 9))
+def test_shares_of_all_ranks_are_the_batch(count: int, size: int) -> None:
+    rows = np.arange(count)
+    shares = [share(rows, World(rank, size, torch.device("cpu"))) for rank in range(size)]
+    assert len({len(picked) for picked, _ in shares}) == 1, "every rank makes as many forward passes"
+    assert sorted(r for picked, weights in shares for r, w in zip(picked, weights, strict=True) if w) == rows.tolist()
+    mean = np.mean([(picked * weights).sum() for picked, weights in shares])
+    assert mean == pytest.approx(rows.mean(), rel=1e-5)
+
+
+def test_cosine_over_chunks() -> None:
+    assert [cosine_lr(0.2, c, 5) for c in (0, 2, 4)] == pytest.approx([0.2, 0.1, 0.0])
+    assert cosine_lr(0.2, 0, 1) == 0.2
+
+
+@pytest.mark.parametrize(
+    "ttt, words",
+    [
+        ({"method": "full", "chunk_tokens": 15}, ["ttt.chunk_tokens 15", "window of 16"]),
+        ({"temperature_lr": 0.1, "chunk_tokens": 15}, ["ttt.chunk_tokens 15", "window of 16"]),
+        ({"method": "last_blocks", "last_blocks": 4}, ["ttt.last_blocks 4", "3 layers"]),
+        ({"method": "full", "epochs": 0}, ["ttt.epochs", "0", "greater than or equal to 1"]),
+        ({"method": "full", "lr": 0}, ["ttt.lr", "greater than 0"]),
+        ({"method": "full", "batch_rows": 0}, ["ttt.batch_rows", "greater than or equal to 1"]),
+        ({"method": "slot"}, ["ttt.method", "slot", "last_blocks"]),
+        ({"method": "full", "optimizer": "muon"}, ["ttt.optimizer", "muon", "adamw"]),
+        ({"temperature": 0}, ["ttt.temperature", "greater than 0"]),
+        ({"temperature": -1}, ["ttt.temperature", "greater than 0"]),
+        ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is none"]),
+    ],
+)
+def test_bad_settings_are_named(ttt: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        config(**ttt)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_pass_has_a_name_for_what_it_does() -> None:
+    assert adapted_name(config()) == ""
+    assert adapted_name(config(method="full")) == "sliding+ttt"
+    assert adapted_name(config(method="last_blocks", temperature_lr=0.1)) == "sliding+ttt+temperature"
+    assert adapted_name(config(temperature=0.98)) == "sliding+temperature"
+    assert adapted_name(config(method="lora")) == "documents+lora"
+
+
+def reconfigure(root: Path, **ttt: Any) -> RunDirectory:
+    """The run directory with another `ttt` section."""
+    old = RunDirectory.open(root).config
+    new = old.model_copy(update={"ttt": old.ttt.model_validate(ttt)})
+    (root / "config.toml").write_text(new.to_toml())
+    return RunDirectory.open(root)
+
+
+@pytest.mark.parametrize(
+    "ttt, name",
+    [
+        ({"method": "full", "chunk_tokens": 512, "lr": 0.02, "rescore_temperature": 0.98}, "sliding+ttt"),
+        ({"temperature": 1.05, "temperature_lr": 0.05, "chunk_tokens": 2048}, "sliding+temperature"),
+        ({"method": "lora", "lora_chunk_tokens": 32, "lora_rank": 2, "lora_documents": 16}, "documents+lora"),
+    ],
+)
+def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, ttt: dict[str, Any], name: str) -> None:
+    run_directory = reconfigure(run_copy, **ttt)
+    plain = json.loads((run_copy / "score.json").read_text())
+    artifact = (run_copy / "model.bitgolf").read_bytes()
+    score(run_directory, ALONE)
+    found = json.loads((run_copy / "score.json").read_text())
+    assert found["headline"] == name and found["headline_bpb"] == found["methods"][name]["bpb"]
+    for method in ("chunked", "sliding"):
+        assert found["methods"][method]["bpb"] == pytest.approx(plain["methods"][method]["bpb"], abs=1e-6)
+    losses = np.load(run_copy / "nll.npy")
+    assert losses.astype(np.float64).mean() == pytest.approx(found["methods"][name]["loss_nats"], rel=1e-9)
+    ledger = json.loads((run_copy / "tape.json").read_text())
+    assert sum(event["event"] == "update" for event in ledger["events"]) == found["methods"][name]["updates"] > 0
+    charges = json.loads((run_copy / "budget.json").read_text())["charges"]
+    charged = {charge["what"] for charge in charges if charge["stage"] == "score"}
+    assert name in charged and "rescored" not in charged
+    if "rescore_temperature" in ttt:
+        again = found["diagnostic"]["rescored"]
+        assert again["label"] == NOT_ADMISSIBLE and again["temperature"] == 0.98
+        assert again["bpb"] != found["headline_bpb"] and "rescored" not in found["methods"]
+    else:
+        assert found["diagnostic"] == {}
+    assert found["headline_bpb"] != found["methods"]["sliding"]["bpb"]
+    assert (run_copy / "model.bitgolf").read_bytes() == artifact
+    verdict = audit_run(run_directory, quick=True)
+    assert [(c.name, c.reason) for c in verdict.checks if c.verdict != "PASS"] == []
+    tampered = losses.copy()
+    tampered[700] += 0.01
+    np.save(run_copy / "nll.npy", tampered)
+    assert audit_run(run_directory, quick=True)["reproduction"].verdict == "FAIL"
+
+
+def test_a_chunk_as_long_as_the_text_is_pointed_out(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    score(reconfigure(run_copy, method="full", chunk_tokens=10_000_000), ALONE)
+    assert "ttt.chunk_tokens 10000000 holds all" in caplog.text and "nothing is learned" in caplog.text
+
+
+def test_an_adapter_cannot_read_ahead() -> None:
+    tape = ScoreTape(TOKENS)
+    tape.commit(0, 40, np.ones(40, dtype=np.float32))
+    with pytest.raises(RuleViolation, match="an adapter asked for tokens"):
+        chunk_rows(tape.revealed, 32, 48, WINDOW)

@@ -1,0 +1,228 @@
+"""The command line itself: how arguments become settings, who speaks, and what the exit status says."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tiny_run import cli, documents, done, refused, write_jsonl
+
+import bitgolf.console
+from bitgolf.cli import _overrides
+from bitgolf.config import load_config, preset_names, resolve
+from bitgolf.console import ConsoleProgress
+from bitgolf.errors import ArtifactError, BudgetError, ConfigError, DataError, RunError
+from bitgolf.version import __version__
+
+
+def test_overrides_come_with_a_space_or_an_equals_sign() -> None:
+    words = ["--train.matrix_lr", "0.02", "--name=a=b", "--seed=-1", "--data.source", "--odd"]
+    assert _overrides(words, True) == {
+        "train.matrix_lr": "0.02",
+        "name": "a=b",
+        "seed": "-1",
+        "data.source": "--odd",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed", "message"),
+    [
+        (["--seed"], True, "--seed needs a value"),
+        (["--seed", "1", "--seed=2"], True, "--seed is given twice"),
+        (["seed", "1"], True, "unexpected argument 'seed'"),
+        (["--seed", "1"], False, "unexpected argument '--seed'"),
+    ],
+)
+def test_overrides_that_make_no_sense_are_refused(words: list[str], allowed: bool, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _overrides(words, allowed)
+
+
+def test_the_version_and_the_help_are_printed() -> None:
+    assert cli("--version").stdout.strip() == f"bitgolf {__version__}"
+    text = cli("--help").stdout
+    for command in "run prepare train pack score audit report sample presets doctor".split():  # noqa: SIM905
+        assert f"\n    {command} " in text
+        assert cli(command, "--help").status == 0
+
+
+def test_presets_are_listed_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = done("presets").stdout
+    rows = done("presets", "--json").json
+    assert [row["name"] for row in rows] == preset_names()
+    for row in rows:
+        assert row["name"] in text
+        assert f"{row['parameters']:,}" in text
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_shown_as_toml_that_can_be_used(name: str, tmp_path: Path) -> None:
+    text = done("presets", "show", name).stdout
+    assert resolve(tomllib.loads(text), {}) == load_config(name)
+    assert "# Muon learning rate" in text
+    assert done("presets", "show", name, "--json").json == load_config(name).model_dump(mode="json")
+
+
+def test_a_preset_is_shown_with_its_overrides() -> None:
+    shown = done("presets", "show", "demo", "--train.matrix_lr", "0.017", "--json").json
+    assert shown["train"]["matrix_lr"] == 0.017
+
+
+def test_the_doctor_says_what_each_missing_thing_costs() -> None:
+    report = done("doctor", "--json").stdout
+    json.loads(report)
+    assert "torch" in report
+    assert "bitgolf doctor" in done("doctor").stdout
+
+
+@pytest.mark.parametrize("error", [ConfigError, DataError, ArtifactError, BudgetError, RunError])
+def test_errors_of_the_user_are_one_line_and_status_2(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, error("width [bold]7[/bold] is odd; choose an even one " + "x" * 300))
+    assert refused("doctor") == "width [bold]7[/bold] is odd; choose an even one " + "x" * 300
+
+
+def test_errors_of_the_system_name_the_file_and_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, OSError(28, "No space left on device", "/data/model.bitgolf"))
+    message = refused("doctor")
+    assert message == "No space left on device (/data/model.bitgolf); files written earlier are intact"
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
+    outcome = cli("doctor")
+    assert outcome.status == 130
+    assert "--resume" in outcome.stderr
+
+
+def test_bugs_are_not_dressed_up_as_errors_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        cli("doctor")
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `bitgolf doctor` raise `error`."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("bitgolf.doctor.examine", fail)
+
+
+@pytest.mark.parametrize("words", [("presets",), ("presets", "--json"), ("doctor",), ("presets", "show", "demo")])
+def test_other_ranks_print_nothing(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    outcome = cli(*words)
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("words", [("presets", "show", "nothing"), ("rnu",), ("train", "nowhere", "--quick")])
+def test_other_ranks_fail_in_silence(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    outcome = cli(*words)
+    assert (outcome.status, outcome.stdout, outcome.stderr) == (2, "", "")
+
+
+def test_an_audit_that_fails_is_status_1(run_copy: Path) -> None:
+    nll = run_copy / "nll.npy"
+    data = bytearray(nll.read_bytes())
+    data[-2997] ^= 0x40  # in the exponent of a loss
+    nll.write_bytes(bytes(data))
+    outcome = cli("audit", run_copy, "--quick")
+    assert outcome.status == 1
+    assert "FAIL" in outcome.stdout
+
+
+def test_a_sample_repeats_with_its_seed_and_begins_with_the_prompt(tiny_run: Path) -> None:
+    words = ("sample", tiny_run / "model.bitgolf", "--prompt", "The [quiet] ", "--max-tokens", "12", "--seed", "4")
+    text = done(*words, "--device", "cpu").stdout
+    assert text.startswith("The [quiet] ")
+    assert done(*words).stdout == text
+    answer = done(*words, "--json").json
+    assert answer["prompt"] + answer["continuation"] + "\n" == text
+
+
+def test_lossy_shards_are_summarized_by_the_bytes_that_count(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", documents()[:200])
+    size = ("--model.vocab_size", "320")
+    challenge = ("--data.tokenizer", "challenge", "--data.val_fraction", "0.1")
+    done("prepare", f"jsonl:{source}", "--out", tmp_path / "lossy", *size, *challenge)
+    manifest = done("prepare", f"shards:{tmp_path / 'lossy'}", "--out", tmp_path / "again", *size, "--json").json
+    train = manifest["splits"]["train"]
+    assert train["raw_bytes"] is None
+    text = done("prepare", f"shards:{tmp_path / 'lossy'}", "--out", tmp_path / "again", *size).stdout
+    assert f"{train['counted_bytes']:,}" in text
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(bitgolf.console, "time", clock)
+    return clock
+
+
+def reported(clock: Clock, enabled: bool, calls: Callable[[ConsoleProgress], None], **console: bool) -> str:
+    stream = StringIO()
+    with ConsoleProgress(Console(file=stream, width=120, **console), enabled) as progress:
+        calls(progress)
+    return stream.getvalue()
+
+
+def test_away_from_a_terminal_progress_is_a_plain_line_now_and_then(clock: Clock) -> None:
+    def work(progress: ConsoleProgress) -> None:
+        for second in range(26):
+            clock.now = 100.0 + second
+            progress("train", second, 25, f"step {second} [tag]")
+
+    lines = reported(clock, True, work).splitlines()
+    assert lines == [
+        "[train]   8% 2 s step 2 [tag]",
+        "[train]  48% 12 s step 12 [tag]",
+        "[train]  88% 22 s step 22 [tag]",
+        "[train] 100% 25 s step 25 [tag]",
+    ]
+
+
+def test_short_stages_and_other_ranks_say_nothing(clock: Clock) -> None:
+    def short(progress: ConsoleProgress) -> None:
+        progress("pack", 0, 1)
+        clock.now += 1.9
+        progress("pack", 1, 1)
+
+    def long(progress: ConsoleProgress) -> None:
+        for _ in range(5):
+            clock.now += 60
+            progress("train", 1, 2)
+
+    assert reported(clock, True, short) == ""
+    assert reported(clock, False, long) == ""
+    assert "[train]" in reported(clock, True, long)
+
+
+def test_on_a_terminal_progress_is_a_bar(clock: Clock) -> None:
+    def work(progress: ConsoleProgress) -> None:
+        for second in range(6):
+            clock.now += second
+            progress("train", second, 5, "step")
+
+    shown = reported(clock, True, work, force_terminal=True)
+    assert "train" in shown
+    assert "100%" in shown
+    assert "[train]" not in shown
