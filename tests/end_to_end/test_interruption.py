@@ -77,7 +77,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(victim: Path, uni
     assert [event["step"] for event in resumed] == [newest["step"]]
     assert [event["elapsed_seconds"] for event in resumed] == [newest["seconds_spent"]]
     assert 0 < newest["step"] < STEPS
-    assert newest["seconds_spent"] > 0.08
+    assert newest["seconds_spent"] > 0
 
 
 def test_every_step_is_logged_once_and_the_clock_goes_on(victim: Path) -> None:
