@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
 
 from bitgolf.config import Config, known_keys, load_config, preset_names
 from bitgolf.console import ConsoleProgress
 from bitgolf.errors import BitgolfError, ConfigError, RunError
 from bitgolf.rundir import RunDirectory
+from bitgolf.tables import audit_table, data_table, doctor_table, presets_table, score_table
 from bitgolf.version import __version__
 
 if TYPE_CHECKING:
@@ -161,12 +161,14 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
 
 def _run(arguments: Arguments, out: Console) -> int:
     from bitgolf.distributed import world
+    from bitgolf.record.report import require_libraries
     from bitgolf.train.stage import is_finished
 
     config = load_config(arguments.preset, arguments.overrides)
     with world(config.device) as peers:
 
         def begin() -> None:
+            require_libraries()
             run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
             if not (arguments.resume and (run / "data").exists()):
                 prepare_data(run, arguments.progress)
@@ -193,8 +195,8 @@ def _run(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         _print_json(out, _summary(run) | {"audit_passed": verdict.passed, "report": str(page)})
     else:
-        out.print(_score_table(run))
-        _print_audit(out, verdict)
+        out.print(score_table(config.name, _product(run, "score.json"), _product(run, "pack.json")))
+        out.print(audit_table(verdict.to_json()))
         out.print(f"report: {page}", soft_wrap=True, highlight=False)
     return int(verdict.exit_code)
 
@@ -262,19 +264,7 @@ def _prepare(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         _print_json(out, data.manifest)
         return 0
-    table = Table(title=f"prepared {arguments.out}", title_justify="left")
-    for column in ("split", "documents", "tokens", "bytes", "bytes/token"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for name, split in data.manifest["splits"].items():
-        num_bytes = split["counted_bytes"] if split["raw_bytes"] is None else split["raw_bytes"]
-        table.add_row(
-            name,
-            f"{split['documents']:,}",
-            f"{split['tokens']:,}",
-            f"{num_bytes:,}",
-            f"{num_bytes / max(1, split['tokens']):.3f}",
-        )
-    out.print(table)
+    out.print(data_table(str(arguments.out), data.manifest))
     return 0
 
 
@@ -326,7 +316,7 @@ def _score(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         _print_json(out, _product(run, "score.json"))
     else:
-        out.print(_score_table(run))
+        out.print(score_table(run.config.name, _product(run, "score.json"), _product(run, "pack.json")))
     return 0
 
 
@@ -335,7 +325,7 @@ def _audit(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         _print_json(out, verdict.to_json())
     else:
-        _print_audit(out, verdict)
+        out.print(audit_table(verdict.to_json()))
     return int(verdict.exit_code)
 
 
@@ -398,19 +388,7 @@ def _presets(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         _print_json(out, rows)
         return 0
-    table = Table(title="presets", title_justify="left")
-    for column in ("name", "parameters", "vocabulary", "bytes", "train s", "eval s"):
-        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            str(row["name"]),
-            f"{row['parameters']:,}",
-            f"{row['vocab_size']:,}",
-            f"{row['artifact_bytes']:,}",
-            f"{row['train_seconds']:g}",
-            f"{row['eval_seconds']:g}",
-        )
-    out.print(table)
+    out.print(presets_table(rows))
     for row in rows:
         out.print(f"{row['name']}: {row['description']}", highlight=False)
     return 0
@@ -423,12 +401,7 @@ def _doctor(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         _print_json(out, as_json(findings))
         return 0
-    table = Table(title="bitgolf doctor", title_justify="left")
-    for column in ("kind", "name", "found", "detail", "what its absence costs"):
-        table.add_column(column)
-    for finding in findings:
-        table.add_row(finding.kind, finding.name, "yes" if finding.ok else "no", finding.detail, finding.cost)
-    out.print(table)
+    out.print(doctor_table(as_json(findings)["findings"]))
     return 0
 
 
@@ -458,43 +431,6 @@ def _product(run: RunDirectory, name: str) -> Any:
     except ValueError as error:
         stage = name.removesuffix(".json")
         raise RunError(f"{path} is damaged ({error}); run `bitgolf {stage} {run.path}` again") from error
-
-
-def _score_table(run: RunDirectory) -> Table:
-    """Bits per byte stage by stage, the bytes, and general-purpose compressors on the same text."""
-    score = _product(run, "score.json")
-    packed = _product(run, "pack.json")
-    table = Table(
-        title=f"{run.config.name}: {score['val_bytes']:,} bytes of held-out text, "
-        f"{score['val_documents']:,} documents ({score['accounting']} byte accounting)",
-        title_justify="left",
-    )
-    table.add_column("what")
-    table.add_column("bits per byte", justify="right")
-    table.add_column("bytes", justify="right")
-    table.add_column("seconds", justify="right")
-    for method, value in score["float"].items():
-        table.add_row(f"float weights, {method}", f"{value['bpb']:.4f}", f"{4 * packed['num_parameters']:,}", "")
-    for method, value in score["methods"].items():
-        table.add_row(
-            f"packed, {method}",
-            f"{value['bpb']:.4f}",
-            f"{packed['total_bytes']:,}",
-            f"{value['seconds']:.1f}",
-        )
-    for name, value in score["compressors"].items():
-        table.add_row(name, f"{value:.4f}", "", "")
-    return table
-
-
-def _print_audit(out: Console, verdict: Any) -> None:
-    table = Table(title="audit", title_justify="left")
-    for column in ("rule", "check", "verdict", "evidence"):
-        table.add_column(column)
-    for check in verdict.checks:
-        style = {"PASS": "green", "FAIL": "bold red"}.get(check.verdict, "yellow")
-        table.add_row(check.rule, check.title, f"[{style}]{check.verdict}[/]", check.reason)
-    out.print(table)
 
 
 def _print_json(out: Console, value: Any) -> None:

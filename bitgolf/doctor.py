@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bitgolf.compress.compressors import compressor_names, missing_package
 from bitgolf.model.backends import available_backends
 from bitgolf.model.build import compute_dtype
 from bitgolf.version import __version__
@@ -26,7 +27,6 @@ _PACKAGES = {
         "source `fineweb`",
         "the challenge's shards must be fetched by hand; pip install bitgolf[hub]",
     ),
-    "brotli": ("comparison of compressors", "brotli cannot be selected; zstd, lzma and zlib work"),
     "flash_attn_interface": (
         "FlashAttention 3 on Hopper",
         "cuDNN attention is used instead, about 7 % slower",
@@ -81,17 +81,11 @@ def examine() -> list[Finding]:
                 "" if found else cost,
             )
         )
-    for name in ("zlib", "lzma"):
-        found = importlib.util.find_spec(name) is not None
-        findings.append(
-            Finding(
-                "compressor",
-                name,
-                found,
-                "standard library" if found else "missing from this Python",
-                "" if found else f"{name} cannot be selected",
-            )
-        )
+    for name in compressor_names():
+        package = missing_package(name)
+        detail = "works" if package is None else f"needs {package}, which is not installed"
+        cost = "" if package is None else f"{name} cannot be selected; nothing else takes its place"
+        findings.append(Finding("compressor", name, package is None, detail, cost))
     return findings
 
 

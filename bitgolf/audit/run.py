@@ -23,6 +23,7 @@ from bitgolf import atomic
 from bitgolf.audit import checks, distribution, flips, reproduce
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
 from bitgolf.budget import Budget
+from bitgolf.code_size import code_bytes
 from bitgolf.config import Config
 from bitgolf.distributed import World, choose_device, device_name
 from bitgolf.errors import RunError
@@ -32,7 +33,6 @@ from bitgolf.evaluate.score import scoring_model
 from bitgolf.evaluate.scorers import METHODS, make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer, tokens_sha256
 from bitgolf.progress import Progress, silent
-from bitgolf.record.code import code_bytes
 from bitgolf.rundir import RunDirectory
 
 if TYPE_CHECKING:

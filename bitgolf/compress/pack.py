@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from bitgolf import atomic
+from bitgolf.code_size import code_bytes
 from bitgolf.compress.container import StoredTensor, encode_artifact
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import BudgetError, RunError
 from bitgolf.progress import Progress, silent
-from bitgolf.record.code import code_bytes
 from bitgolf.roles import grid_of, role
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.calibration import hessian_key

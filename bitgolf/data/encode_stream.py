@@ -21,6 +21,7 @@ from bitgolf.errors import DataError
 
 BATCH_BYTES = 1_000_000
 _POOL_AFTER = 4  # batches; a smaller load is done before other processes would have started
+_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,14 @@ def make_batches(labeled: Iterable[tuple[str, Document]]) -> Iterator[Batch]:
 def encode_batches(
     batches: Iterable[Batch], tokenizer: Tokenizer, workers: int = 0
 ) -> Iterator[tuple[Batch, EncodedDocuments]]:
-    """Encode `batches` in order with `workers` processes (0 = one a core); small loads stay in this process.
+    """Encode `batches` in order with `workers` processes; small loads stay in this process.
+
+    0 workers means one a core, at most 8: each holds its own memory of words (about 150 MB), and all of them together
+    stay under 2 GB.
 
     Raises DataError for a document that its tokens do not give back, or when a worker process dies.
     """
-    count = workers or os.cpu_count() or 1
+    count = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
     source = iter(batches)
     first = list(itertools.islice(source, _POOL_AFTER)) if count > 1 else []
     if count == 1 or len(first) < _POOL_AFTER:

@@ -68,8 +68,8 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
         ConfigError: matplotlib or jinja2 is not installed.
         RunError, ArtifactError, DataError: a product that is there is damaged.
     """
+    require_libraries()
     environment = _environment()
-    charts.require_matplotlib()
     products = sections.Products.read(run)
     texts = collect_texts(run, products, device=device, progress=progress)
     total = run.config.report.samples + 1
@@ -191,6 +191,12 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def require_libraries() -> None:
+    """Raise ConfigError when matplotlib or jinja2 is not installed (better before a long run than after it)."""
+    _jinja2()
+    charts.require_matplotlib()
 
 
 def _jinja2() -> ModuleType:

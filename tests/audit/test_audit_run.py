@@ -16,10 +16,10 @@ from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
 from bitgolf import atomic
 from bitgolf.audit.reproduce import reproduction, sample_blocks
 from bitgolf.audit.run import audit_run
+from bitgolf.code_size import code_bytes
 from bitgolf.config import Config, resolve
 from bitgolf.errors import ArtifactError, RunError
 from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
-from bitgolf.record.code import code_bytes
 from bitgolf.rundir import RunDirectory
 
 VOCAB = 260

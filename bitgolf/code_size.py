@@ -13,7 +13,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 
 _NOT_SHIPPED = (
-    "audit/", "record/", "presets/", "cli.py", "console.py", "doctor.py", "__main__.py",
+    "audit/", "record/", "presets/", "cli.py", "code_size.py", "console.py", "doctor.py", "tables.py", "__main__.py",
     "data/encode_stream.py", "data/existing_shards.py", "data/fineweb.py", "data/prepare.py", "data/sources.py",
     "data/split.py", "data/stdlib_text.py", "data/text_split.py", "data/train_tokenizer.py",
 )  # fmt: skip

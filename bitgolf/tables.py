@@ -1,0 +1,80 @@
+"""The tables that the command line prints, each from the plain values that `--json` would give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> Table:
+    """A table whose last `numeric` columns are numbers: aligned right, never wrapped."""
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        number = position >= len(columns) - numeric
+        table.add_column(column, justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def score_table(name: str, score: dict[str, Any], packed: dict[str, Any]) -> Table:
+    """Bits per byte stage by stage, the bytes, and general-purpose compressors on the same text."""
+    rows = [
+        (f"float weights, {method}", f"{value['bpb']:.4f}", f"{4 * packed['num_parameters']:,}", "")
+        for method, value in score["float"].items()
+    ]
+    rows += [
+        (f"packed, {method}", f"{value['bpb']:.4f}", f"{packed['total_bytes']:,}", f"{value['seconds']:.1f}")
+        for method, value in score["methods"].items()
+    ]
+    rows += [(name, f"{value:.4f}", "", "") for name, value in score["compressors"].items()]
+    title = (
+        f"{name}: {score['val_bytes']:,} bytes of held-out text, {score['val_documents']:,} documents "
+        f"({score['accounting']} byte accounting)"
+    )
+    return make_table(title, ("what", "bits per byte", "bytes", "seconds"), rows, numeric=3)
+
+
+def audit_table(verdict: dict[str, Any]) -> Table:
+    """Every check with its rule, verdict and reason; the title says whether all were made and passed."""
+    colors = {"PASS": "green", "FAIL": "bold red"}
+    rows = [
+        (c["rule"], c["title"], f"[{colors.get(c['verdict'], 'yellow')}]{c['verdict']}[/]", c["reason"])
+        for c in verdict["checks"]
+    ]
+    overall = "FAIL" if not verdict["passed"] else "PASS" if verdict["complete"] else "INCOMPLETE, see NOT RUN"
+    return make_table(f"audit: {overall}", ("rule", "check", "verdict", "evidence"), rows)
+
+
+def presets_table(presets: list[dict[str, Any]]) -> Table:
+    """Name, size and budgets of every preset."""
+    rows = [
+        (
+            preset["name"],
+            f"{preset['parameters']:,}",
+            f"{preset['vocab_size']:,}",
+            f"{preset['artifact_bytes']:,}",
+            f"{preset['train_seconds']:g}",
+            f"{preset['eval_seconds']:g}",
+        )
+        for preset in presets
+    ]
+    return make_table("presets", ("name", "parameters", "vocabulary", "bytes", "train s", "eval s"), rows, numeric=5)
+
+
+def doctor_table(findings: list[dict[str, Any]]) -> Table:
+    """What was found, and what each missing piece costs."""
+    rows = [(f["kind"], f["name"], "yes" if f["ok"] else "no", f["detail"], f["cost"]) for f in findings]
+    return make_table("bitgolf doctor", ("kind", "name", "found", "detail", "what its absence costs"), rows)
+
+
+def data_table(path: str, manifest: dict[str, Any]) -> Table:
+    """Documents, tokens and bytes of each split."""
+    rows = []
+    for name, split in manifest["splits"].items():
+        num_bytes = split["counted_bytes"] if split["raw_bytes"] is None else split["raw_bytes"]
+        per_token = num_bytes / max(1, split["tokens"])
+        rows.append((name, f"{split['documents']:,}", f"{split['tokens']:,}", f"{num_bytes:,}", f"{per_token:.3f}"))
+    return make_table(f"prepared {path}", ("split", "documents", "tokens", "bytes", "bytes/token"), rows, numeric=4)
