@@ -29,7 +29,7 @@ _PACKAGES = {
     ),
     "flash_attn_interface": (
         "FlashAttention 3 on Hopper",
-        "cuDNN attention is used instead, about 7 % slower",
+        "cuDNN attention is used instead (within 7 % by published figures)",
     ),
 }
 
@@ -102,7 +102,7 @@ def _gpus() -> list[Finding]:
                 "cuda",
                 False,
                 "no CUDA device found by PyTorch",
-                "training runs on the CPU, some 1000x slower than one H100: use the demo preset",
+                "training runs on the CPU: made for the demo preset, far too slow for the others",
             )
         ]
     findings = []

@@ -36,7 +36,7 @@ _BLOCK = 1 << 20
 
 
 def parse_source(source: str) -> tuple[str, str]:
-    """Split 'kind:argument' (the argument may be empty). Raises ConfigError for an unknown kind, a missing
+    """Split 'kind:argument' (the argument may be empty; a leading ~ of a path is the home folder). Raises ConfigError for an unknown kind, a missing
     path, or an argument to `stdlib`."""
     kind, colon, argument = source.partition(":")
     if kind not in KINDS:
@@ -50,6 +50,8 @@ def parse_source(source: str) -> tuple[str, str]:
         raise ConfigError(f"data source {source!r} needs a path: {kind}:PATH")
     if kind == "stdlib" and colon:
         raise ConfigError(f"data source {source!r}: stdlib takes no argument")
+    if argument.startswith("~") and kind != "fineweb":
+        argument = str(Path(argument).expanduser())
     return kind, argument
 
 

@@ -176,3 +176,10 @@ def test_bad_source_names(source: str, message: str) -> None:
 def test_token_sources_hold_no_text() -> None:
     with pytest.raises(ConfigError, match="holds tokens"):
         iterate_documents("shards:x")
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("some words")
+    assert list(iterate_documents("dir:~/notes")) == ["some words"]
