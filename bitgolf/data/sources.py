@@ -36,8 +36,10 @@ _BLOCK = 1 << 20
 
 
 def parse_source(source: str) -> tuple[str, str]:
-    """Split 'kind:argument' (the argument may be empty; a leading ~ of a path is the home folder). Raises ConfigError for an unknown kind, a missing
-    path, or an argument to `stdlib`."""
+    """Split 'kind:argument'; the argument may be empty, and a leading ~ of a path is the home folder.
+
+    Raises ConfigError for an unknown kind, a missing path, or an argument to `stdlib`.
+    """
     kind, colon, argument = source.partition(":")
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
