@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before PyTorch is imported: threads of its OpenMP that spin for long while they wait make a step four times slower
     # on shared cores (0.60 s against 0.15 s, two cores and two busy neighbors); spinning briefly costs nothing alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    out = Console(quiet=not is_main)
-    err = Console(stderr=True, quiet=not is_main)
+    out = Console(quiet=not is_main, emoji=False)
+    err = Console(stderr=True, quiet=not is_main, emoji=False)
     logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(levelname)s %(message)s")
     logging.captureWarnings(True)
     try:

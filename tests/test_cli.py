@@ -226,3 +226,9 @@ def test_on_a_terminal_progress_is_a_bar(clock: Clock) -> None:
     assert "train" in shown
     assert "100%" in shown
     assert "[train]" not in shown
+
+
+def test_text_that_looks_like_an_emoji_code_is_printed_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("root:x:0\n")
+    assert "root:x:0" in refused("prepare", f"jsonl:{path}", "--out", tmp_path / "out")
