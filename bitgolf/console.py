@@ -1,11 +1,14 @@
 """What the command line shows while it works: bars on a terminal, log lines elsewhere, nothing on other ranks.
 
-The library reports through a `Progress` callback; `ConsoleProgress` is the one that draws.
+The library reports through a `Progress` callback; `ConsoleProgress` is the one that draws. A stage that is over
+within two seconds stays silent; one that takes longer is shown even while it reports nothing (a compiler at work).
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -15,19 +18,32 @@ _FIRST_SECONDS = 2.0  # stages shorter than this stay silent
 _LINE_SECONDS = 10.0  # between two plain log lines of one stage
 
 
+@dataclass
+class _Stage:
+    """What one stage last reported."""
+
+    name: str
+    started: float
+    timer: threading.Timer
+    done: float = 0.0
+    total: float = 0.0
+    note: str = ""
+    said: float = float("-inf")
+    ended: bool = False
+    bar: TaskID | None = None
+
+
 class ConsoleProgress:
     """A progress callback for one command; use as a context manager."""
 
     def __init__(self, console: Console, enabled: bool) -> None:
         self.console, self.enabled = console, enabled
-        self.fancy = enabled and console.is_terminal
-        self._bars: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
-        self._said: dict[str, float] = {}
+        self._stages: dict[str, _Stage] = {}
         self._display: Progress | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> ConsoleProgress:
-        if self.fancy:
+        if self.enabled and self.console.is_terminal:
             self._display = Progress(
                 TextColumn("{task.description:<18}"),
                 BarColumn(bar_width=30),
@@ -43,21 +59,45 @@ class ConsoleProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            for stage in self._stages.values():
+                stage.ended = True
+                stage.timer.cancel()
         if self._display is not None:
             self._display.stop()
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
         if not self.enabled:
             return
-        now = time.monotonic()
-        started = self._started.setdefault(stage, now)
-        if now - started < _FIRST_SECONDS:
-            return
+        with self._lock:
+            now = time.monotonic()
+            state = self._stages.get(stage)
+            if state is None:
+                timer = threading.Timer(_FIRST_SECONDS, self._reveal, [stage])
+                timer.daemon = True
+                state = self._stages[stage] = _Stage(stage, now, timer)
+                timer.start()
+            elif state.ended and (total and done >= total):
+                return
+            state.done, state.total, state.note = done, total, note
+            state.ended = bool(total and done >= total)
+            if now - state.started >= _FIRST_SECONDS:
+                self._show(state, now)
+
+    def _reveal(self, stage: str) -> None:
+        """Called by the timer: show a stage that goes on without reporting."""
+        with self._lock:
+            state = self._stages[stage]
+            if not state.ended and state.bar is None and state.said == float("-inf"):
+                self._show(state, time.monotonic())
+
+    def _show(self, state: _Stage, now: float) -> None:
         if self._display is not None:
-            if stage not in self._bars:
-                self._bars[stage] = self._display.add_task(stage, total=total or None, note=note)
-            self._display.update(self._bars[stage], completed=done, total=total or None, note=note)
-        elif now - self._said.get(stage, 0.0) >= _LINE_SECONDS or (total and done >= total):
-            self._said[stage] = now
-            share = f"{done / total:4.0%} " if total else ""
-            self.console.print(f"[{stage}] {share}{now - started:.0f} s {note}", markup=False, highlight=False)
+            if state.bar is None:
+                state.bar = self._display.add_task(state.name, total=state.total or None, note=state.note)
+            self._display.update(state.bar, completed=state.done, total=state.total or None, note=state.note)
+        elif state.ended or now - state.said >= _LINE_SECONDS:
+            state.said = now
+            share = f"{state.done / state.total:4.0%} " if state.total else ""
+            line = f"[{state.name}] {share}{now - state.started:.0f} s {state.note}"
+            self.console.print(line, markup=False, highlight=False)

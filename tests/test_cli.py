@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tomllib
 from collections.abc import Callable
 from io import StringIO
@@ -214,6 +215,19 @@ def test_short_stages_and_other_ranks_say_nothing(clock: Clock) -> None:
     assert reported(clock, True, short) == ""
     assert reported(clock, False, long) == ""
     assert "[train]" in reported(clock, True, long)
+
+
+def test_a_stage_that_goes_silent_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bitgolf.console, "_FIRST_SECONDS", 0.05)
+    stream = StringIO()
+    with ConsoleProgress(Console(file=stream, width=120), True) as progress:
+        progress("warm-up", 0, 3, "compiling")
+        progress("short", 0, 1)
+        progress("short", 1, 1)
+        deadline = time.monotonic() + 5
+        while not stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert stream.getvalue().splitlines() == ["[warm-up]   0% 0 s compiling"]
 
 
 def test_on_a_terminal_progress_is_a_bar(clock: Clock) -> None:

@@ -16,6 +16,7 @@ from bitgolf.config import TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.distributed import World
 from bitgolf.model.gpt import GPT
+from bitgolf.progress import Progress, silent
 from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.late import LatePhase
@@ -92,7 +93,7 @@ class Trainer:
         """The weights to ship (the configured average) and how they were made."""
         return self.averages.shipped()
 
-    def warm_up(self, vocab_size: int) -> float:
+    def warm_up(self, vocab_size: int, progress: Progress = silent) -> float:
         """Compile and touch every kernel on random tokens, then restore all state.
 
         Returns:
@@ -102,15 +103,20 @@ class Trainer:
         digest = state_digest(before)
         generator = torch.Generator(device=self.world.device).manual_seed(0)
         seconds = 0.0
-        for late in (False, True) if self.late is not None else (False,):
-            for _ in range(self.config.warmup_steps):
-                shape = (self.shape.rank_rows, self.config.seq_len + 1)
-                tokens = torch.randint(vocab_size, shape, generator=generator, device=self.world.device)
-                self.world.synchronize()
-                begin = time.perf_counter()
-                self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon_momentum, late=late)
-                self.world.synchronize()
-                seconds = time.perf_counter() - begin
+        phases = (False, True) if self.late is not None else (False,)
+        total = len(phases) * self.config.warmup_steps
+        for number, late in enumerate(late for late in phases for _ in range(self.config.warmup_steps)):
+            if self.world.is_main:
+                progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
+            shape = (self.shape.rank_rows, self.config.seq_len + 1)
+            tokens = torch.randint(vocab_size, shape, generator=generator, device=self.world.device)
+            self.world.synchronize()
+            begin = time.perf_counter()
+            self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon_momentum, late=late)
+            self.world.synchronize()
+            seconds = time.perf_counter() - begin
+        if self.world.is_main:
+            progress("warm-up", total, total)
         self.load_(before)
         if state_digest(self.tensors()) != digest:
             raise AssertionError("compile warm-up left a trace in the training state")
