@@ -160,6 +160,7 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
 
 
 def _run(arguments: Arguments, out: Console) -> int:
+    from bitgolf.compress.compressors import missing_package
     from bitgolf.distributed import world
     from bitgolf.record.report import require_libraries
     from bitgolf.train.stage import is_finished
@@ -169,6 +170,10 @@ def _run(arguments: Arguments, out: Console) -> int:
 
         def begin() -> None:
             require_libraries()
+            if (package := missing_package(config.pack.compressor)) is not None:
+                raise ConfigError(
+                    f"pack.compressor = '{config.pack.compressor}' needs {package}, which is not installed"
+                )
             run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
             if not (arguments.resume and (run / "data").exists()):
                 prepare_data(run, arguments.progress)

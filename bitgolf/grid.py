@@ -32,18 +32,24 @@ class Grid:
         bits: width of a code, 2 to 12.
         floor: smallest step that a row may have; 0 = no floor beyond fp16. The published int5 systems used
             1 / qmax, which coarsens rows of small norm.
+        clip_sigmas: clip every row at this many standard deviations instead of searching percentiles (SDClip,
+            challenge PR 1394): it sets the rate directly. 0 = search.
     Raises:
         ConfigError: bits or floor out of range.
     """
 
     bits: int
     floor: float = 0.0
+    clip_sigmas: float = 0.0
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not 2 <= self.bits <= MAX_BITS:
             raise ConfigError(f"a grid of {self.bits!r} bits does not exist; choose an integer from 2 to {MAX_BITS}")
         if not 0.0 <= self.floor <= LARGEST_SCALE:
             raise ConfigError(f"the scale floor {self.floor!r} must lie between 0 and {LARGEST_SCALE:.0f}")
+
+        if not 0.0 <= self.clip_sigmas < math.inf:
+            raise ConfigError(f"clip_sigmas {self.clip_sigmas!r} must be 0 (search the clips) or a positive number")
 
     @property
     def qmax(self) -> int:
@@ -148,6 +154,7 @@ class Grid:
     ) -> Tensor:  # (R,) fp32
         """For each row, the percentile of |w| whose *stored* scale leaves the least squared error.
 
+        With `clip_sigmas` nothing is searched: the clip is that many population standard deviations of the row.
         Percentiles interpolate linearly between order statistics, as `torch.quantile` does. With `importance`
         the squared error of column j counts importance[j] times.
 
@@ -162,6 +169,8 @@ class Grid:
         levels = [float(p) for p in percentiles]
         if not levels or not all(0.0 < p <= 1.0 for p in levels):
             raise ConfigError(f"percentiles {tuple(percentiles)} must be one or more numbers in (0, 1]")
+        if self.clip_sigmas:
+            return self.clip_sigmas * weight.float().std(dim=1, correction=0)
         num_columns = weight.shape[1]
         column_weight = None
         if importance is not None:

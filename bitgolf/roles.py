@@ -21,11 +21,12 @@ def grid_of(name: str, shape: tuple[int, ...], config: PackConfig) -> Grid | Non
     """The grid of a tensor, or None when it stays in float (small, one-dimensional, or everything is lossless)."""
     if config.method == "lossless" or len(shape) != 2 or shape[0] * shape[1] <= config.small_tensor:
         return None
-    bits = config.matrix_bits
     if is_table(name):
-        bits = config.embed_bits
-    elif ".mlp." in name:
+        return Grid(config.embed_bits, clip_sigmas=config.embed_clip_sigmas)
+    bits = config.matrix_bits
+    if ".mlp." in name:
         bits = config.mlp_bits or bits
     elif ".attention." in name:
         bits = config.attention_bits or bits
-    return Grid(bits)
+    floor = 1 / (2 ** (bits - 1) - 1) if config.scale_floor else 0.0
+    return Grid(bits, floor, config.clip_sigmas)

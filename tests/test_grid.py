@@ -232,3 +232,14 @@ def test_impossible_importance_is_refused() -> None:
             Grid(8).search_clip(matrix(2, 8), importance=importance)
     with pytest.raises(ConfigError, match="matrix"):
         Grid(8).search_clip(torch.ones(2, 2, 2))
+
+
+def test_clip_at_standard_deviations_replaces_the_search() -> None:
+    weight = matrix(4, 200, seed=3)
+    clip = Grid(6, clip_sigmas=12.85).search_clip(weight)
+    np.testing.assert_allclose(clip.numpy(), 12.85 * weight.numpy().std(axis=1), rtol=1e-5)
+    codes = Grid(6, clip_sigmas=12.85)
+    entropy_step = codes.scales(weight, clip) / weight.std(dim=1, correction=0)
+    np.testing.assert_allclose(entropy_step.numpy(), 12.85 / 31, rtol=2e-3)
+    with pytest.raises(ConfigError, match="clip_sigmas -1"):
+        Grid(6, clip_sigmas=-1.0)

@@ -22,12 +22,14 @@ from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import BudgetError, RunError
 from bitgolf.progress import Progress, silent
-from bitgolf.roles import grid_of, role
+from bitgolf.roles import grid_of, is_table, role
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.calibration import hessian_key
 from bitgolf.train.weights import read_tensors
 
 log = logging.getLogger(__name__)
+
+_PRUNED_ABOVE = 65_536  # elements; the limit of the published scripts
 
 
 def pack(
@@ -45,7 +47,7 @@ def pack(
     """
     config = run.config
     begin = time.perf_counter()
-    weights = read_tensors(run.require("weights.safetensors"), run.path)
+    weights = prune(read_tensors(run.require("weights.safetensors"), run.path), config.pack.prune)
     hessians = _hessians(run, config, device)
     quantized = quantize_tensors(
         _tasks(weights, hessians, config),
@@ -148,6 +150,20 @@ def _tasks(weights: dict[str, Tensor], hessians: dict[str, Tensor], config: Conf
             method = config.pack.method if key else "rtn"
             tasks.append(QuantizeTask(name, weight, grid, method, hessians.get(key or "")))
     return tasks
+
+
+def prune(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Zero the `share` of smallest magnitude in every matrix of more than 65,536 elements that is no table.
+
+    Zeros cost a compressor little; the published int5 systems drop 2 to 5 % (techniques.md section 6).
+    """
+    pruned = dict(weights)
+    for name, weight in weights.items():
+        count = int(share * weight.numel())
+        if count and weight.ndim == 2 and weight.numel() > _PRUNED_ABOVE and not is_table(name):
+            threshold = weight.abs().flatten().kthvalue(count).values
+            pruned[name] = weight.masked_fill(weight.abs() <= threshold, 0.0)
+    return pruned
 
 
 def _figures(tensor: QuantizedTensor | None) -> dict[str, float | None]:
