@@ -1,6 +1,6 @@
 """Resumable checkpoints: safetensors and json, written by a thread, complete or absent.
 
-A checkpoint is a folder `step-XXXXXXXX` with `state.safetensors` (weights, optimizer, averages, RNG) and
+A checkpoint is a folder `step-00000120` with `state.safetensors` (weights, optimizer, averages, RNG) and
 `state.json` (step, budget spent, digest of the configuration, sha256 of the tensors). It is written under a
 temporary name and renamed when whole; older ones are removed only after that, so the last good one is never
 lost, whatever interrupts the writing.
