@@ -41,7 +41,7 @@ class DataConfig(Section):
     tokenizer: str = Field("lossless", description="lossless | challenge (lossy) | path of a SentencePiece .model")
     tokenizer_bytes: int = Field(16_000_000, ge=1_000, description="raw bytes that a new tokenizer is trained on")
     shard_tokens: int = Field(100_000_000, ge=1_024, description="tokens in a full shard file")
-    train_shards: int = Field(0, ge=0, description="training shards to fetch (fineweb); 0 = all")
+    train_shards: int = Field(0, ge=0, description="at most this many training shards (fineweb, shards); 0 = all")
     workers: int = Field(0, ge=0, description="processes that tokenize; 0 = one a core, at most 8")
 
 

@@ -68,10 +68,6 @@ def local_shards(directory: Path, config: DataConfig, vocab_size: int) -> FoundS
         found[split] = find_shards(directory, split)
         if not found[split]:
             raise DataError(f"{directory} holds no shards named *{split}_*.bin")
-    if config.train_shards > len(found["train"]):
-        raise DataError(
-            f"data.train_shards is {config.train_shards}, {directory} holds {len(found['train'])} training shards"
-        )
     train = found["train"][: config.train_shards or None]
     tokenizer = _local_tokenizer(directory, config, vocab_size)
     return FoundShards(train, found["val"], tokenizer, {"directory": str(directory.resolve())})

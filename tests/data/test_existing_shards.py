@@ -79,8 +79,7 @@ def test_fewer_training_shards(make: Make, tmp_path: Path) -> None:
     folder = make()
     data = prepare(config(folder, train_shards=1), 400, tmp_path / "out")
     assert [p.name for p in data.train.paths] == ["fineweb_train_000000.bin"]
-    with pytest.raises(DataError, match=r"train_shards is 3, .* holds 2"):
-        prepare(config(folder, train_shards=3), 400, tmp_path / "other")
+    assert len(prepare(config(folder, train_shards=3), 400, tmp_path / "other").train.paths) == 2
 
 
 def test_a_tokenizer_that_did_not_make_the_shards_is_caught(make: Make, documents: list[str], tmp_path: Path) -> None:
