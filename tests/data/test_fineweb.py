@@ -90,6 +90,12 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
         payload = bytes(255 - b for b in data) if name in self.server.damaged else data
+        part = payload[start:]
+        if body and name in self.server.cut_after:
+            part = part[: self.server.cut_after.pop(name)]
+            self.close_connection = True
+        # Logged before it is sent: the client may be done, and the test looking, before this thread goes on.
+        self.server.log.append((method, name, wanted, len(part) if body else 0))
         self.send_response(206 if wanted else 200)
         self.send_header("ETag", f'"{hashlib.sha1(b"blob %d" % len(data) + bytes(1) + data).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
@@ -98,13 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
-        part = payload[start:]
-        if body and name in self.server.cut_after:
-            part = part[: self.server.cut_after.pop(name)]
-            self.close_connection = True
         if body:
             self.wfile.write(part)
-        self.server.log.append((method, name, wanted, len(part) if body else 0))
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet: `Hub.log` is the record."""
