@@ -103,11 +103,13 @@ def test_byte_costs_follow_the_rule(lossless: Tokenizer, challenge: Tokenizer, i
 @given(st.lists(st.integers(0, 399), max_size=40))
 @settings(max_examples=100, deadline=None)
 def test_decode_equals_sentencepiece_on_any_ids(lossless: Tokenizer, ids: list[int]) -> None:
+    """Control tokens give nothing, also between two bytes of a character, where sentencepiece gives up on both."""
     sp = sentencepiece.SentencePieceProcessor(model_proto=lossless.model_bytes)
-    unknown = sp.unk_id()
-    ids = [i for i in ids if i != unknown]
-    # Pieces between two halves of a character may be joined differently; the bytes are what counts.
-    assert lossless.decode(ids).replace("\ufffd", "") == sp.decode(ids).replace("\ufffd", "")
+    pieces = [i for i in ids if i != sp.unk_id()]
+    text_pieces = [i for i in pieces if not sp.is_control(i)]
+    assert lossless.decode(pieces) == lossless.decode(text_pieces)
+    # How many U+FFFD a broken character becomes is the decoder's choice.
+    assert lossless.decode(pieces).replace("\ufffd", "") == sp.decode(text_pieces).replace("\ufffd", "")
 
 
 @given(st.lists(TEXT, max_size=5))

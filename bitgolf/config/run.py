@@ -1,0 +1,113 @@
+"""Everything that decides a run: the sections of all stages, the three caps, and what must fit together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from bitgolf.config.data import DataConfig
+from bitgolf.config.evaluate import ScoreConfig, TTTConfig
+from bitgolf.config.model import ModelConfig
+from bitgolf.config.pack import PackConfig
+from bitgolf.config.section import Section
+from bitgolf.config.train import QATConfig, TrainConfig
+
+
+class BudgetConfig(Section):
+    """The three caps."""
+
+    artifact_bytes: int = Field(16_000_000, ge=1, description="code + compressed model")
+    train_seconds: float = Field(600.0, gt=0)
+    eval_seconds: float = Field(600.0, gt=0)
+
+
+class ReportConfig(Section):
+    """What the report shows besides the numbers."""
+
+    samples: int = Field(3, ge=0, le=20, description="continuations of validation text to sample")
+    sample_tokens: int = Field(120, ge=1, le=4_096)
+    surprisal_tokens: int = Field(400, ge=2, le=10_000, description="length of the coloured passage")
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    name: str = Field("custom", min_length=1)
+    description: str = ""
+    seed: int = Field(1337, ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    qat: QATConfig = QATConfig()
+    pack: PackConfig = PackConfig()
+    score: ScoreConfig = ScoreConfig()
+    ttt: TTTConfig = TTTConfig()
+    budget: BudgetConfig = BudgetConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        window = self.window
+        if self.score.stride > window:
+            raise ValueError(
+                f"score.stride {self.score.stride} is above the window of {window} tokens: targets would be skipped"
+            )
+        if self.score.batch_tokens < window:
+            raise ValueError(f"score.batch_tokens {self.score.batch_tokens} does not hold one window of {window}")
+        return self
+
+    @model_validator(mode="after")
+    def _late_starts_are_reached(self) -> Self:
+        lowest = self.train.min_lr if self.train.warmdown else 1.0
+        if self.train.swa_weight and self.train.swa_start <= lowest:
+            raise ValueError(
+                f"train.swa_start {self.train.swa_start:g} is never reached: the learning-rate multiplier falls to "
+                f"{lowest:g} at the lowest; raise it, or set train.swa_weight 0"
+            )
+        if self.qat.enabled and self.qat.start_fraction == 1 and self.qat.start_lr_scale <= lowest:
+            raise ValueError(
+                f"qat never starts: the learning-rate multiplier falls to {lowest:g} at the lowest and "
+                f"qat.start_lr_scale is {self.qat.start_lr_scale:g}; raise it, or set qat.start_fraction below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptation_fits(self) -> Self:
+        ttt, model, window = self.ttt, self.model, self.window
+        if ttt.between_chunks and ttt.chunk_tokens < window:
+            raise ValueError(
+                f"ttt.chunk_tokens {ttt.chunk_tokens} is shorter than the window of {window} tokens: a chunk would "
+                "not hold one row to learn from"
+            )
+        if ttt.method == "last_blocks" and ttt.last_blocks > model.num_layers:
+            raise ValueError(f"ttt.last_blocks {ttt.last_blocks} is more than the {model.num_layers} layers there are")
+        if ttt.method == "lora":
+            widths = {"k": model.kv_dim, "v": model.kv_dim, "head": min(model.model_dim, model.vocab_size)}
+            target = min(ttt.lora_targets, key=lambda name: widths.get(name, model.model_dim))
+            width = widths.get(target, model.model_dim)
+            if ttt.lora_rank > width:
+                raise ValueError(f"ttt.lora_rank {ttt.lora_rank} is above the width {width} of target {target!r}")
+            if ttt.lora_chunk_tokens > window:
+                raise ValueError(
+                    f"ttt.lora_chunk_tokens {ttt.lora_chunk_tokens} is above the window of {window} tokens: targets "
+                    "would be skipped"
+                )
+        return self
+
+    @property
+    def window(self) -> int:
+        """Context window at evaluation, in tokens."""
+        return self.score.seq_len or self.train.seq_len
+
+    def digest(self) -> str:
+        """SHA-256 of the resolved configuration: two runs with the same digest were asked to do the same."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The whole configuration as TOML; `load_config` of the text gives an equal Config."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
