@@ -16,7 +16,7 @@ demo: $(VENV)/.ready
 	$(BIN)/bitgolf run demo --out $(DEMO)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest --hypothesis-profile=ci
+	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile=ci
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

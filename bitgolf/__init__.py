@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from bitgolf.version import __version__
 
 if TYPE_CHECKING:
+    from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes
     from bitgolf.language_model import LanguageModel, load
 
-__all__ = ["LanguageModel", "__version__", "load"]
+__all__ = ["CodecModel", "LanguageModel", "__version__", "compress_bytes", "decompress_bytes", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from bitgolf import language_model
 
         return getattr(language_model, name)
+    if name in ("CodecModel", "compress_bytes", "decompress_bytes"):
+        from bitgolf import codec
+
+        return getattr(codec, name)
     raise AttributeError(f"module 'bitgolf' has no attribute {name!r}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
+from bitgolf import commands_audit, commands_codec, commands_compare, commands_submit
 from bitgolf.config import Config, known_keys, load_config, preset_names
 from bitgolf.console import ConsoleProgress
 from bitgolf.errors import BitgolfError, ConfigError, RunError
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("preset", help="preset name or .toml file")
     sub.add_argument("--out", required=True, type=Path, help="run directory")
     sub.add_argument("--resume", action="store_true", help="continue a run of the same configuration")
+    sub.add_argument("--branch", metavar="RUN[@STEP]", default="", help="train on from a checkpoint of another run")
 
     sub = add("prepare", _prepare, "text -> tokenizer and shards", overrides=True)
     sub.add_argument("source", help="stdlib | jsonl:PATH | dir:PATH | shards:PATH | fineweb[:VARIANT]")
@@ -110,17 +112,27 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "train the run's model and gather calibration statistics"),
         ("pack", _pack, "quantize and pack the trained weights under the byte cap"),
         ("score", _score, "score the artifact on the validation text"),
-        ("audit", _audit, "check the run against the rules, with evidence"),
-        ("report", _report, "write report.html"),
+        ("audit", commands_audit.audit_command, commands_audit.TEXT),
+        ("report", _report, "write report.html; of several runs, or a folder of them, a site (--out)"),
     ):
         sub = add(name, command, text)
         sub.add_argument("run", type=Path, help="run directory")
         if name == "train":
             sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+            sub.add_argument("--branch", metavar="RUN[@STEP]", default="", help="begin from another run's checkpoint")
         if name == "pack":
             sub.add_argument("--artifact-bytes", type=int, help="cap to use instead of the configured one")
         if name == "audit":
-            sub.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
+            commands_audit.add_arguments(sub)
+        if name == "report":
+            commands_compare.add_site_arguments(sub)
+    commands_compare.add_arguments(add("compare", commands_compare.compare_command, commands_compare.TEXT))
+    commands_submit.add_arguments(add("submit", commands_submit.submit_command, commands_submit.TEXT))
+
+    sub = add("compress", commands_codec.compress_command, commands_codec.COMPRESS_TEXT, overrides=True)
+    commands_codec.add_compress_arguments(sub)
+    sub = add("decompress", commands_codec.decompress_command, commands_codec.DECOMPRESS_TEXT)
+    commands_codec.add_decompress_arguments(sub)
 
     sub = add("sample", _sample, "continue a prompt with an artifact")
     sub.add_argument("artifact", type=Path)
@@ -163,6 +175,7 @@ def _run(arguments: Arguments, out: Console) -> int:
     from bitgolf.compress.compressors import missing_package
     from bitgolf.distributed import world
     from bitgolf.record.report import require_libraries
+    from bitgolf.train.branch import find_trunk
     from bitgolf.train.stage import is_finished
 
     config = load_config(arguments.preset, arguments.overrides)
@@ -174,6 +187,8 @@ def _run(arguments: Arguments, out: Console) -> int:
                 raise ConfigError(
                     f"pack.compressor = '{config.pack.compressor}' needs {package}, which is not installed"
                 )
+            if arguments.branch:
+                find_trunk(arguments.branch, config, arguments.out)
             run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
             if not (arguments.resume and (run / "data").exists()):
                 prepare_data(run, arguments.progress)
@@ -188,7 +203,7 @@ def _run(arguments: Arguments, out: Console) -> int:
             return outdated
 
         if must_make(is_finished(run)):
-            train_stage(run, peers, arguments.progress, arguments.resume)
+            train_stage(run, peers, arguments.progress, arguments.resume, arguments.branch)
         if must_make((run / "pack.json").exists()):
             _on_main(peers, lambda: pack_stage(run, peers.device, arguments.progress))
         if must_make((run / "score.json").exists()):
@@ -225,10 +240,12 @@ def prepare_data(run: RunDirectory, progress: ConsoleProgress) -> None:
     prepare(run.config.data, run.config.model.vocab_size, run / "data", progress)
 
 
-def train_stage(run: RunDirectory, peers: Any, progress: ConsoleProgress, resume: bool) -> None:
+def train_stage(
+    run: RunDirectory, peers: Any, progress: ConsoleProgress, resume: bool = False, branch: str = ""
+) -> None:
     from bitgolf.train.stage import train
 
-    train(run, peers, resume=resume, progress=progress)
+    train(run, peers, resume=resume, branch=branch, progress=progress)
 
 
 def pack_stage(run: RunDirectory, device: Any, progress: ConsoleProgress, cap: int | None = None) -> None:
@@ -243,10 +260,10 @@ def score_stage(run: RunDirectory, peers: Any, progress: ConsoleProgress) -> Non
     score(run, peers, progress=progress)
 
 
-def audit_stage(run: RunDirectory, progress: ConsoleProgress, quick: bool = False) -> Any:
+def audit_stage(run: RunDirectory, progress: ConsoleProgress) -> Any:
     from bitgolf.audit.run import audit_run
 
-    return audit_run(run, quick=quick, progress=progress)
+    return audit_run(run, progress=progress)
 
 
 def report_stage(run: RunDirectory, device: str, progress: ConsoleProgress) -> Path:
@@ -279,7 +296,7 @@ def _train(arguments: Arguments, out: Console) -> int:
 
     run = RunDirectory.open(arguments.run)
     with world(run.config.device) as peers:
-        train_stage(run, peers, arguments.progress, arguments.resume)
+        train_stage(run, peers, arguments.progress, arguments.resume, arguments.branch)
     end = read_events(run / "train.jsonl")[-1]
     if arguments.json:
         _print_json(out, end)
@@ -325,18 +342,11 @@ def _score(arguments: Arguments, out: Console) -> int:
     return 0
 
 
-def _audit(arguments: Arguments, out: Console) -> int:
-    verdict = audit_stage(RunDirectory.open(arguments.run), arguments.progress, arguments.quick)
-    if arguments.json:
-        _print_json(out, verdict.to_json())
-    else:
-        out.print(audit_table(verdict.to_json()))
-    return int(verdict.exit_code)
-
-
 def _report(arguments: Arguments, out: Console) -> int:
     from bitgolf.distributed import choose_device
 
+    if arguments.more or arguments.out is not None:
+        return commands_compare.site_command(arguments, out)
     run = RunDirectory.open(arguments.run)
     page = report_stage(run, choose_device(run.config.device).type, arguments.progress)
     if arguments.json:

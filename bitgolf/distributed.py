@@ -40,7 +40,7 @@ class World:
         """Average every tensor over the ranks, in place, in one collective a dtype."""
         if self.size == 1:
             return
-        for dtype in {t.dtype for t in tensors}:
+        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in one order on every rank
             group = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in group])
             dist.all_reduce(flat)

@@ -19,6 +19,7 @@ from bitgolf.version import __version__
 _PACKAGES = {
     "sentencepiece": ("tokenizers", "required: no text can be prepared or scored"),
     "zstandard": ("artifact streams, .zst corpora", "required: no artifact can be packed or read"),
+    "constriction": ("entropy coder for weights and text", "required: no artifact can be packed or read"),
     "safetensors": ("weights and checkpoints", "required: nothing can be trained"),
     "rich": ("progress bars and tables", "required by the command line"),
     "matplotlib": ("plots of the report", "no report.html; pip install bitgolf[report]"),

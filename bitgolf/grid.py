@@ -85,7 +85,7 @@ class Grid:
                 step does not fit fp16; the message names the row.
         """
         weight = _matrix(weight)
-        _require_finite(weight)
+        require_finite(weight)
         if clip is None:
             clip = weight.abs().amax(dim=-1)
         _require_rows(clip, weight, "clip")
@@ -117,7 +117,7 @@ class Grid:
     ) -> Tensor:  # (..., R, C) of `code_dtype`
         """Round `weight` to the nearest code. Raises ConfigError on NaN, infinity or mismatched shapes."""
         weight = _matrix(weight)
-        _require_finite(weight)
+        require_finite(weight)
         _require_rows(scales, weight, "scales")
         return self.round_codes(weight, scales.unsqueeze(-1)).to(self.code_dtype)
 
@@ -128,7 +128,7 @@ class Grid:
     ) -> Tensor:  # (..., R, C) fp32
         """The weights that `codes` stand for: code times the row's step."""
         _require_rows(scales, codes, "scales")
-        return codes.float() * scales.float().unsqueeze(-1)
+        return scale_levels(codes, scales)
 
     def fake_quantize(
         self,
@@ -165,7 +165,7 @@ class Grid:
         if weight.ndim != 2:
             raise ConfigError(f"clip search takes a matrix (R, C), not a tensor of {tuple(weight.shape)}")
         weight = _matrix(weight)
-        _require_finite(weight)
+        require_finite(weight)
         levels = [float(p) for p in percentiles]
         if not levels or not all(0.0 < p <= 1.0 for p in levels):
             raise ConfigError(f"percentiles {tuple(percentiles)} must be one or more numbers in (0, 1]")
@@ -212,7 +212,18 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.float()
 
 
-def _require_finite(weight: Tensor) -> None:
+def scale_levels(
+    levels: Tensor,  # (..., R, C) integers
+    scales: Tensor,  # (..., R) fp32
+    column_scales: Tensor | None = None,  # (..., C) fp32
+) -> Tensor:  # (..., R, C) fp32
+    """level * row scale * column scale, multiplied in this order by whoever restores a weight, so all agree."""
+    weight = levels.float() * scales.float().unsqueeze(-1)
+    return weight if column_scales is None else weight * column_scales.float().unsqueeze(-2)
+
+
+def require_finite(weight: Tensor) -> None:
+    """Raise ConfigError, with the first place, when `weight` holds NaN or infinity."""
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         where = tuple(int(i) for i in (~finite).nonzero()[0])

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 from bitgolf.config import PackConfig
+from bitgolf.errors import ConfigError
 from bitgolf.grid import Grid
 
 
@@ -17,9 +22,28 @@ def role(name: str) -> str:
     return ".".join(parts)
 
 
+def passes_through(name: str, config: PackConfig) -> bool:
+    """True for tensors that `pack.passthrough` keeps in float (PR 348: the embedding and one key matrix)."""
+    return any(fnmatchcase(name, pattern) for pattern in config.passthrough)
+
+
+def require_passthrough_names(names: Iterable[str], config: PackConfig) -> None:
+    """Raises ConfigError for an entry of `pack.passthrough` that matches none of `names`, with the nearest name."""
+    names = list(names)
+    for pattern in config.passthrough:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"pack.passthrough {pattern!r} matches none of the model's {len(names)} tensors; the nearest name is "
+                f"{near[0] if near else 'none'!r}"
+            )
+
+
 def grid_of(name: str, shape: tuple[int, ...], config: PackConfig) -> Grid | None:
-    """The grid of a tensor, or None when it stays in float (small, one-dimensional, or everything is lossless)."""
+    """The grid of a tensor, or None when it stays in float (small, one-dimensional, exempt, or all is lossless)."""
     if config.method == "lossless" or len(shape) != 2 or shape[0] * shape[1] <= config.small_tensor:
+        return None
+    if passes_through(name, config):
         return None
     if is_table(name):
         return Grid(config.embed_bits, clip_sigmas=config.embed_clip_sigmas)

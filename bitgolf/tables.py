@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -41,7 +42,7 @@ def audit_table(verdict: dict[str, Any]) -> Table:
     """Every check with its rule, verdict and reason; the title says whether all were made and passed."""
     colors = {"PASS": "green", "FAIL": "bold red"}
     rows = [
-        (c["rule"], c["title"], f"[{colors.get(c['verdict'], 'yellow')}]{c['verdict']}[/]", c["reason"])
+        (c["rule"], c["title"], f"[{colors.get(c['verdict'], 'yellow')}]{c['verdict']}[/]", escape(c["reason"]))
         for c in verdict["checks"]
     ]
     overall = "FAIL" if not verdict["passed"] else "PASS" if verdict["complete"] else "INCOMPLETE, see NOT RUN"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.errors import ConfigError
-from bitgolf.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid
+from bitgolf.grid import LARGEST_SCALE, SMALLEST_SCALE, Grid, scale_levels
 
 
 def matrix(rows: int, columns: int, seed: int = 0, std: float = 0.05) -> torch.Tensor:
@@ -243,3 +243,16 @@ def test_clip_at_standard_deviations_replaces_the_search() -> None:
     np.testing.assert_allclose(entropy_step.numpy(), 12.85 / 31, rtol=2e-3)
     with pytest.raises(ConfigError, match="clip_sigmas -1"):
         Grid(6, clip_sigmas=-1.0)
+
+
+def test_levels_are_scaled_by_row_then_by_column() -> None:
+    generator = torch.Generator().manual_seed(6)
+    levels = torch.randint(-300, 300, (2, 5, 7), generator=generator, dtype=torch.int16)
+    rows, columns = (torch.rand(2, n, generator=generator).half().float() for n in (5, 7))
+    plain, both = scale_levels(levels, rows), scale_levels(levels, rows, columns)
+    for n in range(2):
+        for r in range(5):
+            for c in range(7):
+                by_row = np.float32(int(levels[n, r, c])) * np.float32(float(rows[n, r]))
+                assert float(plain[n, r, c]) == by_row
+                assert float(both[n, r, c]) == by_row * np.float32(float(columns[n, c]))

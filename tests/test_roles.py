@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitgolf.compress.pack import prune
+from bitgolf.compress.prune import prune
 from bitgolf.config import PackConfig
 from bitgolf.errors import ConfigError
 from bitgolf.grid import Grid

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -152,9 +153,12 @@ def done(*arguments: str | Path) -> Outcome:
 
 
 def refused(*arguments: str | Path) -> str:
-    """`cli`, which must end with status 2, print nothing but one line of error, and return that line."""
+    """`cli`, which must end with status 2, print nothing but one line of error, and return that line.
+
+    Lines of progress before it, of work that takes longer than two seconds, are not its concern.
+    """
     outcome = cli(*arguments)
-    lines = outcome.stderr.strip().splitlines()
+    lines = [line for line in outcome.stderr.strip().splitlines() if not re.match(r"\[[\w -]+\] +\d+% ", line)]
     assert outcome.status == 2, (outcome.status, outcome.stderr)
     assert outcome.stdout == ""
     assert len(lines) == 1, lines

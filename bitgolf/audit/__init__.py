@@ -1,8 +1,9 @@
 """The audit: each rule of the challenge that software can test, as a check with evidence.
 
-`bitgolf.audit.checks` judges records (bytes, clocks, ledger, counts), `flips` and `normalization` judge the
-evaluation itself, `reproduce` rescoring; `bitgolf.audit.run.audit_run` gathers a run directory's evidence for all
-of them and writes `audit.json`.
+`checks`, `records` and `documents` judge what a run wrote down; `flips`, `borders`, `distribution` and `rerun` the
+evaluation itself; `reproduce` and `sealed` the artifact scored again in a process that has nothing else (`sandbox`).
+`run.audit_run` gathers a run directory's `evidence` for all of them and writes `audit.json`;
+`submission.run.audit_submission` reads the folder of a submission.
 """
 
 from bitgolf.audit.verdict import Check, Verdict

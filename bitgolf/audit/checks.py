@@ -30,6 +30,7 @@ IDENTITY = Rule("identity", "identity", "bits per byte follow from the losses an
 
 # Clock readings of one process differ by the work between taking them and charging them.
 CLOCK_SLACK_SECONDS = 0.5
+CLOCK_SLACK_SHARE = 0.05
 # Room for a report that rounds bits per byte to eight decimals.
 IDENTITY_TOLERANCE = 1e-7
 
@@ -115,13 +116,18 @@ def train_clock(charged_seconds: float, limit: float, events: Sequence[Mapping[s
 
 
 def eval_clock(
-    charged_seconds: float, limit: float, method_seconds: Mapping[str, float], claimed_seconds: float = 0.0
+    charged_seconds: float,
+    limit: float,
+    method_seconds: Mapping[str, float],
+    claimed_seconds: float = 0.0,
+    untimed_seconds: float = 0.0,
 ) -> Check:
     """B6: seconds charged to evaluation against the budget and the methods' own times.
 
     Args:
         method_seconds: seconds by method of score.json; together they may not exceed what was charged.
         claimed_seconds: the whole evaluation as score.json gives it, 0 when it does not.
+        untimed_seconds: charged by the stage `score` as outside all clocks; there is no such work in an evaluation.
     """
     if charged_seconds <= 0:
         raise MissingEvidence("nothing is charged to eval_seconds; run `bitgolf score` first")
@@ -131,12 +137,20 @@ def eval_clock(
         problems.append(f"evaluation took {used:.2f} s, {used - limit:.2f} over the budget of {limit:g} s")
     if charged_seconds + CLOCK_SLACK_SECONDS < methods:
         problems.append(f"{charged_seconds:.2f} s were charged, scoring alone took {methods:.2f} s")
+    if claimed_seconds - charged_seconds > max(CLOCK_SLACK_SECONDS, CLOCK_SLACK_SHARE * claimed_seconds):
+        problems.append(
+            f"the evaluation took {claimed_seconds:.2f} s, {charged_seconds:.2f} are charged: something ran outside "
+            "the clock"
+        )
+    if untimed_seconds:
+        problems.append(f"{untimed_seconds:.2f} s of evaluation are booked as untimed; all of it counts")
     return EVAL_CLOCK.judge(
         problems,
         f"{used:.2f} of {limit:g} s",
         charged_seconds=charged_seconds,
         limit_seconds=limit,
         claimed_seconds=claimed_seconds,
+        untimed_seconds=untimed_seconds,
         method_seconds=dict(method_seconds),
     )
 
@@ -159,22 +173,38 @@ def artifact_sealed(file_sha256: str, scored_sha256: str) -> Check:
     )
 
 
-def disjoint_splits(num_train: int, num_val: int, overlap: int) -> Check:
-    """B7: hashes of the documents of both splits have nothing in common.
+def disjoint_splits(
+    num_train: int,
+    num_val: int,
+    overlap: int,
+    changed_files: Sequence[str] = (),
+    in_shards: tuple[int, int] = (0, 0),
+) -> Check:
+    """B7: hashes of the documents of both splits have nothing in common, and neither have the shards.
 
     Args:
         num_train, num_val: documents (or distinct hashes) of each split.
         overlap: training documents that are also in validation.
+        changed_files: files of hashes that are not those that the manifest names.
+        in_shards: documents of the training shards that were looked at, and those that are validation documents.
     """
     if num_train == 0 or num_val == 0:
         raise MissingEvidence(f"no document hashes to compare: {num_train} of training, {num_val} of validation")
+    looked_at, found = in_shards
     problems = [f"{overlap:,} training documents are validation documents too"] if overlap else []
+    if found:
+        problems.append(f"{found:,} documents of the training shards are validation documents, token by token")
+    problems += [f"{name} is not the file of hashes that the manifest names" for name in changed_files]
     return DISJOINT.judge(
         problems,
-        f"{num_train:,} training and {num_val:,} validation documents, none in common",
+        f"{num_train:,} training and {num_val:,} validation documents, none in common"
+        + (f"; {looked_at:,} documents of the training shards compared" if looked_at else ""),
         num_train=num_train,
         num_val=num_val,
         overlap=overlap,
+        shard_documents=looked_at,
+        shard_overlap=found,
+        changed_files=list(changed_files),
     )
 
 

@@ -126,7 +126,7 @@ def _flip_check(
     if not positions:
         return rule.not_run(f"the {len(tokens)} tokens have no target that can be flipped")
     base = trace(evaluation, tokens, chunk_targets).log_p
-    noise = _difference(base, trace(evaluation, tokens, chunk_targets).log_p)
+    noise = largest_difference(base, trace(evaluation, tokens, chunk_targets).log_p)
     leaks, moved_later = [], 0
     for done, target in enumerate(positions):
         progress(rule.name, done, len(positions))
@@ -142,7 +142,7 @@ def _flip_check(
                     "flipped_target": target,
                     "moved_target": first,
                     "moved": len(early),
-                    "difference_nats": _difference(base[: target + 1], log_p[: target + 1]),
+                    "difference_nats": largest_difference(base[: target + 1], log_p[: target + 1]),
                 }
             )
     progress(rule.name, len(positions), len(positions))
@@ -203,7 +203,7 @@ def _positions(
     return sorted({*chosen, *rng.choice(rest, count, replace=False).tolist()}) if len(candidates) else []
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> float:
+def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
     """Largest absolute difference; equal infinities count as equal, NaN as infinite."""
     if np.array_equal(a, b):
         return 0.0

@@ -10,6 +10,7 @@ mean must agree instead. Source: tests 5 and 7 of the challenge's audit rules.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def reproduction(
         again = scorer.score(lambda a, b: tokens[a:b], start, stop)
         gaps.append(again.astype(np.float64) - nll[start:stop])
     progress("reproduction", len(blocks), len(blocks))
-    return _compared(np.concatenate(gaps), len(blocks), same_kernels)
+    return compared(REPRODUCED, np.concatenate(gaps), same_kernels, blocks=len(blocks), whole=_whole(blocks, len(nll)))
 
 
 def reproduction_of_prefix(
@@ -66,14 +67,21 @@ def reproduction_of_prefix(
     again = run(ScoreTape(tokens))
     if len(nll) < len(again):
         raise RunError(f"nll.npy has {len(nll):,} losses, fewer than the {len(again):,} targets scored again")
-    return _compared(again.astype(np.float64) - nll[: len(again)], 1, same_kernels)
+    gap = again.astype(np.float64) - nll[: len(again)]
+    return compared(REPRODUCED, gap, same_kernels, blocks=1, whole=len(again) == len(nll))
 
 
-def _compared(
+def _whole(blocks: list[tuple[int, int]], num_targets: int) -> bool:
+    return sum(stop - start for start, stop in blocks) == num_targets
+
+
+def compared(
+    rule: Rule,
     gap: np.ndarray,  # (n,) float64, losses scored again minus those on record
-    num_blocks: int,
-    same_kernels: bool,
+    same_kernels: bool,  # every loss must agree; else the mean
+    **evidence: Any,
 ) -> Check:
+    """Judge two scorings of the same targets by the same rule as a reproduction."""
     largest, mean = float(np.abs(gap).max()), float(gap.mean())
     error = 4 * float(gap.std()) / len(gap) ** 0.5
     problems = []
@@ -83,13 +91,13 @@ def _compared(
         problems.append(f"a loss differs by {largest:.3g} nats from the one on record, more than kernels scatter")
     elif not abs(mean) <= TOLERANCE_NATS + error:
         problems.append(f"losses differ by {mean:.3g} nats on average from those on record")
-    return REPRODUCED.judge(
+    return rule.judge(
         problems,
         f"{len(gap):,} losses again: largest difference {largest:.1e} nats, mean {mean:.1e}",
         targets=len(gap),
-        blocks=num_blocks,
         largest_nats=str(largest),
         mean_nats=str(mean),
         same_kernels=same_kernels,
         tolerance_nats=TOLERANCE_NATS,
+        **evidence,
     )

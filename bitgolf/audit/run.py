@@ -1,370 +1,424 @@
 """Audit of a run directory: gather the evidence, make every check, write audit.json.
 
-Each check reads the products that it needs when it needs them. A product that is missing makes the check NOT RUN
-and names the stage that would write it; a product that is damaged fails it. Tests that run the model use the
-artifact itself, eagerly, with the run's own method, window and stride, on a piece of the validation data. A run
-that adapts while scoring is tested with its adapter; so that a short text has several updates, the flip tests
-shorten its chunks to one window. Its reproduction runs the beginning of the text, from the first target on.
+Each check reads the products that it needs when it needs them (`evidence`). A product that is missing makes the check
+NOT RUN and names the stage that would write it; a product that is damaged fails it. The artifact is scored again in a
+sealed process, which is started first, so that it loads while the other checks are made.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from bitgolf import atomic
-from bitgolf.audit import checks, distribution, flips, reproduce
+from bitgolf.audit import borders, checks, distribution, documents, flips, records, reproduce, rerun, sealed
+from bitgolf.audit.evidence import FLIP_ROWS, Evidence
+from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
-from bitgolf.budget import Budget
 from bitgolf.code_size import code_bytes
-from bitgolf.config import Config
-from bitgolf.distributed import World, choose_device, device_name
-from bitgolf.errors import RunError
-from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, adapted_name
-from bitgolf.evaluate.documents import DocumentScorer
-from bitgolf.evaluate.score import scoring_model
-from bitgolf.evaluate.scorers import METHODS, make_scorer
-from bitgolf.evaluate.tape import Adapter, Scorer, tokens_sha256
+from bitgolf.errors import BitgolfError, ConfigError, RuleViolation
+from bitgolf.evaluate.scorers import window_plan
+from bitgolf.evaluate.tape import ScoreTape, evaluate, tokens_sha256
 from bitgolf.progress import Progress, silent
 from bitgolf.rundir import RunDirectory
 
-if TYPE_CHECKING:
-    from bitgolf.data.prepare import PreparedData
-    from bitgolf.language_model import LanguageModel
-
-_BLOCK_TOKENS = 1 << 22  # tokens whose bytes are counted at once
-_FLIP_STRIDES = 3  # sliding windows after the first in a flip test's text
-_FLIP_UPDATES = {True: 1, False: 2}  # chunks that an adapter learns from in a flip test, by `quick`
-_REPRODUCED_UPDATES = {True: 1, False: 3}  # chunks that it learns from in the reproduction
-_FLIP_ROWS = 4  # windows of a forward pass in the tests that run the model
-_NUM_FLIPS = {True: 3, False: 10}  # by `quick`
+_REPRODUCED_UPDATES = {True: 1, False: 3}  # chunks that an adapter learns from in the reproduction, by `quick`
+_NUM_FLIPS = {True: 3, False: 10}
+_NUM_MOVES = {True: 1, False: 3}
 _NUM_BLOCKS = {True: 4, False: 16}
+_SHARED_ROWS = 3  # rows of a chunk that two ranks learn from: an odd number, so that one of them has more
 
 
-def audit_run(run: RunDirectory, *, quick: bool = False, progress: Progress = silent) -> Verdict:
+def audit_run(
+    run: RunDirectory,
+    *,
+    quick: bool = False,
+    everything: bool = False,
+    codec_bytes: int = 0,
+    only: Collection[str] = (),
+    progress: Progress = silent,
+) -> Verdict:
     """Make every check on a run and write audit.json.
 
     Args:
         run: what it lacks becomes NOT RUN.
         quick: fewer flips and fewer rescored blocks.
+        everything: the sealed process scores all targets again, not a sample of them.
+        codec_bytes: validation text to code and decode (see `codec.codec_check`); 0 = no such check.
+        only: names of the checks to make; audit.json is then left as it is.
         progress: called with stage "audit" and the number of checks made.
     """
-    evidence = _Evidence(run, quick)
-    todo: list[tuple[Rule, Callable[[], Check]]] = [
-        (checks.ARTIFACT_BYTES, evidence.artifact_bytes),
-        (checks.TRAIN_CLOCK, evidence.train_clock),
-        (checks.EVAL_CLOCK, evidence.eval_clock),
-        (checks.SEALED, evidence.sealed),
-        (checks.DISJOINT, evidence.disjoint),
-        (checks.SCORED_ONCE, evidence.scored_once),
-        (checks.SCORE_FIRST, lambda: checks.score_first(evidence.ledger)),
-        (checks.COUNTS, evidence.counts),
-        (checks.IDENTITY, evidence.identity),
-        (flips.FUTURE_FLIP, lambda: evidence.flip(flips.future_flip)),
-        (flips.TARGET_FLIP, lambda: evidence.flip(flips.target_flip)),
-        (distribution.NORMALIZED, evidence.normalization),
-        (distribution.LOSSES_MATCH, evidence.losses_match),
-        (reproduce.REPRODUCED, evidence.reproduction),
-    ]
+    evidence = Evidence(run, quick)
+    again = _SealedRun(evidence, everything)
     made: list[Check] = []
-    for done, (rule, check) in enumerate(todo):
-        progress("audit", done, len(todo), rule.name)
-        made.append(rule.attempt(check))
-    progress("audit", len(todo), len(todo))
+    with again:
+        todo = [*_of_records(evidence), *_of_the_evaluation(evidence, again)]
+        if codec_bytes:
+            from bitgolf.audit import codec
+
+            todo.append(
+                (codec.CODEC, lambda: codec.codec_check(run, codec_bytes, device=evidence.device, progress=progress))
+            )
+        if unknown := set(only) - {rule.name for rule, _ in todo}:
+            raise ConfigError(
+                f"there are no checks {', '.join(sorted(unknown))}; this run's are "
+                f"{', '.join(rule.name for rule, _ in todo)}"
+            )
+        todo = [(rule, check) for rule, check in todo if not only or rule.name in only]
+        again.start_early({rule.name for rule, _ in todo})
+        for done, (rule, check) in enumerate(todo):
+            progress("audit", done, len(todo), rule.name)
+            made.append(rule.attempt(check))
+        progress("audit", len(todo), len(todo))
     verdict = Verdict(tuple(made))
-    atomic.write_json(run / "audit.json", {**verdict.to_json(), "quick": quick, "device": str(evidence.device)})
+    if not only:
+        stored = {**verdict.to_json(), "quick": quick, "everything": everything, "device": str(evidence.device)}
+        atomic.write_json(run / "audit.json", stored)
     return verdict
 
 
-class _Evidence:
-    """The products of a run, read when first asked for."""
+_Todo = list[tuple[Rule, Callable[[], Check]]]
 
-    def __init__(self, run: RunDirectory, quick: bool) -> None:
-        self.run = run
-        self.quick = quick
-        self.limits = run.config.budget
-        self.device = choose_device("auto" if run.config.device == "cuda" else run.config.device)
+
+def _of_records(evidence: Evidence) -> _Todo:
+    """Checks of what the run wrote down."""
+    return [
+        (checks.ARTIFACT_BYTES, lambda: _artifact_bytes(evidence)),
+        (checks.TRAIN_CLOCK, lambda: _train_clock(evidence)),
+        (checks.EVAL_CLOCK, lambda: _eval_clock(evidence)),
+        (
+            checks.SEALED,
+            lambda: checks.artifact_sealed(evidence.artifact_sha256, str(evidence.score.get("model_sha256"))),
+        ),
+        (records.ONE_CONFIGURATION, lambda: _one_configuration(evidence)),
+        (records.TRAIN_LOG, lambda: _train_log(evidence)),
+        (checks.DISJOINT, lambda: _disjoint(evidence)),
+        (documents.ONE_ORDER, lambda: _one_order(evidence)),
+        (documents.BYTES, lambda: documents.byte_accounting(evidence.tokens, evidence.data.tokenizer)),
+        (checks.SCORED_ONCE, lambda: _scored_once(evidence)),
+        (checks.SCORE_FIRST, lambda: checks.score_first(evidence.ledger)),
+        (checks.COUNTS, lambda: _counts(evidence)),
+        (checks.IDENTITY, lambda: _identity(evidence)),
+        (records.HEADLINE, lambda: records.headline_pass(evidence.score, evidence.config)),
+        (records.NUMBERS_AGREE, lambda: _numbers_agree(evidence)),
+    ]
+
+
+def _of_the_evaluation(evidence: Evidence, again: _SealedRun) -> _Todo:
+    """Checks that run the model."""
+    todo: _Todo = [
+        (flips.FUTURE_FLIP, lambda: _flip(evidence, flips.future_flip)),
+        (flips.TARGET_FLIP, lambda: _flip(evidence, flips.target_flip)),
+        (borders.LENGTH_BLIND, lambda: _length_blind(evidence)),
+        (distribution.NORMALIZED, lambda: _normalization(evidence)),
+        (distribution.LOSSES_MATCH, lambda: distribution.losses_match(evidence.shown, evidence.passage)),
+        (rerun.OTHER_SHAPES, lambda: _other_shapes(evidence)),
+        (reproduce.REPRODUCED, again.reproduction),
+        (sealed.SEALED_EVALUATION, again.walls),
+    ]
+    ttt = evidence.config.ttt
+    if ttt.method == "lora" and not ttt.lora_keep_a:  # the method whose documents know nothing of each other
+        todo.insert(3, (borders.ISOLATED, lambda: _isolated(evidence)))
+    return todo
+
+
+class _SealedRun:
+    """The run's headline scored again by a sealed process, which is started when it is first needed, or before."""
+
+    def __init__(self, evidence: Evidence, everything: bool) -> None:
+        self.evidence, self.everything = evidence, everything
+        self.num_targets = 0
+        self.unwalled = ""  # why it runs without walls
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _SealedRun:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def start_early(self, wanted: Collection[str]) -> None:
+        """Start the process when one of the `wanted` checks needs it; what stands in its way, they will say."""
+        if {reproduce.REPRODUCED.name, sealed.SEALED_EVALUATION.name} & set(wanted):
+            with suppress(BitgolfError, MissingEvidence):
+                _ = self.process
 
     @cached_property
-    def budget(self) -> Budget:
-        self._require("budget.json")
-        return self.run.budget()
-
-    @cached_property
-    def pack(self) -> dict[str, Any]:
-        return self._json("pack.json")
-
-    @cached_property
-    def score(self) -> dict[str, Any]:
-        score = self._json("score.json")
-        methods, headline = score.get("methods"), score.get("headline")
-        if not isinstance(methods, dict) or not isinstance(methods.get(headline), dict):
-            raise RunError(
-                f"score.json has no method of the name of its headline {headline!r}; run "
-                f"`bitgolf score {self.run.path}` again"
+    def process(self) -> SealedProcess:
+        """The process, started."""
+        evidence, config = self.evidence, self.evidence.config
+        settings = {
+            "config": config.model_dump(mode="json"),
+            "device": str(evidence.device),
+            "method": "" if evidence.adapted else evidence.method,
+            "stride": evidence.stride,
+            "batch_tokens": self.rows * config.window,
+            "num_targets": len(evidence.tokens) - 1,
+        }
+        return self._stack.enter_context(
+            SealedProcess(
+                evidence.require("model.bitgolf"),
+                settings,
+                evidence.text_sources(),
+                num_threads=torch.get_num_threads(),
+                walled=not self.unwalled,
             )
-        return score
-
-    @cached_property
-    def ledger(self) -> dict[str, Any]:
-        return self._json("tape.json")
-
-    @cached_property
-    def nll(self) -> np.ndarray:
-        """(N-1,) float32, nats."""
-        path = self._require("nll.npy")
-        try:
-            nll = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise RunError(f"{path} is not an array of losses: {error}") from error
-        if nll.ndim != 1 or nll.dtype.kind != "f" or not len(nll):
-            raise RunError(f"{path} holds {nll.dtype} of shape {nll.shape}, not one float a target")
-        return nll
-
-    @cached_property
-    def data(self) -> PreparedData:
-        from bitgolf.data.prepare import open_data
-
-        return open_data(self._require("data"))
-
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """(N,) uint16, the validation data."""
-        return self.data.val.read(0, self.data.val.num_tokens)
-
-    @cached_property
-    def byte_total(self) -> int:
-        """Bytes of all N-1 targets, counted from the tokens."""
-        total = 0
-        for start in range(0, len(self.tokens) - 1, _BLOCK_TOKENS):
-            costs = self.data.tokenizer.byte_costs(self.tokens[start : start + _BLOCK_TOKENS + 1])
-            total += int(costs.sum(dtype=np.int64))
-        return total
-
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        from bitgolf.language_model import load
-
-        return load(self._require("model.bitgolf"), device=str(self.device))
-
-    @cached_property
-    def method(self) -> str:
-        """How windows are scored: the headline method, or what it adapts."""
-        method = self.score["headline"]
-        if self.adapted:
-            return str(self.run.config.score.methods[-1])
-        if method not in METHODS:
-            raise MissingEvidence(
-                f"the headline method {method!r} cannot be rebuilt by the audit (it knows {', '.join(METHODS)})"
-            )
-        return str(method)
+        )
 
     @property
-    def adapted(self) -> bool:
-        """Whether the headline is the configuration's adapted pass."""
-        return bool(self.score["headline"] == adapted_name(self.run.config))
-
-    @property
-    def stride(self) -> int:
-        return self.run.config.window if self.method == "chunked" else self.run.config.score.stride
-
-    @cached_property
-    def passage(self) -> np.ndarray:
-        """Validation tokens for the tests that run the model: one window (as many as there are updates, with an
-        adapter) and a few strides, (n,) uint16."""
-        window, ttt = self.run.config.window, self.run.config.ttt
-        first = window * (_FLIP_UPDATES[self.quick] if self.adapted and ttt.between_chunks else 1)
-        length = min(first + min(_FLIP_STRIDES * self.stride, window) + 1, len(self.tokens))
-        start = int(np.random.default_rng(self.run.config.seed).integers(len(self.tokens) - length + 1))
-        return self.tokens[start : start + length]
-
-    @cached_property
-    def shown(self) -> flips.Trace:
-        with flips.deterministic_kernels(self.device):
-            return flips.trace(self.evaluation, self.passage, self.flip_chunk, with_losses=True)
-
-    def evaluation(self, tokens: np.ndarray) -> tuple[Scorer, Adapter | None]:
-        """The run's headline evaluation from scratch (`flips.Evaluation`)."""
-        batch_tokens = _FLIP_ROWS * self.run.config.window
-        if not self.adapted:
-            return self.scorer(batch_tokens), None
-        config = self.run.config
-        if self.flip_chunk:
-            config = config.model_copy(update={"ttt": config.ttt.model_copy(update={"chunk_tokens": self.flip_chunk})})
-        found = self.adapted_evaluation(config, len(tokens) - 1, batch_tokens, compiled=False)
-        return found.scorer, found.adapter
-
-    @property
-    def flip_chunk(self) -> int:
-        """Targets between two updates in the tests that run the model; 0 when there are none."""
-        return self.run.config.window if self.adapted and self.run.config.ttt.between_chunks else 0
-
-    def adapted_evaluation(
-        self, config: Config, num_targets: int, batch_tokens: int, *, compiled: bool
-    ) -> AdaptedEvaluation:
-        """The adapted pass of `config` on a copy of the artifact's model."""
-        model = copy.deepcopy(self.language_model.model)
-        return adapted_evaluation(
-            config,
-            model,
-            scoring_model(model, config, self.device) if compiled else model,
-            num_targets=num_targets,
-            bos_id=self.data.tokenizer.bos_id,
-            world=World(0, 1, self.device),
-            batch_tokens=batch_tokens,
-        )
-
-    def scorer(self, batch_tokens: int) -> Scorer:
-        return make_scorer(
-            self.method,
-            self.language_model.model,
-            window=self.run.config.window,
-            stride=self.stride,
-            batch_tokens=batch_tokens,
-            device=self.device,
-        )
-
-    def artifact_bytes(self) -> Check:
-        return checks.artifact_bytes(
-            self._require("model.bitgolf").stat().st_size,
-            code_bytes(),
-            self.limits.artifact_bytes,
-            self.pack,
-            self.budget.spent("artifact_bytes"),
-        )
-
-    def train_clock(self) -> Check:
-        path = self._require("train.jsonl")
-        events = [self._parse(line, path) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return checks.train_clock(self.budget.spent("train_seconds"), self.limits.train_seconds, events)
-
-    def eval_clock(self) -> Check:
-        methods = {name: float(entry.get("seconds", 0)) for name, entry in self.score["methods"].items()}
-        return checks.eval_clock(
-            self.budget.spent("eval_seconds"),
-            self.limits.eval_seconds,
-            methods,
-            float(self.score.get("evaluation_seconds", 0)),
-        )
-
-    def sealed(self) -> Check:
-        with self._require("model.bitgolf").open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return checks.artifact_sealed(digest, str(self.score.get("model_sha256")))
-
-    def disjoint(self) -> Check:
-        from bitgolf.data.prepare import check_disjoint
-
-        root = self._require("data")
-        hashes = self.data.manifest.get("document_hashes", {})
-        missing = [entry["file"] for entry in hashes.values() if not (root / entry["file"]).is_file()]
-        if missing or not hashes:
-            raise MissingEvidence(f"{root} has no document hashes ({', '.join(missing) or 'none in its manifest'})")
-        return checks.disjoint_splits(*check_disjoint(root))
-
-    def scored_once(self) -> Check:
-        return checks.scored_once(self.ledger, len(self.tokens), tokens_sha256([self.tokens]), len(self.nll))
-
-    def counts(self) -> Check:
-        split = self.data.manifest["splits"]["val"]
-        counted = "raw_bytes" if self.data.manifest.get("accounting") == "original" else "counted_bytes"
-        manifest = {"tokens": split.get("tokens"), "documents": split.get("documents"), "bytes": split.get(counted)}
-        documents = int((self.tokens == self.data.tokenizer.bos_id).sum())
-        return checks.counts(
-            len(self.tokens),
-            documents,
-            self.byte_total,
-            manifest,
-            self.score,
-            self.score["methods"][self.score["headline"]],
-        )
-
-    def identity(self) -> Check:
-        return checks.identity(self.nll, self.byte_total, self.score["methods"], self.score["headline"])
-
-    def flip(self, check: Callable[..., Check]) -> Check:
-        with flips.deterministic_kernels(self.device):
-            return check(
-                self.evaluation,
-                self.passage,
-                vocab_size=self.run.config.model.vocab_size,
-                bos_id=self.data.tokenizer.bos_id,
-                num_flips=_NUM_FLIPS[self.quick],
-                seed=self.run.config.seed,
-                chunk_targets=self.flip_chunk,
-            )
-
-    def normalization(self) -> Check:
-        return distribution.normalization(self.shown.log_p, self.run.config.model.vocab_size)
-
-    def losses_match(self) -> Check:
-        return distribution.losses_match(self.shown, self.passage)
+    def rows(self) -> int:
+        """Windows of a batch: those of the score where kernels depend on them, or all is scored again."""
+        configured = self.evidence.config.score.batch_tokens // self.evidence.config.window
+        return max(FLIP_ROWS, configured) if self.everything or self.evidence.device.type == "cuda" else FLIP_ROWS
 
     def reproduction(self) -> Check:
-        if self.adapted:
-            return self.adapted_reproduction()
-        config = self.run.config
-        rows = max(_FLIP_ROWS, config.score.batch_tokens // config.window) if self.device.type == "cuda" else _FLIP_ROWS
-        blocks = reproduce.sample_blocks(
-            len(self.tokens) - 1, rows * self.stride, _NUM_BLOCKS[self.quick], self.run.config.seed
-        )
-        scorer = make_scorer(
-            self.method,
-            scoring_model(self.language_model.model, config, self.device),
-            window=config.window,
-            stride=self.stride,
-            batch_tokens=rows * config.window,
-            device=self.device,
-        )
-        return reproduce.reproduction(
-            scorer, self.tokens, self.nll, blocks, same_kernels=self.score.get("device") == device_name(self.device)
-        )
+        """Blocks of targets, or the beginning of an adapted pass, against the losses on record.
 
-    def adapted_reproduction(self) -> Check:
-        """The adapted pass again from the first target, through a few updates.
+        An evaluation that cannot run behind walls is run once more without them, and `walls` says so.
+        """
+        score = self._adapted_reproduction if self.evidence.adapted else self._plain_reproduction
+        try:
+            return score()
+        except (SealedFailure, RuleViolation) as failure:
+            on_gpu = self.evidence.device.type == "cuda"  # whose driver may want files at any time
+            if not isinstance(failure, SealedFailure) and (not on_gpu or self.process.attempts()):
+                raise
+            self.unwalled = str(failure)
+            self._stack.close()
+            del self.process
+            return score()
+
+    def _plain_reproduction(self) -> Check:
+        evidence, config = self.evidence, self.evidence.config
+        num_targets, block = len(evidence.tokens) - 1, self.rows * evidence.stride
+        number = -(-num_targets // block) if self.everything else _NUM_BLOCKS[evidence.quick]
+        blocks = reproduce.sample_blocks(num_targets, block, number, config.seed)
+
+        def first_token(target: int) -> int:
+            return int(window_plan(target, target + 1, config.window, evidence.stride)[0, 0])
+
+        found = reproduce.reproduction(
+            SealedScorer(self.process, first_token),
+            evidence.tokens,
+            evidence.nll,
+            blocks,
+            same_kernels=evidence.same_device,
+        )
+        self.num_targets = sum(stop - start for start, stop in blocks)
+        return found
+
+    def _adapted_reproduction(self) -> Check:
+        """The adapted pass again from the first target, through a few updates, with the tape on this side.
 
         Losses agree one by one where the arithmetic is the same: on the same CPU, scored by one process. The
         gradients of GPU kernels, and sums over ranks, round differently, and updates carry that along.
         """
-        config, updates = self.run.config, _REPRODUCED_UPDATES[self.quick]
-        num_targets = len(self.tokens) - 1
-        adapted = self.adapted_evaluation(config, num_targets, config.score.batch_tokens, compiled=True)
-        same_kernels = (
-            self.device.type == "cpu"
-            and self.score.get("device") == device_name(self.device)
-            and self.score.get("world_size") == 1
+        evidence, config = self.evidence, self.evidence.config
+        # Continued from chunk to chunk: the token of the last target before `start` has gone over already.
+        scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
+        adapter = SealedAdapter(self.process) if config.ttt.between_chunks else None
+
+        def run(tape: ScoreTape) -> np.ndarray:
+            if evidence.by_documents:
+                tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
+                return tape.nll
+            return evaluate(tape, scorer, adapter, chunk_targets=config.ttt.chunk_tokens if adapter else 0)
+
+        stop, on_cpu = self._end_of_prefix(), evidence.device.type == "cpu"
+        found = reproduce.reproduction_of_prefix(
+            run,
+            evidence.tokens[: stop + 1],
+            evidence.nll[:stop],
+            same_kernels=on_cpu and evidence.same_device and evidence.score.get("world_size") == 1,
         )
-        if isinstance(adapted.scorer, DocumentScorer):
-            stop = adapted.scorer.end_of_batch(self.tokens, updates)
-        else:
-            rows = config.score.batch_tokens // config.window
-            stop = min(num_targets, updates * adapted.chunk_targets + rows * self.stride)
-        return reproduce.reproduction_of_prefix(
-            adapted.run, self.tokens[: stop + 1], self.nll[:stop], same_kernels=same_kernels
+        self.num_targets = stop
+        return found
+
+    def _end_of_prefix(self) -> int:
+        """One past the last target that an adapted pass is scored again to."""
+        evidence, config = self.evidence, self.evidence.config
+        num_targets, updates = len(evidence.tokens) - 1, _REPRODUCED_UPDATES[evidence.quick]
+        if self.everything:
+            return num_targets
+        if evidence.by_documents:
+            after = np.flatnonzero(evidence.tokens[1:-1] == evidence.data.tokenizer.bos_id) + 1
+            last = updates * config.ttt.lora_documents - 1
+            return int(after[last]) if last < len(after) else num_targets
+        chunks = updates * config.ttt.chunk_tokens if config.ttt.between_chunks else 0
+        return min(num_targets, chunks + config.score.batch_tokens // config.window * evidence.stride)
+
+    def walls(self) -> Check:
+        """What stood around the process while it scored."""
+        if not self.num_targets:
+            raise MissingEvidence("the sealed process scored nothing: see the reproduction")
+        sources = (self.evidence.config.data.source, self.evidence.config.data.val_source)
+        walls = self.process.walls | ({"refused": [f"behind walls, {self.unwalled}"]} if self.unwalled else {})
+        return sealed.sealed_evaluation(
+            walls, self.process.attempts(), self.num_targets, text_in_libraries="stdlib" in sources
         )
 
-    def _require(self, name: str) -> Path:
-        try:
-            return self.run.require(name)
-        except RunError as error:
-            raise MissingEvidence(str(error)) from error
 
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self._require(name)
-        return self._parse(path.read_text(encoding="utf-8", errors="replace"), path)
+def _artifact_bytes(evidence: Evidence) -> Check:
+    return checks.artifact_bytes(
+        evidence.require("model.bitgolf").stat().st_size,
+        code_bytes(evidence.config),
+        evidence.limits.artifact_bytes,
+        evidence.pack,
+        evidence.budget.spent("artifact_bytes"),
+    )
 
-    def _parse(self, text: str, path: Path) -> dict[str, Any]:
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise RunError(f"{path} is damaged: {error}") from error
-        if not isinstance(value, dict):
-            raise RunError(f"{path} holds {type(value).__name__}, not an object")
-        return value
+
+def _artifact_sealed(evidence: Evidence) -> Check:
+    return checks.artifact_sealed(evidence.artifact_sha256, str(evidence.score.get("model_sha256")))
+
+
+def _train_clock(evidence: Evidence) -> Check:
+    return checks.train_clock(evidence.budget.spent("train_seconds"), evidence.limits.train_seconds, evidence.events)
+
+
+def _eval_clock(evidence: Evidence) -> Check:
+    return checks.eval_clock(
+        evidence.budget.spent("eval_seconds"),
+        evidence.limits.eval_seconds,
+        {name: float(entry.get("seconds", 0)) for name, entry in evidence.score["methods"].items()},
+        float(evidence.score.get("evaluation_seconds", 0)),
+        evidence.budget.spent("untimed_seconds", "score"),
+    )
+
+
+def _one_configuration(evidence: Evidence) -> Check:
+    return records.one_configuration(evidence.config, evidence.events, *evidence.artifact_facts)
+
+
+def _train_log(evidence: Evidence) -> Check:
+    return records.train_log(
+        evidence.events, evidence.config, evidence.data.train.num_tokens, evidence.calibration_tokens
+    )
+
+
+def _disjoint(evidence: Evidence) -> Check:
+    from bitgolf.data.prepare import check_disjoint
+    from bitgolf.data.shards import file_sha256
+
+    root = evidence.require("data")
+    hashes = evidence.data.manifest.get("document_hashes", {})
+    missing = [entry["file"] for entry in hashes.values() if not (root / entry["file"]).is_file()]
+    if missing or not hashes:
+        raise MissingEvidence(f"{root} has no document hashes ({', '.join(missing) or 'none in its manifest'})")
+    changed = [entry["file"] for entry in hashes.values() if file_sha256(root / entry["file"]) != entry["sha256"]]
+    in_shards = documents.shard_overlap(evidence.data.train, evidence.tokens, evidence.data.tokenizer.bos_id)
+    return checks.disjoint_splits(*check_disjoint(root), changed, in_shards)
+
+
+def _one_order(evidence: Evidence) -> Check:
+    from bitgolf.data.split import read_hashes
+
+    about = evidence.data.manifest.get("document_hashes", {}).get("val")
+    root = evidence.require("data")
+    if not about or not (root / about["file"]).is_file():
+        raise MissingEvidence(f"{root} has no hashes of its validation documents")
+    shards = [Path(shard["file"]).name for shard in evidence.data.manifest["splits"]["val"]["shards"]]
+    return documents.one_order(
+        evidence.tokens, evidence.data.tokenizer, read_hashes(root / about["file"]), about.get("of", ""), shards
+    )
+
+
+def _scored_once(evidence: Evidence) -> Check:
+    return checks.scored_once(
+        evidence.ledger, len(evidence.tokens), tokens_sha256([evidence.tokens]), len(evidence.nll)
+    )
+
+
+def _counts(evidence: Evidence) -> Check:
+    manifest = evidence.data.manifest
+    split = manifest["splits"]["val"]
+    counted = "raw_bytes" if manifest.get("accounting") == "original" else "counted_bytes"
+    return checks.counts(
+        len(evidence.tokens),
+        int((evidence.tokens == evidence.data.tokenizer.bos_id).sum()),
+        evidence.byte_total,
+        {"tokens": split.get("tokens"), "documents": split.get("documents"), "bytes": split.get(counted)},
+        evidence.score,
+        evidence.score["methods"][evidence.score["headline"]],
+    )
+
+
+def _identity(evidence: Evidence) -> Check:
+    return checks.identity(evidence.nll, evidence.byte_total, evidence.score["methods"], evidence.score["headline"])
+
+
+def _numbers_agree(evidence: Evidence) -> Check:
+    text = evidence.require("train.log").read_text(encoding="utf-8", errors="replace")
+    return records.numbers_agree(evidence.score, evidence.pack, evidence.budget.charges, evidence.events, text)
+
+
+def _flip(evidence: Evidence, check: Callable[..., Check]) -> Check:
+    with flips.deterministic_kernels(evidence.device):
+        return check(
+            evidence.evaluation,
+            evidence.passage,
+            **_alphabet(evidence),
+            num_flips=_NUM_FLIPS[evidence.quick],
+            seed=evidence.config.seed,
+            chunk_targets=evidence.flip_chunk,
+        )
+
+
+def _alphabet(evidence: Evidence) -> dict[str, Any]:
+    return {"vocab_size": evidence.config.model.vocab_size, "bos_id": evidence.data.tokenizer.bos_id}
+
+
+def _length_blind(evidence: Evidence) -> Check:
+    with flips.deterministic_kernels(evidence.device):
+        return borders.length_blind(
+            evidence.evaluation,
+            evidence.passage,
+            **_alphabet(evidence),
+            num_moves=_NUM_MOVES[evidence.quick],
+            seed=evidence.config.seed,
+            chunk_targets=evidence.flip_chunk,
+            exact_shapes=evidence.device.type == "cpu",
+        )
+
+
+def _isolated(evidence: Evidence) -> Check:
+    if not evidence.by_documents:
+        raise MissingEvidence("the headline is not the pass with adapters; run `bitgolf score` again")
+    tokens, bos_id, length = evidence.tokens, evidence.data.tokenizer.bos_id, len(evidence.passage)
+    inner = np.flatnonzero(tokens[1:-1] == bos_id) + 1
+    if not len(inner):
+        raise MissingEvidence("the validation text is a single document")
+    border = int(np.random.default_rng(evidence.config.seed).choice(inner))
+    start = max(0, border - length // 2)
+    with flips.deterministic_kernels(evidence.device):
+        return borders.document_isolation(
+            evidence.evaluation, tokens[start : start + length], **_alphabet(evidence), seed=evidence.config.seed
+        )
+
+
+def _normalization(evidence: Evidence) -> Check:
+    return distribution.normalization(evidence.shown.log_p, evidence.config.model.vocab_size)
+
+
+def _other_shapes(evidence: Evidence) -> Check:
+    if evidence.adapted:
+        chunk = min(_SHARED_ROWS * evidence.config.window, evidence.config.ttt.chunk_tokens)
+        length = min(chunk + evidence.config.window + 1, len(evidence.tokens))
+        start = int(np.random.default_rng(evidence.config.seed).integers(len(evidence.tokens) - length + 1))
+        text = evidence.tokens[start : start + length]
+        return rerun.adapted_shapes(evidence.require("model.bitgolf"), evidence.with_chunks(chunk), text)
+    return rerun.plain_shapes(
+        evidence.language_model.model,
+        evidence.passage,
+        evidence.shown.nll,
+        window=evidence.config.window,
+        stride=evidence.stride,
+        device=evidence.device,
+        same_kernels=evidence.device.type == "cpu",
+    )

@@ -1,7 +1,9 @@
 """General-purpose byte compressors behind one interface, each at its strongest setting.
 
-The container hands every stream to one of them. Compression is deterministic; decompression is told the exact
-size to expect, never produces more, and refuses damaged, truncated or over-long input with `ArtifactError`.
+The container hands every stream to one of them; "range" codes numbers by itself (see `streams`) and is here what it
+does with any other bytes: the shortest of zstd, lzma and, for a tokenizer, lzma after `pieces`, told in a first byte.
+Compression is deterministic; decompression is told the exact size to expect, never produces more, and refuses damaged,
+truncated or over-long input with `ArtifactError`.
 A compressor that is not installed is a `ConfigError` that names the package: nothing is ever substituted.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import lzma
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +19,14 @@ from typing import Any
 
 import zstandard
 
+from bitgolf.compress import pieces
 from bitgolf.errors import ArtifactError, ConfigError
 
 _ZSTD_LEVEL = 22
 _ZSTD_MAX_WINDOW = 1 << 27  # what level 22 uses at most; frames that ask for more are refused
 _ZSTD_MAX_EXPANSION = 1 << 15  # a block of 4 bytes yields at most 128 KiB
+_ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = b"\0", b"\1", b"\3"  # first bytes of "range"; 2 is a message of numbers
+_PIECES_SIZE = struct.Struct("<I")
 _LZMA_MIN_DICTIONARY, _LZMA_MAX_DICTIONARY = 1 << 12, 1 << 26  # of the format; of preset 9
 
 
@@ -48,7 +54,7 @@ def missing_package(name: str) -> str | None:
 
 
 def compress(name: str, data: bytes) -> bytes:
-    """`data` compressed by `name` ("zstd", "lzma", "zlib", "brotli"); the same input gives the same output.
+    """`data` compressed by `name` ("zstd", "lzma", "zlib", "brotli", "range"); the same input gives the same output.
 
     Empty data gives empty output. Raises ConfigError: the name is unknown, or its package not installed.
     """
@@ -176,6 +182,28 @@ def _brotli_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
     return _whole("brotli", b"".join(pieces), raw_size, decoder.is_finished(), False)
 
 
+def _range_compress(data: bytes) -> bytes:
+    ways = [_ZSTD_FOLLOWS + _zstd_compress(data), _LZMA_FOLLOWS + _lzma_compress(data)]
+    rearranged = pieces.rearrange(data)
+    if rearranged is not None:
+        ways.append(_PIECES_FOLLOW + _PIECES_SIZE.pack(len(rearranged)) + _lzma_compress(rearranged))
+    return min(ways, key=len)
+
+
+def _range_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+    tag, rest = bytes(data[:1]), data[1:]
+    if tag == _ZSTD_FOLLOWS and len(rest):
+        return _zstd_decompress(rest, raw_size)
+    if tag == _LZMA_FOLLOWS and len(rest):
+        return _lzma_decompress(rest, raw_size)
+    if tag != _PIECES_FOLLOW or len(rest) <= _PIECES_SIZE.size:
+        raise ArtifactError(f"range stream of bytes begins with {tag!r}; it is damaged or holds something else")
+    (size,) = _PIECES_SIZE.unpack(rest[: _PIECES_SIZE.size])
+    if size > raw_size:  # a list of pieces is shorter than the file that it came from
+        raise ArtifactError(f"range stream holds pieces of {size} bytes, more than the declared {raw_size}")
+    return pieces.restore(_lzma_decompress(rest[_PIECES_SIZE.size :], size))
+
+
 def _whole(name: str, raw: bytes, raw_size: int, finished: bool, followed: bool) -> bytes:
     """`raw`, once the stream is known to end where it should."""
     if len(raw) > raw_size:
@@ -194,5 +222,6 @@ _COMPRESSORS = {
         Compressor("lzma", _lzma_compress, _lzma_decompress),
         Compressor("zlib", _zlib_compress, _zlib_decompress),
         Compressor("brotli", _brotli_compress, _brotli_decompress),
+        Compressor("range", _range_compress, _range_decompress),
     )
 }

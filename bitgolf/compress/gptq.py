@@ -2,28 +2,45 @@
 
 Columns are rounded one after the other; the rounding error of a column is spread over the columns not yet
 rounded so as to minimize tr(E H E^T), with E the weight error and H = sum of x x^T over calibration inputs x.
-Called by `quantize` with scales fixed before. Method: Frantar et al. 2022 (arXiv:2210.17323), full Hessian;
-order by descending diagonal; the inverse factor from one Cholesky of the reversed Hessian and one triangular
-solve, as in challenge PR 1948. Legend: N matrices of one shape, R rows (outputs), C columns (inputs).
+What a column is rounded *to* is the caller's: a grid, unbounded steps or a trellis down its rows. Scales are fixed
+before. Method: Frantar et al. 2022 (arXiv:2210.17323), full Hessian; the factor that feeds errors back is
+`bitgolf.hessian`'s. Legend: N matrices of one shape, R rows (outputs), C columns (inputs).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
 from bitgolf.grid import Grid
+from bitgolf.hessian import InverseFactor, inverse_factor
 
-logger = logging.getLogger(__name__)
 
-_ASYMMETRY = 1e-3  # tolerated |H - H^T| as a share of the largest diagonal element
-_MAX_DAMPING = 1.0  # a Hessian that needs more than its own mean diagonal is not a Hessian
+class Rounder(Protocol):
+    """What a column is rounded to."""
+
+    def __call__(self, x: Tensor, columns: Tensor) -> Tensor:
+        """Integer-valued levels (N, R) for x (N, R), a column of each matrix in units of its stored steps.
+
+        `columns` (N,) int64 says which column of each matrix it is.
+        """
+
+
+@dataclass(frozen=True)
+class GridRounder:
+    """Rounds to the nearest code of a grid."""
+
+    grid: Grid
+
+    def __call__(self, x: Tensor, columns: Tensor) -> Tensor:
+        """See `Rounder`."""
+        return torch.round(x).clamp(-self.grid.qmax, self.grid.qmax)
 
 
 def gptq(
@@ -35,7 +52,7 @@ def gptq(
     block_size: int = 128,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:  # (R, C) codes, (R, C) fp32
-    """Round one matrix; see `gptq_batched`, of which this is the case N = 1."""
+    """Round one matrix to a grid; see `gptq_batched`, of which this is the case N = 1."""
     codes, dequantized = gptq_batched(
         weight.unsqueeze(0), hessian.unsqueeze(0), grid, scales.unsqueeze(0), damping, block_size, dtype
     )
@@ -52,7 +69,7 @@ def gptq_batched(
     block_size: int = 128,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:  # (N, R, C) codes, (N, R, C) fp32
-    """Round N matrices of one shape, each with its own Hessian, together (fewer, larger GPU operations).
+    """Round N matrices of one shape to a grid, each with its own Hessian, together.
 
     A column whose input was always zero (H_jj = 0) gets weight zero. `damping` times the mean diagonal of the
     live columns is added to the diagonal; when a Hessian is still not positive definite it is raised tenfold,
@@ -68,35 +85,93 @@ def gptq_batched(
         ConfigError: shapes that do not fit, NaN or infinity, or a Hessian that is not symmetric positive
             semi-definite.
     """
-    _check_shapes(weights, hessians, scales, damping, block_size, dtype)
-    num_columns = weights.shape[2]
+    factors = factorize(weights, hessians, damping, dtype)
+    levels = round_with_feedback(weights, factors, scales, None, GridRounder(grid), block_size)
+    codes = levels.to(grid.code_dtype)
+    return codes, grid.dequantize(codes, scales)
+
+
+def factorize(
+    weights: Tensor,  # (N, R, C)
+    hessians: Sequence[Tensor] | Tensor,  # N of (C, C)
+    damping: float,
+    dtype: torch.dtype,
+) -> list[InverseFactor]:
+    """The factors that `round_with_feedback` takes, after checking that the Hessians fit the weights.
+
+    Raises ConfigError as `gptq_batched` does.
+    """
+    if weights.ndim != 3 or 0 in weights.shape:
+        raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weights.shape[1:])}")
+    num_matrices, num_rows, num_columns = weights.shape
+    for hessian in hessians:
+        if hessian.shape != (num_columns, num_columns):
+            raise ConfigError(
+                f"the Hessian has shape {tuple(hessian.shape)}; a weight of "
+                f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})"
+            )
+    if len(hessians) != num_matrices:
+        raise ConfigError(f"{num_matrices} weights came with {len(hessians)} Hessians")
+    if not damping > 0 or dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"damping {damping} must be > 0 and dtype {dtype} float32 or float64")
     with _full_matmul_precision():
-        factors, orders, dead = zip(*(_inverse_factor(h, damping, dtype) for h in hessians), strict=True)
-        factor = torch.stack(factors)  # (N, C, C) upper, rows and columns in rounding order
-        order = torch.stack(orders)  # (N, C)
-        live = weights.to(dtype).masked_fill(torch.stack(dead).unsqueeze(1), 0.0)
+        return [inverse_factor(hessian, damping, dtype) for hessian in hessians]
+
+
+@torch.no_grad()
+def round_with_feedback(
+    weights: Tensor,  # (N, R, C) any float dtype
+    factors: Sequence[InverseFactor],  # N
+    scales: Tensor,  # (N, R) fp32 > 0, as stored
+    column_scales: Tensor | None,  # (N, C) fp32 > 0, as stored; None = all 1
+    rounder: Rounder,
+    block_size: int = 128,
+) -> Tensor:  # (N, R, C) int32
+    """Levels l of N matrices of one shape, in the weights' column order; weight ~ scale * column_scale * l.
+
+    Works in the factors' precision. Columns whose input was always zero are rounded as zeros.
+
+    Raises:
+        ConfigError: shapes that do not fit, NaN or infinity.
+    """
+    _check(weights, factors, scales, column_scales, block_size)
+    num_columns = weights.shape[2]
+    factor = torch.stack([f.upper for f in factors])  # (N, C, C) upper, rows and columns in rounding order
+    order = torch.stack([f.order for f in factors])  # (N, C)
+    dead = torch.stack([f.dead for f in factors])  # (N, C)
+    with _full_matmul_precision():
+        live = weights.to(factor.dtype).masked_fill(dead.unsqueeze(1), 0.0)
         # Work is transposed, so that the column being rounded is contiguous.
         index = order.unsqueeze(2).expand(-1, -1, weights.shape[1])  # (N, C, R)
         work = live.transpose(1, 2).gather(1, index)  # (N, C, R)
-        steps = scales.to(dtype)  # (N, R)
-        ordered_codes = torch.empty_like(work, dtype=grid.code_dtype)
+        steps = scales.to(factor.dtype)
+        multipliers = None if column_scales is None else column_scales.to(factor.dtype).gather(1, order)
+        ordered = torch.empty_like(work, dtype=torch.int32)
         for start in range(0, num_columns, block_size):
-            end = min(start + block_size, num_columns)
+            some = slice(start, min(start + block_size, num_columns))
             errors = _round_block(
-                work[:, start:end], factor[:, start:end, start:end], grid, steps, ordered_codes[:, start:end]
+                work[:, some],
+                factor[:, some, some],
+                steps,
+                None if multipliers is None else multipliers[:, some],
+                rounder,
+                order[:, some],
+                ordered[:, some],
             )
-            if end < num_columns:
-                work[:, end:].baddbmm_(factor[:, start:end, end:].transpose(1, 2), errors, alpha=-1)
-    codes = torch.empty_like(ordered_codes).scatter_(1, index, ordered_codes).transpose(1, 2).contiguous()
-    return codes, grid.dequantize(codes, scales)
+            if some.stop < num_columns:
+                rest = slice(some.stop, num_columns)
+                work[:, rest].baddbmm_(factor[:, some, rest].transpose(1, 2), errors, alpha=-1)
+    return torch.empty_like(ordered).scatter_(1, index, ordered).transpose(1, 2).contiguous()
 
 
 def _round_block(
     block: Tensor,  # (N, B, R) columns of the block, already corrected by every earlier block
     factor: Tensor,  # (N, B, B) upper triangular diagonal block of the inverse factor
-    grid: Grid,
     steps: Tensor,  # (N, R)
-    codes_: Tensor,  # (N, B, R) integers, written
+    multipliers: Tensor | None,  # (N, B) column steps in rounding order
+    rounder: Rounder,
+    order: Tensor,  # (N, B) int64 which columns these are
+    levels_: Tensor,  # (N, B, R) int32, written
 ) -> Tensor:  # (N, B, R) rounding errors divided by the pivots
     """Round the columns of one block in order, each after the corrections of its predecessors."""
     errors = torch.empty_like(block)
@@ -107,57 +182,11 @@ def _round_block(
         if j:
             push = influence[:, j : j + 1, :j]  # (N, 1, j)
             column = torch.baddbmm(block[:, j : j + 1], push, errors[:, :j], alpha=-1)[:, 0]
-        rounded = grid.round_codes(column, steps)
-        codes_[:, j] = rounded
-        errors[:, j] = (column - rounded * steps) / pivots[:, j : j + 1]
+        unit = steps if multipliers is None else steps * multipliers[:, j : j + 1]
+        rounded = rounder(column / unit, order[:, j])
+        levels_[:, j] = rounded
+        errors[:, j] = (column - rounded * unit) / pivots[:, j : j + 1]
     return errors
-
-
-def _inverse_factor(
-    hessian: Tensor,  # (C, C)
-    damping: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Upper U (C, C) with U^T U = inverse of the ordered, damped Hessian; order (C,); dead columns (C,)."""
-    hessian = hessian.to(dtype)
-    if not bool(torch.isfinite(hessian).all()):
-        raise ConfigError("the Hessian holds NaN or infinite values; did the model diverge?")
-    diagonal = hessian.diagonal().clone()
-    largest = float(diagonal.abs().max())
-    if float((hessian - hessian.T).abs().max()) > _ASYMMETRY * largest:
-        raise ConfigError("the Hessian is not symmetric; it must be a sum of x x^T over the layer's inputs x")
-    if float(diagonal.min()) < 0:
-        raise ConfigError(
-            "the Hessian is not positive semi-definite: diagonal element "
-            f"{int(diagonal.argmin())} is {float(diagonal.min()):.6g}; it must be a sum of "
-            "x x^T over the layer's inputs x"
-        )
-    dead = diagonal == 0
-    num_dead = int(dead.sum())
-    if num_dead == dead.numel():
-        logger.warning("the Hessian is zero: calibration fed this layer only zeros, so its weights become 0")
-    mean = float(diagonal[~dead].mean()) if num_dead < dead.numel() else 1.0
-    hessian = (hessian + hessian.T) / 2
-    hessian.diagonal()[dead] = 1.0
-    order = torch.argsort(diagonal, descending=True, stable=True)
-    # H reversed = L L^T makes H = M M^T with M = reversed L, upper triangular; so H^-1 = U^T U with U = M^-1.
-    backwards = order.flip(0)
-    reversed_hessian = hessian[backwards][:, backwards]
-    identity = torch.eye(len(order), dtype=dtype, device=hessian.device)
-    share = damping
-    while True:
-        lower, failed_at = torch.linalg.cholesky_ex(reversed_hessian + share * mean * identity)
-        if int(failed_at) == 0:
-            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-            if bool(torch.isfinite(inverse).all()):
-                return inverse.flip(0, 1).contiguous(), order, dead
-        if share * 10 > max(_MAX_DAMPING, damping) * (1 + 1e-9):
-            raise ConfigError(
-                f"the Hessian is not positive semi-definite, even with {share:g} of its mean "
-                "diagonal added; it must be a sum of x x^T over the layer's inputs x"
-            )
-        logger.warning("Cholesky factorization failed with damping %g; trying %g", share, share * 10)
-        share *= 10
 
 
 def output_error(
@@ -186,24 +215,26 @@ def _full_matmul_precision() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _check_shapes(
-    weights: Tensor, hessians: Tensor, scales: Tensor, damping: float, block_size: int, dtype: torch.dtype
+def _check(
+    weights: Tensor,
+    factors: Sequence[InverseFactor],
+    scales: Tensor,
+    column_scales: Tensor | None,
+    block_size: int,
 ) -> None:
-    if weights.ndim != 3 or 0 in weights.shape:
-        raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weights.shape[1:])}")
     num_matrices, num_rows, num_columns = weights.shape
-    if hessians.shape != (num_matrices, num_columns, num_columns):
-        raise ConfigError(
-            f"the Hessian has shape {tuple(hessians.shape[1:])}; a weight of "
-            f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})"
-        )
     if scales.shape != (num_matrices, num_rows):
         raise ConfigError(f"scales have shape {tuple(scales.shape[1:])}; {num_rows} rows need ({num_rows},)")
-    if not damping > 0 or block_size < 1 or dtype not in (torch.float32, torch.float64):
+    if column_scales is not None and column_scales.shape != (num_matrices, num_columns):
         raise ConfigError(
-            f"damping {damping} must be > 0, block_size {block_size} >= 1 and dtype {dtype} float32 or float64"
+            f"column scales have shape {tuple(column_scales.shape[1:])}; {num_columns} columns need ({num_columns},)"
         )
+    if len(factors) != num_matrices or any(f.upper.shape != (num_columns, num_columns) for f in factors):
+        raise ConfigError(f"{num_matrices} weights of {num_columns} columns need as many factors of that size")
+    if block_size < 1:
+        raise ConfigError(f"block_size {block_size} must be >= 1")
     if not bool(torch.isfinite(weights).all()):
         raise ConfigError("the weight holds NaN or infinite values; did the model diverge?")
-    if not bool((torch.isfinite(scales) & (scales > 0)).all()):
-        raise ConfigError("scales must be finite and > 0; take them from Grid.scales")
+    for what, given in (("scales", scales), ("column scales", column_scales)):
+        if given is not None and not bool((torch.isfinite(given) & (given > 0)).all()):
+            raise ConfigError(f"{what} must be finite and > 0; take them from Grid.scales or Steps")

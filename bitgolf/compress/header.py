@@ -17,6 +17,7 @@ import numpy as np
 
 from bitgolf.compress import compressors
 from bitgolf.compress.stored import CODE_KINDS, FLOAT_KINDS, KINDS, num_elements
+from bitgolf.compress.trellis import STATE_COUNTS
 from bitgolf.errors import ArtifactError
 
 MAX_HEADER_BYTES = 1 << 20  # raw JSON; a hundred tensors need about 10 KB
@@ -28,12 +29,14 @@ _KEYS = {"compressor", "meta", "model_config", "streams", "tensors", "tokenizer_
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: its name, kind, group and shape."""
+    """One tensor: its name, kind, group and shape; for codes, whether columns have scales and the trellis's states."""
 
     name: str
     kind: str
     group: str
     shape: tuple[int, ...]
+    column_scales: bool = False
+    trellis: int = 0
 
     @property
     def stream(self) -> str:
@@ -54,8 +57,15 @@ class TensorEntry:
 
     @property
     def scale_bytes(self) -> int:
-        """Its bytes in the stream "scales"."""
-        return 2 * self.shape[0] if self.kind in CODE_KINDS else 0
+        """Its bytes in the stream "scales": fp16 numbers, of the rows and then of the columns."""
+        return 2 * sum(self.scale_counts)
+
+    @property
+    def scale_counts(self) -> tuple[int, ...]:
+        """How many row scales it has, and how many column scales if any."""
+        if self.kind not in CODE_KINDS:
+            return ()
+        return self.shape if self.column_scales else self.shape[:1]
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,11 @@ def encode(header: Header) -> bytes:
         "meta": header.meta,
         "model_config": header.model_config,
         "streams": [[s.stored_bytes, f"{s.crc32:08x}"] for s in header.streams],
-        "tensors": [[t.name, t.kind, t.group, list(t.shape)] for t in header.tensors],
+        "tensors": [
+            [t.name, t.kind, t.group, list(t.shape)]
+            + ([int(t.column_scales), t.trellis] if t.column_scales or t.trellis else [])
+            for t in header.tensors
+        ],
         "tokenizer_bytes": next(s.raw_bytes for s in header.streams if s.name == "tokenizer"),
         "tokenizer_meta": header.tokenizer_meta,
     }
@@ -178,9 +192,11 @@ def _tensors(value: Any) -> tuple[TensorEntry, ...]:
     seen: set[str] = set()
     for position, row in enumerate(value):
         where = f"header: tensor {position}"
-        if not isinstance(row, list) or len(row) != 4:
-            raise ArtifactError(f"{where} must be [name, kind, group, shape], found {_short(row)}")
-        name, kind, group, shape = row
+        if not isinstance(row, list) or len(row) not in (4, 6):
+            raise ArtifactError(
+                f"{where} must be [name, kind, group, shape] or those and [column scales, trellis], found {_short(row)}"
+            )
+        name, kind, group, shape = row[:4]
         for what, text in (("name", name), ("group", group)):
             if not isinstance(text, str) or len(text) > MAX_NAME_LENGTH or not _NAME.fullmatch(text):
                 raise ArtifactError(
@@ -194,8 +210,11 @@ def _tensors(value: Any) -> tuple[TensorEntry, ...]:
         if not isinstance(shape, list) or len(shape) not in dimensions:
             raise ArtifactError(f"{where} ({name}): shape {_short(shape)} does not suit {kind}")
         sizes = tuple(_count(size, f"{where} ({name}): size", at_least=1) for size in shape)
+        column_scales, trellis = (_count(number, f"{where} ({name}): flag") for number in row[4:] or (0, 0))
+        if column_scales > 1 or trellis not in STATE_COUNTS or (kind in FLOAT_KINDS and (column_scales or trellis)):
+            raise ArtifactError(f"{where} ({name}): column scales and trellis {_short(row[4:])} do not suit {kind}")
         seen.add(name)
-        entries.append(TensorEntry(name, kind, group, sizes))
+        entries.append(TensorEntry(name, kind, group, sizes, bool(column_scales), trellis))
     return tuple(entries)
 
 

@@ -1,8 +1,8 @@
 """Stage `pack`: float weights and calibration statistics -> one artifact under the byte cap. Reads no text.
 
 Every tensor gets a storage by its role: block matrices on the `matrix_bits` grid, the embedding and other tables
-on the `embed_bits` grid, what is small or one-dimensional as fp16 (`lossless` keeps fp32 throughout). The bytes
-that count are those of the artifact file plus those of the code that reads it (rule B1).
+on the `embed_bits` grid, what is small, one-dimensional or passed through as fp16 (`lossless` keeps fp32 throughout).
+The bytes that count are those of the artifact file plus those of the code that reads it (rule B1).
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,19 +20,22 @@ from torch import Tensor
 from bitgolf import atomic
 from bitgolf.code_size import code_bytes
 from bitgolf.compress.container import StoredTensor, encode_artifact
+from bitgolf.compress.prune import Candidates, fit, measured_again, prune
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
+from bitgolf.compress.rate import Priced, Settings, fill
+from bitgolf.compress.sizes import ArtifactSizes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import BudgetError, RunError
 from bitgolf.progress import Progress, silent
-from bitgolf.roles import grid_of, is_table, role
+from bitgolf.roles import grid_of, require_passthrough_names, role
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.calibration import hessian_key
+from bitgolf.train.effects import idle_packing
+from bitgolf.train.second_order import read_curvature, read_fisher
 from bitgolf.train.weights import read_tensors
 
 log = logging.getLogger(__name__)
-
-_PRUNED_ABOVE = 65_536  # elements; the limit of the published scripts
 
 
 def pack(
@@ -43,54 +49,46 @@ def pack(
         artifact_bytes: cap to use instead of the configured one.
     Raises:
         BudgetError: code and model together exceed the cap, with the difference; an earlier artifact stays.
+        ConfigError: a setting that does not fit the weights.
         RunError: a product is missing.
     """
     config = run.config
     begin = time.perf_counter()
-    weights = prune(read_tensors(run.require("weights.safetensors"), run.path), config.pack.prune)
+    read = read_tensors(run.require("weights.safetensors"), run.path)
+    require_passthrough_names(read, config.pack)
+    for sentence in idle_packing(config.pack, {name: tuple(weight.shape) for name, weight in read.items()}):
+        log.warning("no effect: %s", sentence)
+    weights = prune(read, config.pack.prune)
     hessians = _hessians(run, config, device)
-    quantized = quantize_tensors(
-        _tasks(weights, hessians, config),
-        config.pack.percentiles,
-        damping=config.pack.damping,
-        block_size=config.pack.block_size,
-        device=device,
-        progress=progress,
-    )
-    by_name = {tensor.name: tensor for tensor in quantized}
-    stored = {
-        tensor.name: StoredTensor.quantized(tensor.codes, tensor.scales, tensor.grid.bits, role(tensor.name))
-        for tensor in quantized
-    }
-    plain = StoredTensor.fp32 if config.pack.method == "lossless" else StoredTensor.fp16
-    stored |= {name: plain(weight, role(name)) for name, weight in weights.items() if name not in stored}
-    progress("pack", 1, 1, "compressing")
-    tokenizer = open_data(run.require("data")).tokenizer
     cap = config.budget.artifact_bytes if artifact_bytes is None else artifact_bytes
-    code = code_bytes()
-    artifact, sizes = encode_artifact(
-        model_config=config.model.model_dump(mode="json"),
-        tokenizer=tokenizer.model_bytes,
-        tokenizer_meta={"lossless": tokenizer.lossless, "name": tokenizer.name},
-        tensors={name: stored[name] for name in weights},
-        meta={
-            "preset": config.name,
-            "window": config.window,
-            "stride": config.score.stride,
-            "config_sha256": config.digest(),
-        },
-        compressor=config.pack.compressor,
-    )
-    model_bytes = len(artifact)
+    code = code_bytes(config)
+    fits = config.pack.prune_to_fit and config.pack.method == "gptq"
+    room = cap - code - (config.pack.fit_margin_bytes if fits else 0)
+    if config.pack.method == "rate":
+        packed = _fill(run, weights, hessians, room, code, device, progress)
+    else:
+        quantized = quantize_tensors(
+            _tasks(weights, hessians, config),
+            config.pack.percentiles,
+            damping=config.pack.damping,
+            block_size=config.pack.block_size,
+            device=device,
+            progress=progress,
+        )
+        packed = _fit(run, weights, quantized, hessians, room, progress) if fits else _encode(run, weights, quantized)
+    progress("pack", 1, 1, "compressing")
+    sizes, model_bytes = packed.sizes, len(packed.artifact)
     total = model_bytes + code
-    if total > cap:
+    if model_bytes > room:
+        tried = f" even with all {packed.pruned['candidates']:,} codes of +-1 zeroed" if packed.pruned else ""
+        less = f" less pack.fit_margin_bytes {config.pack.fit_margin_bytes:,}" if fits else ""
         raise BudgetError(
-            f"the artifact does not fit: {model_bytes:,} bytes of model + {code:,} bytes of code = "
-            f"{total:,}, {total - cap:,} over the cap of {cap:,}; lower pack.matrix_bits "
+            f"the artifact does not fit{tried}: {model_bytes:,} bytes of model + {code:,} bytes of code = "
+            f"{total:,}, {model_bytes - room:,} over the cap of {cap:,}{less}; lower pack.matrix_bits "
             f"(now {config.pack.matrix_bits}) or pack.embed_bits (now {config.pack.embed_bits}), or "
             "shrink the model"
         )
-    atomic.write_bytes(run / "model.bitgolf", artifact)
+    atomic.write_bytes(run / "model.bitgolf", packed.artifact)
     seconds = time.perf_counter() - begin
     num_weights = sum(w.numel() for w in weights.values())
     atomic.write_json(
@@ -100,7 +98,7 @@ def pack(
             "code_bytes": code,
             "total_bytes": total,
             "cap_bytes": cap,
-            "model_sha256": hashlib.sha256(artifact).hexdigest(),
+            "model_sha256": hashlib.sha256(packed.artifact).hexdigest(),
             "seconds": seconds,
             "num_parameters": num_weights,
             "bits_per_weight": 8 * model_bytes / num_weights,
@@ -109,13 +107,15 @@ def pack(
             "header_bytes": sizes.header,
             "stream_bytes": sizes.streams,
             "group_bytes": sizes.groups,
+            "pruned_to_fit": packed.pruned,
+            "allocation": packed.allocation,
             "tensors": {
                 name: {
                     "shape": list(weight.shape),
-                    "kind": stored[name].kind,
-                    "group": stored[name].group,
+                    "kind": packed.stored[name].kind,
+                    "group": packed.stored[name].group,
                     "bytes": sizes.tensors[name],
-                    **_figures(by_name.get(name)),
+                    **_figures(packed.quantized.get(name)),
                 }
                 for name, weight in weights.items()
             },
@@ -128,8 +128,130 @@ def pack(
     budget.charge("untimed_seconds", "pack", "quantize and compress", seconds)
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """An encoded artifact and what it was made from.
+
+    For pack.json, `pruned`: what `prune_to_fit` did; `allocation`: how method `rate` divided the bytes.
+    """
+
+    artifact: bytes
+    sizes: ArtifactSizes
+    quantized: dict[str, QuantizedTensor]
+    stored: dict[str, StoredTensor]
+    pruned: dict[str, float] | None = None
+    allocation: dict[str, Any] | None = None
+
+
+def _encode(run: RunDirectory, weights: dict[str, Tensor], quantized: Iterable[QuantizedTensor]) -> _Packed:
+    """The artifact: quantized tensors as they are, all other weights in float."""
+    config = run.config
+    by_name = {tensor.name: tensor for tensor in quantized}
+    plain = StoredTensor.fp32 if config.pack.method == "lossless" else StoredTensor.fp16
+    stored = {
+        name: by_name[name].stored(role(name)) if name in by_name else plain(weight, role(name))
+        for name, weight in weights.items()
+    }
+    tokenizer = open_data(run.require("data")).tokenizer
+    artifact, sizes = encode_artifact(
+        model_config=config.model.model_dump(mode="json"),
+        tokenizer=tokenizer.model_bytes,
+        tokenizer_meta={"lossless": tokenizer.lossless, "name": tokenizer.name},
+        tensors=stored,
+        meta={
+            "preset": config.name,
+            "window": config.window,
+            "stride": config.score.stride,
+            "config_sha256": config.digest(),
+        },
+        compressor=config.pack.compressor,
+    )
+    return _Packed(artifact, sizes, by_name, stored)
+
+
+def _fill(
+    run: RunDirectory,
+    weights: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    room: int,  # bytes that the artifact may have
+    code: int,  # bytes of code beside it
+    device: torch.device,
+    progress: Progress,
+) -> _Packed:
+    """The artifact with steps by curvature, as large as `room` allows (see `rate`)."""
+    config = run.config.pack
+    if room <= 0:
+        raise BudgetError(f"the artifact does not fit: the code alone has {code:,} bytes, {-room:,} over the cap")
+    folder = run.require("calibration")
+    curvature = read_curvature(folder, run.path)
+    fisher = read_fisher(folder, run.path) if config.hessian == "fisher" else {}
+    priced = {}
+    for name, weight in weights.items():
+        if grid_of(name, tuple(weight.shape), config) is None:
+            continue
+        statistics, measured = fisher.get(name), curvature.get(name)
+        priced[name] = Priced(
+            weight.to(device),
+            hessians.get(hessian_key(name) or "") if statistics is None else statistics.inputs.to(device),
+            None if statistics is None else statistics.rows.to(device),
+            None if measured is None else measured.increase_nats,
+            0.0 if measured is None else measured.error_nats,
+            0.0 if measured is None else measured.step,
+        )
+    settings = Settings(config.trellis, config.column_steps, config.rate, config.damping, config.block_size, device)
+    try:
+        filled = fill(
+            priced, lambda tensors: _encode(run, weights, tensors.values()).artifact, room, settings, progress
+        )
+    except BudgetError as error:
+        raise BudgetError(f"{error}; {code:,} bytes of the cap are code") from error
+    allocation = {
+        "predicted_nats": filled.predicted_nats,
+        "log2_theta": filled.landing.log2_theta,
+        "passes": [{"log2_theta": theta, "model_bytes": size} for theta, size in filled.landing.passes],
+        "tensors": filled.choices,
+    }
+    return replace(_encode(run, weights, filled.tensors.values()), allocation=allocation)
+
+
+def _fit(
+    run: RunDirectory,
+    weights: dict[str, Tensor],
+    quantized: list[QuantizedTensor],
+    hessians: dict[str, Tensor],
+    room: int,  # bytes that the artifact may have
+    progress: Progress,
+) -> _Packed:
+    """The artifact with as few codes of +-1 zeroed as bring it to `room` bytes; with all of them when none do."""
+    of_tensor = {t.name: hessians[key] for t in quantized if (key := hessian_key(t.name)) in hessians}
+    candidates = Candidates(quantized, of_tensor)
+
+    def pruned(count: int) -> list[QuantizedTensor]:
+        codes = candidates.codes(count)
+        return [replace(t, codes=codes.get(t.name, t.codes)) for t in quantized]
+
+    def probe(count: int) -> _Packed:
+        progress("pack", 0, 1, f"compressing with {count:,} of {candidates.total:,} codes of +-1 zeroed")
+        return _encode(run, weights, pruned(count))
+
+    count, packed, encodes = fit(probe, lambda tried: len(tried.artifact), candidates, room)
+    changed = candidates.codes(count)
+    measured = {
+        t.name: measured_again(t, changed[t.name], weights[t.name], of_tensor[t.name]) if t.name in changed else t
+        for t in quantized
+    }
+    record = {
+        "candidates": candidates.total,
+        "zeroed": count,
+        "cost": candidates.cost(count),
+        "margin_bytes": run.config.pack.fit_margin_bytes,
+        "encodes": encodes,
+    }
+    return replace(packed, quantized=measured, pruned=record)
+
+
 def _hessians(run: RunDirectory, config: Config, device: torch.device) -> dict[str, Tensor]:
-    if config.pack.method != "gptq":
+    if config.pack.method not in ("gptq", "rate"):
         return {}
     folder = run.require("calibration")
     path = folder / "hessians.safetensors"
@@ -150,20 +272,6 @@ def _tasks(weights: dict[str, Tensor], hessians: dict[str, Tensor], config: Conf
             method = config.pack.method if key else "rtn"
             tasks.append(QuantizeTask(name, weight, grid, method, hessians.get(key or "")))
     return tasks
-
-
-def prune(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Zero the `share` of smallest magnitude in every matrix of more than 65,536 elements that is no table.
-
-    Zeros cost a compressor little; the published int5 systems drop 2 to 5 % (techniques.md section 6).
-    """
-    pruned = dict(weights)
-    for name, weight in weights.items():
-        count = int(share * weight.numel())
-        if count and weight.ndim == 2 and weight.numel() > _PRUNED_ABOVE and not is_table(name):
-            threshold = weight.abs().flatten().kthvalue(count).values
-            pruned[name] = weight.masked_fill(weight.abs() <= threshold, 0.0)
-    return pruned
 
 
 def _figures(tensor: QuantizedTensor | None) -> dict[str, float | None]:

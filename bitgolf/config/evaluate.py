@@ -32,9 +32,13 @@ class TTTConfig(Section):
     )
     chunk_tokens: int = Field(32_768, ge=1, description="targets scored between two updates (not lora)")
     last_blocks: int = Field(2, ge=1, description="blocks that learn with last_blocks, besides all scales")
+    freeze_blocks: int = Field(0, ge=0, description="first blocks that do not learn with full; all else does")
     epochs: int = Field(3, ge=1, description="passes over each scored chunk")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="its state is kept across chunks")
     lr: float = Field(0.002, gt=0, description="learning rate of the first chunk; falls by a cosine over the chunks")
+    step_cosine_floor: float = Field(
+        1.0, ge=0, le=1, description="rate of a chunk's last step over its first, by a second cosine; 1 = constant"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     beta1: float = Field(0.9, ge=0, lt=1, description="of adamw")
     beta2: float = Field(0.999, ge=0, lt=1, description="of adamw")
@@ -65,6 +69,11 @@ class TTTConfig(Section):
             raise ValueError(
                 "temperature_lr learns between chunks of the text, but lora adapts inside documents; "
                 "set temperature_lr 0 (a constant temperature works)"
+            )
+        if self.freeze_blocks and self.method in ("last_blocks", "lora"):
+            raise ValueError(
+                f"freeze_blocks {self.freeze_blocks} says what does not learn with method full, but method is "
+                f"{self.method}, which says itself what learns; set freeze_blocks 0"
             )
         if self.rescore_temperature and self.method not in ("full", "last_blocks"):
             raise ValueError(

@@ -37,6 +37,7 @@ class ModelConfig(Section):
     smear: Literal["none", "v1", "v2"] = Field("none", description="mix in the previous token's embedding")
     smear_gate_init: float = Field(0.0, description="initial logit of the smear gate (v1)")
     smear_document_mask: bool = Field(False, description="no smear over a document start")
+    document_attention: bool = Field(False, description="attention and bigrams stay within the documents of a row")
     ve_layers: tuple[int, ...] = Field((), description="layers whose values get a shared token embedding")
     ve_dim: int = Field(128, ge=1, description="width of the value embedding table")
 
@@ -66,6 +67,11 @@ class ModelConfig(Section):
             )
         if self.skip_gates and not self.skips:
             raise ValueError("skip_gates need skips = true")
+        if self.document_attention and self.smear != "none" and not self.smear_document_mask:
+            raise ValueError(
+                f"document_attention needs smear_document_mask = true: smear {self.smear} would carry a document's "
+                'last token into the next document; set model.smear_document_mask true, or model.smear "none"'
+            )
         return self
 
     @property

@@ -77,6 +77,30 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _packing_has_its_statistics(self) -> Self:
+        train, pack = self.train, self.pack
+        if pack.method != "rate":
+            return self
+        if not train.curvature_tokens:
+            raise ValueError(
+                "pack.method 'rate' divides the bytes by measured curvature: set train.curvature_tokens (for example "
+                f"{32 * train.seq_len}) and train.held_out_tokens to as many or more"
+            )
+        if pack.hessian == "fisher" and not train.fisher_tokens:
+            raise ValueError(
+                f"pack.hessian 'fisher' needs train.fisher_tokens, for example {train.calibration_tokens}; or use "
+                "'plain'"
+            )
+        if self.qat.mode != "none":
+            raise ValueError(
+                f"qat.mode {self.qat.mode!r} trains on the grid that weights are packed on, but pack.method 'rate' "
+                "chooses steps after training; use qat.mode 'none', or pack.method 'gptq'"
+            )
+        if pack.prune_to_fit:
+            raise ValueError("pack.prune_to_fit is for fixed grids; pack.method 'rate' fits by itself: set it false")
+        return self
+
+    @model_validator(mode="after")
     def _adaptation_fits(self) -> Self:
         ttt, model, window = self.ttt, self.model, self.window
         if ttt.between_chunks and ttt.chunk_tokens < window:
@@ -86,6 +110,8 @@ class Config(Section):
             )
         if ttt.method == "last_blocks" and ttt.last_blocks > model.num_layers:
             raise ValueError(f"ttt.last_blocks {ttt.last_blocks} is more than the {model.num_layers} layers there are")
+        if ttt.freeze_blocks > (layers := model.num_layers):
+            raise ValueError(f"ttt.freeze_blocks {ttt.freeze_blocks} is more than the {layers} layers there are")
         if ttt.method == "lora":
             widths = {"k": model.kv_dim, "v": model.kv_dim, "head": min(model.model_dim, model.vocab_size)}
             target = min(ttt.lora_targets, key=lambda name: widths.get(name, model.model_dim))

@@ -28,6 +28,7 @@ from bitgolf.errors import ConfigError
 from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
+from bitgolf.evaluate.split_model import CompiledModel
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.temperature import Tempered
 from bitgolf.language_model import load, load_weights_
@@ -120,7 +121,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
 def scoring_model(model: GPT, config: Config, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model as the scorers call it: compiled on a GPU when the configuration says so."""
     if config.score.compile and device.type == "cuda":
-        return torch.compile(model, dynamic=False)
+        return CompiledModel(model)
     return model
 
 

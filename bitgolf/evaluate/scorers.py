@@ -4,10 +4,11 @@ Windows of T inputs start every `stride` tokens; the first scores all its target
 `stride`, so all but the first T targets see more than T - stride tokens of context. `chunked` is the same
 with stride T (non-overlapping windows). Which window scores a target is a closed formula of its index: it
 depends neither on the length of the text nor on batches, ranks or chunk borders. Inputs are padded on the
-right to one shape (B, T): a causal model cannot notice, and a compiled one is compiled once.
+right to one shape (B, T): a causal model cannot notice, and a compiled one is compiled once. The head runs only on
+positions that are scored, laid end to end and padded to P at a time.
 Source: sliding evaluation of the challenge, with the tail fix of PR 1218 (technique 8).
 
-Legend: B rows of a batch, T window, V vocabulary.
+Legend: B rows of a batch, T window, D model width, P positions of a slab, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,13 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
+from bitgolf.evaluate.split_model import Model, split
 from bitgolf.evaluate.tape import Scorer, TokenReader
 
-Model = Callable[[Tensor], Tensor]
-"""Tokens (B, T) int64 -> logits (B, T, V) float32, causal."""
-
 METHODS = ("chunked", "sliding")
-# Positions whose log-softmax is taken at once: 64 MiB of float32 at V = 1,024, 512 MiB at V = 8,192.
+# Most positions whose logits are held at once: 64 MiB of float32 at V = 1,024, 512 MiB at V = 8,192.
 _SLAB_POSITIONS = 16_384
 
 
@@ -66,10 +65,12 @@ class WindowScorer:
         rank: int,
         world_size: int,
     ) -> None:
-        self.model = model
+        self.model = split(model)
         self.window = window
         self.stride = stride
         self.rows = batch_tokens // window
+        scored = self.rows * stride  # positions of a full batch, in equal slabs
+        self.slab = -(-scored // -(-scored // _SLAB_POSITIONS))  # P
         self.device = device
         self.rank = rank
         self.world_size = world_size
@@ -82,16 +83,12 @@ class WindowScorer:
         for number, rows in enumerate(self._batches(plan)):
             if number % self.world_size != self.rank:
                 continue
-            logits = self._forward(read, rows)  # (B, T, V)
             first, last = int(rows[0, 1]), int(rows[-1, 2])
             targets = torch.from_numpy(read(first + 1, last + 1).astype(np.int64)).to(self.device)
-            for a, b in _runs(rows):
-                low, high = int(rows[a, 1]), int(rows[b - 1, 2])
-                begin, end = int(rows[a, 1] - rows[a, 0]), int(rows[a, 2] - rows[a, 0])
-                part = logits[a:b, begin:end].float()  # (b - a, end - begin, V)
-                part_targets = targets[low - first : high - first].view(b - a, end - begin, 1)
-                chosen = part.gather(-1, part_targets).squeeze(-1)
-                out[low - start : high - start] = (torch.logsumexp(part, dim=-1) - chosen).reshape(-1)
+            for low, logits in self._logits(read, rows):
+                high = low + len(logits)
+                chosen = logits.gather(-1, targets[low - first : high - first, None]).squeeze(-1)
+                out[low - start : high - start] = torch.logsumexp(logits, dim=-1) - chosen
             if tick is not None:
                 tick(last - start)
         return self._gather(out).cpu().numpy()
@@ -102,28 +99,33 @@ class WindowScorer:
         plan = window_plan(start, stop, self.window, self.stride)
         parts: list[Tensor] = []
         for rows in self._batches(plan):
-            logits = self._forward(read, rows)  # (B, T, V)
-            for row, (begin, low, high) in enumerate(rows.tolist()):
-                parts.append(torch.log_softmax(logits[row, low - begin : high - begin].float(), dim=-1).cpu())
+            parts += [torch.log_softmax(logits, dim=-1).cpu() for _, logits in self._logits(read, rows)]
         return torch.cat(parts).numpy()
 
     def _batches(self, plan: np.ndarray) -> Iterator[np.ndarray]:
         for i in range(0, len(plan), self.rows):
             yield plan[i : i + self.rows]
 
-    def _forward(self, read: TokenReader, rows: np.ndarray) -> Tensor:
-        """Logits (B, T, V) of a batch of windows, padded on the right and below with token 0."""
+    def _logits(self, read: TokenReader, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+        """A batch's targets in order, a slab at a time: the first target and the logits (up to P, V) float32."""
+        hidden = self._hidden(read, rows).flatten(0, 1)  # (B * T, D)
+        positions = np.concatenate(
+            [row * self.window + np.arange(low - begin, high - begin) for row, (begin, low, high) in enumerate(rows)]
+        )
+        for done in range(0, len(positions), self.slab):
+            wanted = positions[done : done + self.slab]
+            padded = np.pad(wanted, (0, self.slab - len(wanted)), mode="edge")  # (P,)
+            chosen = hidden[torch.from_numpy(padded).to(self.device)]  # (P, D)
+            yield int(rows[0, 1]) + done, self.model.logits(chosen)[: len(wanted)].float()
+
+    def _hidden(self, read: TokenReader, rows: np.ndarray) -> Tensor:
+        """First half (B, T, D) of the model on a batch of windows, padded on the right and below with token 0."""
         origin = int(rows[0, 0])
         block = read(origin, int(rows[-1, 2])).astype(np.int64)
         inputs = np.zeros((self.rows, self.window), dtype=np.int64)
         for row, (begin, _, high) in enumerate(rows.tolist()):
             inputs[row, : high - begin] = block[begin - origin : high - origin]
-        logits = self.model(torch.from_numpy(inputs).to(self.device))
-        if logits.ndim != 3 or logits.shape[:2] != inputs.shape:
-            raise ValueError(
-                f"the model must map tokens {inputs.shape} to logits {(*inputs.shape, 'V')}, got {tuple(logits.shape)}"
-            )
-        return logits
+        return self.model.hidden(torch.from_numpy(inputs).to(self.device))
 
     def _gather(self, out: Tensor) -> Tensor:
         """Put the ranks' shares together; exact, because each target is nonzero on one rank only."""
@@ -132,19 +134,6 @@ class WindowScorer:
         shared = out if "nccl" in str(dist.get_backend()) else out.cpu()
         dist.all_reduce(shared, op=dist.ReduceOp.SUM)
         return shared
-
-
-def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs [a, b) of rows that score the same offsets of their windows, at most a slab of positions each."""
-    offsets = rows[:, 1:] - rows[:, :1]
-    a = 0
-    while a < len(rows):
-        most = max(1, _SLAB_POSITIONS // int(offsets[a, 1] - offsets[a, 0]))
-        b = a + 1
-        while b < len(rows) and b - a < most and (offsets[b] == offsets[a]).all():
-            b += 1
-        yield a, b
-        a = b
 
 
 def make_scorer(
@@ -162,7 +151,8 @@ def make_scorer(
 
     Args:
         method: "chunked" (stride is ignored) or "sliding".
-        model: causal, tokens (B, T) int64 -> logits (B, T, V) float32; compiled models see one shape only.
+        model: causal, tokens (B, T) int64 -> logits (B, T, V) float32. One that has halves (see `split_model`) is run
+            by halves; compiled ones see one shape each, (B, T) and (P, D).
         window: T, tokens of context and width of every forward pass.
         stride: targets newly scored by each sliding window, 1..T.
         batch_tokens: tokens of one forward pass on one rank; B = batch_tokens // window rows.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitgolf.distributed import World
 from bitgolf.evaluate.chunk_rows import chunk_rows, share
+from bitgolf.evaluate.split_model import split
 from bitgolf.evaluate.tape import TokenReader
 
 
@@ -32,10 +33,19 @@ class Tempered:
 
     def __init__(self, model: Callable[[Tensor], Tensor], temperature: float) -> None:
         self.model, self.temperature = model, temperature
+        self._halves = split(model)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V)."""
         return self.model(tokens) / self.temperature
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """First half of the model (see `split_model`)."""
+        return self._halves.hidden(tokens)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Second half of the model, (P, V)."""
+        return self._halves.logits(hidden) / self.temperature
 
 
 class OnlineTemperature:

@@ -2,10 +2,11 @@
 
 An `Adapter` of the score tape: it is called with a chunk's tokens once their losses are final, so it is score-first
 by construction. Each chunk is learned for a few epochs over its rows with SGD or AdamW, whose state is kept across
-chunks; the learning rate falls by a cosine over the chunks; the gradient is that of the evaluation forward (no fake
-quantization). The scorer uses the same live weights. Nothing is learned from the last chunk, and nothing that is
-learned outlives the pass: see `adapters.preserved`. Sources: full weights PR 461 and 549, last blocks and all scales
-with AdamW seeds PR 576 and 585 (techniques.md section 11).
+chunks; the learning rate falls by a cosine over the chunks and, with a floor below 1, by another over the steps of
+each chunk; the gradient is that of the evaluation forward (no fake quantization). The scorer uses the same live
+weights. Nothing is learned from the last chunk, and nothing that is learned outlives the pass: see
+`adapters.preserved`. Sources: full weights PR 461 (first two blocks frozen) and 549, the second cosine PR 693, last
+blocks and all scales with AdamW seeds PR 576 and 585 (techniques.md section 11).
 
 Legend: B rows of a forward pass, R rows of a chunk, T window, V vocabulary.
 """
@@ -31,12 +32,14 @@ from bitgolf.model.gpt import GPT
 def learning_parameters(model: nn.Module, config: TTTConfig) -> dict[str, nn.Parameter]:
     """What test-time training may change, by name.
 
-    `full`: everything. `last_blocks`: the last n blocks, and every scale (attention and MLP scales of all blocks,
-    bigram and value embedding scales); the tied embedding, which is also the head, stays as it is.
+    `full`: everything but the first `freeze_blocks` blocks. `last_blocks`: the last n blocks, and every scale
+    (attention and MLP scales of all blocks, bigram and value embedding scales); the tied embedding, which is also the
+    head, stays as it is.
     """
     parameters = dict(model.named_parameters())
     if config.method == "full":
-        return parameters
+        frozen = tuple(f"blocks.{layer}." for layer in range(config.freeze_blocks))
+        return {name: parameter for name, parameter in parameters.items() if not name.startswith(frozen)}
     assert isinstance(model, GPT)
     first = len(model.blocks) - config.last_blocks
     blocks = tuple(f"blocks.{layer}." for layer in range(first, len(model.blocks)))
@@ -50,6 +53,11 @@ def learning_parameters(model: nn.Module, config: TTTConfig) -> dict[str, nn.Par
 def cosine_lr(lr: float, chunk: int, num_chunks: int) -> float:
     """Learning rate after chunk `chunk` of `num_chunks`: `lr` after the first, falling to 0 at the last."""
     return lr / 2 * (1 + math.cos(math.pi * chunk / max(1, num_chunks - 1)))
+
+
+def step_scale(floor: float, step: int, num_steps: int) -> float:
+    """Multiplier of the rate at step `step` of the `num_steps` of a chunk: 1 at the first, falling to `floor`."""
+    return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * step / max(1, num_steps - 1)))
 
 
 class ChunkTTT:
@@ -93,11 +101,13 @@ class ChunkTTT:
         """
         rows = chunk_rows(revealed, start, stop, self.window)  # (R, T + 1)
         chunk = start // self.config.chunk_tokens
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(self.config.lr, chunk, self.num_chunks)
-        for _ in range(self.config.epochs):
-            for begin in range(0, len(rows), self.config.batch_rows):
-                self._step(rows[begin : begin + self.config.batch_rows], chunk)
+        lr = cosine_lr(self.config.lr, chunk, self.num_chunks)
+        size = self.config.batch_rows
+        batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)] * self.config.epochs
+        for step, batch in enumerate(batches):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr * step_scale(self.config.step_cosine_floor, step, len(batches))
+            self._step(batch, chunk)
 
     @torch.enable_grad()
     def _step(self, batch: np.ndarray, chunk: int) -> None:

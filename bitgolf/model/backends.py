@@ -2,7 +2,9 @@
 
 `auto` takes the fastest that works for the device, dtype and head width, in the order measured on Hopper
 (FlashAttention 3, cuDNN, flash, memory-efficient, math). A backend asked for by name is used or refused,
-never replaced.
+never replaced. With document-aware attention the choice is among `documents.DOCUMENT_BACKENDS` (in the order of
+published figures, not measured here); there "works" means that results and gradients are those of the definition,
+since a kernel that ignored the borders would run as well.
 
 Legend: B batch, T time, H query heads, G key/value heads, K head width.
 """
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitgolf.errors import ConfigError
+from bitgolf.model.documents import BOS, DOCUMENT_BACKENDS, document_backend
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -28,6 +31,10 @@ _SDPA = {
     "math": SDPBackend.MATH,
 }
 BACKENDS = ("fa3", "cudnn", "flash", "efficient", "math")
+_NEED_GPU = ("fa3", "cudnn", "flex", "varlen")
+# Largest difference from the definition that rounding explains in `_try_with_documents`; four times what was measured
+# on a CPU. One token too many in sight moves results by more than 1.
+_ROUNDING = {torch.float32: 2e-2, torch.bfloat16: 0.15, torch.float16: 2e-2}
 
 
 def attention_function(backend: str) -> AttentionFunction:
@@ -69,43 +76,105 @@ def attention_function(backend: str) -> AttentionFunction:
 
 
 def available_backends(
-    device: torch.device, dtype: torch.dtype, head_dim: int = 64, *, heads: int = 4, kv_heads: int = 2
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int = 64,
+    *,
+    heads: int = 4,
+    kv_heads: int = 2,
+    documents: bool = False,
 ) -> dict[str, str]:
-    """Every backend with '' when a small forward and backward pass works there, else the reason it does not."""
-    found: dict[str, str] = {}
-    for backend in BACKENDS:
-        if backend == "fa3" and importlib.util.find_spec("flash_attn_interface") is None:
-            found[backend] = "package flash_attn_interface is not installed"
-            continue
-        if backend in ("fa3", "cudnn") and device.type != "cuda":
-            found[backend] = "needs an NVIDIA GPU"
-            continue
-        try:
-            q = torch.randn(1, 128, heads, head_dim, device=device, dtype=dtype, requires_grad=True)
-            k = torch.randn(1, 128, kv_heads, head_dim, device=device, dtype=dtype, requires_grad=True)
-            attention_function(backend)(q, k, k).sum().backward()
-            found[backend] = ""
-        except (RuntimeError, ConfigError) as error:
-            found[backend] = str(error).strip().splitlines()[0]
-    return found
+    """Every backend with '' when a small forward and backward pass works there, else the reason it does not.
+
+    `documents` asks for those that document-aware attention can use, and checks their results.
+    """
+    names = DOCUMENT_BACKENDS if documents else BACKENDS
+    return {name: _problem(name, device, dtype, (heads, kv_heads, head_dim), documents) for name in names}
 
 
 def choose_backend(
-    requested: str, device: torch.device, dtype: torch.dtype, head_dim: int, *, heads: int, kv_heads: int
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    documents: bool = False,
 ) -> str:
     """Resolve `auto` to the fastest backend that works here; check that a named one does.
 
-    Raises ConfigError with the reason when the named backend does not work on this device.
+    Raises ConfigError with the reason when the named backend does not work on this device, or not with
+    document-aware attention (`documents`).
     """
-    if requested != "auto" and requested not in BACKENDS:
-        raise ConfigError(f"unknown attention backend {requested!r}; allowed: auto, {', '.join(BACKENDS)}")
-    found = available_backends(device, dtype, head_dim, heads=heads, kv_heads=kv_heads)
-    working = [name for name, reason in found.items() if not reason]
+    names = DOCUMENT_BACKENDS if documents else BACKENDS
+    if requested not in ("auto", *names):
+        problem = f"unknown attention backend {requested!r}"
+        if requested in BACKENDS:
+            problem = f"attention backend {requested!r} cannot be told where documents begin (model.document_attention)"
+        elif requested in DOCUMENT_BACKENDS:
+            problem = f"attention backend {requested!r} is for model.document_attention = true only"
+        raise ConfigError(f"{problem}; allowed: auto, {', '.join(names)}")
+    sizes = (heads, kv_heads, head_dim)
     if requested == "auto":
-        return working[0]
-    if found[requested]:
+        return next(name for name in names if not _problem(name, device, dtype, sizes, documents))
+    reason = _problem(requested, device, dtype, sizes, documents)
+    if reason:
+        working = [name for name in names if not _problem(name, device, dtype, sizes, documents)]
         raise ConfigError(
-            f"attention backend {requested!r} does not work on {device}: {found[requested]}; "
-            f"working here: {', '.join(working)}"
+            f"attention backend {requested!r} does not work on {device}"
+            f"{' with model.document_attention' if documents else ''}: {reason}; working here: {', '.join(working)}"
         )
     return requested
+
+
+@torch.enable_grad()
+def _problem(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int],  # H, G, K
+    documents: bool,
+) -> str:
+    """Why a backend does not work here; '' when it does."""
+    if backend == "fa3" and importlib.util.find_spec("flash_attn_interface") is None:
+        return "package flash_attn_interface is not installed"
+    if backend in _NEED_GPU and device.type != "cuda":
+        return "needs an NVIDIA GPU"
+    try:
+        return _try_with_documents(backend, device, dtype, sizes) if documents else _try(backend, device, dtype, sizes)
+    except (RuntimeError, ValueError) as error:  # ConfigError is one of the latter
+        return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def _try(backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int]) -> str:
+    H, G, K = sizes
+    generator = torch.Generator().manual_seed(0)  # a trial must not move the generator of what follows
+    q, k = (torch.randn(1, 128, n, K, generator=generator).to(device, dtype).requires_grad_() for n in (H, G))
+    attention_function(backend)(q, k, k).sum().backward()
+    return ""
+
+
+def _try_with_documents(backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int]) -> str:
+    """A forward and backward pass over two rows of 160 tokens in six documents, against `math` in float32."""
+    H, G, K = sizes
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.full((2, 160), BOS + 1)
+    for row, position in ((0, 0), (0, 7), (0, 130), (1, 64), (1, 65)):
+        tokens[row, position] = BOS
+    drawn = [torch.randn(2, 160, n, K, generator=generator).to(dtype) for n in (H, G, G, H)]
+
+    def run(name: str, dtype: torch.dtype) -> list[Tensor]:
+        q, k, v, upstream = (tensor.to(device, dtype, copy=True) for tensor in drawn)
+        found = document_backend(name)
+        inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+        y = found.attend(q, k, v, found.layout(tokens.to(device)))
+        return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
+
+    difference = max(
+        float((ours.float() - theirs).abs().max())
+        for ours, theirs in zip(run(backend, dtype), run("math", torch.float32), strict=True)
+    )
+    if not difference <= _ROUNDING[dtype]:
+        return f"its result is not that of document-aware attention (off by {difference:.3g})"
+    return ""

@@ -28,7 +28,13 @@ def build_model(
     """
     dtype = compute_dtype(device)
     backend = choose_backend(
-        attention, device, dtype, config.head_dim, heads=config.num_heads, kv_heads=config.num_kv_heads
+        attention,
+        device,
+        dtype,
+        config.head_dim,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        documents=config.document_attention,
     )
     model = GPT(config, context_length, compute_dtype=dtype).to(device)
     model.set_attention_backend(backend)

@@ -1,9 +1,10 @@
 """What enters the first block: token embedding, hashed bigrams, a smear of the previous token; and value embeddings.
 
 Order of the seed systems: x = E[t] + bigram -> RMS norm -> smear -> x0 (techniques.md section 2). "Previous
-token" is absent at a window's first position; with `smear_document_mask` it is absent at a document's first token
-too, so nothing leaks from one document into the next. Sources: BigramHash and SmearGate v1 from PR 65 and 287,
-v2 from PR 1667 with the BOS fix of PR 1851, shared value embeddings from PR 374.
+token" is absent at a window's first position. At a document's first token it is absent too for the smear with
+`smear_document_mask`, and for the hash with `document_attention`; then nothing leaks from one document into the next.
+Sources: BigramHash and SmearGate v1 from PR 65 and 287, v2 from PR 1667 with the BOS fix of PR 1851, shared value
+embeddings from PR 374.
 
 Legend: B batch, T time, D model width, V vocabulary.
 """
@@ -15,18 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
+from bitgolf.model.documents import BOS
 from bitgolf.model.layers import Linear
 
-BOS = 1  # id of the document start in every challenge tokenizer
 _SMEAR_WINDOW = 12  # channels that the gate of SmearGate v2 reads
 
 
-def bigram_rows(tokens: Tensor, rows: int) -> Tensor:
+def bigram_rows(tokens: Tensor, rows: int, documents: bool = False) -> Tensor:
     """Row of the bigram table for every position: (B, T) int64 in, (B, T) int64 below `rows` out.
 
-    Position 0 has no previous token and takes the last row; the others hash the pair into rows 0 .. rows - 2.
+    Position 0, and with `documents` every BOS, has no previous token and takes the last row; the others hash the pair
+    into rows 0 .. rows - 2.
     """
     hashed = (36313 * tokens[:, 1:] ^ 27191 * tokens[:, :-1]) % (rows - 1)
+    if documents:
+        hashed = torch.where(tokens[:, 1:] == BOS, rows - 1, hashed)
     return F.pad(hashed, (1, 0), value=rows - 1)
 
 
@@ -35,13 +39,14 @@ class BigramHash(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.documents = config.document_attention
         self.table = nn.Parameter(torch.empty(config.bigram_rows, config.bigram_dim))
         self.project = Linear(config.bigram_dim, config.model_dim)
         self.scale = nn.Parameter(torch.tensor(0.05))
 
     def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
         """tokens (B, T) int64 -> (B, T, D) of `dtype`."""
-        rows = F.embedding(bigram_rows(tokens, self.table.size(0)), self.table).to(dtype)
+        rows = F.embedding(bigram_rows(tokens, self.table.size(0), self.documents), self.table).to(dtype)
         return self.scale.to(dtype) * self.project(rows, fake)
 
 

@@ -2,7 +2,8 @@
 
 Order (techniques.md section 2): E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T
 -> c tanh(z / c). The first L // 2 layers push their output; every later layer adds the last one pushed, times a
-learned weight a channel, while any is left.
+learned weight a channel, while any is left. With `document_attention` nothing passes from one document of a row to
+the next, neither by attention nor by smear or bigram hash; all the rest is a function of single tokens.
 
 Legend: B batch, T time, D model width, V vocabulary, L layers.
 """
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
-from bitgolf.model.backends import attention_function
+from bitgolf.model.documents import Layout, document_backend, document_mask
 from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
 from bitgolf.model.layers import Block, LayerCache, Linear, rms_norm
 from bitgolf.model.rotary import rotary_frequencies
@@ -54,6 +55,7 @@ class GPT(nn.Module):
         skips = min(self.num_encoder, config.num_layers - self.num_encoder) if config.skips else 0
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
+        self.document_layout = document_backend("math").layout if config.document_attention else None
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
 
@@ -87,9 +89,11 @@ class GPT(nn.Module):
 
     def set_attention_backend(self, backend: str) -> None:
         """Use the named backend (see `bitgolf.model.backends`) in every layer."""
+        documents = self.config.document_attention
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attention.attend = attention_function(backend)
+            block.attention.use_backend(backend, documents)
+        self.document_layout = document_backend(backend).layout if documents else None
 
     def embed(self, tokens: Tensor, fake: Tensor | None = None) -> Tensor:
         """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor."""
@@ -118,6 +122,12 @@ class GPT(nn.Module):
             x = self.embed(torch.cat((cache.tokens[:, -2:], tokens), dim=1))[:, -tokens.size(1) :]
         if cache is not None:
             cache.tokens = tokens if cache.tokens is None else torch.cat((cache.tokens, tokens), dim=1)
+        documents: Layout | None = None
+        if self.document_layout is not None:
+            if cache is None or cache.tokens is None:
+                documents = self.document_layout(tokens)
+            else:
+                documents = document_mask(cache.tokens, tokens.size(1))
         positions = torch.arange(offset, offset + tokens.size(1), device=tokens.device, dtype=torch.float32)
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
@@ -128,7 +138,8 @@ class GPT(nn.Module):
             if layer >= self.num_encoder and skips:
                 x = self._take_skip(x, skips.pop(), layer - self.num_encoder)
             ve = self._layer_value_embedding(extra, layer)
-            x, v = block(x, x0, cos, sin, ve, first_value, None if cache is None else cache.layers[layer], fake)
+            layer_cache = None if cache is None else cache.layers[layer]
+            x, v = block(x, x0, cos, sin, ve, first_value, layer_cache, fake, documents)
             if layer == 0 and self.config.value_residual:
                 first_value = v
             if layer < self.num_encoder and self.skip_weights is not None:

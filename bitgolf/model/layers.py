@@ -8,12 +8,15 @@ Legend: B batch, T time, D model width, H query heads, G key/value heads, K head
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
-from bitgolf.model.backends import AttentionFunction, attention_function
+from bitgolf.model.backends import attention_function
+from bitgolf.model.documents import Layout, document_backend
 from bitgolf.model.rotary import rotate
 
 
@@ -57,7 +60,8 @@ class Attention(nn.Module):
     """Causal self-attention: QK-norm, rotary positions, a learned gain a query head, grouped keys and values.
 
     Options: values get a token embedding (VE) and the first layer's values (VRL) before they are attended to;
-    the component of a head's output along the token's own value is removed (XSA, PR 265).
+    the component of a head's output along the token's own value is removed (XSA, PR 265); attention stays within
+    documents (`bitgolf.model.documents`).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -70,7 +74,12 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain))
         self.exclude_self = layer >= config.num_layers - config.xsa_layers
         self.value_mix = nn.Parameter(torch.tensor([0.01, 0.99])) if config.value_residual and layer else None
-        self.attend: AttentionFunction = attention_function("math")
+        self.attend: Callable[..., Tensor]
+        self.use_backend("math", config.document_attention)
+
+    def use_backend(self, backend: str, documents: bool) -> None:
+        """Attend by the named backend: of `bitgolf.model.backends`, or of `bitgolf.model.documents`."""
+        self.attend = document_backend(backend).attend if documents else attention_function(backend)
 
     def forward(
         self,
@@ -81,6 +90,7 @@ class Attention(nn.Module):
         first_value: Tensor | None = None,  # (B, T, G, K) of layer 0
         cache: LayerCache | None = None,
         fake: Tensor | None = None,  # sharpness of fake quantization; None = off
+        documents: Layout | None = None,  # of the backend, or (B, 1, T, S) with a cache; None = rows are one document
     ) -> tuple[Tensor, Tensor]:
         """Returns the branch output (B, T, D) and the values that were used (B, T, G, K)."""
         B, T, _ = x.shape
@@ -95,7 +105,12 @@ class Attention(nn.Module):
             v = mix[0] * first_value + mix[1] * v
         q, k = rotate(rms_norm(q), cos, sin), rotate(rms_norm(k), cos, sin)
         q = q * self.q_gain.to(q.dtype)[:, None]
-        y = self.attend(q, k, v) if cache is None else attend_to_cache(q, *cache.extend(k, v))
+        if cache is not None:
+            y = attend_to_cache(q, *cache.extend(k, v), documents)
+        elif documents is not None:
+            y = self.attend(q, k, v, documents)
+        else:
+            y = self.attend(q, k, v)
         if self.exclude_self:
             y = remove_own_value(y, v)
         return self.out(y.reshape(B, T, -1), fake), v
@@ -109,10 +124,14 @@ def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
     return (grouped - (grouped * direction).sum(-1, keepdim=True) * direction).view(B, T, H, K)
 
 
-def attend_to_cache(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the last T positions to all S >= T of them. q (B, T, H, K), k, v (B, S, G, K)."""
+def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of the last T positions to all S >= T of them, or to those that `mask` (B, 1, T, S) bool allows.
+
+    q (B, T, H, K), k, v (B, S, G, K).
+    """
     T, S = q.size(1), k.size(1)
-    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     y = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -159,10 +178,13 @@ class Block(nn.Module):
         first_value: Tensor | None = None,
         cache: LayerCache | None = None,
         fake: Tensor | None = None,
+        documents: Layout | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the new stream and the layer's values; see `Attention.forward` for the arguments."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y, v = self.attention(rms_norm(x) * self.norm_scale, cos, sin, value_embedding, first_value, cache, fake)
+        y, v = self.attention(
+            rms_norm(x) * self.norm_scale, cos, sin, value_embedding, first_value, cache, fake, documents
+        )
         x = x + self.attn_scale.to(x.dtype) * y
         return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale, fake), v

@@ -1,8 +1,9 @@
-"""Line charts of the report, as inline SVG that follows the page's colors.
+"""Charts of the pages, as inline SVG that follows the page's colors; the line chart of the report.
 
 Drawn by matplotlib without a display. Colors are placeholders that become CSS variables, so one drawing serves
 the light and the dark page; text stays text (selectable, in the page's font). A chart is laid out for a phone:
 360 units wide with 14-unit letters; the style sheet makes the letters smaller where the drawing is scaled up.
+Every chart is made of `canvas`, `style_axes` and `as_svg`; `overlays` and `difference_charts` draw with them too.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from bitgolf.errors import ConfigError
 
@@ -21,8 +24,11 @@ MAX_POINTS = 600
 _WIDTH, _HEIGHT = 360, 225  # user units of the SVG; matplotlib draws 72 of them an inch
 _FONT = 14
 _DOTTED = 15  # so few points are shown as points too
-_INK, _GRID, _LINE, _MARK = "#010101", "#020202", "#030303", "#040404"
-_VARIABLES = {_INK: "var(--muted)", _GRID: "var(--grid)", _LINE: "var(--series-1)", _MARK: "var(--series-2)"}
+INK, GRID, LINE, MARK = "#010101", "#020202", "#030303", "#040404"
+CURVES = tuple(f"#0{n}0{n}0{n}" for n in "56789abc")  # of overlaid curves
+_VARIABLES = {INK: "var(--muted)", GRID: "var(--grid)", LINE: "var(--series-1)", MARK: "var(--series-2)"} | {
+    color: f"var(--curve-{number})" for number, color in enumerate(CURVES, 1)
+}
 
 
 @dataclass(frozen=True)
@@ -68,57 +74,23 @@ def short_number(value: float) -> str:
 
 def draw(chart: LineChart) -> str:
     """The chart as an `<svg>` element. Raises ConfigError when matplotlib is not installed."""
-    matplotlib = require_matplotlib()
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
     points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)]
     kept = [points[i] for i in thin(len(points))]
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": chart.key,
-        "font.size": _FONT,
-        "text.color": _INK,
-        "axes.edgecolor": _GRID,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "path.simplify": False,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, layout="constrained")
-        axes = figure.add_subplot()
+    with canvas(chart.key) as (figure, axes):
         axes.plot(
             [x for x, _ in kept],
             [y for _, y in kept],
-            color=_LINE,
+            color=LINE,
             linewidth=2,
             solid_joinstyle="round",
             marker="o" if len(kept) <= _DOTTED else None,
             markersize=5,
         )
-        axes.grid(axis="y", color=_GRID, linewidth=1)
-        axes.tick_params(length=0, pad=4)
-        axes.set_xlabel(chart.x_label)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-        if chart.log_x:
-            axes.set_xscale("log")
-            decades = math.log10(kept[-1][0] / kept[0][0]) if kept else 0.0
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.minorticks_off()
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.set_xlim(left=min(0.0, *(x for x, _ in kept)) if kept else 0.0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        style_axes(axes, chart.x_label, [x for x, _ in kept], log_x=chart.log_x)
         if chart.from_zero:
             axes.set_ylim(bottom=0)
         for position, word in chart.marks:
-            axes.axvline(position, color=_MARK, linewidth=1.5, linestyle=(0, (4, 3)))
+            axes.axvline(position, color=MARK, linewidth=1.5, linestyle=(0, (4, 3)))
             axes.annotate(
                 word,
                 (position, 1),
@@ -126,25 +98,77 @@ def draw(chart: LineChart) -> str:
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
                 va="top",
-                color=_INK,
+                color=INK,
             )
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(drawing.getvalue(), chart)
+        return as_svg(figure, chart.key, chart.summary)
 
 
-def _inline(svg: str, chart: LineChart) -> str:
-    """Strip what a page must not contain, make ids unique, colors and fonts the page's own, and name the chart."""
+@contextmanager
+def canvas(key: str) -> Iterator[tuple[Any, Any]]:
+    """An empty figure and its axes with the settings of all charts.
+
+    Args:
+        key: identifier of the chart, unique on the page (letters, digits, hyphens).
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    matplotlib = require_matplotlib()
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": key,
+        "font.size": _FONT,
+        "text.color": INK,
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "path.simplify": False,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def style_axes(axes: Any, x_label: str, x: Sequence[float], *, log_x: bool = False) -> None:
+    """Grid, ticks and labels. `x` are the positions drawn, in any order; a linear axis begins at 0 or below."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.tick_params(length=0, pad=4)
+    axes.set_xlabel(x_label)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    if log_x:
+        axes.set_xscale("log")
+        decades = math.log10(max(x) / min(x)) if x else 0.0
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlim(left=min(0.0, *x) if x else 0.0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def as_svg(figure: Any, key: str, summary: str) -> str:
+    """A finished figure as an `<svg>` element: what a page must not contain stripped, ids unique, colors and fonts the
+    page's own, and named by `summary` for those who cannot see it."""
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = drawing.getvalue()
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{chart.key}-', body)
-    body = body.replace('href="#', f'href="#{chart.key}-').replace("url(#", f"url(#{chart.key}-")
+    body = re.sub(r'\bid="', f'id="{key}-', body)
+    body = body.replace('href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
     for placeholder, variable in _VARIABLES.items():
         body = body.replace(placeholder, variable)
     body = re.sub(r'\bfont(?:-[a-z]+)?: [^";]*;? ?', "", body)  # the page's style sheet decides
-    opening = (
-        f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{_attribute(chart.summary)}">'
-    )
+    opening = f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{_attribute(summary)}">'
     return re.sub(r"^<svg[^>]*>", lambda _: opening, body).strip()
 
 

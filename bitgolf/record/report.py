@@ -7,23 +7,19 @@ the model is data: jinja2 escapes it, and nothing but the page's own style and c
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from bitgolf import atomic
 from bitgolf.data.prepare import open_data
-from bitgolf.errors import ConfigError
 from bitgolf.language_model import load
 from bitgolf.progress import Progress, silent
-from bitgolf.record import charts, passage, sections
+from bitgolf.record import allocation, charts, passage, sections
+from bitgolf.record.page import markup, render_page, require_libraries
 from bitgolf.rundir import RunDirectory
 from bitgolf.version import __version__
 
@@ -69,12 +65,11 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
         RunError, ArtifactError, DataError: a product that is there is damaged.
     """
     require_libraries()
-    environment = _environment()
     products = sections.Products.read(run)
     texts = collect_texts(run, products, device=device, progress=progress)
     total = run.config.report.samples + 1
     progress("report", total - 1, total, "charts")
-    page = render(products, texts, environment)
+    page = render(products, texts)
     path = run / "report.html"
     atomic.write_text(path, page)
     progress("report", total, total)
@@ -132,45 +127,41 @@ def sample(
     return tuple(samples)
 
 
-def render(products: sections.Products, texts: Texts, environment: Any = None) -> str:
+def render(products: sections.Products, texts: Texts) -> str:
     """The page as HTML text. Raises ConfigError when matplotlib or jinja2 is not installed."""
-    environment = environment or _environment()
-    markup = _jinja2().utils.markupsafe.Markup
-    folder = resources.files("bitgolf.record").joinpath("templates")
-    script = folder.joinpath("report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    score, pack, audit = products.score, products.pack, products.audit
+    curve = allocation.rate_distortion(pack) if pack else None
     drawn = [
         {"title": chart.title, "key": chart.key, "svg": markup(charts.draw(chart))}
-        for chart in sections.training_charts(products)
+        for chart in [*sections.training_charts(products), *([curve] if curve else [])]
     ]
     verdict = dict(zip(("state", "symbol", "word", "checks"), sections.verdict(products), strict=True))
-    score, pack, audit = products.score, products.pack, products.audit
-    return str(
-        environment.get_template("report.html").render(
-            version=__version__,
-            config=products.config,
-            config_digest=products.config.digest(),
-            config_toml=products.config.to_toml(),
-            command=products.command,
-            style=markup(folder.joinpath("report.css").read_text(encoding="utf-8")),
-            script=markup(script),
-            script_hash=markup(digest),
-            warnings=sections.warnings(products),
-            verdict=verdict,
-            headline=f"{score['headline_bpb']:.4f}" if score else None,
-            score=score,
-            pack=pack,
-            audit=audit,
-            charts=drawn,
-            bpb=sections.bpb_bars(score) if score else [],
-            groups=sections.byte_groups(pack) if pack else [],
-            meters=sections.budget_meters(products),
-            facts=sections.facts(products),
-            audit_rows=sections.audit_rows(audit, _LARGEST_JSON_EVIDENCE) if audit else [],
-            ledger=sections.ledger_rows(products.budget.charges),
-            texts=texts,
-            levels=_levels(),
-        )
+    return render_page(
+        "report.html",
+        style=("report.css",),
+        script="report.js",
+        version=__version__,
+        config=products.config,
+        config_digest=products.config.digest(),
+        config_toml=products.config.to_toml(),
+        command=products.command,
+        warnings=sections.warnings(products),
+        verdict=verdict,
+        headline=f"{score['headline_bpb']:.4f}" if score else None,
+        score=score,
+        pack=pack,
+        audit=audit,
+        charts=drawn,
+        bpb=sections.bpb_bars(score) if score else [],
+        groups=sections.byte_groups(pack) if pack else [],
+        rounding=allocation.outcome(pack, score) if pack else None,
+        shares=allocation.shares(pack) if pack else [],
+        meters=sections.budget_meters(products),
+        facts=sections.facts(products),
+        audit_rows=sections.audit_rows(audit, _LARGEST_JSON_EVIDENCE) if audit else [],
+        ledger=sections.ledger_rows(products.budget.charges),
+        texts=texts,
+        levels=_levels(),
     )
 
 
@@ -179,32 +170,3 @@ def _levels() -> list[str]:
     bounds = [f"{bound:g}" for bound in passage.LEVEL_BITS]
     inner = [f"{low}\N{EN DASH}{high}" for low, high in pairwise(bounds)]
     return [f"under {bounds[0]}", *inner, f"{bounds[-1]} or more"]
-
-
-def _environment() -> Any:
-    """Templates of the page; every inserted value is escaped and an unknown name is an error."""
-    jinja2 = _jinja2()
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("bitgolf.record"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def require_libraries() -> None:
-    """Raise ConfigError when matplotlib or jinja2 is not installed (better before a long run than after it)."""
-    _jinja2()
-    charts.require_matplotlib()
-
-
-def _jinja2() -> ModuleType:
-    try:
-        import jinja2
-        import jinja2.utils
-    except ImportError as error:
-        raise ConfigError(
-            "the report is made with jinja2, which is not installed; `pip install bitgolf[report]`"
-        ) from error
-    return jinja2

@@ -61,9 +61,9 @@ class Products:
             run.config,
             run.budget(),
             read_events(run / "train.jsonl"),
-            _read_json(run, "pack"),
-            _read_json(run, "score"),
-            _read_json(run, "audit"),
+            read_product(run, "pack"),
+            read_product(run, "score"),
+            read_product(run, "audit"),
         )
 
     def command(self, stage: str) -> str:
@@ -361,7 +361,8 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(title, rows) for title, rows in titled if rows]
 
 
-def _read_json(run: RunDirectory, stage: str) -> dict[str, Any] | None:
+def read_product(run: RunDirectory, stage: str) -> dict[str, Any] | None:
+    """The JSON product of a stage (pack, score, audit), None when there is none; RunError when it is damaged."""
     path = run / f"{stage}.json"
     if not path.exists():
         return None

@@ -1,8 +1,10 @@
 """Averages of the weights over training: exponential (EMA), of snapshots (SWA), or a blend of both.
 
-EMA is fp32, starts at the initial weights, is updated every step and not bias-corrected. SWA is the plain mean of
-snapshots taken at even spacing once the learning rate has fallen below a share of its peak. What is shipped is
-decided by the configuration before any held-out text is seen (techniques.md section 4).
+EMA starts at the initial weights, is updated every step and not bias-corrected. SWA is the plain mean of snapshots
+taken at even spacing once the learning rate has fallen below a share of its peak. Both are fp32, also where the weights
+are bf16 (the published sums were kept in the dtype of the parameter, which loses the small differences they average).
+What is shipped is the configured average, or one chosen on held-out training text (see `choose`); never by validation
+text (techniques.md section 4).
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the parameters after an optimizer step."""
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1.0 - self.decay
-        )
+        now = [p.detach().float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.shadow.values()), now, 1.0 - self.decay)
 
     def state(self) -> dict[str, Tensor]:
         """The shadow by name, live (not copies)."""
@@ -56,7 +57,7 @@ class SWA:
         if lr_scale >= self.start_lr_scale or slot <= float(self.last_slot):
             return
         self.last_slot.fill_(slot)
-        torch._foreach_add_(list(self.sums.values()), [p.detach() for p in self.parameters.values()])
+        torch._foreach_add_(list(self.sums.values()), [p.detach().float() for p in self.parameters.values()])
         self.count += 1
 
     def mean(self) -> dict[str, Tensor] | None:
@@ -79,11 +80,14 @@ class Averages:
         self.ema = EMA(parameters, config.ema_decay) if config.ema_decay else None
         self.swa = SWA(parameters, config.swa_spacing, config.swa_start) if config.swa_weight else None
 
-    def update(self, fraction: float, lr_scale: float) -> None:
-        """Take in the parameters after the step that ran at `fraction` of the run with `lr_scale`."""
+    def update(self, fraction: float, lr_scale: float, *, snapshots: bool = True) -> None:
+        """Take in the parameters after the step that ran at `fraction` of the run with `lr_scale`.
+
+        Without `snapshots` SWA takes no part (the replay burst).
+        """
         if self.ema is not None:
             self.ema.update()
-        if self.swa is not None:
+        if self.swa is not None and snapshots:
             self.swa.update(fraction, lr_scale)
 
     def state(self) -> dict[str, Tensor]:
@@ -91,13 +95,30 @@ class Averages:
         return (self.ema.state() if self.ema else {}) | (self.swa.state() if self.swa else {})
 
     def shipped(self) -> tuple[dict[str, Tensor], str]:
-        """The weights to ship, and how they were made."""
+        """The weights that the configuration ships, and how they were made."""
+        told, weights = next(iter(self.candidates().items()))
+        return weights, told
+
+    def candidates(self) -> dict[str, dict[str, Tensor]]:
+        """Every set of weights that training can ship, by how it was made; first the configured one."""
         last = {name: p.detach() for name, p in self.parameters.items()}
-        base, told = (self.ema.shadow, f"ema {self.ema.decay:g}") if self.ema else (last, "last weights")
-        mean = self.swa.mean() if self.swa else None
+        found = {f"ema {self.ema.decay:g}": self.ema.shadow} if self.ema else {}
+        found["last weights"] = last
         if self.swa is None:
-            return base, told
+            return found
+        mean = self.swa.mean()
+        base_told, base = next(iter(found.items()))
         if mean is None:
-            return base, f"{told} (no swa snapshot was due)"
-        told = f"{1 - self.weight:g} x {told} + {self.weight:g} x swa of {int(self.swa.count)}"
-        return {name: torch.lerp(base[name].float(), mean[name], self.weight) for name in base}, told
+            told = f"{base_told} (no swa snapshot was due)"
+            return {told: base} | {name: weights for name, weights in found.items() if name != base_told}
+        swa_told = f"swa of {int(self.swa.count)}"
+        if self.weight == 1:
+            return {swa_told: mean} | found
+        blend = {name: torch.lerp(base[name].float(), mean[name], self.weight) for name in base}
+        return {f"{1 - self.weight:g} x {base_told} + {self.weight:g} x {swa_told}": blend, swa_told: mean} | found
+
+
+def num_candidates(config: TrainConfig) -> int:
+    """How many sets of weights `Averages.candidates` gives at most."""
+    swa = 0 if not config.swa_weight else 1 if config.swa_weight == 1 else 2
+    return 1 + bool(config.ema_decay) + swa

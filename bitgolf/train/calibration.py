@@ -7,14 +7,18 @@ hidden state. `pack` reads these files and no text (rules B4, B7; techniques.md 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from bitgolf.config import TrainConfig
+from bitgolf.data.loader import BatchShape
 from bitgolf.distributed import World
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
+from bitgolf.train.clock import SAFETY
 
 
 def hessian_key(parameter: str) -> str | None:
@@ -88,3 +92,26 @@ def gather(
         if not keep_going():
             break
     return collector.finish(world), collector.num_tokens
+
+
+def num_batches(config: TrainConfig, shape: BatchShape, world_size: int) -> int:
+    """Micro-batches a rank gathers its share of the statistics from."""
+    return max(1, config.calibration_tokens // (shape.micro_rows * config.seq_len * world_size))
+
+
+def calibration_seconds(model: GPT, config: TrainConfig, shape: BatchShape, world: World) -> float:
+    """Seconds to reserve for calibration, from two passes over random tokens (the first one warms up)."""
+    collector = HessianCollector(model)
+    seconds = 0.0
+    for _ in range(2):
+        tokens = torch.randint(model.config.vocab_size, (shape.micro_rows, config.seq_len), device=world.device)
+        begin = time.perf_counter()
+        collector.add(tokens)
+        world.synchronize()
+        seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    collector.finish(world)
+    finish = time.perf_counter() - begin
+    if config.calibration_reserve_seconds:
+        return config.calibration_reserve_seconds
+    return SAFETY * (seconds * num_batches(config, shape, world.size) + finish)

@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00000120` with `state.safetensors` (weights, optimizer, averages, RNG) and
 `state.json` (step, budget spent, digest of the configuration, sha256 of the tensors). It is written under a
 temporary name and renamed when whole; older ones are removed only after that, so the last good one is never
-lost, whatever interrupts the writing.
+lost, whatever interrupts the writing. One named `step-00000120-kept` is never removed: other runs branch from it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,15 +27,18 @@ from bitgolf.errors import RunError
 
 log = logging.getLogger(__name__)
 
+_NAME = re.compile(r"step-(\d+)(-kept)?")
+
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where training stands besides its tensors."""
+    """Where training stands besides its tensors. `origin`: of a branch, "digest@step" of where it began."""
 
     step: int
     seconds_spent: float
     config_digest: str
     world_size: int
+    origin: str = ""
 
 
 def state_digest(tensors: dict[str, Tensor]) -> str:
@@ -48,18 +52,18 @@ def state_digest(tensors: dict[str, Tensor]) -> str:
 
 
 class CheckpointStore:
-    """Checkpoints under `folder`; the newest `keep` are kept."""
+    """Checkpoints under `folder`; the newest `keep` stay, and those that were saved as kept."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
+    def save(self, state: TrainState, tensors: dict[str, Tensor], *, kept: bool = False) -> None:
         """Copy `tensors` to the CPU now, write them in the background. Raises RunError if the last write failed."""
         self.wait()
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        self._pending = self._writer.submit(self._write, state, copies)
+        self._pending = self._writer.submit(self._write, state, copies, kept)
 
     def wait(self) -> None:
         """Wait for the write in progress. Raises RunError when it failed; earlier checkpoints are then intact."""
@@ -89,14 +93,10 @@ class CheckpointStore:
         damage = []
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             try:
-                state, tensors = self._read(path)
+                return self._read(path, config_digest)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 log.warning("checkpoint %s is damaged (%s); trying the one before it", path, error)
                 damage.append(path.name)
-                continue
-            if state.config_digest != config_digest:
-                raise RunError(f"{path} belongs to another configuration; choose another --out")
-            return state, tensors
         if damage:
             raise RunError(
                 f"no usable checkpoint in {self.folder}: {', '.join(damage)} damaged; remove the folder to "
@@ -104,20 +104,38 @@ class CheckpointStore:
             )
         return None
 
+    def load_step(self, step: int, config_digest: str) -> tuple[TrainState, dict[str, Tensor]]:
+        """The checkpoint of one step (CPU tensors). Raises RunError when there is none, or it is damaged."""
+        for path in sorted(self.folder.glob("step-*")):
+            if _step_of(path) == step:
+                try:
+                    return self._read(path, config_digest)
+                except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                    raise RunError(f"{path} is damaged ({error}); choose another step") from error
+        there = ", ".join(str(number) for number in self.steps()) or "none"
+        raise RunError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, rising."""
+        return sorted({step for path in self.folder.glob("step-*") if (step := _step_of(path)) is not None})
+
     def remove_all(self) -> None:
         """Forget every checkpoint (training starts anew)."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self, path: Path) -> tuple[TrainState, dict[str, Tensor]]:
+    def _read(self, path: Path, config_digest: str) -> tuple[TrainState, dict[str, Tensor]]:
         stored = json.loads((path / "state.json").read_text())
         expected = stored.pop("tensors_sha256")
         tensors = load_file(path / "state.safetensors")
         if state_digest(tensors) != expected:
             raise ValueError("checksum of state.safetensors does not match state.json")
-        return TrainState(**stored), tensors
+        state = TrainState(**stored)
+        if state.config_digest != config_digest:
+            raise RunError(f"{path} belongs to another configuration; choose another --out")
+        return state, tensors
 
-    def _write(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
-        final = self.folder / f"step-{state.step:08d}"
+    def _write(self, state: TrainState, tensors: dict[str, Tensor], kept: bool) -> None:
+        final = self.folder / f"step-{state.step:08d}{'-kept' if kept else ''}"
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
         for stale in self.folder.glob(".step-*.tmp"):  # of processes that were killed: there is one writer
             shutil.rmtree(stale, ignore_errors=True)
@@ -135,5 +153,11 @@ class CheckpointStore:
             raise OSError(0, str(error)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+        passing = sorted(path for path in self.folder.glob("step-*") if not path.name.endswith("-kept"))
+        for old in passing[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int | None:
+    name = _NAME.fullmatch(path.name)
+    return int(name[1]) if name else None

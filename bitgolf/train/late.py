@@ -35,7 +35,7 @@ class LatePhase:
         self.matrices = [module.weight for module in model.modules() if isinstance(module, Linear)]
         self.sharpness = torch.full((), config.sharpness_start, device=model.embedding.device)
         self.began_at = torch.full((), -1.0, dtype=torch.float64)  # fraction of the run; negative = not yet
-        self._steps = 0
+        self.steps = torch.zeros((), dtype=torch.int64)  # in the phase so far
 
     def loss(self, tokens: Tensor, targets: Tensor, sharpness: Tensor) -> Tensor:
         """Cross entropy of the fake-quantized model plus the CROWN-Q penalty, a scalar in nats."""
@@ -46,7 +46,8 @@ class LatePhase:
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, live (not copies)."""
-        return {"late.began_at": self.began_at}
+        ratios = {f"late.ratio.{name}": faker.ratio for name, (_, faker) in self.layers.items()}
+        return {"late.began_at": self.began_at, "late.steps": self.steps} | ratios
 
     def prepare(self, fraction: float) -> None:
         """Before a step at `fraction` of the run: anneal the sharpness, search the clips when they are due."""
@@ -55,24 +56,24 @@ class LatePhase:
             share = min(1.0, max(0.0, (fraction - began) / max(1.0 - began, 1e-9)))
             low, high = self.config.sharpness_start, self.config.sharpness_end
             self.sharpness.fill_(low + share * (high - low))
-        if self._steps % self.config.refresh_steps == 0:
+        if int(self.steps) % self.config.refresh_steps == 0:
             for layer, faker in self.layers.values():
                 faker.refresh_(layer.weight)
-        self._steps += 1
+        self.steps += 1
 
     @torch.no_grad()
     def begin(self, fraction: float) -> float:
-        """Start (again) at `fraction` of the run.
+        """Start at `fraction` of the run, or go on in a run that was resumed in the phase.
 
         Returns:
             Relative distance |fake(W) - W|^2 / |W|^2 over all layers that are quantized; above 0 unless none is.
         """
-        if float(self.began_at) < 0:  # a resumed run has begun before
+        if float(self.began_at) < 0:
             self.began_at.fill_(fraction)
-        self._steps = 0
+            for layer, faker in self.layers.values():
+                faker.refresh_(layer.weight)
         moved = total = 0.0
         for layer, faker in self.layers.values():
-            faker.refresh_(layer.weight)
             moved += float((faker(layer.weight, self.sharpness) - layer.weight).square().sum())
             total += float(layer.weight.square().sum())
         return moved / total if total else 0.0

@@ -1,7 +1,7 @@
 """What training writes down while it runs: `train.jsonl` (one event a line) and `train.log` (the same as text).
 
-Events: start, step, checkpoint, resume, calibration, end. Metrics travel from the device with a lag of a few
-steps, so that reading them never stalls the GPU.
+Events: start, step, late, checkpoint, resume, branch; after the steps replay, choice, calibration, curvature, end.
+Metrics travel from the device with a lag of a few steps, so that reading them never stalls the GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from bitgolf.errors import TrainingDiverged
 
 log = logging.getLogger(__name__)
 
+_AFTER_THE_STEPS = ("replay", "choice", "calibration", "curvature", "end")
+
 
 class TrainLog:
     """Appends events to `train.jsonl` and `train.log` of a run; does nothing on ranks other than 0."""
@@ -28,8 +30,13 @@ class TrainLog:
     def __init__(self, folder: Path, enabled: bool) -> None:
         self.events, self.text, self.enabled = folder / "train.jsonl", folder / "train.log", enabled
 
-    def begin(self, resumed_step: int | None) -> None:
-        """Start new files, or on resumption drop what was logged after the checkpoint's step."""
+    def begin(self, resumed_step: int | None, history: Path | None = None) -> None:
+        """Start new files, or go on after a checkpoint: what was logged after its step is dropped.
+
+        Args:
+            resumed_step: step of the checkpoint; None = a new run.
+            history: the `train.jsonl` to go on from when it is not this run's own (a branch starts with its trunk's).
+        """
         if not self.enabled:
             return
         if resumed_step is None:
@@ -38,8 +45,8 @@ class TrainLog:
             return
         kept = [
             event
-            for event in read_events(self.events)
-            if event.get("step", 0) <= resumed_step and event["event"] not in ("calibration", "end")
+            for event in read_events(history or self.events)
+            if event.get("step", 0) <= resumed_step and event["event"] not in _AFTER_THE_STEPS
         ]
         atomic.write_text(self.events, "".join(json.dumps(event) + "\n" for event in kept))
         atomic.write_text(self.text, "".join(_as_text(event) + "\n" for event in kept))

@@ -14,6 +14,7 @@ from bitgolf.config import TrainConfig
 from bitgolf.distributed import World
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
+from bitgolf.roles import is_table
 from bitgolf.train.muon import Muon
 
 
@@ -26,7 +27,7 @@ class ModelOptimizer:
         self.names = list(self.parameters)
         linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
         matrices = {name: p for name, p in self.parameters.items() if name in linear}
-        tables = [name for name in self.names if name == "embedding" or name.endswith(".table")]
+        tables = [name for name in self.names if is_table(name)]
         scalars = [name for name in self.names if name not in matrices and name not in tables]
         self.muon = Muon(
             matrices,
@@ -78,10 +79,20 @@ class ModelOptimizer:
             before clipping.
         """
         grads = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(grads)).float()
+        # Each dtype for itself (tables may be bf16): one kernel for many tensors takes one dtype.
+        alike = [
+            [i for i, g in enumerate(grads) if g.dtype == dtype] for dtype in dict.fromkeys(g.dtype for g in grads)
+        ]
+        by_place: dict[int, Tensor] = {}
+        for places in alike:
+            some = torch._foreach_norm([grads[i] for i in places], dtype=torch.float32)
+            by_place |= dict(zip(places, some, strict=True))
+        norms = torch.stack([by_place[i] for i in range(len(grads))])
         total = norms.norm()
         if self.config.grad_clip:
-            torch._foreach_mul_(grads, (self.config.grad_clip / (total + 1e-6)).clamp(max=1.0))
+            share = (self.config.grad_clip / (total + 1e-6)).clamp(max=1.0)
+            for places in alike:
+                torch._foreach_mul_([grads[i] for i in places], share)
         self.muon.step(self.config.matrix_lr * lr_scale, momentum)
         for group, lr in zip(self.adam.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * lr_scale

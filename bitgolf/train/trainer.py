@@ -17,10 +17,21 @@ from bitgolf.data.loader import BatchShape
 from bitgolf.distributed import World
 from bitgolf.model.gpt import GPT
 from bitgolf.progress import Progress, silent
+from bitgolf.roles import is_table
 from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.late import LatePhase
 from bitgolf.train.optimizer import ModelOptimizer
+
+
+def halve_tables_(model: GPT) -> None:
+    """Make the token, bigram and value tables bf16, as in the published seed systems; Adam's moments follow.
+
+    Matrices, gains and scales stay fp32. The tables are rounded to bf16 after every update.
+    """
+    for name, parameter in model.named_parameters():
+        if is_table(name):
+            parameter.data = parameter.data.bfloat16()
 
 
 class Trainer:
@@ -30,6 +41,8 @@ class Trainer:
         self, model: GPT, config: TrainConfig, shape: BatchShape, world: World, late: LatePhase | None = None
     ) -> None:
         self.model, self.config, self.shape, self.world, self.late = model, config, shape, world, late
+        if config.table_dtype == "bf16":
+            halve_tables_(model)
         self.compiled = config.compile and world.device.type == "cuda"
         self.optimizer = ModelOptimizer(model, config, world, compile_updates=self.compiled)
         self.averages = Averages(self.optimizer.parameters, config)
@@ -46,6 +59,7 @@ class Trainer:
         elapsed: float = 0.0,
         fraction: float = 0.0,
         late: bool = False,
+        snapshots: bool = True,
     ) -> Tensor:
         """One update from this rank's rows.
 
@@ -56,6 +70,7 @@ class Trainer:
             elapsed: rank 0's clock, carried to every rank with the metrics.
             fraction: share of the run that is spent (for the averages and the late phase).
             late: use the loss of the late phase (quantized or penalized).
+            snapshots: SWA may take one after this step.
         Returns:
             (P + 3,) fp32 on the device: elapsed on rank 0, mean loss over all ranks in nats, the gradient norms
             of `ModelOptimizer.step`.
@@ -70,7 +85,7 @@ class Trainer:
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
         self.world.mean_([p.grad for p in self.optimizer.parameters.values() if p.grad is not None] + [head])
         norms = self.optimizer.step(lr_scale, momentum)
-        self.averages.update(fraction, lr_scale)
+        self.averages.update(fraction, lr_scale, snapshots=snapshots)
         return torch.cat((head, norms))
 
     def _micro_loss(self, x: Tensor, y: Tensor, late: bool) -> Tensor:
@@ -92,6 +107,12 @@ class Trainer:
     def final_weights(self) -> tuple[dict[str, Tensor], str]:
         """The weights to ship (the configured average) and how they were made."""
         return self.averages.shipped()
+
+    @torch.no_grad()
+    def install_(self, weights: dict[str, Tensor]) -> None:
+        """Put final weights into the model, in fp32; training is over after this."""
+        for name, parameter in self.optimizer.parameters.items():
+            parameter.data = weights[name].detach().float()
 
     def warm_up(self, vocab_size: int, progress: Progress = silent) -> float:
         """Compile and touch every kernel on random tokens, then restore all state.

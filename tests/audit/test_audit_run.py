@@ -11,36 +11,65 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from local_process import LocalProcess
+from tiny_run import file_digest
 from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
 
 from bitgolf import atomic
+from bitgolf.audit.documents import documents
 from bitgolf.audit.reproduce import reproduction, sample_blocks
 from bitgolf.audit.run import audit_run
-from bitgolf.code_size import code_bytes
+from bitgolf.audit.sandbox import evaluation as sealed_evaluation
+from bitgolf.audit.sandbox.client import SealedFailure
+from bitgolf.audit.verdict import Verdict
 from bitgolf.config import Config, resolve
-from bitgolf.errors import ArtifactError, RunError
+from bitgolf.data.split import hash_document
+from bitgolf.distributed import device_name
+from bitgolf.errors import ArtifactError, ConfigError, RunError
 from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
 from bitgolf.rundir import RunDirectory
+from bitgolf.train.metrics import TrainLog
 
 VOCAB = 260
+CODE_BYTES = 40_000
 TOKENS = toy_tokens(400, seed=5)
+TRAIN_TOKENS = toy_tokens(1500, seed=9)
 COSTS = np.where(TOKENS[1:] == BOS, 0, 3).astype(np.int32)
 EVERY_CHECK = [
     "artifact-bytes",
     "train-clock",
     "eval-clock",
     "artifact-sealed",
+    "one-configuration",
+    "train-log",
     "disjoint-splits",
+    "one-order",
+    "byte-accounting",
     "scored-once",
     "score-first",
     "counts",
     "identity",
+    "headline-pass",
+    "numbers-agree",
     "future-flip",
     "target-flip",
+    "length-blind",
     "normalization",
     "losses-match",
+    "other-shapes",
     "reproduction",
+    "sealed-evaluation",
 ]
+NEED_THE_MODEL = {
+    "future-flip",
+    "target-flip",
+    "length-blind",
+    "normalization",
+    "losses-match",
+    "other-shapes",
+    "reproduction",
+    "sealed-evaluation",
+}
 
 
 class Model(CausalModel):
@@ -65,24 +94,39 @@ def config() -> Config:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What stands outside the run directory's files: the prepared data, its hashes, the artifact's model."""
-    world = SimpleNamespace(tokens=TOKENS, overlap=0, model=Model)
+    world = SimpleNamespace(tokens=TOKENS, train=TRAIN_TOKENS, overlap=0, model=Model)
 
     def byte_costs(tokens: np.ndarray) -> np.ndarray:
         return np.where(tokens[1:] == BOS, 0, 3).astype(np.int32)
 
-    def open_data(path: Path) -> SimpleNamespace:
-        val = SimpleNamespace(num_tokens=len(world.tokens), read=lambda a, n: world.tokens[a : a + n])
-        manifest = json.loads((Path(path) / "manifest.json").read_text())
-        return SimpleNamespace(val=val, manifest=manifest, tokenizer=SimpleNamespace(byte_costs=byte_costs, bos_id=BOS))
+    tokenizer = SimpleNamespace(byte_costs=byte_costs, bos_id=BOS, lossless=False, decode=lambda ids: "abc" * len(ids))
 
-    def load(path: Path, device: str) -> SimpleNamespace:
+    def stream(tokens: np.ndarray) -> SimpleNamespace:
+        return SimpleNamespace(num_tokens=len(tokens), read=lambda a, n: tokens[a : a + n], paths=[])
+
+    def open_data(path: Path) -> SimpleNamespace:
+        manifest = json.loads((Path(path) / "manifest.json").read_text())
+        return SimpleNamespace(
+            val=stream(world.tokens), train=stream(world.train), manifest=manifest, tokenizer=tokenizer
+        )
+
+    def load(path: Path, device: object = "cpu", attention: str = "auto") -> SimpleNamespace:
         if Path(path).read_bytes()[:7] != b"bitgolf":
             raise ArtifactError(f"{path} does not start with the magic of an artifact")
         return SimpleNamespace(model=world.model())
 
+    def read_artifact(path: Path) -> SimpleNamespace:
+        load(path)
+        meta = {"config_sha256": config().digest(), "preset": "toy", "window": 16}
+        return SimpleNamespace(meta=meta, model_config=config().model.model_dump(mode="json"))
+
     monkeypatch.setattr("bitgolf.data.prepare.open_data", open_data)
     monkeypatch.setattr("bitgolf.data.prepare.check_disjoint", lambda path: (40, 7, world.overlap))
     monkeypatch.setattr("bitgolf.language_model.load", load)
+    monkeypatch.setattr(sealed_evaluation, "load", load)
+    monkeypatch.setattr("bitgolf.compress.container.read_artifact", read_artifact)
+    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", LocalProcess)
+    monkeypatch.setattr("bitgolf.audit.run.code_bytes", lambda config: CODE_BYTES)
     return world
 
 
@@ -97,24 +141,28 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
     """A run directory as the stages leave it, of a toy model."""
     run = RunDirectory.create(tmp_path / "run", config())
     (run / "data").mkdir()
-    (run / "data" / "val.hashes").write_bytes(bytes(8))
+    hashes = [hash_document(part.tobytes()) for part in documents(TOKENS, BOS)]
+    (run / "data" / "val.hashes").write_bytes(np.array(hashes, dtype="<u8").tobytes())
+    digest = file_digest(run / "data" / "val.hashes")
+    split = {"tokens": 400, "documents": int((TOKENS == BOS).sum()), "raw_bytes": int(COSTS.sum())}
     atomic.write_json(
         run / "data" / "manifest.json",
         {
             "accounting": "original",
-            "document_hashes": {"val": {"file": "val.hashes"}},
-            "splits": {"val": {"tokens": 400, "documents": int((TOKENS == BOS).sum()), "raw_bytes": int(COSTS.sum())}},
+            "document_hashes": {"val": {"file": "val.hashes", "sha256": digest, "of": "uint16 tokens"}},
+            "splits": {"val": {**split, "shards": [{"file": "val_000000.bin"}]}},
         },
     )
     artifact = b"bitgolf" + bytes(993)
     atomic.write_bytes(run / "model.bitgolf", artifact)
-    code = code_bytes()
-    atomic.write_json(run / "pack.json", {"model_bytes": 1000, "code_bytes": code, "total_bytes": 1000 + code})
-    events = [("start", 0.0), ("step", 60.0), ("calibration", 98.0), ("end", 98.0)]
-    atomic.write_text(
-        run / "train.jsonl",
-        "".join(json.dumps({"event": name, "elapsed_seconds": seconds}) + "\n" for name, seconds in events),
-    )
+    total = 1000 + CODE_BYTES
+    atomic.write_json(run / "pack.json", {"model_bytes": 1000, "code_bytes": CODE_BYTES, "total_bytes": total})
+    log = TrainLog(run.path, True)
+    log.begin(None)
+    log.write("start", step=0, elapsed_seconds=0.0, config_sha256=config().digest(), seed=1337, vocab_size=VOCAB)
+    log.write("step", step=9, loss=3.0, tokens=576, elapsed_seconds=60.0)
+    log.write("calibration", step=20, tokens=128, elapsed_seconds=98.0)
+    log.write("end", step=20, tokens=1280, elapsed_seconds=98.0)
     tapes = {method: score_all(Model(), method) for method in ("chunked", "sliding")}
     methods = {method: {**bits_per_byte(tape.nll, COSTS).to_json(), "seconds": 10.0} for method, tape in tapes.items()}
     atomic.write_json(
@@ -124,16 +172,17 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
             "headline": "sliding",
             "val_tokens": 400,
             "val_bytes": int(COSTS.sum()),
+            "headline_bpb": methods["sliding"]["bpb"],
             "model_sha256": hashlib.sha256(artifact).hexdigest(),
             "window": 16,
             "stride": 4,
-            "device": "cpu",
+            "device": device_name(torch.device("cpu")),
         },
     )
     save_losses(run, tapes["sliding"].nll)
     atomic.write_json(run / "tape.json", tapes["sliding"].ledger)
     budget = run.budget()
-    budget.charge("artifact_bytes", "pack", "model and code", 1000 + code)
+    budget.charge("artifact_bytes", "pack", "model and code", total)
     budget.charge("train_seconds", "train", "steps and calibration", 98.0)
     budget.charge("eval_seconds", "score", "all methods", 21.0)
     return run
@@ -150,6 +199,10 @@ def edit(run: RunDirectory, name: str, change) -> None:
     atomic.write_json(run / name, value)
 
 
+def failed(verdict: Verdict) -> set[str]:
+    return {check.name for check in verdict.checks if check.verdict == "FAIL"}
+
+
 def outcomes(run: RunDirectory, quick: bool = True) -> dict[str, str]:
     return {check.name: check.verdict for check in audit_run(run, quick=quick).checks}
 
@@ -159,9 +212,10 @@ def test_clean_run_passes_everything(run: RunDirectory) -> None:
     verdict = audit_run(run, progress=lambda *event: reports.append(event))
     assert {check.name: check.verdict for check in verdict.checks} == dict.fromkeys(EVERY_CHECK, "PASS"), verdict
     assert verdict.passed and verdict.complete and verdict.exit_code == 0
-    assert reports[0][1:3] == (0, 14) and reports[-1][1:3] == (14, 14)
+    number = len(EVERY_CHECK)
+    assert reports[0][1:3] == (0, number) and reports[-1][1:3] == (number, number)
     stored = json.loads((run / "audit.json").read_text())
-    assert stored["passed"] and stored["counts"] == {"PASS": 14, "FAIL": 0, "NOT RUN": 0} and not stored["quick"]
+    assert stored["passed"] and stored["counts"] == {"PASS": number, "FAIL": 0, "NOT RUN": 0} and not stored["quick"]
     assert stored["checks"][0]["evidence"]["model_bytes"] == 1000
     assert verdict["identity"].rule == "identity"
     with pytest.raises(KeyError):
@@ -170,7 +224,7 @@ def test_clean_run_passes_everything(run: RunDirectory) -> None:
 
 def test_empty_run_passes_nothing(tmp_path: Path) -> None:
     verdict = audit_run(RunDirectory.create(tmp_path / "run", config()))
-    assert [check.verdict for check in verdict.checks] == ["NOT RUN"] * 14
+    assert [check.verdict for check in verdict.checks] == ["NOT RUN"] * len(EVERY_CHECK)
     assert "model.bitgolf is missing; run `bitgolf pack" in verdict["artifact-bytes"].reason
     assert verdict.passed and not verdict.complete
 
@@ -178,24 +232,14 @@ def test_empty_run_passes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, not_run",
     [
-        (
-            "model.bitgolf",
-            {
-                "artifact-bytes",
-                "artifact-sealed",
-                "future-flip",
-                "target-flip",
-                "normalization",
-                "losses-match",
-                "reproduction",
-            },
-        ),
-        ("pack.json", {"artifact-bytes"}),
-        ("budget.json", {"artifact-bytes", "train-clock", "eval-clock"}),
-        ("train.jsonl", {"train-clock"}),
-        ("nll.npy", {"scored-once", "identity", "reproduction"}),
+        ("model.bitgolf", {"artifact-bytes", "artifact-sealed", "one-configuration", *NEED_THE_MODEL}),
+        ("pack.json", {"artifact-bytes", "numbers-agree"}),
+        ("budget.json", {"artifact-bytes", "train-clock", "eval-clock", "numbers-agree"}),
+        ("train.jsonl", {"train-clock", "one-configuration", "train-log", "numbers-agree"}),
+        ("train.log", {"numbers-agree"}),
+        ("nll.npy", {"scored-once", "identity", "reproduction", "sealed-evaluation"}),
         ("tape.json", {"scored-once", "score-first"}),
-        ("data/val.hashes", {"disjoint-splits"}),
+        ("data/val.hashes", {"disjoint-splits", "one-order"}),
     ],
 )
 def test_what_is_missing_is_not_run(run: RunDirectory, name: str, not_run: set[str]) -> None:
@@ -242,6 +286,7 @@ def byte_denominator(run: RunDirectory) -> None:
             entry["bytes"] += 50
             entry["bpb"] *= (entry["bytes"] - 50) / entry["bytes"]
         score["val_bytes"] += 50
+        score["headline_bpb"] = score["methods"]["sliding"]["bpb"]
 
     edit(run, "score.json", change)
 
@@ -251,7 +296,12 @@ def lucky_loss(run: RunDirectory) -> None:
     nll[:4] *= 0.9
     save_losses(run, nll)
     entry = bits_per_byte(nll, COSTS).to_json()
-    edit(run, "score.json", lambda score: score["methods"]["sliding"].update(entry))
+
+    def change(score):
+        score["methods"]["sliding"].update(entry)
+        score["headline_bpb"] = entry["bpb"]
+
+    edit(run, "score.json", change)
 
 
 def rounded_up_score(run: RunDirectory) -> None:
@@ -274,21 +324,21 @@ def bpb_in_the_loss_field(run: RunDirectory) -> None:
     [
         (bigger_artifact, {"artifact-bytes", "artifact-sealed"}),
         (repacked_artifact, {"artifact-sealed"}),
-        (calibration_after_the_end, {"train-clock"}),
-        (more_training, {"train-clock"}),
+        (calibration_after_the_end, {"train-clock", "numbers-agree"}),
+        (more_training, {"train-clock", "numbers-agree"}),
         (more_scoring, {"eval-clock"}),
         (rescored_target, {"scored-once"}),
         (early_update, {"score-first"}),
         (byte_denominator, {"counts", "identity"}),
         (lucky_loss, {"reproduction"}),
-        (rounded_up_score, {"identity"}),
+        (rounded_up_score, {"identity", "numbers-agree"}),
         (bpb_in_the_loss_field, {"identity"}),
     ],
 )
 def test_planted_violations_are_named(run: RunDirectory, plant, caught_by: set[str]) -> None:
     plant(run)
     verdict = audit_run(run, quick=True)
-    assert {check.name for check in verdict.checks if check.verdict == "FAIL"} == caught_by
+    assert failed(verdict) == caught_by, [check for check in verdict.checks if check.verdict == "FAIL"]
     assert verdict.exit_code == 1 and not json.loads((run / "audit.json").read_text())["passed"]
 
 
@@ -334,13 +384,8 @@ def test_unknown_method_is_not_run(run: RunDirectory) -> None:
 
     edit(run, "score.json", change)
     found = outcomes(run)
-    assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == {
-        "future-flip",
-        "target-flip",
-        "normalization",
-        "losses-match",
-        "reproduction",
-    }
+    assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == NEED_THE_MODEL
+    assert found["headline-pass"] == "FAIL"
 
 
 @pytest.mark.parametrize("num_targets, block, wanted", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])
@@ -371,3 +416,64 @@ def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:
     audit_run(run, quick=True)
     assert torch.equal(state, torch.random.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_everything_scores_every_target_again(run: RunDirectory) -> None:
+    nll = np.load(run / "nll.npy")
+    quick = audit_run(run, quick=True)["reproduction"].evidence
+    assert quick["targets"] < len(nll) and not quick["whole"]
+    found = audit_run(run, everything=True)
+    assert found["reproduction"].evidence["targets"] == len(nll) and found["reproduction"].evidence["whole"]
+    assert found["sealed-evaluation"].evidence["targets"] == len(nll)
+    blocks = sample_blocks(len(nll), 16, 4, run.config.seed)
+    missed = next(t for t in range(len(nll)) if not any(start <= t < stop for start, stop in blocks))
+    nll[missed] -= 0.5
+    save_losses(run, nll)
+    assert audit_run(run, quick=True)["reproduction"].verdict == "PASS", "not in the sample"
+    assert audit_run(run, everything=True)["reproduction"].verdict == "FAIL"
+
+
+def test_some_checks_alone_leave_the_audit_on_record(run: RunDirectory) -> None:
+    audit_run(run, quick=True)
+    before = (run / "audit.json").read_bytes()
+    found = audit_run(run, only=("identity", "counts"))
+    assert [check.name for check in found.checks] == ["counts", "identity"]
+    assert (run / "audit.json").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"there are no checks luck; this run's are artifact-bytes, "):
+        audit_run(run, only=("luck",))
+
+
+class NotBehindWalls(LocalProcess):
+    """A process that cannot load behind walls, as where libraries lie in unusual places."""
+
+    def close_off(self) -> None:
+        if self.walled:
+            raise SealedFailure("the artifact cannot be evaluated in the sealed process: ImportError")
+        super().close_off()
+        self.walls = {"files": "", "network": False, "closed": False, "reachable": [], "still_open": [], "refused": []}
+
+
+def test_what_cannot_run_behind_walls_is_scored_without_and_not_passed(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", NotBehindWalls)
+    verdict = audit_run(run, quick=True)
+    assert verdict["reproduction"].verdict == "PASS" and verdict.passed and not verdict.complete
+    check = verdict["sealed-evaluation"]
+    assert check.verdict == "NOT RUN" and "behind walls, the artifact cannot be evaluated" in check.reason
+
+
+def test_what_fails_behind_walls_on_a_cpu_is_a_violation(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks(Model):
+        calls = 0
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            type(self).calls += 1
+            if type(self).calls > 1:  # after the warm-up
+                raise PermissionError(13, "Permission denied", "/data/val.bin")
+            return super().forward(tokens)
+
+    loaded = SimpleNamespace(model=Breaks())
+    monkeypatch.setattr(sealed_evaluation, "load", lambda *arguments: loaded)
+    check = audit_run(run, quick=True)["reproduction"]
+    assert check.verdict == "FAIL" and "PermissionError" in check.reason and "/data/val.bin" in check.reason

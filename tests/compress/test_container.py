@@ -14,15 +14,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from surgery import unbounded
 
-from bitgolf.compress import container, header
-from bitgolf.compress.compressors import compressor_names, missing_package
-from bitgolf.compress.container import encode_artifact, read_artifact, write_artifact
+from bitgolf.compress import container, header, streams
+from bitgolf.compress.compressors import compress, compressor_names, missing_package
+from bitgolf.compress.container import encode_artifact, predict_bytes, read_artifact, read_stored, write_artifact
 from bitgolf.compress.sizes import entropy_bits, share_out
 from bitgolf.compress.stored import StoredTensor, role
+from bitgolf.compress.streams import Slot
 from bitgolf.errors import ArtifactError, BitgolfError, ConfigError
 from bitgolf.grid import Grid
 
+# Written by the first version of the format: such files are in the world and must stay readable.
+VERSION_1 = (
+    "93626974676f6c660100ed0000005e0100002345434028b52ffd605e001d0700a24f2e1960770ecc54db66a8b51e989a9161"
+    "988ac2eefc08034910045ddd107ffbd298c5f646a98eaa025930dead687413feb55292cd3d5f18aa797ec28a029948f8c645"
+    "d1f32fe8a19d01161000376aaac4dcd64bf5755694130e9c1d3446303c1838f39d1f1120d0180ae72c3c79141306c63c0f44"
+    "c2ca8589084cb73c1b2f49e2ef24db5ef7dc15c08ba7a87c96c83a0bf1d7b626a565c2a8338c9fa8c3c53f7452b559a476ea"
+    "74eeb87879f5743e43a5edf1b6dedbb69a6a732e0f20b0c274eb4211e09d97404b7038703a700bac857066ed99f8776bc31a"
+    "1ebd67d38a1f57940178da5bfafdf4622d2d0d1d00158403b378da012000dfffe3f2f3e1fef4ede1f306f2fbfc1f0409ede1"
+    "13051707ee160ffee1ec01f7f5fe6ad0144578da636058600f00018300e078dab3bfbace22a2586ba1d8c439bdd9f3650e5b"
+    "9a985b595b9b589b99595b181859980300cf020abd78da2bc9cf060002a8014f"
+)
 NAMES = [name for name in compressor_names() if missing_package(name) is None]
 
 
@@ -44,11 +57,86 @@ def test_everything_comes_back(contents: dict[str, Any], tmp_path: Path, compres
     assert sizes.total == path.stat().st_size
 
 
+@pytest.mark.parametrize("compressor", NAMES)
+def test_every_way_to_store_comes_back(rich_contents: dict[str, Any], compressor: str) -> None:
+    data, sizes = encode_artifact(**rich_contents, compressor=compressor)
+    assert encode_artifact(**rich_contents, compressor=compressor)[0] == data
+    artifact, as_stored = read_artifact(data), read_stored(data)
+    assert (
+        artifact.sizes == sizes and sum(sizes.groups.values()) == len(data) - sizes.header - sizes.streams["tokenizer"]
+    )
+    for name, tensor in rich_contents["tensors"].items():
+        assert torch.equal(artifact.tensors[name], tensor.restore()), name
+        again = as_stored[name]
+        assert (again.kind, again.trellis) == (tensor.kind, tensor.trellis)
+        for before, after in zip(
+            (tensor.values, tensor.scales, tensor.column_scales),
+            (again.values, again.scales, again.column_scales),
+            strict=True,
+        ):
+            assert (before is None) == (after is None)
+            assert before is None or after is None or (before.dtype == after.dtype and torch.equal(before, after))
+    assert artifact.kinds["blocks.0.down.weight"] == "int16"
+
+
+def test_weights_are_level_times_row_scale_times_column_scale() -> None:
+    tensor = unbounded(5, 4, 6.0, None, 1, trellis=4)
+    assert tensor.scales is not None and tensor.column_scales is not None
+    weight = read_artifact(
+        encode_artifact(
+            model_config={}, tokenizer=b"", tokenizer_meta={}, tensors={"w": tensor}, meta={}, compressor="range"
+        )[0]
+    ).tensors["w"]
+    for column in range(4):
+        state = 0
+        for row in range(5):
+            code, z = int(tensor.values[row, column]), state & 1
+            scaled = np.float32(tensor.scales[row]) * np.float32(2 * code + z)
+            assert float(weight[row, column]) == float(scaled * np.float32(tensor.column_scales[column]))
+            state = (state >> 1) ^ (z * (0o5 >> 1)) ^ ((code & 1) * (0o2 >> 1))
+
+
+def test_files_of_the_first_version_stay_readable(contents: dict[str, Any]) -> None:
+    artifact = read_artifact(bytes.fromhex(VERSION_1))
+    assert (artifact.version, artifact.compressor, artifact.tokenizer) == (1, "zlib", b"tok")
+    assert list(artifact.tensors) == ["blocks.0.q.weight", "gain", "skips"]
+    for name, tensor in artifact.tensors.items():
+        assert torch.equal(tensor, contents["tensors"][name].restore())
+
+
+def test_range_is_the_smallest_and_its_size_is_predicted(rich_contents: dict[str, Any]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(256, 192, generator=rng) * torch.exp(0.3 * torch.randn(256, 1, generator=rng))
+    grid = Grid(6)
+    scales = torch.full((256,), 0.125)
+    rich_contents["tensors"]["blocks.0.big.weight"] = StoredTensor.quantized(grid.quantize(weight, scales), scales, 6)
+    sizes = {name: encode_artifact(**rich_contents, compressor=name)[1] for name in NAMES}
+    for name in NAMES:
+        assert name == "range" or sizes["range"].total < 0.97 * sizes[name].total
+        for stream, size in sizes["range"].streams.items():
+            assert stream == "tokenizer" or size <= sizes[name].streams[stream] + 8, (name, stream)
+    predicted = predict_bytes(rich_contents["tensors"])
+    actual = sizes["range"].streams
+    assert set(predicted) == set(actual) - {"tokenizer"}
+    for stream, size in predicted.items():
+        assert abs(size - actual[stream]) <= 6 + 5e-4 * actual[stream], stream
+
+
+def test_range_falls_back_where_codes_repeat() -> None:
+    pattern = torch.randint(-20, 21, (64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    tensor = StoredTensor.quantized(pattern.repeat(8, 1), torch.ones(512), 8, "g")
+    arguments: dict[str, Any] = {"model_config": {}, "tokenizer": b"", "tokenizer_meta": {}, "meta": {}}
+    data, sizes = encode_artifact(**arguments, tensors={"w": tensor}, compressor="range")
+    assert sizes.streams["codes/g"] < 1.1 * len(compress("zstd", pattern.numpy().tobytes()))
+    assert predict_bytes({"w": tensor})["codes/g"] == sizes.streams["codes/g"]
+    assert torch.equal(read_artifact(data).tensors["w"], tensor.restore())
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["int2", "int5", "int8", "int9", "int12", "fp16", "fp32"]),
+            st.sampled_from(["int2", "int5", "int8", "int9", "int12", "int16", "fp16", "fp32"]),
             st.integers(1, 5),
             st.integers(1, 5),
             st.sampled_from("abc"),
@@ -57,20 +145,27 @@ def test_everything_comes_back(contents: dict[str, Any], tmp_path: Path, compres
     ),
     st.binary(max_size=50),
     st.integers(0, 1000),
+    st.sampled_from(["zlib", "range"]),
 )
-def test_any_contents_come_back(layout: list[tuple[str, int, int, str]], tokenizer: bytes, seed: int) -> None:
+def test_any_contents_come_back(
+    layout: list[tuple[str, int, int, str]], tokenizer: bytes, seed: int, compressor: str
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for i, (kind, rows, columns, group) in enumerate(layout):
         weight = torch.randn(rows, columns, generator=generator) * 3
-        if kind.startswith("int"):
+        if kind == "int16":
+            tensors[f"t{i}"] = unbounded(
+                rows, columns, 50.0, group, seed, trellis=(0, 4, 8)[seed % 3], by_column=seed % 2 > 0
+            )
+        elif kind.startswith("int"):
             grid = Grid(int(kind[3:]))
             scales = grid.scales(weight)
             tensors[f"t{i}"] = StoredTensor.quantized(grid.quantize(weight, scales), scales, grid.bits, group)
         else:
             tensors[f"t{i}"] = getattr(StoredTensor, kind)(weight, group)
     data, sizes = encode_artifact(
-        model_config={}, tokenizer=tokenizer, tokenizer_meta={}, tensors=tensors, meta={}, compressor="zlib"
+        model_config={}, tokenizer=tokenizer, tokenizer_meta={}, tensors=tensors, meta={}, compressor=compressor
     )
     artifact = read_artifact(data)
     assert artifact.tokenizer == tokenizer and artifact.sizes == sizes
@@ -121,9 +216,11 @@ def test_layout_is_the_documented_one(artifact: bytes, take_apart: Callable[...,
 
 def test_byte_planes_invert_and_separate_high_bytes() -> None:
     values = np.array([1.0, -2.0, 3.5], dtype="<f2")
-    planes = container._to_planes(values)
+    slots = [Slot(values.dtype, values.shape)]
+    planes = streams.to_planes([values], slots)
     assert planes == bytes([v.tobytes()[0] for v in values]) + bytes([v.tobytes()[1] for v in values])
-    assert np.array_equal(container._from_planes(planes, values.dtype), values)
+    (restored,) = streams.from_planes(planes, slots)
+    assert np.array_equal(restored, values)
 
 
 def test_header_of_a_baseline_model_is_small() -> None:
@@ -220,6 +317,12 @@ def test_impossible_tensors_are_refused_when_stored() -> None:
         (lambda: StoredTensor.quantized(codes, scales * float("nan"), 8), "fp16 numbers > 0"),
         (lambda: StoredTensor.quantized(codes, scales * 1.0001, 8), "fp16 numbers > 0"),
         (lambda: StoredTensor.quantized(codes, scales, 13), "2 to 12"),
+        (lambda: StoredTensor.quantized(codes, scales, 16), "int16 matrix"),
+        (lambda: StoredTensor.quantized(codes.short() - 32768, scales, 16), "int16 grid of .-32767"),
+        (lambda: StoredTensor.quantized(codes, scales, 8, column_scales=torch.ones(2)), "3 columns of codes"),
+        (lambda: StoredTensor.quantized(codes, scales, 8, column_scales=torch.zeros(3)), "column scales must be"),
+        (lambda: StoredTensor.quantized(codes, scales, 8, column_scales=torch.full((3,), 1.0001)), "column scales"),
+        (lambda: StoredTensor.quantized(codes, scales, 8, trellis=2), "trellis of 2 states"),
         (lambda: StoredTensor.fp16(torch.tensor([1e6])), "keep it in fp32"),
         (lambda: StoredTensor.fp16(torch.tensor([float("nan")])), "NaN"),
         (lambda: StoredTensor.fp32(torch.tensor([float("inf")])), "NaN, infinite"),

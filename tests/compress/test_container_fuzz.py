@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from surgery import mutations
 
-from bitgolf.compress import compressors, header
+from bitgolf.compress import coder, compressors, header
 from bitgolf.compress.container import encode_artifact, read_artifact
+from bitgolf.compress.streams import CODED
 from bitgolf.errors import ArtifactError, ConfigError
 
 SLOW_SECONDS = 1.0
@@ -69,6 +71,13 @@ def test_thousands_of_random_mutations(artifact: bytes) -> None:
                 bad[at:at] = rng.randbytes(rng.randint(1, 20))
         if bytes(bad) != artifact:
             assert outcome(bytes(bad)) != "valid"
+
+
+def test_mutations_of_an_entropy_coded_artifact(rich_contents: dict[str, Any]) -> None:
+    """A slice of benchmarks/compress/fuzz.py, which runs a hundred thousand of them."""
+    damaged = mutations(encode_artifact(**rich_contents, compressor="range")[0], random.Random(5))
+    results = {outcome(next(damaged)).split(" ")[0] for _ in range(500)}
+    assert {"valid", "stream", "header:"} <= results  # streams put back as they were are valid
 
 
 @pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
@@ -178,6 +187,12 @@ def test_contradictions_are_named(artifact: bytes, take_apart: Any, put_together
         (with_row("mix", ["mix", "fp32", "g", [2, 3, True]]), "whole number"),
         (with_row("mix", ["mix", "fp32", "g", [1, 1, 1, 1, 24]]), "does not suit"),
         (with_row("mix", ["mix", "int8", "g", [24]]), "does not suit int8"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 4], 0, 4]), "do not suit fp32"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 4], 1, 0]), "do not suit fp32"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], 2, 0]), "do not suit int8"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], 0, 5]), "do not suit int8"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], True, 0]), "flag True must be a whole number"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], 0, -4]), "flag -4 must be a whole number"),
         (with_row("mix", ["mix", "fp32", "g", [2**61, 2**61]]), "bytes in memory"),
         (with_row("mix", ["mix", "fp32", "g", [2, 3, 4], 5]), "must be"),
         (with_row("mix", ["m\u0131x", "fp32", "g", [2, 3, 4]]), "characters"),
@@ -222,6 +237,44 @@ def test_bad_values_inside_sound_streams_are_named(artifact: bytes, take_apart: 
     assert "stream fp32" in with_stream("fp32", bytes(raws["fp32"] - 1))
 
 
+def test_bad_values_inside_sound_messages_are_named(
+    rich_contents: dict[str, Any], take_apart: Any, put_together: Any
+) -> None:
+    data, sizes = encode_artifact(**rich_contents, compressor="range")
+    described, streams = take_apart(data)
+    names, entries = list(sizes.streams), described["tensors"]
+
+    def with_stream(name: str, stream: bytes) -> str:
+        bad = list(streams)
+        bad[names.index(name)] = stream
+        return outcome(put_together(described, bad))
+
+    def shapes(group: str) -> list[tuple[int, int]]:
+        return [tuple(row[3]) for row in entries if row[2] == group and row[1].startswith("int")]
+
+    counts = [n for row in entries if row[1].startswith("int") for n in row[3][: 2 if row[4:] and row[4] else 1]]
+    for value in (np.nan, np.inf, 0.0, -1.0):
+        scales = [np.full(n, value, dtype="<f2") for n in counts]
+        result = with_stream("scales", CODED + coder.encode_floats(scales))
+        assert "stream scales: tensor blocks.0.down.weight has a row scale" in result
+    scales = [np.full(n, 1.0, dtype="<f2") for n in counts]
+    scales[1][3] = -1.0
+    assert "blocks.0.down.weight has a column scale" in with_stream("scales", CODED + coder.encode_floats(scales))
+    for group, code, kind in (("embedding", 128, "int8"), ("blocks.q.weight", -32, "int6 grid")):
+        message = coder.encode_matrices([coder.Matrix(np.full(shape, code)) for shape in shapes(group)])
+        assert f"code outside the {kind}" in with_stream(f"codes/{group}", CODED + message)
+    too_large = coder.encode_matrices([coder.Matrix(np.full(shape, 40_000)) for shape in shapes("wide")])
+    assert "code beyond +-32767" in with_stream("codes/wide", CODED + too_large)
+    floats = [np.full(row[3], np.nan, dtype="<f2") for row in entries if row[1] == "fp16"]
+    assert "holds NaN or infinite" in with_stream("fp16", CODED + coder.encode_floats(floats))
+    longer = coder.encode_floats([*floats, floats[0]])
+    assert "longer than its contents" in with_stream("fp16", CODED + longer)
+    for name in ("fp32", "tokenizer", "fp16", "scales", "codes/wide"):
+        assert f"stream {name}" in with_stream(name, b"")
+        assert f"stream {name}" in with_stream(name, b"\7" + bytes(20))
+        assert f"stream {name}" in with_stream(name, CODED)
+
+
 def test_a_header_that_asks_for_terabytes_allocates_nothing(
     artifact: bytes, take_apart: Any, put_together: Any
 ) -> None:
@@ -262,8 +315,11 @@ def test_files_larger_than_allowed_are_refused_unread(artifact: bytes, tmp_path:
         read_artifact(path)
 
 
-def test_mutations_stay_within_the_declared_memory(artifact: bytes, take_apart: Any, put_together: Any) -> None:
-    described, streams = take_apart(artifact)
+@pytest.mark.parametrize("compressor", ["zstd", "range"])
+def test_mutations_stay_within_the_declared_memory(
+    contents: dict[str, Any], take_apart: Any, put_together: Any, compressor: str
+) -> None:
+    described, streams = take_apart(encode_artifact(**contents, compressor=compressor)[0])
     rng = random.Random(4)
     tracemalloc.start()
     for _ in range(300):

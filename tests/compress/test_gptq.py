@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.compress.gptq import gptq, gptq_batched, output_error
+from bitgolf.compress.gptq import factorize, gptq, gptq_batched, output_error, round_with_feedback
+from bitgolf.compress.steps import StepRounder, Steps
+from bitgolf.compress.trellis import trellis_quantize
 from bitgolf.errors import ConfigError
-from bitgolf.grid import Grid
+from bitgolf.grid import Grid, scale_levels
 
 
 def problem(rows: int, columns: int, seed: int = 0, correlation: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,6 +50,60 @@ def optimal_brain_codes(
             inverse = inverse - np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
             inverse[j, j] = 1.0  # column j is gone; keep the later divisions defined
     return codes
+
+
+def optimal_brain_levels(
+    weight: np.ndarray, hessian: np.ndarray, scales: np.ndarray, column_scales: np.ndarray, trellis: int
+) -> np.ndarray:
+    """The same column by column for all rows, with column steps, and unbounded or along a trellis down the rows."""
+    rows, columns = weight.shape
+    damped = hessian + 0.01 * np.diag(hessian).mean() * np.eye(columns)
+    order = sorted(range(columns), key=lambda j: (-hessian[j, j], j))
+    inverse = np.linalg.inv(damped[np.ix_(order, order)])
+    w = weight[:, order].copy()
+    levels = np.zeros((rows, columns), dtype=np.int64)
+    for j in range(columns):
+        unit = scales * column_scales[order[j]]
+        x = w[:, j] / unit
+        level = trellis_quantize(torch.from_numpy(x), trellis).numpy() if trellis else np.round(x)
+        levels[:, order[j]] = level
+        w = w - np.outer((w[:, j] - level * unit) / inverse[j, j], inverse[j])
+        inverse = inverse - np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        inverse[j, j] = 1.0
+    return levels
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 20), st.sampled_from([0, 4, 8]), st.integers(1, 25), st.integers(0, 1000))
+def test_column_steps_and_trellises_equal_optimal_brain_quantization(
+    rows: int, columns: int, trellis: int, block: int, seed: int
+) -> None:
+    weight, hessian = problem(rows, columns, seed)
+    steps = Steps(0.03, columns="pivot", trellis=trellis)
+    scales = steps.row_scales(weight)
+    factors = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float64)
+    column_scales = steps.column_scales(weight, hessian, factors[0])
+    expected = optimal_brain_levels(
+        weight.numpy(), hessian.numpy(), scales.double().numpy(), column_scales.double().numpy(), trellis
+    )
+    rounder = StepRounder(steps, weight.unsqueeze(0), scales.unsqueeze(0), column_scales.unsqueeze(0), None)
+    levels = round_with_feedback(
+        weight.unsqueeze(0), factors, scales.unsqueeze(0), column_scales.unsqueeze(0), rounder, block
+    )
+    assert levels.dtype == torch.int32 and np.array_equal(levels[0].numpy(), expected)
+
+
+def test_column_steps_of_one_are_no_column_steps() -> None:
+    weight, hessian = problem(5, 12)
+    steps = Steps(0.02)
+    scales = steps.row_scales(weight).unsqueeze(0)
+    factors = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float64)
+    rounder = StepRounder(steps, weight.unsqueeze(0), scales, None, None)
+    plain = round_with_feedback(weight.unsqueeze(0), factors, scales, None, rounder)
+    assert torch.equal(plain, round_with_feedback(weight.unsqueeze(0), factors, scales, torch.ones(1, 12), rounder))
+    # Unbounded steps and a wide grid of the same step are the same quantizer.
+    codes, dequantized = gptq_batched(weight.unsqueeze(0), hessian.unsqueeze(0), Grid(12), scales, dtype=torch.float64)
+    assert torch.equal(plain, codes.int()) and torch.equal(scale_levels(plain, scales), dequantized)
 
 
 @settings(max_examples=25, deadline=None)
@@ -256,6 +312,22 @@ def test_impossible_arguments_are_refused() -> None:
     for arguments, options, message in cases:
         with pytest.raises(ConfigError, match=message):
             gptq(*arguments, **options)
+    factors = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float32)
+    stack, rows = weight.unsqueeze(0), scales.unsqueeze(0)
+
+    def never(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("bad input must be refused before work starts")
+
+    for column_scales, message in (
+        (torch.ones(1, 5), r"column scales have shape \(5,\); 6 columns need \(6,\)"),
+        (torch.zeros(1, 6), "column scales must be finite and > 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            round_with_feedback(stack, factors, rows, column_scales, never)
+    with pytest.raises(ConfigError, match="as many factors"):
+        round_with_feedback(stack, factors * 2, rows, None, never)
+    with pytest.raises(ConfigError, match="1 weights came with 2 Hessians"):
+        factorize(stack, [hessian, hessian], 0.01, torch.float32)
 
 
 @pytest.mark.gpu

@@ -16,10 +16,11 @@ from bitgolf.compress.container import read_artifact
 from bitgolf.compress.pack import pack
 from bitgolf.config import load_config
 from bitgolf.data.shards import TokenShards
-from bitgolf.errors import BudgetError, RunError
+from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.grid import Grid
 from bitgolf.roles import is_table, role
 from bitgolf.rundir import RunDirectory
+from bitgolf.train.calibration import hessian_key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -154,6 +155,112 @@ def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:
     with pytest.raises(BudgetError, match=rf"= {total:,}, 1 over the cap of {total - 1:,}.*matrix_bits"):
         pack(run, CPU, artifact_bytes=total - 1)
     assert ((run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()) == before
+
+
+def test_what_passes_through_stays_fp16_and_the_rest_is_as_it_was(trained: Make, tiny_run: Path) -> None:
+    run = trained(passthrough='["embedding", "blocks.*.attention.key.weight"]')
+    pack(run, CPU)
+    artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
+    exempt = {"embedding", "blocks.0.attention.key.weight", "blocks.1.attention.key.weight"}
+    for name, weight in load_file(run / "weights.safetensors").items():
+        if name in exempt:
+            assert artifact.kinds[name] == "fp16"
+            assert usual.kinds[name] != "fp16"
+            assert torch.equal(artifact.tensors[name], weight.half().float())
+        else:
+            assert artifact.kinds[name] == usual.kinds[name]
+            assert torch.equal(artifact.tensors[name], usual.tensors[name])
+
+
+def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(trained: Make) -> None:
+    run = trained(passthrough='["embedding", "blocks.1.attn.c_k"]')
+    with pytest.raises(ConfigError, match=r"'blocks\.1\.attn\.c_k' matches none of.* tensors; the nearest name is 'b"):
+        pack(run, CPU)
+    assert not (run / "model.bitgolf").exists()
+    for entries in ('["embedding", "embedding"]', '[" "]'):
+        with pytest.raises(ConfigError, match="passthrough"):
+            load_config(str(PRESET), {"pack.passthrough": entries})
+
+
+def test_passing_through_what_stays_in_float_anyway_is_said(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
+    pack(trained(passthrough='["*.q_gain"]'), CPU)
+    assert "pack.passthrough '*.q_gain': what it matches stays in float anyway" in caplog.text
+
+
+def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run: Path) -> None:
+    run = trained(prune_to_fit="true", fit_margin_bytes="1000")
+    pack(run, CPU)
+    model_bytes = read_json(run / "pack.json")["model_bytes"]
+    pack(run, CPU, artifact_bytes=read_json(run / "pack.json")["total_bytes"] + 1000 - 600)
+    packed = read_json(run / "pack.json")
+    assert model_bytes - 700 < packed["model_bytes"] <= model_bytes - 600
+    record = packed["pruned_to_fit"]
+    assert 0 < record["zeroed"] < record["candidates"]
+    assert record["margin_bytes"] == 1000
+    assert record["encodes"] <= 6
+    artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
+    hessians = load_file(run / "calibration" / "hessians.safetensors")
+    weights = load_file(run / "weights.safetensors")
+    gone, left = [], []
+    for name, before in usual.tensors.items():
+        now = artifact.tensors[name]
+        if hessian_key(name) is None or is_table(name) or not usual.kinds[name].startswith("int"):
+            assert torch.equal(now, before)
+            continue
+        grid = Grid(int(usual.kinds[name][3:]))
+        step = grid.scales(weights[name], grid.search_clip(weights[name]))[:, None]
+        ones = (before != 0) & (before.abs() <= 1.001 * step)
+        assert torch.equal(now[~ones], before[~ones])
+        assert bool(((now == before) | (now == 0))[ones].all())
+        cost = step.square() * hessians[str(hessian_key(name))].diagonal()
+        gone += cost[ones & (now == 0)].tolist()
+        left += cost[ones & (now != 0)].tolist()
+    assert len(gone) == record["zeroed"]
+    assert len(gone) + len(left) == record["candidates"]
+    assert max(gone) <= min(left) * 1.0001
+    assert record["cost"] == pytest.approx(sum(gone), rel=1e-3)
+    figures = packed["tensors"]["blocks.0.mlp.up.weight"]
+    before = read_json(tiny_run / "pack.json")["tensors"]["blocks.0.mlp.up.weight"]
+    assert figures["hessian_error"] > before["hessian_error"]
+    assert figures["code_bits"] < before["code_bits"]
+
+
+def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
+    run = trained(prune_to_fit="true")
+    pack(run, CPU)
+    record = read_json(run / "pack.json")["pruned_to_fit"]
+    assert (record["zeroed"], record["cost"], record["encodes"]) == (0, 0.0, 1)
+    usual = read_artifact(tiny_run / "model.bitgolf")
+    for name, tensor in read_artifact(run / "model.bitgolf").tensors.items():
+        assert torch.equal(tensor, usual.tensors[name])
+    assert read_json(tiny_run / "pack.json")["pruned_to_fit"] is None
+
+
+def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> None:
+    run = trained(prune_to_fit="true", fit_margin_bytes="700")
+    pack(run, CPU)
+    before = (run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()
+    least = read_json(run / "pack.json")["code_bytes"] + 5_000
+    with pytest.raises(BudgetError, match=r"even with all [\d,]+ codes of \+-1 zeroed: .* bytes of code") as caught:
+        pack(run, CPU, artifact_bytes=least)
+    words = str(caught.value).replace(",", "")
+    total, over = (
+        int(words.split(mark)[1].split()[0]) for mark in ("bytes of code = ", f"= {words.split('= ')[1].split()[0]} ")
+    )
+    assert over == total - least + 700
+    assert f"over the cap of {least} less pack.fit_margin_bytes 700" in words
+    assert ((run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()) == before
+
+
+def test_pruning_to_fit_without_gptq_is_said_and_leaves_the_cap_whole(
+    trained: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(prune_to_fit="true", method="rtn")
+    pack(run, CPU)
+    total = read_json(run / "pack.json")["total_bytes"]
+    pack(run, CPU, artifact_bytes=total)
+    assert "pack.prune_to_fit: only GPTQ matrices are pruned" in caplog.text
+    assert read_json(run / "pack.json")["pruned_to_fit"] is None
 
 
 def test_statistics_are_asked_for_only_where_they_are_used(trained: Make) -> None:

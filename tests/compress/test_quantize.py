@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from bitgolf.compress import quantize
+from bitgolf.compress.gptq import factorize
 from bitgolf.compress.quantize import QuantizeTask, quantize_tensor, quantize_tensors
+from bitgolf.compress.steps import Steps
+from bitgolf.compress.trellis import trellis_levels
 from bitgolf.errors import ConfigError
-from bitgolf.grid import Grid
+from bitgolf.grid import Grid, scale_levels
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,3 +144,161 @@ def test_errors_name_the_tensor() -> None:
     for bad, method, statistics, message in cases:
         with pytest.raises(ConfigError, match=rf"blocks\.3\.up: .*{message}"):
             quantize_tensor("blocks.3.up", bad, Grid(6), method, statistics)
+
+
+ALL_STEPS = [
+    Steps(0.02),
+    Steps(0.02, rows="deviation", columns="pivot"),
+    Steps(0.02, rows="importance", columns="pivot", rate=0.7),
+    Steps(0.02, columns="pivot", trellis=4),
+    Steps(0.02, rows="importance", columns="salient", trellis=8, rate=0.7, per_octave=0),
+]
+
+
+@pytest.mark.parametrize("steps", ALL_STEPS, ids=lambda s: f"{s.rows}-{s.columns}-{s.trellis}-{s.rate}")
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_steps_report_errors_by_definition_and_are_stored_exactly(steps: Steps, method: str) -> None:
+    weight, hessian = problem(20, 16)
+    importance = torch.rand(20, generator=torch.Generator().manual_seed(2)) + 0.2
+    result = quantize_tensor("w", weight, steps, method, hessian, importance=importance)
+    assert result.codes.dtype == torch.int16 and result.bits == 16 and result.trellis == steps.trellis
+    assert (result.column_scales is None) == (steps.columns == "one")
+    q = result.dequantized()
+    assert torch.equal(
+        q, scale_levels(trellis_levels(result.codes, steps.trellis), result.scales, result.column_scales)
+    )
+    stored = result.stored("attention.q")
+    assert stored.group == "attention.q" and torch.equal(stored.restore(), q)
+    w, h, g = weight.double().numpy(), hessian.double().numpy(), importance.double().numpy()
+    e = w - q.double().numpy()
+    assert result.weight_error == pytest.approx((e**2).sum() / (w**2).sum(), rel=1e-4)
+
+    def output(x: np.ndarray) -> float:
+        return float(sum(gi * xi @ h @ xi for gi, xi in zip(g, x, strict=True)))
+
+    assert result.hessian_error == pytest.approx(output(e) / output(w), rel=1e-3)
+    assert result.rtn_hessian_error == (result.hessian_error if method == "rtn" else None)
+    known = method == "gptq" or steps.columns == "pivot"
+    assert (result.uniform_waste_bits is not None) == known
+    if steps.trellis == 0:
+        counts = np.unique(result.codes.numpy(), return_counts=True)[1]
+        share = counts / counts.sum()
+        assert result.code_bits == pytest.approx(-(share * np.log2(share)).sum(), rel=1e-9)
+
+
+def test_entropy_with_a_trellis_is_given_the_quantizer() -> None:
+    weight, hessian = problem(200, 40)
+    result = quantize_tensor("w", weight, Steps(0.06, trellis=8), "gptq", hessian)
+    z = (result.levels() & 1).numpy()
+    total = 0.0
+    for bit in (0, 1):
+        counts = np.unique(result.codes.numpy()[z == bit], return_counts=True)[1]
+        total -= (counts * np.log2(counts / counts.sum())).sum()
+    assert result.code_bits == pytest.approx(total / z.size, rel=1e-9)
+
+
+def test_the_step_sets_the_rate_with_and_without_a_trellis() -> None:
+    weight, hessian = problem(256, 64)
+    results = [
+        quantize_tensor("w", weight, Steps(0.02, trellis=states, columns="pivot"), "gptq", hessian)
+        for states in (0, 4, 8)
+    ]
+    assert max(r.code_bits for r in results) - min(r.code_bits for r in results) < 0.02
+    plain, four, eight = (r.hessian_error for r in results)
+    assert four < 0.83 * plain and eight < 0.81 * plain and eight < four
+
+
+def test_importance_moves_error_to_the_rows_that_matter_less() -> None:
+    weight, hessian = problem(64, 48)
+    importance = torch.logspace(-2, 2, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(1))]
+    errors = {}
+    for trellis in (0, 8):
+        for rows in ("one", "importance"):
+            steps = Steps(0.05, rows=rows, trellis=trellis)
+            given = quantize_tensor("w", weight, steps, "gptq", hessian, importance=importance)
+            errors[rows, trellis] = given.hessian_error * 4**given.code_bits
+    assert errors["importance", 0] < 0.5 * errors["one", 0]
+    assert errors["importance", 8] < 0.82 * errors["importance", 0]
+    # Steps of one size, but a path that knows which rows matter.
+    blind = quantize_tensor("w", weight, Steps(0.05, trellis=8), "gptq", hessian)
+    share = importance.sqrt().unsqueeze(1) * (weight - blind.dequantized())
+    signal = importance.sqrt().unsqueeze(1) * weight
+    relative = float(((share @ hessian) * share).sum() / ((signal @ hessian) * signal).sum())
+    seeing = quantize_tensor("w", weight, Steps(0.05, trellis=8), "gptq", hessian, importance=importance)
+    assert seeing.hessian_error < 0.9 * relative
+
+
+def test_a_known_factor_saves_the_work_and_changes_nothing() -> None:
+    weight, hessian = problem(8, 12)
+    factor = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float32)[0]
+    for grid in (Grid(5), Steps(0.03, columns="pivot", trellis=4)):
+        own = quantize_tensor("w", weight, grid, "gptq", hessian)
+        known = quantize_tensors([QuantizeTask("w", weight, grid, "gptq", hessian, factor=factor)])[0]
+        assert torch.equal(own.codes, known.codes) and own.hessian_error == known.hessian_error
+        blind = quantize_tensors([QuantizeTask("w", weight, grid, "gptq", None, factor=factor)])[0]
+        assert torch.equal(own.codes, blind.codes) and blind.hessian_error is None
+
+
+def test_steps_of_one_batch_may_differ_in_size() -> None:
+    tasks = []
+    for i in range(5):
+        weight, hessian = problem(6, 8, i)
+        steps = Steps(0.01 * (i + 1), columns="pivot", trellis=8, rate=0.5)
+        tasks.append(QuantizeTask(f"t{i}", weight, steps, "gptq", hessian))
+    tasks.append(QuantizeTask("t5", tasks[0].weight, Steps(0.01), "gptq", tasks[0].hessian))
+    assert quantize._batches(tasks, "cpu") == [[0, 1, 2, 3, 4], [5]]
+    for task, result in zip(tasks, quantize_tensors(tasks, dtype=torch.float64), strict=True):
+        alone = quantize_tensors([task], dtype=torch.float64)[0]
+        assert torch.equal(result.codes, alone.codes) and torch.equal(result.scales, alone.scales)
+        assert (result.column_scales is None) == (alone.column_scales is None) == (task.name == "t5")
+        if alone.column_scales is not None:
+            assert torch.equal(result.column_scales, alone.column_scales)
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_steps_at_the_edges(trellis: int) -> None:
+    steps = Steps(0.02, rows="deviation", columns="pivot", trellis=trellis, rate=0.5)
+    for rows, columns in ((1, 9), (9, 1), (1, 1)):
+        weight, hessian = problem(rows, columns)
+        result = quantize_tensor("w", weight, Steps(0.001, columns="pivot", trellis=trellis), "gptq", hessian)
+        assert result.weight_error < 1e-3
+    zero = quantize_tensor("w", torch.zeros(3, 4), steps, "gptq", torch.eye(4))
+    assert not zero.codes.any() and zero.weight_error == 0 and zero.hessian_error == 0
+    weight, hessian = problem(12, 10)
+    weight[3] = 0
+    hessian[4] = hessian[:, 4] = 0
+    result = quantize_tensor("w", weight, steps, "gptq", hessian)
+    assert float(result.dequantized()[3].abs().max()) < 1e-5
+    assert not result.codes[:, 4].any() and result.column_scales[4] == 1
+    half = weight.half()
+    strided = half.t().contiguous().t()
+    before = half.clone()
+    found = quantize_tensor("w", strided, steps, "gptq", hessian)
+    assert torch.equal(found.codes, quantize_tensor("w", half.float(), steps, "gptq", hessian).codes)
+    assert torch.equal(half, before)
+
+
+def test_steps_errors_name_the_tensor() -> None:
+    weight, hessian = problem(4, 8)
+    nan, infinite = weight.clone(), weight.clone()
+    nan[1, 2], infinite[0, 0] = math.nan, math.inf
+    importance = torch.ones(4)
+    cases = [
+        (nan, Steps(0.1), "gptq", hessian, None, r"NaN or infinite, the first at index \(1, 2\)"),
+        (infinite, Steps(0.1), "rtn", None, None, "NaN or infinite"),
+        (weight, Steps(1e-6), "gptq", hessian, None, "step of 1e-06 is too small: codes would reach"),
+        (weight * 1e30, Steps(1.0), "rtn", None, None, "too small"),
+        (weight * 1e30, Steps(1.0, trellis=8), "gptq", hessian, None, "too small"),
+        (weight, Steps(1e6), "rtn", None, None, "does not fit fp16"),
+        (weight, Steps(0.1, columns="pivot"), "rtn", None, None, "needs a Hessian"),
+        (weight, Steps(0.1, rows="importance"), "gptq", hessian, None, "need the importance"),
+        (weight, Steps(0.1), "gptq", hessian, importance[:2], "for 4 rows"),
+        (weight, Steps(0.1), "gptq", hessian, -importance, "finite and >= 0"),
+        (weight, Steps(0.1), "gptq", None, None, "needs a Hessian"),
+        (weight, Steps(0.1), "gptq", hessian[:4, :4], None, r"\(4, 4\)"),
+        (weight, Steps(0.1), "gptq", -hessian, None, "positive semi-definite"),
+        (weight[0], Steps(0.1), "rtn", None, None, "matrices"),
+    ]
+    for bad, steps, method, statistics, given, message in cases:
+        with pytest.raises(ConfigError, match=rf"blocks\.3\.up: .*{message}"):
+            quantize_tensor("blocks.3.up", bad, steps, method, statistics, importance=given)

@@ -15,6 +15,9 @@ import pytest
 from tiny_run import cli, done, events, read_json, refused, settings, start, tree_digest, weights_digest
 
 import bitgolf.cli
+import bitgolf.train.calibration
+import bitgolf.train.finish
+from bitgolf.train.trainer import Trainer
 
 STEPS = 120
 SLOW_ENOUGH: dict[str, Any] = {
@@ -154,6 +157,50 @@ def test_a_checkpoint_beyond_the_budget_cannot_be_continued(victim: Path) -> Non
     assert "120" in message
     assert "spent" in message
     assert tree_digest(victim) == before
+
+
+ENDING: dict[str, Any] = {
+    "train__replay_epochs": 2, "train__replay_lr_scale_below": 0.3, "train__ema_decay": 0.9, "train__swa_weight": 0.5,
+    "train__swa_start": 0.5, "train__choose_average": "held_out", "train__held_out_tokens": 640,
+    "train__table_dtype": "bf16", "qat__mode": "ste", "qat__start_lr_scale": 0.9, "train__checkpoint_at": [0.9],
+    "pack__percentiles": [0.9, 1.0], "pack__matrix_bits": 4,
+}  # fmt: skip
+
+
+def test_a_run_that_dies_after_its_steps_resumes_before_them_and_ends_the_same(
+    untrained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = untrained("whole", **ENDING)
+    done("train", whole)
+    (burst,) = events(whole, "replay")
+    assert (burst["batches"], burst["first_batch"], burst["replay_steps"], burst["planned_steps"]) == (4, 36, 8, 8)
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    real, calls = Trainer.step, 0
+
+    def dies_in_the_burst(self: Trainer, *args: Any, snapshots: bool = True, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += not snapshots
+        return dies() if calls == 3 else real(self, *args, snapshots=snapshots, **kwargs)
+
+    for owner, name, replacement in (
+        (Trainer, "step", dies_in_the_burst),
+        (bitgolf.train.finish, "held_out_losses", dies),
+        (bitgolf.train.calibration, "gather", dies),
+    ):
+        run = untrained(f"dies in {name}", **ENDING)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, replacement)
+            assert cli("train", run).status == 130
+        assert not (run / "weights.safetensors").exists()
+        done("train", run, "--resume")
+        assert events(run, "resume")[0]["step"] == 36  # before the burst, and inside the late phase
+        assert weights_digest(run) == weights_digest(whole)
+        assert [len(events(run, kind)) for kind in ("replay", "choice", "calibration", "end")] == [1, 1, 1, 1]
+        assert events(run, "choice")[0]["losses"] == events(whole, "choice")[0]["losses"]
+        assert events(run, "replay")[0]["losses"] == burst["losses"]
 
 
 def test_a_run_killed_while_training_again_is_not_taken_for_finished(

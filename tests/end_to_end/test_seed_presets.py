@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 from tiny_run import done, events, read_json
+
+from bitgolf.config import load_config
 
 SMALL = {
     "model.vocab_size": 384,
@@ -28,33 +32,69 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("preset", "kv_heads", "headline", "bits", "average"),
+    ("preset", "kv_heads", "headline", "kinds", "average"),
     [
-        ("seed-348", 2, "sliding", {"mlp.up": "int5", "attention.query": "int6"}, "swa of"),
-        ("seed-576", 4, "sliding+ttt", {"mlp.up": "int5", "attention.query": "int5"}, "ema 0.997"),
-        ("seed-585", 4, "sliding+ttt", {"mlp.up": "int5", "attention.query": "int5"}, "ema 0.997"),
-        ("seed-693", 2, "sliding", {"mlp.up": "int6", "attention.query": "int6"}, "0.5 x ema 0.997 + 0.5 x swa of"),
+        ("seed-348", 2, "sliding", {"mlp.up": "int5", "attention.query": "int6", "bigram.table": "int6"}, "swa of 5"),
+        ("seed-576", 4, "sliding+ttt", {"mlp.up": "int5", "attention.query": "int5"}, "chosen of 3 on 512 held-out"),
+        ("seed-585", 4, "sliding+ttt", {"mlp.up": "int5", "attention.query": "int5"}, "chosen of 3 on 512 held-out"),
+        ("seed-693", 2, "sliding", {"mlp.up": "int6", "embedding": "int8"}, "0.5 x ema 0.997 + 0.5 x swa of"),
     ],
 )
 def test_a_seed_system_runs_whole(
-    preset: str, kv_heads: int, headline: str, bits: dict[str, str], average: str, corpus: Path, tmp_path: Path
+    preset: str, kv_heads: int, headline: str, kinds: dict[str, str], average: str, corpus: Path, tmp_path: Path
 ) -> None:
+    run = tmp_path / "run"
     changes = SMALL | {"data.source": f"jsonl:{corpus}", "model.num_kv_heads": kv_heads, "model.bigram_rows": 64}
     if preset != "seed-348":
         changes["model.ve_dim"] = 16
     if "ttt" in headline:
-        changes["ttt.chunk_tokens"] = 1024
+        changes |= {"ttt.chunk_tokens": 1024, "train.held_out_tokens": 512}
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    result = done("run", preset, *words, "--out", tmp_path / "run", "--json").json
+    result = done("run", preset, *words, "--out", run, "--json").json
     assert result["audit_passed"]
-    score = read_json(tmp_path / "run" / "score.json")
+    score = read_json(run / "score.json")
     assert score["headline"] == headline
     assert bool(score["diagnostic"]) == (preset == "seed-576")
-    (late,) = events(tmp_path / "run", "late")
+    (late,) = events(run, "late")
     assert late["relative_change"] > 1e-5
     assert late["step"] == 0 if preset == "seed-348" else late["lr_scale"] < 0.51
-    tensors = read_json(tmp_path / "run" / "pack.json")["tensors"]
-    kinds = {tensor["group"]: tensor["kind"] for tensor in tensors.values()}
-    assert kinds | bits == kinds
-    with safe_open(tmp_path / "run" / "weights.safetensors", "pt") as weights:
+    packed = read_json(run / "pack.json")
+    by_group = {tensor["group"]: tensor["kind"] for tensor in packed["tensors"].values()}
+    assert by_group | kinds == by_group
+    with safe_open(run / "weights.safetensors", "pt") as weights:
         assert average in weights.metadata()["average"]
+    check = {"seed-348": passed_through, "seed-693": replayed_and_pruned}.get(preset, chosen_on_training_text)
+    check(run, packed)
+
+
+def passed_through(run: Path, packed: dict[str, Any]) -> None:
+    """PR 348 keeps the embedding and one key matrix in fp16."""
+    kept = {"embedding", "blocks.8.attention.key.weight"}
+    for name, tensor in packed["tensors"].items():
+        if len(tensor["shape"]) == 2 and math.prod(tensor["shape"]) > 256:
+            assert (tensor["kind"] == "fp16") == (name in kept), name
+
+
+def chosen_on_training_text(run: Path, packed: dict[str, Any]) -> None:
+    """PR 576 and 585 ship the best of their averages."""
+    (choice,) = events(run, "choice")
+    told = ["swa of ", "ema 0.997", "last weights"]
+    assert all(name.startswith(start) for name, start in zip(choice["losses"], told, strict=True))
+    assert choice["losses"][choice["chosen"]] == min(choice["losses"].values())
+    assert packed["pruned_to_fit"] is None
+
+
+def replayed_and_pruned(run: Path, packed: dict[str, Any]) -> None:
+    """PR 693 replays its last batches, and zeroes codes of +-1 when the cap asks for it."""
+    (burst,) = events(run, "replay")
+    assert (burst["batches"], burst["first_batch"], burst["replay_steps"]) == (3, 21, 6)
+    assert packed["pruned_to_fit"]["zeroed"] == 0
+    done("pack", run, "--artifact-bytes", str(packed["total_bytes"] + 50_000 - 300))
+    again = read_json(run / "pack.json")
+    assert again["total_bytes"] <= packed["total_bytes"] - 300
+    assert 0 < again["pruned_to_fit"]["zeroed"] < again["pruned_to_fit"]["candidates"]
+
+
+def test_the_tables_of_all_four_are_bf16_as_published() -> None:
+    for name in ("seed-348", "seed-576", "seed-585", "seed-693"):
+        assert load_config(name).train.table_dtype == "bf16"

@@ -26,7 +26,8 @@ from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.chunk_rows import chunk_rows, share
 from bitgolf.evaluate.score import score
-from bitgolf.evaluate.ttt import ChunkTTT, cosine_lr, learning_parameters
+from bitgolf.evaluate.split_model import CompiledModel
+from bitgolf.evaluate.ttt import ChunkTTT, cosine_lr, learning_parameters, step_scale
 from bitgolf.model.gpt import GPT
 from bitgolf.rundir import RunDirectory
 
@@ -52,7 +53,7 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
             n.startswith(f"blocks.{len(model.blocks) - 1}.")
             or n.endswith(("attn_scale", "mlp_scale", "bigram.scale", "value_embedding.scale", "layer_scales"))
         ),
-        "full": lambda n: True,
+        "full": lambda n: not any(n.startswith(f"blocks.{layer}.") for layer in range(ttt.freeze_blocks)),
     }
     learning = [p.requires_grad_() for n, p in model.named_parameters() if names[ttt.method](n)]
     optimizer: torch.optim.Optimizer = torch.optim.SGD(learning, lr=1.0, momentum=ttt.momentum)
@@ -74,6 +75,7 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
         if c == len(chunks) - 1:
             break
         rows = [tokens[a : a + WINDOW + 1].astype(np.int64) for a in range(start, stop - WINDOW + 1, WINDOW)]
+        step, steps = 0, ttt.epochs * math.ceil(len(rows) / ttt.batch_rows)
         for _ in range(ttt.epochs):
             for first in range(0, len(rows), ttt.batch_rows):
                 batch = rows[first : first + ttt.batch_rows]
@@ -86,8 +88,13 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
                 norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in learning))
                 for p in learning:
                     p.grad *= min(1.0, ttt.grad_clip / norm) if ttt.grad_clip else 1.0
-                optimizer.param_groups[0]["lr"] = ttt.lr * 0.5 * (1 + math.cos(math.pi * c / (len(chunks) - 1)))
+                lr = ttt.lr * 0.5 * (1 + math.cos(math.pi * c / (len(chunks) - 1)))
+                if steps > 1:
+                    floor = ttt.step_cosine_floor
+                    lr *= floor + (1 - floor) * (1 + math.cos(math.pi * step / (steps - 1))) / 2
+                optimizer.param_groups[0]["lr"] = lr
                 optimizer.step()
+                step += 1
     return np.concatenate(losses), model
 
 
@@ -97,6 +104,9 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
     [
         {"method": "full", "lr": 0.05, "epochs": 2, "batch_rows": 1},
         {"method": "full", "lr": 0.05, "epochs": 1, "batch_rows": 32, "grad_clip": 0.1},
+        {"method": "full", "lr": 0.05, "epochs": 3, "batch_rows": 1, "step_cosine_floor": 0.1, "momentum": 0.5},
+        {"method": "full", "lr": 0.05, "batch_rows": 1, "step_cosine_floor": 0.0, "freeze_blocks": 2},
+        {"method": "full", "optimizer": "adamw", "lr": 0.003, "freeze_blocks": 3, "step_cosine_floor": 0.4},
         {
             "method": "last_blocks",
             "last_blocks": 1,
@@ -121,6 +131,8 @@ def test_equals_a_plain_loop(ttt: dict[str, Any], methods: list[str]) -> None:
             parameter.detach(), dict(expected.named_parameters())[name].detach(), rtol=0, atol=2e-5
         )
         moved = max(moved, float((parameter.detach() - before[name]).abs().max()))
+        frozen = name.startswith(tuple(f"blocks.{layer}." for layer in range(settings_.ttt.freeze_blocks)))
+        assert not frozen or torch.equal(parameter, before[name])
     assert moved > 1e-3
     assert tape.state == 4, "the last chunk is not learned from"
 
@@ -161,14 +173,30 @@ def test_gradients_are_accumulated_over_forward_passes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
-def test_a_compiled_forward_sees_what_is_learned() -> None:
+@pytest.mark.parametrize("halves", [True, False], ids=["by halves", "whole"])
+def test_a_compiled_forward_sees_what_is_learned(halves: bool) -> None:
     eager = run(config(method="full", lr=0.05), tiny_gpt()).nll
     model, tape = tiny_gpt(), ScoreTape(TOKENS)
-    compiled = torch.compile(model, dynamic=False, backend="aot_eager")
+    compiled: Any = torch.compile(model, dynamic=False, backend="aot_eager")
+    if halves:
+        compiled = CompiledModel(model, backend="aot_eager")
     adapted_evaluation(config(method="full", lr=0.05), model, compiled, num_targets=170, bos_id=BOS, world=ALONE).run(
         tape
     )
     np.testing.assert_allclose(tape.nll, eager, rtol=0, atol=1e-4)
+
+
+# Three rows a chunk, in batches of two and one; a clip that binds, so that it matters what is clipped.
+SHARED = config(
+    method="full",
+    lr=0.05,
+    chunk_tokens=50,
+    batch_rows=2,
+    temperature_lr=0.1,
+    grad_clip=0.2,
+    step_cosine_floor=0.1,
+    freeze_blocks=1,
+)
 
 
 def _on_rank(rank: int, port: int, folder: str) -> None:
@@ -176,8 +204,7 @@ def _on_rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
     model = tiny_gpt()
-    settings_ = config(method="full", lr=0.05, chunk_tokens=50, batch_rows=2, temperature_lr=0.1)  # 3 rows: 2 and 1
-    np.save(Path(folder) / f"{rank}.npy", run(settings_, model, world=world).nll)
+    np.save(Path(folder) / f"{rank}.npy", run(SHARED, model, world=world).nll)
     np.save(Path(folder) / f"{rank}.weights.npy", model.embedding.detach().numpy())
     dist.destroy_process_group()
 
@@ -185,7 +212,7 @@ def _on_rank(rank: int, port: int, folder: str) -> None:
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_on_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     model = tiny_gpt()
-    alone = run(config(method="full", lr=0.05, chunk_tokens=50, batch_rows=2, temperature_lr=0.1), model)
+    alone = run(SHARED, model)
     both = [np.load(tmp_path / f"{rank}.npy") for rank in (0, 1)]
     np.testing.assert_array_equal(both[0], both[1])
     np.testing.assert_array_equal(*[np.load(tmp_path / f"{rank}.weights.npy") for rank in (0, 1)])
@@ -269,12 +296,38 @@ def test_cosine_over_chunks() -> None:
     assert cosine_lr(0.2, 0, 1) == 0.2
 
 
+def test_cosine_over_the_steps_of_a_chunk() -> None:
+    published = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(5)]
+    assert [step_scale(0.1, k, 5) for k in range(5)] == pytest.approx(published)
+    assert (published[0], published[4]) == (1.0, pytest.approx(0.1))
+    assert [step_scale(1.0, k, 5) for k in range(5)] == [1.0] * 5, "off is exactly off"
+    assert step_scale(0.1, 0, 1) == 1.0
+
+
+def test_first_blocks_are_frozen_and_nothing_else() -> None:
+    model = tiny_gpt()
+    learning = learning_parameters(model, config(method="full", freeze_blocks=2).ttt)
+    assert set(dict(model.named_parameters())) - set(learning) == {
+        name for name, _ in model.named_parameters() if name.startswith(("blocks.0.", "blocks.1."))
+    }
+    many = GPT(ModelConfig(num_layers=12, model_dim=16, num_heads=2, num_kv_heads=1), WINDOW)
+    learning = learning_parameters(many, config(method="full", freeze_blocks=2).ttt)
+    assert "blocks.10.attn_scale" in learning and "blocks.1.attn_scale" not in learning
+
+
 @pytest.mark.parametrize(
     "ttt, words",
     [
         ({"method": "full", "chunk_tokens": 15}, ["ttt.chunk_tokens 15", "window of 16"]),
         ({"temperature_lr": 0.1, "chunk_tokens": 15}, ["ttt.chunk_tokens 15", "window of 16"]),
         ({"method": "last_blocks", "last_blocks": 4}, ["ttt.last_blocks 4", "3 layers"]),
+        ({"method": "full", "freeze_blocks": 4}, ["ttt.freeze_blocks 4", "3 layers"]),
+        ({"method": "full", "freeze_blocks": -1}, ["ttt.freeze_blocks", "greater than or equal to 0"]),
+        ({"method": "last_blocks", "freeze_blocks": 1}, ["freeze_blocks 1", "method is last_blocks"]),
+        ({"method": "lora", "freeze_blocks": 1}, ["freeze_blocks 1", "method is lora"]),
+        ({"method": "full", "step_cosine_floor": 1.5}, ["ttt.step_cosine_floor", "less than or equal to 1"]),
+        ({"method": "full", "step_cosine_floor": -0.1}, ["ttt.step_cosine_floor", "greater than or equal to 0"]),
+        ({"method": "full", "momentum": 1.0}, ["ttt.momentum", "less than 1"]),
         ({"method": "full", "epochs": 0}, ["ttt.epochs", "0", "greater than or equal to 1"]),
         ({"method": "full", "lr": 0}, ["ttt.lr", "greater than 0"]),
         ({"method": "full", "batch_rows": 0}, ["ttt.batch_rows", "greater than or equal to 1"]),
@@ -345,7 +398,7 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
     tampered = losses.copy()
     tampered[700] += 0.01
     np.save(run_copy / "nll.npy", tampered)
-    assert audit_run(run_directory, quick=True)["reproduction"].verdict == "FAIL"
+    assert audit_run(run_directory, quick=True, only=("reproduction",))["reproduction"].verdict == "FAIL"
 
 
 def test_a_chunk_as_long_as_the_text_is_pointed_out(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,117 +1,15 @@
 """The network against a slow definition in float64 numpy, its counts, its causality and its cache."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from slow_gpt import make, slow_logits
 
 from bitgolf.config import ModelConfig, load_config
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT, count_parameters
 from bitgolf.model.backends import available_backends, choose_backend
 from bitgolf.model.gpt import GenerationCache
-from bitgolf.model.rotary import rotary_base
-
-TINY = {"vocab_size": 300, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "mlp_multiple": 2.5}
-
-
-def make(seed: int = 0, context: int = 16, **changes: object) -> GPT:
-    """A tiny model whose every parameter is drawn at random, so that no term hides behind a zero or a one."""
-    model = GPT(ModelConfig(**(TINY | changes)), context)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(
-                0, 0.5 if parameter.ndim == 1 or "skip" in name or "mix" in name else 0.2, generator=generator
-            )
-    model.set_attention_backend("math")
-    return model
-
-
-def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
-    """Logits (T, V) of one sequence by explicit loops in float64, written from techniques.md section 2."""
-    c = model.config
-    p = {name: t.detach().double().numpy() for name, t in model.named_parameters()}
-    eps = np.finfo(np.float32).eps
-
-    def norm(x: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
-
-    base = rotary_base(c, model.context_length)
-    r, width = c.rope_dims or c.head_dim, c.head_dim
-
-    def turn(x: np.ndarray, position: int) -> np.ndarray:
-        y = x.copy()
-        for i in range(r // 2):
-            angle = position * base ** (-2 * i / r)
-            a, b = x[i], x[i + r // 2]
-            y[i] = a * math.cos(angle) + b * math.sin(angle)
-            y[i + r // 2] = b * math.cos(angle) - a * math.sin(angle)
-        return y
-
-    x, T, kept = p["embedding"][tokens], len(tokens), []
-    if c.bigram_rows:
-        for t in range(T):
-            row = c.bigram_rows - 1
-            if t:
-                row = ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % (c.bigram_rows - 1)
-            x[t] += p["bigram.scale"] * (p["bigram.project.weight"] @ p["bigram.table"][row])
-    if c.smear == "v2":
-        raw = x.copy()
-        for t in range(1, T):
-            if not (c.smear_document_mask and tokens[t] == 1):
-                gate = 1 / (1 + np.exp(-(raw[t, : p["smear.gate"].size] @ p["smear.gate"])))
-                x[t] = raw[t] + p["smear.strength"] * gate * raw[t - 1]
-    x = norm(x)
-    if c.smear == "v1":
-        gate, clean = 1 / (1 + np.exp(-p["smear.gate"])), x.copy()
-        for t in range(T):
-            before = clean[t - 1] if t and not (c.smear_document_mask and tokens[t] == 1) else 0.0
-            x[t] = (1 - gate) * clean[t] + gate * before
-    x0, first_values = x, None
-    for layer in range(c.num_layers):
-        q = f"blocks.{layer}."
-        if layer >= c.num_layers // 2 and kept and c.skips:
-            i = layer - c.num_layers // 2
-            skip = p["skip_weights"][i] * kept.pop()
-            gate = 1 / (1 + np.exp(-p["skip_gates"][i])) if c.skip_gates else None
-            x = x + skip if gate is None else gate * x + (1 - gate) * skip
-        x = p[q + "resid_mix"][0] * x + p[q + "resid_mix"][1] * x0
-        scale = 1 / math.sqrt(layer + 1) if c.ln_scale else 1.0
-        n = norm(x) * scale
-        values = n @ p[q + "attention.value.weight"].T
-        if layer in c.ve_layers:
-            own = p["value_embedding.layer_scales"][c.ve_layers.index(layer)] * p["value_embedding.scale"]
-            values = values + own * (p["value_embedding.table"][tokens] @ p["value_embedding.project.weight"].T)
-        if c.value_residual and layer:
-            mix = p[q + "attention.value_mix"]
-            values = mix[0] * first_values + mix[1] * values
-        if layer == 0:
-            first_values = values
-        out = np.zeros((T, c.num_heads, width))
-        for h in range(c.num_heads):
-            g = h // (c.num_heads // c.num_kv_heads)
-            wq = p[q + "attention.query.weight"][h * width : (h + 1) * width]
-            wk = p[q + "attention.key.weight"][g * width : (g + 1) * width]
-            vs = values[:, g * width : (g + 1) * width]
-            qs = [turn(norm(wq @ n[t]), t) * p[q + "attention.q_gain"][h] for t in range(T)]
-            ks = [turn(norm(wk @ n[t]), t) for t in range(T)]
-            for t in range(T):
-                scores = np.array([qs[t] @ ks[s] / math.sqrt(width) for s in range(t + 1)])
-                weights = np.exp(scores - scores.max())
-                weights /= weights.sum()
-                out[t, h] = sum(w * vs[s] for s, w in enumerate(weights))
-                if layer >= c.num_layers - c.xsa_layers:
-                    unit = vs[t] / np.linalg.norm(vs[t])
-                    out[t, h] -= (out[t, h] @ unit) * unit
-        x = x + p[q + "attn_scale"] * (out.reshape(T, -1) @ p[q + "attention.out.weight"].T)
-        u = (norm(x) * scale) @ p[q + "mlp.up.weight"].T
-        slope = c.leaky_slope if c.activation == "leaky_relu2" else 0.0
-        x = x + p[q + "mlp_scale"] * (np.where(u > 0, u, slope * u) ** 2 @ p[q + "mlp.down.weight"].T)
-        if layer < c.num_layers // 2:
-            kept.append(x)
-    return c.logit_softcap * np.tanh(norm(x) @ p["embedding"].T / c.logit_softcap)
 
 
 @pytest.mark.parametrize(

@@ -7,48 +7,15 @@ import hashlib
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from importlib import resources
 
 import numpy as np
 import pytest
+from html_page import Page
 from synthetic_run import SyntheticRun
 
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.record.report import report
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Tags with attributes, text by element, and a check that every element is closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text: list[tuple[tuple[str, ...], str]] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {key: value or "" for key, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        self.text.append((tuple(self.open), data))
-
-    def visible_text(self) -> str:
-        return "".join(data for path, data in self.text if "script" not in path and "style" not in path)
 
 
 def page_of(finished: SyntheticRun) -> tuple[str, Page]:

@@ -199,3 +199,46 @@ def test_removing_all_forgets_them(tmp_path: Path) -> None:
     store.remove_all()
     assert store.load_latest("config") is None
     store.remove_all()
+
+
+def test_kept_ones_stay_and_the_newest_of_all_is_loaded(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step, kept in ((1, False), (2, True), (3, False), (4, True), (5, False), (6, False)):
+        store.save(state(step), tensors(step), kept=kept)
+    store.close()
+    assert names(tmp_path) == ["step-00000002-kept", "step-00000004-kept", "step-00000005", "step-00000006"]
+    (tmp_path / "step-notes").mkdir()  # somebody's own
+    assert store.steps() == [2, 4, 5, 6]
+    loaded = store.load_step(4, "config")
+    assert loaded[0] == state(4)
+    assert torch.equal(loaded[1]["model.a"], tensors(4)["model.a"])
+    cut(tmp_path / "step-00000006")
+    cut(tmp_path / "step-00000005")
+    newest = store.load_latest("config")
+    assert newest is not None
+    assert newest[0].step == 4
+
+
+def test_a_step_that_is_not_there_damaged_or_of_another_run_is_named(tmp_path: Path) -> None:
+    store = saved(tmp_path, 7, 9)
+    with pytest.raises(RunError, match="no checkpoint of step 8; there are: 7, 9"):
+        store.load_step(8, "config")
+    with pytest.raises(RunError, match="another configuration"):
+        store.load_step(7, "other")
+    cut(tmp_path / "step-00000007")
+    with pytest.raises(RunError, match="step-00000007 is damaged"):
+        store.load_step(7, "config")
+    with pytest.raises(RunError, match="there are: none"):
+        CheckpointStore(tmp_path / "never").load_step(1, "config")
+
+
+def test_where_a_branch_began_is_remembered_and_older_checkpoints_began_nowhere(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(TrainState(3, 0.5, "config", 2, "digest@1"), tensors(3))
+    store.close()
+    assert store.load_step(3, "config")[0].origin == "digest@1"
+    file = tmp_path / "step-00000003" / "state.json"
+    stored = json.loads(file.read_text())
+    del stored["origin"]
+    file.write_text(json.dumps(stored))
+    assert store.load_step(3, "config")[0].origin == ""

@@ -50,6 +50,39 @@ def test_resumption_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None
     assert (tmp_path / "train.log").read_text().count("\n") == len(kept)
 
 
+@pytest.mark.parametrize("last", ["replay", "choice", "calibration", "end"])
+def test_what_follows_the_steps_is_dropped_on_resumption(tmp_path: Path, last: str) -> None:
+    log = TrainLog(tmp_path, enabled=True)
+    log.begin(None)
+    log.write("checkpoint", step=3)
+    log.write(last, step=3)
+    log.begin(3)
+    assert [event["event"] for event in read_events(tmp_path / "train.jsonl")] == ["checkpoint"]
+
+
+def test_a_branch_begins_with_the_lines_of_its_trunk_up_to_its_step(tmp_path: Path) -> None:
+    trunk, log = (TrainLog(tmp_path / name, enabled=True) for name in ("trunk", "branch"))
+    for folder in ("trunk", "branch"):
+        (tmp_path / folder).mkdir()
+    trunk.begin(None)
+    for step in range(4):
+        trunk.write("step", step=step)
+    trunk.write("end", step=3)
+    before = trunk.events.read_bytes()
+    log.begin(2, trunk.events)
+    log.write("branch", step=2)
+    assert [(e["event"], e["step"]) for e in read_events(log.events)] == [
+        ("step", 0),
+        ("step", 1),
+        ("step", 2),
+        ("branch", 2),
+    ]
+    assert log.text.read_text().count("\n") == 4
+    assert trunk.events.read_bytes() == before
+    log.begin(2)
+    assert [e["event"] for e in read_events(log.events)] == ["step"] * 3 + ["branch"]  # a resumed branch stays one
+
+
 def test_a_line_cut_by_an_interrupt_ends_the_log(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"event": "start", "step": 0}\n{"event": "step", "st')

@@ -1,0 +1,232 @@
+"""The codec check: validation text coded with the run's own evaluation, decoded again, and weighed.
+
+A decoder has the artifact, the configuration and the tokens that it has decoded so far, nothing else. When it gives the
+text back, no prediction can have depended on its own target or on later tokens, adaptation included; when the coded
+bytes are those that the losses on record promise, these are the losses of exactly such predictions. What the decoder
+is told besides: how many targets there are, of how long a text they are the beginning (the schedule of test-time
+training), and, where documents adapt side by side, how many documents. Source: conditions C1 to C4 of the challenge
+(issue 1017); a score is a code length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.codec.coder import Program, decode_streams, encode_streams
+from bitgolf.codec.documents import DocumentProgram
+from bitgolf.codec.exactness import exact_arithmetic
+from bitgolf.codec.program import fresh_adapters, fresh_program
+from bitgolf.config import Config, TTTConfig
+from bitgolf.data.prepare import open_data
+from bitgolf.distributed import choose_device, device_name
+from bitgolf.errors import ArtifactError, ConfigError, RunError
+from bitgolf.evaluate.adapters import adapted_name
+from bitgolf.evaluate.scorers import METHODS
+from bitgolf.language_model import LanguageModel, load
+from bitgolf.progress import Progress, silent
+from bitgolf.rundir import RunDirectory
+
+CODEC = Rule("codec", "C1-C4", "coded with the run's own evaluation, the text comes back, at the size of its score")
+
+TOLERANCE_SHARE = 0.005  # counts of 2^-24, and kernels that round in another order than those of the score
+TOLERANCE_BYTES = 8  # a stream: a payload ends with whole words
+
+
+def codec_check(
+    run: RunDirectory,
+    num_bytes: int,  # of validation text, from its beginning; all of it when there is less
+    *,
+    device: torch.device | None = None,
+    progress: Progress = silent,
+) -> Check:
+    """Code and decode the beginning of the validation text; needs the data, the artifact, score.json and nll.npy.
+
+    Raises MissingEvidence when one is missing, or the device has no deterministic kernels for the evaluation, and
+    ArtifactError or RunError when one is damaged.
+    """
+    text = _beginning(run, num_bytes)
+    config = _scored_with(run)
+    language_model = load(_require(run, "model.bitgolf"), device or choose_device(run.config.device))
+    plan = _Plan(language_model, config, text)
+    total = 2 * plan.num_targets
+    decoded: list[np.ndarray] = []
+    try:
+        with exact_arithmetic(language_model.device, torch.get_num_threads()):
+            begin = time.perf_counter()
+            payloads: list[bytes] = []
+            for program, batch in plan.programs():
+                payloads += encode_streams(
+                    program, plan.streams[batch], _ticker(progress, sum(map(len, plan.streams[: batch.start])), total)
+                )
+            middle = time.perf_counter()
+            done = plan.num_targets
+            for program, batch in plan.programs():
+                tick = _ticker(progress, done, total)
+                try:
+                    decoded += decode_streams(program, payloads[batch], plan.limits[batch], plan.stop_token, tick)
+                except ArtifactError as error:
+                    return CODEC.failed(f"decoding breaks down: {error}", targets=plan.num_targets)
+                done = plan.num_targets + sum(map(len, decoded))
+            end = time.perf_counter()
+    except ConfigError as error:
+        raise MissingEvidence(str(error)) from error
+    return _judge(plan, text, payloads, decoded, {"coding": middle - begin, "decoding": end - middle})
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The beginning of the validation text: its tokens, (n + 1,) int64, bytes and losses, (n,) float32 nats; and how
+    many targets the whole text has."""
+
+    tokens: np.ndarray
+    num_bytes: int
+    nll: np.ndarray
+    whole_targets: int
+
+
+class _Plan:
+    """How the text falls into streams, and the programs that code them, batch after batch.
+
+    Attributes:
+        streams: targets of each stream; one, or one a document where documents adapt.
+        limits: what the decoder knows of their lengths.
+        stop_token: ends a stream before its limit.
+    """
+
+    def __init__(self, language_model: LanguageModel, config: Config, text: _Text) -> None:
+        self.language_model, self.config = language_model, config
+        self.num_targets, self.whole_targets = len(text.tokens) - 1, text.whole_targets
+        self.first_token, self.bos_id = int(text.tokens[0]), language_model.tokenizer.bos_id
+        self.documents = config.ttt.method == "lora"
+        borders = np.flatnonzero(text.tokens[1:-1] == self.bos_id) + 1 if self.documents else np.zeros(0, np.int64)
+        edges = [0, *borders.tolist(), self.num_targets]
+        self.streams = [text.tokens[start + 1 : stop + 1] for start, stop in pairwise(edges)]
+        self.limits = [self.num_targets] * (len(self.streams) - 1) + [len(self.streams[-1])]
+        self.stop_token = self.bos_id if self.documents else None
+
+    def programs(self) -> Iterator[tuple[Program, slice]]:
+        """A program for each batch of streams, before its first target."""
+        size = self.config.ttt.lora_documents if self.documents else 1
+        a = fresh_adapters(self.language_model, self.config, size) if self.documents else None
+        for begin in range(0, len(self.streams), size):
+            count = min(size, len(self.streams) - begin)
+            with fresh_program(
+                self.language_model,
+                self.config,
+                num_streams=count,
+                longest=self.num_targets,
+                num_targets=self.whole_targets,
+                first_token=self.bos_id if begin else self.first_token,
+                a=None if a is None else [tensor[:count] for tensor in a],
+            ) as program:
+                yield program, slice(begin, begin + count)
+                if a is not None and self.config.ttt.lora_keep_a:
+                    assert isinstance(program, DocumentProgram)
+                    for tensor, handed in zip(a, program.hand_down(), strict=True):
+                        tensor[:count] = handed
+
+    @property
+    def updates(self) -> int:
+        """How often something learned from coded targets."""
+        ttt = self.config.ttt
+        if self.documents:
+            return sum((len(stream) - 1) // ttt.lora_chunk_tokens for stream in self.streams)
+        return (self.num_targets - 1) // ttt.chunk_tokens if ttt.between_chunks else 0
+
+
+def _ticker(progress: Progress, before: int, total: int) -> Callable[[int], None]:
+    return lambda done: progress("codec", before + done, total)
+
+
+def _judge(
+    plan: _Plan, text: _Text, payloads: list[bytes], decoded: list[np.ndarray], seconds: dict[str, float]
+) -> Check:
+    """Does the text come back, and does it weigh what its losses say?"""
+    coded_bytes = sum(map(len, payloads))
+    promised = float(text.nll.sum(dtype=np.float64)) / math.log(2) / 8
+    most = promised * (1 + TOLERANCE_SHARE) + TOLERANCE_BYTES * len(payloads)
+    least = promised * (1 - TOLERANCE_SHARE) - TOLERANCE_BYTES * len(payloads)
+    problems = []
+    again = np.concatenate(decoded)
+    expected = text.tokens[1:]
+    if not np.array_equal(again, expected):
+        same = again[: len(expected)] == expected[: len(again)]
+        first = int(np.argmin(same)) if not same.all() else len(same)
+        problems.append(f"decoding gives another text from target {first} on")
+    if not least <= coded_bytes <= most:
+        problems.append(f"{coded_bytes:,} coded bytes, but the losses on record promise {promised:,.0f}")
+    adapts = plan.documents or plan.config.ttt.between_chunks
+    learned = f", {plan.updates} updates on the way" if adapts else ""
+    if adapts and not plan.updates:
+        learned = "; nothing was learned on the way, give more bytes"
+    return CODEC.judge(
+        problems,
+        f"{text.num_bytes:,} bytes of text coded in {coded_bytes:,} ({coded_bytes / promised - 1:+.2%} of the score), "
+        f"decoded exactly{learned}",
+        text_bytes=text.num_bytes,
+        targets=plan.num_targets,
+        streams=len(payloads),
+        updates=plan.updates,
+        coded_bytes=coded_bytes,
+        score_bytes=promised,
+        tolerance_share=TOLERANCE_SHARE,
+        tolerance_bytes_a_stream=TOLERANCE_BYTES,
+        device=device_name(plan.language_model.device),
+        coding_seconds=seconds["coding"],
+        decoding_seconds=seconds["decoding"],
+    )
+
+
+def _beginning(run: RunDirectory, num_bytes: int) -> _Text:
+    data = open_data(_require(run, "data"))
+    path = _require(run, "nll.npy")
+    try:
+        nll = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise RunError(f"{path} is not an array of losses: {error}") from error
+    if nll.shape != (data.val.num_tokens - 1,) or nll.dtype.kind != "f":
+        raise RunError(
+            f"{path} holds {nll.dtype} of shape {nll.shape}, not a loss for each of {data.val.num_tokens - 1:,} targets"
+        )
+    taken = min(num_bytes + 1, data.val.num_tokens)
+    while True:  # tokens of no bytes, such as BOS, may make more necessary
+        tokens = data.val.read(0, taken)
+        sizes = np.cumsum(data.tokenizer.byte_costs(tokens), dtype=np.int64)
+        if sizes[-1] >= num_bytes or taken == data.val.num_tokens:
+            break
+        taken = min(2 * taken, data.val.num_tokens)
+    targets = min(len(sizes), int(np.searchsorted(sizes, num_bytes)) + 1)
+    return _Text(tokens[: targets + 1].astype(np.int64), int(sizes[targets - 1]), nll[:targets], len(nll))
+
+
+def _scored_with(run: RunDirectory) -> Config:
+    """The configuration of the headline: the adapted pass, or a plain method."""
+    path = _require(run, "score.json")
+    try:
+        headline = json.loads(path.read_text(encoding="utf-8"))["headline"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+    config = run.config
+    if headline == adapted_name(config):
+        return config
+    if headline not in METHODS:
+        raise MissingEvidence(f"the headline method {headline!r} cannot be rebuilt by the codec")
+    score = config.score.model_copy(update={"methods": (headline,)})
+    return config.model_copy(update={"score": score, "ttt": TTTConfig()})
+
+
+def _require(run: RunDirectory, name: str) -> Path:
+    try:
+        return run.require(name)
+    except RunError as error:
+        raise MissingEvidence(str(error)) from error

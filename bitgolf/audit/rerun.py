@@ -1,0 +1,176 @@
+"""The evaluation in another batch size and on another number of ranks: the losses must not notice.
+
+Plain methods: the windows of a piece of text are scored in other batches, once by one rank and once as the shares of
+two ranks, which add up. Adapted passes share gradients, so they are run by two real processes (gloo, on the CPU) and
+compared with one process on the same CPU: an adaptation whose batch is defined for each rank is another algorithm on
+another number of GPUs. Source: test 7 of the challenge's audit rules.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import bitgolf
+from bitgolf.audit.reproduce import compared
+from bitgolf.audit.sandbox import kernel
+from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.config import Config
+from bitgolf.distributed import World
+from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation
+from bitgolf.evaluate.scorers import WindowScorer
+from bitgolf.evaluate.split_model import Model
+from bitgolf.evaluate.tape import ScoreTape
+from bitgolf.language_model import load
+
+OTHER_SHAPES = Rule("other-shapes", "re-run", "another batch size and another number of ranks give the same losses")
+
+_ONE, _TWO = {"rows": 4, "ranks": 1}, {"rows": 3, "ranks": 2}
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from bitgolf.audit.rerun import ranks_main; ranks_main()"
+_CPU = torch.device("cpu")
+_TIMEOUT_SECONDS = 600
+
+
+class _Share(WindowScorer):
+    """What one rank of several computes by itself: the losses of its windows, zeros elsewhere."""
+
+    def _gather(self, out: Tensor) -> Tensor:
+        return out
+
+
+def plain_shapes(
+    model: Model,
+    tokens: np.ndarray,  # (n + 1,) a piece of text
+    nll: np.ndarray,  # (n,) float32, its losses in the batches of the audit's other tests
+    *,
+    window: int,
+    stride: int,
+    device: torch.device,
+    same_kernels: bool,
+) -> Check:
+    """Plain methods: score `tokens` in other batches, and by two ranks, and compare with `nll`."""
+
+    def losses(rows: int, ranks: int) -> list[np.ndarray]:
+        return [
+            _Share(model, window, stride, rows * window, device, rank, ranks).score(
+                lambda start, stop: tokens[start:stop], 0, len(nll)
+            )
+            for rank in range(ranks)
+        ]
+
+    (alone,), shares = losses(3, 1), losses(1, 2)
+    gaps = [alone.astype(np.float64) - nll, np.sum(shares, axis=0, dtype=np.float64) - nll]
+    busy = sum(bool(share.any()) for share in shares)
+    return compared(OTHER_SHAPES, np.concatenate(gaps), same_kernels, ranks=2, ranks_with_work=busy, processes=1)
+
+
+def adapted_shapes(
+    artifact: Path,
+    config: Config,  # with chunks short enough for the text
+    tokens: np.ndarray,  # (n + 1,) a piece of text
+) -> Check:
+    """Adapted passes: one process, then two, on this machine's CPU."""
+    with tempfile.TemporaryDirectory(prefix="bitgolf-ranks-") as folder:
+        request = Path(folder, "request.json")
+        request.write_text(
+            json.dumps(
+                {
+                    "artifact": str(artifact.absolute()),
+                    "config": config.model_dump(mode="json"),
+                    "tokens": tokens.tolist(),
+                    "one": _ONE,
+                    "two": _TWO,
+                    "threads": max(1, torch.get_num_threads() // int(_TWO["ranks"])),
+                }
+            )
+        )
+        _score_with_ranks(request)
+        one, two = (np.load(Path(folder, f"{name}.npy")) for name in ("one", "two"))
+    return compared(
+        OTHER_SHAPES, two.astype(np.float64) - one, True, ranks=_TWO["ranks"], processes=_TWO["ranks"], device="cpu"
+    )
+
+
+def _score_with_ranks(request: Path) -> None:
+    """Run `ranks_main` on a request. Raises MissingEvidence with the last line of what it said when it fails."""
+    path = [str(Path(bitgolf.__file__).parents[1]), *(str(Path(entry).absolute()) for entry in sys.path if entry)]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    # Both processes are on this machine; the name of the host need not resolve. One thread until they part.
+    environment |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM.format(path=path), str(request)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MissingEvidence(f"several ranks did not score the text within {_TIMEOUT_SECONDS} s") from error
+    if done.returncode:
+        lines = done.stdout.decode("utf-8", errors="replace").strip().splitlines()
+        raise MissingEvidence(f"scoring with several ranks did not work: {lines[-1] if lines else 'it said nothing'}")
+
+
+def ranks_main() -> None:
+    """The program: score the text alone, then once more as one of several ranks, and write both.
+
+    The other rank is forked when the libraries are loaded and nothing is computed yet: so they are loaded once.
+    """
+    request = Path(sys.argv[1])
+    asked = json.loads(request.read_text())
+    ranks = int(asked["two"]["ranks"])
+    assert ranks == 2, "one fork makes two ranks"
+    _adapted(asked, asked["one"]["rows"], World(0, 1, _CPU))  # loads what optimizers load late
+    other = os.fork()
+    rank = 1 if other == 0 else 0
+    if rank:
+        with suppress(kernel.Unavailable):
+            kernel.die_with_parent()
+    torch.set_num_threads(asked["threads"])
+    if rank == 0:
+        np.save(request.parent / "one.npy", _losses(asked, asked["one"]["rows"], World(0, 1, _CPU)))
+    store = dist.FileStore(str(request.parent / "store"), ranks)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=_TIMEOUT_SECONDS)
+    )
+    losses = _losses(asked, asked["two"]["rows"], World(rank, ranks, _CPU))
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank:
+        os._exit(0)
+    np.save(request.parent / "two.npy", losses)
+    os.waitpid(other, 0)
+
+
+def _losses(asked: dict[str, Any], rows: int, world: World) -> np.ndarray:
+    return _adapted(asked, rows, world).run(ScoreTape(np.array(asked["tokens"], dtype=np.uint16)))
+
+
+def _adapted(asked: dict[str, Any], rows: int, world: World) -> AdaptedEvaluation:
+    config = Config.model_validate(asked["config"])
+    language_model = load(asked["artifact"], world.device)
+    return adapted_evaluation(
+        config,
+        language_model.model,
+        language_model.model,
+        num_targets=len(asked["tokens"]) - 1,
+        bos_id=language_model.tokenizer.bos_id,
+        world=world,
+        batch_tokens=rows * config.window,
+    )

@@ -1,0 +1,301 @@
+"""The auditor's side of a sealed process: start it, show it nothing, hand it tokens as they are to be scored.
+
+`SealedProcess.scorer` and `.adapter` are a `Scorer` and an `Adapter` like any other; what they do happens in the
+sealed process. With `evaluate` the score tape stays here: a chunk's tokens cross over only when it is their turn, its
+losses are committed here, and only then is the process told to learn and given more. It can therefore neither change
+a score nor know a token of a later chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+import bitgolf
+from bitgolf.errors import RuleViolation, RunError
+from bitgolf.evaluate.tape import TokenReader
+
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
+    "from bitgolf.audit.sandbox.process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+_SYSTEM = tuple(
+    map(
+        Path,
+        (
+            "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/sys", "/etc/ld.so.cache", "/etc/ld.so.conf",
+            "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf",
+            "/etc/localtime",
+        ),
+    )
+)  # fmt: skip
+# What a process needs to find its libraries and devices, and to run as many threads as this one. Nothing else of the
+# environment is handed on.
+_KEPT_VARIABLES = (
+    "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT",
+)  # fmt: skip
+HEADLINE = "bitgolf.audit.sandbox.evaluation:build"
+
+
+class SealedFailure(RunError):
+    """The sealed process ended, or could not load what it was to evaluate."""
+
+
+class SealedProcess:
+    """A process that holds an artifact and is otherwise walled off. Use as a context manager, or call `stop`.
+
+    Starting takes seconds, which pass while the caller does something else: `__init__` returns at once, `close_off`
+    waits until the artifact is loaded and the file system closed.
+
+    Args:
+        artifact: copied into the folder that the process works in.
+        settings: of the evaluation, without the artifact's path.
+        secrets: files and folders that it must not see: run directory, data, corpus.
+        num_threads: of PyTorch in it.
+        walled: False leaves the walls out, for an evaluation that cannot run behind them: a fresh process in an empty
+            folder, with a clean environment.
+        evaluation: "module:function" that builds what is evaluated from the settings.
+    """
+
+    def __init__(
+        self,
+        artifact: Path,
+        settings: dict[str, Any],
+        secrets: Iterable[Path],
+        *,
+        num_threads: int,
+        walled: bool = True,
+        evaluation: str = HEADLINE,
+    ) -> None:
+        self.walls: dict[str, Any] = {}
+        self.walled, self.closed = walled, False  # closed: the file system over there
+        self.secrets: list[str] = []
+        self._stack = contextlib.ExitStack()
+        try:
+            self._start(artifact, settings, [path.absolute() for path in secrets], num_threads, evaluation)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _start(
+        self, artifact: Path, settings: dict[str, Any], secrets: list[Path], num_threads: int, evaluation: str
+    ) -> None:
+        work = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bitgolf-sealed-")))
+        (work / "tmp").mkdir()
+        copy = work / "model.bitgolf"
+        shutil.copyfile(artifact, copy)
+        request_read, request_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        self._output = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _START, json.dumps(_import_path()), str(request_read), str(answer_write)],
+            cwd=work,
+            env=_environment(work / "tmp"),
+            pass_fds=(request_read, answer_write),
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+        )
+        os.close(request_read)
+        os.close(answer_write)
+        self._requests = Connection(request_write, readable=False)
+        self._answers = Connection(answer_read, writable=False)
+        hidden = {alias for path in secrets for alias in (path, path.resolve())}
+        self.secrets = [str(path) for path in sorted(_files(hidden))]
+        self._send(
+            {
+                "walled": self.walled,
+                "visible": sorted(map(str, libraries())),
+                "writable": str(work),
+                "hidden": sorted(map(str, hidden)),
+                "secrets": self.secrets,
+            }
+        )
+        self._send(
+            {
+                "do": "load",
+                "evaluation": evaluation,
+                "settings": settings | {"artifact": str(copy), "num_threads": num_threads},
+            }
+        )
+        self._waiting: list[Callable[[dict[str, Any]], None]] = [self._keep_walls, lambda _: None]
+
+    def close_off(self) -> None:
+        """Wait until the evaluation is loaded and warmed up, and close the file system; called before any token goes
+        over. Raises SealedFailure when it could not be loaded."""
+        self._drain()
+        if not self.closed:
+            self._send({"do": "close"})
+            self._keep_walls(self._receive()[0])
+            self.closed = True
+
+    def score(self, read: TokenReader, start: int, stop: int, first: int) -> np.ndarray:
+        """Losses of targets start..stop-1, (stop - start,) float32, nats; tokens first..stop go over.
+
+        Raises RuleViolation when the evaluation does what it may not do there, such as opening a file.
+        """
+        self.close_off()
+        tokens = read(first, stop + 1).astype("<u2").tobytes()
+        self._send({"do": "score", "start": start, "stop": stop, "origin": first, "tokens": len(tokens)}, tokens)
+        _, block = self._receive()
+        losses = np.frombuffer(block, dtype="<f4")
+        if losses.shape != (stop - start,):
+            raise RuleViolation(f"the sealed process gave {len(losses)} losses for targets {start}..{stop - 1}")
+        return losses
+
+    def update(self, start: int, stop: int) -> None:
+        """Let the evaluation learn from targets start..stop-1, whose tokens it has."""
+        self._send({"do": "update", "start": start, "stop": stop})
+        self._receive()
+
+    def attempts(self) -> list[str]:
+        """What the evaluation tried to open after the file system was closed."""
+        self._drain()
+        self._send({"do": "end"})
+        answer, _ = self._receive()
+        return list(answer["attempts"])
+
+    def stop(self) -> None:
+        """End the process and remove its folder."""
+        with contextlib.suppress(OSError):
+            self._requests.close()
+            self._answers.close()
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:  # still loading
+            self._process.kill()
+            self._process.wait()
+        self._stack.close()
+
+    def __enter__(self) -> SealedProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _keep_walls(self, answer: dict[str, Any]) -> None:
+        self.walls = answer["walls"]
+
+    def _drain(self) -> None:
+        while self._waiting:
+            keep = self._waiting.pop(0)
+            keep(self._receive()[0])
+
+    def _send(self, request: dict[str, Any], block: bytes = b"") -> None:
+        try:
+            self._requests.send_bytes(json.dumps(request).encode())
+            if block:
+                self._requests.send_bytes(block)
+        except OSError as error:
+            raise SealedFailure(self._last_words()) from error
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        try:
+            answer = json.loads(self._answers.recv_bytes())
+            block = self._answers.recv_bytes() if answer["block"] else b""
+        except (EOFError, OSError) as error:
+            raise SealedFailure(self._last_words()) from error
+        if "error" in answer:
+            text = f"{answer['error']} at {answer['where']}: {answer['message']}"
+            if not self.closed and not any(path in text for path in self.secrets):
+                raise SealedFailure(f"the artifact cannot be evaluated in the sealed process: {text}")
+            raise RuleViolation(f"the evaluation failed in the sealed process with {text}")
+        return answer, block
+
+    def _last_words(self) -> str:
+        self._output.seek(0)
+        lines = self._output.read().decode("utf-8", errors="replace").strip().splitlines()
+        return f"the sealed process ended early: {lines[-1] if lines else 'it said nothing'}"
+
+
+class SealedScorer:
+    """A `Scorer` whose work is done in a sealed process.
+
+    Args:
+        first_token: of the first token that targets from `start` on need; what lies before stays here.
+    """
+
+    def __init__(self, process: SealedProcess, first_token: Callable[[int], int]) -> None:
+        self.process, self.first_token = process, first_token
+
+    def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
+        """Losses of targets start..stop-1, (stop - start,) float32, nats."""
+        return self.process.score(read, start, stop, self.first_token(start))
+
+    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
+        """Not offered: losses alone come back from a sealed process."""
+        raise NotImplementedError
+
+
+class SealedAdapter:
+    """An `Adapter` whose work is done in a sealed process."""
+
+    def __init__(self, process: SealedProcess) -> None:
+        self.process = process
+
+    def update(self, revealed: TokenReader, start: int, stop: int) -> None:
+        """Learn from targets start..stop-1; their tokens are over there already."""
+        revealed(start, stop + 1)  # enters the range into the ledger of the tape
+        self.process.update(start, stop)
+
+
+def libraries() -> set[Path]:
+    """Folders and files that a Python process like this one reads: system libraries, interpreter, site-packages, this
+    package, and where else the modules loaded so far came from."""
+    roots = {Path(sys.prefix), Path(sys.base_prefix), *map(Path, sysconfig.get_paths().values())}
+    roots |= {Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())}
+    package = Path(bitgolf.__file__).parent
+    entries = [Path(entry) for entry in sys.path if entry]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) if name != "__main__" else None
+        homes = [entry for entry in entries if file and Path(file).is_relative_to(entry)]
+        if homes:
+            home = max(homes, key=lambda entry: len(entry.parts))
+            # The folder of a checkout may hold runs and data beside the package.
+            roots.add(package if home == package.parent else home)
+    return {alias for path in (*roots, *_SYSTEM) if path.exists() for alias in (path.absolute(), path.resolve())} | {
+        path for path in _SYSTEM if path.is_symlink()
+    }
+
+
+def _import_path() -> list[str]:
+    return [str(Path(entry).absolute()) for entry in sys.path if entry]
+
+
+def _environment(temporary: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return kept | {
+        "HOME": str(temporary),
+        "TMPDIR": str(temporary),
+        "USER": "sealed",
+        "TORCHINDUCTOR_CACHE_DIR": str(temporary),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # compile in the process itself: none can be started later
+        "TRITON_CACHE_DIR": str(temporary / "triton"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _files(paths: Iterable[Path]) -> set[Path]:
+    """Files at or directly below `paths`, a few of each: what the process tries to open to prove that it cannot."""
+    found = set()
+    for path in paths:
+        inside = sorted(entry for entry in path.iterdir() if entry.is_file())[:40] if path.is_dir() else [path]
+        found |= {file for file in inside if file.exists()}
+    return found

@@ -1,0 +1,101 @@
+"""What a sealed process evaluates: a run's own headline evaluation, built from the artifact and the configuration.
+
+Kept apart from the stage `score`, which opens the data directory: nothing here reads a file but the artifact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitgolf.config import Config
+from bitgolf.distributed import World
+from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, preserved
+from bitgolf.evaluate.documents import DocumentScorer
+from bitgolf.evaluate.scorers import make_scorer
+from bitgolf.evaluate.split_model import CompiledModel, Model
+from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape
+from bitgolf.language_model import LanguageModel, load
+
+
+def build(settings: dict[str, Any]) -> HeadlineEvaluation:
+    """The evaluation that `settings` describe (plain values):
+
+    artifact: path of the artifact. config: the run's configuration. device: where it runs. method: "chunked" or
+    "sliding", or "" for the adapted pass. stride, batch_tokens: of the plain methods. num_targets: of the whole text.
+    num_threads: of PyTorch.
+    """
+    torch.set_num_threads(settings["num_threads"])
+    config = Config.model_validate(settings["config"])
+    device = torch.device(settings["device"])
+    language_model = load(settings["artifact"], device, config.train.attention)
+    return HeadlineEvaluation(language_model, config, device, settings)
+
+
+@dataclass
+class HeadlineEvaluation:
+    """Scorer and adapter of a run's headline, on a model that nothing has touched yet."""
+
+    language_model: LanguageModel
+    config: Config
+    device: torch.device
+    settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        model = self.language_model.model
+        # As `score` calls it: the same kernels give the same losses.
+        compiled = self.config.score.compile and self.device.type == "cuda"
+        self.forward: Model = CompiledModel(model) if compiled else model
+        self._make()
+
+    def _make(self) -> None:
+        self.scorer: Scorer
+        self.adapter: Adapter | None = None
+        if self.settings["method"]:
+            self.scorer = make_scorer(
+                self.settings["method"],
+                self.forward,
+                window=self.config.window,
+                stride=self.settings["stride"],
+                batch_tokens=self.settings["batch_tokens"],
+                device=self.device,
+            )
+            return
+        adapted = self._adapted(self.config)
+        self.scorer, self.adapter = adapted.scorer, adapted.adapter
+
+    def _adapted(self, config: Config) -> AdaptedEvaluation:
+        return adapted_evaluation(
+            config,
+            self.language_model.model,
+            self.forward,
+            num_targets=self.settings["num_targets"],
+            bos_id=self.language_model.tokenizer.bos_id,
+            world=World(0, 1, self.device),
+        )
+
+    def warm_up(self) -> None:
+        """Score random tokens the way the real ones will be, then put weights and adapters back.
+
+        On a GPU a whole chunk is learned from, so that every shape is compiled; on a CPU a window is enough.
+        """
+        config, window = self.config, self.config.window
+        tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=4 * window + 1).astype(np.uint16)
+        if self.settings["method"]:
+            self.scorer.score(lambda a, b: tokens[a:b], 0, 2 * window)
+            return
+        with preserved(self.language_model.model):
+            if self.device.type != "cuda":
+                chunk = config.ttt.model_copy(update={"chunk_tokens": window})
+                config = config.model_copy(update={"ttt": chunk})
+            elif self.adapter is not None:
+                size = config.ttt.chunk_tokens + window
+                tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=size).astype(np.uint16)
+            adapted = self._adapted(config)
+            if isinstance(adapted.scorer, DocumentScorer):
+                tokens[:: max(2, window)] = self.language_model.tokenizer.bos_id
+            adapted.run(ScoreTape(tokens))
+        self._make()

@@ -1,0 +1,156 @@
+"""The strongest wall: namespaces of the process's own, in which nothing exists but what it is shown.
+
+A user namespace makes it possible without privileges; inside it a mount namespace whose root holds the libraries
+(read-only), a few devices and one writable folder, a network namespace without a network, and PID, IPC and host name
+namespaces. What lies below a visible folder but must not be seen is covered by an empty one. All capabilities are
+given up before anything else runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitgolf.audit.sandbox import kernel
+
+# CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_NAMESPACES = 0x20000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+@dataclass(frozen=True)
+class View:
+    """What a sealed process is shown: `visible` folders and files to read, one `writable` folder to work in, and what
+    must be `hidden` even where it lies below a visible folder. Absolute paths."""
+
+    visible: tuple[Path, ...]
+    writable: Path
+    hidden: tuple[Path, ...]
+
+
+def enter(view: View) -> None:
+    """Go on in a new process behind the wall; the calling one waits for it and ends with its exit status.
+
+    Must be called while the process has one thread. Raises Unavailable, in the calling process, when the kernel
+    refuses any part of it; nothing has changed then.
+    """
+    kernel.libc()
+    read, write = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(write)
+        with os.fdopen(read) as reader:
+            refused = reader.read()
+        if refused:
+            os.waitpid(child, 0)
+            raise kernel.Unavailable(refused)
+        _end_like(child)
+    os.close(read)
+    try:
+        kernel.die_with_parent()
+        _new_namespaces()
+        first = os.fork()  # the first process of the new PID namespace
+        if first:
+            os.close(write)
+            _end_like(first)
+        kernel.die_with_parent()
+        _build_root(view)
+        kernel.drop_capabilities()
+    except OSError as error:
+        os.write(write, str(error).encode())
+        os._exit(1)
+    os.close(write)
+
+
+def _end_like(child: int) -> None:
+    """Wait for a process and end with its exit status."""
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _new_namespaces() -> None:
+    user, group = os.getuid(), os.getgid()
+    kernel.unshare(_NAMESPACES)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        Path("/proc/self", name).write_text(text)
+
+
+def _build_root(view: View) -> None:
+    """Mount a root that shows `view`, and make it the root of this process."""
+    root = view.writable / "root"
+    root.mkdir()
+    kernel.mount("none", Path("/"), "", kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=16m")
+    for path in _outermost(view.visible):
+        _show(path, root)
+    for folder in ("proc", "dev/shm", "tmp"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    _mount_proc(root / "proc")
+    kernel.mount("tmpfs", root / "dev" / "shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1g")
+    for path in devices():
+        _bind(path, root)
+    for path in view.hidden:
+        if any(path.is_relative_to(outer) for outer in view.visible):
+            _cover(root / path.relative_to("/"))
+    _bind(view.writable, root)
+    kernel.change_root(root)
+    os.chdir(view.writable)
+
+
+def devices() -> list[Path]:
+    """Devices that a process needs: sources of nothing and of randomness, and GPUs."""
+    return [Path("/dev", name) for name in _DEVICES] + sorted(Path("/dev").glob("nvidia*"))
+
+
+def _outermost(paths: Iterable[Path]) -> list[Path]:
+    """Those that are not below another one."""
+    found: list[Path] = []
+    for path in sorted(set(paths)):
+        if path != Path("/") and not any(path.is_relative_to(outer) for outer in found):
+            found.append(path)
+    return found
+
+
+def _show(path: Path, root: Path) -> None:
+    """Make `path` appear below `root`, read-only; a symbolic link (/lib -> usr/lib) stays one."""
+    target = root / path.relative_to("/")
+    if path.is_symlink():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path.readlink())
+    else:
+        kernel.bind_read_only(path, _mount_point(path, target))
+
+
+def _bind(path: Path, root: Path) -> None:
+    """Make `path` appear below `root` as it is."""
+    target = _mount_point(path, root / path.relative_to("/"))
+    kernel.mount(str(path), target, "", kernel.MS_BIND | kernel.MS_REC)
+
+
+def _mount_point(path: Path, target: Path) -> Path:
+    if path.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    return target
+
+
+def _cover(target: Path) -> None:
+    """Hide what is at `target`, if anything is."""
+    if target.is_dir():
+        kernel.mount("tmpfs", target, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV, "size=4k")
+    elif target.exists():
+        kernel.mount("/dev/null", target, "", kernel.MS_BIND)
+
+
+def _mount_proc(target: Path) -> None:
+    """The processes of this PID namespace; where a container forbids a new /proc, the one that is there (what other
+    processes hold stays closed: it belongs to another user namespace)."""
+    try:
+        kernel.mount("proc", target, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    except PermissionError:
+        kernel.mount("/proc", target, "", kernel.MS_BIND | kernel.MS_REC)

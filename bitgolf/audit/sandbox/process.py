@@ -1,0 +1,148 @@
+"""The program inside the sealed process: put up walls, load, warm up, close the file system, then score what arrives.
+
+It speaks over two pipes: a request is a JSON object and, where it says so, a block of tokens; so is every answer, with
+losses. The order is fixed: `load` (libraries and artifact are read), `close` (no file can be opened any more), then
+`score` and `update`, each with the tokens that may be known by then and never more. Nothing but the standard library
+may be imported before the walls stand, and nothing of bitgolf that an evaluation does not need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bitgolf.audit.sandbox import namespaces
+from bitgolf.audit.sandbox.walls import Walls, enter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bitgolf.evaluate.tape import Adapter, Scorer
+
+
+class SealedEvaluation(Protocol):
+    """What `evaluation.build` and its like return: an evaluation that has not seen a token yet."""
+
+    scorer: Scorer
+    adapter: Adapter | None
+
+    def warm_up(self) -> None:
+        """Run once on random tokens, so that all that is loaded late is loaded, and be as before."""
+        ...
+
+
+def main(requests: int, answers: int) -> None:
+    """Serve until the other side hangs up. Arguments: descriptors of the pipes."""
+    server = Server(Connection(requests, writable=False), Connection(answers, readable=False))
+    server.put_up_walls()
+    server.serve()
+    os._exit(0)  # nothing is left to be done, and the libraries' goodbyes may want files
+
+
+class Server:
+    """Answers requests; one that fails is answered with the error, and the server goes on."""
+
+    def __init__(self, requests: Connection, answers: Connection) -> None:
+        self.requests, self.answers = requests, answers
+        self.walls, self.walled = Walls(), True
+        self.evaluation: SealedEvaluation | None = None
+        self.origin, self.tokens = 0, _empty
+
+    def put_up_walls(self) -> None:
+        """The first request: what to show and what must not be reachable."""
+        asked = json.loads(self.requests.recv_bytes())
+        view = namespaces.View(
+            tuple(map(Path, asked["visible"])), Path(asked["writable"]), tuple(map(Path, asked["hidden"]))
+        )
+        os.chdir(view.writable)
+        self.walled = asked["walled"]
+        if self.walled:
+            self.walls = enter(view, asked["secrets"])
+        self._answer({"walls": self.walls.to_json()})
+
+    def serve(self) -> None:
+        """Answer until the pipe ends."""
+        operations: dict[str, Callable[[dict[str, Any]], tuple[dict[str, Any], bytes]]] = {
+            "load": self._load,
+            "close": self._close,
+            "score": self._score,
+            "update": self._update,
+            "end": self._end,
+        }
+        while True:
+            try:
+                asked = json.loads(self.requests.recv_bytes())
+            except EOFError:
+                return
+            try:
+                answer, block = operations[asked["do"]](asked)
+            except Exception as error:  # whatever the evaluation does wrong is the auditor's to judge
+                frames = traceback.extract_tb(error.__traceback__)
+                where = f"{frames[-1].filename}:{frames[-1].lineno}"
+                answer = {"error": type(error).__name__, "message": str(error), "where": where}
+                answer["attempts"], block = self.walls.attempts, b""
+            self._answer(answer, block)
+
+    def _answer(self, answer: dict[str, Any], block: bytes = b"") -> None:
+        self.answers.send_bytes(json.dumps(answer | {"block": len(block)}).encode())
+        if block:
+            self.answers.send_bytes(block)
+
+    def _load(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        module, _, function = asked["evaluation"].partition(":")
+        build: Callable[[dict[str, Any]], SealedEvaluation] = getattr(importlib.import_module(module), function)
+        self.evaluation = build(asked["settings"])
+        self.evaluation.warm_up()
+        return {}, b""
+
+    def _close(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        if self.walled:
+            self.walls.close_files()
+        return {"walls": self.walls.to_json()}, b""
+
+    def _score(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        assert self.evaluation is not None
+        start, stop = asked["start"], asked["stop"]
+        self._receive(asked)
+        losses = self.evaluation.scorer.score(self._reader(stop + 1), start, stop)
+        return {}, losses.astype("<f4").tobytes()
+
+    def _update(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        assert self.evaluation is not None and self.evaluation.adapter is not None
+        self.evaluation.adapter.update(self._reader(asked["stop"] + 1), asked["start"], asked["stop"])
+        return {}, b""
+
+    def _end(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        return {"attempts": self.walls.attempts}, b""
+
+    def _receive(self, asked: dict[str, Any]) -> None:
+        """Take in tokens from position `asked["origin"]` on: a continuation of what is there, or a new block."""
+        import numpy as np
+
+        block = np.frombuffer(self.requests.recv_bytes() if asked["tokens"] else b"", dtype="<u2")
+        if self.tokens is not _empty and asked["origin"] == self.origin + len(self.tokens):
+            self.tokens = np.concatenate([self.tokens, block])
+        else:
+            self.origin, self.tokens = asked["origin"], block
+
+    def _reader(self, limit: int) -> Callable[[int, int], np.ndarray]:
+        """`TokenReader` of what has arrived, up to token `limit` - 1."""
+
+        def read(start: int, stop: int) -> np.ndarray:
+            if not self.origin <= start <= stop <= min(limit, self.origin + len(self.tokens)):
+                raise PermissionError(
+                    f"tokens {start}..{stop - 1} are not in the sealed process, which has {self.origin}..{limit - 1}"
+                )
+            part: np.ndarray = self.tokens[start - self.origin : stop - self.origin].copy()
+            return part
+
+        return read
+
+
+_empty: Any = ()

@@ -1,0 +1,116 @@
+"""The last wall: system calls that are refused from now on, in every thread, by a seccomp filter.
+
+`refuse_network` closes sockets and the ways into other processes. `refuse_files` is what closes off the file system
+before validation tokens are handed over: no file can be opened, by whatever path, by Python or by native code, and no
+program started. Descriptors that are open already (pipes, the GPU) go on working. A refused call fails with EACCES,
+so that whoever tried sees an ordinary PermissionError.
+Source: seccomp(2); numbers from the kernel's tables for x86-64 and for arm64 (asm-generic).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from bitgolf.audit.sandbox import kernel
+
+# name: (x86-64, arm64); None where the architecture has no such call.
+_NUMBERS: dict[str, tuple[int, int | None]] = {
+    "open": (2, None),
+    "creat": (85, None),
+    "openat": (257, 56),
+    "openat2": (437, 437),
+    "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "io_uring_setup": (425, 425),
+    "memfd_secret": (447, 447),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "shmget": (29, 194),
+    "mq_open": (240, 180),
+    "bpf": (321, 280),
+    "mount": (165, 40),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+}
+_NETWORK = ("socket", "connect", "bind", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "shmget",
+            "mq_open", "io_uring_setup", "bpf", "mount", "unshare", "setns")  # fmt: skip
+_FILES = ("open", "creat", "openat", "openat2", "open_by_handle_at", "open_tree", "execve", "execveat", "memfd_secret")
+_MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}  # column, AUDIT_ARCH, seccomp(2)
+_SET_FILTER, _ALL_THREADS = 1, 1
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+_X32 = 0x40000000  # calls of the x32 interface of x86-64 kernels
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("value", ctypes.c_uint32)]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_uint16), ("filter", ctypes.POINTER(_Instruction))]
+
+
+def refuse_network() -> None:
+    """No sockets, no looking into other processes. Raises Unavailable when the kernel has no such filters."""
+    _refuse(_NETWORK)
+
+
+def refuse_files() -> None:
+    """No file is opened and no program started any more. Raises Unavailable when the kernel has no such filters."""
+    _refuse(_FILES)
+
+
+def _refuse(names: Iterable[str]) -> None:
+    machine = platform.machine()
+    if machine not in _MACHINES:
+        raise kernel.Unavailable(f"no table of system calls for {machine}")
+    column, architecture, seccomp = _MACHINES[machine]
+    numbers = [number for name in names if (number := _NUMBERS[name][column]) is not None]
+    steps = _program(numbers, architecture)
+    program = _Program(len(steps), (_Instruction * len(steps))(*(_Instruction(*step) for step in steps)))
+    try:
+        kernel.no_new_privileges()
+        failed = kernel.check(
+            kernel.libc().syscall(seccomp, _SET_FILTER, _ALL_THREADS, ctypes.byref(program)), "seccomp"
+        )
+    except OSError as error:
+        raise kernel.Unavailable(str(error)) from error
+    if failed:
+        raise kernel.Unavailable(f"seccomp: thread {failed} could not be brought under the filter")
+
+
+def _program(numbers: list[int], architecture: int) -> list[tuple[int, int, int, int]]:
+    """The filter as steps (code, jump if true, jump if false, value): refuse `numbers` and foreign interfaces."""
+    tests = [(_AT_LEAST, _X32), *((_EQUAL, number) for number in numbers)]
+    steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
+    for index, (code, value) in enumerate(tests):
+        steps.append((code, len(tests) - index, 0, value))  # to the last step
+    return [*steps, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+
+
+def open_files() -> list[str]:
+    """Regular files that this process has open for reading, by name; those that are deleted are left out."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            about = os.fstat(int(entry.name))
+            readable = fcntl.fcntl(int(entry.name), fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
+        except OSError:  # the descriptor of the listing itself
+            continue
+        if stat.S_ISREG(about.st_mode) and about.st_nlink and readable:
+            found.append(str(entry.readlink()))
+    return sorted(found)

@@ -1,0 +1,102 @@
+"""A submission's README as data: tables, the settings of its commands, its prose.
+
+Only Markdown that the public records use is understood: pipe tables and fenced code.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+_FENCE = re.compile(r"^\s*(```|~~~)")
+_ASSIGNED = re.compile(r"(?:^|[\s;])(?:export\s+)?([A-Z][A-Z0-9_]{2,})=(\"[^\"]*\"|'[^']*'|[^\s\\;&|]*)")
+_HEADLINE = re.compile(r"(?i)\bval_bpb\b[^\d\n|]{0,12}(\d\.\d{3,})")
+_HEADLINE_LINES = 15  # a later mention may be of another run
+_DIVIDER = re.compile(r"^:?-{2,}:?$")
+_DENIED = re.compile(
+    r"(?i)\b(no|not|without|never|instead of|rather than|removed?|dropped|replac\w*|fail\w*|tried|vs\.?)\b"
+)
+_SECTIONS_OF_OTHERS = re.compile(
+    r"(?i)^#+ .*\b(credit|lineage|reference|attribution|acknowledg|related|ablation|what didn)"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header and rows of cells, without Markdown's emphasis."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Readme:
+    """The text of a README."""
+
+    text: str
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """All pipe tables outside code."""
+        found: list[Table] = []
+        rows: list[tuple[str, ...]] = []
+        for line in [*self._prose_lines, ""]:
+            cells = _cells(line)
+            if cells:
+                rows.append(cells)
+            elif rows:
+                if len(rows) > 2 and all(_DIVIDER.match(cell) for cell in rows[1] if cell):
+                    found.append(Table(rows[0], tuple(rows[2:])))
+                rows = []
+        return found
+
+    @cached_property
+    def assigned(self) -> dict[str, str]:
+        """Environment variables that its commands set, with the last value given."""
+        code = "\n".join(self._code_lines)
+        return {name: value.strip("\"'") for name, value in _ASSIGNED.findall(code)}
+
+    @cached_property
+    def headline(self) -> str:
+        """The first score that its prose gives for `val_bpb`, as written; "" when there is none."""
+        found = _HEADLINE.search("\n".join(self._prose_lines[:_HEADLINE_LINES]))
+        return found[1] if found else ""
+
+    def claims(self, pattern: str) -> str:
+        """The first line of its own prose that mentions `pattern` and does not deny it; "" when there is none."""
+        wanted = re.compile(pattern)
+        of_others = False
+        for line in self._prose_lines:
+            if line.startswith("#"):
+                of_others = bool(_SECTIONS_OF_OTHERS.match(line))
+            if not of_others and wanted.search(line) and not _DENIED.search(line):
+                return line.strip()
+        return ""
+
+    @cached_property
+    def _code_lines(self) -> list[str]:
+        return self._split[1]
+
+    @cached_property
+    def _prose_lines(self) -> list[str]:
+        return self._split[0]
+
+    @cached_property
+    def _split(self) -> tuple[list[str], list[str]]:
+        prose: list[str] = []
+        code: list[str] = []
+        inside = False
+        for line in self.text.splitlines():
+            if _FENCE.match(line):
+                inside = not inside
+            else:
+                (code if inside else prose).append(line)
+        return prose, code
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    if "|" not in line:
+        return ()
+    cells = line.strip().removeprefix("|").removesuffix("|").split("|")
+    return tuple(re.sub(r"\*{1,3}|`|~~", "", cell).strip() for cell in cells)

@@ -1,0 +1,245 @@
+"""A coded text as a file: what decoding needs to know, then one range-coder payload a stream.
+
+    offset  bytes  field
+    0       4      magic
+    4       1      format version
+    5       2      bytes of the header in the file, little-endian as all that follows
+    7       4      CRC-32 of all other bytes of the file
+    11      8      first bytes of the model's SHA-256
+    19      16     first bytes of the text's SHA-256
+    35      ...    header (JSON, raw deflate with a preset dictionary), then the payloads; then nothing
+
+The header is small because it counts: a short text is coded in a few hundred bytes. Reading treats it as hostile:
+everything is bounded and checked before anything is allocated or run.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from bitgolf.codec.coder import WORD_BYTES
+from bitgolf.codec.counts import TOTAL
+from bitgolf.config import TTTConfig
+from bitgolf.errors import ArtifactError
+
+MAGIC = b"\x93bgt"
+FORMAT_VERSION = 1
+MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES = 8, 16
+MAX_STREAMS = 4096
+MAX_THREADS = 256  # a hostile file shall not start thousands
+MAX_TEXT_BYTES = 1 << 31  # default bound on what decoding may produce
+
+_PREAMBLE = struct.Struct(f"<4sBHI{MODEL_DIGEST_BYTES}s{TEXT_DIGEST_BYTES}s")
+_CRC_AT = 7
+_MAX_JSON_BYTES = 1 << 18
+_KEYS = {"bytes", "platform", "streams", "stride", "threads", "ttt"}
+# What headers have in common, the most common last. Part of format 1: it must never change.
+_DICTIONARY = (
+    b'{"beta1":0.9,"beta2":0.999,"method":"lora","method":"last_blocks","optimizer":"adamw","ttt":{"batch_rows":32,'
+    b'"beta1":0.9,"beta2":0.999,"chunk_tokens":32768,"epochs":3,"freeze_blocks":0,"grad_clip":1.0,"last_blocks":2,'
+    b'"lora_alpha":8.0,"lora_beta1":0.9,"lora_beta2":0.95,"lora_chunk_tokens":256,"lora_documents":64,"lora_keep_a":false,'
+    b'"lora_lr":0.01,"lora_rank":8,"lora_targets":["q","v","head"],"lora_weight_decay":0.0,"lr":0.002,'
+    b'"method":"full","momentum":0.9,"optimizer":"sgd","rescore_temperature":0.0,"step_cosine_floor":1.0,'
+    b'"temperature":1.0,"temperature_lr":0.0,"weight_decay":0.0}}'
+    b'"AVX2","cudnn":"91900","device":"NVIDIA H100 80GB HBM3","NVIDIA H200","dtype":"bfloat16","torch":"2.11.0+cu130"}'
+    b'"AMD EPYC 64-Core Processor","Intel(R) Core(TM) CPU @ 2.","Intel(R) Xeon(R) Platinum Processor @ 2.60GHz",'
+    b'"dtype":"float32","simd":"AVX512","torch":"2.13.0+cpu"},"streams":[[1,0],[0,"stride":64,"threads":1,"ttt":null}'
+    b'{"bytes":,"platform":{"bitgolf":"0.1.0","device":"'
+)
+
+
+@dataclass(frozen=True)
+class CodedStream:
+    """One stream: its tokens, its payload, and whether its bytes are to be joined (see `TokenStream`)."""
+
+    num_tokens: int
+    payload: bytes
+    joined: bool
+
+
+@dataclass(frozen=True)
+class CodedText:
+    """Everything that a coded file says.
+
+    Attributes:
+        num_bytes: of the text.
+        text_digest: first 16 bytes of its SHA-256.
+        model_digest: first 8 bytes of the SHA-256 of the artifact.
+        platform: the fingerprint of what coded it.
+        threads: of the arithmetic.
+        stride: of the sliding windows.
+        ttt: what learned from the text, or None.
+        streams: in the order of the text.
+    """
+
+    num_bytes: int
+    text_digest: bytes
+    model_digest: bytes
+    platform: dict[str, str]
+    threads: int
+    stride: int
+    ttt: TTTConfig | None
+    streams: tuple[CodedStream, ...]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all payloads."""
+        return sum(len(stream.payload) for stream in self.streams)
+
+
+def write(coded: CodedText) -> bytes:
+    """The bytes of the file. Raises ArtifactError when the header would be too large to be read back."""
+    value = {
+        "bytes": coded.num_bytes,
+        "platform": coded.platform,
+        "streams": [[s.num_tokens, len(s.payload) // WORD_BYTES, int(s.joined)] for s in coded.streams],
+        "stride": coded.stride,
+        "threads": coded.threads,
+        "ttt": None if coded.ttt is None else coded.ttt.model_dump(mode="json"),
+    }
+    raw = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_DICTIONARY)
+    header = deflate.compress(raw) + deflate.flush()
+    if len(raw) > _MAX_JSON_BYTES or len(header) >= 1 << 16:
+        raise ArtifactError(
+            f"the header of {len(coded.streams)} streams takes {len(header):,} bytes; use fewer streams"
+        )
+    body = header + b"".join(stream.payload for stream in coded.streams)
+    parts = (MAGIC, FORMAT_VERSION, len(header), 0, coded.model_digest, coded.text_digest)
+    data = _PREAMBLE.pack(*parts) + body
+    return data[:_CRC_AT] + struct.pack("<I", _checksum(data)) + data[_CRC_AT + 4 :]
+
+
+def read(data: bytes, *, max_text_bytes: int = MAX_TEXT_BYTES) -> CodedText:
+    """Parse and verify a coded file.
+
+    Args:
+        max_text_bytes: the longest text that may be declared.
+    Raises:
+        ArtifactError: not such a file, truncated, damaged, hostile or of a newer version; says which.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        begins = f"it begins with {data[: len(MAGIC)]!r}" if data else "it is empty"
+        raise ArtifactError(f"not a text coded by bitgolf: {begins}")
+    if len(data) < _PREAMBLE.size:
+        raise ArtifactError(f"the coded text is truncated: {len(data)} of {_PREAMBLE.size} preamble bytes")
+    _, version, header_bytes, checksum, model_digest, text_digest = _PREAMBLE.unpack_from(data)
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"coded by a newer bitgolf (format v{version}), this one reads up to v{FORMAT_VERSION}: upgrade bitgolf"
+        )
+    if version < 1:
+        raise ArtifactError(f"format version {version} does not exist; the coded text is damaged")
+    if _checksum(data) != checksum:
+        raise ArtifactError(f"checksum mismatch over {len(data):,} bytes; the coded text is truncated or damaged")
+    end = _PREAMBLE.size + header_bytes
+    if end > len(data):
+        raise ArtifactError(f"the coded text is truncated in its header: {len(data)} of {end} bytes")
+    value = _json(_inflate(data[_PREAMBLE.size : end]))
+    return _coded(value, data[end:], model_digest, text_digest, max_text_bytes)
+
+
+def _checksum(data: bytes) -> int:
+    """CRC-32 of everything but its own four bytes."""
+    return zlib.crc32(data[_CRC_AT + 4 :], zlib.crc32(data[:_CRC_AT]))
+
+
+def _inflate(packed: bytes) -> bytes:
+    inflate = zlib.decompressobj(-15, zdict=_DICTIONARY)
+    try:
+        raw = inflate.decompress(packed, _MAX_JSON_BYTES + 1)
+    except zlib.error as error:
+        raise ArtifactError(f"the header does not inflate: {error}") from error
+    if len(raw) > _MAX_JSON_BYTES:
+        raise ArtifactError(f"the header is above the limit of {_MAX_JSON_BYTES:,} bytes")
+    if not inflate.eof or inflate.unused_data:
+        raise ArtifactError("the header is cut off or followed by other bytes")
+    return raw
+
+
+def _json(raw: bytes) -> dict[str, Any]:
+    def refuse(text: str) -> NoReturn:
+        raise ValueError(f"{text} is not allowed")
+
+    try:
+        value = json.loads(raw.decode("ascii"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"the header is not valid JSON ({error})") from error
+    if not isinstance(value, dict) or set(value) != _KEYS:
+        raise ArtifactError(f"the header must be an object with the keys {sorted(_KEYS)}, found {_short(value)}")
+    return value
+
+
+def _coded(
+    value: dict[str, Any], payloads: bytes, model_digest: bytes, text_digest: bytes, max_text_bytes: int
+) -> CodedText:
+    num_bytes = _count(value["bytes"], "bytes", 0, max_text_bytes)
+    platform, rows = value["platform"], value["streams"]
+    if not isinstance(platform, dict) or not all(map(_is_label, [*platform, *platform.values()])):
+        raise ArtifactError(f"header: platform must be an object of short printable texts, found {_short(platform)}")
+    if not isinstance(rows, list) or len(rows) > MAX_STREAMS or bool(rows) != bool(num_bytes):
+        raise ArtifactError(f"header: {_short(rows)} cannot be the streams of {num_bytes} bytes")
+    # Every token but a first one stands for a byte, and no stream is more than a little longer than the others.
+    longest = 2 * -(-num_bytes // max(1, len(rows))) + 2
+    streams, position = [], 0
+    for index, row in enumerate(rows):
+        where = f"stream {index}"
+        if not isinstance(row, list) or len(row) != 3:
+            raise ArtifactError(f"header: {where} must be [tokens, words, joined], found {_short(row)}")
+        size = WORD_BYTES * _count(row[1], f"{where}: words", 0, len(payloads) // WORD_BYTES)
+        num_tokens = _count(row[0], f"{where}: tokens", 1, longest)
+        if num_tokens > _most_tokens(size):
+            raise ArtifactError(
+                f"header: {where} declares {num_tokens:,} tokens in {size} bytes; no coder is that good"
+            )
+        joined = _count(row[2], f"{where}: joined", 0, 1)
+        streams.append(CodedStream(num_tokens, payloads[position : position + size], bool(joined)))
+        position += size
+    if position != len(payloads):
+        raise ArtifactError(f"the header declares {position:,} bytes of payload, there are {len(payloads):,}")
+    return CodedText(
+        num_bytes,
+        text_digest,
+        model_digest,
+        platform,
+        _count(value["threads"], "threads", 1, MAX_THREADS),
+        _count(value["stride"], "stride", 1, 1 << 24),
+        _ttt(value["ttt"]),
+        tuple(streams),
+    )
+
+
+def _most_tokens(payload_bytes: int) -> int:
+    """More tokens than so many bytes can hold: each of at least 256 others keeps 2^-24, so every token takes more than
+    255 / 2^24 bits."""
+    return (8 * payload_bytes + 64) * TOTAL // 255
+
+
+def _ttt(value: Any) -> TTTConfig | None:
+    if value is None:
+        return None
+    try:
+        return TTTConfig.model_validate(value)
+    except (ValidationError, RecursionError) as error:
+        raise ArtifactError(f"header: {_short(value)} are no settings of test-time training") from error
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 200 and value.isprintable()
+
+
+def _count(value: Any, where: str, lowest: int, highest: int) -> int:
+    if type(value) is not int or not lowest <= value <= highest:
+        raise ArtifactError(f"header: {where} {_short(value)} must be a whole number from {lowest:,} to {highest:,}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,83 @@
+"""From an evaluation's configuration to the stepwise program that codes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from bitgolf.codec.documents import DocumentProgram
+from bitgolf.codec.windows import WindowProgram
+from bitgolf.config import Config
+from bitgolf.distributed import World
+from bitgolf.evaluate.adapters import adapted_evaluation, preserved
+from bitgolf.evaluate.lora import initial_a, lora_sites
+from bitgolf.language_model import LanguageModel
+
+
+@contextmanager
+def fresh_program(
+    language_model: LanguageModel,
+    config: Config,
+    *,
+    num_streams: int,
+    longest: int,  # most tokens of a stream
+    num_targets: int,  # of the whole text, for the schedule of test-time training
+    first_token: int,  # before every stream
+    a: list[Tensor] | None = None,  # of the adapters of documents, (num_streams, r, inputs) each; None = fresh
+) -> Iterator[WindowProgram | DocumentProgram]:
+    """The program of an evaluation before its first target; afterwards the model has its own weights again.
+
+    `config.ttt` decides the kind: documents with adapters of their own, or sliding windows (plain, or with what
+    learns between chunks); the windows are `config.window` and `config.score.stride`.
+    """
+    model, ttt = language_model.model, config.ttt
+    with preserved(model), _deterministic_attention(language_model):
+        if ttt.method == "lora":
+            sites = lora_sites(model, ttt.lora_targets)
+            yield DocumentProgram(
+                model,
+                ttt,
+                sites,
+                a or fresh_adapters(language_model, config, num_streams),
+                longest=longest,
+                window=config.window,
+                first_token=first_token,
+            )
+            return
+        adapted = None
+        if ttt.enabled:
+            bos_id, world = language_model.tokenizer.bos_id, World(0, 1, language_model.device)
+            adapted = adapted_evaluation(config, model, model, num_targets=num_targets, bos_id=bos_id, world=world)
+        yield WindowProgram(
+            model,
+            num_streams=num_streams,
+            longest=longest,
+            window=config.window,
+            stride=config.window if config.score.methods[-1] == "chunked" else config.score.stride,
+            first_token=first_token,
+            adapted=adapted,
+        )
+
+
+def fresh_adapters(language_model: LanguageModel, config: Config, num_documents: int) -> list[Tensor]:
+    """A of every site as a document without predecessor starts from, (num_documents, r, inputs) each."""
+    sites = lora_sites(language_model.model, config.ttt.lora_targets)
+    first = initial_a(sites, config.ttt.lora_rank, config.seed, language_model.device)
+    return [tensor.expand(num_documents, *tensor.shape).clone() for tensor in first]
+
+
+@contextmanager
+def _deterministic_attention(language_model: LanguageModel) -> Iterator[None]:
+    """On CUDA use the attention backend whose gradients are reproducible; cuDNN's and the memory-efficient one have
+    none. Predictions use none of them, they attend to caches."""
+    if language_model.device.type != "cuda":
+        yield
+        return
+    masked = language_model.model.config.document_attention  # flash takes no masks
+    language_model.model.set_attention_backend("math" if masked else "flash")
+    try:
+        yield
+    finally:
+        language_model.model.set_attention_backend(language_model.attention)

@@ -1,0 +1,121 @@
+"""Any bytes as token streams and back.
+
+A file is cut into streams of about equal length, at the end of a line or word where there is one near. A lossless
+tokenizer says the bytes of each token, so its streams may mix the text they hold with byte pieces for what is not
+UTF-8. A tokenizer that is not lossless gives only some texts back; a stream that it changes is written in byte
+pieces throughout. Each stream is decoded again before it is coded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.errors import ArtifactError, ConfigError
+
+_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # how `surrogateescape` decodes bytes that are not UTF-8
+_BytePieces = Callable[[bytes], np.ndarray]
+_SEARCH_SHARE = 16  # a cut is moved back by at most a sixteenth of a stream
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Tokens without the BOS before them, (n,) int64; `joined`: byte pieces took part, so that the bytes of the
+    tokens are to be joined rather than read by the tokenizer's own rules."""
+
+    tokens: np.ndarray
+    joined: bool
+
+
+def split_bytes(data: bytes, num_streams: int) -> list[bytes]:
+    """Cut `data` into `num_streams` parts, none empty, that joined are `data` again.
+
+    `num_streams` is at most len(data). A cut is made after a line, else before a space, else before a character, the
+    last one in the sixteenth of a stream before the even cut; else evenly.
+    """
+    cuts = [0]
+    for index in range(1, num_streams):
+        even = len(data) * index // num_streams
+        lowest = max(cuts[-1] + 1, even - len(data) // num_streams // _SEARCH_SHARE)
+        cuts.append(_cut(data, lowest, even))
+    return [data[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(data)], strict=True)]
+
+
+def _cut(data: bytes, lowest: int, even: int) -> int:
+    after_line = data.rfind(b"\n", lowest - 1, even) + 1
+    if after_line:
+        return after_line
+    before_space = data.rfind(b" ", lowest, even)
+    if before_space >= 0:
+        return before_space
+    inside = even
+    while inside > max(lowest, even - 3) and data[inside] & 0xC0 == 0x80:  # continues a character
+        inside -= 1
+    return inside
+
+
+def tokenize(parts: list[bytes], tokenizer: Tokenizer) -> list[TokenStream]:
+    """Tokens that give each part back, proven by decoding them.
+
+    Raises ConfigError when byte pieces are needed and the vocabulary has none.
+    """
+    ids: dict[bytes, int] = {}  # the first token that stands for just these bytes
+    for token in range(tokenizer.vocab_size):
+        ids.setdefault(tokenizer.token_text_bytes(token), token)
+
+    def byte_pieces(data: bytes) -> np.ndarray:
+        missing = next((byte for byte in sorted(set(data)) if bytes([byte]) not in ids), None)
+        if missing is not None:
+            raise ConfigError(
+                f"the file needs a token for the byte 0x{missing:02x}, which tokenizer {tokenizer.name} does not have; "
+                "use a model whose tokenizer has byte fallback"
+            )
+        return np.array([ids[bytes([byte])] for byte in data], dtype=np.int64)
+
+    return [(_tokenize_lossless if tokenizer.lossless else _tokenize)(part, tokenizer, byte_pieces) for part in parts]
+
+
+def detokenize(stream: TokenStream, tokenizer: Tokenizer) -> bytes:
+    """The bytes that a stream stands for.
+
+    Raises ArtifactError for tokens that `tokenize` never uses (controls, ids outside the vocabulary).
+    """
+    pieces = []
+    for position, token in enumerate(stream.tokens.tolist()):
+        piece = tokenizer.token_text_bytes(token) if 0 <= token < tokenizer.vocab_size else b""
+        if not piece:
+            raise ArtifactError(f"token {token} at position {position} of a stream stands for no text; it is damaged")
+        pieces.append(piece)
+    if stream.joined or tokenizer.lossless:
+        return b"".join(pieces)
+    return tokenizer.decode(stream.tokens).encode()
+
+
+def _tokenize_lossless(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> TokenStream:
+    pieces = _NOT_UTF8.split(part.decode("utf-8", "surrogateescape"))  # text, not UTF-8, text, ..., text
+    texts = iter(tokenizer.encode_documents(pieces[::2]))
+    tokens: list[np.ndarray] = []
+    for index, piece in enumerate(pieces):
+        found = byte_pieces(piece.encode("utf-8", "surrogateescape")) if index % 2 else next(texts)
+        tokens.append(found.astype(np.int64))
+    stream = TokenStream(np.concatenate(tokens), len(pieces) > 1)
+    if detokenize(stream, tokenizer) != part:
+        raise ConfigError(
+            f"tokenizer {tokenizer.name} is called lossless and does not give a part of the file back that "
+            f"begins {part[:40]!r}; the artifact is damaged"
+        )
+    return stream
+
+
+def _tokenize(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> TokenStream:
+    try:
+        stream = TokenStream(tokenizer.encode_documents([part.decode()])[0].astype(np.int64), False)
+        if detokenize(stream, tokenizer) == part:
+            return stream
+    except (UnicodeDecodeError, ArtifactError):  # not UTF-8, or with pieces that stand for nothing
+        pass
+    return TokenStream(byte_pieces(part), True)

@@ -1,0 +1,74 @@
+"""`bitgolf audit` on the command line: a run directory, or the folder of a submission, ours or a foreign one.
+
+A run's verdict is written to its audit.json. Nothing is written into a submission's folder: `--out` says where its
+verdict goes. The exit status is 1 when a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bitgolf import atomic
+from bitgolf.commands_codec import ask_for_reproducible_cublas
+from bitgolf.errors import ConfigError
+from bitgolf.rundir import RunDirectory
+from bitgolf.tables import audit_table
+
+if TYPE_CHECKING:
+    from bitgolf.audit import Verdict
+
+TEXT = "check a run, or a submission's folder, against the rules, with evidence"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bitgolf audit`, besides the path."""
+    parser.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
+    parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
+    parser.add_argument("--codec", type=int, default=0, metavar="BYTES", help="code and decode this much text")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON")
+
+
+def audit_command(arguments: argparse.Namespace, out: Console) -> int:
+    """Audit what is at the path and print the verdict; 1 when a check fails."""
+    if arguments.codec < 0:
+        raise ConfigError(f"--codec {arguments.codec}: give the bytes of text to code, or 0 for none")
+    verdict = _verdict(arguments)
+    values = verdict.to_json()
+    if arguments.out is not None:
+        atomic.write_json(arguments.out, values)
+    if arguments.json:
+        if not out.quiet:
+            sys.stdout.write(json.dumps(values, indent=2) + "\n")
+    else:
+        out.print(audit_table(values))
+    return verdict.exit_code
+
+
+def _verdict(arguments: argparse.Namespace) -> Verdict:
+    from bitgolf.audit.submission.run import audit_submission, is_submission
+
+    if is_submission(arguments.run):
+        for name in ("quick", "all", "codec"):
+            if getattr(arguments, name):
+                raise ConfigError(
+                    f"--{name} goes with a run directory; {arguments.run} is the folder of a submission, which is read "
+                    "and never run"
+                )
+        return audit_submission(arguments.run, progress=arguments.progress)
+    from bitgolf.audit.run import audit_run
+
+    if arguments.codec:
+        ask_for_reproducible_cublas()
+    return audit_run(
+        RunDirectory.open(arguments.run),
+        quick=arguments.quick,
+        everything=arguments.all,
+        codec_bytes=arguments.codec,
+        progress=arguments.progress,
+    )

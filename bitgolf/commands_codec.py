@@ -1,0 +1,173 @@
+"""`bitgolf compress` and `bitgolf decompress` on the command line: their arguments and what they print.
+
+The work is done in `bitgolf.codec`; `cli` registers what is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from bitgolf import atomic
+from bitgolf.config import TTTConfig, load_config
+from bitgolf.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from bitgolf.codec import CodecModel
+
+COMPRESS_TEXT = "code a file without loss with the model of an artifact"
+DECOMPRESS_TEXT = "give back the file that `compress` coded"
+
+
+def add_compress_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bitgolf compress`."""
+    _add_paths(parser, "file to code; any bytes")
+    parser.add_argument("--streams", type=int, default=0, help="parts coded side by side; 0 = by size (default)")
+    parser.add_argument(
+        "--stride", type=int, default=0, help="targets of a sliding window; 0 = the artifact's (default)"
+    )
+    parser.add_argument("--ttt", action="store_true", help="learn from the text while coding it (--ttt.KEY VALUE)")
+    parser.add_argument("--config", help="preset or .toml file to take the [ttt] settings from")
+    parser.add_argument("--verify", action="store_true", help="decode again before anything is written")
+
+
+def add_decompress_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `bitgolf decompress`."""
+    _add_paths(parser, "coded file")
+    parser.add_argument(
+        "--allow-platform-mismatch",
+        action="store_true",
+        help="try although another release, device or processor coded it; a digest still decides",
+    )
+
+
+def compress_command(arguments: argparse.Namespace, out: Console) -> int:
+    """`bitgolf compress`."""
+    data = _input(arguments)
+    ask_for_reproducible_cublas()
+    from bitgolf.codec import compress_bytes, decompress_bytes
+
+    model = _model(arguments)
+    ttt = _ttt(arguments, model)
+    begin = time.perf_counter()
+    coded = compress_bytes(
+        data, model, streams=arguments.streams, stride=arguments.stride, ttt=ttt, progress=arguments.progress
+    )
+    seconds = time.perf_counter() - begin
+    if arguments.verify and decompress_bytes(coded.data, model, progress=arguments.progress) != data:
+        raise ArtifactError(f"{arguments.file} does not survive coding on this machine; nothing was written")
+    atomic.write_bytes(arguments.output, coded.data)
+    figures = {
+        "bytes": len(data),
+        "coded_bytes": len(coded.data),
+        "header_bytes": len(coded.data) - coded.text.payload_bytes,
+        "payload_bytes": coded.text.payload_bytes,
+        "bpb": coded.bpb,
+        "tokens": coded.num_tokens,
+        "streams": len(coded.text.streams),
+        "byte_streams": sum(stream.joined for stream in coded.text.streams),
+        "stride": coded.text.stride,
+        "ttt": None if coded.text.ttt is None else coded.text.ttt.model_dump(mode="json"),
+        "verified": arguments.verify,
+        "model_sha256": model.sha256.hex(),
+        "platform": coded.text.platform,
+        "threads": coded.text.threads,
+        "seconds": seconds,
+        "bytes_per_second": len(data) / seconds,
+    }
+    count = len(coded.text.streams)
+    line = (
+        f"{len(data):,} bytes coded in {len(coded.data):,} ({coded.bpb:.4f} bits a byte) "
+        f"in {count} stream{'' if count == 1 else 's'}, {seconds:.1f} s, {len(data) / seconds:,.0f} bytes/s"
+    )
+    _show(arguments, out, figures, line)
+    return 0
+
+
+def decompress_command(arguments: argparse.Namespace, out: Console) -> int:
+    """`bitgolf decompress`."""
+    data = _input(arguments)
+    ask_for_reproducible_cublas()
+    from bitgolf.codec import decompress_bytes
+
+    model = _model(arguments)
+    begin = time.perf_counter()
+    try:
+        text = decompress_bytes(
+            data, model, allow_platform_mismatch=arguments.allow_platform_mismatch, progress=arguments.progress
+        )
+    except ArtifactError as error:
+        raise ArtifactError(f"{arguments.file}: {error}") from error
+    seconds = time.perf_counter() - begin
+    atomic.write_bytes(arguments.output, text)
+    figures = {
+        "bytes": len(text),
+        "coded_bytes": len(data),
+        "seconds": seconds,
+        "bytes_per_second": len(text) / seconds,
+    }
+    _show(arguments, out, figures, f"{len(text):,} bytes in {seconds:.1f} s, {len(text) / seconds:,.0f} bytes/s")
+    return 0
+
+
+def ask_for_reproducible_cublas() -> None:
+    """Have cuBLAS use a workspace of its own a stream; it reads this when it is first used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _add_paths(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("file", type=Path, help=what)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("--model", type=Path, required=True, help="artifact (model.bitgolf)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def _input(arguments: argparse.Namespace) -> bytes:
+    """The bytes of the input file, after everything that can be refused at once."""
+    source, output = arguments.file, arguments.output
+    if not source.is_file():
+        raise ConfigError(f"{source} is not a file")
+    if output.is_dir():
+        raise ConfigError(f"-o {output} is a directory; give the path of a file")
+    if output.exists() and any(output.samefile(path) for path in (source, arguments.model) if path.exists()):
+        raise ConfigError(f"-o {output} would overwrite what is read; choose another file")
+    data: bytes = source.read_bytes()
+    return data
+
+
+def _model(arguments: argparse.Namespace) -> CodecModel:
+    from bitgolf.codec import CodecModel
+
+    return CodecModel.load(arguments.model, arguments.device)
+
+
+def _ttt(arguments: argparse.Namespace, model: CodecModel) -> TTTConfig | None:
+    """What is to learn from the text; None without `--ttt`."""
+    from bitgolf.codec.text import codec_configuration
+
+    foreign = [key for key in arguments.overrides if not key.startswith("ttt.")]
+    if foreign:
+        raise ConfigError(f"--{foreign[0]} means nothing to `compress`; it takes --ttt.KEY VALUE")
+    if not arguments.ttt:
+        if arguments.overrides or arguments.config:
+            raise ConfigError("settings of test-time training are given without --ttt; add it")
+        return None
+    base = load_config(arguments.config).ttt if arguments.config else TTTConfig(method="full")
+    ttt = codec_configuration(model.language_model, arguments.stride, base, arguments.overrides).ttt
+    if not ttt.enabled:
+        raise ConfigError("--ttt, but its settings change nothing; set --ttt.method full, last_blocks or lora")
+    return ttt
+
+
+def _show(arguments: argparse.Namespace, out: Console, figures: dict[str, Any], line: str) -> None:
+    if not arguments.json:
+        out.print(line, highlight=False, soft_wrap=True)
+    elif not out.quiet:
+        sys.stdout.write(json.dumps(figures, indent=2) + "\n")

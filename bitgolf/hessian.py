@@ -1,0 +1,94 @@
+"""The ordered, damped inverse factor of a layer's input moments: what GPTQ feeds back with and what shapes its noise.
+
+Shared by `compress`, which rounds with it, and by `train`, which measures what that rounding will cost. Order by
+descending diagonal; the factor from one Cholesky of the reversed Hessian and one triangular solve, as in challenge
+PR 1948. Legend: C columns (inputs).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitgolf.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_ASYMMETRY = 1e-3  # tolerated |H - H^T| as a share of the largest diagonal element
+_MAX_DAMPING = 1.0  # a Hessian that needs more than its own mean diagonal is not a Hessian
+
+
+@dataclass(frozen=True)
+class InverseFactor:
+    """Upper U with U^T U = (H + damping)^-1, rows and columns in rounding order.
+
+    Attributes:
+        upper: (C, C).
+        order: (C,) int64; column order[j] of the weight is rounded j-th.
+        dead: (C,) bool, in the weight's own order: inputs that were always zero.
+    """
+
+    upper: Tensor
+    order: Tensor
+    dead: Tensor
+
+    @property
+    def pivots(self) -> Tensor:
+        """(C,) diagonal of U in rounding order: 1 / sqrt(D_j), D_j the variance of input j given the later ones."""
+        return self.upper.diagonal()
+
+
+def inverse_factor(
+    hessian: Tensor,  # (C, C)
+    damping: float,
+    dtype: torch.dtype,
+) -> InverseFactor:
+    """Factor of one Hessian with `damping` times the mean diagonal of its live columns added.
+
+    A Hessian that is still not positive definite is raised tenfold, with a warning, up to one mean diagonal.
+
+    Raises:
+        ConfigError: NaN or infinity, or not symmetric positive semi-definite.
+    """
+    hessian = hessian.to(dtype)
+    if not bool(torch.isfinite(hessian).all()):
+        raise ConfigError("the Hessian holds NaN or infinite values; did the model diverge?")
+    diagonal = hessian.diagonal().clone()
+    largest = float(diagonal.abs().max())
+    if float((hessian - hessian.T).abs().max()) > _ASYMMETRY * largest:
+        raise ConfigError("the Hessian is not symmetric; it must be a sum of x x^T over the layer's inputs x")
+    if float(diagonal.min()) < 0:
+        raise ConfigError(
+            "the Hessian is not positive semi-definite: diagonal element "
+            f"{int(diagonal.argmin())} is {float(diagonal.min()):.6g}; it must be a sum of "
+            "x x^T over the layer's inputs x"
+        )
+    dead = diagonal == 0
+    num_dead = int(dead.sum())
+    if num_dead == dead.numel():
+        logger.warning("the Hessian is zero: calibration fed this layer only zeros, so its weights become 0")
+    mean = float(diagonal[~dead].mean()) if num_dead < dead.numel() else 1.0
+    hessian = (hessian + hessian.T) / 2
+    hessian.diagonal()[dead] = 1.0
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    # H reversed = L L^T makes H = M M^T with M = reversed L, upper triangular; so H^-1 = U^T U with U = M^-1.
+    backwards = order.flip(0)
+    reversed_hessian = hessian[backwards][:, backwards]
+    identity = torch.eye(len(order), dtype=dtype, device=hessian.device)
+    share = damping
+    while True:
+        lower, failed_at = torch.linalg.cholesky_ex(reversed_hessian + share * mean * identity)
+        if int(failed_at) == 0:
+            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+            if bool(torch.isfinite(inverse).all()):
+                return InverseFactor(inverse.flip(0, 1).contiguous(), order, dead)
+        if share * 10 > max(_MAX_DAMPING, damping) * (1 + 1e-9):
+            raise ConfigError(
+                f"the Hessian is not positive semi-definite, even with {share:g} of its mean "
+                "diagonal added; it must be a sum of x x^T over the layer's inputs x"
+            )
+        logger.warning("Cholesky factorization failed with damping %g; trying %g", share, share * 10)
+        share *= 10

@@ -1,0 +1,218 @@
+"""Document-aware attention: inside a row, a token attends only to tokens of its own document.
+
+A document begins at each BOS; what stands before the first BOS of a row is a document of its own, whose beginning was
+cut off. Positions go on counting from the start of the row: rotary attention sees differences of positions alone, so
+a document in the middle of a row is computed as it would be in a row of its own, up to rounding.
+
+Kernels are told of documents in different ways. A *layout* is made from the token ids once a pass, for all layers; its
+shapes depend on those of the row alone, so that a compiled model is one graph:
+
+    math, efficient, flash (CPU)   boolean mask (B, 1, T, T)
+    flex                           block mask of FlexAttention (arXiv 2412.05496), which skips empty blocks
+    fa3, varlen                    borders (N + 1,) of sequences laid end to end (FlashAttention's varlen calls)
+
+Sources: variable-length training, PR 1530; document-bounded evaluation (techniques.md sections 8 and 10).
+
+Legend: B batch, T time, S >= T time with what is cached, H query heads, G key/value heads, K head width, N documents.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bitgolf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+BOS = 1  # id of the document start in every challenge tokenizer
+DOCUMENT_BACKENDS = ("fa3", "flex", "varlen", "flash", "efficient", "math")
+
+# Borders have room for documents of this many tokens on average, and some more for short batches. Kernels pay for
+# room (FlashAttention's backward pads its workspace by 128 tokens a sequence); web text has 500 to 1,200 a document.
+_SHORTEST_AVERAGE = 128
+_SPARE_DOCUMENTS = 128
+
+Layout = Any
+"""What a backend's kernel is told of documents: a Tensor or a BlockMask."""
+
+
+@dataclass(frozen=True)
+class DocumentBackend:
+    """One implementation: `layout(tokens)` with tokens (B, T) int64, and `attend(q, k, v, layout)` with q (B, T, H, K),
+    k and v (B, T, G, K), returning (B, T, H, K); scale and head groups as in `backends.attention_function`."""
+
+    layout: Callable[[Tensor], Layout]
+    attend: Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
+
+
+def document_ids(tokens: Tensor) -> Tensor:
+    """Number of each token's document in its row, (B, T) int32 from 0, of tokens (B, T)."""
+    return (tokens == BOS).cumsum(1, dtype=torch.int32)
+
+
+def document_mask(tokens: Tensor, last: int = 0) -> Tensor:
+    """Which position may attend to which: (B, 1, T, S) bool for the `last` T positions (0 = all) of tokens (B, S)."""
+    ids, total = document_ids(tokens), tokens.size(1)
+    last = last or total
+    causal = torch.ones(last, total, dtype=torch.bool, device=tokens.device).tril(total - last)
+    return ((ids[:, -last:, None] == ids[:, None, :]) & causal)[:, None]
+
+
+def document_borders(tokens: Tensor) -> Tensor:
+    """Where documents begin when rows (B, T) are laid end to end: (N + 1,) int32, filled up with B * T.
+
+    N depends on the shape alone. Raises RuntimeError when there are more than N documents (on a GPU a device-side
+    assertion): merged ones would see each other.
+    """
+    B, T = tokens.shape
+    room = min(B * T, B + B * T // _SHORTEST_AVERAGE + _SPARE_DOCUMENTS)
+    starts = ((tokens == BOS) | (torch.arange(T, device=tokens.device) == 0)).flatten()
+    torch._assert_async(
+        starts.sum() <= room,
+        f"document_attention: a batch of {B} x {T} tokens has more than {room} documents, for which backends fa3 and "
+        "varlen keep no room; use attention = flex, efficient or math",
+    )
+    first = torch.nonzero_static(starts, size=room, fill_value=B * T).squeeze(1)
+    return F.pad(first, (0, 1), value=B * T).to(torch.int32)
+
+
+def document_backend(backend: str) -> DocumentBackend:
+    """Document-aware causal attention by one named backend of `DOCUMENT_BACKENDS`.
+
+    Raises:
+        ConfigError: there is none of this name, or its package is not installed.
+    """
+    if backend in _MASKED:
+        return DocumentBackend(document_mask, functools.partial(_attend_masked, backend))
+    if backend == "flex":
+        return DocumentBackend(_block_mask, _attend_flex)
+    if backend == "fa3":
+        return DocumentBackend(document_borders, functools.partial(_attend_packed, _fa3_kernel()))
+    if backend == "varlen":
+        return DocumentBackend(document_borders, functools.partial(_attend_packed, _varlen_kernel()))
+    raise ConfigError(
+        f"attention backend {backend!r} cannot be told where documents begin (model.document_attention = true); "
+        f"allowed: auto, {', '.join(DOCUMENT_BACKENDS)}"
+    )
+
+
+_MASKED = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def _attend_masked(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention under a boolean mask (B, 1, T, T)."""
+    group = q.size(2) // k.size(2)
+    if backend == "efficient" and group > 1:  # the one kernel of the three that knows no head groups
+        k, v, group = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2), 1
+    with sdpa_kernel(_MASKED[backend]):
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, enable_gqa=group > 1
+        )
+    return y.transpose(1, 2)
+
+
+def _block_mask(tokens: Tensor) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    ids = document_ids(tokens)
+    B, T = tokens.shape
+
+    def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (ids[row, query] == ids[row, key]) & (query >= key)
+
+    return create_block_mask(attends, B, None, T, T, device=tokens.device)
+
+
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention under a block mask. Its kernel exists only compiled: in an eager model it is compiled by itself."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    plain = torch.compiler.is_compiling() or q.device.type == "cpu"  # compiled from outside, or without a kernel
+    kernel: Any = flex_attention if plain else _compiled_flex()
+    y: Tensor = kernel(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        block_mask=mask,
+        enable_gqa=q.size(2) != k.size(2),
+    )
+    return y.transpose(1, 2)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _attend_packed(kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, borders: Tensor) -> Tensor:
+    """Attention of sequences laid end to end; `kernel(q, k, v, borders, longest)` with q (B * T, H, K)."""
+    y = kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), borders, q.size(1))
+    return y.view(q.shape)
+
+
+def _fa3_kernel() -> Callable[..., Tensor]:
+    try:
+        from flash_attn_interface import flash_attn_varlen_func
+    except ImportError as error:
+        raise ConfigError(
+            "attention backend fa3 needs the package flash_attn_interface (FlashAttention 3), which is not installed; "
+            "use auto, flex, varlen, efficient or math"
+        ) from error
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
+        y = flash_attn_varlen_func(
+            q,
+            k,
+            v,
+            cu_seqlens_q=borders,
+            cu_seqlens_k=borders,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            causal=True,
+        )
+        return y[0] if isinstance(y, tuple) else y
+
+    return kernel
+
+
+def _varlen_kernel() -> Callable[..., Tensor]:
+    """PyTorch's own varlen call, which runs FlashAttention 2 on most GPUs."""
+    known: Sequence[str] = ()
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        known = list(inspect.signature(varlen_attn).parameters)
+    except ImportError:
+        pass  # before PyTorch 2.10
+    if "window_size" not in known:
+        raise ConfigError(
+            "attention backend varlen needs torch.nn.attention.varlen.varlen_attn with its argument window_size, which "
+            f"PyTorch {torch.__version__} does not have; use auto, flex, efficient or math"
+        )
+    says_grouped = "enable_gqa" in known  # before it had this argument, it took grouped heads without being told
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
+        options: dict[str, Any] = {"window_size": (-1, 0)}  # to the left all, to the right nothing
+        if says_grouped and q.size(1) != k.size(1):
+            options["enable_gqa"] = True
+        y = varlen_attn(q, k, v, borders, borders, longest, longest, **options)
+        assert isinstance(y, Tensor)
+        return y
+
+    return kernel

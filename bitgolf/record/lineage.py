@@ -1,0 +1,139 @@
+"""Where the components of a configuration come from: those that it uses, with their settings and sources.
+
+Numbers are pull requests of the challenge (openai/parameter-golf). Only what a configuration switches on is named, so
+the lineage of a submission cannot claim what did not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitgolf.config import Config
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a system: when a configuration uses it, the settings that decide it, and its source."""
+
+    name: str
+    used: Callable[[Config], bool]
+    settings: tuple[str, ...]
+    source: str
+
+
+COMPONENTS = (
+    Component(
+        "U-Net skips, QK gain, tied embedding, softcap",
+        lambda c: c.model.skips,
+        ("model.skips", "model.qk_gain", "model.logit_softcap"),
+        "baseline",
+    ),
+    Component("Skip gates", lambda c: c.model.skip_gates, ("model.skip_gates",), "PR 1089"),
+    Component(
+        "Leaky ReLU squared",
+        lambda c: c.model.activation == "leaky_relu2",
+        ("model.activation", "model.leaky_slope"),
+        "PR 493, 549",
+    ),
+    Component(
+        "Partial RoPE", lambda c: c.model.rope_dims > 0, ("model.rope_dims", "model.rope_train_length"), "PR 315"
+    ),
+    Component("LN scale", lambda c: c.model.ln_scale, ("model.ln_scale",), "PR 315"),
+    Component("XSA", lambda c: c.model.xsa_layers > 0, ("model.xsa_layers",), "PR 265, 287"),
+    Component("Value residual (VRL)", lambda c: c.model.value_residual, ("model.value_residual",), "PR 693"),
+    Component(
+        "Shared value embedding", lambda c: bool(c.model.ve_layers), ("model.ve_layers", "model.ve_dim"), "PR 374"
+    ),
+    Component("BigramHash", lambda c: c.model.bigram_rows > 0, ("model.bigram_rows", "model.bigram_dim"), "PR 65, 287"),
+    Component("SmearGate v1", lambda c: c.model.smear == "v1", ("model.smear", "model.smear_gate_init"), "PR 65, 287"),
+    Component("SmearGate v2", lambda c: c.model.smear == "v2", ("model.smear",), "PR 1667, 1851"),
+    Component("Document attention", lambda c: c.model.document_attention, ("model.document_attention",), "PR 1530"),
+    Component("Orthogonal initialization", lambda c: c.model.init == "orthogonal", ("model.init",), "PR 162"),
+    Component(
+        "Muon",
+        lambda c: True,
+        ("train.matrix_lr", "train.muon_momentum", "train.muon_steps", "train.muon_weight_decay"),
+        "Jordan et al. 2024, baseline",
+    ),
+    Component("Exponential moving average", lambda c: c.train.ema_decay > 0, ("train.ema_decay",), "PR 287"),
+    Component(
+        "Snapshot average (SWA)",
+        lambda c: c.train.swa_weight > 0,
+        ("train.swa_weight", "train.swa_start", "train.swa_spacing"),
+        "PR 414, 693",
+    ),
+    Component(
+        "Replay burst",
+        lambda c: c.train.replay_epochs > 0,
+        ("train.replay_epochs", "train.replay_batches", "train.replay_lr"),
+        "PR 693",
+    ),
+    Component(
+        "Quantization-aware training",
+        lambda c: c.qat.mode != "none",
+        ("qat.mode", "qat.start_lr_scale", "qat.start_fraction"),
+        "PR 315, 606",
+    ),
+    Component("CROWN-Q", lambda c: c.qat.crown_lambda > 0, ("qat.crown_lambda", "qat.crown_levels"), "PR 690, 693"),
+    Component(
+        "GPTQ on training text",
+        lambda c: c.pack.method == "gptq",
+        ("pack.method", "pack.damping", "train.calibration_tokens"),
+        "Frantar et al. 2022, PR 535, 1019, 1060",
+    ),
+    Component(
+        "Clip at k standard deviations",
+        lambda c: max(c.pack.clip_sigmas, c.pack.embed_clip_sigmas) > 0,
+        ("pack.clip_sigmas", "pack.embed_clip_sigmas"),
+        "PR 1394",
+    ),
+    Component("Magnitude pruning", lambda c: c.pack.prune > 0, ("pack.prune",), "PR 348"),
+    Component(
+        "Selective pruning to the cap",
+        lambda c: c.pack.prune_to_fit,
+        ("pack.prune_to_fit", "pack.fit_margin_bytes"),
+        "PR 609, 693",
+    ),
+    Component(
+        "Sliding window",
+        lambda c: "sliding" in c.score.methods,
+        ("score.stride", "score.seq_len"),
+        "tail as in PR 1218",
+    ),
+    Component(
+        "Score-first test-time training",
+        lambda c: c.ttt.method in ("full", "last_blocks"),
+        ("ttt.method", "ttt.chunk_tokens", "ttt.epochs", "ttt.lr"),
+        "PR 461, 549",
+    ),
+    Component(
+        "Document LoRA test-time training",
+        lambda c: c.ttt.method == "lora",
+        ("ttt.lora_rank", "ttt.lora_targets", "ttt.lora_chunk_tokens", "ttt.lora_lr"),
+        "baseline, PR 1530",
+    ),
+    Component(
+        "Online temperature",
+        lambda c: c.ttt.temperature != 1 or c.ttt.temperature_lr > 0,
+        ("ttt.temperature", "ttt.temperature_lr"),
+        "score-first form of PR 576's rescoring",
+    ),
+)
+
+
+def lineage(config: Config) -> list[tuple[str, str, str]]:
+    """(component, settings as text, source) of everything that the configuration uses."""
+    rows = []
+    for component in COMPONENTS:
+        if component.used(config):
+            settings = (f"{key} = {setting(config, key)}" for key in component.settings)
+            rows.append((component.name, ", ".join(settings), component.source))
+    return rows
+
+
+def setting(config: Config, key: str) -> object:
+    """The value of a dotted key; lists for tuples, as TOML shows them."""
+    section, _, name = key.partition(".")
+    value = getattr(getattr(config, section), name)
+    return list(value) if isinstance(value, tuple) else value

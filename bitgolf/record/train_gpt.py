@@ -1,0 +1,123 @@
+"""What a submission's train_gpt.py does: train, pack and score a prepared corpus with the settings it was made with.
+
+    python train_gpt.py --data DIR --out DIR [--stage train|pack|score|all] [--section.key value ...]
+    torchrun --nproc_per_node=8 train_gpt.py ...
+
+DIR of --out becomes a run directory. A stage finds there what the stages before it wrote, whoever put it there, so an
+artifact can be scored, or weights packed, that another machine made. The float weights and general-purpose
+compressors are not scored beside the artifact: they are no part of a submission's evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitgolf import atomic
+from bitgolf.compress.pack import pack
+from bitgolf.config.load import resolve
+from bitgolf.config.run import Config
+from bitgolf.distributed import world
+from bitgolf.evaluate.score import score
+from bitgolf.rundir import RunDirectory
+from bitgolf.train.stage import train
+
+_PROGRESS_SECONDS = 10.0
+
+
+def main(settings: str, arguments: Sequence[str]) -> int:
+    """Run the stages that the command line asks for.
+
+    Args:
+        settings: JSON with `config`, the settings that differ from the defaults, and `fixed`, the keys of those whose
+            values the code of the bundle is made for.
+        arguments: the command line.
+    """
+    embedded = json.loads(settings)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--stage", choices=("all", "train", "pack", "score"), default="all")
+    given, rest = parser.parse_known_args(arguments)
+    config = resolve(embedded["config"], _overrides(rest))
+    _check_fixed(config, resolve(embedded["config"], {}), embedded["fixed"])
+    with world(config.device) as peers:
+        level = logging.INFO if peers.is_main else logging.ERROR
+        logging.basicConfig(stream=sys.stdout, level=level, format="%(message)s")
+        run = RunDirectory(given.out, config)
+        if peers.is_main:
+            _begin(run, given.data, given.stage)
+        peers.barrier()
+        if given.stage in ("all", "train"):
+            train(run, peers, progress=_Progress())
+        if given.stage in ("all", "pack") and peers.is_main:
+            pack(run, peers.device, progress=_Progress())
+        peers.barrier()
+        if given.stage in ("all", "score"):
+            plain = config.score.model_copy(update={"float_reference": False, "compressors": False})
+            score(RunDirectory(given.out, config.model_copy(update={"score": plain})), peers, progress=_Progress())
+        if peers.is_main:
+            _report(run)
+    return 0
+
+
+def _overrides(words: list[str]) -> dict[str, str]:
+    """`--section.key value` pairs."""
+    keys, values = words[::2], words[1::2]
+    if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
+        raise SystemExit(f"train_gpt.py: expected pairs of --section.key value, got {' '.join(words)}")
+    return {key[2:]: value for key, value in zip(keys, values, strict=True)}
+
+
+def _check_fixed(config: Config, made_for: Config, fixed: Sequence[str]) -> None:
+    for key in fixed:
+        section, _, name = key.partition(".")
+        asked, allowed = (getattr(getattr(c, section), name) for c in (config, made_for))
+        if asked != allowed:
+            raise SystemExit(f"train_gpt.py: it was made for {key} = {allowed!r} and has no code for {asked!r}")
+
+
+def _begin(run: RunDirectory, data: Path, stage: str) -> None:
+    """Make the run directory, or check that it is one of the same configuration without what is to be made."""
+    stored = run / "config.toml"
+    if stored.exists() and RunDirectory.open(run.path).config != run.config:
+        raise SystemExit(f"train_gpt.py: {run.path} belongs to another configuration; choose another --out")
+    if stage in ("all", "train") and (run / "weights.safetensors").exists():
+        raise SystemExit(f"train_gpt.py: {run.path} is trained already; choose another --out, or --stage pack or score")
+    run.path.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(stored, run.config.to_toml())
+    link = run / "data"
+    if not link.exists():
+        link.symlink_to(data.resolve())
+    elif not link.samefile(data):
+        raise SystemExit(f"train_gpt.py: {link} is not {data}; choose another --out")
+
+
+class _Progress:
+    """Progress as log lines, some seconds apart."""
+
+    def __init__(self) -> None:
+        self.said = time.monotonic()
+
+    def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
+        if time.monotonic() - self.said >= _PROGRESS_SECONDS:
+            self.said = time.monotonic()
+            logging.info("%s %.0f of %.0f %s", stage, done, total, note)
+
+
+def _report(run: RunDirectory) -> None:
+    """The results so far, in the words that logs of the challenge use."""
+    if (run / "pack.json").exists():
+        packed = json.loads((run / "pack.json").read_text())
+        logging.info("Code size: %d bytes", packed["code_bytes"])
+        logging.info("Total submission size: %d bytes", packed["total_bytes"])
+    if (run / "score.json").exists():
+        scored = json.loads((run / "score.json").read_text())
+        for name, result in scored["methods"].items():
+            logging.info("%s val_loss:%.8f val_bpb:%.8f", name, result["loss_nats"], result["bpb"])
+        logging.info("final %s eval_time:%.1fs", scored["headline"], scored["evaluation_seconds"])

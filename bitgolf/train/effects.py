@@ -1,0 +1,88 @@
+"""Settings that cannot take effect in a run, found before training starts.
+
+What contradicts itself is refused where the configuration is read. What is merely idle here (a rate for a replay that
+is off, a snapshot rule that so few steps never meet) is said once, loudly, so that nobody believes it was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from bitgolf.config import Config, PackConfig
+from bitgolf.config.section import Section
+from bitgolf.roles import grid_of
+from bitgolf.train.schedule import lr_multiplier
+
+
+def without_effect(
+    config: Config,
+    shapes: Mapping[str, tuple[int, ...]],
+    num_steps: int,
+    begun: float = 0.0,
+) -> list[str]:
+    """One sentence for every setting that will change nothing.
+
+    Args:
+        shapes: of the model's tensors, by name.
+        num_steps: optimizer steps that the run will make, as far as is known.
+        begun: fraction of the run at which a branch begins; 0 for a run of its own.
+    """
+    train, qat, pack = config.train, config.qat, config.pack
+    last = (num_steps - 1) / max(1, num_steps)
+    lowest = lr_multiplier(last, train.warmdown, train.min_lr)
+    found = []
+    if train.replay_epochs and lowest >= train.replay_lr_scale_below:
+        found.append(
+            f"train.replay_epochs {train.replay_epochs}: none of the {num_steps} steps has a rate multiplier below "
+            f"train.replay_lr_scale_below {train.replay_lr_scale_below:g}, so there is nothing to replay"
+        )
+    if train.swa_weight and lowest >= train.swa_start:
+        found.append(
+            f"train.swa_weight {train.swa_weight:g}: none of the {num_steps} steps has a rate multiplier below "
+            f"train.swa_start {train.swa_start:g}, so no snapshot will be taken"
+        )
+    if qat.enabled and not qat.is_on(last, lowest):
+        found.append(f"qat: none of the {num_steps} steps reaches its start, so all of them train plain weights")
+    if not train.replay_epochs:
+        keys = ("replay_batches", "replay_lr_scale_below", "replay_lr")
+        found += _idle(train, "train", keys, "train.replay_epochs is 0")
+    if train.held_out_tokens and train.choose_average == "fixed" and not train.curvature_tokens:
+        found.append(
+            f"train.held_out_tokens {train.held_out_tokens}: with train.choose_average 'fixed' and no curvature only a "
+            "branch can use them; this run just does not train on them"
+        )
+    if not pack.prune_to_fit:
+        found += _idle(pack, "pack", ("fit_margin_bytes",), "pack.prune_to_fit is off")
+    found += [
+        f"train.checkpoint_at {at:g}: the branch begins later, at fraction {begun:.3g}"
+        for at in train.checkpoint_at
+        if at <= begun
+    ]
+    return found + idle_packing(pack, shapes)
+
+
+def idle_packing(pack: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One sentence for every setting of `pack` that will change nothing in the artifact."""
+    found = []
+    if pack.prune_to_fit and pack.method != "gptq":
+        found.append(f"pack.prune_to_fit: only GPTQ matrices are pruned, and pack.method is {pack.method!r}")
+    on_grids = ("matrix_bits", "attention_bits", "mlp_bits", "embed_bits", "clip_sigmas", "embed_clip_sigmas")
+    by_rate = ("trellis", "column_steps", "hessian", "rate")
+    found += _idle(pack, "pack", on_grids if pack.method == "rate" else by_rate, f"pack.method is {pack.method!r}")
+    without = pack.model_copy(update={"passthrough": ()})
+    for pattern in pack.passthrough:
+        matched = [name for name in shapes if fnmatchcase(name, pattern)]
+        if not any(grid_of(name, shapes[name], without) for name in matched):
+            found.append(f"pack.passthrough {pattern!r}: what it matches stays in float anyway")
+    return found
+
+
+def _idle(section: Section, name: str, keys: tuple[str, ...], why: str) -> list[str]:
+    """Keys that are not at their defaults although nothing reads them."""
+    fields = type(section).model_fields
+    return [
+        f"{name}.{key} {getattr(section, key)}: {why}, so nothing reads it"
+        for key in keys
+        if getattr(section, key) != fields[key].default
+    ]

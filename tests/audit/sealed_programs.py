@@ -1,0 +1,142 @@
+"""Evaluations for sealed processes: an honest one, and ones that try to get at what they may not see.
+
+They run inside the sealed process, where this file is shown as a library; they are built from `settings` as the
+headline evaluation is. Losses are those of a fixed function of the tokens, so a test knows what an honest one gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def honest_losses(tokens: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Loss of target t from tokens t and t+1 of a block that begins at token 0."""
+    return (1 + (tokens[start:stop].astype(int) + tokens[start + 1 : stop + 1].astype(int)) % 7).astype(np.float32)
+
+
+class Honest:
+    """Scores tokens that it was given; learns by adding a constant."""
+
+    adapter: Any = None
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings, self.learned = settings, 0.0
+        self.scorer = self
+        if settings.get("adapts"):
+            self.adapter = self
+
+    def warm_up(self) -> None:
+        """Nothing is loaded late."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        tokens = read(start, stop + 1)
+        return honest_losses(tokens, 0, stop - start) + np.float32(self.learned)
+
+    def update(self, revealed: Any, start: int, stop: int) -> None:
+        self.learned += 0.5
+
+
+class OpensTheText(Honest):
+    """Opens the validation file in mid-scoring."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        np.fromfile(self.settings["secret"], dtype="<u2")
+        return super().score(read, start, stop)
+
+
+class SwallowsTheRefusal(Honest):
+    """Tries to, and goes on as if nothing had happened."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        with contextlib.suppress(OSError):
+            Path(self.settings["secret"]).read_bytes()
+        return super().score(read, start, stop)
+
+
+class NativeCode(Honest):
+    """Opens the file by the C library, where Python's own hooks see nothing."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        descriptor = LIBC.open(self.settings["secret"].encode(), os.O_RDONLY)
+        return super().score(read, start, stop) - (1.0 if descriptor >= 0 else 0.0)
+
+
+class OldThread(Honest):
+    """A thread that was there before the file system was closed opens the file."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.now, self.done, self.got = threading.Event(), threading.Event(), False
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        self.now.wait()
+        self.got = LIBC.open(self.settings["secret"].encode(), os.O_RDONLY) >= 0
+        self.done.set()
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        self.now.set()
+        self.done.wait()
+        return super().score(read, start, stop) - (1.0 if self.got else 0.0)
+
+
+class KeepsTheFileOpen(Honest):
+    """Opens a library's file while files can be opened, and keeps the descriptor."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.kept = Path(os.__file__).open("rb")  # noqa: SIM115 - that is the point
+
+
+class ReadsWhileLoading(Honest):
+    """Reads the text when it is loaded, before the file system is closed."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        Path(settings["secret"]).read_bytes()
+
+
+class Calls(Honest):
+    """Tries the network, a program, the parent's memory, tokens of later chunks."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        escapes = 0
+        for attempt in (
+            lambda: socket.create_connection(("127.0.0.1", 9), timeout=1),
+            lambda: socket.socket(socket.AF_UNIX),
+            lambda: subprocess.run([sys.executable, "-c", "pass"], check=True),
+            lambda: os.execv(sys.executable, [sys.executable, "-c", "pass"]),
+            lambda: Path("/proc/1/environ").read_bytes(),
+            lambda: read(start, stop + 2),
+        ):
+            with contextlib.suppress(OSError):
+                attempt()
+                escapes += 1
+        return super().score(read, start, stop) + np.float32(100 * escapes)
+
+
+class TooFew(Honest):
+    """Gives one loss less than there are targets."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return super().score(read, start, stop)[1:]
+
+
+class Dies(Honest):
+    """Ends the process."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        os._exit(3)
+
+
+LIBC = ctypes.CDLL(None)

@@ -1,0 +1,159 @@
+"""The codec check: a real run's text decodes at the size of its score; leaks and false losses are found."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import cli, done, read_json, refused
+
+from bitgolf.audit import codec
+from bitgolf.audit.codec import CODEC, codec_check
+from bitgolf.audit.verdict import Check
+from bitgolf.codec.windows import WindowProgram
+from bitgolf.config import resolve
+from bitgolf.data.prepare import open_data
+from bitgolf.distributed import World
+from bitgolf.errors import ConfigError
+from bitgolf.evaluate import ScoreTape
+from bitgolf.evaluate.adapters import adapted_evaluation, adapted_name
+from bitgolf.language_model import load
+from bitgolf.rundir import RunDirectory
+
+
+def checked(run: Path, num_bytes: int = 400) -> Check:
+    return CODEC.attempt(lambda: codec_check(RunDirectory.open(run), num_bytes))
+
+
+def adapt(run: Path, num_bytes: int, **ttt: Any) -> None:
+    """Give a run another [ttt] section, and losses of that evaluation for its first bytes (zeros for the rest)."""
+    num_targets = len(codec._beginning(RunDirectory.open(run), num_bytes).tokens) - 1
+    values = tomllib.loads((run / "config.toml").read_text())
+    values["ttt"] |= ttt
+    config = resolve(values, {})
+    (run / "config.toml").write_text(config.to_toml())
+    tokens = open_data(run / "data").val.read(0, num_targets + 1)
+    gpt = load(run / "model.bitgolf", "cpu").model
+    nll = np.zeros(len(np.load(run / "nll.npy")), dtype=np.float32)
+    world = World(0, 1, torch.device("cpu"))
+    adapted = adapted_evaluation(config, gpt, gpt, num_targets=len(nll), bos_id=int(tokens[0]), world=world)
+    nll[:num_targets] = adapted.run(ScoreTape(tokens))
+    np.save(run / "nll.npy", nll)
+    score = read_json(run / "score.json")
+    (run / "score.json").write_text(json.dumps(score | {"headline": adapted_name(config)}))
+
+
+def test_a_run_passes_with_evidence(tiny_run: Path) -> None:
+    check = checked(tiny_run)
+    assert check.verdict == "PASS", check.reason
+    found = check.evidence
+    nll = np.load(tiny_run / "nll.npy")[: found["targets"]]
+    assert found["score_bytes"] == pytest.approx(nll.sum(dtype=np.float64) / np.log(2) / 8)
+    assert 0 < found["coded_bytes"] - found["score_bytes"] < 12
+    assert 400 <= found["text_bytes"] < 420
+    assert (found["streams"], found["updates"]) == (1, 0)
+    assert "decoded exactly" in check.reason
+
+
+def test_the_whole_text_is_enough(tiny_run: Path) -> None:
+    text = codec._beginning(RunDirectory.open(tiny_run), 10**9)
+    score = read_json(tiny_run / "score.json")
+    assert (len(text.tokens), text.num_bytes) == (score["val_tokens"], score["val_bytes"])
+    one = codec._beginning(RunDirectory.open(tiny_run), 1)
+    assert len(one.tokens) >= 2 and one.num_bytes >= 1
+    assert one.whole_targets == score["val_tokens"] - 1
+
+
+ADAPTED: list[dict[str, Any]] = [
+    {"method": "full", "chunk_tokens": 64, "lr": 0.02, "temperature_lr": 0.2},
+    {"method": "lora", "lora_chunk_tokens": 32, "lora_documents": 2, "lora_keep_a": True},
+]
+
+
+@pytest.mark.parametrize("settings", ADAPTED, ids=lambda settings: settings["method"])
+def test_adapted_runs_pass_and_their_updates_took_part(settings: dict[str, Any], run_copy: Path) -> None:
+    num_bytes = 1300 if "lora_keep_a" in settings else 450
+    adapt(run_copy, num_bytes, **settings)
+    check = checked(run_copy, num_bytes)
+    assert check.verdict == "PASS", check.reason
+    assert check.evidence["updates"] >= 2 and f"{check.evidence['updates']} updates on the way" in check.reason
+    if "lora_keep_a" in settings:
+        assert check.evidence["streams"] == 3, "two batches, so that adapters were handed down"
+    np.save(run_copy / "nll.npy", np.load(run_copy / "nll.npy") * np.float32(3))
+    failed = checked(run_copy, num_bytes)
+    assert failed.verdict == "FAIL" and "the losses on record promise" in failed.reason
+
+
+def test_text_shorter_than_a_chunk_says_that_nothing_was_learned(run_copy: Path) -> None:
+    adapt(run_copy, 64, method="full", chunk_tokens=64)
+    check = checked(run_copy, 60)
+    assert check.verdict == "PASS" and "nothing was learned on the way, give more bytes" in check.reason
+
+
+def test_predictions_that_know_their_target_cannot_be_decoded(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that looks into the text: it scores splendidly, and its code cannot be read."""
+    text = codec._beginning(RunDirectory.open(tiny_run), 400).tokens
+    programs = []
+    honest = WindowProgram.logits
+
+    def peeking(self: WindowProgram, going: np.ndarray) -> np.ndarray:
+        logits = honest(self, going)
+        programs.append(id(self))
+        if programs[0] == id(self):  # the coder has the text, the decoder does not
+            logits[0, text[self.position + 1]] += 3
+        return logits
+
+    monkeypatch.setattr(WindowProgram, "logits", peeking)
+    check = checked(tiny_run)
+    assert check.verdict == "FAIL"
+    assert "decoding breaks down" in check.reason or "decoding gives another text from target" in check.reason
+
+
+def test_losses_that_no_code_reaches_fail(run_copy: Path) -> None:
+    np.save(run_copy / "nll.npy", np.load(run_copy / "nll.npy") * np.float32(0.5))
+    check = checked(run_copy)
+    assert check.verdict == "FAIL" and "coded bytes, but the losses on record promise" in check.reason
+
+
+def test_what_is_missing_or_damaged_is_named(run_copy: Path) -> None:
+    nll = np.load(run_copy / "nll.npy")
+    np.save(run_copy / "nll.npy", nll[:-1])
+    assert checked(run_copy).verdict == "FAIL"
+    (run_copy / "nll.npy").write_bytes(b"no array")
+    assert "is not an array" in checked(run_copy).reason
+    (run_copy / "nll.npy").unlink()
+    assert checked(run_copy).verdict == "NOT RUN" and "bitgolf score" in checked(run_copy).reason
+    np.save(run_copy / "nll.npy", nll)
+    score = (run_copy / "score.json").read_text()
+    (run_copy / "score.json").write_text("{")
+    assert checked(run_copy).verdict == "FAIL"
+    (run_copy / "score.json").write_text(score.replace('"headline": "sliding"', '"headline": "magic"'))
+    assert checked(run_copy).verdict == "NOT RUN" and "'magic'" in checked(run_copy).reason
+    (run_copy / "score.json").write_text(score)
+    (run_copy / "model.bitgolf").unlink()
+    assert checked(run_copy).verdict == "NOT RUN"
+
+
+def test_a_device_without_deterministic_kernels_proves_nothing(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def impossible(*_: object, **__: object) -> None:
+        raise ConfigError("exact coding on cuda is not possible: no deterministic kernel")
+
+    monkeypatch.setattr(codec, "exact_arithmetic", impossible)
+    check = checked(tiny_run)
+    assert check.verdict == "NOT RUN" and "no deterministic kernel" in check.reason
+
+
+def test_the_command_line_asks_for_it(tiny_run: Path, run_copy: Path) -> None:
+    verdict = done("audit", run_copy, "--quick", "--codec", "200", "--json").json
+    check = verdict["checks"][-1]
+    assert (check["name"], check["verdict"], check["rule"]) == ("codec", "PASS", "C1-C4")
+    assert check["evidence"]["text_bytes"] >= 200
+    assert read_json(run_copy / "audit.json")["checks"][-1] == check
+    assert "--codec -1" in refused("audit", run_copy, "--codec", "-1")
+    assert "codec" in cli("audit", "--help").stdout
+    assert all(check["name"] != "codec" for check in read_json(tiny_run / "audit.json")["checks"])

@@ -1,0 +1,737 @@
+"""Every violation of the challenge's table that software can see, planted, and the audit naming it.
+
+`ROWS` are the rows of that table (section 6 of its rules; pull requests and issues in brackets). Each case plants one
+in a copy of a clean run or in a made-up submission folder and says which check must fail and what it must say; the
+last test counts rows and cases. A clean run passes every check.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from local_process import LocalProcess
+from sandbox_support import needs_walls
+from synthetic_submission import CODE, CONSTANT, Folder
+from tiny_run import read_json
+
+from bitgolf import atomic
+from bitgolf.audit.evidence import Evidence
+from bitgolf.audit.run import audit_run
+from bitgolf.audit.sandbox.client import SealedProcess
+from bitgolf.audit.submission.run import audit_submission
+from bitgolf.audit.verdict import Check
+from bitgolf.data.shards import TokenShards, file_sha256, write_shard
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.distributed import World
+from bitgolf.evaluate.documents import DocumentScorer
+from bitgolf.evaluate.score import score
+from bitgolf.rundir import RunDirectory
+
+ROWS = {
+    "trained on validation before scoring": "PR 1376, 672, 1416, 1485, 348",
+    "scored again after learning, best of passes": "PR 576, 991",
+    "the last epoch's score": "PR 568, 762",
+    "two-pass n-gram rescoring": "PR 846, 853, 868, 870, 959",
+    "hashed n-gram cache": "PR 674, 727, 779, 886",
+    "expert gated by the target": "PR 1420, 1967, 2018, 2041",
+    "SLOT": "PR 1229, 1278, 1313, 1321",
+    "byte mixtures": "PR 1991, 2039, 2083",
+    "calibrated on validation": "PR 728, 1919",
+    "calibrated after the clock": "PR 535, 569, 593, 639, 693",
+    "training over the budget": "PR 1908, 1945",
+    "evaluation over the budget": "PR 1129, 1972, 585",
+    "hints outside the timer": "PR 1967",
+    "training and validation overlap": "issue 2127",
+    "partial validation": "PR 1923, 2109",
+    "byte denominator": "PR 1545, 1576, 1632; issue 897; PR 1143",
+    "cross-document leak": "PR 1667, 1797",
+    "warm-up on validation": "PR 1530",
+    "checkpoint chosen by validation": "PR 576, 585",
+    "tail scored repeatedly": "PR 549",
+    "over the cap": "PR 1412, 1855, 505",
+    "mixed or copied logs": "PR 2101, 2124",
+    "settings ignored": "PR 1945, 2041",
+    "README contradicts": "PR 576, 348, 2135",
+    "best seed as headline": "early records",
+    "training on validation": "PR 44",
+    "text opened in mid-scoring": "B7, section 7",
+}
+CASES: list[tuple[str, Callable[..., None], str, str]] = []  # of runs: row, plant, check, words of its reason
+FOLDERS: list[tuple[str, Callable[[Folder], None], str, str]] = []  # of submissions, likewise
+
+
+def in_a_run(row: str, check: str, words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a plant in a run directory: `plant(root, monkeypatch)`."""
+
+    def register(plant: Callable[..., None]) -> Callable[..., None]:
+        CASES.append((row, plant, check, words))
+        return plant
+
+    return register
+
+
+def in_a_folder(row: str, check: str, words: str) -> Callable[[Callable[[Folder], None]], Callable[[Folder], None]]:
+    """Register a plant in a submission: `plant(folder)`."""
+
+    def register(plant: Callable[[Folder], None]) -> Callable[[Folder], None]:
+        FOLDERS.append((row, plant, check, words))
+        return plant
+
+    return register
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    value = read_json(path)
+    change(value)
+    atomic.write_json(path, value)
+
+
+# --- planted in runs -------------------------------------------------------------------------------------------------
+
+
+def ledger(root: Path, change: Callable[[list[dict[str, Any]], int], None]) -> None:
+    edit(root / "tape.json", lambda tape: change(tape["events"], tape["num_targets"]))
+
+
+@in_a_run("trained on validation before scoring", "score-first", "learned from tokens 1..")
+def update_before_the_first_score(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]], targets: int) -> None:
+        events.insert(0, {"event": "update", "tokens": [0, targets + 1], "state": 1})
+        events[1]["state"] = 1
+
+    ledger(root, change)
+
+
+@in_a_run("scored again after learning, best of passes", "scored-once", "are scored a second time")
+def second_pass_in_the_ledger(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]], targets: int) -> None:
+        events.append({"event": "update", "tokens": [0, targets + 1], "state": 1})
+        events.append({"event": "score", "targets": [0, targets], "state": 1})
+
+    ledger(root, change)
+
+
+@in_a_run("scored again after learning, best of passes", "headline-pass", "which the configuration does not name")
+def best_of_two_passes(root: Path, _: Any) -> None:
+    def change(score: dict[str, Any]) -> None:
+        score["methods"]["sliding, T = 0.98"] = dict(score["methods"]["sliding"])
+
+    edit(root / "score.json", change)
+
+
+@in_a_run("the last epoch's score", "scored-once", "targets 0..499 are scored a second time")
+def epochs_over_a_chunk(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]], targets: int) -> None:
+        events[:] = [
+            {"event": "score", "targets": [0, 500], "state": 0},
+            {"event": "update", "tokens": [0, 501], "state": 1},
+            {"event": "score", "targets": [0, targets], "state": 1},
+        ]
+
+    ledger(root, change)
+
+
+class Wrapped:
+    """A scorer around the run's own."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return -self.distributions(read, start, stop)[np.arange(stop - start), read(start + 1, stop + 1)]
+
+    def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
+        shown: np.ndarray = self.inner.distributions(read, start, stop)
+        return shown
+
+
+def normalized(log_p: np.ndarray) -> np.ndarray:
+    return log_p - np.log(np.exp(log_p.astype(np.float64)).sum(1, keepdims=True)).astype(np.float32)
+
+
+def wrap(monkeypatch: pytest.MonkeyPatch, cheat: type[Wrapped]) -> None:
+    """Let the run's evaluation be the honest one inside a cheat."""
+    honest = Evidence.evaluation
+    monkeypatch.setattr(Evidence, "evaluation", lambda self, tokens: (cheat(honest(self, tokens)[0]), None))
+
+
+@in_a_run("hashed n-gram cache", "normalization", "sum to")
+def probability_for_the_realized_token_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cache(Wrapped):
+        def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
+            log_p = super().distributions(read, start, stop)
+            targets = read(start + 1, stop + 1).astype(int)
+            log_p[np.arange(len(log_p)), targets] = np.log(0.5 * np.exp(log_p[np.arange(len(log_p)), targets]) + 0.5)
+            return log_p
+
+    wrap(monkeypatch, Cache)
+
+
+@in_a_run("expert gated by the target", "target-flip", "moved the prediction of target")
+def expert_that_asks_whether_the_target_starts_a_word(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gate(Wrapped):
+        def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
+            log_p = super().distributions(read, start, stop)
+            log_p[read(start + 1, stop + 1) % 3 == 0] *= 0.7
+            return normalized(log_p)
+
+    wrap(monkeypatch, Gate)
+
+
+@in_a_run("SLOT", "future-flip", "moved the prediction of target")
+def bias_fitted_to_the_chunk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slot(Wrapped):
+        def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
+            log_p = super().distributions(read, start, stop)
+            counts = np.bincount(read(start + 1, stop + 1), minlength=log_p.shape[1]) + 1
+            return normalized(log_p + 0.3 * np.log(counts / counts.sum()).astype(np.float32))
+
+    wrap(monkeypatch, Slot)
+
+
+@in_a_run("byte mixtures", "losses-match", "its distribution says")
+def losses_of_another_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mixture(Wrapped):
+        def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+            return 0.95 * super().score(read, start, stop, tick)
+
+    wrap(monkeypatch, Mixture)
+
+
+def logged(root: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Edit train.jsonl, and train.log with it: only the content gives it away."""
+    from bitgolf.train.metrics import TrainLog
+
+    events = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+    change(events)
+    log = TrainLog(root, True)
+    log.begin(None)
+    for event in events:
+        log.write(**event)
+
+
+@in_a_run("calibrated on validation", "train-log", "calibration` at step 40 reports val_tokens")
+def calibration_that_says_so(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]]) -> None:
+        next(event for event in events if event["event"] == "calibration")["val_tokens"] = 8192
+
+    logged(root, change)
+
+
+@in_a_run("calibrated on validation", "train-log", "they were made again")
+def statistics_made_again(root: Path, _: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = root / "calibration" / "hessians.safetensors"
+    save_file(load_file(path), path, {"tokens": "14762"})
+
+
+@in_a_run("calibrated after the clock", "train-clock", "goes on after `end`, with `calibration`")
+def calibration_after_the_end(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]]) -> None:
+        late = next(event for event in events if event["event"] == "calibration")
+        events.append(late | {"elapsed_seconds": 123.4})
+
+    logged(root, change)
+
+
+@in_a_run("training over the budget", "train-clock", "over the budget of 120 s")
+def training_that_ended_late(root: Path, _: Any) -> None:
+    RunDirectory.open(root).budget().charge("train_seconds", "train", "forced steps", 121.2)
+
+
+@in_a_run("evaluation over the budget", "eval-clock", "over the budget of 120 s")
+def evaluation_that_ended_late(root: Path, _: Any) -> None:
+    RunDirectory.open(root).budget().charge("eval_seconds", "score", "sliding", 125.0)
+
+
+@in_a_run("hints outside the timer", "eval-clock", "booked as untimed")
+def hints_booked_as_untimed(root: Path, _: Any) -> None:
+    RunDirectory.open(root).budget().charge("untimed_seconds", "score", "n-gram hints", 33.0)
+
+
+@in_a_run("hints outside the timer", "eval-clock", "something ran outside the clock")
+def hints_not_booked_at_all(root: Path, _: Any) -> None:
+    edit(root / "score.json", lambda score: score.update(evaluation_seconds=score["evaluation_seconds"] + 33.0))
+
+
+def replace_shard(root: Path, split: str, tokens: np.ndarray) -> None:
+    """Put other tokens into the only shard of a split, and the manifest in order for it."""
+    path = root / "data" / f"{split}_000000.bin"
+    write_shard(path, tokens)
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["splits"][split]["tokens"] = len(tokens)
+        manifest["splits"][split]["shards"][0] |= {"tokens": len(tokens), "sha256": file_sha256(path)}
+
+    edit(root / "data" / "manifest.json", change)
+
+
+def shard(root: Path, split: str) -> np.ndarray:
+    stream = TokenShards([root / "data" / f"{split}_000000.bin"])
+    return np.array(stream.read(0, stream.num_tokens))
+
+
+@in_a_run("training and validation overlap", "disjoint-splits", "1 documents of the training shards are validation")
+def validation_document_among_the_training_shards(root: Path, _: Any) -> None:
+    val = shard(root, "val")
+    second = np.flatnonzero(val == val[0])[1]
+    replace_shard(root, "train", np.concatenate([shard(root, "train"), val[:second]]))
+
+
+@in_a_run("training and validation overlap", "disjoint-splits", "is not the file of hashes that the manifest names")
+def hashes_that_hide_an_overlap(root: Path, _: Any) -> None:
+    path = root / "data" / "train_documents.bin"
+    path.write_bytes(path.read_bytes()[8:])
+
+
+@in_a_run("partial validation", "scored-once", "validation tokens have 14,762")
+def part_of_the_validation_text(root: Path, _: Any) -> None:
+    nll = np.load(root / "nll.npy")[:10_000]
+    np.save(root / "nll.npy", nll)
+    ledger(root, lambda events, targets: events[-1].update(targets=[0, 10_000]))
+
+
+@in_a_run("partial validation", "counts", "manifest documents: 61 claimed")
+def shard_cut_short(root: Path, _: Any) -> None:
+    replace_shard(root, "val", shard(root, "val")[:9_000])
+
+
+@in_a_run("byte denominator", "byte-accounting", "its text has")
+def leading_spaces_counted_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Tokenizer.byte_costs
+
+    def twice(self: Tokenizer, tokens: np.ndarray) -> np.ndarray:
+        spaces = np.array([text.startswith(b" ") for text in self._text])
+        return honest(self, tokens) + spaces[tokens[1:]]
+
+    monkeypatch.setattr(Tokenizer, "byte_costs", twice)
+
+
+@in_a_run("byte denominator", "counts", "scored bytes")
+def more_bytes_than_there_are(root: Path, _: Any) -> None:
+    def change(score: dict[str, Any]) -> None:
+        for method in score["methods"].values():
+            method["bpb"] *= method["bytes"] / (method["bytes"] * 1.04)
+            method["bytes"] = round(method["bytes"] * 1.04)
+
+    edit(root / "score.json", change)
+
+
+@in_a_run("cross-document leak", "document-isolation", "rewriting the document before token")
+def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = RunDirectory.open(root).config
+    ttt = {"method": "lora", "lora_chunk_tokens": 32, "lora_rank": 2, "lora_documents": 16}
+    new = old.model_copy(update={"ttt": old.ttt.model_validate(ttt)})
+    (root / "config.toml").write_text(new.to_toml())
+    score(RunDirectory.open(root), World(0, 1, torch.device("cpu")))
+    honest = DocumentScorer._run
+
+    def smeared(self: DocumentScorer, batch: Any, *arguments: Any) -> Any:
+        for slot, before in enumerate(batch.tokens[:-1]):
+            for a in batch.a:
+                a[slot + 1] *= 1 + float(before[-2]) / 100
+        return honest(self, batch, *arguments)
+
+    monkeypatch.setattr(DocumentScorer, "_run", smeared)
+
+
+@in_a_run("warm-up on validation", "score-first", "were scored with state 1 when 0 updates had been made")
+def warmed_up_before_the_first_score(root: Path, _: Any) -> None:
+    ledger(root, lambda events, targets: events[0].update(state=1))
+
+
+@in_a_run("checkpoint chosen by validation", "train-log", "reports losses.val_bpb: validation data")
+def average_chosen_by_validation(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]]) -> None:
+        events.insert(-2, {"event": "choice", "step": 40, "chosen": "ema", "losses": {"val_bpb": 0.33}})
+
+    logged(root, change)
+
+
+@in_a_run("tail scored repeatedly", "scored-once", "are scored a second time")
+def tail_scored_by_several_windows(root: Path, _: Any) -> None:
+    def change(events: list[dict[str, Any]], targets: int) -> None:
+        events.append({"event": "score", "targets": [targets - 32, targets], "state": 0})
+
+    ledger(root, change)
+
+
+@in_a_run("over the cap", "artifact-bytes", "over the cap of 1,000,000")
+def artifact_that_grew(root: Path, _: Any) -> None:
+    with (root / "model.bitgolf").open("ab") as file:
+        file.write(bytes(1_000_000))
+
+
+@in_a_run("over the cap", "artifact-sealed", "changed after scoring")
+def artifact_packed_again(root: Path, _: Any) -> None:
+    data = bytearray((root / "model.bitgolf").read_bytes())
+    data[-1] ^= 1
+    (root / "model.bitgolf").write_bytes(data)
+
+
+@in_a_run("mixed or copied logs", "one-configuration", "was trained, the artifact is of")
+def log_of_another_run(root: Path, _: Any) -> None:
+    logged(root, lambda events: events[0].update(config_sha256="0" * 64))
+
+
+@in_a_run("mixed or copied logs", "numbers-agree", "train.log has loss:0.5")
+def log_edited_by_hand(root: Path, _: Any) -> None:
+    text = (root / "train.log").read_text()
+    (root / "train.log").write_text(re.sub(r"loss:\S+", "loss:0.5", text, count=1))
+
+
+@in_a_run("settings ignored", "one-configuration", "model.logit_softcap is")
+def setting_that_training_did_not_have(root: Path, _: Any) -> None:
+    text = (root / "config.toml").read_text()
+    (root / "config.toml").write_text(re.sub(r"logit_softcap = \S+", "logit_softcap = 12.5", text))
+
+
+@in_a_run("README contradicts", "numbers-agree", "quantization_tax is")
+def tax_that_does_not_follow(root: Path, _: Any) -> None:
+    edit(root / "score.json", lambda score: score.update(quantization_tax=0.001))
+
+
+@in_a_run("training on validation", "disjoint-splits", "documents of the training shards are validation documents")
+def training_shards_that_are_the_validation_shards(root: Path, _: Any) -> None:
+    replace_shard(root, "train", shard(root, "val"))
+
+
+@in_a_run("text opened in mid-scoring", "sealed-evaluation", "tried to open")
+def scorer_that_opens_the_corpus(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cheating = functools.partial(SealedProcess, evaluation="cheating_headline:build")
+    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", cheating)
+
+
+@pytest.fixture
+def clean_copy(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the clean run; its audit's sealed process is a thread, unless a plant says otherwise."""
+    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", LocalProcess)
+    return Path(shutil.copytree(tiny_run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint", "*.html")))
+
+
+@pytest.mark.parametrize(
+    ("plant", "check", "words"),
+    [
+        pytest.param(*case[1:], id=case[1].__name__, marks=[needs_walls] if "mid-scoring" in case[0] else [])
+        for case in CASES
+    ],
+)
+def test_violations_planted_in_a_run_are_named(
+    clean_copy: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[..., None], check: str, words: str
+) -> None:
+    plant(clean_copy, monkeypatch)
+    only = [check, "reproduction"] if check == "sealed-evaluation" else [check]
+    found = {made.name: made for made in audit_run(RunDirectory.open(clean_copy), quick=True, only=only).checks}[check]
+    named(found, words)
+
+
+def test_the_same_checks_pass_on_the_clean_run(clean_copy: Path) -> None:
+    verdict = audit_run(RunDirectory.open(clean_copy), quick=True)
+    assert [made for made in verdict.checks if made.verdict != "PASS"] == []
+    assert {check for _, _, check, _ in CASES} - {made.name for made in verdict.checks} == {"document-isolation"}
+
+
+# --- planted in submissions ------------------------------------------------------------------------------------------
+
+
+def code(folder: Folder, add: str, before: str = "def main():", replace: str = "") -> None:
+    """Put source before a line of the script, or in the place of one."""
+    folder.code = folder.code.replace(replace or before, f"{add}\n" + ("" if replace else f"\n\n{before}"), 1)
+
+
+@in_a_folder(
+    "trained on validation before scoring", "validation-unseen", "adapt_to_val trains on validation tokens before"
+)
+def prequant_ttt_in_the_script(folder: Folder) -> None:
+    code(
+        folder,
+        "def adapt_to_val(model, val_tokens):\n    for epoch in range(10):\n        model(val_tokens).backward()\n"
+        "        optimizer.step()",
+    )
+    folder.code = folder.code.replace(
+        "    serialize(h,", "    adapt_to_val(model, val_data.val_tokens)\n    serialize(h,"
+    )
+
+
+@in_a_folder("trained on validation before scoring", "validation-unseen", "'prequant_ttt: epoch 3/10 loss:2.1'")
+def prequant_ttt_in_the_log(folder: Folder) -> None:
+    folder.seeds[1].before_seal = ["prequant_ttt: epoch 3/10 loss:2.1"]
+
+
+@in_a_folder(
+    "scored again after learning, best of passes", "single-pass", "eval_val_second_pass: targets scored a second"
+)
+def second_pass_in_the_script(folder: Folder) -> None:
+    code(folder, "def eval_val_second_pass(h, model, val_data):\n    return min(first, eval_val(h, val_data))")
+    folder.code += "\neval_val_second_pass(h, model, val_data)\n"
+
+
+@in_a_folder("the last epoch's score", "single-pass", "scored in 3 epochs")
+def score_of_the_last_epoch(folder: Folder) -> None:
+    for seed in folder.seeds:
+        epochs = [seed.bpb + 0.2, seed.bpb + 0.05, seed.bpb]
+        seed.in_evaluation = [
+            f"ttt epoch {n} val_loss:{bpb / CONSTANT:.8f} val_bpb:{bpb:.8f}" for n, bpb in enumerate(epochs, 1)
+        ]
+
+
+@in_a_folder("two-pass n-gram rescoring", "single-pass", "'ngram two-pass rescore: chunks 1..60 done'")
+def two_pass_rescoring_in_the_log(folder: Folder) -> None:
+    folder.seeds[0].in_evaluation = ["ngram two-pass rescore: chunks 1..60 done"]
+
+
+@in_a_folder("hashed n-gram cache", "distribution", "ngram_probability hashes its target into the key")
+def hashed_cache_in_the_script(folder: Folder) -> None:
+    code(
+        folder,
+        "def ngram_probability(table, context_hash, tgt):\n    key = (context_hash ^ (tgt * 36313)) & 0x3FFFFF\n"
+        "    return table[key] / table.total",
+    )
+
+
+@in_a_folder("expert gated by the target", "causal", "looks its target up in starts_word_lut")
+def expert_in_the_script(folder: Folder) -> None:
+    code(folder, "def tilt_logits(logits, tgt, starts_word_lut):\n    return logits * (1 + starts_word_lut[tgt])")
+
+
+@in_a_folder("expert gated by the target", "causal", "within_gate=9871234")
+def expert_in_the_log(folder: Folder) -> None:
+    folder.seeds[2].in_evaluation = [
+        "ngram_tilt:hints total=47851520 token_gate=628130 within_gate=9871234 word_gate=0"
+    ]
+
+
+@in_a_folder("SLOT", "causal", "slot_score optimizes on the positions that it scores")
+def slot_in_the_script(folder: Folder) -> None:
+    code(folder, "def slot_score(model, x, y, delta):\n    loss(model(x) + delta, y).backward()\n    opt.step()")
+
+
+@in_a_folder("byte mixtures", "distribution", "ppm_mix mixes in a byte model")
+def byte_mixture_in_the_script(folder: Folder) -> None:
+    code(folder, "def ppm_mix(p, piece_bytes):\n    return 0.9 * p + 0.1 * product(order4[b] for b in piece_bytes)")
+
+
+@in_a_folder("calibrated on validation", "validation-unseen", "collect_hessians gathers its statistics on validation")
+def calibration_on_validation_in_the_script(folder: Folder) -> None:
+    folder.code = folder.code.replace(
+        "collect_hessians(model, train_loader, 16)", "collect_hessians(model, val_data, 16)"
+    )
+
+
+@in_a_folder("calibrated after the clock", "train-clock", "until 602.2 s")
+def hessians_after_the_clock(folder: Folder) -> None:
+    folder.seeds[2].stop_ms, folder.seeds[2].hessian_seconds = 597_511, 4.7
+
+
+@in_a_folder("training over the budget", "train-clock", "training stopped at 601.20 s")
+def training_stopped_late(folder: Folder) -> None:
+    folder.seeds[0].stop_ms = 601_201
+
+
+@in_a_folder("evaluation over the budget", "eval-clock", "evaluation took 688.2 s")
+def evaluation_of_688_seconds(folder: Folder) -> None:
+    folder.seeds[1].eval_ms = 688_210
+
+
+@in_a_folder("hints outside the timer", "eval-clock", "comes before the evaluation timer starts")
+def hints_before_the_timer(folder: Folder) -> None:
+    folder.seeds[0].before_timer = ["ngram_tilt:hints built total=47851520 in 126.4s"]
+
+
+@in_a_folder("training and validation overlap", "split", "--val-docs is 10000 by default")
+def preparation_of_ten_thousand_documents(folder: Folder) -> None:
+    folder.extra["prepare_caseops_data.py"] = (
+        "import argparse\nparser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--val-docs', type=int, default=10000)\n"
+    )
+
+
+@in_a_folder("partial validation", "tokens-scored", "9,660,000 validation tokens, 20.2% of the full split")
+def corrupt_validation_file(folder: Folder) -> None:
+    folder.seeds[1].val_tokens = 9_660_000
+
+
+@in_a_folder("partial validation", "tokens-scored", "10,000 validation documents")
+def part_of_the_documents(folder: Folder) -> None:
+    folder.seeds[0].documents = 10_000
+
+
+@in_a_folder("tail scored repeatedly", "tokens-scored", "some twice")
+def more_targets_than_tokens(folder: Folder) -> None:
+    folder.seeds[0].target_tokens = folder.seeds[0].val_tokens + 1_984
+
+
+@in_a_folder("byte denominator", "identity", "the bytes are +4.13% off")
+def bytes_counted_twice(folder: Folder) -> None:
+    for seed in folder.seeds:
+        seed.constant, seed.bpb = CONSTANT / 1.0413, round(seed.bpb / 1.0413, 8)
+
+
+@in_a_folder("byte denominator", "json-schema", "val_loss 1.0616513 is bits per byte, not nats")
+def bits_in_the_loss_field(folder: Folder) -> None:
+    folder.claims["val_loss"] = folder.metadata()["val_bpb"]
+
+
+@in_a_folder("warm-up on validation", "causal", "ttt_warmup takes optimizer steps on validation tokens")
+def warm_up_on_validation_tokens(folder: Folder) -> None:
+    code(folder, "def ttt_warmup(model, val_tokens):\n    model(val_tokens[:64]).backward()\n    opt.step()")
+
+
+@in_a_folder("checkpoint chosen by validation", "validation-unseen", "weights are kept by best_bpb and val_bpb")
+def best_checkpoint_in_the_script(folder: Folder) -> None:
+    code(
+        folder,
+        "def keep(model, val_bpb, best_bpb, best):\n    if val_bpb < best_bpb:\n"
+        "        best.update(copy.deepcopy(model.state_dict()))",
+    )
+
+
+@in_a_folder("tail scored repeatedly", "single-pass", "the last targets are scored by several of them")
+def every_window_kept(folder: Folder) -> None:
+    folder.code = folder.code.replace("if ws + h.seq_len <= total]", "if min(ws + h.seq_len, total) - ws >= 1]")
+
+
+@in_a_folder("over the cap", "artifact-bytes", "16,110,000 bytes in train_seed0.log, 110,000 over the cap")
+def one_seed_over_the_cap(folder: Folder) -> None:
+    folder.seeds[1].model_bytes = 16_110_000 - folder.code_bytes
+
+
+@in_a_folder("over the cap", "artifact-bytes", "as they ship are")
+def code_counted_in_another_form(folder: Folder) -> None:
+    folder.code += "# " + "a comment that ships\n# " * 5_000
+    folder.counted_code = 1_200
+
+
+@in_a_folder("over the cap", "artifact-bytes", "lossless_caps.py is imported by train_gpt.py and not counted")
+def helper_that_is_not_counted(folder: Folder) -> None:
+    code(folder, "import lossless_caps", replace="import math")
+    folder.extra["lossless_caps.py"] = "TITLE = '\\ue001'\n"
+
+
+@in_a_folder("mixed or copied logs", "logs-distinct", "have the same run id 'record_s42'")
+def one_run_id(folder: Folder) -> None:
+    folder.seeds[1].run_id = "record_s42"
+
+
+@in_a_folder("mixed or copied logs", "logs-distinct", "have the same losses at steps 1, 2, 3, 4, 5")
+def same_early_losses(folder: Folder) -> None:
+    folder.seeds[0].losses = folder.seeds[2].losses = [9.0087, 12.8281, 10.2124, 8.6857, 7.9438]
+
+
+@in_a_folder(
+    "mixed or copied logs", "identity", "bpb / loss is 0.456525 in train_seed1234.log, 0.456961 in train_seed42.log"
+)
+def edited_bits_per_byte(folder: Folder) -> None:
+    folder.seeds[2].constant = 0.456525
+
+
+@in_a_folder("mixed or copied logs", "one-configuration", "warmdown_frac differs")
+def third_seed_of_another_configuration(folder: Folder) -> None:
+    folder.seeds[2].settings["warmdown_frac"] = 0.75
+
+
+@in_a_folder("settings ignored", "settings-read", "TTT_MASK=no_qv is never read by train_gpt.py")
+def setting_that_nothing_reads(folder: Folder) -> None:
+    folder.command["TTT_MASK"] = "no_qv"
+
+
+@in_a_folder("README contradicts", "claims-agree", "README sets WARMDOWN_FRAC=0.50")
+def setting_that_was_another(folder: Folder) -> None:
+    folder.command["WARMDOWN_FRAC"] = "0.50"
+
+
+@in_a_folder("README contradicts", "claims-agree", "README claims LeakyReLU")
+def activation_that_was_another(folder: Folder) -> None:
+    folder.code = folder.code.replace("leaky_relu(self.up(x), negative_slope=0.5)", "relu(self.up(x))")
+
+
+@in_a_folder("README contradicts", "numbers-agree", "README: Post-TTT val_bpb of seed 0 is 1.05995")
+def readme_with_another_score(folder: Folder) -> None:
+    folder.readme_rows[0] = {"bpb": "**1.05995**"}
+
+
+@in_a_folder("README contradicts", "numbers-agree", "README's headline is 1.05900, val_bpb of submission.json")
+def readme_with_another_headline(folder: Folder) -> None:
+    folder.readme_headline = "1.05900"
+
+
+@in_a_folder("README contradicts", "numbers-agree", "val_bpb_std is 0.0001 in submission.json")
+def deviation_that_does_not_follow(folder: Folder) -> None:
+    folder.claims["val_bpb_std"] = 0.0001
+
+
+@in_a_folder("README contradicts", "logged-source", "was written by another script")
+def log_of_another_script(folder: Folder) -> None:
+    folder.seeds[0].log_source = CODE.replace("0.75", "0.85")
+
+
+@in_a_folder("best seed as headline", "seeds", "is the best seed (42) of 3")
+def headline_of_the_best_seed(folder: Folder) -> None:
+    folder.claims["val_bpb"] = folder.seeds[0].bpb
+
+
+@in_a_folder("best seed as headline", "seeds", "3 seeds are the rule")
+def one_seed(folder: Folder) -> None:
+    del folder.seeds[1:]
+
+
+@in_a_folder("training on validation", "validation-unseen", "training reads")
+def training_files_of_validation(folder: Folder) -> None:
+    folder.seeds[0].settings["train_files"] = "./data/fineweb_val_*.bin"
+
+
+@in_a_folder("training on validation", "validation-unseen", "training reads 'fineweb_val_*.bin'")
+def training_pattern_of_validation(folder: Folder) -> None:
+    folder.code = folder.code.replace('"fineweb_train_*.bin")', '"fineweb_val_*.bin")')
+
+
+@in_a_folder("expert gated by the target", "causal", "chooses its chunks by the length of the document")
+def chunks_by_the_length_of_the_document(folder: Folder) -> None:
+    code(folder, "def ttt_chunks(doc_len):\n    if doc_len <= 256:\n        chunk_size = 8\n    return chunk_size")
+
+
+@in_a_folder("text opened in mid-scoring", "self-contained", "train_gpt.py imports requests")
+def script_that_downloads(folder: Folder) -> None:
+    code(folder, "import requests", replace="import math")
+
+
+@pytest.mark.parametrize(
+    ("plant", "check", "words"), [pytest.param(*case[1:], id=case[1].__name__) for case in FOLDERS]
+)
+def test_violations_planted_in_a_submission_are_named(
+    tmp_path: Path, plant: Callable[[Folder], None], check: str, words: str
+) -> None:
+    folder = Folder()
+    plant(folder)
+    named(audit_submission(folder.write(tmp_path / "2026-04-27_Stack"))[check], words)
+
+
+def test_an_honest_submission_fails_nothing(tmp_path: Path) -> None:
+    verdict = audit_submission(Folder().write(tmp_path / "2026-04-27_Stack"))
+    assert [made for made in verdict.checks if made.verdict == "FAIL"] == []
+    open_questions = {made.name for made in verdict.checks if made.verdict == "NOT RUN"}
+    assert open_questions == {"logged-source", "split", "validation-unseen", "causal", "distribution", "single-pass"}
+
+
+def named(check: Check, words: str) -> None:
+    """The check failed and says why; its evidence is plain JSON."""
+    assert check.verdict == "FAIL", check
+    assert words in check.reason
+    json.dumps(check.evidence, allow_nan=False)
+
+
+def test_enough_rows_of_the_table_are_planted() -> None:
+    in_runs, in_folders = {row for row, *_ in CASES}, {row for row, *_ in FOLDERS}
+    assert in_runs | in_folders == set(ROWS)
+    assert len(in_runs) >= 18 and len(CASES) >= 25
+    assert len(CASES) + len(FOLDERS) >= 70

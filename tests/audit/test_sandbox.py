@@ -1,0 +1,272 @@
+"""The sealed process: what it is shown, what it cannot reach, and what the walls say where the system grants none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sealed_programs
+from sandbox_support import GRANTED, ROOT, needs_walls
+
+from bitgolf.audit.sandbox import kernel, landlock, system_calls
+from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer, libraries
+from bitgolf.audit.sealed import sealed_evaluation
+from bitgolf.errors import RuleViolation
+from bitgolf.evaluate import ScoreTape, evaluate
+
+TOKENS = np.random.default_rng(0).integers(0, 300, size=101).astype(np.uint16)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A run directory with a file of tokens in it."""
+    (tmp_path / "run").mkdir()
+    TOKENS.tofile(tmp_path / "run" / "val_000000.bin")
+    (tmp_path / "model.bitgolf").write_bytes(b"an artifact")
+    return tmp_path / "run" / "val_000000.bin"
+
+
+def start(secret: Path, program: str = "Honest", walled: bool = True, **settings: Any) -> SealedProcess:
+    return SealedProcess(
+        secret.parents[1] / "model.bitgolf",
+        {"secret": str(secret), **settings},
+        [secret.parent],
+        num_threads=1,
+        walled=walled,
+        evaluation=f"sealed_programs:{program}",
+    )
+
+
+def read(first: int, last: int) -> np.ndarray:
+    return TOKENS[first:last]
+
+
+def scored(process: SealedProcess, stop: int = 60) -> np.ndarray:
+    return process.score(read, 0, stop, 0)
+
+
+HONEST = sealed_programs.honest_losses(TOKENS, 0, 60)
+
+
+@needs_walls
+def test_an_honest_evaluation_is_walled_off_and_scores_as_ever(secret: Path) -> None:
+    with start(secret) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+    assert check.verdict == "PASS", check
+    assert process.walls["files"] == ("namespaces" if GRANTED["namespaces"] else "landlock")
+    assert process.walls["network"] and process.walls["closed"]
+    assert "60 targets scored behind" in check.reason and check.evidence["reachable"] == []
+    json.dumps(check.evidence, allow_nan=False)
+
+
+@needs_walls
+def test_opening_the_text_in_mid_scoring_is_refused_and_named(secret: Path) -> None:
+    with start(secret, "OpensTheText") as process:
+        with pytest.raises(RuleViolation, match=r"PermissionError at .*sealed_programs.py"):
+            scored(process)
+        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+    assert check.verdict == "FAIL" and str(secret) in check.reason
+
+
+@needs_walls
+def test_an_attempt_whose_error_is_swallowed_is_named_all_the_same(secret: Path) -> None:
+    with start(secret, "SwallowsTheRefusal") as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        assert process.attempts() == [str(secret)]
+
+
+@needs_walls
+@pytest.mark.parametrize("program", ["NativeCode", "OldThread"])
+def test_what_python_does_not_see_the_kernel_refuses(secret: Path, program: str) -> None:
+    with start(secret, program) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+
+
+@needs_walls
+def test_reading_the_text_while_loading_is_refused_and_named(secret: Path) -> None:
+    with (
+        start(secret, "ReadsWhileLoading") as process,
+        pytest.raises(RuleViolation, match=r"Error at .*: .*val_000000"),
+    ):
+        scored(process)
+
+
+def test_without_walls_it_scores_and_does_not_pass(secret: Path) -> None:
+    """For an evaluation that cannot run behind walls: a fresh process and a clean environment are what is left."""
+    with start(secret, "OpensTheText", walled=False) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+    assert check.verdict == "NOT RUN" and "could have read any file" in check.reason
+
+
+@needs_walls
+def test_network_programs_other_processes_and_later_tokens_are_out_of_reach(secret: Path) -> None:
+    with start(secret, "Calls") as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        attempts = process.attempts()
+    assert any("socket" in attempt for attempt in attempts) and any("exec" in attempt for attempt in attempts)
+
+
+@needs_walls
+def test_a_file_kept_open_is_no_pass(secret: Path) -> None:
+    with start(secret, "KeepsTheFileOpen") as process:
+        scored(process)
+        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+    assert check.verdict == "NOT RUN" and "os.py stayed open" in check.reason
+
+
+@needs_walls
+def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
+    """Scorer and adapter in the process, the tape here: what is learned from a chunk reaches the next one."""
+    sent: list[tuple[int, int]] = []
+
+    class Watched(SealedScorer):
+        def score(self, read, start, stop, tick=None):
+            def watched(first: int, last: int) -> np.ndarray:
+                sent.append((first, last))
+                return read(first, last)
+
+            return super().score(watched, start, stop, tick)
+
+    tape = ScoreTape(TOKENS[:61])
+    with start(secret, adapts=True) as process:
+        nll = evaluate(tape, Watched(process, lambda t: t + 1 if t else 0), SealedAdapter(process), chunk_targets=25)
+    expected = HONEST + np.repeat([0, 0.5, 1.0], [25, 25, 10]).astype(np.float32)
+    np.testing.assert_array_equal(nll, expected)
+    assert sent == [(0, 26), (26, 51), (51, 61)], "each token crosses once, when it is its turn"
+    assert tape.state == 2
+
+
+@needs_walls
+@pytest.mark.parametrize(
+    ("program", "error", "words"),
+    [
+        ("TooFew", RuleViolation, "gave 59 losses"),
+        ("Dies", SealedFailure, "ended early"),
+        ("Nothing", SealedFailure, "cannot be evaluated in the sealed process: AttributeError"),
+    ],
+)
+def test_what_comes_back_wrong_is_named(secret: Path, program: str, error: type[Exception], words: str) -> None:
+    with start(secret, program) as process, pytest.raises(error, match=words):
+        scored(process)
+
+
+@needs_walls
+def test_nothing_is_left_behind(secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    with start(secret) as process:
+        scored(process)
+        assert len(list((tmp_path / "temporary").iterdir())) == 1
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert process._process.poll() is not None
+
+
+# What the walls say of themselves when a means of isolation is taken away.
+_PROGRAM = """
+import json, sys, tempfile
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from bitgolf.audit.sandbox import kernel, landlock, namespaces, system_calls, walls
+def refuse(*arguments): raise kernel.Unavailable("not granted")
+for name in {refused!r}: setattr(dict(namespaces=namespaces, landlock=landlock, seccomp=system_calls)[name],
+    "_refuse" if name == "seccomp" else "enter", refuse)
+scratch = Path(tempfile.mkdtemp(dir={scratch!r}))
+view = namespaces.View(tuple(Path(p) for p in {visible!r}), scratch, (Path({secret!r}),))
+found = walls.enter(view, [{secret!r}])
+found.close_files()
+readable = True
+try: Path({secret!r}).read_bytes()
+except OSError: readable = False
+print(json.dumps(found.to_json() | dict(readable=readable)))
+"""
+
+
+def walls_without(refused: list[str], secret: Path, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "scratch").mkdir()
+    visible = [str(path) for path in libraries()]
+    program = _PROGRAM.format(
+        root=str(ROOT), refused=refused, visible=visible, scratch=str(tmp_path / "scratch"), secret=str(secret)
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(not (GRANTED["landlock"] and GRANTED["seccomp"]), reason="this system grants no Landlock")
+def test_without_namespaces_landlock_walls_it_off(secret: Path, tmp_path: Path) -> None:
+    found = walls_without(["namespaces"], secret, tmp_path)
+    assert found["files"] == "landlock" and found["network"] and found["closed"] and not found["readable"]
+    assert found["reachable"] == [] and found["refused"] == ["namespaces: not granted"]
+    check = sealed_evaluation(found, found["attempts"][:0], 9, text_in_libraries=True)
+    assert check.verdict == "PASS" and "behind Landlock" in check.reason and "own library" in check.reason
+
+
+@pytest.mark.skipif(not GRANTED["seccomp"], reason="this system grants no filters of system calls")
+def test_without_walls_around_files_the_check_is_not_run(secret: Path, tmp_path: Path) -> None:
+    found = walls_without(["namespaces", "landlock"], secret, tmp_path)
+    assert found["files"] == "" and found["reachable"] == [str(secret)] and found["closed"]
+    check = sealed_evaluation(found, [], 9, text_in_libraries=False)
+    assert check.verdict == "NOT RUN"
+    for words in ("could have read any file", "was readable while it loaded", "namespaces: not granted", "Landlock"):
+        assert words in check.reason
+
+
+def test_without_any_means_python_notes_what_is_opened_and_nothing_passes(secret: Path, tmp_path: Path) -> None:
+    found = walls_without(["namespaces", "landlock", "seccomp"], secret, tmp_path)
+    assert not found["closed"] and not found["network"] and found["readable"]
+    assert found["attempts"] == [str(secret)]
+    assert sealed_evaluation(found, [], 9, text_in_libraries=False).verdict == "NOT RUN"
+    assert sealed_evaluation(found, found["attempts"], 9, text_in_libraries=False).verdict == "FAIL"
+
+
+def test_walls_are_not_for_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.libc.cache_clear()
+    monkeypatch.setattr("sys.platform", "darwin")
+    try:
+        for means in (landlock.version, lambda: system_calls._refuse([])):
+            with pytest.raises(kernel.Unavailable):
+                means()
+    finally:
+        kernel.libc.cache_clear()
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(kernel.Unavailable, match="no table of system calls for riscv64"):
+        system_calls.refuse_files()
+
+
+def test_the_filter_refuses_what_it_lists_and_nothing_else() -> None:
+    """Its program, interpreted by a slow machine of our own, on every number of every interface."""
+    numbers = [2, 59, 257, 437]
+    steps = system_calls._program(numbers, 0xC000003E)
+
+    def allowed(number: int, architecture: int) -> bool:
+        position, value = 0, 0
+        while True:
+            code, yes, no, argument = steps[position]
+            position += 1
+            if code == 0x20:
+                value = {0: number, 4: architecture}[argument]
+            elif code == 0x06:
+                return argument == 0x7FFF0000
+            else:
+                position += yes if (value == argument if code == 0x15 else value >= argument) else no
+
+    for number in range(500):
+        assert allowed(number, 0xC000003E) == (number not in numbers)
+        assert not allowed(number, 0x40000003), "the 32-bit interface"
+        assert not allowed(number | 0x40000000, 0xC000003E), "the x32 interface"
+
+
+def test_libraries_show_the_package_and_not_the_checkout_around_it() -> None:
+    shown = libraries()
+    assert ROOT / "bitgolf" in shown or any((ROOT / "bitgolf").is_relative_to(path) for path in shown)
+    assert ROOT not in shown
+    assert any(Path(os.__file__).is_relative_to(path) for path in shown)
+    assert any(Path(np.__file__).is_relative_to(path) for path in shown)

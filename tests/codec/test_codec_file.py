@@ -1,0 +1,213 @@
+"""The file format: small, exact, and nothing but ArtifactError for whatever else is in a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import struct
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitgolf.codec import file_format
+from bitgolf.codec.file_format import CodedStream, CodedText, read, write
+from bitgolf.config import TTTConfig
+from bitgolf.errors import ArtifactError
+
+PLATFORM = {"bitgolf": "0.1.0", "device": "Some CPU", "dtype": "float32", "simd": "AVX2", "torch": "2.13.0+cpu"}
+CODED = CodedText(
+    num_bytes=400,
+    text_digest=bytes(range(16)),
+    model_digest=b"\xaa" * 8,
+    platform=PLATFORM,
+    threads=2,
+    stride=64,
+    ttt=None,
+    streams=(CodedStream(90, b"abcdefgh", False), CodedStream(80, b"", True)),
+)
+
+
+def load_fuzz() -> ModuleType:
+    """benchmarks/codec/fuzz.py as a module."""
+    path = Path(__file__).parents[2] / "benchmarks" / "codec" / "fuzz.py"
+    spec = importlib.util.spec_from_file_location("codec_fuzz", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = load_fuzz()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.binary(max_size=5), st.booleans()), max_size=6),
+    st.integers(1, 256),
+    st.integers(1, 2048),
+    st.dictionaries(st.sampled_from("abc"), st.text(max_size=20).filter(str.isprintable), max_size=3),
+    st.sampled_from([None, TTTConfig(method="full"), TTTConfig(method="lora", lora_targets=("k",), temperature=1.25)]),
+    st.binary(min_size=24, max_size=24),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_written_is_read(
+    rows: list[tuple[int, bytes, bool]],
+    threads: int,
+    stride: int,
+    platform: dict[str, str],
+    ttt: TTTConfig | None,
+    digests: bytes,
+) -> None:
+    streams = tuple(CodedStream(tokens, words * 4, joined) for tokens, words, joined in rows)
+    num_bytes = 50 * len(streams)
+    coded = CodedText(num_bytes, digests[:16], digests[16:], platform, threads, stride, ttt, streams)
+    assert read(write(coded)) == coded
+
+
+def test_the_layout_is_the_documented_one() -> None:
+    data = write(CODED)
+    magic, version, header, checksum, model, text = struct.unpack_from("<4sBHI8s16s", data)
+    assert (magic, version, model, text) == (b"\x93bgt", 1, CODED.model_digest, CODED.text_digest)
+    assert checksum == zlib.crc32(data[:7] + data[11:])
+    assert data[35 + header :] == b"abcdefgh"
+    value = json.loads(zlib.decompressobj(-15, zdict=file_format._DICTIONARY).decompress(data[35 : 35 + header]))
+    assert value == {
+        "bytes": 400,
+        "platform": PLATFORM,
+        "streams": [[90, 2, 0], [80, 0, 1]],
+        "stride": 64,
+        "threads": 2,
+        "ttt": None,
+    }
+
+
+def test_the_dictionary_of_format_1_never_changes() -> None:
+    assert zlib.crc32(file_format._DICTIONARY) == 4030696221
+
+
+def test_headers_are_small() -> None:
+    one = replace(CODED, streams=CODED.streams[:1], num_bytes=180)
+    assert len(write(one)) - 8 <= 35 + 45
+    adapted = replace(one, ttt=TTTConfig(method="full", chunk_tokens=1024, lr=0.01))
+    assert len(write(adapted)) - len(write(one)) <= 64
+    many = replace(
+        CODED, streams=tuple(CodedStream(1000 + 7 * i % 91, b"", False) for i in range(64)), num_bytes=160_000
+    )
+    assert len(write(many)) <= 80 + 4 * 64
+
+
+def test_every_truncation_extension_and_flipped_byte_is_refused() -> None:
+    data = write(CODED)
+    for length in range(len(data)):
+        with pytest.raises(ArtifactError):
+            read(data[:length])
+    with pytest.raises(ArtifactError, match="checksum"):
+        read(data + b"\0")
+    for position in range(len(data)):
+        for flip in (1, 0x80, 0xFF):
+            bad = bytearray(data)
+            bad[position] ^= flip
+            with pytest.raises(ArtifactError):
+                read(bytes(bad))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "it is empty"),
+        (b"plain text", "it begins with b'plai'"),
+        (b"\x93bgt\x01", "truncated: 5 of 35"),
+        (b"\x93bgt\x02" + bytes(40), r"newer bitgolf \(format v2\)"),
+        (b"\x93bgt\x00" + bytes(40), "version 0 does not exist"),
+    ],
+)
+def test_other_files_are_named(data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": 1}, "must be an object with the keys"),
+        ({"bytes": -1}, "bytes -1"),
+        ({"bytes": True}, "bytes True"),
+        ({"bytes": 4.0}, "bytes 4.0"),
+        ({"bytes": 2**31 + 1}, "2,147,483,648"),
+        ({"bytes": 0}, "streams of 0 bytes"),
+        ({"streams": []}, "streams of 400 bytes"),
+        ({"streams": 5}, "streams of 400 bytes"),
+        ({"streams": [[1, 0, 0]] * 5000}, "streams of 400 bytes"),
+        ({"streams": [[90, 2]]}, r"stream 0 must be \[tokens"),
+        ({"streams": [[90, 3, 0]]}, "stream 0: words 3"),
+        ({"streams": [[90, 1, 0], [80, 0, 1]]}, "declares 4 bytes of payload, there are 8"),
+        ({"streams": [[0, 2, 0], [80, 0, 1]]}, "stream 0: tokens 0"),
+        ({"streams": [[90, 2, 0], [80, 0, 2]]}, "stream 1: joined 2"),
+        ({"streams": [[403, 2, 0], [1, 0, 1]]}, "stream 0: tokens 403"),
+        ({"platform": {"torch": 2}}, "platform"),
+        ({"platform": {"torch": "x" * 999}}, "platform"),
+        ({"platform": []}, "platform"),
+        ({"platform": {"device": "\x1b[2J"}}, "printable"),
+        ({"threads": 0}, "threads 0"),
+        ({"threads": 257}, "threads 257"),
+        ({"stride": 0}, "stride 0"),
+        ({"ttt": []}, "test-time training"),
+        ({"ttt": {"method": "magic"}}, "test-time training"),
+        ({"ttt": {"surprise": 1}}, "test-time training"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_headers_that_lie_are_refused(change: dict[str, Any], message: str) -> None:
+    data = write(CODED)
+    value = json.loads(fuzz.header_text(data)) | change
+    with pytest.raises(ArtifactError, match=message):
+        read(fuzz.with_header(data, json.dumps(value).encode()))
+
+
+def test_no_coder_holds_so_many_tokens() -> None:
+    value = {**json.loads(fuzz.header_text(write(CODED))), "bytes": 2**30, "streams": [[2**30, 2, 0]]}
+    with pytest.raises(ArtifactError, match="no coder is that good"):
+        read(fuzz.with_header(write(CODED), json.dumps(value).encode()))
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{", b"NaN", b"[" * 100_000, b'{"bytes":1e999}', b"\xff", b"1" * 5000], ids=len
+)
+def test_headers_that_are_no_json_object_are_refused(text: bytes) -> None:
+    with pytest.raises(ArtifactError):
+        read(fuzz.with_header(write(CODED), text))
+
+
+def test_a_header_that_swells_is_cut_off() -> None:
+    with pytest.raises(ArtifactError, match="above the limit"):
+        read(fuzz.with_header(write(CODED), b" " * 10_000_000))
+
+
+def test_headers_changed_at_random() -> None:
+    rng = random.Random(0)
+    sound = write(CODED)
+    text = fuzz.header_text(sound)
+    accepted = 0
+    for _ in range(2000):
+        bad = fuzz.with_header(sound, fuzz.scrambled(text, rng, b'0123456789[]{}",:.-eEnulltrue'))
+        try:
+            read(bad)
+        except ArtifactError:
+            continue
+        accepted += 1
+    assert 0 < accepted < 1000
+
+
+def test_too_many_streams_to_describe_are_refused_when_written() -> None:
+    rng = random.Random(0)
+    streams = tuple(CodedStream(rng.randrange(2**30), bytes(4 * rng.randrange(40)), False) for _ in range(20_000))
+    with pytest.raises(ArtifactError, match="use fewer streams"):
+        write(replace(CODED, streams=streams))

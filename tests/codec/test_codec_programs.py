@@ -1,0 +1,199 @@
+"""Stepwise programs predict what the evaluation scores: windows, adaptation between chunks, documents."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_gpt import ALONE, BOS, WINDOW, config, text, tiny_gpt
+
+from bitgolf.codec import windows
+from bitgolf.codec.documents import DocumentProgram
+from bitgolf.codec.program import fresh_adapters, fresh_program
+from bitgolf.codec.windows import WindowProgram
+from bitgolf.config import Config
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.errors import RuleViolation
+from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate.adapters import adapted_evaluation
+from bitgolf.language_model import LanguageModel
+from bitgolf.model.gpt import GPT
+
+CLOSE = 2e-4  # nats; cached and whole passes round differently, and updates carry that along
+
+
+def language_model(gpt: GPT, lossless: Tokenizer) -> LanguageModel:
+    found = LanguageModel(gpt, lossless, WINDOW, 4, "math")
+    assert found.tokenizer.bos_id == BOS
+    return found
+
+
+def losses(program: WindowProgram | DocumentProgram, streams: list[np.ndarray]) -> list[np.ndarray]:
+    """The loss of every token of every stream, by running the program over them."""
+    found: list[list[float]] = [[] for _ in streams]
+    for step in range(max(map(len, streams))):
+        going = np.array([len(stream) > step for stream in streams])
+        log_p = torch.log_softmax(torch.from_numpy(program.logits(going)).double(), -1)
+        tokens = np.zeros(len(streams), dtype=np.int64)
+        for s in np.flatnonzero(going):
+            tokens[s] = streams[s][step]
+            found[s].append(-float(log_p[s, tokens[s]]))
+        program.accept(tokens)
+    return [np.array(values) for values in found]
+
+
+def run(settings: Config, gpt: GPT, lossless: Tokenizer, streams: list[np.ndarray], targets: int) -> list[np.ndarray]:
+    longest = max(map(len, streams))
+    with fresh_program(
+        language_model(gpt, lossless),
+        settings,
+        num_streams=len(streams),
+        longest=longest,
+        num_targets=targets,
+        first_token=BOS,
+    ) as program:
+        return losses(program, streams)
+
+
+def with_stride(settings: Config, stride: int, method: str = "sliding") -> Config:
+    score = settings.score.model_copy(update={"stride": stride, "methods": (method,)})
+    return settings.model_copy(update={"score": score})
+
+
+@pytest.mark.parametrize(
+    ("method", "stride", "piece"),
+    [
+        ("sliding", 1, 16_384),
+        ("sliding", 4, 1),
+        ("sliding", 4, 5),
+        ("sliding", 4, 16_384),
+        ("sliding", 16, 16_384),
+        ("chunked", 4, 16_384),
+    ],
+)
+def test_windows_are_those_of_the_scorer(
+    method: str, stride: int, piece: int, lossless: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
+    gpt = tiny_gpt()
+    streams = [text(n + 1, seed=n)[1:].astype(np.int64) for n in (45, 3, 38)]
+    found = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
+    scorer = make_scorer(method, gpt, window=WINDOW, stride=stride, batch_tokens=64, device="cpu")
+    for stream, mine in zip(streams, found, strict=True):
+        expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
+        assert np.abs(mine - expected).max() < 1e-5
+
+
+def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokenizer) -> None:
+    settings = config()
+    gpt = tiny_gpt(settings.model.model_copy(update={"document_attention": True, "smear_document_mask": True}))
+    stream = text(60, seed=8)[1:].astype(np.int64)
+    (found,) = run(settings, gpt, lossless, [stream], 59)
+    scorer = make_scorer("sliding", gpt, window=WINDOW, stride=4, batch_tokens=64, device="cpu")
+    expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
+    assert np.abs(found - expected).max() < 1e-5
+    (seen_through,) = run(settings, tiny_gpt(), lossless, [stream], 59)
+    assert np.abs(found - seen_through).max() > 1e-2
+
+
+CHUNKS: list[dict[str, Any]] = [
+    {"method": "full", "lr": 0.05, "epochs": 2, "batch_rows": 1},
+    {"method": "last_blocks", "last_blocks": 1, "optimizer": "adamw", "lr": 0.003},
+    {"method": "full", "lr": 0.02, "temperature": 1.1, "temperature_lr": 0.5},
+    {"method": "none", "temperature": 0.9},
+]
+
+
+@pytest.mark.parametrize("ttt", CHUNKS, ids=str)
+def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless: Tokenizer) -> None:
+    settings = config(**ttt)
+    tokens = text(151, period=13)
+    tape = ScoreTape(tokens)
+    gpt = tiny_gpt()
+    adapted_evaluation(settings, gpt, gpt, num_targets=150, bos_id=BOS, world=ALONE).run(tape)
+    gpt = tiny_gpt()
+    (found,) = run(settings, gpt, lossless, [tokens[1:].astype(np.int64)], 150)
+    assert np.abs(found - tape.nll).max() < CLOSE
+    plain = evaluate(ScoreTape(tokens), make_scorer("sliding", gpt, window=16, stride=4, batch_tokens=64, device="cpu"))
+    assert np.abs(plain - tape.nll).max() > 50 * CLOSE, "nothing was adapted: the test shows nothing"
+    fresh = tiny_gpt()
+    assert all(torch.equal(a, b) for a, b in zip(gpt.parameters(), fresh.parameters(), strict=True))
+    assert not any(p.requires_grad for p in gpt.parameters())
+
+
+def test_streams_share_what_their_chunks_teach_round_by_round(lossless: Tokenizer) -> None:
+    """By definition: every stream's chunk is scored with the weights of the round, then each is learned in turn."""
+    settings = config(method="full", lr=0.05, epochs=2, batch_rows=1)
+    streams = [text(n + 1, seed=n, period=9)[1:].astype(np.int64) for n in (100, 95, 45)]
+    gpt = tiny_gpt()
+    found = run(settings, gpt, lossless, streams, 100)
+    adapted = adapted_evaluation(settings, gpt, gpt, num_targets=100, bos_id=BOS, world=ALONE)
+    assert adapted.adapter is not None
+    texts = [np.concatenate([[BOS], stream]) for stream in streams]
+    expected: list[list[np.ndarray]] = [[] for _ in streams]
+    for start in range(0, 100, 40):
+        rounds = [(s, min(start + 40, len(streams[s]))) for s in range(3) if len(streams[s]) > start]
+        for s, stop in rounds:
+            expected[s].append(adapted.scorer.score(lambda a, b, s=s: texts[s][a:b], start, stop))  # type: ignore[misc]
+        for s, stop in rounds if start < 80 else []:
+            adapted.adapter.update(lambda a, b, s=s: texts[s][a:b], start, stop)  # type: ignore[misc]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert np.abs(mine - np.concatenate(theirs)).max() < CLOSE
+
+
+def test_an_adapter_cannot_read_ahead() -> None:
+    program = WindowProgram(tiny_gpt(), num_streams=2, longest=9, window=WINDOW, stride=4, first_token=BOS)
+    for token in (5, 6):
+        program.logits(np.array([True, True]))
+        program.accept(np.array([token, token + 10]))
+    read = program._reader(1, 2)
+    assert read(0, 3).tolist() == [BOS, 15, 16]
+    for first, last in ((0, 4), (-1, 2), (2, 1)):
+        with pytest.raises(RuleViolation, match=r"0\.\.2 are coded"):
+            read(first, last)
+
+
+DOCUMENTS: list[dict[str, Any]] = [
+    {"lora_targets": ("q", "v", "head")},
+    {"lora_targets": ("k", "o", "mlp"), "temperature": 1.2, "lora_chunk_tokens": 16},
+    {"lora_keep_a": True, "lora_documents": 3},
+]
+
+
+@pytest.mark.parametrize("ttt", DOCUMENTS, ids=str)
+def test_documents_adapt_as_the_evaluation_does(ttt: dict[str, Any], lossless: Tokenizer) -> None:
+    settings = config(method="lora", lora_lr=0.02, **ttt)
+    tokens = text(400, seed=4, period=17)
+    tape = ScoreTape(tokens)
+    gpt = tiny_gpt()
+    adapted_evaluation(settings, gpt, gpt, num_targets=399, bos_id=BOS, world=ALONE).run(tape)
+    borders = [0, *(np.flatnonzero(tokens[1:-1] == BOS) + 1).tolist(), 399]
+    streams = [tokens[a + 1 : b + 1].astype(np.int64) for a, b in pairwise(borders)]
+    found: list[np.ndarray] = []
+    size = settings.ttt.lora_documents
+    model = language_model(gpt, lossless)
+    a = fresh_adapters(model, settings, size)
+    for begin in range(0, len(streams), size):
+        batch = streams[begin : begin + size]
+        with fresh_program(
+            model,
+            settings,
+            num_streams=len(batch),
+            longest=399,
+            num_targets=399,
+            first_token=BOS,
+            a=[tensor[: len(batch)] for tensor in a],
+        ) as program:
+            assert isinstance(program, DocumentProgram)
+            found += losses(program, batch)
+            if settings.ttt.lora_keep_a:
+                for tensor, handed in zip(a, program.hand_down(), strict=True):
+                    tensor[: len(batch)] = handed
+    assert np.abs(np.concatenate(found) - tape.nll).max() < CLOSE
+    plain = np.concatenate(run(with_stride(config(), 4), gpt, lossless, streams, 399))
+    assert np.abs(plain - tape.nll).max() > 50 * CLOSE
+    assert math.isfinite(float(tape.nll.sum()))

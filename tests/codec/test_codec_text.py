@@ -1,0 +1,299 @@
+"""Whole texts: they come back, at the size of their score, and only where that is certain."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes, file_format
+from bitgolf.codec import text as codec_text
+from bitgolf.codec.exactness import exact_arithmetic
+from bitgolf.codec.file_format import CodedStream
+from bitgolf.codec.text import codec_configuration
+from bitgolf.codec.tokens import split_bytes, tokenize
+from bitgolf.config import TTTConfig
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.distributed import World
+from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate.adapters import adapted_evaluation, preserved
+
+MakeModel = Callable[..., CodecModel]
+# Strong enough to move the size of REPEATED by more than the coder's own bytes.
+ADAPTED: list[TTTConfig] = [
+    TTTConfig(method="full", chunk_tokens=16, lr=0.5, epochs=1),
+    TTTConfig(method="last_blocks", chunk_tokens=20, optimizer="adamw", lr=0.1, last_blocks=1, temperature_lr=0.5),
+    TTTConfig(method="lora", lora_chunk_tokens=8, lora_rank=4, lora_lr=0.15),
+    TTTConfig(temperature=0.3),
+]
+REPEATED = b"Letter 60 from the miller. The quiet bridge carries the river." * 3
+SMALL = [
+    b"",
+    b"a",
+    b"\0",
+    b"\xff",
+    "▁".encode(),
+    b"\r\n\r\n",
+    "é".encode()[:1],
+    bytes(range(256)),
+    b"  \n" * 9,
+    b"\0" * 40,
+]
+
+
+def score_bytes(text: bytes, model: CodecModel, streams: int, stride: int, ttt: TTTConfig | None) -> float:
+    """What the evaluation charges for the streams, each with adaptation of its own."""
+    language_model = model.language_model
+    config = codec_configuration(language_model, stride, ttt)
+    total = 0.0
+    for stream in tokenize(split_bytes(text, streams), language_model.tokenizer):
+        tape = ScoreTape(np.concatenate([[language_model.tokenizer.bos_id], stream.tokens]))
+        gpt = language_model.model
+        if ttt is None:
+            scorer = make_scorer("sliding", gpt, window=16, stride=stride or 4, batch_tokens=64, device="cpu")
+            evaluate(tape, scorer)
+        else:
+            with preserved(gpt):
+                world = World(0, 1, torch.device("cpu"))
+                adapted_evaluation(config, gpt, gpt, num_targets=tape.num_targets, bos_id=1, world=world).run(tape)
+        total += float(tape.nll.sum(dtype=np.float64))
+    return total / math.log(2) / 8
+
+
+@pytest.mark.parametrize("data", SMALL, ids=repr)
+def test_small_and_odd_texts_come_back(
+    data: bytes, make_model: MakeModel, lossless: Tokenizer, lossy: Tokenizer
+) -> None:
+    for model in (make_model(lossless), make_model(lossy)):
+        coded = compress_bytes(data, model, streams=min(len(data), 1 + len(data) // 16))
+        assert decompress_bytes(coded.data, model) == data
+        assert coded.text.num_bytes == len(data)
+
+
+@given(data=st.binary(max_size=30), streams=st.integers(1, 4))
+@settings(max_examples=12, deadline=None)
+def test_any_bytes_come_back(data: bytes, streams: int, model: CodecModel) -> None:
+    coded = compress_bytes(data, model, streams=min(streams, len(data)))
+    assert decompress_bytes(coded.data, model) == data
+
+
+@pytest.mark.parametrize("streams", [1, 2, 7])
+@pytest.mark.parametrize("stride", [0, 1, 16])
+def test_the_file_weighs_what_the_score_says(streams: int, stride: int, model: CodecModel, letters: bytes) -> None:
+    text = letters[:280]
+    coded = compress_bytes(text, model, streams=streams, stride=stride)
+    assert decompress_bytes(coded.data, model) == text
+    promised = score_bytes(text, model, streams, stride, None)
+    assert promised < coded.text.payload_bytes <= promised * 1.0005 + 8 * streams
+    assert len(coded.data) <= promised * 1.005 + 64 * streams + 16
+    assert coded.num_tokens == sum(stream.num_tokens for stream in coded.text.streams)
+    assert coded.bpb == pytest.approx(8 * len(coded.data) / 280)
+
+
+@pytest.mark.parametrize("ttt", ADAPTED, ids=lambda ttt: ttt.method)
+def test_adapted_texts_come_back_at_the_adapted_score(ttt: TTTConfig, model: CodecModel) -> None:
+    text = REPEATED
+    before = [p.clone() for p in model.language_model.model.parameters()]
+    coded = compress_bytes(text, model, streams=1, ttt=ttt)
+    assert coded.text.ttt == ttt
+    assert decompress_bytes(coded.data, model) == text
+    promised, plain = (score_bytes(text, model, 1, 0, settings) for settings in (ttt, None))
+    assert 0 <= coded.text.payload_bytes - promised <= promised * 0.0005 + 8
+    assert not 0 <= coded.text.payload_bytes - plain <= plain * 0.0005 + 8, "too weak to be noticed"
+    assert all(torch.equal(a, b) for a, b in zip(before, model.language_model.model.parameters(), strict=True))
+    assert not any(p.requires_grad for p in model.language_model.model.parameters())
+
+
+@pytest.mark.parametrize("ttt", ADAPTED[:3], ids=lambda ttt: ttt.method)
+def test_adapted_streams_come_back(ttt: TTTConfig, model: CodecModel, letters: bytes) -> None:
+    text = letters[:330] + b"\xff\xfe" + letters[330:360]
+    coded = compress_bytes(text, model, streams=3, ttt=ttt)
+    assert decompress_bytes(coded.data, model) == text
+    assert [stream.joined for stream in coded.text.streams] == [False, False, True]
+
+
+def test_coding_is_deterministic(model: CodecModel, letters: bytes) -> None:
+    again = [compress_bytes(letters[:200], model, streams=2, ttt=ADAPTED[0]).data for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_the_decoder_takes_the_coders_threads(
+    model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    try:
+        coded = compress_bytes(letters[:24], model)
+    finally:
+        torch.set_num_threads(1)
+    seen: list[int] = []
+    decode = codec_text.decode_streams
+    monkeypatch.setattr(
+        codec_text, "decode_streams", lambda *a, **k: (seen.append(torch.get_num_threads()), decode(*a, **k))[1]
+    )
+    assert decompress_bytes(coded.data, model) == letters[:24]
+    assert coded.text.threads == 2 and seen == [2] and torch.get_num_threads() == 1
+
+
+def test_exact_arithmetic_is_put_back_and_explains_itself() -> None:
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with exact_arithmetic(torch.device("cpu"), 2):
+            assert torch.get_num_threads() == 2 and torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+        expected = "exact coding on cpu is not possible: x has no deterministic form"
+        with pytest.raises(ConfigError, match=expected), exact_arithmetic(torch.device("cpu"), 1):
+            raise RuntimeError("x has no deterministic form")
+        with pytest.raises(RuntimeError, match="something else"), exact_arithmetic(torch.device("cpu"), 1):
+            raise RuntimeError("something else")
+        with pytest.raises(ConfigError, match="cpu has too little memory"), exact_arithmetic(torch.device("cpu"), 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+    finally:
+        torch.set_float32_matmul_precision(before[1])
+    assert torch.get_num_threads() == before[0]
+
+
+def test_another_model_is_refused(make_model: MakeModel, model: CodecModel, lossless: Tokenizer) -> None:
+    coded = compress_bytes(b"some text", model)
+    other = make_model(lossless, seed=1)
+    with pytest.raises(ArtifactError, match=f"begins {model.sha256[:8].hex()}; this one is {other.sha256.hex()}"):
+        decompress_bytes(coded.data, other)
+    liar = CodecModel(other.language_model, model.sha256)  # what a changed artifact under the old name would be
+    with pytest.raises(ArtifactError, match=r"damaged|goes on"):
+        decompress_bytes(compress_bytes(b"some longer text" * 9, model).data, liar)
+
+
+def test_another_platform_is_refused_unless_allowed(model: CodecModel, letters: bytes) -> None:
+    coded = compress_bytes(letters[:90], model)
+    platform = {**coded.text.platform, "torch": "1.0", "device": "Abacus"}
+    foreign = file_format.write(replace(coded.text, platform=platform))
+    with pytest.raises(ArtifactError, match=r"device Abacus.*torch 1\.0.*allow-platform-mismatch"):
+        decompress_bytes(foreign, model)
+    assert decompress_bytes(foreign, model, allow_platform_mismatch=True) == letters[:90]
+
+
+def test_other_arithmetic_is_found_out(model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits that differ in their last bits now and then: an error in the end, never another text."""
+    coded = compress_bytes(letters[:150], model)
+    tables = codec_text.decode_streams.__globals__["_tables"]
+    monkeypatch.setitem(
+        codec_text.decode_streams.__globals__, "_tables", lambda logits: tables(logits * np.float32(1 + 1e-3))
+    )
+    with pytest.raises(ArtifactError):
+        decompress_bytes(coded.data, model)
+
+
+def test_a_wrong_digest_is_an_error(model: CodecModel) -> None:
+    coded = compress_bytes(b"some text", model)
+    forged = file_format.write(replace(coded.text, text_digest=bytes(16)))
+    with pytest.raises(ArtifactError, match="SHA-256 differs"):
+        decompress_bytes(forged, model)
+    longer = file_format.write(replace(coded.text, num_bytes=10))
+    with pytest.raises(ArtifactError, match="SHA-256 differs"):
+        decompress_bytes(longer, model)
+
+
+def test_streams_that_changed_places_are_found_out(model: CodecModel, letters: bytes) -> None:
+    coded = compress_bytes(letters[:160], model, streams=2)
+    swapped = replace(coded.text, streams=coded.text.streams[::-1])
+    with pytest.raises(ArtifactError):
+        decompress_bytes(file_format.write(swapped), model)
+
+
+def test_the_declared_size_is_bounded(model: CodecModel) -> None:
+    coded = compress_bytes(b"x" * 100, model)
+    assert decompress_bytes(coded.data, model, max_text_bytes=100) == b"x" * 100
+    with pytest.raises(ArtifactError, match="from 0 to 99"):
+        decompress_bytes(coded.data, model, max_text_bytes=99)
+
+
+def test_what_could_not_be_decoded_again_is_not_coded(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_format, "MAX_TEXT_BYTES", 9)
+    assert compress_bytes(b"123456789", model).text.num_bytes == 9
+    with pytest.raises(ConfigError, match="10 bytes are more than the 9"):
+        compress_bytes(b"1234567890", model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"streams": -1}, "-1 streams of 9 bytes"),
+        ({"streams": 10}, "from 1 to 9"),
+        ({"stride": 17}, "score.stride 17"),
+        ({"stride": -2}, "score.stride"),
+        ({"ttt": TTTConfig(method="full", chunk_tokens=8)}, "chunk_tokens 8"),
+        ({"ttt": TTTConfig(method="last_blocks", last_blocks=9, chunk_tokens=32)}, "last_blocks 9"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str, model: CodecModel) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compress_bytes(b"some text", model, **options)
+
+
+@pytest.mark.parametrize("change", [{"stride": 99}, {"ttt": TTTConfig(method="full", chunk_tokens=8)}], ids=str)
+def test_a_header_that_asks_for_the_impossible_is_damaged(change: dict[str, Any], model: CodecModel) -> None:
+    coded = compress_bytes(b"some text", model)
+    with pytest.raises(ArtifactError, match="what the model cannot do"):
+        decompress_bytes(file_format.write(replace(coded.text, **change)), model)
+
+
+def test_control_tokens_in_a_stream_are_refused(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_text, "tokenize", lambda parts, tokenizer: [stream_of(1)])
+    coded = compress_bytes(b"a", model)
+    with pytest.raises(ArtifactError, match="token 1 at position 0 of a stream stands for no text"):
+        decompress_bytes(coded.data, model)
+
+
+def stream_of(*tokens: int) -> Any:
+    from bitgolf.codec.tokens import TokenStream
+
+    return TokenStream(np.array(tokens), False)
+
+
+def test_streams_are_chosen_by_size() -> None:
+    choose = codec_text._num_streams
+    assert choose(0, 1, 2048) == 1
+    sizes = [choose(0, 10**n, 1024) for n in range(1, 11)]
+    assert sizes == sorted(sizes) and sizes[-1] == codec_text._AUTOMATIC_STREAMS
+    assert choose(3, 100, 1024) == 3
+
+
+def test_chunks_that_hold_the_longest_stream_are_a_warning(
+    model: CodecModel, letters: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        coded = compress_bytes(letters[:60], model, ttt=TTTConfig(method="full", chunk_tokens=16))
+        assert coded.num_tokens > 16 and not caplog.records
+        compress_bytes(letters[:60], model, ttt=TTTConfig(method="full"))
+    assert "ttt.chunk_tokens 32768 holds the longest stream" in caplog.text
+
+
+def test_progress_is_reported(model: CodecModel, letters: bytes) -> None:
+    told: list[tuple[str, float, float]] = []
+    coded = compress_bytes(letters[:90], model, streams=2, progress=lambda *a: told.append(a[:3]))
+    decompress_bytes(coded.data, model, progress=lambda *a: told.append(a[:3]))
+    total = coded.num_tokens
+    assert ("compress", total, total) in told and told[-1] == ("decompress", total, total)
+
+
+def test_a_damaged_payload_is_an_error_or_the_text(model: CodecModel, letters: bytes) -> None:
+    coded = compress_bytes(letters[:100], model)
+    (stream,) = coded.text.streams
+    for position in range(0, len(stream.payload), 7):
+        payload = bytearray(stream.payload)
+        payload[position] ^= 0x10
+        bad = CodedStream(stream.num_tokens, bytes(payload), stream.joined)
+        try:
+            assert decompress_bytes(file_format.write(replace(coded.text, streams=(bad,))), model) == letters[:100]
+        except ArtifactError as error:
+            assert str(error)

@@ -1,0 +1,101 @@
+"""Filling a cap: landing on the byte, dividing by curvature, and refusing what cannot be."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bitgolf.compress.allocate import Rated, equal_slope_steps
+from bitgolf.compress.quantize import QuantizedTensor
+from bitgolf.compress.rate import SLACK, Priced, Settings, fill, prices
+from bitgolf.errors import BudgetError, ConfigError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PLAIN = Settings(0, False, 0.0, 0.01, 128, torch.device("cpu"))
+FIXED = 2_000
+
+
+def model(columns: int = 48, rows: int = 300) -> dict[str, Priced]:
+    """Three matrices that matter differently, and a table without a Hessian."""
+    rng = torch.Generator().manual_seed(0)
+    mix = torch.randn(columns, columns, generator=rng)
+    hessian = mix @ mix.T / columns + 0.1 * torch.eye(columns)
+    tensors = {}
+    for number, rise in enumerate((1e-4, 1e-3, 4e-3)):
+        weight = torch.randn(rows, columns, generator=rng) * 0.05 * (number + 1)
+        tensors[f"matrix{number}"] = Priced(weight, hessian, None, rise, 1e-6, 0.02)
+    table = torch.randn(rows, columns, generator=rng)
+    return tensors | {"table": Priced(table, None, None, 5e-4, 1e-6, 0.1)}
+
+
+def ideal(tensors: dict[str, QuantizedTensor]) -> bytes:
+    """A file as long as an order-0 coder's: what matters here is how its length reacts."""
+    return bytes(FIXED + round(sum(t.code_bits * t.codes.numel() for t in tensors.values()) / 8))
+
+
+@pytest.mark.parametrize("bits", [1.0, 2.5, 4.0, 8.0])
+@pytest.mark.parametrize("trellis", [0, 4])
+def test_the_file_fills_any_cap(bits: float, trellis: int) -> None:
+    tensors = model()
+    weights = sum(t.weight.numel() for t in tensors.values())
+    cap = FIXED + int(weights * bits / 8)
+    filled = fill(tensors, ideal, cap, replace(PLAIN, trellis=trellis, column_steps=True))
+    assert cap - SLACK <= len(filled.data) <= cap
+    assert ideal(filled.tensors) == filled.data and filled.tensors.keys() == tensors.keys()
+    for name, tensor in filled.tensors.items():
+        assert tensor.grid.step == filled.choices[name]["step"]  # type: ignore[union-attr]
+        assert (tensor.column_scales is None) == (name == "table")
+    total = sum(choice["predicted_nats"] for choice in filled.choices.values())
+    assert filled.predicted_nats == pytest.approx(total)
+
+
+def test_no_exchange_of_bytes_lowers_the_loss() -> None:
+    tensors = model()
+    cap = FIXED + 300 * 48 * 4 * 4 // 8
+    filled = fill(tensors, ideal, cap, PLAIN)
+    rated, sources = prices(tensors, PLAIN)
+    assert set(sources.values()) == {"measured"}
+    steps = equal_slope_steps(rated, filled.landing.log2_theta)
+
+    def cost(at: dict[str, float]) -> float:
+        return sum(tensors[n].increase_nats * (s / tensors[n].step) ** 2 for n, s in at.items())  # type: ignore[operator]
+
+    for one, other in itertools.permutations(steps, 2):
+        for share in (0.9, 0.97):
+            # All have as many weights, so one's loss of bits is the other's gain.
+            assert cost(steps | {one: steps[one] * share, other: steps[other] / share}) > cost(steps)
+
+
+def test_what_was_not_measured_gets_a_price() -> None:
+    tensors = model()
+    tensors["matrix0"] = replace(tensors["matrix0"], increase_nats=1e-6, error_nats=1e-5)
+    tensors["table"] = replace(tensors["table"], increase_nats=None)
+    rated, sources = prices(tensors, PLAIN)
+    assert list(rated) == list(tensors)
+    assert sources == {
+        "matrix0": "two standard errors",
+        "matrix1": "measured",
+        "matrix2": "measured",
+        "table": "median of the others",
+    }
+    assert rated["matrix0"] == Rated(300 * 48, pytest.approx(2e-5 / 0.02**2))  # type: ignore[arg-type]
+
+    def shares(name: str) -> float:
+        mean_square = float(tensors[name].weight.square().mean())
+        return rated[name].nats_per_squared_step * mean_square / rated[name].num_weights
+
+    assert shares("table") == pytest.approx(sorted(shares(f"matrix{i}") for i in range(3))[1], rel=1e-5)
+    with pytest.raises(ConfigError, match="curvature_tokens"):
+        prices({name: replace(t, increase_nats=None) for name, t in tensors.items()}, PLAIN)
+
+
+def test_caps_out_of_reach() -> None:
+    with pytest.raises(BudgetError, match=r"rounded to zero 2,000 bytes remain .* 500 over the 1,500"):
+        fill(model(), ideal, FIXED - 500, PLAIN)
+    zero = fill(model(), ideal, FIXED, PLAIN)
+    assert len(zero.data) == FIXED and all(not t.codes.any() for t in zero.tensors.values())
+    finest = fill(model(), ideal, 10_000_000, PLAIN)  # more than codes can use: the finest there is
+    assert len(finest.data) < 10_000_000 and max(int(t.codes.abs().max()) for t in finest.tensors.values()) > 5_000

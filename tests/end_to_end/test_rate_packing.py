@@ -1,0 +1,112 @@
+"""Packing to the byte, whole: curvature measured while training, steps from it, a file that fills its cap."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import cli, done, events, read_json, refused, settings
+
+import bitgolf
+from bitgolf.compress.container import read_artifact
+from bitgolf.compress.rate import SLACK
+
+RATE: dict[str, Any] = {
+    "pack__method": "rate",
+    "pack__compressor": "range",
+    "pack__small_tensor": 256,
+    "pack__trellis": 4,
+    "train__held_out_tokens": 1024,
+    "train__curvature_tokens": 1024,
+    "train__max_steps": 20,
+    "model__num_layers": 1,
+    "model__xsa_layers": 1,
+    "model__value_residual": False,
+    "model__ve_layers": [0],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """A complete run whose training measured curvature and Fisher statistics; not to be changed."""
+    run = tmp_path_factory.mktemp("rate") / "run"
+    done("run", *settings(corpus, **RATE, train__fisher_tokens=1024), "--out", run)
+    return run
+
+
+def bits_of_cap(run: Path, bits: float) -> tuple[int, int]:
+    """A cap that leaves `bits` a quantized weight, and the number of those weights."""
+    pack = read_json(run / "pack.json")
+    rounded = [tensor for tensor in pack["tensors"].values() if tensor["kind"] == "int16"]
+    weights = sum(math.prod(tensor["shape"]) for tensor in rounded)
+    return pack["total_bytes"] - sum(tensor["bytes"] for tensor in rounded) + int(weights * bits / 8), weights
+
+
+def test_the_file_fills_its_cap_and_is_what_was_scored(trained: Path) -> None:
+    pack, score = read_json(trained / "pack.json"), read_json(trained / "score.json")
+    cap = pack["cap_bytes"]
+    # The tiny model is far smaller than its cap: the finest steps there are end the search.
+    assert pack["total_bytes"] <= cap
+    assert pack["allocation"]["passes"][-1]["model_bytes"] == pack["model_bytes"]
+    assert abs(score["quantization_tax"]) < 1e-3 and read_json(trained / "audit.json")["passed"]
+    (measured,) = events(trained, "curvature")
+    quantized = [name for name, tensor in pack["tensors"].items() if tensor["kind"] == "int16"]
+    assert measured["tensors"] == measured["of"] == len(quantized) > 6
+    charges = [charge for charge in read_json(trained / "budget.json")["charges"] if charge["kind"] == "train_seconds"]
+    assert {"calibration", "fisher statistics", "curvature"} < {charge["what"] for charge in charges}
+
+
+@pytest.mark.parametrize(("bits", "trellis", "hessian"), [(1.5, 0, "plain"), (3.0, 4, "fisher"), (6.0, 0, "plain")])
+def test_any_cap_is_landed_on(trained: Path, tmp_path: Path, bits: float, trellis: int, hessian: str) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    text = (run / "config.toml").read_text()
+    text = text.replace("trellis = 4", f"trellis = {trellis}").replace('hessian = "plain"', f'hessian = "{hessian}"')
+    (run / "config.toml").write_text(text)
+    cap, _ = bits_of_cap(trained, bits)
+    done("pack", run, "--artifact-bytes", cap)
+    pack = read_json(run / "pack.json")
+    assert cap - SLACK <= pack["total_bytes"] <= cap
+    assert pack["model_bytes"] == (run / "model.bitgolf").stat().st_size
+    choices = pack["allocation"]["tensors"]
+    assert sum(choice["predicted_nats"] for choice in choices.values()) == pytest.approx(
+        pack["allocation"]["predicted_nats"]
+    )
+    artifact = read_artifact(run / "model.bitgolf")
+    assert all(torch.isfinite(tensor).all() for tensor in artifact.tensors.values())
+    assert 0 < bitgolf.load(run / "model.bitgolf").bits_per_byte("Letter 3 from the quiet river.") < 12
+
+
+def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    before = (run / "model.bitgolf").read_bytes()
+    cap, _ = bits_of_cap(run, 0.0)
+    outcome = cli("pack", run, "--artifact-bytes", cap - 2_000)
+    error = outcome.stderr.strip().splitlines()[-1]
+    assert outcome.status == 2 and "rounded to zero" in error and "bytes of the cap are code" in error
+    assert "the code alone" in refused("pack", run, "--artifact-bytes", 9_000)
+    assert (run / "model.bitgolf").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train__curvature_tokens": 0}, "train.curvature_tokens"),
+        ({"train__held_out_tokens": 512}, "held_out_tokens"),
+        ({"pack__hessian": "fisher"}, "train.fisher_tokens"),
+        ({"qat__mode": "ste", "qat__start_fraction": 0.5}, "qat.mode"),
+        ({"pack__trellis": 5}, "pack.trellis"),
+        ({"pack__prune_to_fit": True}, "pack.prune_to_fit"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes: dict[str, Any], named: str, corpus: Path, tmp_path: Path) -> None:
+    assert named in refused("run", *settings(corpus, **(RATE | changes)), "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_that_were_not_gathered_are_asked_for(trained: Path, run_copy: Path) -> None:
+    (run_copy / "config.toml").write_text((trained / "config.toml").read_text())
+    assert "curvature.json is missing" in refused("pack", run_copy)

@@ -1,0 +1,263 @@
+"""The choice of the average: rows that training never reads, losses by definition, the same verdict everywhere."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bitgolf.train.choose
+from bitgolf.config import ModelConfig, TrainConfig
+from bitgolf.data.loader import RowOrder
+from bitgolf.distributed import World
+from bitgolf.errors import ConfigError
+from bitgolf.model import GPT
+from bitgolf.train.average import Averages, num_candidates
+from bitgolf.train.choose import HeldOut, best, choice_seconds, held_out_losses
+from bitgolf.train.clock import SAFETY, Clock, Deadline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+MODEL = ModelConfig(vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1)
+
+
+class Stream:
+    """A token stream in memory."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.tokens = np.random.default_rng(0).integers(260, size=num_tokens).astype(np.uint16)
+        self.num_tokens = num_tokens
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        assert start >= 0
+        assert start + length <= self.num_tokens
+        return self.tokens[start : start + length]
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    model = GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(seed))
+    return {name: p.detach() + 0.1 for name, p in model.named_parameters()}
+
+
+def never(world: World = ALONE) -> Deadline:
+    return Deadline(world, Clock(0.0), math.inf)
+
+
+@settings(deadline=None)
+@given(st.integers(30, 400), st.integers(1, 12), st.integers(0, 200), st.booleans(), st.integers(0, 5))
+def test_training_rows_and_held_out_rows_share_no_token_and_leave_none_out(
+    num_tokens: int, seq_len: int, held_out_tokens: int, shuffled: bool, seed: int
+) -> None:
+    seq_len = max(seq_len, 8)
+    if held_out_tokens < seq_len:
+        held_out_tokens = 0
+    config = TrainConfig(
+        seq_len=seq_len, batch_tokens=seq_len, micro_batch_tokens=seq_len, held_out_tokens=held_out_tokens
+    )
+    rows = held_out_tokens // seq_len
+    if rows and num_tokens - rows * seq_len - 1 <= seq_len:
+        with pytest.raises(ConfigError, match="held_out_tokens"):
+            HeldOut.of(num_tokens, config)
+        return
+    held_out = HeldOut.of(num_tokens, config)
+    assert held_out.num_rows == rows
+    stream = Stream(num_tokens)
+    order = RowOrder(held_out.first, seq_len, shuffled, seed)
+    trained = {
+        i for start in order.starts(0, 2 * order.rows_per_epoch).tolist() for i in range(start, start + seq_len + 1)
+    }
+    assert max(trained) < held_out.first
+    if rows:
+        read = held_out.rows(stream, 0, rows)
+        assert read.shape == (rows, seq_len + 1)
+        assert read.dtype == torch.int64
+        for number in range(rows):
+            start = held_out.first + number * seq_len
+            assert read[number].tolist() == stream.tokens[start : start + seq_len + 1].tolist()
+            assert held_out.rows(stream, number, 1)[0].tolist() == read[number].tolist()
+        assert held_out.first + rows * seq_len + 1 == num_tokens  # up to the very last token
+    else:
+        assert held_out.first == num_tokens
+
+
+def slow_loss(candidate: dict[str, torch.Tensor], held_out: HeldOut, stream: Stream) -> float:
+    """Mean of -log p over every held-out target, one row and one position at a time, in float64."""
+    model = GPT(MODEL, 8)
+    model.load_state_dict(candidate, strict=False)
+    total = []
+    for number in range(held_out.num_rows):
+        start = held_out.first + number * held_out.seq_len
+        row = torch.from_numpy(stream.tokens[start : start + held_out.seq_len + 1].astype(np.int64))
+        with torch.no_grad():
+            logits = model(row[None, :-1])[0].double().numpy()
+        for position, target in enumerate(row[1:].tolist()):
+            shifted = logits[position] - logits[position].max()
+            total.append(np.log(np.exp(shifted).sum()) - shifted[target])
+    return float(np.mean(total))
+
+
+@pytest.fixture(scope="module")
+def scene() -> tuple[GPT, dict[str, Any], HeldOut, Stream]:
+    stream = Stream(200)
+    held_out = HeldOut.of(200, TrainConfig(seq_len=8, batch_tokens=8, micro_batch_tokens=8, held_out_tokens=60))
+    assert held_out.num_rows == 7
+    return (
+        GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(9)),
+        {f"w{i}": weights(i) for i in range(3)},
+        held_out,
+        stream,
+    )
+
+
+@pytest.mark.parametrize("micro_rows", [1, 3, 7, 50])
+def test_losses_are_the_mean_over_all_held_out_targets(scene: Any, micro_rows: int) -> None:
+    model, candidates, held_out, stream = scene
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses, tokens = held_out_losses(model, candidates, held_out, stream, micro_rows, ALONE, never())
+    assert tokens == 56
+    assert list(losses) == list(candidates)
+    for name, candidate in candidates.items():
+        assert losses[name] == pytest.approx(slow_loss(candidate, held_out, stream), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    assert best(losses, ALONE) == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize(("size", "micro_rows"), [(2, 1), (2, 3), (3, 2), (4, 2), (5, 7)])
+def test_ranks_share_the_rows_and_get_the_loss_of_all_of_them(scene: Any, size: int, micro_rows: int) -> None:
+    model, candidates, held_out, stream = scene
+    sums: list[torch.Tensor] = []
+
+    class Rank(World):
+        """Collects the sums of a rank instead of averaging them."""
+
+        def mean_(self, tensors: list[torch.Tensor]) -> None:
+            sums.append(tensors[0].clone())
+            tensors[0].fill_(1.0)
+
+        def from_main(self, value: float) -> float:
+            return value
+
+    for rank in range(size):
+        world = Rank(rank, size, CPU)
+        held_out_losses(model, candidates, held_out, stream, micro_rows, world, never(world))
+    total = torch.stack(sums).sum(0)
+    assert float(total[-1]) == held_out.num_rows  # each row once
+    alone, _ = held_out_losses(model, candidates, held_out, stream, 7, ALONE, never())
+    assert (total[:-1] / total[-1]).tolist() == pytest.approx(list(alone.values()), rel=1e-6)
+
+
+def test_when_the_clock_ends_it_all_candidates_have_seen_the_same_rows(scene: Any) -> None:
+    model, candidates, held_out, stream = scene
+
+    class Twice(Deadline):
+        asked = 0
+
+        def another_fits(self) -> bool:
+            self.asked += 1
+            return self.asked < 2
+
+    losses, tokens = held_out_losses(model, candidates, held_out, stream, 2, ALONE, Twice(ALONE, Clock(0.0), 0.0))
+    assert tokens == 2 * 2 * 8
+    first_four = HeldOut(held_out.first, 4, 8)
+    for name, candidate in candidates.items():
+        assert losses[name] == pytest.approx(slow_loss(candidate, first_four, stream), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({"a": 2.0, "b": 1.0}, "b"),
+        ({"a": 1.0, "b": 1.0}, "a"),
+        ({"a": math.nan, "b": 3.0}, "b"),
+        ({"a": math.inf, "b": math.nan, "c": 9.0}, "c"),
+        ({"a": math.nan, "b": math.nan}, "a"),
+    ],
+)
+def test_the_least_finite_loss_wins_and_the_first_of_equals(losses: dict[str, float], expected: str) -> None:
+    assert best(losses, ALONE) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "snapshots", "expected"),
+    [
+        ({}, 3, ["last weights"]),
+        ({"ema_decay": 0.5}, 3, ["ema 0.5", "last weights"]),
+        ({"swa_weight": 1.0}, 3, ["swa of 3", "last weights"]),
+        ({"swa_weight": 1.0, "ema_decay": 0.5}, 3, ["swa of 3", "ema 0.5", "last weights"]),
+        ({"swa_weight": 0.25}, 3, ["0.75 x last weights + 0.25 x swa of 3", "swa of 3", "last weights"]),
+        (
+            {"swa_weight": 0.5, "ema_decay": 0.5},
+            3,
+            ["0.5 x ema 0.5 + 0.5 x swa of 3", "swa of 3", "ema 0.5", "last weights"],
+        ),
+        ({"swa_weight": 0.5, "ema_decay": 0.5}, 0, ["ema 0.5 (no swa snapshot was due)", "last weights"]),
+        ({"swa_weight": 1.0}, 0, ["last weights (no swa snapshot was due)"]),
+    ],
+)
+def test_candidates_are_everything_that_was_averaged_the_configured_one_first(
+    changes: dict[str, float], snapshots: int, expected: list[str]
+) -> None:
+    config = TrainConfig.model_validate(changes | {"swa_start": 0.5, "swa_spacing": 0.1})
+    parameter = torch.zeros(1)
+    averages = Averages({"p": parameter}, config)
+    for step in range(3):
+        parameter.fill_(2.0**step)
+        averages.update(step / 4, 0.1 if snapshots else 0.9)
+    found = averages.candidates()
+    assert list(found) == expected
+    assert len(found) <= num_candidates(config)
+    assert averages.shipped()[1] == expected[0]
+    ema, swa, last = 0.125 * 1 + 0.25 * 2 + 0.5 * 4, 7 / 3, 4.0
+    base = ema if "ema_decay" in changes else last
+    for name, candidate in found.items():
+        if name.startswith("swa"):
+            wanted = swa
+        elif " x " in name:
+            wanted = (1 - changes["swa_weight"]) * base + changes["swa_weight"] * swa
+        else:
+            wanted = ema if name.startswith("ema") else last
+        assert candidate["p"].item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("micro_rows", "size", "rounds"), [(1, 1, 1000), (500, 1, 2), (300, 2, 2), (400, 2, 2)])
+def test_time_is_reserved_for_every_candidate_and_round(
+    micro_rows: int, size: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(0))
+    config = TrainConfig(
+        seq_len=8, batch_tokens=8, micro_batch_tokens=8, ema_decay=0.5, swa_weight=0.5, held_out_tokens=8000
+    )
+    ticks = itertools.count()
+    monkeypatch.setattr(bitgolf.train.choose.time, "perf_counter", lambda: float(next(ticks)))
+    seconds = choice_seconds(model, config, HeldOut.of(10_000, config), micro_rows, World(0, size, CPU))
+    assert seconds == pytest.approx(SAFETY * 4 * (rounds + 1))  # a second a pass, four candidates, one round to spare
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"choose_average": "held_out", "ema_decay": 0.9}, "set held_out_tokens"),
+        ({"choose_average": "held_out", "held_out_tokens": 4096}, "nothing to choose from but the last weights"),
+        ({"held_out_tokens": 1000}, "held_out_tokens 1000 does not hold one row of seq_len 1024"),
+        ({"choose_average": "val"}, "choose_average"),
+        ({"replay_epochs": 1, "min_lr": 0.2}, "replay_lr_scale_below 0.2 is never reached.*0.2 at the lowest"),
+        ({"replay_epochs": 1, "warmdown": 0.0}, "replay_lr_scale_below 0.2 is never reached"),
+        ({"replay_lr": 0.0}, "replay_lr"),
+        ({"table_dtype": "fp16"}, "table_dtype"),
+        ({"checkpoint_at": (0.5, 1.0)}, r"checkpoint_at \[0.5, 1.0\] must be rising fractions"),
+        ({"checkpoint_at": (0.5, 0.2)}, "must be rising"),
+        ({"checkpoint_at": (0.5, 0.5)}, "must be rising"),
+        ({"checkpoint_at": (0.0,)}, "between 0 and 1"),
+    ],
+)
+def test_settings_of_the_end_that_cannot_be_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainConfig.model_validate(changes)

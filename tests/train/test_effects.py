@@ -1,0 +1,72 @@
+"""Settings that change nothing are said before training; those that do are not complained of."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitgolf.config import resolve
+from bitgolf.model import GPT
+from bitgolf.train.effects import without_effect
+
+
+def complaints(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> list[str]:
+    """What is said of the defaults with these overrides (`__` for the dot)."""
+    config = resolve({}, {key.replace("__", "."): value for key, value in overrides.items()})
+    shapes = {name: tuple(p.shape) for name, p in GPT(config.model, 8).named_parameters()}
+    return without_effect(config, shapes, num_steps, begun)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"train__replay_epochs": "2", "train__replay_lr": "0.3", "train__warmdown": "0.5"},
+        {"train__swa_weight": "0.5", "train__warmdown": "0.5"},
+        {"train__held_out_tokens": "4096", "train__choose_average": "held_out", "train__ema_decay": "0.9"},
+        {"pack__prune_to_fit": "true", "pack__fit_margin_bytes": "10"},
+        {"pack__passthrough": '["embedding", "blocks.*.attention.key.weight"]'},
+        {"qat__mode": "ste", "qat__start_fraction": "0.9"},
+        {"train__checkpoint_at": "[0.3]"},
+    ],
+    ids=str,
+)
+def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) -> None:
+    assert complaints(**overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train__replay_lr": "0.3"}, "train.replay_lr 0.3: train.replay_epochs is 0"),
+        ({"train__replay_batches": "7"}, "train.replay_batches 7: "),
+        ({"train__held_out_tokens": "4096"}, "train.held_out_tokens 4096: with train.choose_average 'fixed'"),
+        ({"pack__fit_margin_bytes": "10"}, "pack.fit_margin_bytes 10: pack.prune_to_fit is off"),
+        ({"pack__prune_to_fit": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
+        ({"pack__passthrough": '["*.q_gain"]'}, "pack.passthrough '*.q_gain': what it matches stays in float anyway"),
+        ({"pack__passthrough": '["embedding"]', "pack__method": "lossless"}, "pack.passthrough 'embedding'"),
+    ],
+    ids=str,
+)
+def test_settings_that_change_nothing_are_named(overrides: dict[str, str], words: str) -> None:
+    (sentence,) = complaints(**overrides)
+    assert words in sentence
+
+
+def test_a_run_too_short_for_its_schedule_is_told_so() -> None:
+    short = {"train__warmdown": "0.5"}
+    # Of four steps the last one starts at fraction 0.75, with multiplier 0.5; of a hundred at 0.02.
+    for setting, words in [
+        ({"train__replay_epochs": "2"}, "nothing to replay"),
+        ({"train__swa_weight": "0.5"}, "no snapshot"),
+        ({"qat__mode": "ste", "qat__start_lr_scale": "0.3"}, "train plain weights"),
+    ]:
+        (sentence,) = complaints(4, **(short | setting))
+        assert words in sentence
+        assert "none of the 4 steps" in sentence
+        assert complaints(100, **(short | setting)) == []
+
+
+def test_a_branch_cannot_keep_what_lies_before_it() -> None:
+    (sentence,) = complaints(begun=0.6, train__checkpoint_at="[0.5, 0.9]")
+    assert "train.checkpoint_at 0.5" in sentence
+    assert "0.6" in sentence

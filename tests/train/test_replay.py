@@ -1,0 +1,131 @@
+"""The replay burst: which batches it reads, at which rate, what goes on in it and what does not, and when it stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitgolf.config import ModelConfig, TrainConfig
+from bitgolf.data.loader import BatchShape
+from bitgolf.distributed import World
+from bitgolf.model import GPT
+from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.clock import Clock, Pace
+from bitgolf.train.metrics import MetricsPipe
+from bitgolf.train.replay import Replayed, ReplayWindow, replay
+from bitgolf.train.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+MODEL = ModelConfig(vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1)
+BURST: dict[str, Any] = {"replay_epochs": 2, "replay_batches": 3, "replay_lr": 0.25, "muon_momentum": 0.9}
+
+
+def make(**settings: object) -> Trainer:
+    base: dict[str, object] = {"seq_len": 8, "batch_tokens": 32, "micro_batch_tokens": 32, "ema_decay": 0.9}
+    config = TrainConfig.model_validate(
+        base | {"swa_weight": 0.5, "swa_start": 1.0, "swa_spacing": 0.001} | BURST | settings
+    )
+    model = GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(3))
+    return Trainer(model, config, BatchShape(4, 4, 4), ALONE)
+
+
+class Rows:
+    """Stands for the loader: rows by step number; remembers which were asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def rows(self, step: int) -> torch.Tensor:
+        self.asked.append(step)
+        return torch.randint(260, (4, 9), generator=torch.Generator().manual_seed(step), dtype=torch.int32)
+
+
+def burst(trainer: Trainer, batches: range, step: int, until: float = 1e9, pace: float = 1e-6) -> tuple[Replayed, Rows]:
+    rows, clock = Rows(), Clock(0.0)
+    clock.start()
+    pipe = MetricsPipe(CPU, trainer.optimizer.names)
+    return replay(trainer, rows, batches, step, Pace(step, 0.0, pace), clock, pipe, until), rows  # type: ignore[arg-type]
+
+
+@given(st.lists(st.sampled_from([0.05, 0.19999, 0.2, 0.3, 1.0])), st.integers(1, 6))
+def test_the_window_is_the_last_batches_of_the_unbroken_stretch_of_low_rate(scales: list[float], most: int) -> None:
+    window = ReplayWindow(TrainConfig(replay_epochs=1, replay_batches=most))
+    for step, scale in enumerate(scales):
+        window.note(step, scale)
+    expected: list[int] = []
+    for step in reversed(range(len(scales))):
+        if scales[step] >= 0.2 or len(expected) == most:
+            break
+        expected.insert(0, step)
+    assert list(window.batches(len(scales))) == expected
+
+
+def test_the_window_survives_a_restart_and_costs_nothing_when_there_is_no_burst() -> None:
+    window, again = (ReplayWindow(TrainConfig(replay_epochs=1)) for _ in range(2))
+    for step in range(40):
+        window.note(step, 1.0 if step < 25 else 0.1)
+    for name, tensor in again.state().items():
+        tensor.copy_(window.state()[name])
+    assert again.batches(40) == window.batches(40) == range(25, 40)
+    assert ReplayWindow(TrainConfig()).state() == {}
+
+
+def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_snapshots() -> None:
+    trainer, by_hand = make(), make()
+    done, rows = burst(trainer, range(5, 8), step=8)
+    assert rows.asked == [5, 6, 7, 5, 6, 7]
+    losses = []
+    for number in rows.asked:
+        tokens = Rows().rows(number).long()
+        losses.append(float(by_hand.step(tokens[:, :-1], tokens[:, 1:], 0.25, 0.9, snapshots=False)[1]))
+    assert state_digest(trainer.tensors()) == state_digest(by_hand.tensors())
+    assert (done.batches, done.planned, done.steps) == (3, 6, 6)
+    assert done.losses == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
+    averages = trainer.averages
+    assert averages.swa is not None
+    assert averages.ema is not None
+    assert int(averages.swa.count) == 0
+    fresh = make().averages.ema
+    assert fresh is not None
+    assert not torch.equal(averages.ema.shadow["embedding"], fresh.shadow["embedding"])
+
+
+def test_snapshots_are_what_the_flag_leaves_out() -> None:
+    trainer = make()
+    tokens = Rows().rows(1).long()
+    trainer.step(tokens[:, :-1], tokens[:, 1:], 0.1, 0.9, fraction=1.0)
+    assert trainer.averages.swa is not None
+    assert int(trainer.averages.swa.count) == 1
+
+
+@pytest.mark.parametrize(("room", "made"), [(0.5, 0), (2.5, 2), (4.0, 5), (99.0, 6)])
+def test_no_step_of_the_burst_is_launched_after_its_end(
+    room: float, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make()
+    monkeypatch.setattr(Clock, "elapsed", lambda self: float(len(rows.asked) - 1))  # a second a step
+    rows = Rows()
+    pipe = MetricsPipe(CPU, trainer.optimizer.names)
+    done = replay(trainer, rows, range(5, 8), 8, Pace(8, 0.0, 1.0), Clock(0.0), pipe, room)  # type: ignore[arg-type]
+    assert (done.steps, done.planned) == (made, 6)
+    assert rows.asked == [5, 6, 7, 5, 6, 7][:made]
+
+
+def test_nothing_to_replay_is_no_step() -> None:
+    trainer = make()
+    before = state_digest(trainer.tensors())
+    done, rows = burst(trainer, range(0), step=8)
+    assert done == Replayed(0, 0, 0, ())
+    assert rows.asked == []
+    assert state_digest(trainer.tensors()) == before
+
+
+def test_a_batch_that_was_not_seen_is_a_bug() -> None:
+    with pytest.raises(AssertionError):
+        burst(make(), range(7, 9), step=8)
