@@ -13,6 +13,7 @@ in for it (`bitgolf.record.absent`), so whoever declares it must know that the p
 from __future__ import annotations
 
 import ast
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ class _Tracer:
             self.keep_name(module, name, _Uses(bare={name}))
         elif f"{module}.{name}" in self.package:
             self.enter(f"{module}.{name}")
-        elif "__getattr__" in self.table(module):
+        elif self.is_lazy(module):
             self.need(module, "__getattr__")
         else:
             raise KeyError(f"{module} has no {name}")
@@ -249,7 +250,13 @@ class _Tracer:
         if bound in uses.bare:
             self.need_all(inner)
         for attribute in uses.attributes.get(bound, ()):
-            self.need(inner, attribute)
+            # A local variable may have the name of the module: what the module has not is looked up on that.
+            if attribute in self.table(inner) or f"{inner}.{attribute}" in self.package or self.is_lazy(inner):
+                self.need(inner, attribute)
+
+    def is_lazy(self, module: str) -> bool:
+        """Whether a module makes names when they are asked for."""
+        return "__getattr__" in self.table(module)
 
     def table(self, module: str) -> dict[str, list[tuple[int, int]]]:
         """Where each global name of a module is bound: (statement, alias of an import or 0)."""
@@ -284,8 +291,9 @@ class _Tracer:
         return ast.Module([*future, *body], []) if has_annotations(tree) else tree
 
     def without_methods(self, node: ast.ClassDef) -> ast.ClassDef:
-        body = [s for s in node.body if not isinstance(s, ast.FunctionDef) or s in self.methods]
-        return ast.ClassDef(node.name, node.bases, node.keywords, body or [ast.Pass()], node.decorator_list)
+        left = copy.copy(node)  # with all fields that this version of Python knows
+        left.body = [s for s in node.body if not isinstance(s, ast.FunctionDef) or s in self.methods] or [ast.Pass()]
+        return left
 
 
 def _uses(code: ast.AST) -> _Uses:

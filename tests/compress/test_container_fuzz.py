@@ -26,7 +26,7 @@ SLOW_SECONDS = 1.0
 
 def outcome(data: bytes) -> str:
     """What reading `data` leads to; anything but a sound artifact or ArtifactError fails the test."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         artifact = read_artifact(data, max_bytes=1 << 24)
     except ArtifactError as error:
@@ -37,7 +37,7 @@ def outcome(data: bytes) -> str:
             assert tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all())
         assert artifact.sizes.total == len(data)
         result = "valid"
-    assert time.perf_counter() - begin < SLOW_SECONDS
+    assert time.process_time() - begin < SLOW_SECONDS
     return result
 
 

@@ -321,7 +321,12 @@ def test_variants_speak_of_code_and_settings_that_exist() -> None:
             assert module in files, code
             if name:
                 tree = ast.parse(files[module].read_text(encoding="utf-8"))
-                assert name in {getattr(statement, "name", "") for statement in tree.body}, code
+                owner, _, method = name.partition(".")
+                found = [statement for statement in tree.body if getattr(statement, "name", "") == owner]
+                assert found, code
+                if method:
+                    assert isinstance(found[0], ast.ClassDef)
+                    assert method in {getattr(part, "name", "") for part in found[0].body}, code
     for config in (Config(), *map(load_config, preset_names())):
         known, fixed = known_settings(config), fixed_keys(config)
         assert set(fixed) <= set(known)

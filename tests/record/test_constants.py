@@ -103,6 +103,29 @@ def test_parameters_that_are_bound_again_are_left_alone(body: str) -> None:
     assert "a() if flag else b()" in found
 
 
+def test_a_variable_that_another_function_changes_is_left_alone() -> None:
+    source = """
+    def work(x, flag=None):
+        state = x
+        def g():
+            nonlocal state
+            state = None
+            h()
+            return a() if state else b()
+        def h():
+            nonlocal state
+            state = 5
+        return g()
+    def main(x): return work(x)
+    """
+    assert "a() if state else b()" in propagated(source)[0]
+
+
+def test_one_and_true_are_two_constants() -> None:
+    source = "def work(flag): return a() if flag is True else b()\ndef main(): return work(1), work(True)"
+    assert "a() if flag is True else b()" in propagated(source)[0]
+
+
 def test_a_local_variable_of_the_name_of_a_function_is_no_mention() -> None:
     source = "def train(x, resume=False): return a() if resume else b()\n"
     source += "def plan(config):\n    train = config.train\n    return train\ndef main(x): return train(x), plan(x)"

@@ -20,7 +20,7 @@ import bitgolf
 from bitgolf.record.minify import print_compactly, simplify
 
 ROOT = Path(bitgolf.__file__).parent
-FOLDERS = ("", "config", "data", "model", "train", "compress", "evaluate", "record")  # where a program takes code from
+FOLDERS = ("", "config", "data", "model", "train", "compress", "evaluate")  # where a program takes code from
 MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 LIBRARY = sorted(Path(ast.__file__).parent.glob("[a-l]*.py"))[::8]  # about 15 modules
 

@@ -237,6 +237,13 @@ def test_private_functions_and_constants_of_a_module_are_renamed_together() -> N
     assert short == "_a=3\ndef _b(a):return a<_a\ndef public(a):return _b(a)"
 
 
+def test_keywords_of_private_functions_stay() -> None:
+    (short,) = renamed(
+        "def _check(value, at_least=0): return value >= at_least\ndef f(x): return _check(x, at_least=1)"
+    )
+    assert short == "def _a(a,at_least=0):return a>=at_least\ndef f(a):return _a(a,at_least=1)"
+
+
 @pytest.mark.parametrize(
     "other", ["from m import _check", "import m\nm._check(1)", "getattr(m, '_check')", "x = 'a _check b'"]
 )
@@ -249,6 +256,8 @@ def test_comprehensions_take_the_first_names_that_nothing_inside_mentions() -> N
     assert short == "def f(a,b):c=[c+a for c in b];return c"
     (short,) = renamed("def f(x):\n    y = g(x)\n    return [y for y in h(y) if [x for x in y]]")
     assert ast.unparse(ast.parse(short)) == "def f(a):\n    b = g(a)\n    return [b for b in h(b) if [a for a in b]]"
+    (short,) = renamed("def f(x):\n    y = g(x)\n    return [y for y in h(y)]")
+    assert short == "def f(a):b=g(a);return[b for b in h(b)]"  # what it iterates over is the outer one
 
 
 def test_closures_and_exceptions_follow() -> None:

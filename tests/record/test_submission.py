@@ -19,6 +19,7 @@ from tiny_run import done, read_json, refused, tree_digest
 
 from bitgolf.config import Config, load_config
 from bitgolf.errors import BudgetError, ConfigError, RunError
+from bitgolf.record.bundle import make_bundle
 from bitgolf.record.lineage import COMPONENTS, lineage, setting
 from bitgolf.record.requirements import required_modules
 from bitgolf.record.submission import Labels, contents, describe, submit, write_folder
@@ -173,9 +174,9 @@ def test_requirements_pin_what_the_program_imports(folder: Path, seeds: list[Pat
 
 
 def test_a_compressor_that_the_run_uses_is_required(seeds: list[Path]) -> None:
-    bundle = describe_all(seeds).bundle
-    assert "brotli" in required_modules(bundle, "brotli")
-    assert "brotli" not in required_modules(bundle, "zstd")
+    config = load_config(str(seeds[0] / "config.toml"), {"pack.compressor": "brotli"})
+    assert "brotli" in required_modules(make_bundle(config), "brotli")
+    assert "brotli" not in required_modules(describe_all(seeds).bundle, "zstd")
 
 
 def describe_all(runs: list[Path]) -> Any:

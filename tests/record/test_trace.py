@@ -68,6 +68,15 @@ def test_modules_used_by_attribute_give_what_is_looked_up() -> None:
     assert found["p.whole"] == "def x():\n    return 1\nY = 2"
 
 
+def test_a_variable_of_the_name_of_a_module_asks_nothing_of_it() -> None:
+    modules = {
+        "p.a": "from p import tools\ndef main(): return tools.one() + other()\n"
+        "def other():\n    tools = []\n    tools.append(1)\n    return len(tools)",
+        "p.tools": "def one(): return 1\ndef two(): return 2",
+    }
+    assert program(modules, "p.a:main")["p.tools"] == "def one():\n    return 1\n\ndef two():\n    return 2"
+
+
 def test_imports_inside_functions_count() -> None:
     modules = {
         "p.a": "def main():\n    from p.b import late\n    return late()\ndef idle():\n    from p.c import never",
@@ -137,11 +146,17 @@ def test_class_bodies_name_methods_too() -> None:
 
 def test_annotated_fields_do_not_hide_methods_of_their_name() -> None:
     """A name seen first as a field of one class must still call for the method of another."""
-    modules = {
-        "p.a": "from p.b import Run\nclass Config:\n    budget: int = 1\ndef main(): return Config(), Run().budget()",
-        "p.b": "class Run:\n    def budget(self): return Budget()\nclass Budget: pass",
-    }
-    assert "class Budget" in program(modules, "p.a:main")["p.b"]
+    a = """
+    from p.b import Run
+    class Config:
+        budget: int = 1
+    def main(): return first(Run())
+    def first(x): return second(Config(), x)
+    def second(x, y): return third(y)
+    def third(y): return y.budget()
+    """
+    b = "class Run:\n    def budget(self): return Budget()\nclass Budget: pass"
+    assert "class Budget" in program({"p.a": a, "p.b": b}, "p.a:main")["p.b"]
 
 
 def test_the_future_line_stays_where_annotations_do() -> None:
