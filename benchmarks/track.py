@@ -71,6 +71,7 @@ def collect(path: Path, into: Path, commit: str) -> Path:
         "eval_seconds": score["evaluation_seconds"],
         "bytes_total": pack["total_bytes"],
         "bytes_code": pack["code_bytes"],
+        "last_chunked_bpb": score.get("last", {}).get("chunked", {}).get("bpb"),
         "float_chunked_bpb": score["float"].get("chunked", {}).get("bpb"),
         "packed_chunked_bpb": chunked.get("bpb"),
         "quantization_tax_bpb": score["quantization_tax"],

@@ -22,9 +22,13 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
 def score_table(name: str, score: dict[str, Any], packed: dict[str, Any]) -> Table:
     """Bits per byte stage by stage, the bytes, and general-purpose compressors on the same text."""
+    parameters = f"{4 * packed['num_parameters']:,}"
     rows = [
-        (f"float weights, {method}", f"{value['bpb']:.4f}", f"{4 * packed['num_parameters']:,}", "")
-        for method, value in score["float"].items()
+        (f"last weights, {method}", f"{value['bpb']:.4f}", parameters, "")
+        for method, value in score.get("last", {}).items()
+    ]
+    rows += [
+        (f"float weights, {method}", f"{value['bpb']:.4f}", parameters, "") for method, value in score["float"].items()
     ]
     rows += [
         (f"packed, {method}", f"{value['bpb']:.4f}", f"{packed['total_bytes']:,}", f"{value['seconds']:.1f}")

@@ -27,12 +27,14 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import zstandard
 from torch import Tensor
 
+from bitgolf.code_size import code_bytes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.distributed import device_name
@@ -186,8 +188,8 @@ def chunked(
     return bits_per_byte(tape.nll, costs)
 
 
-def measure(run: RunDirectory, pipeline: str, device: torch.device) -> dict[str, object]:
-    """The published pipeline on the run's weights, beside the run's own artifact."""
+def quantized(run: RunDirectory, pipeline: str, device: torch.device) -> dict[str, Any]:
+    """The run's weights after the published pipeline, and what they cost."""
     weights = read_tensors(run.require("weights.safetensors"), run.path)
     hessians = read_tensors(run.require("calibration") / "hessians.safetensors", run.path)
     begin = time.perf_counter()
@@ -197,12 +199,26 @@ def measure(run: RunDirectory, pipeline: str, device: torch.device) -> dict[str,
         on_device = None if hessian is None else hessian.to(device)
         value, packed[name] = PIPELINES[pipeline](name, weight.to(device), on_device)
         restored[name] = value.cpu()
-    seconds = time.perf_counter() - begin
+    model_bytes = saved_bytes(pipeline, packed)
+    return {
+        "weights": restored,
+        "model_bytes": model_bytes,
+        "total_bytes": model_bytes + code_bytes(run.config),
+        "bits_per_weight": 8 * model_bytes / sum(weight.numel() for weight in weights.values()),
+        "pack_seconds": time.perf_counter() - begin,
+        "load_seconds": 0.0,
+    }
+
+
+def measure(run: RunDirectory, pipeline: str, device: torch.device) -> dict[str, object]:
+    """The published pipeline on the run's weights, beside the run's own artifact."""
+    weights = read_tensors(run.require("weights.safetensors"), run.path)
+    found = quantized(run, pipeline, device)
     data = open_data(run.require("data"))
     tokens = data.val.read(0, data.val.num_tokens)
     costs = data.tokenizer.byte_costs(tokens)
     float_bpb = chunked(run.config, weights, tokens, costs, device).bpb
-    published_bpb = chunked(run.config, restored, tokens, costs, device).bpb
+    published_bpb = chunked(run.config, found["weights"], tokens, costs, device).bpb
     result: dict[str, object] = {
         "run": run.config.name,
         "seed": run.config.seed,
@@ -212,8 +228,8 @@ def measure(run: RunDirectory, pipeline: str, device: torch.device) -> dict[str,
         "float_chunked_bpb": float_bpb,
         "published_chunked_bpb": published_bpb,
         "published_tax_bpb": published_bpb - float_bpb,
-        "published_model_bytes": saved_bytes(pipeline, packed),
-        "published_quantize_seconds": seconds,
+        "published_model_bytes": found["model_bytes"],
+        "published_pack_seconds": found["pack_seconds"],
         "val_bytes": int(costs.sum()),
     }
     if (run / "score.json").exists():

@@ -17,6 +17,7 @@ class ScoreConfig(Section):
     stride: int = Field(64, ge=1, description="targets newly scored by each sliding window")
     batch_tokens: int = Field(131_072, ge=8, description="tokens of one scoring batch")
     float_reference: bool = Field(True, description="also score the float weights (not counted as evaluation)")
+    last_reference: bool = Field(False, description="also score the last weights, as they were before averaging")
     compile: bool = Field(True, description="torch.compile the scorer (CUDA only)")
     compressors: bool = Field(True, description="also compress the text with zstd-22 and xz-9, for comparison")
 

@@ -89,7 +89,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
         for name, result in results.items():
             budget.charge("eval_seconds", "score", name, result["seconds"])
-    reference = _float_score(run, tokens, costs, world, progress) if config.score.float_reference else None
+    first = config.score.methods[0]
+    reference = _float_score(run, "weights", tokens, costs, world, progress) if config.score.float_reference else None
+    last = _float_score(run, "weights-last", tokens, costs, world, progress) if config.score.last_reference else None
     if not world.is_main:
         return
     results[headline]["nll_file"] = "nll.npy"
@@ -100,8 +102,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             "headline": headline,
             "headline_bpb": results[headline]["bpb"],
             "diagnostic": diagnostic,
-            "float": {config.score.methods[0]: reference.to_json()} if reference else {},
-            "quantization_tax": results[config.score.methods[0]]["bpb"] - reference.bpb if reference else None,
+            "last": {first: last.to_json()} if last else {},
+            "float": {first: reference.to_json()} if reference else {},
+            "quantization_tax": results[first]["bpb"] - reference.bpb if reference else None,
             "accounting": data.manifest["accounting"],
             "val_tokens": data.val.num_tokens,
             "val_bytes": results[headline]["bytes"],
@@ -195,10 +198,10 @@ def _rescored(
 
 
 def _float_score(
-    run: RunDirectory, tokens: np.ndarray, costs: np.ndarray, world: World, progress: Progress
+    run: RunDirectory, name: str, tokens: np.ndarray, costs: np.ndarray, world: World, progress: Progress
 ) -> BitsPerByte | None:
-    """Score of the float weights by the first method, or None when they are not in the run directory."""
-    weights = run / "weights.safetensors"
+    """Score of float weights by the first method, or None when they are not in the run directory."""
+    weights = run / f"{name}.safetensors"
     if not weights.exists():
         return None
     config = run.config
@@ -212,7 +215,7 @@ def _float_score(
         config,
         world,
         progress,
-        "score float",
+        f"score float {name}",
     )
     return bits_per_byte(tape.nll, costs)
 

@@ -201,6 +201,8 @@ def bpb_bars(score: dict[str, Any]) -> list[Bar]:
     """Bits per byte from the float weights to the headline, then general-purpose compressors on the same text."""
     rows: list[tuple[str, float, str, str]] = []
     before: float | None = None
+    for method, result in score.get("last", {}).items():
+        rows.append((f"last weights, {method}", result["bpb"], "reference", "before averaging"))
     for method, result in score["float"].items():
         before = result["bpb"]
         rows.append((f"float weights, {method}", before, "reference", "not part of the evaluation"))

@@ -59,7 +59,8 @@ def main(settings: str, arguments: Sequence[str]) -> int:
             pack(run, peers.device, progress=_Progress())
         peers.barrier()
         if given.stage in ("all", "score"):
-            plain = config.score.model_copy(update={"float_reference": False, "compressors": False})
+            off = {"float_reference": False, "last_reference": False, "compressors": False}
+            plain = config.score.model_copy(update=off)
             score(RunDirectory(given.out, config.model_copy(update={"score": plain})), peers, progress=_Progress())
         if peers.is_main:
             _report(run)

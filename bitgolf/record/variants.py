@@ -34,7 +34,7 @@ _PROPERTIES = {
     "qat.enabled": ("qat.mode", "qat.crown_lambda"),
 }
 # What `train_gpt.main` sets itself.
-_OVERRULED = {"score.float_reference": False, "score.compressors": False}
+_OVERRULED = {"score.float_reference": False, "score.last_reference": False, "score.compressors": False}
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,14 @@ class Averages:
         told, weights = next(iter(self.candidates().items()))
         return weights, told
 
+    def last_weights(self) -> dict[str, Tensor]:
+        """The parameters as they are, live (not copies)."""
+        return {name: p.detach() for name, p in self.parameters.items()}
+
     def candidates(self) -> dict[str, dict[str, Tensor]]:
         """Every set of weights that training can ship, by how it was made; first the configured one."""
-        last = {name: p.detach() for name, p in self.parameters.items()}
         found = {f"ema {self.ema.decay:g}": self.ema.shadow} if self.ema else {}
-        found["last weights"] = last
+        found["last weights"] = self.last_weights()
         if self.swa is None:
             return found
         mean = self.swa.mean()

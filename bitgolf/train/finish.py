@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Ending:
     """What the end of training gave: weights with their making, statistics, and the seconds of every part."""
 
     weights: dict[str, Tensor]
+    last: dict[str, Tensor]  # before averaging
     average: str
     hessians: dict[str, Tensor]
     calibration_tokens: int
@@ -66,6 +68,7 @@ def finish(session: Session, loader: BatchLoader, step: int) -> Ending:
         took("choice of the average")
     else:
         weights, average = session.trainer.final_weights()
+    last = session.trainer.averages.last_weights()
     session.trainer.install_(weights)
     hessians, tokens = _calibrate(session, loader)
     took("calibration")
@@ -78,7 +81,7 @@ def finish(session: Session, loader: BatchLoader, step: int) -> Ending:
         curvature = _curvature(session, hessians, step)
         took("curvature")
     seconds = {what: world.from_main(spent) for what, spent in seconds.items()}
-    return Ending(weights, average, hessians, tokens * world.size, fisher, curvature, seconds)
+    return Ending(weights, last, average, hessians, tokens * world.size, fisher, curvature, seconds)
 
 
 def _replay(session: Session, loader: BatchLoader, step: int) -> None:
@@ -224,11 +227,9 @@ def write_products(session: Session, step: int, ending: Ending) -> None:
         run / "calibration" / "hessians.safetensors", ending.hessians, {"tokens": str(ending.calibration_tokens)}
     )
     write_second_order(run / "calibration", ending.fisher, ending.curvature)
-    write_tensors(
-        run / "weights.safetensors",
-        {name: tensor.float().cpu() for name, tensor in ending.weights.items()},
-        {"step": str(step), "average": ending.average},
-    )
+    _write_weights(run / "weights.safetensors", ending.weights, step, ending.average)
+    if run.config.score.last_reference:
+        _write_weights(run / "weights-last.safetensors", ending.last, step, "last weights")
     budget = run.budget()
     budget.forget("train")
     for what, seconds in ending.seconds.items():
@@ -253,3 +254,8 @@ def write_products(session: Session, step: int, ending: Ending) -> None:
         peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0,
     )
     session.world.barrier()
+
+
+def _write_weights(path: Path, weights: dict[str, Tensor], step: int, average: str) -> None:
+    tensors = {name: tensor.float().cpu() for name, tensor in weights.items()}
+    write_tensors(path, tensors, {"step": str(step), "average": average})

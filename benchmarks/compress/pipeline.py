@@ -1,0 +1,152 @@
+"""What each step of packing is worth on the weights of a run: bits per byte lost at equal bytes.
+
+    python benchmarks/compress/pipeline.py RUN [--arms NAME,...] [--cap BYTES] [--val-bytes 8000000] [--into FOLDER]
+
+RUN is a run directory with float weights, calibration statistics with curvature (and Fisher statistics), and prepared
+data. The published pipeline of the run's preset comes first (see `published.py`), then the preset's own fixed grids,
+then packing to the byte with one more step at a time. All are scored chunked on the same validation text by the same
+scorer; the tax is packed minus float. Bytes are model + code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import published
+import torch
+
+from bitgolf.compress.pack import pack
+from bitgolf.config import Config, load_config
+from bitgolf.data.prepare import open_data
+from bitgolf.distributed import device_name
+from bitgolf.errors import BitgolfError
+from bitgolf.language_model import load
+from bitgolf.rundir import RunDirectory
+from bitgolf.train.weights import read_tensors
+
+_RATE = {
+    "pack.method": "rate", "pack.prune": "0", "pack.prune_to_fit": "false", "pack.passthrough": "[]",
+    "qat.mode": "none", "qat.crown_lambda": "0", "pack.trellis": "0", "pack.column_steps": "false",
+    "pack.compressor": "zstd",
+}  # fmt: skip
+_COLUMNS = _RATE | {"pack.compressor": "range", "pack.column_steps": "true"}
+ARMS: dict[str, dict[str, str]] = {
+    "preset": {},
+    "preset, range coder": {"pack.compressor": "range"},
+    "steps by curvature": _RATE,
+    "+ range coder": _RATE | {"pack.compressor": "range"},
+    "+ column steps": _COLUMNS,
+    "+ trellis of 4": _COLUMNS | {"pack.trellis": "4"},
+    "+ trellis of 8": _COLUMNS | {"pack.trellis": "8"},
+    "+ Fisher": _COLUMNS | {"pack.trellis": "8", "pack.hessian": "fisher"},
+    "+ rate term": _COLUMNS | {"pack.trellis": "8", "pack.hessian": "fisher", "pack.rate": "1"},
+}
+"""What is set for each; the later ones add to the ones before."""
+
+
+class Text:
+    """The first documents of the validation text, up to a number of bytes."""
+
+    def __init__(self, run: RunDirectory, num_bytes: int) -> None:
+        data = open_data(run.require("data"))
+        tokens = data.val.read(0, data.val.num_tokens)
+        costs = data.tokenizer.byte_costs(tokens)
+        ends = [int(i) for i in (tokens[1:] == data.tokenizer.bos_id).nonzero()[0]] + [len(costs)]
+        stop = next((end for end in ends if costs[:end].sum() >= num_bytes), ends[-1])
+        self.tokens, self.costs = tokens[: stop + 1], costs[:stop]
+
+    def bpb(self, config: Config, weights: dict[str, torch.Tensor], device: torch.device) -> float:
+        """Chunked score of `weights`."""
+        return published.chunked(config, weights, self.tokens, self.costs, device).bpb
+
+
+def one_arm(run: RunDirectory, settings: dict[str, str], cap: int | None, device: torch.device) -> dict[str, Any]:
+    """Pack with `settings`; what pack.json says, and the restored weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for entry in run.path.iterdir():
+            if entry.name in ("data", "calibration", "weights.safetensors"):
+                (copy / entry.name).symlink_to(entry.resolve())
+        config = load_config(str(run / "config.toml"), settings)
+        (copy / "config.toml").write_text(config.to_toml())
+        begin = time.perf_counter()
+        pack(RunDirectory.open(copy), device, artifact_bytes=cap)
+        seconds = time.perf_counter() - begin
+        packed = json.loads((copy / "pack.json").read_text())
+        begin = time.perf_counter()
+        model = load(copy / "model.bitgolf", torch.device("cpu"), "auto").model
+        weights = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+        allocation = packed.get("allocation") or {}
+        return {
+            "weights": weights,
+            "total_bytes": packed["total_bytes"],
+            "model_bytes": packed["model_bytes"],
+            "bits_per_weight": packed["bits_per_weight"],
+            "pack_seconds": seconds,
+            "load_seconds": time.perf_counter() - begin,
+            "passes": len(allocation.get("passes", ())),
+            "predicted_nats": allocation.get("predicted_nats"),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--arms", default=";".join(["published", *ARMS]), help="names, with ; between them")
+    parser.add_argument("--cap", type=int, help="bytes of model and code; the run's own by default")
+    parser.add_argument("--val-bytes", type=int, default=8_000_000)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--into", type=Path)
+    arguments = parser.parse_args()
+    run, name = RunDirectory.open(arguments.run), arguments.device
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    text = Text(run, arguments.val_bytes)
+    float_weights = read_tensors(run.require("weights.safetensors"), run.path)
+    base = text.bpb(run.config, float_weights, device)
+    result: dict[str, Any] = {
+        "run": run.config.name,
+        "seed": run.config.seed,
+        "hardware": device_name(device) if device.type == "cuda" else platform.machine(),
+        "torch": torch.__version__,
+        "cap_bytes": arguments.cap or run.config.budget.artifact_bytes,
+        "val_bytes": int(text.costs.sum()),
+        "float_chunked_bpb": base,
+        "arms": {},
+    }
+    nats_to_bpb = len(text.costs) / float(text.costs.sum()) / 0.6931471805599453
+    print(f"{'arm':<22} {'bytes':>11} {'bits/w':>7} {'bpb':>8} {'tax':>8} {'predicted':>9} {'pack s':>7} {'load s':>7}")
+    print(f"{'float':<22} {'':>11} {'':>7} {base:8.5f}", flush=True)
+    for arm in arguments.arms.split(";"):
+        try:
+            if arm == "published":
+                found = published.quantized(run, published.PIPELINE_OF[run.config.name], device)
+            else:
+                found = one_arm(run, ARMS[arm], arguments.cap, device)
+        except BitgolfError as error:
+            print(f"{arm:<22} {error}", flush=True)
+            continue
+        found["bpb"] = text.bpb(run.config, found.pop("weights"), device)
+        found["tax_bpb"] = found["bpb"] - base
+        predicted = found.get("predicted_nats")
+        found["predicted_tax_bpb"] = None if predicted is None else predicted * nats_to_bpb
+        result["arms"][arm] = found
+        told = "" if predicted is None else f"{predicted * nats_to_bpb:9.5f}"
+        print(
+            f"{arm:<22} {found['total_bytes']:>11,} {found['bits_per_weight']:7.3f} {found['bpb']:8.5f} "
+            f"{found['tax_bpb']:8.5f} {told:>9} {found['pack_seconds']:7.1f} {found['load_seconds']:7.1f}",
+            flush=True,
+        )
+        if arguments.into:
+            arguments.into.mkdir(parents=True, exist_ok=True)
+            target = arguments.into / f"pipeline-{run.config.name}-seed{run.config.seed}.json"
+            target.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
