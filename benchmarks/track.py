@@ -2,8 +2,10 @@
 
 The track: one GPU, 300 s of training with everything that reads training text inside it, at most 16,000,000 bytes,
 bits per byte on the whole of `val` (and on its first documents up to 8,000,000 bytes, for comparison with day-to-day
-runs). A run is made with `bitgolf run PRESET --out DIR --data.source ... --data.val_source ... `; then
+runs). A run is made with `bitgolf run PRESET --out DIR --data.source ... --data.val_source ... `, or several side by
+side on the GPUs of one machine, on text that `bitgolf prepare` wrote; then they are collected:
 
+    python benchmarks/track.py run PRESET[:SEED]... --data FOLDER --out DIR [--gpus 0,1] [--set KEY=VALUE]...
     python benchmarks/track.py collect DIR [--into benchmarks/results/one-gpu-track] [--commit HASH] [--float-bpb BPB]
     python benchmarks/track.py table
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jobs import Job, work_off
 
 from bitgolf.data.prepare import open_data
 from bitgolf.evaluate.bits import bits_per_byte
@@ -159,6 +162,12 @@ def table(results: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("run")
+    sub.add_argument("presets", nargs="+", metavar="PRESET[:SEED]")
+    sub.add_argument("--data", type=Path, required=True)
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--gpus", default="0", help="with , between them; an empty string for the CPU")
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     sub = commands.add_parser("collect")
     sub.add_argument("run", type=Path)
     sub.add_argument("--into", type=Path, default=RESULTS)
@@ -166,7 +175,17 @@ def main() -> None:
     sub.add_argument("--float-bpb", type=float)
     commands.add_parser("table")
     arguments = parser.parse_args()
-    if arguments.command == "collect":
+    if arguments.command == "run":
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        settings = dict(pair.split("=", 1) for pair in arguments.set)
+        jobs = []
+        for word in arguments.presets:
+            preset, _, seed = word.partition(":")
+            seeded = settings | {"seed": seed or "1337"}
+            jobs.append(Job(arguments.out / f"{preset}-seed{seeded['seed']}", preset, seeded))
+        if failed := work_off(jobs, arguments.gpus.split(","), arguments.data):
+            parser.exit(1, f"{len(failed)} of {len(jobs)} runs failed\n")
+    elif arguments.command == "collect":
         print(collect(arguments.run, arguments.into, arguments.commit, arguments.float_bpb))
     else:
         (RESULTS / "README.md").write_text(table(RESULTS))
