@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
-from bitgolf import commands_audit, commands_codec, commands_compare, commands_submit
+from bitgolf.commands import audit, codec, compare, submit
+from bitgolf.commands.console import ConsoleProgress
+from bitgolf.commands.tables import audit_table, data_table, doctor_table, presets_table, score_table
 from bitgolf.config import Config, known_keys, load_config, preset_names
-from bitgolf.console import ConsoleProgress
 from bitgolf.errors import BitgolfError, ConfigError, RunError
 from bitgolf.rundir import RunDirectory
-from bitgolf.tables import audit_table, data_table, doctor_table, presets_table, score_table
 from bitgolf.version import __version__
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "train the run's model and gather calibration statistics"),
         ("pack", _pack, "quantize and pack the trained weights under the byte cap"),
         ("score", _score, "score the artifact on the validation text"),
-        ("audit", commands_audit.audit_command, commands_audit.TEXT),
+        ("audit", audit.audit_command, audit.TEXT),
         ("report", _report, "write report.html; of several runs, or a folder of them, a site (--out)"),
     ):
         sub = add(name, command, text)
@@ -123,16 +123,16 @@ def _parser() -> argparse.ArgumentParser:
         if name == "pack":
             sub.add_argument("--artifact-bytes", type=int, help="cap to use instead of the configured one")
         if name == "audit":
-            commands_audit.add_arguments(sub)
+            audit.add_arguments(sub)
         if name == "report":
-            commands_compare.add_site_arguments(sub)
-    commands_compare.add_arguments(add("compare", commands_compare.compare_command, commands_compare.TEXT))
-    commands_submit.add_arguments(add("submit", commands_submit.submit_command, commands_submit.TEXT))
+            compare.add_site_arguments(sub)
+    compare.add_arguments(add("compare", compare.compare_command, compare.TEXT))
+    submit.add_arguments(add("submit", submit.submit_command, submit.TEXT))
 
-    sub = add("compress", commands_codec.compress_command, commands_codec.COMPRESS_TEXT, overrides=True)
-    commands_codec.add_compress_arguments(sub)
-    sub = add("decompress", commands_codec.decompress_command, commands_codec.DECOMPRESS_TEXT)
-    commands_codec.add_decompress_arguments(sub)
+    sub = add("compress", codec.compress_command, codec.COMPRESS_TEXT, overrides=True)
+    codec.add_compress_arguments(sub)
+    sub = add("decompress", codec.decompress_command, codec.DECOMPRESS_TEXT)
+    codec.add_decompress_arguments(sub)
 
     sub = add("sample", _sample, "continue a prompt with an artifact")
     sub.add_argument("artifact", type=Path)
@@ -346,7 +346,7 @@ def _report(arguments: Arguments, out: Console) -> int:
     from bitgolf.distributed import choose_device
 
     if arguments.more or arguments.out is not None:
-        return commands_compare.site_command(arguments, out)
+        return compare.site_command(arguments, out)
     run = RunDirectory.open(arguments.run)
     page = report_stage(run, choose_device(run.config.device).type, arguments.progress)
     if arguments.json:
@@ -410,7 +410,7 @@ def _presets(arguments: Arguments, out: Console) -> int:
 
 
 def _doctor(arguments: Arguments, out: Console) -> int:
-    from bitgolf.doctor import as_json, examine
+    from bitgolf.commands.doctor import as_json, examine
 
     findings = examine()
     if arguments.json:

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from tiny_run import cli, documents, done, refused, write_jsonl
 
-import bitgolf.console
+import bitgolf.commands.console
 from bitgolf.cli import _overrides
+from bitgolf.commands.console import ConsoleProgress
 from bitgolf.config import load_config, preset_names, resolve
-from bitgolf.console import ConsoleProgress
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, DataError, RunError
 from bitgolf.version import __version__
 
@@ -114,7 +114,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr("bitgolf.doctor.examine", fail)
+    monkeypatch.setattr("bitgolf.commands.doctor.examine", fail)
 
 
 @pytest.mark.parametrize("words", [("presets",), ("presets", "--json"), ("doctor",), ("presets", "show", "demo")])
@@ -175,7 +175,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(bitgolf.console, "time", clock)
+    monkeypatch.setattr(bitgolf.commands.console, "time", clock)
     return clock
 
 
@@ -218,7 +218,7 @@ def test_short_stages_and_other_ranks_say_nothing(clock: Clock) -> None:
 
 
 def test_a_stage_that_goes_silent_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bitgolf.console, "_FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(bitgolf.commands.console, "_FIRST_SECONDS", 0.05)
     stream = StringIO()
     with ConsoleProgress(Console(file=stream, width=120), True) as progress:
         progress("warm-up", 0, 3, "compiling")

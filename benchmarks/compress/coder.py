@@ -1,12 +1,14 @@
 """The coder for weights beside general-purpose compressors: the same integers, their bytes and seconds.
 
-    python benchmarks/compress/coder.py ARTIFACT... --into DIR [--commit HASH] [--name NAME...] [--without zpaq brotli]
+    python benchmarks/compress/coder.py ARTIFACT... --into DIR [--commit HASH] [--name NAME...]
+        [--cases stored rounded gaussians] [--without zpaq brotli]
 
 Cases: the codes of each artifact as they are stored; the same weights rounded to 6 bits, clipped at 12.85 standard
 deviations of each row as the published systems do; and rounded Gaussians whose rows and columns vary in scale. Every
 compressor is given the codes group by group (all tensors of a role over the layers), one byte a code. lrzip is the
-program of that name (`lrzip -z -T -L 9`). "ideal" is the sum of -log2 p of all codes under the coder's models; what the
-coder writes beyond it describes those models. Writes coder.json and README.md into DIR.
+program of that name (`lrzip -z -T -L 9`). Seconds are those of one core's work. "ideal" is the sum of -log2 p of all
+codes under the coder's models; what the coder writes beyond it describes those models. Writes coder.json and README.md
+into DIR, case after case.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import math
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -89,13 +92,13 @@ def general_purpose(name: str, groups: dict[str, Group]) -> Row:
     if missing_package(name):
         return Row(name, note=f"needs {missing_package(name)}")
     raws = [b"".join(planes(codes) for codes in group) for group in groups.values()]
-    begin = time.perf_counter()
+    begin = time.process_time()
     packed = [compress(name, raw) for raw in raws]
-    middle = time.perf_counter()
+    middle = time.process_time()
     for raw, data in zip(raws, packed, strict=True):
         if decompress(name, data, len(raw)) != raw:
             raise RuntimeError(f"{name} did not give the codes back")
-    return Row(name, sum(map(len, packed)), middle - begin, time.perf_counter() - middle)
+    return Row(name, sum(map(len, packed)), middle - begin, time.process_time() - middle)
 
 
 def zpaq(groups: dict[str, Group]) -> Row:
@@ -107,17 +110,36 @@ def zpaq(groups: dict[str, Group]) -> Row:
         for number, group in enumerate(groups.values()):
             plain, packed, back = (Path(folder) / f"{number}{end}" for end in ("", ".lrz", ".back"))
             plain.write_bytes(b"".join(planes(codes) for codes in group))
-            begin = time.perf_counter()
-            pack = ["lrzip", "-q", "-f", "-z", "-T", "-L", "9", "-o", packed, plain]  # -T: even if it looks hopeless
+            begin = child_seconds()
+            pack = [
+                "lrzip",
+                "-q",
+                "-f",
+                "-z",
+                "-T",
+                "-p",
+                "1",
+                "-L",
+                "9",
+                "-o",
+                packed,
+                plain,
+            ]  # -T: even if it looks hopeless
             subprocess.run(pack, check=True, capture_output=True)
-            middle = time.perf_counter()
+            middle = child_seconds()
             subprocess.run(["lrzip", "-q", "-f", "-d", "-o", back, packed], check=True, capture_output=True)
-            decode += time.perf_counter() - middle
+            decode += child_seconds() - middle
             encode += middle - begin
             size += packed.stat().st_size
             if back.read_bytes() != plain.read_bytes():
                 raise RuntimeError("lrzip did not give the codes back")
     return Row("lrzip-zpaq", size, encode, decode)
+
+
+def child_seconds() -> float:
+    """CPU seconds of the programs that were run so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def planes(codes: np.ndarray) -> bytes:
@@ -130,17 +152,17 @@ def ours(groups: dict[str, Group]) -> list[Row]:
     """The ideal code length, the coder and its prediction of its own size."""
     matrices = {name: [Matrix(codes) for codes in group] for name, group in groups.items()}
     ideal = sum(scale_model.fit(matrix.codes).bits for group in matrices.values() for matrix in group)
-    begin = time.perf_counter()
+    begin = time.process_time()
     predicted = sum(coder.predict_bytes(group) for group in matrices.values())
-    middle = time.perf_counter()
+    middle = time.process_time()
     packed = {name: coder.encode_matrices(group) for name, group in matrices.items()}
-    encoded = time.perf_counter()
+    encoded = time.process_time()
     for name, group in matrices.items():
         shapes = [(matrix.codes.shape[0], matrix.codes.shape[1]) for matrix in group]
         decoded = coder.decode_matrices(packed[name], shapes, [0] * len(group))
         if not all(np.array_equal(codes, matrix.codes) for (codes, _), matrix in zip(decoded, group, strict=True)):
             raise RuntimeError("the coder did not give the codes back")
-    done = time.perf_counter()
+    done = time.process_time()
     return [
         Row("ideal", math.ceil(ideal / 8)),
         Row("predicted", predicted, middle - begin),
@@ -191,23 +213,28 @@ def main() -> None:
     parser.add_argument("--name", nargs="*", default=[], help="what to call each artifact; else its folder")
     parser.add_argument("--into", type=Path, required=True)
     parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--cases", nargs="*", default=["stored", "rounded", "gaussians"])
     parser.add_argument("--without", nargs="*", default=[], help="compressors to leave out: zstd lzma brotli zpaq")
     arguments = parser.parse_args()
     cases: dict[str, Callable[[], dict[str, Group]]] = {}
     for number, path in enumerate(arguments.artifacts):
         name = arguments.name[number] if number < len(arguments.name) else path.resolve().parent.name
         tensors = read_stored(path)
-        cases[f"{name}, as stored"] = lambda tensors=tensors: stored_codes(tensors)
-        cases[f"{name}, int6 at {CLIP_SIGMAS} sigma"] = lambda tensors=tensors: rounded_to_six_bits(tensors)
-    cases["Gaussians, 6 bits"] = gaussians
+        if "stored" in arguments.cases:
+            cases[name] = lambda tensors=tensors: stored_codes(tensors)
+        if "rounded" in arguments.cases:
+            cases[f"{name}, int6 at {CLIP_SIGMAS} sigma"] = lambda tensors=tensors: rounded_to_six_bits(tensors)
+    if "gaussians" in arguments.cases:
+        cases["Gaussians, 6 bits"] = gaussians
     lines = [
         "# The coder for weights and general-purpose compressors",
         "",
         f"Made by `benchmarks/compress/coder.py` at commit {arguments.commit} on {hardware()}.",
-        "One thread but for lrzip.",
+        "Seconds of work of one core.",
         "",
     ]
-    results = []
+    results: list[dict[str, object]] = []
+    arguments.into.mkdir(parents=True, exist_ok=True)
     for case, make in cases.items():
         groups = make()
         num_codes = sum(codes.size for group in groups.values() for codes in group)
@@ -219,11 +246,10 @@ def main() -> None:
             rows.append(zpaq(groups))
         lines += table(f"{case} ({num_codes:,} codes)", num_codes, rows)
         results.append({"case": case, "codes": num_codes, "rows": [asdict(row) for row in rows]})
-        print("\n".join(table(case, num_codes, rows)))
-    arguments.into.mkdir(parents=True, exist_ok=True)
-    (arguments.into / "README.md").write_text("\n".join(lines))
-    report = {"commit": arguments.commit, "hardware": hardware(), "cases": results}
-    (arguments.into / "coder.json").write_text(json.dumps(report, indent=2) + "\n")
+        print("\n".join(table(case, num_codes, rows)), flush=True)
+        (arguments.into / "README.md").write_text("\n".join(lines))
+        report = {"commit": arguments.commit, "hardware": hardware(), "cases": results}
+        (arguments.into / "coder.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def read_all(first: int, artifact: bytes, results: multiprocessing.Queue[tuple[s
     slowest, faults = 0.0, []
     for case, data in enumerate(islice(mutations(artifact, random.Random(first)), CASES_A_CHILD), first):
         results.put(("began", case))
-        begin = time.perf_counter()
+        begin = time.process_time()  # a neighbor on the machine is no hang
         try:
             read_artifact(data, max_bytes=MAX_BYTES)
             outcome = "read"
@@ -52,9 +52,9 @@ def read_all(first: int, artifact: bytes, results: multiprocessing.Queue[tuple[s
         except BaseException as error:
             outcome = "FAULT"
             faults.append(f"case {case}: {type(error).__name__}: {error}")
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
         if seconds > SLOW_SECONDS:
-            faults.append(f"case {case}: took {seconds:.1f} s")
+            faults.append(f"case {case}: took {seconds:.1f} CPU seconds")
         slowest = max(slowest, seconds)
         counts[outcome] += 1
     results.put(("done", (counts, slowest, faults)))
@@ -97,7 +97,7 @@ def main() -> None:
         "compressor": arguments.compressor,
         "artifact_bytes": len(artifact),
         "outcomes": dict(counts.most_common()),
-        "slowest_seconds": round(slowest, 3),
+        "slowest_cpu_seconds": round(slowest, 3),
         "seconds": round(time.perf_counter() - begin, 1),
         "spare_bytes": SPARE_BYTES,
         "machine": f"{platform.machine()}, Python {platform.python_version()}",

@@ -37,7 +37,8 @@ _ROWS, _COLUMNS, _MEAN = 1, 2, 4
 _MAX_SHIFT = 16
 _MOST_ADAPTED, _LONGEST_ADAPTED = 1 << 16, 1 << 12  # elements of a tensor whose table is learned; its symbols
 _BLOCK = 1 << 20  # elements that are sorted by context at a time
-_ZERO = np.zeros(1, dtype=np.int64)
+_MOST_ROWS, _LEAST_COLUMNS = 64, 16  # of floats whose rows may each have a model of their own
+_MOST_CELLS, _CELLS_A_NUMBER = 1 << 23, 4  # entries of all tables of a message: some, and more for its numbers
 _ORDERED, _RAW, _MAGNITUDES, _PALETTE = 0, 1, 2, 3  # how the floats of a tensor are coded
 _LARGEST_BITS, _BEYOND = 0x7FFF, 1 << 20  # bits of a magnitude; what no magnitude reaches
 
@@ -56,11 +57,11 @@ class Matrix:
 
 
 def encode_matrices(matrices: Sequence[Matrix]) -> bytes:
-    """One message with all `matrices`."""
+    """One message with all `matrices`. Raises ArtifactError when no reader would take it."""
     out = Writer()
     for matrix in matrices:
         _put_matrix(out, matrix.codes, matrix.num_states)
-    return out.finish()
+    return _finish(out, sum(matrix.codes.size for matrix in matrices))
 
 
 def predict_bytes(matrices: Sequence[Matrix]) -> int:
@@ -80,8 +81,7 @@ def decode_matrices(
 
     Raises ArtifactError when `data` is no such message; the last matrix may have been given out before.
     """
-    _require_plausible(data, sum(rows * columns for rows, columns in shapes))
-    inp = Reader(data)
+    inp = _open(data, sum(rows * columns for rows, columns in shapes))
     for (rows, columns), states in zip(shapes, num_states, strict=True):
         codes, halves = _get_matrix(inp, rows, columns, states)
         if max(int(codes.max()), -int(codes.min())) > MAX_CODE:
@@ -93,11 +93,11 @@ def decode_matrices(
 def encode_floats(
     tensors: Sequence[np.ndarray],  # fp16, any shapes
 ) -> bytes:
-    """One message with all `tensors`."""
+    """One message with all `tensors`. Raises ArtifactError when no reader would take it."""
     out = Writer()
     for values in tensors:
         _put_floats(out, values)
-    return out.finish()
+    return _finish(out, sum(values.size for values in tensors))
 
 
 def predict_float_bytes(tensors: Sequence[np.ndarray]) -> int:
@@ -110,16 +110,27 @@ def predict_float_bytes(tensors: Sequence[np.ndarray]) -> int:
 
 def decode_floats(data: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """The fp16 tensors of those shapes, every bit as it was. Raises ArtifactError when `data` is no such message."""
-    _require_plausible(data, sum(int(np.prod(shape)) for shape in shapes))
-    inp = Reader(data)
+    inp = _open(data, sum(int(np.prod(shape)) for shape in shapes))
     tensors = [_get_floats(inp, shape) for shape in shapes]
     inp.finish()
     return tensors
 
 
-def _require_plausible(data: bytes | memoryview, count: int) -> None:
+def _open(data: bytes | memoryview, count: int) -> Reader:
+    """A reader of `count` numbers whose tables may take no more work than that many deserve."""
     if count > MAX_EXPANSION * (1 + len(data)):
         raise ArtifactError(f"entropy-coded message of {len(data)} bytes cannot hold {count} numbers")
+    return Reader(data, max_cells=_MOST_CELLS + _CELLS_A_NUMBER * count)
+
+
+def _finish(out: Writer, count: int) -> bytes:
+    allowed = _MOST_CELLS + _CELLS_A_NUMBER * count
+    if out.cells > allowed:
+        raise ArtifactError(
+            f"{count} numbers spread so widely that their tables would have {out.cells} entries, and readers take "
+            f"{allowed}; choose another compressor than range, or wider steps"
+        )
+    return out.finish()
 
 
 def _put_matrix(out: Writer, values: np.ndarray, num_states: int = 0) -> None:
@@ -140,12 +151,12 @@ def _put_matrix(out: Writer, values: np.ndarray, num_states: int = 0) -> None:
         put_parities(out, parities.reshape(values.shape), halves, num_states)
         symbols = symbols >> 1
     elif model.rows is None and model.columns is None:
-        table = tables(law, _ZERO, _ZERO)[0]
+        table = _table(out, law)
         adaptive = _is_better_adapted(symbols, table)
         out.plain(np.array([adaptive]), 1)
         (_put_adaptive if adaptive else Writer.symbols)(out, symbols, table)
         return
-    for chosen, table in _contexts(model, values.shape, halves, parities):
+    for chosen, table in _contexts(out, model, values.shape, halves, parities):
         out.symbols(symbols[chosen], table)
 
 
@@ -162,19 +173,23 @@ def _get_matrix(inp: Reader, rows: int, columns: int, num_states: int = 0) -> tu
         parities, halves = get_parities(inp, (rows, columns), num_states)
         parities = parities.reshape(-1)
         symbols = np.empty(count, dtype=np.int32)
-        for chosen, table in _contexts(model, (rows, columns), halves, parities):
+        for chosen, table in _contexts(inp, model, (rows, columns), halves, parities):
             symbols[chosen] = inp.symbols(len(chosen), table)
-        symbols = 2 * symbols + parities + law.low
+        symbols *= 2
+        symbols += parities
+        symbols += law.low
     else:
         low_bits = inp.plain(count, law.shift)
         if model.rows is None and model.columns is None:
-            table = tables(law, _ZERO, _ZERO)[0]
+            table = _table(inp, law)
             symbols = _get_adaptive(inp, count, table) if inp.plain(1, 1)[0] else inp.symbols(count, table)
         else:
             symbols = np.empty(count, dtype=np.int32)
-            for chosen, table in _contexts(model, (rows, columns), None, None):
+            for chosen, table in _contexts(inp, model, (rows, columns), None, None):
                 symbols[chosen] = inp.symbols(len(chosen), table)
-        symbols = ((symbols + law.low) << law.shift) + low_bits
+        symbols += law.low
+        symbols <<= law.shift
+        symbols += low_bits
     values = symbols.reshape(rows, columns)
     if model.mean is not None:
         values = values + model.prediction()
@@ -220,6 +235,7 @@ def _blocks(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _contexts(
+    message: Writer | Reader,
     model: ScaleModel,
     shape: tuple[int, ...],
     halves: np.ndarray | None,  # (R, C)
@@ -230,15 +246,16 @@ def _contexts(
     Under a trellis a context is a class, the quantizer in use and the parity, and the table is that of symbol >> 1.
     """
     num_rows, num_columns = shape
-    classes = model.classes()
-    spread = np.zeros(1, dtype=np.uint16) if classes is None else classes.astype(np.uint16)
+    by_row, by_column = (
+        np.zeros(count, dtype=np.uint16) if classes is None else classes.astype(np.uint16)
+        for classes, count in ((model.rows, num_rows), (model.columns, num_columns))
+    )
     known: dict[int, np.ndarray] = {}
     step = max(1, _BLOCK // num_columns)
     for start in range(0, num_rows, step):
         rows = slice(start, min(start + step, num_rows))
-        some = spread[rows] if spread.ndim == 2 and len(spread) > 1 else spread
-        contexts = np.broadcast_to(some, (rows.stop - start, num_columns)).reshape(-1)
         first = start * num_columns
+        contexts = (by_row[rows, None] + by_column).reshape(-1)
         if halves is not None and parities is not None:
             contexts = 4 * contexts + 2 * halves[rows].reshape(-1) + parities[first : rows.stop * num_columns]
         order = np.argsort(contexts, kind="stable") + first
@@ -246,16 +263,19 @@ def _contexts(
         ends = np.cumsum(counts)
         for context in np.flatnonzero(counts).tolist():
             if context not in known:
-                known[context] = _table(model.law, context, halves is not None)
+                if halves is None:
+                    known[context] = _table(message, model.law, context)
+                else:  # of even and of odd symbols
+                    both = _table(message, model.law, context >> 2, context >> 1 & 1)
+                    for parity in (0, 1):
+                        known[context & ~1 | parity] = normalize(both[None, parity::2])[0]
             yield order[ends[context] - counts[context] : ends[context]], known[context]
 
 
-def _table(law: Law, context: int, trellis: bool) -> np.ndarray:
-    """Frequencies in one context."""
-    if not trellis:
-        return tables(law, np.array([context]), _ZERO)[0]
-    both = tables(law, np.array([context >> 2]), np.array([context >> 1 & 1]))
-    return normalize(both[:, context & 1 :: 2])[0]
+def _table(message: Writer | Reader, law: Law, scale_class: int = 0, half: int = 0) -> np.ndarray:
+    """Frequencies in one scale class; a hostile message may not ask for many that are large."""
+    message.count_cells(law.num_symbols)
+    return tables(law, np.array([scale_class]), np.array([half]))[0]
 
 
 def _put_model(out: Writer, model: ScaleModel, is_matrix: bool) -> None:
@@ -391,5 +411,5 @@ def _get_ordered(inp: Reader, count: int, kind: int) -> np.ndarray:
 
 
 def _has_rows(shape: tuple[int, ...]) -> bool:
-    """Whether rows are so long that each can afford a model of its own."""
-    return len(shape) > 1 and shape[-1] >= 16 and int(np.prod(shape)) > shape[-1]
+    """Whether rows are so few and so long that each can afford a model of its own."""
+    return len(shape) > 1 and shape[-1] >= _LEAST_COLUMNS and 1 < int(np.prod(shape[:-1])) <= _MOST_ROWS

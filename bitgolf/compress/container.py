@@ -360,7 +360,7 @@ def _levels(codes: np.ndarray, halves: np.ndarray | None, trellis: int) -> Tenso
     """(R, C) integer levels that codes stand for."""
     if halves is not None:
         return torch.from_numpy(2 * codes + halves)
-    return trellis_levels(torch.from_numpy(codes.astype(np.int32)), trellis)
+    return trellis_levels(torch.from_numpy(codes.astype(np.int32, copy=False)), trellis)
 
 
 def _entries(tensors: Mapping[str, StoredTensor]) -> tuple[TensorEntry, ...]:

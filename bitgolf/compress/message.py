@@ -27,12 +27,22 @@ T = TypeVar("T")
 
 
 class Writer:
-    """Collects a message. `bits` is its ideal length so far; with `dry` nothing else is kept."""
+    """Collects a message; with `dry` only its length is kept.
+
+    Attributes:
+        bits: ideal length so far.
+        cells: entries of the tables that were computed for it.
+    """
 
     def __init__(self, *, dry: bool = False) -> None:
         self.dry = dry
         self.bits = 0.0
+        self.cells = 0
         self._pieces: list[tuple[np.ndarray, Any]] = []
+
+    def count_cells(self, num_cells: int) -> None:
+        """Take note of a table of so many entries."""
+        self.cells += num_cells
 
     def plain(
         self,
@@ -81,14 +91,26 @@ class Writer:
 
 
 class Reader:
-    """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError when the bytes are no message."""
+    """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError when the bytes are no message.
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    Args:
+        data: what `Writer.finish` gave.
+        max_cells: entries of tables that the message may ask for.
+    """
+
+    def __init__(self, data: bytes | memoryview, *, max_cells: int = 1 << 23) -> None:
         raw = bytes(data)
         if raw.endswith(b"\0"):
             raise ArtifactError("entropy-coded message ends in a zero byte; it is damaged")
         words = np.frombuffer(raw + bytes(-len(raw) % 4), dtype="<u4").astype(np.uint32)
         self._coder = _guarded(lambda: _AnsCoder(words))
+        self._cells_left = max_cells
+
+    def count_cells(self, num_cells: int) -> None:
+        """Raise ArtifactError when the message has now asked for more than `max_cells`."""
+        self._cells_left -= num_cells
+        if self._cells_left < 0:
+            raise ArtifactError("entropy-coded message asks for larger tables than its numbers deserve; it is damaged")
 
     def plain(self, count: int, num_bits: int) -> np.ndarray:  # (count,) int32
         """`count` values of `num_bits` bits each."""

@@ -199,10 +199,14 @@ def _fill(
             0.0 if measured is None else measured.step,
         )
     settings = Settings(config.trellis, config.column_steps, config.rate, config.damping, config.block_size, device)
+    made: list[_Packed] = []
+
+    def encode(tensors: dict[str, QuantizedTensor]) -> bytes:
+        made.append(_encode(run, weights, tensors.values()))
+        return made[-1].artifact
+
     try:
-        filled = fill(
-            priced, lambda tensors: _encode(run, weights, tensors.values()).artifact, room, settings, progress
-        )
+        filled = fill(priced, encode, room, settings, progress)
     except BudgetError as error:
         raise BudgetError(f"{error}; {code:,} bytes of the cap are code") from error
     allocation = {
@@ -211,7 +215,7 @@ def _fill(
         "passes": [{"log2_theta": theta, "model_bytes": size} for theta, size in filled.landing.passes],
         "tensors": filled.choices,
     }
-    return replace(_encode(run, weights, filled.tensors.values()), allocation=allocation)
+    return replace(next(packed for packed in made if packed.artifact is filled.data), allocation=allocation)
 
 
 def _fit(

@@ -2,7 +2,8 @@
 
 Takes what `train` left (weights, Hessians, curvature, Fisher statistics) and a function that encodes; decides the
 step of every tensor (`allocate`), rounds with GPTQ to unbounded steps, along a trellis if asked for (`quantize`), and
-repeats with another theta until the file is at most `SLACK` bytes below the cap. No text is read.
+repeats with another theta until the file is at most `SLACK` bytes below the cap. No text is read. What takes the time
+is encoding, several seconds a file; a forecast of the bits (`forecast`) makes do with two to four files.
 
 Legend: R rows (outputs), C columns (inputs).
 """
@@ -11,25 +12,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitgolf.compress.allocate import Landing, Rated, equal_slope_steps, land, predicted_increase
+from bitgolf.compress.forecast import Forecast, spread
 from bitgolf.compress.gptq import factorize
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
 from bitgolf.compress.steps import Steps
 from bitgolf.compress.trellis import MEAN_SQUARED_ERROR
 from bitgolf.errors import BudgetError, ConfigError
+from bitgolf.grid import require_finite
 from bitgolf.hessian import InverseFactor
 from bitgolf.progress import Progress, silent
 
 SLACK = 500  # bytes that may stay unused below the cap
 _PASSES = 8  # quantizations of the whole model at most
+_REACH = 2_000  # a file within this share of the cap is brought there by single tensors
 _TRIMS = 8  # single tensors rounded again at most
-_TRIM_BITS = 0.25  # by which the last correction may move a tensor off its best step
+_TRIM_BITS = 0.25  # a weight that the last correction may move a tensor off its best step
 _CODE_REACH = 12_000  # largest code aimed at; GPTQ's feedback goes beyond, 32,767 is what can be stored
 
 
@@ -138,15 +143,7 @@ def fill(
         ConfigError: no curvature, or a tensor that cannot be quantized.
     """
     search = _Search(tensors, encode, settings, progress)
-    start = search.guess(cap)
-    if settings.trellis:
-        # A trellis takes many times as long and as many bits at the same steps: look for them without it.
-        plain = _Search(tensors, encode, replace(settings, trellis=0), progress, search.factors)
-        rough = plain.land(cap, plain.guess(cap), slack=max(SLACK, cap // 500))
-        start = math.inf  # where nothing fitted, nothing will
-        if rough is not None:
-            start = rough.log2_theta + math.log2(12 * MEAN_SQUARED_ERROR[settings.trellis])
-    landing = search.land(cap, start, slack=SLACK) if start < math.inf else None
+    landing = search.land(cap)
     if landing is None:
         smallest = search.round_all(search.coarsest)
         if len(smallest) > cap:
@@ -159,6 +156,15 @@ def fill(
     return search.trim(landing, cap)
 
 
+@dataclass(frozen=True)
+class _File:
+    """Tensors as they were quantized, the file that they make, and the step of each."""
+
+    tensors: dict[str, QuantizedTensor]
+    data: bytes
+    steps: dict[str, float]
+
+
 @dataclass
 class _Search:
     """Quantizations of one model at several thetas; factors are computed once."""
@@ -168,38 +174,46 @@ class _Search:
     settings: Settings
     progress: Progress
     factors: dict[int, InverseFactor] = field(default_factory=dict)  # by id of the Hessian: some tensors share one
-    made: dict[float, tuple[dict[str, QuantizedTensor], bytes]] = field(default_factory=dict)
+    made: dict[float, _File] = field(default_factory=dict)  # by log2_theta
 
     def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            try:
+                require_finite(tensor.weight)
+                self._factor(tensor)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error
         self.rated, self.sources = prices(self.tensors, self.settings)
-        self.num_weights = sum(price.num_weights for price in self.rated.values())
         reach = {name: max(float(tensor.weight.abs().max()), 1e-6) for name, tensor in self.tensors.items()}
         slope = {name: price.nats_per_squared_step / price.num_weights for name, price in self.rated.items()}
         # The thetas at which every weight is zero, and at which the first tensor runs out of codes.
         self.coarsest = max(2 * math.log2(8 * reach[name]) + math.log2(slope[name]) for name in slope)
         self.finest = max(2 * math.log2(reach[name] / _CODE_REACH) + math.log2(slope[name]) for name in slope)
+        self.names = list(self.rated)
+        spreads = []
+        for tensor in self.tensors.values():
+            factor = self._factor(tensor)
+            column_scales = self._steps(tensor, 1.0).column_scales(tensor.weight, None, factor)
+            spreads.append(spread(tensor.weight, column_scales, factor))
+        sizes = [price.num_weights for price in self.rated.values()]
+        self.forecast = Forecast(spreads, sizes, self.settings.trellis)
 
-    def land(self, cap: int, start: float, slack: int) -> Landing | None:
+    def land(self, cap: int) -> Landing | None:
         """See `allocate.land`."""
         return land(
             lambda log2_theta: len(self.round_all(log2_theta)),
             cap,
-            start=start,
-            num_weights=self.num_weights,
-            slack=slack,
+            forecast=lambda log2_theta: self._forecast(equal_slope_steps(self.rated, log2_theta)),
+            slack=SLACK,
+            reach=cap // _REACH,
             max_passes=_PASSES,
             lowest=self.finest,
             highest=self.coarsest,
         )
 
-    def guess(self, cap: int) -> float:
-        """log2_theta at which Gaussian tensors of these variances would fill `cap`."""
-        bits = 0.0
-        for name, price in self.rated.items():
-            deviation = math.sqrt(max(_mean_square(self.tensors[name].weight), 1e-24))
-            slope = price.nats_per_squared_step / price.num_weights
-            bits += price.num_weights * (2.047 + math.log2(deviation) + math.log2(slope) / 2)
-        return 2 * (bits - 8 * cap) / self.num_weights
+    def _forecast(self, steps: dict[str, float]) -> float:
+        """Bytes of all codes."""
+        return float(self.forecast.bits(np.array([steps[name] for name in self.names])).sum()) / 8
 
     def round_all(self, log2_theta: float) -> bytes:
         """The file at this theta."""
@@ -207,31 +221,36 @@ class _Search:
             steps = equal_slope_steps(self.rated, log2_theta)
             tensors = self._quantize(steps)
             self.made = dict(list(self.made.items())[-3:])  # earlier passes are not needed any more
-            self.made[log2_theta] = tensors, self.encode(tensors)
-        return self.made[log2_theta][1]
+            self.made[log2_theta] = _File(tensors, self.encode(tensors), steps)
+        return self.made[log2_theta].data
 
     def trim(self, landing: Landing, cap: int) -> Filled:
-        """Round single tensors a little finer until the file is within the slack of the cap."""
+        """Round single tensors a little finer or coarser until the file is within the slack of the cap."""
         self.round_all(landing.log2_theta)
-        tensors, data = self.made[landing.log2_theta]
-        steps = equal_slope_steps(self.rated, landing.log2_theta)
+        file = self.made[landing.log2_theta]
+        fitting = [made for made in self.made.values() if len(made.data) <= cap]
         share = 1.0
-        for _ in range(_TRIMS if landing.log2_theta > self.finest else 0):
-            free = cap - len(data)
-            if free <= SLACK:
+        for _ in range(_TRIMS if self.finest < landing.log2_theta < self.coarsest else 0):
+            free = cap - len(file.data)
+            if 0 <= free <= SLACK:
                 break
-            bits = 8 * share * (free - SLACK / 2)
-            large = [name for name, price in self.rated.items() if bits / price.num_weights <= _TRIM_BITS]
-            by_size = sorted(large or self.rated, key=lambda n: self.rated[n].num_weights)
-            name = by_size[0 if large else -1]
-            finer = steps[name] * 2 ** -min(bits / self.rated[name].num_weights, _TRIM_BITS)
-            tried = tensors | self._quantize({name: finer})
-            larger = self.encode(tried)
-            if len(data) < len(larger) <= cap:
-                tensors, data, share = tried, larger, 1.0
-                steps[name] = finer
+            name, step = self._corrected(file.steps, 8 * share * (free - SLACK / 2))
+            tensors = file.tensors | self._quantize({name: step})
+            tried = _File(tensors, self.encode(tensors), file.steps | {name: step})
+            if len(tried.data) <= cap:
+                fitting.append(tried)
+            if abs(cap - SLACK / 2 - len(tried.data)) < abs(free - SLACK / 2):
+                file, share = tried, 1.0
             else:
                 share /= 2
+        if fitting:
+            file = max(fitting, key=lambda made: len(made.data))
+        log2_theta, further = landing.log2_theta, 0.01
+        while len(file.data) > cap and log2_theta < self.coarsest:  # so rough that nothing near the cap fits
+            log2_theta, further = min(log2_theta + further, self.coarsest), 2 * further
+            self.round_all(log2_theta)
+            file = self.made[log2_theta]
+        tensors, data, steps = file.tensors, file.data, file.steps
         choices = {
             name: {
                 "curvature": price.nats_per_squared_step,
@@ -243,21 +262,44 @@ class _Search:
         }
         return Filled(tensors, data, landing, choices, predicted_increase(self.rated, steps))
 
+    def _corrected(
+        self,
+        steps: dict[str, float],
+        bits: float,  # that the file should have more
+    ) -> tuple[str, float]:
+        """The smallest tensor that need not leave its best step far for that, and its new step."""
+        by_size = sorted(self.rated, key=lambda name: self.rated[name].num_weights)
+        large = [name for name in by_size if abs(bits) / self.rated[name].num_weights <= _TRIM_BITS]
+        name = large[0] if large else by_size[-1]
+        which, step = self.names.index(name), steps[name]
+        wanted = float(self.forecast.bits(np.array(step), which)) + bits
+        finest, coarsest = step * 2 ** (-2 * _TRIM_BITS), step * 2 ** (2 * _TRIM_BITS)
+        for _ in range(30):
+            step = math.sqrt(finest * coarsest)
+            if float(self.forecast.bits(np.array(step), which)) > wanted:
+                finest = step
+            else:
+                coarsest = step
+        return name, coarsest
+
     def _quantize(self, steps: dict[str, float]) -> dict[str, QuantizedTensor]:
         settings = self.settings
         tasks = []
         for name, step in steps.items():
             tensor = self.tensors[name]
             factor = self._factor(tensor)
-            columns: Literal["one", "pivot"] = "pivot" if settings.column_steps and factor is not None else "one"
-            levels = Steps(step, columns=columns, trellis=settings.trellis, rate=settings.rate)
             method = "rtn" if factor is None else "gptq"
+            levels = self._steps(tensor, step)
             tasks.append(QuantizeTask(name, tensor.weight, levels, method, tensor.hessian, tensor.importance, factor))
         done = quantize_tensors(
             tasks, damping=settings.damping, block_size=settings.block_size, device=settings.device,
             progress=self.progress,
         )  # fmt: skip
         return {tensor.name: tensor for tensor in done}
+
+    def _steps(self, tensor: Priced, step: float) -> Steps:
+        pivots = self.settings.column_steps and tensor.hessian is not None
+        return Steps(step, columns="pivot" if pivots else "one", trellis=self.settings.trellis, rate=self.settings.rate)
 
     def _factor(self, tensor: Priced) -> InverseFactor | None:
         if tensor.hessian is None:

@@ -10,6 +10,7 @@ Legend: R rows, C columns, K contexts (scale class and, under a trellis, which q
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -36,9 +37,11 @@ _FARTHEST_OCTAVE, _FARTHEST_CLASS = 8, 63  # of a row or column from the median 
 _LOW_RATE = 0.25  # mean square of integers below which rounding is not just added noise
 _VECTOR_BITS = 50  # what a vector of classes takes beside its entropy
 _MEAN_PEAK, _LARGEST_COEFFICIENT = 127, 33_000  # their product, with 6 bits less, is below 2^16
-_FEW_SYMBOLS, _MOST_CELLS = 24, 1 << 22  # where classes by exact code length matter, and are affordable
+_FEW_SYMBOLS = 16  # up to which (below about 2 bits) classes go by exact code length
+_CELLS_AT_ONCE = 1 << 20  # counts of rows by context that are held at a time
 _SEARCHED_CELLS = 1 << 15  # contexts times symbols on which a law's shape is searched
 _MANY_SYMBOLS = 1 << 13  # tables so long, for outliers, that the search is left out
+_CELLS_FREE, _CELLS_A_NUMBER = 1 << 14, 4  # tables of a tensor that a reader takes the trouble to compute
 _WIDER = 12  # classes beyond the present ones that are tried
 _SHAPE_SCAN = (8, 10, 12, 14, 15, 16, 17, 18, 20, 24, 32)
 
@@ -99,6 +102,8 @@ def fit(
         if found is not None:
             moved = offsets - predict(*found)
             around = replace(_fit_plain(moved, None, center, stride), coefficients=found[0], mean=found[1])
+            if around.law.num_symbols == 1:  # the format has no mean beside constants
+                return best
             for rows, columns in ((True, False), (True, True)):
                 model = _fit_classes(moved, None, around, rows, columns)
                 best, best_cost = _better(best, best_cost, model)
@@ -153,7 +158,7 @@ def _fit_classes(
     law, element_classes = plain.law, model.classes()
     assert element_classes is not None
     contexts = (1 + int(element_classes.max())) * (1 if halves is None else 2)
-    if contexts * law.num_symbols > MAX_CELLS:
+    if contexts * law.num_symbols > min(MAX_CELLS, _CELLS_FREE + _CELLS_A_NUMBER * offsets.size):
         return None
     few = law.num_symbols <= _FEW_SYMBOLS
     counted = _histogram(offsets >> law.shift, halves, element_classes, law.low, law.high)
@@ -192,22 +197,27 @@ def _exact_classes(
     """Row classes that are cheapest under `law` and the column classes; the smallest is 0, the law's scale follows."""
     contexts = np.zeros(offsets.shape[1], dtype=np.int64) if columns is None else columns
     kinds, kind_of = np.unique(contexts, return_inverse=True)
-    cells = kind_of * law.num_symbols + (offsets - law.low)
-    num_halves = 1
-    if halves is not None:
-        num_halves, cells = 2, cells + len(kinds) * law.num_symbols * halves.astype(np.int64)
-    width = num_halves * len(kinds) * law.num_symbols
-    if len(rows) * width > _MOST_CELLS:
-        return rows, law
-    flat = (cells + width * np.arange(len(rows))[:, None]).reshape(-1)
-    counts = np.bincount(flat, minlength=len(rows) * width).reshape(len(rows), width)
     candidates = np.arange(max(-_WIDER, -(law.scale >> 3)), int(rows.max()) + _WIDER)
+    # Tables depend on the sum of the two classes alone, and few sums differ.
+    first = int(candidates[0] + kinds[0])
+    sums = np.arange(first, int(candidates[-1] + kinds[-1]) + 1)
+    picked = candidates[:, None] + kinds - first  # (A, K)
     bits = [
-        PRECISION - np.log2(tables(law, candidate + kinds, np.full(len(kinds), half)))
-        for candidate in candidates
-        for half in range(num_halves)
-    ]
-    elements = counts.astype(np.float32) @ np.concatenate(bits).reshape(len(candidates), width).astype(np.float32).T
+        (PRECISION - np.log2(tables(law, sums, np.full(len(sums), half)))).astype(np.float32)[picked]
+        for half in range(1 if halves is None else 2)
+    ]  # (A, K, N) each
+    costs = np.stack(bits, axis=1).reshape(len(candidates), -1)
+    cells = kind_of * law.num_symbols + (offsets - law.low)
+    if halves is not None:
+        cells = cells + len(kinds) * law.num_symbols * halves.astype(np.int64)
+    width = costs.shape[1]
+    elements = np.empty((len(rows), len(candidates)), dtype=np.float32)
+    at_once = max(1, _CELLS_AT_ONCE // width)
+    for start in range(0, len(rows), at_once):
+        some = cells[start : start + at_once]
+        flat = (some + width * np.arange(len(some))[:, None]).reshape(-1)
+        counts = np.bincount(flat, minlength=len(some) * width).reshape(len(some), width)
+        elements[start : start + at_once] = counts.astype(np.float32) @ costs.T
     classes = _cheapest(elements, candidates, elements.argmin(axis=1))
     smallest = int(classes.min())
     scale = min(max(law.scale + SCALE_STEPS // CLASS_STEPS * smallest, 0), MAX_SCALE)
@@ -245,19 +255,22 @@ def _classes(
     power = np.square(levels)
     mean = float(power.mean())
     num_rows, num_columns = power.shape
-    # Where rounding leaves next to nothing but zeros, an element says little about the scale of its row or column.
+    by_rows, by_columns = power.mean(axis=1), power.mean(axis=0)
+    # Where rounding leaves next to nothing but zeros, an element says little about the scale of its column or row.
     live_rows, live_columns = np.ones(num_rows, dtype=np.float32), np.ones(num_columns, dtype=np.float32)
     if mean > _LOW_RATE:
-        live_rows[power.mean(axis=1) <= _LOW_RATE] = 0
-        live_columns[power.mean(axis=0) <= _LOW_RATE] = 0
-        power -= np.float32(1 / 12)  # of rounding; what is left is the variance of the weights
+        live_rows[by_rows <= _LOW_RATE] = 0
+        live_columns[by_columns <= _LOW_RATE] = 0
+    added_rows, added_columns = _added_by_rounding(by_rows, num_columns), _added_by_rounding(by_columns, num_rows)
     floor = np.float32(4.0**-_FARTHEST_OCTAVE)
 
     def of_rows(variance_columns: np.ndarray) -> np.ndarray:
-        return np.maximum(power @ (live_columns / variance_columns) / max(live_columns.sum(), 1), floor * mean)
+        shares = live_columns / variance_columns / max(live_columns.sum(), 1)
+        return np.maximum(_by_rows(power, shares) - added_rows * shares.sum(), floor * mean)
 
     def of_columns(variance_rows: np.ndarray) -> np.ndarray:
-        return np.maximum((live_rows / variance_rows) @ power / max(live_rows.sum(), 1), floor)
+        shares = live_rows / variance_rows / max(live_rows.sum(), 1)
+        return np.maximum(_by_columns(shares, power) - added_columns * shares.sum(), floor)
 
     variance_rows, variance_columns = np.full(num_rows, mean, np.float32), np.ones(num_columns, np.float32)
     for _ in range(5 if by_row and by_column else 1):
@@ -272,6 +285,25 @@ def _classes(
             columns = _assign(of_columns(variance_rows), num_rows)
             variance_columns = (4.0 ** (columns / CLASS_STEPS)).astype(np.float32)
     return rows - rows.min(), columns - columns.min()
+
+
+def _added_by_rounding(
+    mean_squares: np.ndarray,  # (n,) of integers
+    num_each: int,
+) -> np.ndarray:  # (n,)
+    """Mean squares of rounded Gaussians less the variances before: 1/12, and far below 0 where few round up."""
+    log_squares, added = _rounded_gaussians()
+    return np.interp(np.log2(np.maximum(mean_squares, 0.5 / num_each)), log_squares, added).astype(np.float32)
+
+
+@functools.cache
+def _rounded_gaussians() -> tuple[np.ndarray, np.ndarray]:
+    """Gaussians rounded to integers: log2 of their mean squares, ascending, and the mean square less the variance."""
+    sigmas = 2.0 ** np.arange(-3, 1, 1 / 16)
+    steps = np.arange(1, 32)[:, None]
+    beyond = np.vectorize(math.erfc)((steps - 0.5) / (sigmas * math.sqrt(2)))  # probability that |integer| >= step
+    squares = ((2 * steps - 1) * beyond).sum(axis=0)
+    return np.log2(squares), squares - sigmas**2
 
 
 def _assign(
@@ -301,6 +333,16 @@ def _cheapest(
     return candidates[chosen]
 
 
+def _by_rows(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """(R, C) times (C,). Not by BLAS: its threads stand in each other's way where tensors are coded side by side."""
+    return np.asarray(np.einsum("rc,c->r", matrix, vector))
+
+
+def _by_columns(vector: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(R,) times (R, C)."""
+    return np.asarray(np.einsum("r,rc->c", vector, matrix))
+
+
 def _rank_one(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(R,) coefficients and (C,) mean of a rank-one part worth its bits; None when there is none."""
     num_columns = offsets.shape[1]
@@ -309,14 +351,14 @@ def _rank_one(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     units = levels / np.maximum(norms, 1e-9)[:, None].astype(np.float32)
     direction = units[norms.argmax()]
     for _ in range(10):
-        direction = units.T @ (units @ direction)
+        direction = _by_columns(_by_rows(units, direction), units)
         direction /= max(float(np.linalg.norm(direction)), 1e-30)
-    shares = np.square(units @ direction, dtype=np.float64)
+    shares = np.square(_by_rows(units, direction), dtype=np.float64)
     gains = -0.5 * num_columns * np.log2(1 - np.minimum(shares, 0.9999)) - 6
     if np.maximum(gains, 0).sum() < 8 * num_columns:
         return None
     mean = np.rint(direction * (_MEAN_PEAK / np.abs(direction).max())).astype(np.int64)
-    exact = (levels @ mean.astype(np.float32)) / float(mean @ mean)
+    exact = _by_rows(levels, mean.astype(np.float32)) / float(np.square(mean).sum())
     # A coefficient need be no finer than what is left around the mean.
     left = norms * np.sqrt((1 - np.minimum(shares, 0.9999)) / num_columns)
     step = 0.5 * float(np.median(left[gains > 0])) / _MEAN_PEAK

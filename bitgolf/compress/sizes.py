@@ -44,7 +44,7 @@ def entropy_bits(
     codes: np.ndarray,  # any shape, int8 or int16
 ) -> float:
     """Order-0 entropy of `codes`, in bits for all of them together."""
-    flat = codes.reshape(-1).astype(np.int64)
+    flat = codes.reshape(-1).astype(np.int32, copy=False)
     counts = np.bincount(flat - flat.min()).astype(np.float64)
     present = counts[counts > 0]
     return float((present * (np.log2(flat.size) - np.log2(present))).sum())

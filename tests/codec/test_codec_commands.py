@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_run import cli, documents, done, file_digest, refused
 
-from bitgolf import commands_codec
 from bitgolf.codec import CodecModel
 from bitgolf.codec import text as codec_text
+from bitgolf.commands import codec as commands_codec
 
 TEXT = documents()[3][:260].encode() + b"\xff\0\r\n"
 

@@ -55,16 +55,54 @@ def test_lands_within_the_slack(cap: int, start: float, bend: float, rough: int,
         rate = math.log1p(math.exp(-(x - 1) * math.log(2) / 2)) / math.log(2)  # bits a weight
         return fixed + int(num_weights / 8 * rate * (1 + bend * math.exp(-rate))) + hash(round(x * 1e6)) % (rough + 1)
 
-    landing = land(size, cap, start=start, num_weights=num_weights, slack=400, max_passes=40, lowest=-40, highest=30)
+    def straight(x: float) -> float:  # a forecast of the wrong level that knows nothing of the bend
+        return cap - 200 + (start - x) * num_weights / 16
+
+    landing = land(size, cap, forecast=straight, slack=400, reach=0, max_passes=40, lowest=-40, highest=30)
     assert landing is not None and cap - 400 <= landing.size <= cap
     assert size(landing.log2_theta) == landing.size and (landing.log2_theta, landing.size) in landing.passes
     assert len(landing.passes) <= 14
 
 
+@settings(max_examples=100, deadline=None)
+@given(cap=st.integers(8_000_000, 20_000_000), level=st.floats(-0.03, 0.03), slope=st.floats(0.94, 1.06))
+def test_a_good_forecast_needs_three_files(cap: int, level: float, slope: float) -> None:
+    """Level off by 3 %, slope by 6 %: within reach of single tensors after three whole files at most."""
+
+    def size(x: float) -> int:
+        return int(60_000 + 36e6 / 8 * math.log2(1 + 2 ** (-x / 2)) + hash(round(x * 1e6)) % 200)
+
+    def forecast(x: float) -> float:
+        return level * cap + slope * 36e6 / 8 * math.log2(1 + 2 ** (-x / 2))
+
+    landing = land(size, cap, forecast=forecast, slack=500, reach=4000, max_passes=3, lowest=-40, highest=30)
+    assert landing is not None and abs(landing.size - (cap - 250)) <= 4000
+    assert (landing.log2_theta, landing.size) == landing.passes[-1]
+
+
+def test_what_is_in_reach_ends_the_search_above_the_cap_or_below() -> None:
+    for off in (-3_000, 3_000):
+        landing = land(
+            lambda x, off=off: int(2_000_000 - 62_500 * x) + off, 1_654_321, forecast=lambda x: 2_000_000 - 62_500 * x,
+            slack=500, reach=3_500, max_passes=9, lowest=-20, highest=20,
+        )  # fmt: skip
+        assert (
+            landing is not None and len(landing.passes) == 1 and landing.size == pytest.approx(1_654_071 + off, abs=2)
+        )
+
+
+def test_no_files_are_wasted_on_a_jump() -> None:
+    landing = land(
+        lambda x: int(2_000_000 - 62_500 * x) + 9_000 * (x < 5.57), 1_655_000,
+        forecast=lambda x: 2_000_000 - 62_500 * x, slack=500, reach=0, max_passes=30, lowest=-20, highest=20,
+    )  # fmt: skip
+    assert landing is not None and 1_655_000 - 4_000 < landing.size < 1_655_000 - 500 and len(landing.passes) <= 14
+
+
 def test_a_linear_size_needs_three_passes() -> None:
     landing = land(
-        lambda x: int(2_000_000 - 62_500 * x), 1_654_321, start=0.0, num_weights=1_000_000, slack=500, max_passes=9,
-        lowest=-20, highest=20,
+        lambda x: int(2_000_000 - 62_500 * x), 1_654_321, forecast=lambda x: -62_500 * x, slack=500, reach=0,
+        max_passes=9, lowest=-20, highest=20,
     )  # fmt: skip
     assert landing is not None and 0 <= 1_654_321 - landing.size <= 500 and len(landing.passes) == 2
 
@@ -72,8 +110,8 @@ def test_a_linear_size_needs_three_passes() -> None:
 def test_bounds_end_the_search() -> None:
     def land_between(cap: int) -> object:
         return land(
-            lambda x: int(1000 - 100 * x), cap, start=0.0, num_weights=1600, slack=5, max_passes=30, lowest=-3,
-            highest=3,
+            lambda x: int(1000 - 100 * x), cap, forecast=lambda x: -100 * x, slack=5, reach=0, max_passes=30,
+            lowest=-3, highest=3,
         )  # fmt: skip
 
     assert land_between(699) is None  # even the coarsest has 700 bytes

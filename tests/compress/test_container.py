@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from surgery import unbounded
 
-from bitgolf.compress import container, header, streams
+from bitgolf.compress import coder, container, header, streams
 from bitgolf.compress.compressors import compress, compressor_names, missing_package
 from bitgolf.compress.container import encode_artifact, predict_bytes, read_artifact, read_stored, write_artifact
 from bitgolf.compress.sizes import entropy_bits, share_out
@@ -130,6 +131,21 @@ def test_range_falls_back_where_codes_repeat() -> None:
     assert sizes.streams["codes/g"] < 1.1 * len(compress("zstd", pattern.numpy().tobytes()))
     assert predict_bytes({"w": tensor})["codes/g"] == sizes.streams["codes/g"]
     assert torch.equal(read_artifact(data).tensors["w"], tensor.restore())
+
+
+def test_a_coder_that_loses_a_weight_is_caught_when_it_writes(
+    rich_contents: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = coder.encode_matrices
+
+    def lossy(matrices: Sequence[coder.Matrix]) -> bytes:
+        first = matrices[0].codes.copy()
+        first[0, 0] ^= 1
+        return encode([replace(matrices[0], codes=first), *matrices[1:]])
+
+    monkeypatch.setattr(coder, "encode_matrices", lossy)
+    with pytest.raises(AssertionError, match="does not give an array of"):
+        encode_artifact(**rich_contents, compressor="range")
 
 
 @settings(max_examples=30, deadline=None)

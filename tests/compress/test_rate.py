@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bitgolf.compress.allocate import Rated, equal_slope_steps
 from bitgolf.compress.quantize import QuantizedTensor
@@ -42,7 +45,14 @@ def test_the_file_fills_any_cap(bits: float, trellis: int) -> None:
     tensors = model()
     weights = sum(t.weight.numel() for t in tensors.values())
     cap = FIXED + int(weights * bits / 8)
-    filled = fill(tensors, ideal, cap, replace(PLAIN, trellis=trellis, column_steps=True))
+    sizes: list[int] = []
+
+    def encode(quantized: dict[str, QuantizedTensor]) -> bytes:
+        sizes.append(len(ideal(quantized)))
+        return ideal(quantized)
+
+    filled = fill(tensors, encode, cap, replace(PLAIN, trellis=trellis, column_steps=True))
+    assert len(sizes) <= 4, sizes
     assert cap - SLACK <= len(filled.data) <= cap
     assert ideal(filled.tensors) == filled.data and filled.tensors.keys() == tensors.keys()
     for name, tensor in filled.tensors.items():
@@ -50,6 +60,23 @@ def test_the_file_fills_any_cap(bits: float, trellis: int) -> None:
         assert (tensor.column_scales is None) == (name == "table")
     total = sum(choice["predicted_nats"] for choice in filled.choices.values())
     assert filled.predicted_nats == pytest.approx(total)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), roughness=st.sampled_from([600, 3_000, 20_000]), bits=st.floats(1.0, 6.0))
+def test_sizes_however_rough_never_exceed_the_cap(seed: int, roughness: int, bits: float) -> None:
+    tensors = model(rows=64)
+    cap = FIXED + int(4 * 64 * 48 * bits / 8)
+
+    def rough(quantized: dict[str, QuantizedTensor]) -> bytes:
+        steps = [f"{t.grid.step:.3g}" for t in quantized.values()]  # type: ignore[union-attr]
+        noise = zlib.crc32(f"{seed} {steps}".encode()) % roughness
+        return bytes(len(ideal(quantized)) + noise * any(bool(t.codes.any()) for t in quantized.values()))
+
+    filled = fill(tensors, rough, cap, PLAIN)
+    assert len(filled.data) <= cap and rough(filled.tensors) == filled.data
+    for name, tensor in filled.tensors.items():
+        assert tensor.grid.step == filled.choices[name]["step"]  # type: ignore[union-attr]
 
 
 def test_no_exchange_of_bytes_lowers_the_loss() -> None:
@@ -99,3 +126,17 @@ def test_caps_out_of_reach() -> None:
     assert len(zero.data) == FIXED and all(not t.codes.any() for t in zero.tensors.values())
     finest = fill(model(), ideal, 10_000_000, PLAIN)  # more than codes can use: the finest there is
     assert len(finest.data) < 10_000_000 and max(int(t.codes.abs().max()) for t in finest.tensors.values()) > 5_000
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_cannot_be_quantized_is_named_before_anything_is_encoded(bad: float) -> None:
+    def never(_: dict[str, QuantizedTensor]) -> bytes:
+        raise AssertionError("encoded")
+
+    tensors = model()
+    weight = tensors["matrix1"].weight.clone()
+    weight[3, 4] = bad
+    with pytest.raises(ConfigError, match=r"matrix1: .*infinite"):
+        fill(tensors | {"matrix1": replace(tensors["matrix1"], weight=weight)}, never, 20_000, PLAIN)
+    with pytest.raises(ConfigError, match=r"matrix2: .*positive semi-definite"):
+        fill(tensors | {"matrix2": replace(tensors["matrix2"], hessian=-torch.eye(48))}, never, 20_000, PLAIN)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from bitgolf.commands.tables import make_table
 from bitgolf.errors import ConfigError
-from bitgolf.tables import make_table
 
 if TYPE_CHECKING:
     from bitgolf.record.compare import Comparison

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from bitgolf import atomic
-from bitgolf.commands_codec import ask_for_reproducible_cublas
+from bitgolf.commands.codec import ask_for_reproducible_cublas
+from bitgolf.commands.tables import audit_table
 from bitgolf.errors import ConfigError
 from bitgolf.rundir import RunDirectory
-from bitgolf.tables import audit_table
 
 if TYPE_CHECKING:
     from bitgolf.audit import Verdict
