@@ -1,6 +1,7 @@
 """What each step of packing is worth on the weights of a run: bits per byte lost at equal bytes.
 
-    python benchmarks/compress/pipeline.py RUN [--arms NAME,...] [--cap BYTES] [--val-bytes 8000000] [--into FOLDER]
+    python benchmarks/compress/pipeline.py RUN [--arms 'NAME;...'] [--cap BYTES] [--val-bytes 8000000] [--into FOLDER]
+    python benchmarks/compress/pipeline.py --table FOLDER      # README.md of the results in FOLDER
 
 RUN is a run directory with float weights, calibration statistics with curvature (and Fisher statistics), and prepared
 data. The published pipeline of the run's preset comes first (see `published.py`), then the preset's own fixed grids,
@@ -95,15 +96,52 @@ def one_arm(run: RunDirectory, settings: dict[str, str], cap: int | None, device
         }
 
 
+def table(folder: Path) -> str:
+    """Markdown of every result in `folder`."""
+    lines = [
+        "# Packing pipelines on trained weights",
+        "",
+        "Made by `benchmarks/compress/pipeline.py --table`. Tax: packed minus float, chunked, bits per byte.",
+    ]
+    for path in sorted(folder.glob("pipeline-*.json")):
+        found = json.loads(path.read_text())
+        lines += [
+            "",
+            f"## {found['run']}, seed {found['seed']}, cap of {found['cap_bytes']:,} bytes",
+            "",
+            f"{found['val_bytes']:,} bytes of `val`, {found['hardware']}, torch {found['torch']}; float "
+            f"{found['float_chunked_bpb']:.5f}.",
+            "",
+            "| | bytes | bits a weight | packed | tax | predicted | of the published tax | pack s |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        first = found["arms"].get("published", {}).get("tax_bpb")
+        for arm in (name for name in ("published", *ARMS) if name in found["arms"]):
+            row = found["arms"][arm]
+            predicted = "" if row["predicted_tax_bpb"] is None else f"{row['predicted_tax_bpb']:.5f}"
+            share = "" if first is None else f"{row['tax_bpb'] / first:.2f}"
+            lines.append(
+                f"| {arm} | {row['total_bytes']:,} | {row['bits_per_weight']:.3f} | {row['bpb']:.5f} | "
+                f"{row['tax_bpb']:.5f} | {predicted} | {share} | {row['pack_seconds']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--table", type=Path, metavar="FOLDER")
     parser.add_argument("--arms", default=";".join(["published", *ARMS]), help="names, with ; between them")
     parser.add_argument("--cap", type=int, help="bytes of model and code; the run's own by default")
     parser.add_argument("--val-bytes", type=int, default=8_000_000)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
+    if arguments.table:
+        (arguments.table / "README.md").write_text(table(arguments.table))
+        return
+    if arguments.run is None:
+        parser.error("give RUN or --table FOLDER")
     run, name = RunDirectory.open(arguments.run), arguments.device
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     text = Text(run, arguments.val_bytes)
@@ -144,7 +182,8 @@ def main() -> None:
         )
         if arguments.into:
             arguments.into.mkdir(parents=True, exist_ok=True)
-            target = arguments.into / f"pipeline-{run.config.name}-seed{run.config.seed}.json"
+            capped = f"-{arguments.cap}" if arguments.cap else ""
+            target = arguments.into / f"pipeline-{run.config.name}-seed{run.config.seed}{capped}.json"
             target.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -9,6 +9,7 @@ and every rank decides from the same numbers.
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ from bitgolf.train.second_order import curvature_seconds, fisher_seconds
 from bitgolf.train.session import KnownTokens, Reserves, Session
 from bitgolf.train.steps import StepLoop
 from bitgolf.train.trainer import Trainer
+from bitgolf.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +159,10 @@ def describe_run(config: Config, order: RowOrder, world: World, backend: str, co
         "device": device_name(world.device),
         "attention": backend,
         "compiled": compiled,
+        "bitgolf": __version__,
+        "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "train_tokens_available": order.num_tokens,
         "vocab_size": config.model.vocab_size,
     }
