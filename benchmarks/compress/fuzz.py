@@ -14,6 +14,7 @@ import collections
 import json
 import multiprocessing
 import platform
+import queue
 import random
 import resource
 import sys
@@ -78,7 +79,7 @@ def main() -> None:
         while not done:
             try:
                 kind, value = results.get(timeout=60)
-            except Exception:
+            except queue.Empty:
                 faults.append(
                     f"case {last}: the process {'died' if not child.is_alive() else 'hangs'} ({child.exitcode})"
                 )

@@ -241,7 +241,7 @@ class SealedScorer:
 
     def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
         """Not offered: losses alone come back from a sealed process."""
-        raise NotImplementedError
+        raise TypeError("a sealed process gives losses, no distributions")
 
 
 class SealedAdapter:
