@@ -31,15 +31,17 @@ from bitgolf.language_model import load
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.weights import read_tensors
 
+_FIXED = {"pack.method": "gptq", "pack.attention_bits": "0", "pack.mlp_bits": "0", "pack.compressor": "zstd"}
 _RATE = {
     "pack.method": "rate", "pack.prune": "0", "pack.prune_to_fit": "false", "pack.passthrough": "[]",
     "qat.mode": "none", "qat.crown_lambda": "0", "pack.trellis": "0", "pack.column_steps": "false",
-    "pack.compressor": "zstd",
+    "pack.compressor": "zstd", "pack.hessian": "plain", "pack.rate": "0",
 }  # fmt: skip
 _COLUMNS = _RATE | {"pack.compressor": "range", "pack.column_steps": "true"}
 ARMS: dict[str, dict[str, str]] = {
     "preset": {},
     "preset, range coder": {"pack.compressor": "range"},
+    "fixed grids of 4 bits": _FIXED | {"pack.matrix_bits": "4", "pack.embed_bits": "6"},
     "steps by curvature": _RATE,
     "+ range coder": _RATE | {"pack.compressor": "range"},
     "+ column steps": _COLUMNS,
