@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitgolf.config import load_config
+from bitgolf.errors import BitgolfError
 from bitgolf.rundir import RunDirectory
 
 
@@ -58,7 +59,12 @@ def work_off(jobs: Sequence[Job], gpus: Sequence[str], data: Path) -> list[Job]:
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            if not _make(job, gpu, data):
+            try:
+                done = _make(job, gpu, data)
+            except (BitgolfError, OSError) as error:
+                _say(job, gpu, str(error))
+                done = False
+            if not done:
                 failed.append(job)
 
     workers = [threading.Thread(target=worker, args=(gpu,)) for gpu in gpus]

@@ -146,6 +146,9 @@ def main() -> None:
         parser.error("give RUN or --table FOLDER")
     run, name = RunDirectory.open(arguments.run), arguments.device
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    arms = arguments.arms.split(";")
+    if unknown := set(arms) - {"published", *ARMS}:
+        parser.error(f"no arms {'; '.join(sorted(unknown))}; there are published; {'; '.join(ARMS)}")
     text = Text(run, arguments.val_bytes)
     float_weights = read_tensors(run.require("weights.safetensors"), run.path)
     base = text.bpb(run.config, float_weights, device)
@@ -162,8 +165,11 @@ def main() -> None:
     nats_to_bpb = len(text.costs) / float(text.costs.sum()) / 0.6931471805599453
     print(f"{'arm':<22} {'bytes':>11} {'bits/w':>7} {'bpb':>8} {'tax':>8} {'predicted':>9} {'pack s':>7} {'load s':>7}")
     print(f"{'float':<22} {'':>11} {'':>7} {base:8.5f}", flush=True)
-    for arm in arguments.arms.split(";"):
+    for arm in arms:
         try:
+            if arm == "published" and run.config.name not in published.PIPELINE_OF:
+                print(f"{arm:<22} preset {run.config.name} has none")
+                continue
             if arm == "published":
                 found = published.quantized(run, published.PIPELINE_OF[run.config.name], device)
             else:

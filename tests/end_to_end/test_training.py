@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -37,6 +38,13 @@ def timed(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     shutil.copytree(tiny_run / "data", run / "data")
     done("train", run.path)
     return run.path
+
+
+def test_the_log_names_the_software(tiny_run: Path) -> None:
+    start = events(tiny_run, "start")[0]
+    assert start["bitgolf"] == bitgolf.__version__
+    assert start["python"] == platform.python_version()
+    assert (start["torch"], start["cuda"]) == (torch.__version__, torch.version.cuda)
 
 
 def test_the_clock_ends_training_and_calibration_inside_the_budget(timed: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 import zstandard
 from safetensors.torch import load_file
-from tiny_run import documents, read_json
+from tiny_run import documents, done, read_json
 
 import bitgolf
 from bitgolf.config import load_config
@@ -125,6 +126,20 @@ def test_the_batch_does_not_change_the_losses(run_copy: Path) -> None:
     before = np.load(run_copy / "nll.npy")
     rescored(run_copy, score__batch_tokens="192")
     np.testing.assert_allclose(np.load(run_copy / "nll.npy"), before, atol=1e-5)
+
+
+def test_the_last_weights_are_scored_beside_their_average_when_asked(untrained: Callable[..., Path]) -> None:
+    run = untrained(train__ema_decay=0.9, score__last_reference="true")
+    done("train", run)
+    done("pack", run)
+    table = done("score", run).stdout
+    stored = read_json(run / "score.json")
+    before, after = (stored[key]["chunked"]["bpb"] for key in ("last", "float"))
+    assert before != after
+    assert f"{before:.4f}" in table and "last weights, chunked" in table
+    (run / "weights-last.safetensors").replace(run / "weights.safetensors")
+    assert rescored(run, score__last_reference="false")["float"]["chunked"]["bpb"] == before
+    assert read_json(run / "score.json")["last"] == {}
 
 
 def test_without_float_weights_there_is_no_reference(run_copy: Path) -> None:
