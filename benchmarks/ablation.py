@@ -4,9 +4,10 @@
     python benchmarks/ablation.py --table FOLDER
 
 TRUNK is a run whose checkpoint at STEP (see `train.checkpoint_at`) was kept before its late phase began; every arm
-trains on from there under the same clock, with the same data, and is packed and scored chunked. `--into` adds the
-figures to FOLDER/ablation-PRESET-seedN.json; `--table` prints the mean over seeds of each arm's difference from the
-first one, with the standard deviation of the paired differences.
+trains on from there under the same clock, with the same data, and is packed and scored chunked. The arm with the
+trunk's own settings is the trunk itself, if that is scored; what is scored in DIR already is not made again. `--into`
+adds the figures to FOLDER/ablation-PRESET-seedN.json; `--table` prints the mean over seeds of each arm's difference
+from the first one, with the standard deviation of the paired differences.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from jobs import Job, work_off
 
+from bitgolf.config import load_config
 from bitgolf.rundir import RunDirectory
 
 _OFF = {"qat.mode": "none", "qat.crown_lambda": "0"}
@@ -50,14 +52,18 @@ def measure(trunk: str, arms: list[str], out: Path, gpus: list[str], into: Path 
         )
         for arm in arms
     }
-    failed = work_off(list(jobs.values()), gpus, run / "data")
+    made = {arm: job.run for arm, job in jobs.items() if (job.run / "score.json").exists()}
+    if (run / "score.json").exists():
+        made |= {arm: path for arm in arms if load_config(str(run / "config.toml"), ARMS[arm]) == run.config}
+    failed = work_off([job for arm, job in jobs.items() if arm not in made], gpus, run / "data")
     found = {}
     print(f"{'arm':<28} {'last':>8} {'average':>8} {'packed':>8} {'tax':>8} {'bytes':>11} {'steps':>6}")
     for arm, job in jobs.items():
         if job in failed:
             continue
-        score, pack = (json.loads((job.run / f"{name}.json").read_text()) for name in ("score", "pack"))
-        end = json.loads((job.run / "train.jsonl").read_text().splitlines()[-1])
+        at = made.get(arm, job.run)
+        score, pack = (json.loads((at / f"{name}.json").read_text()) for name in ("score", "pack"))
+        end = json.loads((at / "train.jsonl").read_text().splitlines()[-1])
         found[arm] = {
             "last_bpb": score["last"]["chunked"]["bpb"],
             "average_bpb": score["float"]["chunked"]["bpb"],
