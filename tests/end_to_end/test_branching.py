@@ -16,6 +16,7 @@ from tiny_run import MAX_STEPS, cli, done, events, read_json, refused, settings,
 from bitgolf.config import load_config
 from bitgolf.rundir import RunDirectory
 from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.steps import StepLoop
 
 Make = Callable[..., Path]
 STEPS = 20
@@ -59,6 +60,23 @@ def test_kept_checkpoints_change_nothing_and_stand_among_others(untrained: Make,
     assert [name for name in names if name.endswith("-kept")] == [f"step-000000{n}-kept" for n in (10, 24, MAX_STEPS)]
     assert len(names) == 5  # and the newest two of the others
     assert weights_digest(run) == weights_digest(tiny_run)
+
+
+def test_no_fraction_is_kept_twice_when_a_newer_reading_of_the_clock_falls_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind: list[float] = [0.0]
+    fraction, drain = StepLoop._fraction, StepLoop._drain
+
+    def drain_and_fall_back(loop: StepLoop) -> None:
+        drain(loop)
+        behind[0] = 0.06
+
+    monkeypatch.setattr(StepLoop, "_drain", drain_and_fall_back)
+    monkeypatch.setattr(StepLoop, "_fraction", lambda loop: fraction(loop) - behind[0])
+    run = make("back", train__checkpoint_at=[0.25, 0.6])
+    done("train", run)
+    assert [event["step"] for event in events(run, "checkpoint")] == [5, 14]
 
 
 @pytest.mark.parametrize("spec", ["newest", "step"])
