@@ -54,7 +54,7 @@ def measure(trunk: str, arms: list[str], out: Path, gpus: list[str], into: Path 
     }
     made = {arm: job.run for arm, job in jobs.items() if (job.run / "score.json").exists()}
     if (run / "score.json").exists():
-        made |= {arm: path for arm in arms if load_config(str(run / "config.toml"), ARMS[arm]) == run.config}
+        made |= {arm: run.path for arm in arms if load_config(str(run / "config.toml"), ARMS[arm]) == run.config}
     failed = work_off([job for arm, job in jobs.items() if arm not in made], gpus, run / "data")
     found = {}
     print(f"{'arm':<28} {'last':>8} {'average':>8} {'packed':>8} {'tax':>8} {'bytes':>11} {'steps':>6}")
