@@ -184,17 +184,18 @@ class _Search:
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from error
         self.rated, self.sources = prices(self.tensors, self.settings)
-        reach = {name: max(float(tensor.weight.abs().max()), 1e-6) for name, tensor in self.tensors.items()}
+        self.names = list(self.rated)
+        spreads, reach = [], {}
+        for name, tensor in self.tensors.items():
+            factor = self._factor(tensor)
+            column_scales = self._steps(tensor, 1.0).column_scales(tensor.weight, None, factor)
+            spreads.append(spread(tensor.weight, column_scales, factor))
+            in_steps = tensor.weight if column_scales is None else tensor.weight / column_scales.to(tensor.weight)
+            reach[name] = max(float(in_steps.abs().max()), 1e-6)
         slope = {name: price.nats_per_squared_step / price.num_weights for name, price in self.rated.items()}
         # The thetas at which every weight is zero, and at which the first tensor runs out of codes.
         self.coarsest = max(2 * math.log2(8 * reach[name]) + math.log2(slope[name]) for name in slope)
         self.finest = max(2 * math.log2(reach[name] / _CODE_REACH) + math.log2(slope[name]) for name in slope)
-        self.names = list(self.rated)
-        spreads = []
-        for tensor in self.tensors.values():
-            factor = self._factor(tensor)
-            column_scales = self._steps(tensor, 1.0).column_scales(tensor.weight, None, factor)
-            spreads.append(spread(tensor.weight, column_scales, factor))
         sizes = [price.num_weights for price in self.rated.values()]
         self.forecast = Forecast(spreads, sizes, self.settings.trellis)
 

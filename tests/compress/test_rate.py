@@ -128,6 +128,16 @@ def test_caps_out_of_reach() -> None:
     assert len(finest.data) < 10_000_000 and max(int(t.codes.abs().max()) for t in finest.tensors.values()) > 5_000
 
 
+def test_the_finest_file_has_room_for_the_finest_columns() -> None:
+    """Pivots of very unequal inputs make steps that differ by far more than weights do."""
+    tensors = model()
+    scales = torch.logspace(-3, 0, 48)
+    hessian = torch.diag(scales.square()) + 1e-9 * torch.eye(48)
+    tensors["matrix1"] = replace(tensors["matrix1"], hessian=hessian)
+    finest = fill(tensors, ideal, 10_000_000, replace(PLAIN, column_steps=True, damping=1e-6))
+    assert 5_000 < max(int(t.codes.abs().max()) for t in finest.tensors.values()) <= 32_767
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_cannot_be_quantized_is_named_before_anything_is_encoded(bad: float) -> None:
     def never(_: dict[str, QuantizedTensor]) -> bytes:
