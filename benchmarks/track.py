@@ -6,13 +6,13 @@ runs). A run is made with `bitgolf run PRESET --out DIR --data.source ... --data
 side on the GPUs of one machine, on text that `bitgolf prepare` wrote; then they are collected:
 
     python benchmarks/track.py run PRESET[:SEED]... --data FOLDER --out DIR [--gpus 0,1] [--set KEY=VALUE]...
-    python benchmarks/track.py collect DIR [--into benchmarks/results/one-gpu-track] [--commit HASH] [--float-bpb BPB]
+    python benchmarks/track.py collect DIR [--into FOLDER] [--commit HASH] [--float-bpb BPB] [--note TEXT]
     python benchmarks/track.py table
 
 `collect` copies configuration, log, scores and audit, and writes `summary.json` from them; `table` writes README.md.
 Runs that are compared with published systems use the challenge's lossy tokenizer and its byte accounting on the first
 8 MB of `val`; they have a table of their own. `--float-bpb` gives the chunked score of the float weights where it was
-made apart from the run.
+made apart from the run, `--note` what a reader of the figures should know.
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ def quick_bpb(run: RunDirectory) -> tuple[float, int]:
     return score.bpb, score.bytes
 
 
-def collect(path: Path, into: Path, commit: str, float_bpb: float | None = None) -> Path:
+def folder_name(preset: str, seed: int, accounting: str) -> str:
+    """Where a run is collected: a preset may be trained on the text of either tokenizer."""
+    return f"{preset}-seed{seed}" + ("" if accounting == "challenge" else "-lossless")
+
+
+def collect(path: Path, into: Path, commit: str, float_bpb: float | None = None, note: str = "") -> Path:
     """Copy what documents the run at `path` into a folder of `into` and write its summary."""
     run = RunDirectory.open(path)
     score, pack = (json.loads(run.require(f"{name}.json").read_text()) for name in ("score", "pack"))
@@ -61,7 +66,7 @@ def collect(path: Path, into: Path, commit: str, float_bpb: float | None = None)
         float_bpb = score["float"]["chunked"]["bpb"]
     is_quick = score["val_bytes"] < 1.01 * QUICK_BYTES
     quick, quick_bytes = (score["headline_bpb"], score["val_bytes"]) if is_quick else quick_bpb(run)
-    target = into / f"{run.config.name}-seed{run.config.seed}"
+    target = into / folder_name(run.config.name, run.config.seed, score["accounting"])
     target.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (run / name).exists():
@@ -100,6 +105,7 @@ def collect(path: Path, into: Path, commit: str, float_bpb: float | None = None)
         "compressors": score["compressors"],
         "accounting": score["accounting"],
         "audit": {check["name"]: check["verdict"] for check in audit["checks"]},
+        "note": note,
     }
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return target
@@ -121,7 +127,7 @@ def rows_of(summaries: list[dict[str, Any]]) -> list[str]:
         verdicts = list(row["audit"].values())
         told = f"{verdicts.count('PASS')} of {len(verdicts)} PASS" if verdicts else "not made"
         methods = row.get("methods", {row["headline"]: row["headline_bpb"]})
-        name = f"{row['preset']}-seed{row['seed']}"
+        name = folder_name(row["preset"], row["seed"], row["accounting"])
         lines.append(
             f"| [{row['preset']}, seed {row['seed']}]({name}/) | {row['commit']} | {row['parameters']:,} | "
             f"{row['tokens_per_second']:,.0f} | {row['steps']:,} | {figure(row.get('last_chunked_bpb'))} | "
@@ -131,7 +137,8 @@ def rows_of(summaries: list[dict[str, Any]]) -> list[str]:
             f"({row['calibration_seconds']:.1f}) | {row.get('pack_seconds', 0) or '-':.3} | "
             f"{row['eval_seconds']:.1f} | {row['peak_memory_mib']:,.0f} | {told} |"
         )
-    return lines
+    notes = [f"- {row['preset']}, seed {row['seed']}: {row['note']}" for row in summaries if row.get("note")]
+    return [*lines, *(["", *notes] if notes else [])]
 
 
 def table(results: Path) -> str:
@@ -173,6 +180,7 @@ def main() -> None:
     sub.add_argument("--into", type=Path, default=RESULTS)
     sub.add_argument("--commit", default="unknown")
     sub.add_argument("--float-bpb", type=float)
+    sub.add_argument("--note", default="")
     commands.add_parser("table")
     arguments = parser.parse_args()
     if arguments.command == "run":
@@ -186,7 +194,7 @@ def main() -> None:
         if failed := work_off(jobs, arguments.gpus.split(","), arguments.data):
             parser.exit(1, f"{len(failed)} of {len(jobs)} runs failed\n")
     elif arguments.command == "collect":
-        print(collect(arguments.run, arguments.into, arguments.commit, arguments.float_bpb))
+        print(collect(arguments.run, arguments.into, arguments.commit, arguments.float_bpb, arguments.note))
     else:
         (RESULTS / "README.md").write_text(table(RESULTS))
         print(RESULTS / "README.md")

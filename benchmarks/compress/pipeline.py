@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import tempfile
 import time
@@ -126,7 +127,44 @@ def table(folder: Path) -> str:
                 f"| {arm} | {row['total_bytes']:,} | {row['bits_per_weight']:.3f} | {row['bpb']:.5f} | "
                 f"{row['tax_bpb']:.5f} | {predicted} | {share} | {row['pack_seconds']:.0f} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *at_published_tax(folder)]) + "\n"
+
+
+def at_published_tax(folder: Path) -> list[str]:
+    """Markdown: how many parameters the cap holds when packing loses what the published pipeline loses.
+
+    Between two caps the logarithm of the tax of "+ Fisher" is taken to be linear in the bits a weight (theory: a
+    factor of 4 a bit); parameters are those of the run, times the bits of the packed file over the bits needed.
+    """
+    by_run: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("pipeline-*.json")):
+        found = json.loads(path.read_text())
+        by_run.setdefault((found["run"], found["seed"], found["val_bytes"]), []).append(found)
+    lines = []
+    for (run, seed, _), files in by_run.items():
+        published = next((file["arms"]["published"] for file in files if "published" in file["arms"]), None)
+        ours = [file["arms"]["+ Fisher"] for file in files if "+ Fisher" in file["arms"]]
+        ours.sort(key=lambda arm: arm["total_bytes"])
+        if published is None or len(ours) < 2:
+            continue
+        rough, fine = ours[0], ours[-1]
+        slope = math.log(rough["tax_bpb"] / fine["tax_bpb"]) / (fine["bits_per_weight"] - rough["bits_per_weight"])
+        bits = fine["bits_per_weight"] - math.log(published["tax_bpb"] / fine["tax_bpb"]) / slope
+        lines.append(
+            f"| {run}, seed {seed} | {published['tax_bpb']:.5f} | {published['bits_per_weight']:.2f} | {bits:.2f} | "
+            f"{math.exp(slope):.2f} | {fine['bits_per_weight'] / bits - 1:+.0%} |"
+        )
+    head = [
+        "",
+        "## At the published tax",
+        "",
+        "Bits a weight at which the whole pipeline loses what the published one loses, between the caps above, and how",
+        "many more parameters a file as large as the largest of these holds then.",
+        "",
+        "| run | tax | published bits | bits needed | tax a bit, factor | parameters that fit |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    return [*head, *lines] if lines else []
 
 
 def main() -> None:
