@@ -43,6 +43,11 @@ def test_a_config_cannot_be_changed() -> None:
         ({"train.batch_tokens": "1000"}, ["batch_tokens 1000", "multiple of seq_len 256"]),
         ({"score.stride": "512"}, ["stride 512", "256"]),
         ({"pack.compressor": "rar"}, ["pack.compressor", "rar", "zstd"]),
+        ({"score.methods": "[]"}, ["score: methods []", "chunked", "sliding"]),
+        ({"score.methods": '["sliding", "sliding"]'}, ["score: methods", "each once"]),
+        ({"pack.percentiles": "[]"}, ["pack: percentiles []", "one or more"]),
+        ({"pack.percentiles": "[0.99, 1.5]"}, ["pack: percentiles [0.99, 1.5]", "at most 1"]),
+        ({"pack.percentiles": "[0]"}, ["pack: percentiles [0.0]", "above 0"]),
         ({"budget.artifact_bytes": "0"}, ["budget.artifact_bytes", "greater than or equal to 1"]),
     ],
 )
@@ -70,6 +75,9 @@ def test_a_toml_file_is_a_preset_and_its_unknown_keys_are_errors(tmp_path) -> No
         load_config(str(path))
     path.write_text("[train\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(str(path))
+    path.write_bytes(b'name = "caf\xe9"\n')
+    with pytest.raises(ConfigError, match=r"mine\.toml is not UTF-8"):
         load_config(str(path))
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(str(tmp_path / "none.toml"))

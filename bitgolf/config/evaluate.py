@@ -21,6 +21,12 @@ class ScoreConfig(Section):
     compile: bool = Field(True, description="torch.compile the scorer (CUDA only)")
     compressors: bool = Field(True, description="also compress the text with zstd-22 and xz-9, for comparison")
 
+    @model_validator(mode="after")
+    def _methods_are_named(self) -> Self:
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods {list(self.methods)} must name chunked, sliding or both, each once")
+        return self
+
 
 LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
 

@@ -36,7 +36,10 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
         path = Path(preset)
         if not path.is_file():
             raise ConfigError(f"configuration file {preset} does not exist")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{preset} is not UTF-8, as TOML is: {error}") from error
     else:
         if preset not in preset_names():
             raise ConfigError(

@@ -50,6 +50,12 @@ class PackConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _percentiles_are_shares(self) -> Self:
+        if not self.percentiles or not all(0 < share <= 1 for share in self.percentiles):
+            raise ValueError(f"percentiles {list(self.percentiles)} must be one or more numbers above 0, at most 1")
+        return self
+
+    @model_validator(mode="after")
     def _patterns_name_something(self) -> Self:
         if not all(pattern.strip() for pattern in self.passthrough) or len(set(self.passthrough)) < len(
             self.passthrough
