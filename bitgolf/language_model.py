@@ -187,12 +187,17 @@ def load(path: str | Path, device: str | torch.device = "auto", attention: str =
         raise ArtifactError(
             f"{path}: the tokenizer inside has {tokenizer.vocab_size} pieces, the model {config.vocab_size}"
         )
-    with torch.device("meta"):  # sizes first: a damaged header must not make this process allocate them
-        _check_tensors(dict(GPT(config, window).named_parameters()), artifact.tensors, str(path))
+    check_tensors(config, window, artifact.tensors, str(path))
     place = choose_device(device) if isinstance(device, str) else device
     model, backend = build_model(config, window, place, attention)
     load_weights_(model, artifact.tensors, str(path))
     return LanguageModel(model, tokenizer, window, stride, backend)
+
+
+def check_tensors(config: ModelConfig, window: int, tensors: dict[str, Tensor], origin: str) -> None:
+    """Raise ArtifactError unless `tensors` have the names and shapes of the model that `config` describes."""
+    with torch.device("meta"):  # sizes first: a damaged header must not make this process allocate them
+        _check_tensors(dict(GPT(config, window).named_parameters()), tensors, origin)
 
 
 @torch.no_grad()

@@ -26,7 +26,8 @@ from bitgolf.compress.rate import Priced, Settings, fill
 from bitgolf.compress.sizes import ArtifactSizes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
-from bitgolf.errors import BudgetError, RunError
+from bitgolf.errors import ArtifactError, BudgetError, RunError
+from bitgolf.language_model import check_tensors
 from bitgolf.progress import Progress, silent
 from bitgolf.roles import grid_of, require_passthrough_names, role
 from bitgolf.rundir import RunDirectory
@@ -48,13 +49,15 @@ def pack(
         device: where GPTQ runs.
         artifact_bytes: cap to use instead of the configured one.
     Raises:
+        ArtifactError: the weights are not those of the configured model, or not finite; an earlier artifact stays.
         BudgetError: code and model together exceed the cap, with the difference; an earlier artifact stays.
         ConfigError: a setting that does not fit the weights.
-        RunError: a product is missing.
+        RunError: a product is missing or damaged.
     """
-    config = run.config
+    config, budget = run.config, run.budget()
     begin = time.perf_counter()
     read = read_tensors(run.require("weights.safetensors"), run.path)
+    check_tensors(config.model, config.window, read, str(run / "weights.safetensors"))
     require_passthrough_names(read, config.pack)
     for sentence in idle_packing(config.pack, {name: tuple(weight.shape) for name, weight in read.items()}):
         log.warning("no effect: %s", sentence)
@@ -121,7 +124,6 @@ def pack(
             },
         },
     )
-    budget = run.budget()
     budget.forget("pack")
     budget.charge("artifact_bytes", "pack", "model", model_bytes)
     budget.charge("artifact_bytes", "pack", "code", code)
@@ -147,9 +149,8 @@ def _encode(run: RunDirectory, weights: dict[str, Tensor], quantized: Iterable[Q
     """The artifact: quantized tensors as they are, all other weights in float."""
     config = run.config
     by_name = {tensor.name: tensor for tensor in quantized}
-    plain = StoredTensor.fp32 if config.pack.method == "lossless" else StoredTensor.fp16
     stored = {
-        name: by_name[name].stored(role(name)) if name in by_name else plain(weight, role(name))
+        name: by_name[name].stored(role(name)) if name in by_name else _in_float(name, weight, config.pack.method)
         for name, weight in weights.items()
     }
     tokenizer = open_data(run.require("data")).tokenizer
@@ -167,6 +168,15 @@ def _encode(run: RunDirectory, weights: dict[str, Tensor], quantized: Iterable[Q
         compressor=config.pack.compressor,
     )
     return _Packed(artifact, sizes, by_name, stored)
+
+
+def _in_float(name: str, weight: Tensor, method: str) -> StoredTensor:
+    """A tensor that goes on no grid. Raises ArtifactError that names it when its values do not fit the format."""
+    plain = StoredTensor.fp32 if method == "lossless" else StoredTensor.fp16
+    try:
+        return plain(weight, role(name))
+    except ArtifactError as error:
+        raise ArtifactError(f"{name}: {error}") from error
 
 
 def _fill(

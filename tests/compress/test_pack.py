@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_run import PRESET, read_json
+from safetensors.torch import load_file, save_file
+from tiny_run import PRESET, read_json, tree_digest
 
 from bitgolf.compress.container import read_artifact
 from bitgolf.compress.pack import pack
 from bitgolf.config import load_config
 from bitgolf.data.shards import TokenShards
-from bitgolf.errors import BudgetError, ConfigError, RunError
+from bitgolf.errors import ArtifactError, BudgetError, ConfigError, RunError
 from bitgolf.grid import Grid
 from bitgolf.roles import is_table, role
 from bitgolf.rundir import RunDirectory
@@ -102,6 +102,41 @@ def test_gptq_does_better_than_rounding_on_the_outputs_of_the_layers(trained: Ma
     ratios = [t["hessian_error"] / t["rtn_hessian_error"] for t in figures if t["rtn_hessian_error"]]
     assert len(ratios) > 8
     assert np.mean(ratios) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda weights: weights.pop("blocks.1.resid_mix"), ["weights.safetensors", "'blocks.1.resid_mix'"]),
+        (lambda weights: weights.update(extra=torch.ones(3)), ["weights.safetensors", "'extra'"]),
+        (lambda weights: weights.update(embedding=torch.ones(8, 64)), ["'embedding' is (8, 64)", "(384, 64)"]),
+        (lambda weights: weights["blocks.0.attention.q_gain"].fill_(torch.nan), ["blocks.0.attention.q_gain: ", "NaN"]),
+    ],
+)
+def test_weights_that_no_reader_could_use_leave_the_earlier_artifact(
+    trained: Make, damage: Callable[[dict[str, torch.Tensor]], object], words: list[str]
+) -> None:
+    run = trained()
+    pack(run, CPU)
+    weights = load_file(run / "weights.safetensors")
+    damage(weights)
+    save_file(weights, run / "weights.safetensors")
+    before = tree_digest(run.path)
+    with pytest.raises(ArtifactError) as error:
+        pack(run, CPU)
+    for word in words:
+        assert word in str(error.value)
+    assert tree_digest(run.path) == before
+
+
+def test_a_damaged_ledger_is_found_before_the_artifact_is_replaced(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU)
+    (run / "budget.json").write_text("[]")
+    before = tree_digest(run.path)
+    with pytest.raises(RunError, match="not a budget ledger"):
+        pack(run, CPU)
+    assert tree_digest(run.path) == before
 
 
 def test_packing_twice_gives_the_same_bytes(trained: Make) -> None:
