@@ -333,12 +333,13 @@ def _score(arguments: Arguments, out: Console) -> int:
     from bitgolf.distributed import world
 
     run = RunDirectory.open(arguments.run)
+    packed = None if arguments.json else _product(run, "pack.json")  # for the table: missing is said before the work
     with world(run.config.device) as peers:
         score_stage(run, peers, arguments.progress)
-    if arguments.json:
+    if packed is None:
         _print_json(out, _product(run, "score.json"))
     else:
-        out.print(score_table(run.config.name, _product(run, "score.json"), _product(run, "pack.json")))
+        out.print(score_table(run.config.name, _product(run, "score.json"), packed))
     return 0
 
 

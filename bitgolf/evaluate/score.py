@@ -44,10 +44,10 @@ _logger = logging.getLogger(__name__)
 def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> None:
     """Score the artifact on all validation tokens and write score.json, nll.npy and tape.json.
 
-    Raises RunError when a product is missing, ArtifactError when the artifact is damaged, ConfigError when the
-    tokenizer of the artifact is not that of the data.
+    None of them is written before all is scored. Raises RunError when a product is missing, ArtifactError when the
+    artifact is damaged, ConfigError when the tokenizer of the artifact is not that of the data.
     """
-    config = run.config
+    config, budget = run.config, run.budget()
     data = open_data(run.require("data"))
     data.val.validate(config.model.vocab_size)
     tokens = data.val.read(0, data.val.num_tokens)
@@ -81,19 +81,18 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         evaluation_seconds = time.perf_counter() - begin
         if config.ttt.rescore_temperature:
             diagnostic["rescored"] = _rescored(model, tokens, costs, config, world, progress)
-    if world.is_main:
-        _save_array(run / "nll.npy", tape.nll)
-        atomic.write_json(run / "tape.json", tape.ledger)
-        budget = run.budget()
-        budget.forget("score")
-        budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
-        for name, result in results.items():
-            budget.charge("eval_seconds", "score", name, result["seconds"])
     first = config.score.methods[0]
     reference = _float_score(run, "weights", tokens, costs, world, progress) if config.score.float_reference else None
     last = _float_score(run, "weights-last", tokens, costs, world, progress) if config.score.last_reference else None
     if not world.is_main:
         return
+    compressors = _general_purpose(data, tokens, progress) if config.score.compressors else {}
+    _save_array(run / "nll.npy", tape.nll)
+    atomic.write_json(run / "tape.json", tape.ledger)
+    budget.forget("score")
+    budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
+    for name, result in results.items():
+        budget.charge("eval_seconds", "score", name, result["seconds"])
     results[headline]["nll_file"] = "nll.npy"
     atomic.write_json(
         run / "score.json",
@@ -116,7 +115,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             "device": device_name(world.device),
             "attention": language_model.attention,
             "world_size": world.size,
-            "compressors": _general_purpose(data, tokens, progress) if config.score.compressors else {},
+            "compressors": compressors,
         },
     )
 

@@ -281,6 +281,14 @@ def test_damaged_weights_or_statistics_name_the_command_that_makes_them(run_copy
     assert tree_digest(run_copy) == before
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "budget.json", "pack.json"])
+def test_a_score_that_cannot_be_finished_leaves_the_earlier_one_whole(run_copy: Path, name: str) -> None:
+    (run_copy / name).write_bytes(b"not what it was")
+    before = tree_digest(run_copy)
+    assert str(run_copy / name) in refused("score", run_copy)
+    assert tree_digest(run_copy) == before
+
+
 @pytest.mark.parametrize("name", ["pack.json", "score.json"])
 def test_a_damaged_product_is_named_with_the_command_that_makes_it(run_copy: Path, name: str) -> None:
     (run_copy / name).write_text('{"half of')
