@@ -441,12 +441,10 @@ def _summary(run: RunDirectory) -> dict[str, Any]:
 
 def _product(run: RunDirectory, name: str) -> Any:
     """A JSON product of the run; RunError when it is missing or damaged."""
-    path = run.require(name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        stage = name.removesuffix(".json")
-        raise RunError(f"{path} is damaged ({error}); run `bitgolf {stage} {run.path}` again") from error
+    from bitgolf.record.sections import read_product
+
+    run.require(name)
+    return read_product(run, name.removesuffix(".json"))
 
 
 def _print_json(out: Console, value: Any) -> None:

@@ -76,10 +76,11 @@ def document_losses(run: ScoredRun) -> DocumentLosses:
         )
     path = run.run.require("nll.npy")
     data = open_data(run.run / "data")
+    data.val.validate(data.tokenizer.vocab_size)
     tokens = data.val.read(0, data.val.num_tokens)
     costs = data.val_bytes(tokens)
     again = f"run `bitgolf score {run.run.path}` again"
-    nll = _read_array(path, again)
+    nll = read_losses(path, again)
     if nll.shape != costs.shape:
         raise RunError(f"{path} holds {nll.size:,} losses, the validation text has {len(costs):,} targets; {again}")
     run.run.require("tape.json")
@@ -168,7 +169,8 @@ def _describe(run: ScoredRun) -> str:
     return f"{run.text.documents:,} documents of {source!r} ({run.text.val_hashes[:12]}...)"
 
 
-def _read_array(path: Path, again: str) -> np.ndarray:
+def read_losses(path: Path, again: str) -> np.ndarray:
+    """The array of nll.npy, mapped; RunError that says how to make it `again` when it is damaged."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:

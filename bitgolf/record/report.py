@@ -12,13 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from bitgolf import atomic
 from bitgolf.data.prepare import open_data
 from bitgolf.language_model import load
 from bitgolf.progress import Progress, silent
 from bitgolf.record import allocation, charts, passage, sections
+from bitgolf.record.document_losses import read_losses
 from bitgolf.record.page import markup, render_page, require_libraries
 from bitgolf.rundir import RunDirectory
 from bitgolf.version import __version__
@@ -100,7 +99,7 @@ def collect_texts(
     if not (run / "nll.npy").exists():
         no_surprisal = ("The validation text has not been scored yet.", products.command("score"))
     else:
-        nll = np.load(run / "nll.npy", mmap_mode="r", allow_pickle=False)
+        nll = read_losses(run / "nll.npy", f"run `{products.command('score')}` again")
         if nll.shape != (data.val.num_tokens - 1,):
             no_surprisal = (
                 f"nll.npy holds {nll.size:,} losses, the validation text has {data.val.num_tokens - 1:,} "

@@ -38,6 +38,11 @@ _ROLES = {
     "value_embedding.table": "value embedding",
     "value_embedding.project": "value projection",
 }
+_KEYS = {  # of the products, without which nothing can be said of them
+    "pack": ("total_bytes", "num_parameters", "model_sha256"),
+    "score": ("methods", "headline", "headline_bpb", "float"),
+    "audit": ("checks", "passed"),
+}
 _SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown together
 
 
@@ -364,16 +369,23 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def read_product(run: RunDirectory, stage: str) -> dict[str, Any] | None:
-    """The JSON product of a stage (pack, score, audit), None when there is none; RunError when it is damaged."""
+    """The JSON product of a stage (pack, score, audit) or the tape, None when there is none.
+
+    Raises RunError when it is damaged or lacks what every version of it has.
+    """
     path = run / f"{stage}.json"
+    again = f"run `bitgolf {'score' if stage == 'tape' else stage} {run.path}` again"
     if not path.exists():
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); run `bitgolf {stage} {run.path}` again") from error
+        raise RunError(f"{path} is damaged ({error}); {again}") from error
     if not isinstance(value, dict):
-        raise RunError(f"{path} holds no JSON object; run `bitgolf {stage} {run.path}` again")
+        raise RunError(f"{path} holds no JSON object; {again}")
+    missing = [key for key in _KEYS.get(stage, ()) if key not in value]
+    if missing:
+        raise RunError(f"{path} is damaged (it has no {', '.join(missing)}); {again}")
     return value
 
 

@@ -5,6 +5,7 @@ number of submission.json can be computed again from the logs alone.
 
 from __future__ import annotations
 
+from bitgolf.errors import RunError
 from bitgolf.record.seed_runs import SeedRun
 
 
@@ -15,12 +16,20 @@ def seed_log(run: SeedRun, code_bytes: int) -> str:
             "==== config.toml",
             (run.path / "config.toml").read_text(encoding="utf-8").rstrip(),
             "==== train.log",
-            (run.path / "train.log").read_text(encoding="utf-8").rstrip(),
+            _train_log(run),
             "==== results",
             *_results(run, code_bytes),
             "",
         ]
     )
+
+
+def _train_log(run: SeedRun) -> str:
+    path = run.path / "train.log"
+    try:
+        return path.read_text(encoding="utf-8").rstrip()
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: {error}; submit a run whose log is whole") from error
 
 
 def _results(run: SeedRun, code_bytes: int) -> list[str]:

@@ -122,7 +122,7 @@ def _doubts(run: SeedRun) -> list[str]:
     not_run = [check["name"] for check in run.audit["checks"] if check["verdict"] == "NOT RUN"]
     if failed or not run.audit["passed"]:
         found.append(f"seed {run.seed} failed its audit ({', '.join(failed) or 'no check named'})")
-    if not_run or not run.audit["complete"]:
+    if not_run or not run.audit.get("complete"):
         found.append(f"seed {run.seed} was not audited in full ({', '.join(not_run) or 'no check named'} not run)")
     audit_file = run.path / "audit.json"
     if any((run.path / name).stat().st_mtime > audit_file.stat().st_mtime for name in ("model.bitgolf", "score.json")):

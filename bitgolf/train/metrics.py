@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitgolf import atomic
-from bitgolf.errors import TrainingDiverged
+from bitgolf.errors import RunError, TrainingDiverged
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,24 @@ class TrainLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Events of a `train.jsonl`; a last line cut short by an interrupt is left out."""
+    """Events of a `train.jsonl`; a last line cut short by an interrupt is left out.
+
+    Raises RunError when it holds anything but events.
+    """
     events = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    again = f"train again with `bitgolf train {path.parent}`"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: {error}; {again}") from error
+    for number, line in enumerate(lines, 1):
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
             break
+        if not isinstance(event, dict) or "event" not in event:
+            raise RunError(f"{path} is damaged: line {number} is no event; {again}")
+        events.append(event)
     return events
 
 

@@ -297,6 +297,41 @@ def test_a_damaged_product_is_named_with_the_command_that_makes_it(run_copy: Pat
     assert f"bitgolf {name.removesuffix('.json')} {run_copy}" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "command", "words"),
+    [
+        ("audit.json", b"{}", "report", "no checks, passed"),
+        ("audit.json", b"{}", "submit", "bitgolf audit"),
+        ("pack.json", b'{"a": 1}', "report", "no total_bytes"),
+        ("pack.json", b"{}", "score", "no total_bytes"),
+        ("score.json", b'{"a": 1}', "report", "no methods, headline"),
+        ("tape.json", b"[]", "compare", "`bitgolf score"),
+        ("nll.npy", b"", "report", "`bitgolf score"),
+        ("train.jsonl", b"\xff\xfe", "report", "is damaged"),
+        ("train.jsonl", b"[1]\n", "compare", "line 1 is no event"),
+        ("train.jsonl", b'{"step": 1}\n', "submit", "line 1 is no event"),
+        ("train.log", b"\xff\xfe", "submit", "is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named_by_those_that_read_it(
+    tiny_run: Path, run_copy: Path, tmp_path: Path, name: str, damage: bytes, command: str, words: str
+) -> None:
+    (run_copy / name).write_bytes(damage)
+    more = {"compare": [tiny_run], "submit": ["--seeds", "1", "--out", tmp_path / "records"]}.get(command, [])
+    before = tree_digest(run_copy)
+    message = refused(command, run_copy, *more)
+    assert str(run_copy / name) in message
+    assert words in message
+    assert tree_digest(run_copy) == before
+    assert not (tmp_path / "records").exists()
+
+
+def test_ids_beyond_the_vocabulary_are_found_when_runs_are_compared(tiny_run: Path, run_copy: Path) -> None:
+    shard = run_copy / "data" / "val_000000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\xff\xff")
+    assert "is id 65535" in refused("compare", run_copy, tiny_run)
+
+
 def corrupt_zst(path: Path) -> None:
     text = "".join(json.dumps({"text": text}) + "\n" for text in documents()[:100]).encode()
     data = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(text))
