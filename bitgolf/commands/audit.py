@@ -38,6 +38,8 @@ def audit_command(arguments: argparse.Namespace, out: Console) -> int:
     """Audit what is at the path and print the verdict; 1 when a check fails."""
     if arguments.codec < 0:
         raise ConfigError(f"--codec {arguments.codec}: give the bytes of text to code, or 0 for none")
+    if arguments.out is not None and arguments.out.is_dir():
+        raise ConfigError(f"--out {arguments.out} is a directory; give the path of a file")
     verdict = _verdict(arguments)
     values = verdict.to_json()
     if arguments.out is not None:

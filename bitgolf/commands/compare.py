@@ -158,7 +158,7 @@ def _published(arguments: argparse.Namespace) -> Sample | None:
         return Sample.from_values("published", arguments.published)
     if arguments.published_summary:
         mean, std, count = arguments.published_summary
-        if count != int(count):
+        if not count.is_integer():  # inf and nan are none
             raise ConfigError(f"--published-summary {mean:g} {std:g} {count:g}: the third is a number of seeds")
         return Sample.from_summary("published", mean, std, int(count))
     return None

@@ -332,6 +332,14 @@ def test_ids_beyond_the_vocabulary_are_found_when_runs_are_compared(tiny_run: Pa
     assert "is id 65535" in refused("compare", run_copy, tiny_run)
 
 
+def test_impossible_words_beside_a_run_are_refused_at_once(tiny_run: Path, tmp_path: Path) -> None:
+    before = tree_digest(tiny_run)
+    for count in ("inf", "nan", "2.5"):
+        assert "number of seeds" in refused("compare", tiny_run, "--published-summary", "1.1", "0.1", count)
+    assert "is a directory" in refused("audit", tiny_run, "--quick", "--out", tmp_path)
+    assert tree_digest(tiny_run) == before
+
+
 def corrupt_zst(path: Path) -> None:
     text = "".join(json.dumps({"text": text}) + "\n" for text in documents()[:100]).encode()
     data = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(text))
