@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bitgolf.compress.gptq import output_error
-from bitgolf.compress.stored import StoredTensor
-from bitgolf.errors import ConfigError
+from bitgolf.compress.stored import CORRECTION, StoredTensor
+from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.grid import LARGEST_SCALE, SMALLEST_SCALE
 from bitgolf.hessian import inverse_factor
 
@@ -112,6 +112,30 @@ def correct(
         float(output_error(repaired, metric)),
         2 * left.numel() + 4 * rounded.numel() + 16 * scales.numel(),
     )
+
+
+def fold_(tensors: dict[str, Tensor]) -> None:
+    """Add the corrections among fp32 `tensors` of an artifact to the weights that they belong to, and take them out.
+
+    In double precision, where these sums are exact: the same weights on every machine. Raises ArtifactError when a
+    correction does not fit its weight.
+    """
+    left_end, right_end = CORRECTION
+    for name in [name for name in tensors if name.endswith(CORRECTION)]:
+        base = name.removesuffix(left_end).removesuffix(right_end)
+        parts = [tensors.get(base), tensors.get(base + left_end), tensors.get(base + right_end)]
+        weight, left, right = parts
+        if name not in tensors:
+            continue  # the other half of one that is done
+        if (
+            weight is None or left is None or right is None or not weight.ndim == left.ndim == right.ndim == 2
+            or len(left) != len(weight) or right.numel() != left.size(1) * weight.size(1)
+        ):  # fmt: skip
+            shapes = ["absent" if part is None else str(tuple(part.shape)) for part in parts]
+            raise ArtifactError(f"tensor {name}: weight {shapes[0]}, left {shapes[1]}, right {shapes[2]} do not fit")
+        product = left.double() @ right.double().reshape(left.size(1), -1)
+        tensors[base] = (weight.double() + product).float()
+        del tensors[base + left_end], tensors[base + right_end]
 
 
 def _odd(x: Tensor, largest: int) -> Tensor:

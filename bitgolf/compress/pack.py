@@ -20,9 +20,11 @@ from torch import Tensor
 from bitgolf import atomic
 from bitgolf.code_size import code_bytes
 from bitgolf.compress.container import StoredTensor, encode_artifact
+from bitgolf.compress.lowrank import Correction
 from bitgolf.compress.prune import Candidates, fit, measured_again, prune
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
 from bitgolf.compress.rate import Priced, Settings, fill
+from bitgolf.compress.repair import recorded, repair, stored_corrections
 from bitgolf.compress.sizes import ArtifactSizes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
@@ -78,7 +80,13 @@ def pack(
             device=device,
             progress=progress,
         )
-        packed = _fit(run, weights, quantized, hessians, room, progress) if fits else _encode(run, weights, quantized)
+        corrections: dict[str, Correction] = {}
+        if config.pack.rescale != "none" or config.pack.lqer_rank:
+            quantized, corrections = repair(quantized, weights, hessians, config.pack)
+        if fits:
+            packed = _fit(run, weights, quantized, corrections, hessians, room, progress)
+        else:
+            packed = _encode(run, weights, quantized, corrections)
     progress("pack", 1, 1, "compressing")
     sizes, model_bytes = packed.sizes, len(packed.artifact)
     total = model_bytes + code
@@ -112,6 +120,7 @@ def pack(
             "group_bytes": sizes.groups,
             "pruned_to_fit": packed.pruned,
             "allocation": packed.allocation,
+            "corrections": packed.corrections,
             "tensors": {
                 name: {
                     "shape": list(weight.shape),
@@ -134,25 +143,34 @@ def pack(
 class _Packed:
     """An encoded artifact and what it was made from.
 
-    For pack.json, `pruned`: what `prune_to_fit` did; `allocation`: how method `rate` divided the bytes.
+    For pack.json, `pruned`: what `prune_to_fit` did; `allocation`: how method `rate` divided the bytes; `corrections`:
+    what low-rank corrections gain, by tensor.
     """
 
     artifact: bytes
     sizes: ArtifactSizes
     quantized: dict[str, QuantizedTensor]
     stored: dict[str, StoredTensor]
+    corrections: dict[str, dict[str, float]]
     pruned: dict[str, float] | None = None
     allocation: dict[str, Any] | None = None
 
 
-def _encode(run: RunDirectory, weights: dict[str, Tensor], quantized: Iterable[QuantizedTensor]) -> _Packed:
-    """The artifact: quantized tensors as they are, all other weights in float."""
+def _encode(
+    run: RunDirectory,
+    weights: dict[str, Tensor],
+    quantized: Iterable[QuantizedTensor],
+    corrections: dict[str, Correction],
+) -> _Packed:
+    """The artifact: quantized tensors as they are, their corrections, all other weights in float."""
     config = run.config
     by_name = {tensor.name: tensor for tensor in quantized}
     stored = {
         name: by_name[name].stored(role(name)) if name in by_name else _in_float(name, weight, config.pack.method)
         for name, weight in weights.items()
     }
+    if config.pack.lqer_rank:
+        stored |= stored_corrections(corrections)
     tokenizer = open_data(run.require("data")).tokenizer
     artifact, sizes = encode_artifact(
         model_config=config.model.model_dump(mode="json"),
@@ -167,7 +185,8 @@ def _encode(run: RunDirectory, weights: dict[str, Tensor], quantized: Iterable[Q
         },
         compressor=config.pack.compressor,
     )
-    return _Packed(artifact, sizes, by_name, stored)
+    gains = recorded(corrections, sizes) if config.pack.lqer_rank else {}
+    return _Packed(artifact, sizes, by_name, stored, gains)
 
 
 def _in_float(name: str, weight: Tensor, method: str) -> StoredTensor:
@@ -208,11 +227,14 @@ def _fill(
             0.0 if measured is None else measured.error_nats,
             0.0 if measured is None else measured.step,
         )
-    settings = Settings(config.trellis, config.column_steps, config.rate, config.damping, config.block_size, device)
+    settings = Settings(
+        config.trellis, config.column_steps, config.rate, config.damping, config.block_size, device,
+        config.column_rule, config.rescale,
+    )  # fmt: skip
     made: list[_Packed] = []
 
     def encode(tensors: dict[str, QuantizedTensor]) -> bytes:
-        made.append(_encode(run, weights, tensors.values()))
+        made.append(_encode(run, weights, tensors.values(), {}))
         return made[-1].artifact
 
     try:
@@ -232,6 +254,7 @@ def _fit(
     run: RunDirectory,
     weights: dict[str, Tensor],
     quantized: list[QuantizedTensor],
+    corrections: dict[str, Correction],
     hessians: dict[str, Tensor],
     room: int,  # bytes that the artifact may have
     progress: Progress,
@@ -246,7 +269,7 @@ def _fit(
 
     def probe(count: int) -> _Packed:
         progress("pack", 0, 1, f"compressing with {count:,} of {candidates.total:,} codes of +-1 zeroed")
-        return _encode(run, weights, pruned(count))
+        return _encode(run, weights, pruned(count), corrections)
 
     count, packed, encodes = fit(probe, lambda tried: len(tried.artifact), candidates, room)
     changed = candidates.codes(count)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from bitgolf.compress.allocate import Landing, Rated, equal_slope_steps, land, p
 from bitgolf.compress.forecast import Forecast, spread
 from bitgolf.compress.gptq import factorize
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
+from bitgolf.compress.rescale import rescale
 from bitgolf.compress.steps import Steps
 from bitgolf.compress.trellis import MEAN_SQUARED_ERROR
 from bitgolf.errors import BudgetError, ConfigError
@@ -63,8 +64,10 @@ class Settings:
 
     Attributes:
         trellis: states of the trellis, 0 = none.
-        column_steps: steps by column (pivots of the factor); tables always have one step.
+        column_steps: steps by column; tables always have one step.
+        column_rule: "pivot" or "salient", see `Steps`.
         rate: weight of the bits in rounding, see `Steps`.
+        rescale: fit scales again to the codes, see `rescale`.
         damping, block_size: of GPTQ.
         device: where it runs.
     """
@@ -75,6 +78,8 @@ class Settings:
     damping: float
     block_size: int
     device: torch.device
+    column_rule: Literal["pivot", "salient"] = "pivot"
+    rescale: Literal["none", "tensor", "row"] = "none"
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class _Search:
         spreads, reach = [], {}
         for name, tensor in self.tensors.items():
             factor = self._factor(tensor)
-            column_scales = self._steps(tensor, 1.0).column_scales(tensor.weight, None, factor)
+            column_scales = self._steps(tensor, 1.0).column_scales(tensor.weight, tensor.hessian, factor)
             spreads.append(spread(tensor.weight, column_scales, factor))
             in_steps = tensor.weight if column_scales is None else tensor.weight / column_scales.to(tensor.weight)
             reach[name] = max(float(in_steps.abs().max()), 1e-6)
@@ -296,11 +301,18 @@ class _Search:
             tasks, damping=settings.damping, block_size=settings.block_size, device=settings.device,
             progress=self.progress,
         )  # fmt: skip
-        return {tensor.name: tensor for tensor in done}
+        return {tensor.name: self._rescaled(tensor) for tensor in done}
+
+    def _rescaled(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        tensor, share = self.tensors[quantized.name], self.settings.rescale
+        if share == "none" or tensor.hessian is None:
+            return quantized
+        return rescale(quantized, tensor.weight, tensor.hessian, share, tensor.importance)
 
     def _steps(self, tensor: Priced, step: float) -> Steps:
         pivots = self.settings.column_steps and tensor.hessian is not None
-        return Steps(step, columns="pivot" if pivots else "one", trellis=self.settings.trellis, rate=self.settings.rate)
+        columns = self.settings.column_rule if pivots else "one"
+        return Steps(step, columns=columns, trellis=self.settings.trellis, rate=self.settings.rate)
 
     def _factor(self, tensor: Priced) -> InverseFactor | None:
         if tensor.hessian is None:

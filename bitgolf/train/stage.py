@@ -240,7 +240,7 @@ def _measure(
 ) -> Need:
     """Compile and touch everything, untimed, and learn what a step and the end of training take; rank 0's numbers."""
     begin = time.perf_counter()
-    step = world.from_main(trainer.warm_up(config.model.vocab_size, progress))
+    step = world.from_main(trainer.warm_up(config.model.vocab_size, progress, config.budget.train_seconds))
     reserves = _measure_reserves(trainer.model, config, shape, held_out, world)
     return Need(time.perf_counter() - begin, step, reserves, reserves.total + (LAG + 2) * step)
 

@@ -6,6 +6,7 @@ warm-up runs real steps on random token ids and puts every tensor back, which is
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from bitgolf.config import TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.distributed import World
+from bitgolf.errors import BudgetError
 from bitgolf.model.gpt import GPT
 from bitgolf.progress import Progress, silent
 from bitgolf.roles import is_table
@@ -114,12 +116,17 @@ class Trainer:
         for name, parameter in self.optimizer.parameters.items():
             parameter.data = weights[name].detach().float()
 
-    def warm_up(self, vocab_size: int, progress: Progress = silent) -> float:
+    def warm_up(self, vocab_size: int, progress: Progress = silent, limit_seconds: float = math.inf) -> float:
         """Compile and touch every kernel on random tokens, then restore all state.
 
+        Args:
+            limit_seconds: of the whole training.
         Returns:
             Seconds of one step once everything is compiled.
+        Raises:
+            BudgetError: a step of many micro-batches would outlast `limit_seconds`; found out with two of them.
         """
+        self._require_short_steps(limit_seconds)
         before = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
         digest = state_digest(before)
         generator = torch.Generator(device=self.world.device).manual_seed(0)
@@ -142,3 +149,21 @@ class Trainer:
         if state_digest(self.tensors()) != digest:
             raise AssertionError("compile warm-up left a trace in the training state")
         return seconds
+
+    def _require_short_steps(self, limit_seconds: float) -> None:
+        if self.shape.accumulation < 4:
+            return
+        tokens = torch.zeros(self.shape.micro_rows, self.config.seq_len, dtype=torch.int64, device=self.world.device)
+        seconds = 0.0
+        for _ in range(2):  # the first one compiles
+            begin = time.perf_counter()
+            self._micro_loss(tokens, tokens, late=False).backward()
+            self.world.synchronize()
+            seconds = time.perf_counter() - begin
+        for parameter in self.optimizer.parameters.values():
+            parameter.grad = None
+        if (step := self.world.from_main(seconds) * self.shape.accumulation) > limit_seconds:
+            raise BudgetError(
+                f"budget.train_seconds = {limit_seconds:g} does not hold one optimizer step: its "
+                f"{self.shape.accumulation:,} micro-batches take about {step:.3g} s; make train.batch_tokens smaller"
+            )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
 from bitgolf.compress import lowrank
-from bitgolf.compress.lowrank import correct
-from bitgolf.errors import ConfigError
+from bitgolf.compress.lowrank import correct, fold_
+from bitgolf.errors import ArtifactError, ConfigError
 
 
 def problem(rows: int, columns: int, rank: int = 2, noise: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +44,40 @@ def test_errors_and_bits_are_what_is_stored() -> None:
     left, right = found.stored("lqer")
     restored = left.restore() @ right.restore().reshape(2, 32)
     torch.testing.assert_close(restored, found.product())
+
+
+def test_folding_adds_exactly_what_was_stored() -> None:
+    residual, hessian = problem(24, 32)
+    found = correct(residual, hessian, rank=3, group=16)
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
+    left, right = found.stored("lqer")
+    tensors = {"a.weight": weight, "a.weight.lqer.left": left.restore(), "a.weight.lqer.right": right.restore()}
+    tensors["b.weight"] = weight
+    fold_(tensors)
+    assert list(tensors) == ["a.weight", "b.weight"]
+    exact = [[Fraction(float(weight[i, j])) for j in range(32)] for i in range(24)]
+    for i in range(24):
+        for j in range(32):
+            for k in range(3):
+                exact[i][j] += (
+                    int(found.left[i, k]) * int(found.right[k, j]) * Fraction(float(found.scales[k, j // 16]))
+                )
+    assert tensors["a.weight"].tolist() == [[float(np.float32(float(x))) for x in row] for row in exact]
+    assert torch.equal(tensors["b.weight"], weight)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"a.lqer.left": None}, {"a.lqer.right": None}, {"a": None}, {"a": torch.ones(5, 8)}, {"a": torch.ones(4, 9)},
+        {"a.lqer.left": torch.ones(4)}, {"a.lqer.right": torch.ones(3, 8)}, {"a": torch.ones(4, 2, 4)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_corrections_that_fit_no_weight_are_refused(changes: dict[str, torch.Tensor | None]) -> None:
+    tensors = {"a": torch.ones(4, 8), "a.lqer.left": torch.ones(4, 2), "a.lqer.right": torch.ones(2, 8)} | changes
+    with pytest.raises(ArtifactError, match=r"tensor a\.lqer\.(left|right): weight .* do not fit"):
+        fold_({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
 def test_unrounded_it_is_the_best_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:

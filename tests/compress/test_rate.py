@@ -138,6 +138,26 @@ def test_the_finest_file_has_room_for_the_finest_columns() -> None:
     assert 5_000 < max(int(t.codes.abs().max()) for t in finest.tensors.values()) <= 32_767
 
 
+def test_salient_columns_fill_the_cap_too() -> None:
+    tensors = model()
+    pivots, salient = (
+        fill(tensors, ideal, FIXED + 20_000, replace(PLAIN, column_steps=True, column_rule=rule))
+        for rule in ("pivot", "salient")
+    )
+    assert FIXED + 19_500 <= len(salient.data) <= FIXED + 20_000
+    for name in ("matrix0", "matrix1", "matrix2"):
+        columns = [filled.tensors[name].column_scales for filled in (pivots, salient)]
+        assert columns[0] is not None and columns[1] is not None and not torch.equal(*columns)
+
+
+def test_scales_fitted_again_cost_nothing_and_lower_the_errors() -> None:
+    tensors = model()
+    plain, fitted = (fill(tensors, ideal, FIXED + 8_000, replace(PLAIN, rescale=share)) for share in ("none", "tensor"))
+    assert plain.landing == fitted.landing
+    errors = [[filled.tensors[f"matrix{i}"].hessian_error for i in range(3)] for filled in (plain, fitted)]
+    assert all(new <= old for old, new in zip(*errors, strict=True)) and errors[0] != errors[1]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_cannot_be_quantized_is_named_before_anything_is_encoded(bad: float) -> None:
     def never(_: dict[str, QuantizedTensor]) -> bytes:

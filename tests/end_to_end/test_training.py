@@ -48,8 +48,9 @@ def test_the_log_names_the_software(tiny_run: Path) -> None:
 
 
 def test_the_clock_ends_training_and_calibration_inside_the_budget(timed: Path) -> None:
-    end, calibration = events(timed, "end")[0], events(timed, "calibration")[0]
-    assert 1.5 < end["elapsed_seconds"] <= 3.0
+    start, end, calibration = (events(timed, name)[0] for name in ("start", "end", "calibration"))
+    unused = start["reserve_seconds"] + 10 * start["warm_up_step_seconds"]  # at most; more on a busy machine
+    assert 3.0 - unused < end["elapsed_seconds"] <= 3.0
     assert 0 < calibration["tokens"] <= 8192
     assert end["steps_seconds"] + calibration["seconds"] == pytest.approx(end["elapsed_seconds"])
 

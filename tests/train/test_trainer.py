@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.distributed import World
+from bitgolf.errors import BudgetError
 from bitgolf.model import GPT
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.trainer import Trainer
@@ -37,8 +39,10 @@ def steps(trainer: Trainer, first: int, last: int) -> list[torch.Tensor]:
     return [trainer.step(*batch(seed), 1.0, 0.9) for seed in range(first, last)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}, {"warmup_steps": 4, "grad_clip": 0.1}], ids=str)
-def test_the_warm_up_leaves_no_trace(settings: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema_decay": 0.9}, {"warmup_steps": 4, "grad_clip": 0.1}, {"micro_rows": 1}], ids=str
+)
+def test_the_warm_up_leaves_no_trace(settings: dict[str, Any]) -> None:
     trainer, untouched = make(**settings), make(**settings)
     steps(trainer, 0, 2)
     steps(untouched, 0, 2)
@@ -57,6 +61,16 @@ def test_a_warm_up_that_does_leave_a_trace_is_found(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(trainer, "load_", lambda saved: None)
     with pytest.raises(AssertionError, match="left a trace"):
         trainer.warm_up(260)
+
+
+def test_a_step_longer_than_the_budget_is_found_without_making_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(micro_rows=1)
+    before = state_digest(trainer.tensors())
+    monkeypatch.setattr(trainer, "step", lambda *_, **__: pytest.fail("a whole step was made"))
+    with pytest.raises(BudgetError, match=r"train_seconds = 1e-06 .* its 4 micro-batches take .* train.batch_tokens"):
+        trainer.warm_up(260, limit_seconds=1e-6)
+    assert state_digest(trainer.tensors()) == before
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 def test_saved_state_continues_bit_for_bit() -> None:
