@@ -22,6 +22,8 @@ from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.grid import LARGEST_SCALE, SMALLEST_SCALE
 from bitgolf.hessian import inverse_factor
 
+LARGEST_RANK = 64
+_BLOCK = 1 << 20  # elements that are corrected at a time
 _LEFT_BITS, _RIGHT_BITS = 3, 5  # grids that hold the odd levels +-1, +-3 (2 bits) and +-1 ... +-15 (4 bits)
 
 
@@ -117,8 +119,8 @@ def correct(
 def fold_(tensors: dict[str, Tensor]) -> None:
     """Add the corrections among fp32 `tensors` of an artifact to the weights that they belong to, and take them out.
 
-    In double precision, where these sums are exact: the same weights on every machine. Raises ArtifactError when a
-    correction does not fit its weight.
+    In double precision, where these sums are exact: the same weights on every machine; some rows at a time. Raises
+    ArtifactError when a correction does not fit its weight, or has a rank above 64.
     """
     left_end, right_end = CORRECTION
     for name in [name for name in tensors if name.endswith(CORRECTION)]:
@@ -129,12 +131,14 @@ def fold_(tensors: dict[str, Tensor]) -> None:
             continue  # the other half of one that is done
         if (
             weight is None or left is None or right is None or not weight.ndim == left.ndim == right.ndim == 2
-            or len(left) != len(weight) or right.numel() != left.size(1) * weight.size(1)
+            or len(left) != len(weight) or right.numel() != left.size(1) * weight.size(1) or left.size(1) > LARGEST_RANK
         ):  # fmt: skip
             shapes = ["absent" if part is None else str(tuple(part.shape)) for part in parts]
             raise ArtifactError(f"tensor {name}: weight {shapes[0]}, left {shapes[1]}, right {shapes[2]} do not fit")
-        product = left.double() @ right.double().reshape(left.size(1), -1)
-        tensors[base] = (weight.double() + product).float()
+        wide = right.double().reshape(left.size(1), -1)
+        rows = max(1, _BLOCK // weight.size(1))
+        for part, factor in zip(weight.split(rows), left.split(rows), strict=True):
+            part.copy_(part.double() + factor.double() @ wide)
         del tensors[base + left_end], tensors[base + right_end]
 
 

@@ -46,13 +46,14 @@ def test_errors_and_bits_are_what_is_stored() -> None:
     torch.testing.assert_close(restored, found.product())
 
 
-def test_folding_adds_exactly_what_was_stored() -> None:
+def test_folding_adds_exactly_what_was_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowrank, "_BLOCK", 7 * 32)  # rows go in blocks of 7
     residual, hessian = problem(24, 32)
     found = correct(residual, hessian, rank=3, group=16)
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5))
     left, right = found.stored("lqer")
-    tensors = {"a.weight": weight, "a.weight.lqer.left": left.restore(), "a.weight.lqer.right": right.restore()}
-    tensors["b.weight"] = weight
+    tensors = {"a.weight": weight.clone(), "a.weight.lqer.left": left.restore(), "a.weight.lqer.right": right.restore()}
+    tensors["b.weight"] = weight.clone()
     fold_(tensors)
     assert list(tensors) == ["a.weight", "b.weight"]
     exact = [[Fraction(float(weight[i, j])) for j in range(32)] for i in range(24)]
@@ -71,6 +72,7 @@ def test_folding_adds_exactly_what_was_stored() -> None:
     [
         {"a.lqer.left": None}, {"a.lqer.right": None}, {"a": None}, {"a": torch.ones(5, 8)}, {"a": torch.ones(4, 9)},
         {"a.lqer.left": torch.ones(4)}, {"a.lqer.right": torch.ones(3, 8)}, {"a": torch.ones(4, 2, 4)},
+        {"a.lqer.left": torch.ones(4, 65), "a.lqer.right": torch.ones(65, 8)},
     ],
     ids=str,
 )  # fmt: skip
