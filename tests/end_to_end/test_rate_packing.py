@@ -107,6 +107,8 @@ def test_settings_that_cannot_work_are_named(changes: dict[str, Any], named: str
     assert not (tmp_path / "run").exists()
 
 
-def test_statistics_that_were_not_gathered_are_asked_for(trained: Path, run_copy: Path) -> None:
-    (run_copy / "config.toml").write_text((trained / "config.toml").read_text())
-    assert "curvature.json is missing" in refused("pack", run_copy)
+def test_statistics_that_were_not_gathered_are_asked_for(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "calibration" / "curvature.json").unlink()
+    assert "curvature.json is missing" in refused("pack", run)
