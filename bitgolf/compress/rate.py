@@ -198,9 +198,10 @@ class _Search:
             in_steps = tensor.weight if column_scales is None else tensor.weight / column_scales.to(tensor.weight)
             reach[name] = max(float(in_steps.abs().max()), 1e-6)
         slope = {name: price.nats_per_squared_step / price.num_weights for name, price in self.rated.items()}
-        # The thetas at which every weight is zero, and at which the first tensor runs out of codes.
+        self.least = {name: reach[name] / _CODE_REACH for name in reach}  # steps below which codes run out
+        # The thetas at which every weight is zero, and at which the last tensor has its least step.
         self.coarsest = max(2 * math.log2(8 * reach[name]) + math.log2(slope[name]) for name in slope)
-        self.finest = max(2 * math.log2(reach[name] / _CODE_REACH) + math.log2(slope[name]) for name in slope)
+        self.finest = min(2 * math.log2(self.least[name]) + math.log2(slope[name]) for name in slope)
         sizes = [price.num_weights for price in self.rated.values()]
         self.forecast = Forecast(spreads, sizes, self.settings.trellis)
 
@@ -209,13 +210,18 @@ class _Search:
         return land(
             lambda log2_theta: len(self.round_all(log2_theta)),
             cap,
-            forecast=lambda log2_theta: self._forecast(equal_slope_steps(self.rated, log2_theta)),
+            forecast=lambda log2_theta: self._forecast(self._steps_at(log2_theta)),
             slack=SLACK,
             reach=cap // _REACH,
             max_passes=_PASSES,
             lowest=self.finest,
             highest=self.coarsest,
         )
+
+    def _steps_at(self, log2_theta: float) -> dict[str, float]:
+        """Of equal slope, but none below its least."""
+        steps = equal_slope_steps(self.rated, log2_theta)
+        return {name: max(step, self.least[name]) for name, step in steps.items()}
 
     def _forecast(self, steps: dict[str, float]) -> float:
         """Bytes of all codes."""
@@ -224,7 +230,7 @@ class _Search:
     def round_all(self, log2_theta: float) -> bytes:
         """The file at this theta."""
         if log2_theta not in self.made:
-            steps = equal_slope_steps(self.rated, log2_theta)
+            steps = self._steps_at(log2_theta)
             tensors = self._quantize(steps)
             self.made = dict(list(self.made.items())[-3:])  # earlier passes are not needed any more
             self.made[log2_theta] = _File(tensors, self.encode(tensors), steps)
