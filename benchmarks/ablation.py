@@ -37,6 +37,14 @@ _SCORED = {
 }  # fmt: skip
 
 
+def _is_scored_like_an_arm(run: RunDirectory) -> bool:
+    """Whether the trunk has all the figures of an arm."""
+    if not (run / "score.json").exists():
+        return False
+    score = json.loads((run / "score.json").read_text())
+    return all("chunked" in (score.get(key) or {}) for key in ("methods", "float", "last"))
+
+
 def measure(trunk: str, arms: list[str], out: Path, gpus: list[str], into: Path | None) -> None:
     """Make the arms and print their figures."""
     path, _, _ = trunk.partition("@")
@@ -53,7 +61,7 @@ def measure(trunk: str, arms: list[str], out: Path, gpus: list[str], into: Path 
         for arm in arms
     }
     made = {arm: job.run for arm, job in jobs.items() if (job.run / "score.json").exists()}
-    if (run / "score.json").exists():
+    if _is_scored_like_an_arm(run):
         made |= {arm: run.path for arm in arms if load_config(str(run / "config.toml"), ARMS[arm]) == run.config}
     failed = work_off([job for arm, job in jobs.items() if arm not in made], gpus, run / "data")
     found = {}

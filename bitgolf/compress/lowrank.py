@@ -124,11 +124,11 @@ def fold_(tensors: dict[str, Tensor]) -> None:
     """
     left_end, right_end = CORRECTION
     for name in [name for name in tensors if name.endswith(CORRECTION)]:
+        if name not in tensors:
+            continue  # the other half of one that is done
         base = name.removesuffix(left_end).removesuffix(right_end)
         parts = [tensors.get(base), tensors.get(base + left_end), tensors.get(base + right_end)]
         weight, left, right = parts
-        if name not in tensors:
-            continue  # the other half of one that is done
         if (
             weight is None or left is None or right is None or not weight.ndim == left.ndim == right.ndim == 2
             or len(left) != len(weight) or right.numel() != left.size(1) * weight.size(1) or left.size(1) > LARGEST_RANK

@@ -165,5 +165,6 @@ class Trainer:
         if (step := self.world.from_main(seconds) * self.shape.accumulation) > limit_seconds:
             raise BudgetError(
                 f"budget.train_seconds = {limit_seconds:g} does not hold one optimizer step: its "
-                f"{self.shape.accumulation:,} micro-batches take about {step:.3g} s; make train.batch_tokens smaller"
+                f"{self.shape.accumulation:,} micro-batches take about {step:.3g} s; allow more seconds or "
+                "make train.batch_tokens smaller"
             )
