@@ -22,7 +22,8 @@ from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.model.build import build_model
-from bitgolf.model.gpt import GPT, GenerationCache
+from bitgolf.model.cache import GenerationCache
+from bitgolf.model.gpt import GPT
 
 _LARGEST_WINDOW = 1 << 24  # tokens; an artifact that asks for more is damaged
 

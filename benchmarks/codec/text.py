@@ -23,6 +23,7 @@ import zstandard
 
 from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes
 from bitgolf.codec.tokens import split_bytes, tokenize
+from bitgolf.commands.codec import ask_for_reproducible_cublas
 from bitgolf.config import Config, resolve
 from bitgolf.distributed import World
 from bitgolf.evaluate.adapters import adapted_evaluation, preserved
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     arguments, rest = parser.parse_known_args()
     overrides = {key.removeprefix("--"): value for key, value in zip(rest[::2], rest[1::2], strict=True)}
+    ask_for_reproducible_cublas()
     with arguments.text.open("rb") as handle:
         text = handle.read(arguments.bytes)
     model = CodecModel.load(arguments.model, arguments.device)

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.codec.windows import FILL_TOKENS
+from bitgolf.codec.steps import Stepper, recorder_for
 from bitgolf.config import TTTConfig
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits
-from bitgolf.model.gpt import GPT, GenerationCache
+from bitgolf.model.cache import Cache
+from bitgolf.model.gpt import GPT
 
 
 class DocumentProgram:
@@ -55,21 +56,20 @@ class DocumentProgram:
         self.active = np.arange(len(a[0]))  # documents still in `adapters`, in this order
         self.handed = [tensor.clone() for tensor in a]
         self.position = 0
-        self.cache = GenerationCache(len(model.blocks))
+        self.stepper = self._fresh_stepper()
 
     def logits(self, going: np.ndarray) -> np.ndarray:
         """See `Program`."""
         size, position = self.config.lora_chunk_tokens, self.position
-        first = position
-        if position % size == 0:
-            if position:
-                self._leave(going)
-                self._learn(position - size, position)
-            self.cache = GenerationCache(len(self.model.blocks))
-            first = max(0, position + size - self.window)
+        border = position % size == 0
+        if border and position:
+            self._leave(going)
+            self._learn(position - size, position)
         rows = torch.from_numpy(self.active).to(self.device)
-        with torch.no_grad():
-            logits = self._fill(self.tokens[rows, first : position + 1])[:, 0] / self.config.temperature  # (n, V)
+        if border:
+            logits = self.stepper.begin(self.tokens[rows, max(0, position + size - self.window) : position + 1])
+        else:
+            logits = self.stepper.step(self.tokens[rows, position : position + 1])
         out = np.zeros((len(self.tokens), logits.size(-1)), dtype=np.float32)
         out[self.active] = logits.cpu().numpy()
         return out
@@ -95,15 +95,14 @@ class DocumentProgram:
             handed[slots] = a[ended]
         self.adapters.keep(torch.from_numpy(np.flatnonzero(stays)).to(self.device))
         self.active = self.active[stays]
+        self.stepper = self._fresh_stepper()  # for the smaller batch
 
-    def _fill(self, tokens: Tensor) -> Tensor:
-        """Logits (n, 1, V) after tokens (n, k), which are added to the cache."""
-        step = max(1, FILL_TOKENS // len(tokens))
-        view = cast(GPT, _Continued(self.model, self.cache))
-        logits = tokens.new_zeros(0)
-        for begin in range(0, tokens.size(1), step):
-            logits = adapted_logits(view, self.adapters, tokens[:, begin : begin + step], 1)
-        return logits
+    def _fresh_stepper(self) -> Stepper:
+        return Stepper(self.model, self._predict, self.window, recorder_for(self.model))
+
+    def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
+        view = cast(GPT, _Continued(self.model, cache))
+        return adapted_logits(view, self.adapters, tokens, 1)[:, 0] / self.config.temperature
 
     def _learn(self, start: int, stop: int) -> None:
         """One step of every active document on its targets start..stop-1."""
@@ -125,7 +124,7 @@ class DocumentProgram:
 class _Continued:
     """A model whose `hidden` continues a cache, for functions that know only whole windows."""
 
-    def __init__(self, model: GPT, cache: GenerationCache) -> None:
+    def __init__(self, model: GPT, cache: Cache) -> None:
         self._model, self._cache = model, cache
 
     def hidden(self, tokens: Tensor) -> Tensor:

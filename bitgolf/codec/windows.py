@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitgolf.codec.steps import Stepper, recorder_for
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.adapters import AdaptedEvaluation
 from bitgolf.evaluate.scorers import window_plan
 from bitgolf.evaluate.tape import TokenReader
-from bitgolf.model.gpt import GPT, GenerationCache
-
-# Tokens of a forward pass that fills caches. Attention to a cache may hold a score for each pair of positions:
-# 8 heads x 16,384 x T = 2,048 are 1 GiB in float32.
-FILL_TOKENS = 16_384
+from bitgolf.model.cache import Cache
+from bitgolf.model.gpt import GPT
 
 
 class WindowProgram:
@@ -57,8 +55,8 @@ class WindowProgram:
         self.lengths = np.zeros(num_streams, dtype=np.int64)  # tokens accepted of each stream
         self.going = np.ones(num_streams, dtype=bool)
         self.position = 0  # next target; inputs 0..position are known
-        self.begin = 0  # first input of the window in the cache
-        self.cache: GenerationCache | None = None
+        self.begin = -1  # first input of the window that the stepper is in; -1 = none
+        self.stepper = Stepper(model, self._predict, window, recorder_for(model))
 
     @torch.no_grad()
     def logits(self, going: np.ndarray) -> np.ndarray:
@@ -69,16 +67,18 @@ class WindowProgram:
             size = self.adapted.chunk_targets
             if position and position % size == 0:
                 self._adapt(position - size, position)
-                self.cache = None
+                self.begin = -1
         begin = int(window_plan(position, position + 1, self.window, self.stride)[0, 0])
-        first = position
-        if self.cache is None or begin != self.begin:
-            self.cache, self.begin, first = GenerationCache(len(self.model.blocks)), begin, begin
-        hidden = fill_cache(self.model, self.tokens[:, first : position + 1], self.cache)  # (S, 1, D)
-        logits = self.model.logits(hidden)[:, 0]  # (S, V)
+        if begin != self.begin:
+            logits, self.begin = self.stepper.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
+        else:
+            logits = self.stepper.step(self.tokens[:, position : position + 1])
         if self.adapted is not None:
             logits = logits / self.adapted.temperature()
         return logits.cpu().numpy()
+
+    def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
+        return self.model.logits(self.model.hidden(tokens, cache)[:, -1])
 
     def accept(self, tokens: np.ndarray) -> None:
         """See `Program`."""
@@ -100,13 +100,3 @@ class WindowProgram:
             return self.tokens[stream, first:last].cpu().numpy()
 
         return revealed
-
-
-def fill_cache(model: GPT, tokens: Tensor, cache: GenerationCache) -> Tensor:
-    """Run tokens (S, n) through the model, as many positions at once as FILL_TOKENS allows; returns the output of
-    the last position, (S, 1, D)."""
-    step = max(1, FILL_TOKENS // len(tokens))
-    hidden = tokens.new_zeros(0)
-    for begin in range(0, tokens.size(1), step):
-        hidden = model.hidden(tokens[:, begin : begin + step], cache)
-    return hidden[:, -1:]

@@ -15,23 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
-from bitgolf.model.documents import Layout, document_backend, document_mask
+from bitgolf.model.cache import Cache
+from bitgolf.model.documents import Layout, document_backend
 from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
-from bitgolf.model.layers import Block, LayerCache, Linear, rms_norm
+from bitgolf.model.layers import Block, Linear, rms_norm
 from bitgolf.model.rotary import rotary_frequencies
-
-
-class GenerationCache:
-    """What a model remembers of the tokens it has seen, to continue from them: ids, keys and values."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.tokens: Tensor | None = None
-        self.layers = [LayerCache() for _ in range(num_layers)]
-
-    @property
-    def length(self) -> int:
-        """Tokens seen so far."""
-        return 0 if self.tokens is None else self.tokens.size(1)
 
 
 class GPT(nn.Module):
@@ -105,30 +93,25 @@ class GPT(nn.Module):
         x = rms_norm(raw)
         return x if self.smear is None else self.smear(x, tokens)
 
-    def hidden(self, tokens: Tensor, cache: GenerationCache | None = None, fake: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, fake: Tensor | None = None) -> Tensor:
         """Normalized output of the last block.
 
         Args:
             tokens: (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens.
-            cache: continued and extended (generation).
+            cache: continued and extended.
             fake: sharpness of fake quantization (training only); None = the float weights.
         Returns:
             (B, T, D) in `compute_dtype`.
         """
-        offset = 0 if cache is None else cache.length
-        if cache is None or cache.tokens is None:
-            x = self.embed(tokens, fake)
-        else:  # the embedding looks at most two tokens back
-            x = self.embed(torch.cat((cache.tokens[:, -2:], tokens), dim=1))[:, -tokens.size(1) :]
-        if cache is not None:
-            cache.tokens = tokens if cache.tokens is None else torch.cat((cache.tokens, tokens), dim=1)
         documents: Layout | None = None
-        if self.document_layout is not None:
-            if cache is None or cache.tokens is None:
+        if cache is None:
+            x = self.embed(tokens, fake)
+            positions = torch.arange(tokens.size(1), device=tokens.device, dtype=torch.float32)
+            if self.document_layout is not None:
                 documents = self.document_layout(tokens)
-            else:
-                documents = document_mask(cache.tokens, tokens.size(1))
-        positions = torch.arange(offset, offset + tokens.size(1), device=tokens.device, dtype=torch.float32)
+        else:
+            seen, positions, documents = cache.take(tokens, self.config.document_attention)
+            x = self.embed(seen)[:, -tokens.size(1) :]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
         extra = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
 from bitgolf.model.backends import attention_function
+from bitgolf.model.cache import LayerCache, attend_to_cache
 from bitgolf.model.documents import Layout, document_backend
 from bitgolf.model.rotary import rotate
 
@@ -39,21 +40,6 @@ class Linear(nn.Linear):
 def rms_norm(x: Tensor) -> Tensor:
     """Root-mean-square normalization of the last axis without parameters; eps is the dtype's machine epsilon."""
     return F.rms_norm(x, (x.size(-1),))
-
-
-class LayerCache:
-    """Keys and values of one layer for the tokens generated so far, each (B, T, G, K)."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new positions and return all of them."""
-        if self.keys is not None and self.values is not None:
-            k, v = torch.cat((self.keys, k), dim=1), torch.cat((self.values, v), dim=1)
-        self.keys, self.values = k, v
-        return k, v
 
 
 class Attention(nn.Module):
@@ -90,7 +76,7 @@ class Attention(nn.Module):
         first_value: Tensor | None = None,  # (B, T, G, K) of layer 0
         cache: LayerCache | None = None,
         fake: Tensor | None = None,  # sharpness of fake quantization; None = off
-        documents: Layout | None = None,  # of the backend, or (B, 1, T, S) with a cache; None = rows are one document
+        documents: Layout | None = None,  # of the backend, or a mask of the cache; None = rows are one document
     ) -> tuple[Tensor, Tensor]:
         """Returns the branch output (B, T, D) and the values that were used (B, T, G, K)."""
         B, T, _ = x.shape
@@ -122,24 +108,6 @@ def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
     direction = F.normalize(v, dim=-1)[:, :, :, None, :]
     grouped = y.view(B, T, v.size(2), H // v.size(2), K)
     return (grouped - (grouped * direction).sum(-1, keepdim=True) * direction).view(B, T, H, K)
-
-
-def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of the last T positions to all S >= T of them, or to those that `mask` (B, 1, T, S) bool allows.
-
-    q (B, T, H, K), k, v (B, S, G, K).
-    """
-    T, S = q.size(1), k.size(1)
-    if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    y = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        enable_gqa=q.size(2) != k.size(2),
-    )
-    return y.transpose(1, 2)
 
 
 class MLP(nn.Module):

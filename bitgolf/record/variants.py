@@ -56,7 +56,7 @@ PARTS = (
     # train_gpt.py has no --branch, generates no text and makes no tokens.
     Part(_of("train.branch"), (), lambda c: True),
     Part(
-        (*_of("model.gpt", "GenerationCache"), *_of("model.layers", "LayerCache", "attend_to_cache"),
+        (*_of("model.cache"),
          *_of("language_model", "LanguageModel.score", "LanguageModel._score", "LanguageModel.generate"),
          *_of("data.tokenizer", "Tokenizer.encode", "Tokenizer.encode_documents", "Tokenizer.decode"),
          *_of("data.shards", "TokenShards.open", "ShardWriter")),

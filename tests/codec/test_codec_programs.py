@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_gpt import ALONE, BOS, WINDOW, config, text, tiny_gpt
 
-from bitgolf.codec import windows
+from bitgolf.codec import documents, steps, windows
 from bitgolf.codec.documents import DocumentProgram
 from bitgolf.codec.program import fresh_adapters, fresh_program
 from bitgolf.codec.windows import WindowProgram
@@ -24,6 +24,14 @@ from bitgolf.language_model import LanguageModel
 from bitgolf.model.gpt import GPT
 
 CLOSE = 2e-4  # nats; cached and whole passes round differently, and updates carry that along
+
+
+@pytest.fixture(params=["growing", "fixed"])
+def caches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps as they are on a CPU, and at fixed shapes as they are recorded on CUDA (here run anew each time)."""
+    if request.param == "fixed":
+        for module in (windows, documents):
+            monkeypatch.setattr(module, "recorder_for", lambda model: lambda run: run)
 
 
 def language_model(gpt: GPT, lossless: Tokenizer) -> LanguageModel:
@@ -75,10 +83,11 @@ def with_stride(settings: Config, stride: int, method: str = "sliding") -> Confi
         ("chunked", 4, 16_384),
     ],
 )
+@pytest.mark.usefixtures("caches")
 def test_windows_are_those_of_the_scorer(
     method: str, stride: int, piece: int, lossless: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(windows, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
+    monkeypatch.setattr(steps, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
     gpt = tiny_gpt()
     streams = [text(n + 1, seed=n)[1:].astype(np.int64) for n in (45, 3, 38)]
     found = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
@@ -109,6 +118,7 @@ CHUNKS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("ttt", CHUNKS, ids=str)
+@pytest.mark.usefixtures("caches")
 def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless: Tokenizer) -> None:
     settings = config(**ttt)
     tokens = text(151, period=13)
@@ -165,6 +175,7 @@ DOCUMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("ttt", DOCUMENTS, ids=str)
+@pytest.mark.usefixtures("caches")
 def test_documents_adapt_as_the_evaluation_does(ttt: dict[str, Any], lossless: Tokenizer) -> None:
     settings = config(method="lora", lora_lr=0.02, **ttt)
     tokens = text(400, seed=4, period=17)

@@ -19,6 +19,7 @@ from torch import Tensor
 from bitgolf.config import ModelConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model.backends import available_backends, choose_backend
+from bitgolf.model.cache import GenerationCache
 from bitgolf.model.documents import (
     BOS,
     DOCUMENT_BACKENDS,
@@ -29,7 +30,6 @@ from bitgolf.model.documents import (
     document_mask,
 )
 from bitgolf.model.embeddings import bigram_rows
-from bitgolf.model.gpt import GenerationCache
 
 CPU = torch.device("cpu")
 EVERYTHING = {

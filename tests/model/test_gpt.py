@@ -9,7 +9,7 @@ from bitgolf.config import ModelConfig, load_config
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT, count_parameters
 from bitgolf.model.backends import available_backends, choose_backend
-from bitgolf.model.gpt import GenerationCache
+from bitgolf.model.cache import GenerationCache
 
 
 @pytest.mark.parametrize(
