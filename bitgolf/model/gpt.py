@@ -106,7 +106,7 @@ class GPT(nn.Module):
         documents: Layout | None = None
         if cache is None:
             x = self.embed(tokens, fake)
-            positions = torch.arange(tokens.size(1), device=tokens.device, dtype=torch.float32)
+            positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
             if self.document_layout is not None:
                 documents = self.document_layout(tokens)
         else:
