@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bitgolf.audit.checks import SCORE_FIRST, score_first, scored_once
 from bitgolf.audit.distribution import losses_match, normalization
-from bitgolf.audit.flips import FUTURE_FLIP, future_flip, target_flip, trace
+from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, future_flip, target_flip, trace
+from bitgolf.distributed import World
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.adapters import adapted_evaluation
@@ -21,18 +22,24 @@ from bitgolf.evaluate.documents import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
 from bitgolf.evaluate.tape import TokenReader, tokens_sha256
 from bitgolf.evaluate.ttt import ChunkTTT
+from bitgolf.model.build import build_model
 
 TOKENS = text(91, seed=3)
 CHUNK = 40
 OPTIONS = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 6}
 
 
-def evaluation_of(**ttt: Any):
+def evaluation_of(device: str = "cpu", **ttt: Any):
     """An `Evaluation` as the audit builds it: a fresh model for every run."""
+    place = torch.device(device)
 
     def evaluation(tokens: np.ndarray):
-        model = tiny_gpt()
-        found = adapted_evaluation(config(**ttt), model, model, num_targets=len(tokens) - 1, bos_id=BOS, world=ALONE)
+        model, _ = build_model(config().model, WINDOW, place)
+        model.load_state_dict(tiny_gpt().state_dict())
+        model.eval().requires_grad_(False)
+        found = adapted_evaluation(
+            config(**ttt), model, model, num_targets=len(tokens) - 1, bos_id=BOS, world=World(0, 1, place)
+        )
         return found.scorer, found.adapter
 
     return evaluation
@@ -57,14 +64,22 @@ def chunk_of(ttt: dict[str, Any]) -> int:
     return 0 if ttt.get("method") == "lora" else CHUNK
 
 
+ON_GPU = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_adapters_pass_bit_exactly(name: str) -> None:
-    evaluation, chunk = evaluation_of(**HONEST[name]), chunk_of(HONEST[name])
-    for check in (future_flip, target_flip):
-        found = check(evaluation, TOKENS, chunk_targets=chunk, **OPTIONS)
-        assert found.verdict == "PASS", found
-        assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
-    shown = trace(evaluation, TOKENS, chunk, with_losses=True)
+def test_honest_adapters_pass_bit_exactly(name: str, device: str) -> None:
+    evaluation, chunk = evaluation_of(device, **HONEST[name]), chunk_of(HONEST[name])
+    with deterministic_kernels(torch.device(device)):
+        for check in (future_flip, target_flip):
+            found = check(evaluation, TOKENS, chunk_targets=chunk, **OPTIONS)
+            assert found.verdict == "PASS", found
+            assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
+        shown = trace(evaluation, TOKENS, chunk, with_losses=True)
     assert normalization(shown.log_p, VOCAB).verdict == "PASS"
     assert losses_match(shown, TOKENS).verdict == "PASS"
 
