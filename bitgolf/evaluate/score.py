@@ -24,14 +24,14 @@ from bitgolf import atomic
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.distributed import World, device_name
-from bitgolf.errors import ConfigError
+from bitgolf.errors import ConfigError, RunError
 from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.split_model import CompiledModel
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.temperature import Tempered
-from bitgolf.language_model import load, load_weights_
+from bitgolf.language_model import check_tensors, load, load_weights_
 from bitgolf.model.build import build_model
 from bitgolf.model.gpt import GPT
 from bitgolf.progress import Progress, silent
@@ -53,6 +53,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     tokens = data.val.read(0, data.val.num_tokens)
     costs = data.tokenizer.byte_costs(tokens)
     path = run.require("model.bitgolf")
+    floats = _float_weights(run) if config.score.float_reference or config.score.last_reference else {}
     world.barrier()
     begin = time.perf_counter()
     language_model = load(path, world.device, config.train.attention)
@@ -82,8 +83,14 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         if config.ttt.rescore_temperature:
             diagnostic["rescored"] = _rescored(model, tokens, costs, config, world, progress)
     first = config.score.methods[0]
-    reference = _float_score(run, "weights", tokens, costs, world, progress) if config.score.float_reference else None
-    last = _float_score(run, "weights-last", tokens, costs, world, progress) if config.score.last_reference else None
+    reference = (
+        _float_score(run, floats, "weights", tokens, costs, world, progress) if config.score.float_reference else None
+    )
+    last = (
+        _float_score(run, floats, "weights-last", tokens, costs, world, progress)
+        if config.score.last_reference
+        else None
+    )
     if not world.is_main:
         return
     compressors = _general_purpose(data, tokens, progress) if config.score.compressors else {}
@@ -196,16 +203,41 @@ def _rescored(
     return bits_per_byte(tape.nll, costs).to_json() | {"temperature": temperature, "label": NOT_ADMISSIBLE}
 
 
+def _float_weights(run: RunDirectory) -> dict[str, dict[str, torch.Tensor]]:
+    """The float weights that are scored beside the artifact, by the name of their file, as far as there are files.
+
+    Raises RunError when one is damaged or holds values that are not finite, ArtifactError when it is another model's.
+    """
+    config = run.config
+    wanted = {"weights": config.score.float_reference, "weights-last": config.score.last_reference}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, asked in wanted.items():
+        path = run / f"{name}.safetensors"
+        if asked and path.exists():
+            tensors = found[name] = read_tensors(path, run.path)
+            check_tensors(config.model, config.window, tensors, str(path))
+            if broken := [key for key, values in tensors.items() if not bool(torch.isfinite(values).all())]:
+                raise RunError(
+                    f"{path}: tensor {broken[0]!r} has values that are not finite; run `bitgolf train {run.path}` again"
+                )
+    return found
+
+
 def _float_score(
-    run: RunDirectory, name: str, tokens: np.ndarray, costs: np.ndarray, world: World, progress: Progress
+    run: RunDirectory,
+    floats: dict[str, dict[str, torch.Tensor]],
+    name: str,
+    tokens: np.ndarray,
+    costs: np.ndarray,
+    world: World,
+    progress: Progress,
 ) -> BitsPerByte | None:
-    """Score of float weights by the first method, or None when they are not in the run directory."""
-    weights = run / f"{name}.safetensors"
-    if not weights.exists():
+    """Score of float weights by the first method, or None when there are none of this name."""
+    if name not in floats:
         return None
     config = run.config
     model, _ = build_model(config.model, config.window, world.device, config.train.attention)
-    load_weights_(model, read_tensors(weights, run.path), str(weights))
+    load_weights_(model, floats[name], str(run / f"{name}.safetensors"))
     model.eval().requires_grad_(False)
     tape = _run_method(
         config.score.methods[0],

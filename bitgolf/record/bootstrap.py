@@ -19,6 +19,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.progress import Progress, silent
 
 RESAMPLES = 10_000
+_MOST_RESAMPLES = 10_000_000  # 80 MB, and far below any noise
 _DRAWS = 1 << 18  # drawn at a time; 2 MB of indices
 
 
@@ -74,10 +75,14 @@ def resample(
     return found
 
 
-def require_enough(resamples: int) -> None:
-    """Raise ConfigError for fewer than 100 resamples."""
+def require_possible(resamples: int) -> None:
+    """Raise ConfigError for a number of resamples that is too small or too large."""
     if resamples < 100:
         raise ConfigError(f"{resamples} resamples give no 95 % interval; take at least 100, usually {RESAMPLES:,}")
+    if resamples > _MOST_RESAMPLES:
+        raise ConfigError(
+            f"{resamples:,} resamples are more than the {_MOST_RESAMPLES:,} allowed; usual are {RESAMPLES:,}"
+        )
 
 
 def bootstrap(
@@ -102,7 +107,7 @@ def bootstrap(
     """
     if len(bits) < 2:
         raise RunError(f"{len(bits)} document: resampling documents needs at least two")
-    require_enough(resamples)
+    require_possible(resamples)
     found = resample(bits, num_bytes, resamples, seed, progress)
     low, high = np.percentile(found, (2.5, 97.5)).tolist()
     return Interval(

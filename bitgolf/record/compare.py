@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.progress import Progress, silent
-from bitgolf.record.bootstrap import RESAMPLES, Interval, bootstrap, require_enough
+from bitgolf.record.bootstrap import RESAMPLES, Interval, bootstrap, require_possible
 from bitgolf.record.document_losses import DocumentLosses, document_losses, require_same_text
 from bitgolf.record.scored_runs import (
     ScoredRun,
@@ -229,7 +230,7 @@ def compare(
     if len(paths) == 1 and not baseline and published is None:
         raise ConfigError(f"{paths[0]} has nothing to be compared with; give another run or a baseline")
     margin_in_bpb(settings.margin_nats, 1.0)
-    require_enough(settings.resamples)
+    require_possible(settings.resamples)
     runs = read_runs([*baseline, *paths], settings.method)
     for other in runs[1:]:
         require_same_text(runs[0], other)
@@ -411,5 +412,10 @@ def _notes(sets: Sequence[RunSet], published: Sample | None) -> list[str]:
                 f"The runs of {group.name} were trained on {min(trained):,} to {max(trained):,} tokens: the clock "
                 "stopped some early, and their deviation is more than that of seeds."
             )
+    if any(a.shares_training_with(b) for a, b in combinations(runs, 2)):
+        notes.append(
+            "Some runs are branches of one training: what they share is no evidence twice. Tests that pair seeds allow "
+            "for it, Welch's takes all runs for independent."
+        )
     notes += [f"{group.name}: {group.no_sample}." for group in sets if group.no_sample and len(group.runs) > 1]
     return notes

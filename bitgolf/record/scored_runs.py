@@ -113,6 +113,12 @@ class ScoredRun:
         ends = [event["tokens"] for event in read_events(self.run / "train.jsonl") if event["event"] == "end"]
         return int(ends[-1]) if ends else None
 
+    def shares_training_with(self, other: ScoredRun) -> bool:
+        """Whether one is a branch of the other, or both are of a third: the log of a branch begins with its trunk's."""
+        logs = [read_events(run.run / "train.jsonl") for run in (self, other)]
+        branched = any(event["event"] == "branch" for log in logs for event in log)
+        return branched and logs[0][:1] == logs[1][:1]
+
     @property
     def hardware(self) -> str:
         """What it was scored on, such as "2 x NVIDIA H200"."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import documents, done, read_json
 
 import bitgolf
@@ -147,6 +147,22 @@ def test_without_float_weights_there_is_no_reference(run_copy: Path) -> None:
     stored = rescored(run_copy)
     assert stored["float"] == {}
     assert stored["quantization_tax"] is None
+
+
+def test_broken_float_weights_are_named_before_anything_is_scored(run_copy: Path) -> None:
+    path = run_copy / "weights.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, path)
+    before = (run_copy / "score.json").read_bytes()
+    with pytest.raises(
+        RunError, match=rf"weights\.safetensors: tensor {next(iter(tensors))!r} has values .* not finite"
+    ):
+        rescored(run_copy)
+    save_file({"other": torch.zeros(3)}, path)
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors: tensors do not match"):
+        rescored(run_copy)
+    assert (run_copy / "score.json").read_bytes() == before
 
 
 def test_scoring_again_replaces_the_charges(run_copy: Path) -> None:

@@ -157,6 +157,8 @@ def test_a_bootstrap_of_too_little_is_refused() -> None:
         bootstrap(np.array([1.0]), np.array([3]))
     with pytest.raises(ConfigError, match="99 resamples"):
         bootstrap(*some_documents(5), resamples=99)
+    with pytest.raises(ConfigError, match="10,000,001 resamples are more than the 10,000,000"):
+        bootstrap(*some_documents(5), resamples=10_000_001)
 
 
 # Comparisons
@@ -283,6 +285,17 @@ def test_another_score_than_the_headline_has_no_documents(family: Family, letter
     raw = [json.loads((path / "score.json").read_text())["float"]["chunked"]["bpb"] for path in paths]
     assert contrast.difference_bpb == pytest.approx(raw[1] - raw[0])
     assert contrast.documents is None and "leave out --method" in contrast.no_documents
+
+
+def test_branches_of_one_training_are_not_taken_for_independent_in_silence(family: Family, letters: Path) -> None:
+    paths = [family.run(name, letters) for name in "ab"]
+    assert not any("branches" in note for note in compare(paths, settings=FEW).notes)
+    log = paths[1] / "train.jsonl"
+    first, *others = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([first, json.dumps({"event": "branch", "step": 1, "elapsed_seconds": 1.0}) + "\n", *others]))
+    assert any("branches of one training" in note for note in compare(paths, settings=FEW).notes)
+    log.write_text(log.read_text().replace('"seed": ', '"seed": 1', 1))
+    assert not any("branches" in note for note in compare(paths, settings=FEW).notes)
 
 
 def test_what_a_reader_must_know_is_a_note(family: Family, letters: Path) -> None:
