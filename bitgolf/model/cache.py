@@ -69,15 +69,33 @@ class GenerationCache:
 
 
 class _GrowingLayer:
+    """Keys and values in buffers with room for more, twice as much each time that they are full."""
+
     def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.length = 0
+        self._keys: Tensor | None = None  # (B, room, G, K)
+        self._values: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is not None and self.values is not None:
-            k, v = torch.cat((self.keys, k), dim=1), torch.cat((self.values, v), dim=1)
-        self.keys, self.values = k, v
-        return k, v
+        self._keys, self._values = self._with_room(self._keys, k), self._with_room(self._values, v)
+        end = self.length + k.size(1)
+        self._keys[:, self.length : end], self._values[:, self.length : end] = k, v
+        self.length = end
+        return self.contents()
+
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Keys and values so far, views (B, S, G, K)."""
+        assert self._keys is not None and self._values is not None
+        return self._keys[:, : self.length], self._values[:, : self.length]
+
+    def _with_room(self, buffer: Tensor | None, new: Tensor) -> Tensor:
+        end = self.length + new.size(1)
+        if buffer is not None and end <= buffer.size(1):
+            return buffer
+        larger = new.new_empty(new.size(0), end if buffer is None else max(end, 2 * buffer.size(1)), *new.shape[2:])
+        if buffer is not None:
+            larger[:, : self.length] = buffer[:, : self.length]
+        return larger
 
 
 class FixedCache:
@@ -129,15 +147,12 @@ class _FixedLayer:
     here: Tensor  # (1, S, 1, 1) bool, where the next key and value go
 
     def __init__(self, layer: _GrowingLayer, room: int) -> None:
-        assert layer.keys is not None and layer.values is not None
-        shape = (layer.keys.size(0), room, *layer.keys.shape[2:])
-        self.keys, self.values = layer.keys.new_zeros(shape), layer.values.new_zeros(shape)
+        keys, values = layer.contents()
+        shape = (keys.size(0), room, *keys.shape[2:])
+        self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
 
     def load(self, layer: _GrowingLayer) -> None:
-        assert layer.keys is not None and layer.values is not None
-        length = layer.keys.size(1)
-        self.keys[:, :length] = layer.keys
-        self.values[:, :length] = layer.values
+        self.keys[:, : layer.length], self.values[:, : layer.length] = layer.contents()
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         torch.where(self.here, k, self.keys, out=self.keys)
