@@ -10,7 +10,6 @@ Legend: S streams, T window, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,11 +23,8 @@ FILL_TOKENS = 16_384
 Predict = Callable[[Tensor, Cache], Tensor]
 """Logits (S, V) after the last of the next tokens (S, n), which the cache takes in."""
 
-
-class Recorder(Protocol):
-    """Makes something that can be run again and again out of what is run once."""
-
-    def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]: ...
+Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""Makes something that can be run again and again out of what is run once."""
 
 
 def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
