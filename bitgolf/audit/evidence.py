@@ -26,6 +26,7 @@ from bitgolf.errors import DataError, RunError
 from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, adapted_name
 from bitgolf.evaluate.scorers import METHODS, make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer
+from bitgolf.model.backends import reproducible_backend
 from bitgolf.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -222,8 +223,10 @@ class Evidence:
         return self.config.model_copy(update={"ttt": self.config.ttt.model_copy(update={"chunk_tokens": chunk_tokens})})
 
     def adapted_evaluation(self, config: Config, num_targets: int, batch_tokens: int) -> AdaptedEvaluation:
-        """The adapted pass of `config`, eagerly, on a copy of the artifact's model."""
+        """The adapted pass of `config`, eagerly, on a copy of the artifact's model (with reproducible gradients)."""
         model = copy.deepcopy(self.language_model.model)
+        if self.device.type == "cuda":
+            model.set_attention_backend(reproducible_backend(model.config.document_attention))
         return adapted_evaluation(
             config,
             model,

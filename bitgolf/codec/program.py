@@ -14,6 +14,7 @@ from bitgolf.distributed import World
 from bitgolf.evaluate.adapters import adapted_evaluation, preserved
 from bitgolf.evaluate.lora import initial_a, lora_sites
 from bitgolf.language_model import LanguageModel
+from bitgolf.model.backends import reproducible_backend
 
 
 @contextmanager
@@ -70,14 +71,13 @@ def fresh_adapters(language_model: LanguageModel, config: Config, num_documents:
 
 @contextmanager
 def _deterministic_attention(language_model: LanguageModel) -> Iterator[None]:
-    """On CUDA use the attention backend whose gradients are reproducible; cuDNN's and the memory-efficient one have
-    none. Predictions use none of them, they attend to caches."""
+    """On CUDA use the attention whose gradients are reproducible. Predictions use none, they attend to caches."""
     if language_model.device.type != "cuda":
         yield
         return
-    masked = language_model.model.config.document_attention  # flash takes no masks
-    language_model.model.set_attention_backend("math" if masked else "flash")
+    model = language_model.model
+    model.set_attention_backend(reproducible_backend(model.config.document_attention))
     try:
         yield
     finally:
-        language_model.model.set_attention_backend(language_model.attention)
+        model.set_attention_backend(language_model.attention)

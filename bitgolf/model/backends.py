@@ -92,6 +92,14 @@ def available_backends(
     return {name: _problem(name, device, dtype, (heads, kv_heads, head_dim), documents) for name in names}
 
 
+def reproducible_backend(documents: bool) -> str:
+    """The backend on CUDA whose gradients are the same bits each time, when deterministic algorithms are asked for.
+
+    cuDNN's and the memory-efficient one have none such; flash takes no masks of documents.
+    """
+    return "math" if documents else "flash"
+
+
 def choose_backend(
     requested: str,
     device: torch.device,

@@ -22,6 +22,7 @@ from bitgolf.evaluate.documents import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
 from bitgolf.evaluate.tape import TokenReader, tokens_sha256
 from bitgolf.evaluate.ttt import ChunkTTT
+from bitgolf.model.backends import reproducible_backend
 from bitgolf.model.build import build_model
 
 TOKENS = text(91, seed=3)
@@ -35,6 +36,8 @@ def evaluation_of(device: str = "cpu", **ttt: Any):
 
     def evaluation(tokens: np.ndarray):
         model, _ = build_model(config().model, WINDOW, place)
+        if place.type == "cuda":
+            model.set_attention_backend(reproducible_backend(documents=False))
         model.load_state_dict(tiny_gpt().state_dict())
         model.eval().requires_grad_(False)
         found = adapted_evaluation(
