@@ -3,8 +3,9 @@
     python benchmarks/adaptation.py MODEL SOURCE [--bytes 1000000] [--device cpu] [--arm ''] [--arm 'KEY=VALUE ...'] ...
 
 Scores the first documents of SOURCE (such as jsonl:train-02.jsonl.zst; whole documents until there are as many bytes)
-with MODEL (an artifact), once an arm with its keys of the [ttt] section, such as --arm 'method=lora lora_lr=0.003'. Choose settings here, on training text that the model has not seen, and score the
-validation text once. --seconds stops before an arm that begins later.
+with MODEL (an artifact), once an arm with its keys of the [ttt] section, such as --arm 'method=lora lora_lr=0.003'.
+Choose settings here, on training text that the model has not seen, and score the validation text once. --seconds stops
+before an arm that begins later.
 """
 
 from __future__ import annotations
