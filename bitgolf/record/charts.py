@@ -43,7 +43,7 @@ class LineChart:
         x, y: the points, in order; of one length.
         log_x: logarithmic x axis (points at or below 0 are left out).
         from_zero: the y axis begins at 0; otherwise at the least value.
-        marks: x positions of dashed vertical lines with a word on each.
+        marks: x positions of dashed vertical lines with a word on each; those beyond the curve's axis are left out.
     """
 
     key: str
@@ -89,14 +89,19 @@ def draw(chart: LineChart) -> str:
         style_axes(axes, chart.x_label, [x for x, _ in kept], log_x=chart.log_x)
         if chart.from_zero:
             axes.set_ylim(bottom=0)
+        left, right = axes.get_xlim()
         for position, word in chart.marks:
+            if not left <= position <= right:
+                continue
+            before = position > (left + right) / 2  # the word stays inside the picture
             axes.axvline(position, color=MARK, linewidth=1.5, linestyle=(0, (4, 3)))
             axes.annotate(
                 word,
                 (position, 1),
-                (4, -2),
+                (-4 if before else 4, -2),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
+                ha="right" if before else "left",
                 va="top",
                 color=INK,
             )

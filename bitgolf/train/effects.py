@@ -52,6 +52,16 @@ def without_effect(
             f"train.held_out_tokens {train.held_out_tokens}: with train.choose_average 'fixed' and no curvature only a "
             "branch can use them; this run just does not train on them"
         )
+    if train.fisher_tokens and pack.hessian != "fisher":
+        found.append(
+            f"train.fisher_tokens {train.fisher_tokens}: pack.hessian is {pack.hessian!r}, so the seconds that the Fisher "
+            "statistics take serve only a packing with other settings"
+        )
+    if train.curvature_tokens and pack.method != "rate":
+        found.append(
+            f"train.curvature_tokens {train.curvature_tokens}: pack.method is {pack.method!r}, so the seconds that the "
+            "curvature takes serve only a packing with other settings"
+        )
     if not pack.prune_to_fit:
         found += _idle(pack, "pack", ("fit_margin_bytes",), "pack.prune_to_fit is off")
     found += [

@@ -60,6 +60,14 @@ def test_drawing_is_well_formed_themed_and_local() -> None:
     assert {a or b for a, b in used} <= set(ids)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_mark_beyond_the_curve_is_left_out_and_one_at_its_end_keeps_its_word_inside() -> None:
+    assert "far away" not in draw(chart(marks=[(5e6, "far away")]))
+    svg = draw(chart(x=[0.0, 10.0], y=[2.0, 1.0], marks=[(10.0, "the end of the curve")]))
+    (word,) = re.findall(r"<text ([^>]*)>the end of the curve", svg)
+    assert "text-anchor: end" in word
+
+
 def test_same_chart_same_drawing() -> None:
     assert draw(chart()) == draw(chart())
 

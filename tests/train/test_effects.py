@@ -27,9 +27,11 @@ def complaints(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> li
         {"pack__passthrough": '["embedding", "blocks.*.attention.key.weight"]'},
         {"qat__mode": "ste", "qat__start_fraction": "0.9"},
         {"train__checkpoint_at": "[0.3]"},
+        {"train__fisher_tokens": "4096", "pack__method": "rate", "pack__hessian": "fisher",
+         "train__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) -> None:
     assert complaints(**overrides) == []
 
@@ -40,6 +42,11 @@ def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) 
         ({"train__replay_lr": "0.3"}, "train.replay_lr 0.3: train.replay_epochs is 0"),
         ({"train__replay_batches": "7"}, "train.replay_batches 7: "),
         ({"train__held_out_tokens": "4096"}, "train.held_out_tokens 4096: with train.choose_average 'fixed'"),
+        ({"train__fisher_tokens": "4096"}, "train.fisher_tokens 4096: pack.hessian is 'plain'"),
+        (
+            {"train__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
+            "train.curvature_tokens 2048: pack.method is 'gptq'",
+        ),
         ({"pack__fit_margin_bytes": "10"}, "pack.fit_margin_bytes 10: pack.prune_to_fit is off"),
         ({"pack__prune_to_fit": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
         ({"pack__passthrough": '["*.q_gain"]'}, "pack.passthrough '*.q_gain': what it matches stays in float anyway"),

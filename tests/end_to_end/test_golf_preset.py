@@ -1,0 +1,57 @@
+"""bitgolf's own preset, end to end at reduced size: to the byte, with adapters as the headline, audited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tiny_run import done, events, read_json
+
+from bitgolf.compress.rate import SLACK
+
+SMALL = {
+    "model.vocab_size": 384,
+    "model.num_layers": 2,
+    "model.model_dim": 64,
+    "model.num_heads": 4,
+    "model.num_kv_heads": 2,
+    "model.xsa_layers": 1,
+    "model.bigram_rows": 64,
+    "model.bigram_dim": 16,
+    "model.ve_layers": "[1]",
+    "model.ve_dim": 16,
+    "train.seq_len": 64,
+    "train.batch_tokens": 512,
+    "train.micro_batch_tokens": 512,
+    "train.max_steps": 60,
+    "train.held_out_tokens": 1024,
+    "train.calibration_tokens": 1024,
+    "train.fisher_tokens": 1024,
+    "train.curvature_tokens": 1024,
+    "train.checkpoint_seconds": 0,
+    "pack.small_tensor": 256,
+    "score.batch_tokens": 2048,
+    "score.compressors": "false",
+    "ttt.lora_rank": 4,
+    "ttt.lora_chunk_tokens": 32,
+    "report.samples": 0,
+    "data.val_fraction": 0.02,
+}
+
+
+def test_the_preset_runs_whole_and_fills_its_cap(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = SMALL | {"data.source": f"jsonl:{corpus}"}
+    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+    result = done("run", "golf-8192", *words, "--out", run, "--json")
+    assert result.json["audit_passed"]
+    assert "no effect" not in result.stderr
+    score, pack = read_json(run / "score.json"), read_json(run / "pack.json")
+    assert score["headline"] == "documents+lora"
+    (choice,) = events(run, "choice")
+    assert choice["losses"][choice["chosen"]] == min(choice["losses"].values())
+    assert not events(run, "late") and not events(run, "replay")
+    cap = pack["total_bytes"] - pack["model_bytes"] // 3
+    done("pack", run, "--artifact-bytes", cap)
+    again = read_json(run / "pack.json")
+    assert (again["method"], again["compressor"]) == ("rate", "range")
+    assert cap - SLACK <= again["total_bytes"] <= cap
