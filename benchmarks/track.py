@@ -127,14 +127,16 @@ def rows_of(summaries: list[dict[str, Any]]) -> list[str]:
         verdicts = list(row["audit"].values())
         told = f"{verdicts.count('PASS')} of {len(verdicts)} PASS" if verdicts else "not made"
         methods = row.get("methods", {row["headline"]: row["headline_bpb"]})
+        adapted = [bpb for method, bpb in methods.items() if method not in ("chunked", "sliding")]
+        seconds = f"{row['pack_seconds']:.1f}" if row.get("pack_seconds") else "-"
         name = folder_name(row["preset"], row["seed"], row["accounting"])
         lines.append(
             f"| [{row['preset']}, seed {row['seed']}]({name}/) | {row['commit']} | {row['parameters']:,} | "
             f"{row['tokens_per_second']:,.0f} | {row['steps']:,} | {figure(row.get('last_chunked_bpb'))} | "
             f"{figure(row['float_chunked_bpb'])} | {figure(row['packed_chunked_bpb'])} | "
             f"{figure(row['quantization_tax_bpb'])} | {figure(methods.get('sliding'))} ({row.get('stride', 64)}) | "
-            f"{figure(methods.get('sliding+ttt'))} | {row['bytes_total']:,} | {row['train_seconds']:.1f} "
-            f"({row['calibration_seconds']:.1f}) | {row.get('pack_seconds', 0) or '-':.3} | "
+            f"{figure(adapted[0] if adapted else None)} | {row['bytes_total']:,} | {row['train_seconds']:.1f} "
+            f"({row['calibration_seconds']:.1f}) | {seconds} | "
             f"{row['eval_seconds']:.1f} | {row['peak_memory_mib']:,.0f} | {told} |"
         )
     notes = [f"- {row['preset']}, seed {row['seed']}: {row['note']}" for row in summaries if row.get("note")]
