@@ -54,8 +54,8 @@ def without_effect(
         )
     if train.fisher_tokens and pack.hessian != "fisher":
         found.append(
-            f"train.fisher_tokens {train.fisher_tokens}: pack.hessian is {pack.hessian!r}, so the seconds that the Fisher "
-            "statistics take serve only a packing with other settings"
+            f"train.fisher_tokens {train.fisher_tokens}: pack.hessian is {pack.hessian!r}, so the seconds that the "
+            "Fisher statistics take serve only a packing with other settings"
         )
     if train.curvature_tokens and pack.method != "rate":
         found.append(
