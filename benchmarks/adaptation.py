@@ -19,6 +19,7 @@ import numpy as np
 from bitgolf.config import Config, resolve
 from bitgolf.data.sources import iterate_documents
 from bitgolf.distributed import World, choose_device
+from bitgolf.errors import BitgolfError, ConfigError, DataError
 from bitgolf.evaluate.adapters import adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import bits_per_byte
 from bitgolf.evaluate.score import scoring_model
@@ -36,15 +37,23 @@ def main() -> None:
     parser.add_argument("--arm", action="append", help="repeatable; '' does not adapt")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     arguments = parser.parse_args()
+    try:
+        measure(arguments)
+    except BitgolfError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Score the text once an arm and print its line. Every setting is read before anything is scored."""
     begin = time.perf_counter()
     model = load(arguments.model, choose_device(arguments.device))
     tokens = read_tokens(model, arguments.source, arguments.bytes)
     costs = model.tokenizer.byte_costs(tokens)
     documents = int((tokens == model.tokenizer.bos_id).sum())
     print(f"{documents} documents, {len(tokens) - 1:,} targets, {int(costs.sum()):,} bytes, {model.device}")
+    arms = {arm: settings(model, arm) for arm in arguments.arm or [""]}
     print(f"{'bpb':>8} {'change':>8} {'seconds':>8}  arm")
     first = None
-    arms = {arm: settings(model, arm) for arm in arguments.arm or [""]}
     for arm, config in arms.items():
         started = time.perf_counter()
         if started - begin > arguments.seconds:
@@ -57,23 +66,28 @@ def main() -> None:
 
 
 def read_tokens(model: LanguageModel, source: str, num_bytes: int) -> np.ndarray:
-    """The first documents of a source, each after a BOS, (N,) int64."""
+    """The first documents of a source, each after a BOS, (N,) int64. Raises DataError when there are none."""
     size, pieces = 0, []
     for text in iterate_documents(source):
         pieces.append([model.tokenizer.bos_id, *model.tokenizer.encode(text)])
         size += len(text.encode())
         if size >= num_bytes:
             break
+    if not pieces:
+        raise DataError(f"{source} holds no document to score")
     return np.concatenate(pieces)
 
 
 def settings(model: LanguageModel, arm: str) -> Config:
     """The configuration of the artifact's model with the [ttt] keys of an arm, such as "method=lora lora_rank=4"."""
-    overrides = dict(pair.split("=", 1) for pair in arm.split())
+    pairs = [pair.partition("=") for pair in arm.split()]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"--arm {arm!r}: {key!r} is no KEY=VALUE of the section [ttt], such as method=lora")
     scoring = {"seq_len": model.window, "stride": model.stride, "methods": ["sliding"]}
     return resolve(
         {"model": model.model.config.model_dump(mode="json"), "score": scoring},
-        {f"ttt.{key}": value for key, value in overrides.items()},
+        {f"ttt.{key}": value for key, _, value in pairs},
     )
 
 
