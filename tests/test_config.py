@@ -1,12 +1,17 @@
 """Presets, overrides and the errors they give."""
 
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from bitgolf.config import load_config, preset_names, resolve
+from bitgolf.config.removed import REMOVED
 from bitgolf.errors import ConfigError
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -81,3 +86,19 @@ def test_a_toml_file_is_a_preset_and_its_unknown_keys_are_errors(tmp_path) -> No
         load_config(str(path))
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(("key", "neutral"), [(key, neutral) for key, (neutral, _) in REMOVED.items()])
+def test_a_removed_setting_loads_only_with_the_value_that_did_nothing(key: str, neutral: Any) -> None:
+    section, leaf = key.split(".")
+    assert resolve({section: {leaf: neutral}}, {}) == resolve({}, {})
+    other = not neutral if isinstance(neutral, bool) else "other" if isinstance(neutral, str) else neutral + 1
+    with pytest.raises(ConfigError, match=rf"{key} = .* was removed.*lab-notebook"):
+        resolve({section: {leaf: other}}, {})
+    with pytest.raises(ConfigError, match=rf"{key} = .* was removed.*lab-notebook"):
+        load_config("demo", {key: str(other)})
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("config.toml")), ids=lambda path: path.parent.name)
+def test_configurations_of_earlier_runs_still_load(path: Path) -> None:
+    assert load_config(str(path)).name

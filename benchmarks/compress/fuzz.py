@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "compress"))
 
-from surgery import corrected_contents, mutations
+from surgery import mutations, rich_contents
 
 from bitgolf.compress.container import encode_artifact, read_artifact
 from bitgolf.errors import ArtifactError
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--compressor", default="range")
     parser.add_argument("--into", type=Path, help="folder for fuzz.json")
     arguments = parser.parse_args()
-    artifact = encode_artifact(**corrected_contents(), compressor=arguments.compressor)[0]
+    artifact = encode_artifact(**rich_contents(), compressor=arguments.compressor)[0]
     context = multiprocessing.get_context("spawn")
     counts: collections.Counter[str] = collections.Counter()
     slowest, faults, begin = 0.0, [], time.perf_counter()

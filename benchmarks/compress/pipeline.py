@@ -41,15 +41,12 @@ _RATE = {
 _COLUMNS = _RATE | {"pack.compressor": "range", "pack.column_steps": "true"}
 ARMS: dict[str, dict[str, str]] = {
     "preset": {},
-    "preset, scales fitted again": {"pack.rescale": "row"},
-    "preset, LQER": {"pack.lqer_rank": "4"},
     "preset, range coder": {"pack.compressor": "range"},
     "fixed grids of 4 bits": _FIXED | {"pack.matrix_bits": "4", "pack.embed_bits": "6"},
     "steps by curvature": _RATE,
     "+ range coder": _RATE | {"pack.compressor": "range"},
     "+ column steps": _COLUMNS,
     "+ column steps, salient": _COLUMNS | {"pack.column_rule": "salient"},
-    "+ column steps, scales fitted again": _COLUMNS | {"pack.rescale": "tensor"},
     "+ trellis of 4": _COLUMNS | {"pack.trellis": "4"},
     "+ trellis of 8": _COLUMNS | {"pack.trellis": "8"},
     "+ Fisher": _COLUMNS | {"pack.trellis": "8", "pack.hessian": "fisher"},

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from bitgolf import atomic
-from bitgolf.compress import compressors, header, lowrank, streams
+from bitgolf.compress import compressors, header, streams
 from bitgolf.compress.header import Header, StreamEntry, TensorEntry
 from bitgolf.compress.sizes import ArtifactSizes, entropy_bits, share_out
-from bitgolf.compress.stored import CODE_KINDS, CORRECTION, FLOAT_KINDS, StoredTensor, largest_code, role
+from bitgolf.compress.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code, role
 from bitgolf.compress.streams import Slot
 from bitgolf.compress.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
@@ -57,7 +57,7 @@ class Artifact:
         tokenizer: the tokenizer's own file, byte for byte.
         tokenizer_meta: how to use it.
         meta: everything else the writer recorded.
-        tensors: fp32 tensors by name, dequantized and corrected.
+        tensors: fp32 tensors by name, dequantized.
         kinds: how each was stored ("int6", "fp16", ...).
         groups: the role of each.
         sizes: where the bytes went.
@@ -220,14 +220,12 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
         else:
             entropies[entry.name] = entropy_bits(values)
             tensors[entry.name] = scale_levels(_levels(values, halves, entry.trellis), rows, columns)
-    if any(name.endswith(CORRECTION) for name in tensors):
-        lowrank.fold_(tensors)
     return Artifact(
         model_config=described.model_config,
         tokenizer=_expand_bytes(described.compressor, *located["tokenizer"]),
         tokenizer_meta=described.tokenizer_meta,
         meta=described.meta,
-        tensors={entry.name: tensors[entry.name] for entry in described.tensors if entry.name in tensors},
+        tensors={entry.name: tensors[entry.name] for entry in described.tensors},
         kinds={entry.name: entry.kind for entry in described.tensors},
         groups={entry.name: entry.group for entry in described.tensors},
         sizes=_sizes(described, header_bytes, entropies),

@@ -20,11 +20,9 @@ from torch import Tensor
 from bitgolf import atomic
 from bitgolf.code_size import code_bytes
 from bitgolf.compress.container import StoredTensor, encode_artifact
-from bitgolf.compress.lowrank import Correction
 from bitgolf.compress.prune import Candidates, fit, measured_again, prune
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
 from bitgolf.compress.rate import Priced, Settings, fill
-from bitgolf.compress.repair import recorded, repair, stored_corrections
 from bitgolf.compress.sizes import ArtifactSizes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
@@ -80,13 +78,10 @@ def pack(
             device=device,
             progress=progress,
         )
-        corrections: dict[str, Correction] = {}
-        if config.pack.rescale != "none" or config.pack.lqer_rank:
-            quantized, corrections = repair(quantized, weights, hessians, config.pack)
         if fits:
-            packed = _fit(run, weights, quantized, corrections, hessians, room, progress)
+            packed = _fit(run, weights, quantized, hessians, room, progress)
         else:
-            packed = _encode(run, weights, quantized, corrections)
+            packed = _encode(run, weights, quantized)
     progress("pack", 1, 1, "compressing")
     sizes, model_bytes = packed.sizes, len(packed.artifact)
     total = model_bytes + code
@@ -120,7 +115,6 @@ def pack(
             "group_bytes": sizes.groups,
             "pruned_to_fit": packed.pruned,
             "allocation": packed.allocation,
-            "corrections": packed.corrections,
             "tensors": {
                 name: {
                     "shape": list(weight.shape),
@@ -143,15 +137,13 @@ def pack(
 class _Packed:
     """An encoded artifact and what it was made from.
 
-    For pack.json, `pruned`: what `prune_to_fit` did; `allocation`: how method `rate` divided the bytes; `corrections`:
-    what low-rank corrections gain, by tensor.
+    For pack.json, `pruned`: what `prune_to_fit` did; `allocation`: how method `rate` divided the bytes.
     """
 
     artifact: bytes
     sizes: ArtifactSizes
     quantized: dict[str, QuantizedTensor]
     stored: dict[str, StoredTensor]
-    corrections: dict[str, dict[str, float]]
     pruned: dict[str, float] | None = None
     allocation: dict[str, Any] | None = None
 
@@ -160,17 +152,14 @@ def _encode(
     run: RunDirectory,
     weights: dict[str, Tensor],
     quantized: Iterable[QuantizedTensor],
-    corrections: dict[str, Correction],
 ) -> _Packed:
-    """The artifact: quantized tensors as they are, their corrections, all other weights in float."""
+    """The artifact: quantized tensors as they are, all other weights in float."""
     config = run.config
     by_name = {tensor.name: tensor for tensor in quantized}
     stored = {
         name: by_name[name].stored(role(name)) if name in by_name else _in_float(name, weight, config.pack.method)
         for name, weight in weights.items()
     }
-    if config.pack.lqer_rank:
-        stored |= stored_corrections(corrections)
     tokenizer = open_data(run.require("data")).tokenizer
     artifact, sizes = encode_artifact(
         model_config=config.model.model_dump(mode="json"),
@@ -185,8 +174,7 @@ def _encode(
         },
         compressor=config.pack.compressor,
     )
-    gains = recorded(corrections, sizes) if config.pack.lqer_rank else {}
-    return _Packed(artifact, sizes, by_name, stored, gains)
+    return _Packed(artifact, sizes, by_name, stored)
 
 
 def _in_float(name: str, weight: Tensor, method: str) -> StoredTensor:
@@ -229,12 +217,12 @@ def _fill(
         )
     settings = Settings(
         config.trellis, config.column_steps, config.rate, config.damping, config.block_size, device,
-        config.column_rule, config.rescale,
+        config.column_rule,
     )  # fmt: skip
     made: list[_Packed] = []
 
     def encode(tensors: dict[str, QuantizedTensor]) -> bytes:
-        made.append(_encode(run, weights, tensors.values(), {}))
+        made.append(_encode(run, weights, tensors.values()))
         return made[-1].artifact
 
     try:
@@ -254,7 +242,6 @@ def _fit(
     run: RunDirectory,
     weights: dict[str, Tensor],
     quantized: list[QuantizedTensor],
-    corrections: dict[str, Correction],
     hessians: dict[str, Tensor],
     room: int,  # bytes that the artifact may have
     progress: Progress,
@@ -269,7 +256,7 @@ def _fit(
 
     def probe(count: int) -> _Packed:
         progress("pack", 0, 1, f"compressing with {count:,} of {candidates.total:,} codes of +-1 zeroed")
-        return _encode(run, weights, pruned(count), corrections)
+        return _encode(run, weights, pruned(count))
 
     count, packed, encodes = fit(probe, lambda tried: len(tried.artifact), candidates, room)
     changed = candidates.codes(count)

@@ -23,7 +23,6 @@ from bitgolf.compress.allocate import Landing, Rated, equal_slope_steps, land, p
 from bitgolf.compress.forecast import Forecast, spread
 from bitgolf.compress.gptq import factorize
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
-from bitgolf.compress.rescale import rescale
 from bitgolf.compress.steps import Steps
 from bitgolf.compress.trellis import MEAN_SQUARED_ERROR
 from bitgolf.errors import BudgetError, ConfigError
@@ -67,7 +66,6 @@ class Settings:
         column_steps: steps by column; tables always have one step.
         column_rule: "pivot" or "salient", see `Steps`.
         rate: weight of the bits in rounding, see `Steps`.
-        rescale: fit scales again to the codes, see `rescale`.
         damping, block_size: of GPTQ.
         device: where it runs.
     """
@@ -79,7 +77,6 @@ class Settings:
     block_size: int
     device: torch.device
     column_rule: Literal["pivot", "salient"] = "pivot"
-    rescale: Literal["none", "tensor", "row"] = "none"
 
 
 @dataclass(frozen=True)
@@ -307,13 +304,7 @@ class _Search:
             tasks, damping=settings.damping, block_size=settings.block_size, device=settings.device,
             progress=self.progress,
         )  # fmt: skip
-        return {tensor.name: self._rescaled(tensor) for tensor in done}
-
-    def _rescaled(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        tensor, share = self.tensors[quantized.name], self.settings.rescale
-        if share == "none" or tensor.hessian is None:
-            return quantized
-        return rescale(quantized, tensor.weight, tensor.hessian, share, tensor.importance)
+        return {tensor.name: tensor for tensor in done}
 
     def _steps(self, tensor: Priced, step: float) -> Steps:
         pivots = self.settings.column_steps and tensor.hessian is not None

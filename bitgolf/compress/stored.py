@@ -18,7 +18,6 @@ from bitgolf.compress.trellis import STATE_COUNTS, trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.grid import MAX_BITS, Grid, scale_levels
 
-CORRECTION = ".lqer.left", ".lqer.right"  # ends of the names under which a tensor's correction is stored (`lowrank`)
 UNBOUNDED_BITS = 16  # codes of no grid: any integer up to +-32767
 
 FLOAT_KINDS: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}

@@ -38,11 +38,6 @@ class PackConfig(Section):
     percentiles: tuple[float, ...] = Field(
         (0.999, 0.9995, 0.9999, 0.99999, 1.0), description="row clips tried; the least squared error wins"
     )
-    rescale: Literal["none", "tensor", "row"] = Field(
-        "none", description="scales fitted again to the codes chosen, in closed form, by tensor or by row"
-    )
-    lqer_rank: int = Field(0, ge=0, le=64, description="method gptq: rank of low-rank corrections (LQER); 0 = none")
-    lqer_tensors: int = Field(3, ge=1, description="matrices that are corrected: those whose output gains most")
     damping: float = Field(0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
     block_size: int = Field(128, ge=1, description="columns between two lazy updates")
     small_tensor: int = Field(8_192, ge=0, description="tensors up to this many elements stay fp16")
@@ -55,16 +50,6 @@ class PackConfig(Section):
         for key in ("attention_bits", "mlp_bits"):
             if getattr(self, key) == 1:
                 raise ValueError(f"{key} 1: a grid has 2 to 12 bits; 0 takes matrix_bits")
-        return self
-
-    @model_validator(mode="after")
-    def _repairs_have_hessians(self) -> Self:
-        if self.lqer_rank and self.method != "gptq":
-            raise ValueError(
-                f"lqer_rank {self.lqer_rank} corrects what method 'gptq' leaves; method is {self.method!r}"
-            )
-        if self.rescale != "none" and self.method not in ("gptq", "rate"):
-            raise ValueError(f"rescale {self.rescale!r} needs Hessians: method 'gptq' or 'rate', not {self.method!r}")
         return self
 
     @model_validator(mode="after")

@@ -234,10 +234,7 @@ def byte_groups(pack: dict[str, Any]) -> list[Bar]:
         largest[tensor["group"]] = max(largest.get(tensor["group"], 0), math.prod(tensor["shape"]))
     sizes: dict[str, int] = {}
     for group, size in pack["group_bytes"].items():
-        if group.endswith(".lqer"):
-            label = "low-rank corrections"
-        else:
-            label = _ROLES.get(group, group if largest[group] > _SMALL_TENSOR else "gains and mixers")
+        label = _ROLES.get(group, group if largest[group] > _SMALL_TENSOR else "gains and mixers")
         sizes[label] = sizes.get(label, 0) + size
     sizes |= {
         "tokenizer": pack["stream_bytes"].get("tokenizer", 0),

@@ -19,14 +19,14 @@ from bitgolf.record.lineage import setting
 _CHOICES = (
     "train.loader", "train.choose_average", "train.table_dtype", "qat.mode",
     "pack.method", "pack.trellis", "pack.column_steps", "pack.column_rule", "pack.hessian", "pack.prune_to_fit",
-    "pack.compressor", "pack.rescale",
+    "pack.compressor",
     "ttt.method", "ttt.optimizer", "ttt.lora_keep_a",
 )  # fmt: skip
 # Amounts: known when they are nothing.
 _AMOUNTS = (
     "train.ema_decay", "train.swa_weight", "train.replay_epochs", "train.held_out_tokens", "train.fisher_tokens",
     "train.curvature_tokens", "train.checkpoint_at", "train.grad_clip", "qat.crown_lambda", "pack.rate", "pack.prune",
-    "pack.lqer_rank", "ttt.temperature_lr", "ttt.rescore_temperature",
+    "ttt.temperature_lr", "ttt.rescore_temperature",
 )  # fmt: skip
 # Properties of sections that are known when the settings behind them are.
 _PROPERTIES = {
@@ -77,10 +77,6 @@ PARTS = (
          lambda c: c.pack.method != "rate"),
     Part(_of("compress.trellis", "trellis_of", "trellis_quantize"), ("pack.method", "pack.trellis"),
          lambda c: c.pack.method != "rate" or not c.pack.trellis),
-    Part(_of("compress.rescale"), ("pack.rescale",), lambda c: c.pack.rescale == "none"),
-    Part(_of("compress.lowrank"), ("pack.lqer_rank",), lambda c: not c.pack.lqer_rank),
-    Part(_of("compress.repair"), ("pack.lqer_rank", "pack.rescale"),
-         lambda c: not c.pack.lqer_rank and c.pack.rescale == "none"),
     Part(_of("train.fisher"), ("train.fisher_tokens",), lambda c: not c.train.fisher_tokens),
     Part(_of("train.curvature"), ("train.curvature_tokens",), lambda c: not c.train.curvature_tokens),
     Part(

@@ -82,8 +82,6 @@ def idle_packing(pack: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> lis
     found += _idle(pack, "pack", on_grids if pack.method == "rate" else by_rate, f"pack.method is {pack.method!r}")
     if pack.method == "rate" and not pack.column_steps:
         found += _idle(pack, "pack", ("column_rule",), "pack.column_steps is false")
-    if not pack.lqer_rank:
-        found += _idle(pack, "pack", ("lqer_tensors",), "pack.lqer_rank is 0")
     without = pack.model_copy(update={"passthrough": ()})
     for pattern in pack.passthrough:
         matched = [name for name in shapes if fnmatchcase(name, pattern)]

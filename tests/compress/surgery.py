@@ -13,8 +13,7 @@ import torch
 
 from bitgolf.compress import compressors
 from bitgolf.compress.container import FORMAT_VERSION, MAGIC
-from bitgolf.compress.lowrank import correct
-from bitgolf.compress.stored import CORRECTION, StoredTensor
+from bitgolf.compress.stored import StoredTensor
 from bitgolf.grid import Grid
 
 PREAMBLE = struct.Struct("<8sHIII")
@@ -79,17 +78,6 @@ def rich_contents() -> dict[str, Any]:
         "constant.weight": StoredTensor.quantized(torch.full((9, 9), -3, dtype=torch.int8), torch.ones(9), 4),
         "gains": StoredTensor.fp16(1 + 0.1 * torch.randn(3, 40, generator=torch.Generator().manual_seed(9))),
     }
-    return contents
-
-
-def corrected_contents() -> dict[str, Any]:
-    """The same with a low-rank correction of one tensor."""
-    contents = rich_contents()
-    name = "blocks.0.up.weight"
-    shape = contents["tensors"][name].shape
-    residual = 0.01 * torch.randn(*shape, generator=torch.Generator().manual_seed(11))
-    halves = correct(residual, torch.eye(shape[1]), rank=3, group=8).stored("up.lqer")
-    contents["tensors"] |= {name + end: half for end, half in zip(CORRECTION, halves, strict=True)}
     return contents
 
 

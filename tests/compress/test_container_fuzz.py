@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from surgery import corrected_contents, mutations
+from surgery import mutations, rich_contents
 
 from bitgolf.compress import coder, compressors, header
 from bitgolf.compress.container import encode_artifact, read_artifact
@@ -75,7 +75,7 @@ def test_thousands_of_random_mutations(artifact: bytes) -> None:
 
 def test_mutations_of_an_entropy_coded_artifact() -> None:
     """A slice of benchmarks/compress/fuzz.py, which runs a hundred thousand of them."""
-    damaged = mutations(encode_artifact(**corrected_contents(), compressor="range")[0], random.Random(5))
+    damaged = mutations(encode_artifact(**rich_contents(), compressor="range")[0], random.Random(5))
     results = {outcome(next(damaged)).split(" ")[0] for _ in range(500)}
     assert {"valid", "stream", "header:"} <= results  # streams put back as they were are valid
 

@@ -152,14 +152,6 @@ def test_salient_columns_fill_the_cap_too() -> None:
         assert columns[0] is not None and columns[1] is not None and not torch.equal(*columns)
 
 
-def test_scales_fitted_again_cost_nothing_and_lower_the_errors() -> None:
-    tensors = model()
-    plain, fitted = (fill(tensors, ideal, FIXED + 8_000, replace(PLAIN, rescale=share)) for share in ("none", "tensor"))
-    assert plain.landing == fitted.landing
-    errors = [[filled.tensors[f"matrix{i}"].hessian_error for i in range(3)] for filled in (plain, fitted)]
-    assert all(new <= old for old, new in zip(*errors, strict=True)) and errors[0] != errors[1]
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_cannot_be_quantized_is_named_before_anything_is_encoded(bad: float) -> None:
     def never(_: dict[str, QuantizedTensor]) -> bytes:

@@ -32,13 +32,6 @@ def test_byte_groups_add_up_to_the_artifact(finished: SyntheticRun) -> None:
     assert {"token embedding", "MLP, up", "gains and mixers", "tokenizer", "header", "code"} <= {r.label for r in rows}
 
 
-def test_corrections_have_a_bar_of_their_own(finished: SyntheticRun) -> None:
-    pack = pack_json(finished.run.config)
-    pack["group_bytes"] |= {"mlp.up.lqer": 300, "attention.query.lqer": 200}
-    (row,) = [row for row in sections.byte_groups(pack) if row.label == "low-rank corrections"]
-    assert number(row.value) == 500
-
-
 def test_stages_carry_their_differences(finished: SyntheticRun) -> None:
     score = read(finished).score
     assert score is not None
