@@ -36,7 +36,7 @@ _FIXED = {"pack.method": "gptq", "pack.attention_bits": "0", "pack.mlp_bits": "0
 _RATE = {
     "pack.method": "rate", "pack.prune": "0", "pack.prune_to_fit": "false", "pack.passthrough": "[]",
     "qat.mode": "none", "qat.crown_lambda": "0", "pack.trellis": "0", "pack.column_steps": "false",
-    "pack.compressor": "zstd", "pack.hessian": "plain", "pack.rate": "0",
+    "pack.compressor": "zstd", "pack.hessian": "plain",
 }  # fmt: skip
 _COLUMNS = _RATE | {"pack.compressor": "range", "pack.column_steps": "true"}
 ARMS: dict[str, dict[str, str]] = {
@@ -46,13 +46,10 @@ ARMS: dict[str, dict[str, str]] = {
     "steps by curvature": _RATE,
     "+ range coder": _RATE | {"pack.compressor": "range"},
     "+ column steps": _COLUMNS,
-    "+ column steps, salient": _COLUMNS | {"pack.column_rule": "salient"},
-    "+ trellis of 4": _COLUMNS | {"pack.trellis": "4"},
     "+ trellis of 8": _COLUMNS | {"pack.trellis": "8"},
     "+ Fisher": _COLUMNS | {"pack.trellis": "8", "pack.hessian": "fisher"},
-    "+ rate term": _COLUMNS | {"pack.trellis": "8", "pack.hessian": "fisher", "pack.rate": "1"},
 }
-"""What is set for each; those with + add to the ones before, but for what a comma names, which is in that one alone."""
+"""Overrides of each arm. An arm whose name begins with + adds to the arms before it."""
 
 
 class Text:
@@ -107,6 +104,7 @@ def table(folder: Path) -> str:
         "",
         "Made by `benchmarks/compress/pipeline.py --table`. Tax: packed minus float, chunked, bits per byte.",
     ]
+    order = {arm: place for place, arm in enumerate(("published", *ARMS))}
     for path in sorted(folder.glob("pipeline-*.json")):
         found = json.loads(path.read_text())
         lines += [
@@ -120,7 +118,8 @@ def table(folder: Path) -> str:
             "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         first = found["arms"].get("published", {}).get("tax_bpb")
-        for arm in (name for name in ("published", *ARMS) if name in found["arms"]):
+        # Arms that an earlier version had come last.
+        for arm in sorted(found["arms"], key=lambda name: order.get(name, len(order))):
             row = found["arms"][arm]
             predicted = "" if row["predicted_tax_bpb"] is None else f"{row['predicted_tax_bpb']:.5f}"
             share = "" if first is None else f"{row['tax_bpb'] / first:.2f}"

@@ -3,8 +3,8 @@
     python benchmarks/compress/steps.py RUN [--bits 3.3] [--damping 0.01] [--device auto] [--into FOLDER]
 
 RUN is a run directory with float weights and calibration statistics. Every matrix is quantized with GPTQ at about
-the same entropy (of discretized Gaussians of fitted row and column variances) by: one step; steps by row deviation
-(SDClip); column steps; one step on trellises of 4 and 8 states; column steps on both. "waste" is
+the same entropy (of discretized Gaussians of fitted row and column variances) by: one step; column steps; one step on
+a trellis of 8 states; column steps on that trellis. "waste" is
 1/2 log2(AM(D) / GM(D)), what one step for all columns should cost; the other columns are the bits that a variant saves
 against one step at equal Hessian error. "side" is what the column steps cost to store. Tables without statistics are
 compared by the error of their weights.
@@ -33,13 +33,9 @@ from bitgolf.train.weights import read_tensors
 
 VARIANTS = {
     "one step": Steps(1.0),
-    "row deviation": Steps(1.0, rows="deviation"),
     "columns": Steps(1.0, columns="pivot"),
-    "trellis 4": Steps(1.0, trellis=4),
     "trellis 8": Steps(1.0, trellis=8),
-    "columns, trellis 4": Steps(1.0, columns="pivot", trellis=4),
     "columns, trellis 8": Steps(1.0, columns="pivot", trellis=8),
-    "columns, trellis 8, rate 1": Steps(1.0, columns="pivot", trellis=8, rate=1.0),
 }
 _PASSES = 2  # quantizations at a corrected step; what remains is bridged at 6.02 dB a bit
 

@@ -2,10 +2,10 @@
 
     python benchmarks/compress/trellis.py [--device cpu] [--weights 1048576] [--into FOLDER]
 
-Three tables. Rate and distortion: squared error and entropy of nearest rounding and of trellises of 4 and 8 states,
-with and without the rate term, the gap to the Gaussian's rate-distortion function, and the error at equal entropy as
-a share of nearest rounding's. Restarts: what starting the path again every n rows costs. Composition: gap to the
-information limit of GPTQ with one step, with column steps and with trellises, for Hessians of three spectra.
+Three tables. Rate and distortion: squared error and entropy of nearest rounding and of the trellis of 8 states, the
+gap to the Gaussian's rate-distortion function, and the error at equal entropy as a share of nearest rounding's.
+Restarts: what starting the path again every n rows costs. Composition: gap to the information limit of GPTQ with one
+step, with column steps and with the trellis, for Hessians of three spectra.
 """
 
 from __future__ import annotations
@@ -33,34 +33,30 @@ VARIANTS: dict[str, tuple[str, Steps]] = {
     "GPTQ": ("gptq", Steps(0.4)),
     "GPTQ, trellis 8": ("gptq", Steps(0.4, trellis=8)),
     "GPTQ, column steps": ("gptq", Steps(0.4, columns="pivot")),
-    "GPTQ, column steps, trellis 4": ("gptq", Steps(0.4, columns="pivot", trellis=4)),
     "GPTQ, column steps, trellis 8": ("gptq", Steps(0.4, columns="pivot", trellis=8)),
-    "GPTQ, column steps, trellis 8, rate 1": ("gptq", Steps(0.4, columns="pivot", trellis=8, rate=1.0)),
 }
 
 
 def rate_distortion(weight: Tensor) -> list[dict[str, float]]:
-    """One row for each step, number of states and rate term."""
+    """One row for each step and number of states."""
     rows = []
     for step in STEPS:
         scalar = quantize_tensor("scalar", weight, Steps(step), "rtn")
         reference = scalar.weight_error * 4**scalar.code_bits
-        for states in (0, 4, 8):
-            for rate in (0.0, 1.0):
-                begin = time.perf_counter()
-                found = quantize_tensor("x", weight, Steps(step, trellis=states, rate=rate), "rtn")
-                rows.append(
-                    {
-                        "step": step,
-                        "states": states,
-                        "rate": rate,
-                        "bits": found.code_bits,
-                        "squared_error": found.weight_error,
-                        "gap_bits": found.code_bits + 0.5 * math.log2(found.weight_error),
-                        "share_of_nearest_at_equal_bits": found.weight_error * 4**found.code_bits / reference,
-                        "seconds": time.perf_counter() - begin,
-                    }
-                )
+        for states in (0, 8):
+            begin = time.perf_counter()
+            found = quantize_tensor("x", weight, Steps(step, trellis=states), "rtn")
+            rows.append(
+                {
+                    "step": step,
+                    "states": states,
+                    "bits": found.code_bits,
+                    "squared_error": found.weight_error,
+                    "gap_bits": found.code_bits + 0.5 * math.log2(found.weight_error),
+                    "share_of_nearest_at_equal_bits": found.weight_error * 4**found.code_bits / reference,
+                    "seconds": time.perf_counter() - begin,
+                }
+            )
     return rows
 
 
@@ -120,10 +116,10 @@ def main() -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     table = rate_distortion(weight)
     print(f"{weight.numel():,} Gaussian weights on {arguments.device}")
-    print(f"{'step':>6} {'states':>6} {'rate':>5} {'bits':>7} {'error':>9} {'gap':>7} {'share':>6} {'seconds':>8}")
+    print(f"{'step':>6} {'states':>6} {'bits':>7} {'error':>9} {'gap':>7} {'share':>6} {'seconds':>8}")
     for row in table:
         print(
-            f"{row['step']:6.4g} {row['states']:6} {row['rate']:5.1f} {row['bits']:7.4f} {row['squared_error']:9.6f} "
+            f"{row['step']:6.4g} {row['states']:6} {row['bits']:7.4f} {row['squared_error']:9.6f} "
             f"{row['gap_bits']:7.4f} {row['share_of_nearest_at_equal_bits']:6.3f} {row['seconds']:8.2f}"
         )
     starts = restarts(weight)

@@ -25,11 +25,8 @@ from bitgolf.hessian import InverseFactor, inverse_factor
 class Rounder(Protocol):
     """What a column is rounded to."""
 
-    def __call__(self, x: Tensor, columns: Tensor) -> Tensor:
-        """Integer-valued levels (N, R) for x (N, R), a column of each matrix in units of its stored steps.
-
-        `columns` (N,) int64 says which column of each matrix it is.
-        """
+    def __call__(self, x: Tensor) -> Tensor:
+        """Integer-valued levels (N, R) for x (N, R), a column of each matrix in units of its stored steps."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class GridRounder:
 
     grid: Grid
 
-    def __call__(self, x: Tensor, columns: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """See `Rounder`."""
         return torch.round(x).clamp(-self.grid.qmax, self.grid.qmax)
 
@@ -155,7 +152,6 @@ def round_with_feedback(
                 steps,
                 None if multipliers is None else multipliers[:, some],
                 rounder,
-                order[:, some],
                 ordered[:, some],
             )
             if some.stop < num_columns:
@@ -170,7 +166,6 @@ def _round_block(
     steps: Tensor,  # (N, R)
     multipliers: Tensor | None,  # (N, B) column steps in rounding order
     rounder: Rounder,
-    order: Tensor,  # (N, B) int64 which columns these are
     levels_: Tensor,  # (N, B, R) int32, written
 ) -> Tensor:  # (N, B, R) rounding errors divided by the pivots
     """Round the columns of one block in order, each after the corrections of its predecessors."""
@@ -183,7 +178,7 @@ def _round_block(
             push = influence[:, j : j + 1, :j]  # (N, 1, j)
             column = torch.baddbmm(block[:, j : j + 1], push, errors[:, :j], alpha=-1)[:, 0]
         unit = steps if multipliers is None else steps * multipliers[:, j : j + 1]
-        rounded = rounder(column / unit, order[:, j])
+        rounded = rounder(column / unit)
         levels_[:, j] = rounded
         errors[:, j] = (column - rounded * unit) / pivots[:, j : j + 1]
     return errors

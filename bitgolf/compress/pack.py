@@ -215,10 +215,7 @@ def _fill(
             0.0 if measured is None else measured.error_nats,
             0.0 if measured is None else measured.step,
         )
-    settings = Settings(
-        config.trellis, config.column_steps, config.rate, config.damping, config.block_size, device,
-        config.column_rule,
-    )  # fmt: skip
+    settings = Settings(config.trellis, config.column_steps, config.damping, config.block_size, device)
     made: list[_Packed] = []
 
     def encode(tensors: dict[str, QuantizedTensor]) -> bytes:

@@ -1,6 +1,6 @@
 """One tensor, or a whole model's, from float weights to codes and scales, with the error that it costs.
 
-Scales come first: a clip search on a `Grid`, or the row and column factors of unbounded `Steps`. Codes follow, by
+Scales come first: a clip search on a `Grid`, or the step and the column factors of unbounded `Steps`. Codes follow, by
 GPTQ against the calibration Hessian or each weight for itself ("rtn"), to the nearest level or along a trellis.
 Matrices of one shape go through together where that is faster. Stands between `pack`, which decides what each tensor
 gets, and the container, which takes `QuantizedTensor.stored(group)`.
@@ -39,8 +39,8 @@ class QuantizeTask:
             entropy coder.
         method: "gptq" (needs `hessian`) or "rtn" (uses it only to report the error and for column steps).
         hessian: (C, C) sum or mean of x x^T over the inputs x of this matrix, weighted by token or not.
-        importance: (R,) >= 0, curvature of the loss in each output; weighs the reported Hessian error, and with
-            `Steps` the row factors and the trellis.
+        importance: (R,) >= 0, curvature of the loss in each output; weighs the reported Hessian error and the
+            path along a trellis.
         factor: `hessian.inverse_factor` of `hessian`, when it was computed before; it must have been damped as asked.
     """
 
@@ -261,11 +261,11 @@ def _prepare(
         scales = task.grid.scales(weight, task.grid.search_clip(weight, percentiles, squares))
         factor = _factor(task, weight, hessian, damping, dtype) if task.method == "gptq" else None
         return _Ready(task, weight, hessian, factor, scales, None, importance)
-    scales = task.grid.row_scales(weight, importance)
+    scales = task.grid.row_scales(weight)
     known = hessian is not None or task.factor is not None
     wanted = known and (task.method == "gptq" or task.grid.columns == "pivot")
     factor = _factor(task, weight, hessian, damping, dtype) if wanted else None
-    column_scales = task.grid.column_scales(weight, hessian, factor)
+    column_scales = task.grid.column_scales(factor)
     reach = float(_in_steps(weight, scales, column_scales, torch.float32).abs().max())
     _require_codes(reach / task.grid.levels_a_step, task)
     return _Ready(task, weight, hessian, factor, scales, column_scales, importance)
@@ -315,7 +315,7 @@ def _round(ready: list[_Ready], block_size: int, dtype: torch.dtype) -> tuple[Te
     known = [r.column_scales for r in ready if r.column_scales is not None]
     column_scales = torch.stack(known) if known else None
     given = [r.importance for r in ready if r.importance is not None]
-    rounder = StepRounder(grid, weights, scales, column_scales, torch.stack(given) if given else None)
+    rounder = StepRounder(grid, scales, torch.stack(given) if given else None)
     if method == "gptq":
         levels = round_with_feedback(weights, factors, scales, column_scales, rounder, block_size)
     else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,19 +64,15 @@ class Settings:
     Attributes:
         trellis: states of the trellis, 0 = none.
         column_steps: steps by column; tables always have one step.
-        column_rule: "pivot" or "salient", see `Steps`.
-        rate: weight of the bits in rounding, see `Steps`.
         damping, block_size: of GPTQ.
         device: where it runs.
     """
 
     trellis: int
     column_steps: bool
-    rate: float
     damping: float
     block_size: int
     device: torch.device
-    column_rule: Literal["pivot", "salient"] = "pivot"
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,7 @@ class _Search:
         spreads, reach = [], {}
         for name, tensor in self.tensors.items():
             factor = self._factor(tensor)
-            column_scales = self._steps(tensor, 1.0).column_scales(tensor.weight, tensor.hessian, factor)
+            column_scales = self._steps(tensor, 1.0).column_scales(factor)
             spreads.append(spread(tensor.weight, column_scales, factor))
             in_steps = tensor.weight if column_scales is None else tensor.weight / column_scales.to(tensor.weight)
             reach[name] = max(float(in_steps.abs().max()), 1e-6)
@@ -308,8 +304,7 @@ class _Search:
 
     def _steps(self, tensor: Priced, step: float) -> Steps:
         pivots = self.settings.column_steps and tensor.hessian is not None
-        columns = self.settings.column_rule if pivots else "one"
-        return Steps(step, columns=columns, trellis=self.settings.trellis, rate=self.settings.rate)
+        return Steps(step, columns="pivot" if pivots else "one", trellis=self.settings.trellis)
 
     def _factor(self, tensor: Priced) -> InverseFactor | None:
         if tensor.hessian is None:

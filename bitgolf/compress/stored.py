@@ -60,7 +60,7 @@ class StoredTensor:
 
         Args:
             bits: width of the grid, or 16 for codes of no grid, up to +-32767.
-            trellis: 0 (the level is the code), 4 or 8 (see `trellis_levels`).
+            trellis: 0 (the level is the code) or 8 (see `trellis_levels`).
         Raises:
             ArtifactError: codes leave the grid, scales are not fp16 numbers > 0, or there is no such trellis.
             ConfigError: there is no such grid.

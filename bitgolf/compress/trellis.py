@@ -1,9 +1,9 @@
-"""Trellis-coded ("dependent") quantization: two quantizers, one path, 0.18 bit a weight for nothing.
+"""Trellis-coded ("dependent") quantization: two quantizers, one path, 0.18 bits per weight saved at equal error.
 
 A code k stands for the level 2k + z, in units of half a step. The bit z is not stored: it is the last bit of a state
 that the parities of the codes before it have driven, so the decoder follows along. Each quantizer alone is as coarse
-as a plain one of that step and costs the same entropy; choosing the *path* (Viterbi) over both leaves 0.80 and 0.78
-(4 and 8 states) of its squared error. Sequences run down the columns of a matrix, across the output rows, which GPTQ
+as a plain one of that step and costs the same entropy; choosing the *path* (Viterbi) over both leaves 0.78 (8 states)
+of its squared error. Sequences run down the columns of a matrix, across the output rows, which GPTQ
 rounds together. The state starts at 0 and returns to 0 every RESTART_ROWS rows; both are part of the artifact's
 format. Sources: Marcellin and Fischer 1990; ISO/IEC 15938-17 (dependent quantization); parity checks of Ungerboeck.
 
@@ -27,10 +27,10 @@ from bitgolf.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 RESTART_ROWS = 512  # long enough to cost nothing (0.002 bit), short enough for parallel lanes
-STATE_COUNTS = (0, 4, 8)  # 0 = no trellis
+STATE_COUNTS = (0, 8)  # 0 = no trellis
 # Squared error in units of the step^2 (the distance of codes k and k + 1) where it is small against the data.
-MEAN_SQUARED_ERROR = {0: 1 / 12, 4: 0.0665, 8: 0.0652}
-_PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04)}
+MEAN_SQUARED_ERROR = {0: 1 / 12, 8: 0.0652}
+_PARITY_CHECKS = {8: (0o13, 0o04)}  # by number of states
 _LANES_AT_ONCE = 256  # keeps the working set of a step in the first two caches
 
 
@@ -54,9 +54,9 @@ class Trellis:
 
 @functools.cache
 def trellis_of(num_states: int) -> Trellis:
-    """The trellis of 4 or 8 states. Raises ConfigError for other numbers."""
+    """The trellis of 8 states. Raises ConfigError for other numbers."""
     if num_states not in _PARITY_CHECKS:
-        raise ConfigError(f"a trellis of {num_states!r} states does not exist; choose 4 or 8 (0 = no trellis)")
+        raise ConfigError(f"a trellis of {num_states!r} states does not exist; choose 8 (0 = no trellis)")
     first, second = (check >> 1 for check in _PARITY_CHECKS[num_states])
     following = np.zeros((num_states, 2), dtype=np.int64)
     coset = np.zeros((num_states, num_states), dtype=np.int64)

@@ -19,15 +19,11 @@ class PackConfig(Section):
     method: Literal["gptq", "rtn", "rate", "lossless"] = Field(
         "gptq", description="rate: no fixed grids, steps by curvature that fill the cap; lossless keeps fp32"
     )
-    trellis: Literal[0, 4, 8] = Field(8, description="states of trellis-coded quantization with method rate; 0 = none")
+    trellis: Literal[0, 8] = Field(8, description="states of trellis-coded quantization with method rate; 0 = none")
     column_steps: bool = Field(True, description="method rate: steps by column, from the Hessian")
-    column_rule: Literal["pivot", "salient"] = Field(
-        "pivot", description="which column steps: by what GPTQ cannot pass on, or smaller where inputs are large (AWQ)"
-    )
     hessian: Literal["plain", "fisher"] = Field(
         "plain", description="method rate: input moments alone, or weighted by the gradient, with row importances"
     )
-    rate: float = Field(0.0, ge=0, le=2, description="method rate: weight of the bits in rounding; 1 = their price")
     clip_sigmas: float = Field(0.0, ge=0, description="clip block matrices at k standard deviations; 0 = percentiles")
     embed_clip_sigmas: float = Field(0.0, ge=0, description="the same for embedding and tables")
     scale_floor: bool = Field(False, description="no row step of a block matrix below 1 / qmax, as published")

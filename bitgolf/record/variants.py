@@ -18,14 +18,14 @@ from bitgolf.record.lineage import setting
 # Choices: known whatever they are.
 _CHOICES = (
     "train.loader", "train.choose_average", "train.table_dtype", "qat.mode",
-    "pack.method", "pack.trellis", "pack.column_steps", "pack.column_rule", "pack.hessian", "pack.prune_to_fit",
+    "pack.method", "pack.trellis", "pack.column_steps", "pack.hessian", "pack.prune_to_fit",
     "pack.compressor",
     "ttt.method", "ttt.optimizer", "ttt.lora_keep_a",
 )  # fmt: skip
 # Amounts: known when they are nothing.
 _AMOUNTS = (
     "train.ema_decay", "train.swa_weight", "train.replay_epochs", "train.held_out_tokens", "train.fisher_tokens",
-    "train.curvature_tokens", "train.checkpoint_at", "train.grad_clip", "qat.crown_lambda", "pack.rate", "pack.prune",
+    "train.curvature_tokens", "train.checkpoint_at", "train.grad_clip", "qat.crown_lambda", "pack.prune",
     "ttt.temperature_lr", "ttt.rescore_temperature",
 )  # fmt: skip
 # Properties of sections that are known when the settings behind them are.

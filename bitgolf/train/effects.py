@@ -78,10 +78,8 @@ def idle_packing(pack: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> lis
     if pack.prune_to_fit and pack.method != "gptq":
         found.append(f"pack.prune_to_fit: only GPTQ matrices are pruned, and pack.method is {pack.method!r}")
     on_grids = ("matrix_bits", "attention_bits", "mlp_bits", "embed_bits", "clip_sigmas", "embed_clip_sigmas")
-    by_rate = ("trellis", "column_steps", "column_rule", "hessian", "rate")
+    by_rate = ("trellis", "column_steps", "hessian")
     found += _idle(pack, "pack", on_grids if pack.method == "rate" else by_rate, f"pack.method is {pack.method!r}")
-    if pack.method == "rate" and not pack.column_steps:
-        found += _idle(pack, "pack", ("column_rule",), "pack.column_steps is false")
     without = pack.model_copy(update={"passthrough": ()})
     for pattern in pack.passthrough:
         matched = [name for name in shapes if fnmatchcase(name, pattern)]

@@ -72,7 +72,7 @@ def rich_contents() -> dict[str, Any]:
     contents["tensors"] |= {
         "blocks.0.up.weight": StoredTensor.quantized(grid.quantize(varied, scales), scales, 6),
         "blocks.0.down.weight": unbounded(20, 16, 3.0, None, 6, trellis=8),
-        "blocks.1.down.weight": unbounded(530, 3, 0.7, None, 7, trellis=4, by_column=False),
+        "blocks.1.down.weight": unbounded(530, 3, 0.7, None, 7, trellis=8, by_column=False),
         "blocks.1.up.weight": unbounded(12, 10, 900.0, "wide", 8),
         "table.weight": StoredTensor.quantized(rows_alike, torch.full((64,), 0.125), 8),
         "constant.weight": StoredTensor.quantized(torch.full((9, 9), -3, dtype=torch.int8), torch.ones(9), 4),

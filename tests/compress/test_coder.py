@@ -106,7 +106,7 @@ def made(kind: str, rows: int, columns: int, size: int, rng: np.random.Generator
             st.integers(1, 24),
             st.integers(1, 24),
             st.sampled_from([1, 2, 31, 31, 127, 127, 2047]),
-            st.sampled_from([0, 0, 4, 8]),
+            st.sampled_from([0, 8]),
         ),
         max_size=2,
     ),
@@ -209,7 +209,7 @@ def test_within_three_thousandths_of_the_models_own_code_length() -> None:
 
 @pytest.mark.parametrize("matrices", [1, 3])
 def test_prediction_is_the_size(matrices: int) -> None:
-    some = [Matrix(gaussian(200, 300, 4.0, 0.2, 0.2, seed)[0], states) for seed, states in enumerate((0, 4, 8))]
+    some = [Matrix(gaussian(200, 300, 4.0, 0.2, 0.2, seed)[0], states) for seed, states in enumerate((0, 8))]
     data = encode_matrices(some[:matrices])
     assert abs(coder.predict_bytes(some[:matrices]) - len(data)) <= 6 + 2e-4 * len(data)
 
@@ -275,7 +275,7 @@ def test_a_mean_direction_is_found() -> None:
     assert 8 * len(data) < 250 * 96 * 7.0 + 150 * 96 * 2.7
 
 
-@pytest.mark.parametrize("states", [4, 8])
+@pytest.mark.parametrize("states", [8])
 @pytest.mark.parametrize("step", [0.3, 0.8, 2.0])
 def test_trellis_codes_cost_what_they_are_worth_given_their_quantizer(states: int, step: float) -> None:
     x = torch.randn(700, 128, generator=torch.Generator().manual_seed(1))
@@ -288,7 +288,7 @@ def test_trellis_codes_cost_what_they_are_worth_given_their_quantizer(states: in
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 1200), st.integers(1, 5), st.sampled_from([4, 8]), st.integers(0, 10**6))
+@given(st.integers(1, 1200), st.integers(1, 5), st.just(8), st.integers(0, 10**6))
 def test_quantizers_follow_from_parities(rows: int, columns: int, states: int, seed: int) -> None:
     codes = torch.randint(-9, 10, (rows, columns), generator=torch.Generator().manual_seed(seed))
     expected = trellis_levels(codes, states) - 2 * codes

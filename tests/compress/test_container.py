@@ -81,7 +81,7 @@ def test_every_way_to_store_comes_back(rich_contents: dict[str, Any], compressor
 
 
 def test_weights_are_level_times_row_scale_times_column_scale() -> None:
-    tensor = unbounded(5, 4, 6.0, None, 1, trellis=4)
+    tensor = unbounded(5, 4, 6.0, None, 1, trellis=8)
     assert tensor.scales is not None and tensor.column_scales is not None
     weight = read_artifact(
         encode_artifact(
@@ -94,7 +94,7 @@ def test_weights_are_level_times_row_scale_times_column_scale() -> None:
             code, z = int(tensor.values[row, column]), state & 1
             scaled = np.float32(tensor.scales[row]) * np.float32(2 * code + z)
             assert float(weight[row, column]) == float(scaled * np.float32(tensor.column_scales[column]))
-            state = (state >> 1) ^ (z * (0o5 >> 1)) ^ ((code & 1) * (0o2 >> 1))
+            state = (state >> 1) ^ (z * (0o13 >> 1)) ^ ((code & 1) * (0o04 >> 1))
 
 
 def test_files_of_the_first_version_stay_readable(contents: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ def test_any_contents_come_back(
         weight = torch.randn(rows, columns, generator=generator) * 3
         if kind == "int16":
             tensors[f"t{i}"] = unbounded(
-                rows, columns, 50.0, group, seed, trellis=(0, 4, 8)[seed % 3], by_column=seed % 2 > 0
+                rows, columns, 50.0, group, seed, trellis=(0, 8, 8)[seed % 3], by_column=seed % 2 > 0
             )
         elif kind.startswith("int"):
             grid = Grid(int(kind[3:]))

@@ -52,7 +52,7 @@ def test_what_feedback_adds_is_the_sum_over_columns_before() -> None:
     weight, hessian = layer(columns=40)
     hessian[7] = hessian[:, 7] = 0  # an input that was always zero
     factor = inverse_factor(hessian, 0.01, torch.float64)
-    for columns in (Steps(1.0, columns="pivot").column_scales(weight, None, factor), None):
+    for columns in (Steps(1.0, columns="pivot").column_scales(factor), None):
         steps = torch.ones(40) if columns is None else columns
         added = [0.0] * 40
         for j in range(40):
@@ -73,7 +73,7 @@ def test_what_feedback_adds_is_the_sum_over_columns_before() -> None:
 def test_bits_agree_with_codes_that_are_made(trellis: int, columns: str) -> None:
     weight, hessian = layer()
     factor: InverseFactor = inverse_factor(hessian, 0.01, torch.float32)
-    spacing = Steps(1.0, columns=columns).column_scales(weight, None, factor)  # type: ignore[arg-type]
+    spacing = Steps(1.0, columns=columns).column_scales(factor)  # type: ignore[arg-type]
     forecast = Forecast([spread(weight, spacing, factor)], [weight.numel()], trellis)
     ratios = []
     for step in (0.08, 0.04, 0.02, 0.01):
@@ -88,7 +88,7 @@ def test_bits_agree_with_codes_that_are_made(trellis: int, columns: str) -> None
 @settings(max_examples=60, deadline=None)
 @given(
     variances=st.lists(st.floats(1e-8, 1e4), min_size=1, max_size=5), feedback=st.floats(0, 30),
-    step=st.floats(1e-4, 1e3), factor=st.floats(1.0, 100.0), trellis=st.sampled_from([0, 4, 8]),
+    step=st.floats(1e-4, 1e3), factor=st.floats(1.0, 100.0), trellis=st.sampled_from([0, 8]),
 )  # fmt: skip
 def test_bits_never_rise_with_the_step(
     variances: list[float], feedback: float, step: float, factor: float, trellis: int

@@ -74,7 +74,7 @@ def optimal_brain_levels(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 20), st.sampled_from([0, 4, 8]), st.integers(1, 25), st.integers(0, 1000))
+@given(st.integers(1, 12), st.integers(1, 20), st.sampled_from([0, 8]), st.integers(1, 25), st.integers(0, 1000))
 def test_column_steps_and_trellises_equal_optimal_brain_quantization(
     rows: int, columns: int, trellis: int, block: int, seed: int
 ) -> None:
@@ -82,11 +82,11 @@ def test_column_steps_and_trellises_equal_optimal_brain_quantization(
     steps = Steps(0.03, columns="pivot", trellis=trellis)
     scales = steps.row_scales(weight)
     factors = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float64)
-    column_scales = steps.column_scales(weight, hessian, factors[0])
+    column_scales = steps.column_scales(factors[0])
     expected = optimal_brain_levels(
         weight.numpy(), hessian.numpy(), scales.double().numpy(), column_scales.double().numpy(), trellis
     )
-    rounder = StepRounder(steps, weight.unsqueeze(0), scales.unsqueeze(0), column_scales.unsqueeze(0), None)
+    rounder = StepRounder(steps, scales.unsqueeze(0), None)
     levels = round_with_feedback(
         weight.unsqueeze(0), factors, scales.unsqueeze(0), column_scales.unsqueeze(0), rounder, block
     )
@@ -98,7 +98,7 @@ def test_column_steps_of_one_are_no_column_steps() -> None:
     steps = Steps(0.02)
     scales = steps.row_scales(weight).unsqueeze(0)
     factors = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float64)
-    rounder = StepRounder(steps, weight.unsqueeze(0), scales, None, None)
+    rounder = StepRounder(steps, scales, None)
     plain = round_with_feedback(weight.unsqueeze(0), factors, scales, None, rounder)
     assert torch.equal(plain, round_with_feedback(weight.unsqueeze(0), factors, scales, torch.ones(1, 12), rounder))
     # Unbounded steps and a wide grid of the same step are the same quantizer.

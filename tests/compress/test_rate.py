@@ -17,7 +17,7 @@ from bitgolf.compress.rate import SLACK, Priced, Settings, fill, prices
 from bitgolf.errors import BudgetError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PLAIN = Settings(0, False, 0.0, 0.01, 128, torch.device("cpu"))
+PLAIN = Settings(0, False, 0.01, 128, torch.device("cpu"))
 FIXED = 2_000
 
 
@@ -40,7 +40,7 @@ def ideal(tensors: dict[str, QuantizedTensor]) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [1.0, 2.5, 4.0, 8.0])
-@pytest.mark.parametrize("trellis", [0, 4])
+@pytest.mark.parametrize("trellis", [0, 8])
 def test_the_file_fills_any_cap(bits: float, trellis: int) -> None:
     tensors = model()
     weights = sum(t.weight.numel() for t in tensors.values())
@@ -138,18 +138,6 @@ def test_the_finest_file_has_room_for_the_finest_columns() -> None:
     assert all(5_000 < int(t.codes.abs().max()) <= 32_767 for t in finest.tensors.values())
     cap = len(finest.data) - 4_000  # where some tensors have their least step and others have not
     assert cap - 500 <= len(fill(tensors, ideal, cap, replace(PLAIN, column_steps=True, damping=1e-6)).data) <= cap
-
-
-def test_salient_columns_fill_the_cap_too() -> None:
-    tensors = model()
-    pivots, salient = (
-        fill(tensors, ideal, FIXED + 20_000, replace(PLAIN, column_steps=True, column_rule=rule))
-        for rule in ("pivot", "salient")
-    )
-    assert FIXED + 19_500 <= len(salient.data) <= FIXED + 20_000
-    for name in ("matrix0", "matrix1", "matrix2"):
-        columns = [filled.tensors[name].column_scales for filled in (pivots, salient)]
-        assert columns[0] is not None and columns[1] is not None and not torch.equal(*columns)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

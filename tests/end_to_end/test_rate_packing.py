@@ -19,7 +19,7 @@ RATE: dict[str, Any] = {
     "pack__method": "rate",
     "pack__compressor": "range",
     "pack__small_tensor": 256,
-    "pack__trellis": 4,
+    "pack__trellis": 8,
     "train__held_out_tokens": 1024,
     "train__curvature_tokens": 1024,
     "train__max_steps": 20,
@@ -60,11 +60,11 @@ def test_the_file_fills_its_cap_and_is_what_was_scored(trained: Path) -> None:
     assert {"calibration", "fisher statistics", "curvature"} < {charge["what"] for charge in charges}
 
 
-@pytest.mark.parametrize(("bits", "trellis", "hessian"), [(1.5, 0, "plain"), (3.0, 4, "fisher"), (6.0, 0, "plain")])
+@pytest.mark.parametrize(("bits", "trellis", "hessian"), [(1.5, 0, "plain"), (3.0, 8, "fisher"), (6.0, 0, "plain")])
 def test_any_cap_is_landed_on(trained: Path, tmp_path: Path, bits: float, trellis: int, hessian: str) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     text = (run / "config.toml").read_text()
-    text = text.replace("trellis = 4", f"trellis = {trellis}").replace('hessian = "plain"', f'hessian = "{hessian}"')
+    text = text.replace("trellis = 8", f"trellis = {trellis}").replace('hessian = "plain"', f'hessian = "{hessian}"')
     (run / "config.toml").write_text(text)
     cap, _ = bits_of_cap(trained, bits)
     done("pack", run, "--artifact-bytes", cap)
@@ -98,7 +98,7 @@ def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: 
         ({"train__held_out_tokens": 512}, "held_out_tokens"),
         ({"pack__hessian": "fisher"}, "train.fisher_tokens"),
         ({"qat__mode": "ste", "qat__start_fraction": 0.5}, "qat.mode"),
-        ({"pack__trellis": 5}, "pack.trellis"),
+        ({"pack__trellis": 4}, "pack.trellis"),
         ({"pack__prune_to_fit": True}, "pack.prune_to_fit"),
     ],
 )
