@@ -249,9 +249,10 @@ def train_stage(
 
 
 def pack_stage(run: RunDirectory, device: Any, progress: ConsoleProgress, cap: int | None = None) -> None:
+    from bitgolf.bundle.bundle import code_bytes
     from bitgolf.compress.pack import pack
 
-    pack(run, device, artifact_bytes=cap, progress=progress)
+    pack(run, device, code_bytes(run.config), artifact_bytes=cap, progress=progress)
 
 
 def score_stage(run: RunDirectory, peers: Any, progress: ConsoleProgress) -> None:

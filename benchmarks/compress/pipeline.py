@@ -23,6 +23,7 @@ from typing import Any
 import published
 import torch
 
+from bitgolf.bundle.bundle import code_bytes
 from bitgolf.compress.pack import pack
 from bitgolf.config import Config, load_config
 from bitgolf.data.prepare import open_data
@@ -78,7 +79,7 @@ def one_arm(run: RunDirectory, settings: dict[str, str], cap: int | None, device
         config = load_config(str(run / "config.toml"), settings)
         (copy / "config.toml").write_text(config.to_toml())
         begin = time.perf_counter()
-        pack(RunDirectory.open(copy), device, artifact_bytes=cap)
+        pack(RunDirectory.open(copy), device, code_bytes(config), artifact_bytes=cap)
         seconds = time.perf_counter() - begin
         packed = json.loads((copy / "pack.json").read_text())
         begin = time.perf_counter()

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from bitgolf import atomic
-from bitgolf.code_size import code_bytes
 from bitgolf.compress.container import StoredTensor, encode_artifact
 from bitgolf.compress.prune import Candidates, fit, measured_again, prune
 from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
@@ -40,13 +39,19 @@ log = logging.getLogger(__name__)
 
 
 def pack(
-    run: RunDirectory, device: torch.device, *, artifact_bytes: int | None = None, progress: Progress = silent
+    run: RunDirectory,
+    device: torch.device,
+    code_bytes: int,
+    *,
+    artifact_bytes: int | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Write model.bitgolf and pack.json.
 
     Args:
         run: needs weights.safetensors, and calibration/ unless the method uses no statistics.
         device: where GPTQ runs.
+        code_bytes: size of the code that ships with the artifact; it counts against the cap.
         artifact_bytes: cap to use instead of the configured one.
     Raises:
         ArtifactError: the weights are not those of the configured model, or not finite; an earlier artifact stays.
@@ -64,11 +69,10 @@ def pack(
     weights = prune(read, config.pack.prune)
     hessians = _hessians(run, config, device)
     cap = config.budget.artifact_bytes if artifact_bytes is None else artifact_bytes
-    code = code_bytes(config)
     fits = config.pack.prune_to_fit and config.pack.method == "gptq"
-    room = cap - code - (config.pack.fit_margin_bytes if fits else 0)
+    room = cap - code_bytes - (config.pack.fit_margin_bytes if fits else 0)
     if config.pack.method == "rate":
-        packed = _fill(run, weights, hessians, room, code, device, progress)
+        packed = _fill(run, weights, hessians, room, code_bytes, device, progress)
     else:
         quantized = quantize_tensors(
             _tasks(weights, hessians, config),
@@ -84,12 +88,12 @@ def pack(
             packed = _encode(run, weights, quantized)
     progress("pack", 1, 1, "compressing")
     sizes, model_bytes = packed.sizes, len(packed.artifact)
-    total = model_bytes + code
+    total = model_bytes + code_bytes
     if model_bytes > room:
         tried = f" even with all {packed.pruned['candidates']:,} codes of +-1 zeroed" if packed.pruned else ""
         less = f" less pack.fit_margin_bytes {config.pack.fit_margin_bytes:,}" if fits else ""
         raise BudgetError(
-            f"the artifact does not fit{tried}: {model_bytes:,} bytes of model + {code:,} bytes of code = "
+            f"the artifact does not fit{tried}: {model_bytes:,} bytes of model + {code_bytes:,} bytes of code = "
             f"{total:,}, {model_bytes - room:,} over the cap of {cap:,}{less}; lower pack.matrix_bits "
             f"(now {config.pack.matrix_bits}) or pack.embed_bits (now {config.pack.embed_bits}), or "
             "shrink the model"
@@ -101,7 +105,7 @@ def pack(
         run / "pack.json",
         {
             "model_bytes": model_bytes,
-            "code_bytes": code,
+            "code_bytes": code_bytes,
             "total_bytes": total,
             "cap_bytes": cap,
             "model_sha256": hashlib.sha256(packed.artifact).hexdigest(),
@@ -129,7 +133,7 @@ def pack(
     )
     budget.forget("pack")
     budget.charge("artifact_bytes", "pack", "model", model_bytes)
-    budget.charge("artifact_bytes", "pack", "code", code)
+    budget.charge("artifact_bytes", "pack", "code", code_bytes)
     budget.charge("untimed_seconds", "pack", "quantize and compress", seconds)
 
 

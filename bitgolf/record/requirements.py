@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 
 from bitgolf.compress.compressors import compressor_names
 from bitgolf.errors import RunError
-from bitgolf.record.bundle import PACKAGE, Bundle
+from bitgolf.bundle.bundle import PACKAGE, Bundle
 from bitgolf.record.seed_runs import SeedRun
 
 # Come with PyTorch, or make a GPU faster where they are.

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.progress import Progress, silent
-from bitgolf.record.bundle import Bundle, make_bundle
-from bitgolf.record.readable_source import readable_source
+from bitgolf.bundle.bundle import Bundle, make_bundle
+from bitgolf.bundle.readable_source import readable_source
 from bitgolf.record.requirements import requirements_text
 from bitgolf.record.seed_log import seed_log
 from bitgolf.record.seed_runs import SeedRun, doubts, read_seed_runs

@@ -24,6 +24,7 @@ from bitgolf.train.calibration import hessian_key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+CODE_BYTES = 40_000  # of the code beside the artifact
 Make = Callable[..., RunDirectory]
 
 
@@ -44,7 +45,7 @@ def trained(tiny_run: Path, tmp_path: Path) -> Make:
 
 def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make) -> None:
     run = trained(matrix_bits="5", embed_bits="7", small_tensor="2048")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     kinds = read_artifact(run / "model.bitgolf").kinds
     weights = load_file(run / "weights.safetensors")
     assert kinds.keys() == weights.keys()
@@ -64,7 +65,7 @@ def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make)
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, method: str) -> None:
     run = trained(method=method, matrix_bits="6")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
     for name, weight in load_file(run / "weights.safetensors").items():
         restored = artifact.tensors[name]
@@ -77,7 +78,7 @@ def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, me
 
 def test_rounding_to_nearest_is_what_its_name_says(trained: Make) -> None:
     run = trained(method="rtn", percentiles="[1.0]")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
     weight = load_file(run / "weights.safetensors")["blocks.1.mlp.up.weight"].double().numpy()
     step = (np.abs(weight).max(1, keepdims=True) / 31).astype(np.float16).astype(np.float64)
@@ -88,7 +89,7 @@ def test_rounding_to_nearest_is_what_its_name_says(trained: Make) -> None:
 def test_lossless_keeps_every_bit(trained: Make) -> None:
     run = trained(method="lossless")
     shutil.rmtree(run / "calibration")  # not needed
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
     assert set(artifact.kinds.values()) == {"fp32"}
     for name, weight in load_file(run / "weights.safetensors").items():
@@ -97,7 +98,7 @@ def test_lossless_keeps_every_bit(trained: Make) -> None:
 
 def test_gptq_does_better_than_rounding_on_the_outputs_of_the_layers(trained: Make) -> None:
     run = trained(matrix_bits="4")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     figures = [t for t in read_json(run / "pack.json")["tensors"].values() if "hessian_error" in t]
     ratios = [t["hessian_error"] / t["rtn_hessian_error"] for t in figures if t["rtn_hessian_error"]]
     assert len(ratios) > 8
@@ -117,13 +118,13 @@ def test_weights_that_no_reader_could_use_leave_the_earlier_artifact(
     trained: Make, damage: Callable[[dict[str, torch.Tensor]], object], words: list[str]
 ) -> None:
     run = trained()
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     weights = load_file(run / "weights.safetensors")
     damage(weights)
     save_file(weights, run / "weights.safetensors")
     before = tree_digest(run.path)
     with pytest.raises(ArtifactError) as error:
-        pack(run, CPU)
+        pack(run, CPU, CODE_BYTES)
     for word in words:
         assert word in str(error.value)
     assert tree_digest(run.path) == before
@@ -131,26 +132,26 @@ def test_weights_that_no_reader_could_use_leave_the_earlier_artifact(
 
 def test_a_damaged_ledger_is_found_before_the_artifact_is_replaced(trained: Make) -> None:
     run = trained()
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     (run / "budget.json").write_text("[]")
     before = tree_digest(run.path)
     with pytest.raises(RunError, match="not a budget ledger"):
-        pack(run, CPU)
+        pack(run, CPU, CODE_BYTES)
     assert tree_digest(run.path) == before
 
 
 def test_packing_twice_gives_the_same_bytes(trained: Make) -> None:
     run = trained()
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     first = (run / "model.bitgolf").read_bytes()
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     assert (run / "model.bitgolf").read_bytes() == first
 
 
 @pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
 def test_every_compressor_gives_the_same_weights_back(trained: Make, tiny_run: Path, compressor: str) -> None:
     run = trained(compressor=compressor)
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
     assert artifact.compressor == compressor
     for name, tensor in usual.tensors.items():
@@ -165,13 +166,13 @@ def test_packing_reads_no_text(trained: Make, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(TokenShards, "read", forbidden)
     monkeypatch.setattr(TokenShards, "chunks", forbidden)
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     assert (run / "model.bitgolf").exists()
 
 
 def test_the_artifact_says_what_scoring_needs_to_know(trained: Make) -> None:
     run = trained()
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
     assert artifact.model_config == run.config.model.model_dump(mode="json")
     assert artifact.tokenizer == (run / "data" / "tokenizer.model").read_bytes()
@@ -182,19 +183,19 @@ def test_the_artifact_says_what_scoring_needs_to_know(trained: Make) -> None:
 
 def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:
     run = trained()
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     packed = read_json(run / "pack.json")
     total = packed["total_bytes"]
-    pack(run, CPU, artifact_bytes=total)
+    pack(run, CPU, CODE_BYTES, artifact_bytes=total)
     before = (run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()
     with pytest.raises(BudgetError, match=rf"= {total:,}, 1 over the cap of {total - 1:,}.*matrix_bits"):
-        pack(run, CPU, artifact_bytes=total - 1)
+        pack(run, CPU, CODE_BYTES, artifact_bytes=total - 1)
     assert ((run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()) == before
 
 
 def test_what_passes_through_stays_fp16_and_the_rest_is_as_it_was(trained: Make, tiny_run: Path) -> None:
     run = trained(passthrough='["embedding", "blocks.*.attention.key.weight"]')
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
     exempt = {"embedding", "blocks.0.attention.key.weight", "blocks.1.attention.key.weight"}
     for name, weight in load_file(run / "weights.safetensors").items():
@@ -210,7 +211,7 @@ def test_what_passes_through_stays_fp16_and_the_rest_is_as_it_was(trained: Make,
 def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(trained: Make) -> None:
     run = trained(passthrough='["embedding", "blocks.1.attn.c_k"]')
     with pytest.raises(ConfigError, match=r"'blocks\.1\.attn\.c_k' matches none of.* tensors; the nearest name is 'b"):
-        pack(run, CPU)
+        pack(run, CPU, CODE_BYTES)
     assert not (run / "model.bitgolf").exists()
     for entries in ('["embedding", "embedding"]', '[" "]'):
         with pytest.raises(ConfigError, match="passthrough"):
@@ -218,15 +219,15 @@ def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(tr
 
 
 def test_passing_through_what_stays_in_float_anyway_is_said(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
-    pack(trained(passthrough='["*.q_gain"]'), CPU)
+    pack(trained(passthrough='["*.q_gain"]'), CPU, CODE_BYTES)
     assert "pack.passthrough '*.q_gain': what it matches stays in float anyway" in caplog.text
 
 
 def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run: Path) -> None:
     run = trained(prune_to_fit="true", fit_margin_bytes="1000")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     model_bytes = read_json(run / "pack.json")["model_bytes"]
-    pack(run, CPU, artifact_bytes=read_json(run / "pack.json")["total_bytes"] + 1000 - 600)
+    pack(run, CPU, CODE_BYTES, artifact_bytes=read_json(run / "pack.json")["total_bytes"] + 1000 - 600)
     packed = read_json(run / "pack.json")
     assert model_bytes - 700 < packed["model_bytes"] <= model_bytes - 600
     record = packed["pruned_to_fit"]
@@ -262,7 +263,7 @@ def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run
 
 def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
     run = trained(prune_to_fit="true")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     record = read_json(run / "pack.json")["pruned_to_fit"]
     assert (record["zeroed"], record["cost"], record["encodes"]) == (0, 0.0, 1)
     usual = read_artifact(tiny_run / "model.bitgolf")
@@ -273,11 +274,11 @@ def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
 
 def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> None:
     run = trained(prune_to_fit="true", fit_margin_bytes="700")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     before = (run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()
     least = read_json(run / "pack.json")["code_bytes"] + 5_000
     with pytest.raises(BudgetError, match=r"even with all [\d,]+ codes of \+-1 zeroed: .* bytes of code") as caught:
-        pack(run, CPU, artifact_bytes=least)
+        pack(run, CPU, CODE_BYTES, artifact_bytes=least)
     words = str(caught.value).replace(",", "")
     total, over = (
         int(words.split(mark)[1].split()[0]) for mark in ("bytes of code = ", f"= {words.split('= ')[1].split()[0]} ")
@@ -291,9 +292,9 @@ def test_pruning_to_fit_without_gptq_is_said_and_leaves_the_cap_whole(
     trained: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trained(prune_to_fit="true", method="rtn")
-    pack(run, CPU)
+    pack(run, CPU, CODE_BYTES)
     total = read_json(run / "pack.json")["total_bytes"]
-    pack(run, CPU, artifact_bytes=total)
+    pack(run, CPU, CODE_BYTES, artifact_bytes=total)
     assert "pack.prune_to_fit: only GPTQ matrices are pruned" in caplog.text
     assert read_json(run / "pack.json")["pruned_to_fit"] is None
 
@@ -302,10 +303,10 @@ def test_statistics_are_asked_for_only_where_they_are_used(trained: Make) -> Non
     run = trained()
     (run / "calibration" / "hessians.safetensors").unlink()
     with pytest.raises(RunError, match=r"hessians\.safetensors is missing.*bitgolf train.*rtn"):
-        pack(run, CPU)
+        pack(run, CPU, CODE_BYTES)
     shutil.rmtree(run / "calibration")
     with pytest.raises(RunError, match=r"calibration is missing; run `bitgolf train"):
-        pack(run, CPU)
+        pack(run, CPU, CODE_BYTES)
 
 
 def test_weights_that_diverged_are_refused_by_name(trained: Make) -> None:
@@ -316,7 +317,7 @@ def test_weights_that_diverged_are_refused_by_name(trained: Make) -> None:
     weights["blocks.0.mlp.down.weight"][3, 4] = float("nan")
     save_file(weights, run / "weights.safetensors")
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight.*NaN"):
-        pack(run, CPU)
+        pack(run, CPU, CODE_BYTES)
     assert not (run / "model.bitgolf").exists()
 
 

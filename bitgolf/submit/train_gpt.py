@@ -30,22 +30,20 @@ from bitgolf.train.stage import train
 _PROGRESS_SECONDS = 10.0
 
 
-def main(settings: str, arguments: Sequence[str]) -> int:
+def main(settings: str, arguments: Sequence[str], code_bytes: int) -> int:
     """Run the stages that the command line asks for.
 
     Args:
-        settings: JSON with `config`, the settings that differ from the defaults, and `fixed`, the keys of those whose
-            values the code of the bundle is made for.
+        settings: JSON of the settings that differ from the defaults.
         arguments: the command line.
+        code_bytes: size of the train_gpt.py that ships.
     """
-    embedded = json.loads(settings)
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--stage", choices=("all", "train", "pack", "score"), default="all")
     given, rest = parser.parse_known_args(arguments)
-    config = resolve(embedded["config"], _overrides(rest))
-    _check_fixed(config, resolve(embedded["config"], {}), embedded["fixed"])
+    config = resolve(json.loads(settings), _overrides(rest))
     with world(config.device) as peers:
         level = logging.INFO if peers.is_main else logging.ERROR
         logging.basicConfig(stream=sys.stdout, level=level, format="%(message)s")
@@ -56,7 +54,7 @@ def main(settings: str, arguments: Sequence[str]) -> int:
         if given.stage in ("all", "train"):
             train(run, peers, progress=_Progress())
         if given.stage in ("all", "pack") and peers.is_main:
-            pack(run, peers.device, progress=_Progress())
+            pack(run, peers.device, code_bytes, progress=_Progress())
         peers.barrier()
         if given.stage in ("all", "score"):
             off = {"float_reference": False, "last_reference": False, "compressors": False}
@@ -73,14 +71,6 @@ def _overrides(words: list[str]) -> dict[str, str]:
     if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
         raise SystemExit(f"train_gpt.py: expected pairs of --section.key value, got {' '.join(words)}")
     return {key[2:]: value for key, value in zip(keys, values, strict=True)}
-
-
-def _check_fixed(config: Config, made_for: Config, fixed: Sequence[str]) -> None:
-    for key in fixed:
-        section, _, name = key.partition(".")
-        asked, allowed = (getattr(getattr(c, section), name) for c in (config, made_for))
-        if asked != allowed:
-            raise SystemExit(f"train_gpt.py: it was made for {key} = {allowed!r} and has no code for {asked!r}")
 
 
 def _begin(run: RunDirectory, data: Path, stage: str) -> None:

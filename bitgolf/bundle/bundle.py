@@ -1,0 +1,196 @@
+"""A whole program in one file: the code that trains, packs and scores, in a train_gpt.py that runs alone.
+
+    package sources ──trace──▶ what main() reaches ──python-minifier──▶ text ──bz2──▶ one file
+
+The file is Python source in Latin-1: two lines around a string that holds the compressed text, one character per byte
+(base85 would take a quarter more bytes). It unpacks in memory and imports from there (see `importer`), so it needs
+neither temporary files nor an installed bitgolf; Python and the packages in requirements.txt are enough. The code is
+the same for every configuration; only the settings in it differ. The same sources and settings give the same bytes
+under one version of Python and of python-minifier, so anybody can check that a file is made from the `source/` beside
+it. This folder reads the sources as text and imports none of them but the configuration.
+"""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import python_minifier
+
+from bitgolf.bundle.trace import trace
+from bitgolf.config import Config
+from bitgolf.config.section import Section
+from bitgolf.version import __version__
+
+PACKAGE = "bitgolf"
+ENTRY = ("bitgolf.submit.train_gpt", "main")
+_IMPORTER = "bitgolf.bundle.importer"
+_START = """
+import os
+install(__file__, PARTS[2:])
+if __name__ == "__main__":
+    from {module} import {function}
+    raise SystemExit({function}(PARTS[1], sys.argv[1:], os.path.getsize(__file__)))
+"""
+# The payload has a line of its own, which no traceback shows.
+_FILE = (
+    "#coding:latin1 (bitgolf {version}: made from source/, where the same program can be read and run)\n"
+    "PARTS={literal}\n"
+    "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
+)
+# Modules whose own source or signatures are read while they run keep both as they are.
+_READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A packed program.
+
+    Attributes:
+        data: the bytes of train_gpt.py.
+        modules: minified source of each module by dotted name.
+        settings: JSON of the settings that differ from the defaults, which the file starts with.
+    """
+
+    data: bytes
+    modules: Mapping[str, str]
+    settings: str
+
+
+def make_bundle(config: Config, root: Path | None = None) -> Bundle:
+    """The train_gpt.py of a configuration. The first call in a process takes a few seconds.
+
+    Args:
+        config: all of it but the seed is put into the file; the seed is given on its command line.
+        root: folder that holds the package's folder; None = the installed package.
+    """
+    modules, start = _program((root or installed_root()).resolve())
+    settings = settings_of(config)
+    return Bundle(_packed(start, settings, tuple(modules.items())), modules, settings)
+
+
+def code_bytes(config: Config) -> int:
+    """Bytes of the code that ships with an artifact (rules B1 and B2): the size of this configuration's train_gpt.py.
+
+    The seed makes no difference.
+    """
+    return len(make_bundle(config).data)
+
+
+def installed_root() -> Path:
+    """The folder that holds the package that is running."""
+    return Path(__file__).resolve().parents[2]
+
+
+def module_files(root: Path) -> dict[str, Path]:
+    """The source files of the package below `root`, by dotted name of the module."""
+    files: dict[str, Path] = {}
+    for file in sorted((root / PACKAGE).rglob("*.py")):
+        parts = list(file.relative_to(root).with_suffix("").parts)
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
+
+
+def settings_of(config: Config) -> str:
+    """The settings that a bundle of this configuration starts with (see `train_gpt.main`)."""
+    different = _different(config, Config())
+    different.pop("seed", None)
+    return json.dumps(different, separators=(",", ":"), ensure_ascii=False)
+
+
+def _different(section: Section, default: Section) -> dict[str, Any]:
+    different: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value, usual = getattr(section, name), getattr(default, name)
+        if isinstance(value, Section):
+            inner = _different(value, usual)
+            different |= {name: inner} if inner else {}
+        elif value != usual:
+            different[name] = section.model_dump(mode="json", include={name})[name]
+    return different
+
+
+class _Sources(Mapping[str, ast.Module]):
+    """The modules of the package below a folder as trees, parsed when first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.files = module_files(root)
+        self.trees: dict[str, ast.Module] = {}
+
+    def __getitem__(self, name: str) -> ast.Module:
+        if name not in self.trees:
+            self.trees[name] = ast.parse(self.files[name].read_text(encoding="utf-8"), str(self.files[name]))
+        return self.trees[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@functools.lru_cache(maxsize=4)
+def _program(root: Path) -> tuple[dict[str, str], str]:
+    """Minified source of every module that the program needs, and of the code that the file starts with."""
+    sources = _Sources(root)
+    modules = {name: minified(ast.unparse(tree)) for name, tree in trace(sources, *ENTRY).items()}
+    start = ast.unparse(sources[_IMPORTER]) + _START.format(module=ENTRY[0], function=ENTRY[1])
+    return modules, minified(start)
+
+
+def minified(source: str) -> str:
+    """The same module in fewer bytes: no docstrings and annotations, short names of local variables.
+
+    Names of modules, functions, classes and attributes stay, so that modules can be minified one by one and tracebacks
+    can be read.
+    """
+    untouched = _READ_BY_COMPILERS.search(source) is not None
+    annotations = python_minifier.RemoveAnnotationsOptions(
+        remove_variable_annotations=not untouched,
+        remove_return_annotations=not untouched,
+        remove_argument_annotations=not untouched,
+        remove_class_attribute_annotations=False,  # pydantic and dataclasses read them
+    )
+    return python_minifier.minify(
+        source,
+        remove_literal_statements=True,
+        remove_annotations=annotations,
+        rename_locals=not untouched,
+        hoist_literals=False,  # repeated literals compress well
+        constant_folding=False,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _packed(start: str, settings: str, modules: tuple[tuple[str, str], ...]) -> bytes:
+    return pack_text("\0".join([start, settings, *(f"{name}\n{source}" for name, source in modules)]))
+
+
+def pack_text(text: str) -> bytes:
+    """A Python file that unpacks `text` (sections divided by NUL) and runs its first section."""
+    packed = bz2.compress(text.encode("utf-8"))  # 5 % smaller than lzma for this much code
+    return _FILE.format(version=__version__, literal=latin1_literal(packed)).encode("latin1")
+
+
+def latin1_literal(data: bytes) -> str:
+    """A Python string literal on one line whose characters are the bytes of `data` in Latin-1."""
+    quote = min("'\"", key=lambda q: data.count(q.encode()))
+    written = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", quote: "\\" + quote}
+    text = data.decode("latin1")
+    parts = []
+    for position, character in enumerate(text):
+        if character == "\0":  # no file may hold it; an octal escape would swallow a digit behind it
+            parts.append("\\x00" if text[position + 1 : position + 2].isdigit() else "\\0")
+        else:
+            parts.append(written.get(character, character))
+    return quote + "".join(parts) + quote
