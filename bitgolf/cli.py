@@ -249,7 +249,7 @@ def train_stage(
 
 
 def pack_stage(run: RunDirectory, device: Any, progress: ConsoleProgress, cap: int | None = None) -> None:
-    from bitgolf.bundle.bundle import code_bytes
+    from bitgolf.bundle.single_file import code_bytes
     from bitgolf.compress.pack import pack
 
     pack(run, device, code_bytes(run.config), artifact_bytes=cap, progress=progress)

@@ -23,7 +23,7 @@ from typing import Any
 import published
 import torch
 
-from bitgolf.bundle.bundle import code_bytes
+from bitgolf.bundle.single_file import code_bytes
 from bitgolf.compress.pack import pack
 from bitgolf.config import Config, load_config
 from bitgolf.data.prepare import open_data

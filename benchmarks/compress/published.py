@@ -34,7 +34,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from bitgolf.bundle.bundle import code_bytes
+from bitgolf.bundle.single_file import code_bytes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.distributed import device_name

@@ -21,7 +21,7 @@ from bitgolf.audit import borders, checks, distribution, documents, flips, recor
 from bitgolf.audit.evidence import FLIP_ROWS, Evidence
 from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
-from bitgolf.bundle.bundle import code_bytes
+from bitgolf.bundle.single_file import code_bytes
 from bitgolf.errors import BitgolfError, ConfigError, RuleViolation
 from bitgolf.evaluate.scorers import window_plan
 from bitgolf.evaluate.tape import ScoreTape, evaluate, tokens_sha256

@@ -13,9 +13,9 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from bitgolf.bundle.bundle import ENTRY, Bundle, installed_root, module_files
+from bitgolf.bundle.single_file import ENTRY, Bundle, installed_root, module_files
 
-_MAKER = ("bitgolf.bundle.bundle", "bitgolf.bundle.importer")
+_MAKER = ("bitgolf.bundle.single_file", "bitgolf.bundle.importer")
 _LAUNCHER = '''\
 """The readable form of ../train_gpt.py: the same arguments and the same program, with comments."""
 

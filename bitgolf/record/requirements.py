@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
+from bitgolf.bundle.single_file import PACKAGE, Bundle
 from bitgolf.compress.compressors import compressor_names
 from bitgolf.errors import RunError
-from bitgolf.bundle.bundle import PACKAGE, Bundle
 from bitgolf.record.seed_runs import SeedRun
 
 # Come with PyTorch, or make a GPU faster where they are.

@@ -1,6 +1,6 @@
 """`bitgolf submit`: the folder that the challenge asks for, from one finished run a seed.
 
-    train_gpt.py          the program in one file, what counts as code (see `bundle`)
+    train_gpt.py          the program in one file, the code that counts (see bitgolf.bundle)
     source/               the same program, readable; `python source/train_gpt.py` runs it
     submission.json       results in the schema in use
     README.md             tables, settings and lineage, generated
@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bitgolf.bundle.readable_source import readable_source
+from bitgolf.bundle.single_file import Bundle, make_bundle
 from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.progress import Progress, silent
-from bitgolf.bundle.bundle import Bundle, make_bundle
-from bitgolf.bundle.readable_source import readable_source
 from bitgolf.record.requirements import requirements_text
 from bitgolf.record.seed_log import seed_log
 from bitgolf.record.seed_runs import SeedRun, doubts, read_seed_runs

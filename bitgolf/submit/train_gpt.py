@@ -21,7 +21,6 @@ from pathlib import Path
 from bitgolf import atomic
 from bitgolf.compress.pack import pack
 from bitgolf.config.load import resolve
-from bitgolf.config.run import Config
 from bitgolf.distributed import world
 from bitgolf.evaluate.score import score
 from bitgolf.rundir import RunDirectory

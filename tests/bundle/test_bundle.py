@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +20,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from seed_clones import clone
 from tiny_run import done, file_digest, read_json, weights_digest
 
-from bitgolf.config import Config, load_config, preset_names
-from bitgolf.record.bundle import (
-    PackageSources,
-    installed_root,
-    latin1_literal,
-    make_bundle,
-    module_files,
-    pack_text,
-    settings_of,
-)
-from bitgolf.record.importer import install
-from bitgolf.record.submission import Labels, submit
-from bitgolf.record.variants import PARTS, absent_code, fixed_keys, known_settings
+from bitgolf.bundle.importer import install
+from bitgolf.bundle.readable_source import readable_source
+from bitgolf.bundle.single_file import code_bytes, latin1_literal, make_bundle, minified, pack_text, settings_of
+from bitgolf.config import Config, load_config, preset_names, resolve
 
 BLOCKER = """
 import sys
@@ -44,6 +35,7 @@ class Block:
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 sys.meta_path.insert(0, Block())
 """
+TRUNCATED = "the artifact is truncated: the header declares"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -64,14 +56,13 @@ def blocked(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def alone(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the train_gpt.py of the tiny run's submission and nothing else."""
+    """A folder that holds the train_gpt.py and the `source/` of the tiny run's submission, and nothing else."""
     root = tmp_path_factory.mktemp("alone")
-    twin = clone(tiny_run, root / "twin", 8)
-    folder = submit([tiny_run, twin], root / "records", num_seeds=2, labels=Labels(name="tiny"))
-    shutil.copy2(folder / "train_gpt.py", root / "train_gpt.py")
-    shutil.copytree(folder / "source", root / "readable")
-    shutil.rmtree(folder)
-    shutil.rmtree(twin)
+    bundle = make_bundle(load_config(str(tiny_run / "config.toml")))
+    (root / "train_gpt.py").write_bytes(bundle.data)
+    for name, text in readable_source(bundle).items():
+        (root / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "source" / name).write_text(text, encoding="utf-8")
     return root
 
 
@@ -120,7 +111,6 @@ def test_single_stages_reduced_runs_and_refusals(blocked: Run, alone: Path, tiny
         [file, [*data, "--out", str(small), "--seed", "9", *reduced]],
         [file, [*data, "--out", str(small), "--seed", "9", *reduced]],
         [file, [*data, "--out", str(small), "--seed", "10", "--stage", "score"]],
-        [file, [*data, "--out", str(tmp_path / "no"), "--ttt.method", "lora"]],
         [file, [*data, "--out", str(tmp_path / "no"), "--train.max_stpes", "3"]],
         [file, [*data, "--out", str(tmp_path / "no"), "loose"]],
         [file, [*data, "--out", str(tmp_path / "no"), "--stage", "pack"]],
@@ -137,31 +127,41 @@ def test_single_stages_reduced_runs_and_refusals(blocked: Run, alone: Path, tiny
     assert read_json(small / "score.json")["methods"]["sliding"]["bpb"] > 1
     assert "is trained already; choose another --out" in ends[3]
     assert "belongs to another configuration" in ends[4]
-    assert "it was made for ttt.method = 'none' and has no code for 'lora'" in ends[5]
-    assert "ConfigError" in ends[6]
-    assert "expected pairs of --section.key value, got loose" in ends[7]
+    assert "ConfigError" in ends[5] and "max_stpes" in ends[5]
+    assert "expected pairs of --section.key value, got loose" in ends[6]
     # An error names module and line, shows the line, and spares the reader the payload.
-    assert 'train_gpt.py/bitgolf/compress/container.py", line ' in ends[9] and "raise ArtifactError" in ends[9]
-    assert ends[9].rstrip().endswith("ArtifactError") and len(ends[9]) < 6_000
-    assert "RunError" in ends[8] and not (tmp_path / "no" / "model.bitgolf").exists()
+    assert 'train_gpt.py/bitgolf/compress/container.py", line ' in ends[8] and "raise ArtifactError" in ends[8]
+    assert "ArtifactError: " in ends[8] and TRUNCATED in ends[8] and len(ends[8]) < 6_000
+    assert "RunError" in ends[7] and not (tmp_path / "no" / "model.bitgolf").exists()
 
 
-def test_the_readable_source_is_the_same_program_with_all_its_words(
+def test_the_readable_source_is_the_same_program(alone: Path, tiny_run: Path, tmp_path: Path) -> None:
+    words = ("--data", tiny_run / "data", "--out", damaged(tiny_run, tmp_path), "--seed", 7, "--stage", "score")
+    outcome = from_source(alone, *words)
+    assert outcome.returncode == 1
+    assert str(alone / "source" / "bitgolf" / "compress" / "container.py") in outcome.stderr
+    assert TRUNCATED in outcome.stderr
+
+
+def test_the_readable_source_packs_under_the_size_of_the_file_that_ships(
     alone: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    words = ("--data", tiny_run / "data", "--out", damaged(tiny_run, tmp_path), "--seed", 7, "--stage", "score")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "calibration").symlink_to(tiny_run / "calibration")
+    (run / "weights.safetensors").symlink_to(tiny_run / "weights.safetensors")
+    words = ("--data", tiny_run / "data", "--out", run, "--seed", 7, "--stage", "pack")
+    outcome = from_source(alone, *words)
+    assert outcome.returncode == 0, outcome.stderr
+    assert read_json(run / "pack.json")["code_bytes"] == (alone / "train_gpt.py").stat().st_size
+    assert file_digest(run / "model.bitgolf") == file_digest(tiny_run / "model.bitgolf")
+
+
+def from_source(root: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run `source/train_gpt.py` below `root`."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    outcome = subprocess.run(
-        [sys.executable, "train_gpt.py", *map(str, words)],
-        cwd=alone / "readable",
-        env=environment,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert outcome.returncode == 1
-    assert str(alone / "readable" / "bitgolf" / "compress" / "container.py") in outcome.stderr
-    assert "the artifact is truncated: the header declares" in outcome.stderr
+    arguments = [sys.executable, "train_gpt.py", *map(str, words)]
+    return subprocess.run(arguments, cwd=root / "source", env=environment, text=True, capture_output=True, check=False)
 
 
 def damaged(run: Path, root: Path) -> Path:
@@ -173,9 +173,9 @@ def damaged(run: Path, root: Path) -> Path:
 
 def test_the_file_is_made_from_the_source_beside_it(alone: Path, tiny_run: Path) -> None:
     config = load_config(str(tiny_run / "config.toml"))
-    again = make_bundle(config, root=alone / "readable")
+    again = make_bundle(config, root=alone / "source")
     assert again.data == (alone / "train_gpt.py").read_bytes()
-    assert json.loads((alone / "readable" / "settings.json").read_text()) == json.loads(settings_of(config))
+    assert json.loads((alone / "source" / "settings.json").read_text()) == json.loads(settings_of(config))
 
 
 FULL = {"ttt.method": "full", "ttt.chunk_tokens": 4096, "ttt.epochs": 1, "ttt.temperature_lr": 0.1}
@@ -199,7 +199,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 def test_variants_pack_and_score_as_the_package_does(
     blocked: Run, tiny_run: Path, tmp_path: Path, one_thread: None
 ) -> None:
-    """Each setting that chooses other code, packed with that code alone."""
+    """Settings that choose other code than the tiny run does."""
     jobs = []
     for name, changes in VARIANTS.items():
         config = variant(tiny_run, changes)
@@ -232,31 +232,26 @@ def test_variants_pack_and_score_as_the_package_does(
 
 def test_the_file_holds_what_three_stages_need_and_nothing_else() -> None:
     modules = make_bundle(load_config("seed-693")).modules
-    for needed in ("train.stage", "train.muon", "compress.gptq", "evaluate.tape", "model.gpt", "record.train_gpt"):
+    for needed in ("train.stage", "train.muon", "compress.gptq", "evaluate.tape", "model.gpt", "submit.train_gpt"):
         assert f"bitgolf.{needed}" in modules
-    for idle in ("cli", "console", "tables", "doctor", "data.fineweb", "data.sources", "train.branch", "evaluate.lora",
-                 "evaluate.ttt", "compress.coder", "record.report", "record.bundle", "record.minify"):  # fmt: skip
+    for idle in ("cli", "data.fineweb", "data.sources", "bundle", "bundle.single_file", "bundle.trace"):
         assert f"bitgolf.{idle}" not in modules
-    assert not [name for name in modules if name.startswith(("bitgolf.audit", "bitgolf.codec", "bitgolf.presets"))]
+    idle_folders = ("audit", "codec", "commands", "presets", "record")
+    assert not [name for name in modules if name.startswith(tuple(f"bitgolf.{folder}" for folder in idle_folders))]
     for name, source in modules.items():
         compile(source, name, "exec")
-        assert "rich" not in {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+        imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+        assert imported.isdisjoint({"rich", "python_minifier"})
 
 
-def test_code_at_most_40_000_bytes() -> None:
-    assert len(make_bundle(load_config("seed-693")).data) <= 40_000
-
-
-@pytest.mark.parametrize("preset", ["seed-585", "seed-693"])
-def test_a_preset_packs_into_a_file_that_python_reads(preset: str) -> None:
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_preset_packs_into_a_file_of_at_most_80_000_bytes(preset: str) -> None:
     config = load_config(preset)
     data = make_bundle(config).data
+    assert len(data) <= 80_000
     compile(data, "train_gpt.py", "exec")
     assert b"\r" not in data and b"\0" not in data and data.count(b"\n") < 10
-    embedded = json.loads(settings_of(config))
-    from bitgolf.config import resolve
-
-    assert resolve(embedded["config"], {"seed": str(config.seed)}).digest() == config.digest()
+    assert resolve(json.loads(settings_of(config)), {"seed": str(config.seed)}).digest() == config.digest()
 
 
 def test_the_seed_makes_no_difference_and_settings_do() -> None:
@@ -266,6 +261,33 @@ def test_the_seed_makes_no_difference_and_settings_do() -> None:
     named = config.model_copy(update={"description": "another"})
     assert make_bundle(config).data != make_bundle(named).data
     assert make_bundle(config).modules == make_bundle(named).modules
+
+
+def test_code_bytes_are_those_of_train_gpt(tiny_run: Path) -> None:
+    config = load_config(str(tiny_run / "config.toml"))
+    assert code_bytes(config) == len(make_bundle(config).data)
+    assert read_json(tiny_run / "pack.json")["code_bytes"] == code_bytes(config)
+
+
+def test_minified_modules_keep_what_others_read() -> None:
+    source = '''
+    """A docstring."""
+    from __future__ import annotations
+    from pydantic import BaseModel
+    class Section(BaseModel):
+        """Another."""
+        num_layers: int = 3
+    def describe(section: Section, *, long_keyword: str = "") -> str:
+        a_long_local_name = section.num_layers
+        return f"{a_long_local_name} {a_long_local_name} {long_keyword}"
+    '''
+    text = minified(textwrap.dedent(source))
+    for kept in ("num_layers:int=3", "long_keyword", "def describe("):
+        assert kept in text
+    for dropped in ("docstring", "Another", "a_long_local_name", "section:"):
+        assert dropped not in text
+    kernel = "import triton\ndef kernel(x_ptr, SIZE: tl.constexpr):\n    offset = SIZE + SIZE\n    return offset"
+    assert "SIZE:tl.constexpr" in minified(kernel) and "offset" in minified(kernel)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\0" + b"1", b"\\", b"'\"", bytes(range(256))]))
@@ -279,10 +301,10 @@ def test_any_bytes_survive_as_a_latin1_literal(data: bytes, special: bytes) -> N
 
 
 def test_a_packed_text_runs_its_first_section() -> None:
-    data, codec = pack_text("\0".join(["result = PARTS[1:]", "é ▁ 'x'", "\n\n"]))
+    data = pack_text("\0".join(["result = PARTS[1:]", "é ▁ 'x'", "\n\n"]))
     namespace: dict[str, object] = {}
     exec(compile(data, "packed", "exec"), namespace)
-    assert namespace["result"] == ["é ▁ 'x'", "\n\n"] and codec in ("bz2", "lzma")
+    assert namespace["result"] == ["é ▁ 'x'", "\n\n"]
 
 
 def test_the_importer_finds_its_modules_and_shows_their_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,63 +330,3 @@ def test_the_importer_finds_its_modules_and_shows_their_lines(monkeypatch: pytes
     finally:
         for name in names:
             sys.modules.pop(name, None)
-
-
-# ----------------------------------------------------------------------------------------------- variants
-
-
-def test_variants_speak_of_code_and_settings_that_exist() -> None:
-    files = module_files(installed_root())
-    for part in PARTS:
-        for code in part.code:
-            module, _, name = code.partition(":")
-            assert module in files, code
-            if name:
-                tree = ast.parse(files[module].read_text(encoding="utf-8"))
-                owner, _, method = name.partition(".")
-                found = [statement for statement in tree.body if getattr(statement, "name", "") == owner]
-                assert found, code
-                if method:
-                    assert isinstance(found[0], ast.ClassDef)
-                    assert method in {getattr(part, "name", "") for part in found[0].body}, code
-    for config in (Config(), *map(load_config, preset_names())):
-        known, fixed = known_settings(config), fixed_keys(config)
-        assert set(fixed) <= set(known)
-        assert known["pack.method"] == config.pack.method
-        assert all(key.partition(".")[0] in type(config).model_fields for key in fixed)
-
-
-def test_absent_code_follows_the_settings() -> None:
-    plain, lora = Config(), load_config("seed-693", {"ttt.method": "lora"})
-    assert "bitgolf.evaluate.documents" in absent_code(plain)
-    assert "bitgolf.evaluate.documents" not in absent_code(lora)
-    assert "bitgolf.evaluate.ttt" in absent_code(lora)
-    assert "train.ema_decay" in fixed_keys(plain)
-    assert "train.ema_decay" not in fixed_keys(load_config("demo", {"train.ema_decay": "0.9"}))
-    assert make_bundle(lora).modules.keys() > {"bitgolf.evaluate.lora"}
-
-
-def test_no_shipped_code_changes_a_setting_that_was_decided() -> None:
-    """A changed copy of a section would make what `specialize` took for granted wrong."""
-    switches = {key.partition(".")[2] for config in map(load_config, preset_names()) for key in known_settings(config)}
-    files = module_files(installed_root())
-    for name in make_bundle(load_config("seed-585")).modules:
-        if name == "bitgolf.record.train_gpt":  # overrules two settings, and `known_settings` says so
-            continue
-        for node in ast.walk(ast.parse(files[name].read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "model_copy":
-                changed = {
-                    k.value
-                    for d in ast.walk(node)
-                    if isinstance(d, ast.Dict)
-                    for k in d.keys
-                    if isinstance(k, ast.Constant)
-                }
-                assert not changed & switches, name
-
-
-def test_sources_are_parsed_when_asked_for() -> None:
-    package = PackageSources(installed_root(), {})
-    assert "bitgolf.train.stage" in package and "bitgolf.nothing" not in package
-    assert len(package) == len(module_files(installed_root()))
-    assert isinstance(package["bitgolf.errors"], ast.Module)

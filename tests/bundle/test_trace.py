@@ -7,18 +7,14 @@ import textwrap
 
 import pytest
 
-from bitgolf.record.trace import trace
-
-STAND_IN = {"p.absent": "def __getattr__(name): return name"}
+from bitgolf.bundle.trace import trace
 
 
-def program(modules: dict[str, str], *entries: str, absent: tuple[str, ...] = ()) -> dict[str, str]:
-    """Source of what remains of a package `p` for entries "module:name", without empty modules."""
-    texts = {"p": "", **STAND_IN, **modules}
-    trees = {name: ast.parse(textwrap.dedent(text)) for name, text in texts.items()}
+def program(modules: dict[str, str], entry: str) -> dict[str, str]:
+    """Source of what remains of a package `p` for the entry "module:name", without empty modules."""
+    trees = {name: ast.parse(textwrap.dedent(text)) for name, text in ({"p": ""} | modules).items()}
     before = {name: ast.dump(tree) for name, tree in trees.items()}
-    pairs = [(entry.split(":")[0], entry.split(":")[1]) for entry in entries]
-    remaining = trace(trees, pairs, frozenset(absent), "p.absent")
+    remaining = trace(trees, *entry.split(":"))
     assert {name: ast.dump(tree) for name, tree in trees.items()} == before
     return {name: ast.unparse(tree) for name, tree in remaining.items() if tree.body}
 
@@ -86,106 +82,68 @@ def test_imports_inside_functions_count() -> None:
     assert program(modules, "p.a:main")["p.b"] == "def late():\n    return 1"
 
 
-def test_statements_with_effects_stay_and_quiet_ones_go() -> None:
+def test_statements_that_act_stay_and_bindings_that_nobody_needs_go() -> None:
     a = """
-    import logging
+    'A docstring.'
+    import functools
     log = logging.getLogger(__name__)
     table = {}
-    REGISTERED = register("x")
     table["a"] = 1
     @register
     def hook(): return quiet
-    @dataclass
+    def register(function): return function
+    @functools.cache
+    def cached(): return 1
     class Idle: x: int
-    class Kept(metaclass=Meta): pass
     quiet = tuple(range(3))
-    print("on import")
+    if quiet:
+        print("on import")
     def main(): return 1
     """
-    found = program({"p.a": a}, "p.a:main")["p.a"]
-    for part in ("REGISTERED", "table['a'] = 1", "table = {}", "def hook", "class Kept", "quiet", "print"):
-        assert part in found
-    for part in ("log", "class Idle"):
-        assert part not in found
+    text = program({"p.a": a}, "p.a:main")["p.a"]
+    for part in ("table['a'] = 1", "table = {}", "def hook", "def register", "quiet = ", "print"):
+        assert part in text
+    for part in ("log", "cached", "class Idle", "docstring"):
+        assert part not in text
 
 
-def test_methods_wait_until_something_names_them() -> None:
+def test_classes_stay_whole_and_their_fields_need_their_types() -> None:
     a = """
-    from base import Foreign
+    from p.b import Field, Other, Result
     class Shape:
-        SIDES = 4
-        def __init__(self): self.x = 1
-        def area(self): return self._helper()
-        def _helper(self): return 1
-        def idle(self): return self.idle_helper()
-        def idle_helper(self): return 2
-        @property
-        def corners(self): return 3
-        @validator
-        def decorated(self): return 4
-        def by_text(self): return 5
-        def write(self): return 6
-    class Hooked(Foreign):
-        def called_by_others(self): return 7
-    class Own(Shape):
-        def area(self): return 8
-        def unnamed(self): return 9
-    def main(shape): return Shape().area(), Hooked(), Own(), getattr(shape, "by_text")
+        size: Field = 1
+        def area(self, other: Other) -> Result:
+            local: Other = other
+            return helper(local)
+        def unnamed(self): return 2
+    def helper(x): return x
+    def main(): return Shape
     """
-    found = program({"p.a": a}, "p.a:main")["p.a"]
-    for kept in ("area", "_helper", "__init__", "decorated", "by_text", "write", "called_by_others", "SIDES"):
-        assert kept in found
-    for dropped in ("idle", "corners", "unnamed"):
-        assert f"def {dropped}" not in found
+    remaining = program({"p.a": a, "p.b": "class Field: pass\nclass Other: pass\nclass Result: pass"}, "p.a:main")
+    assert remaining["p.b"] == "class Field:\n    pass"
+    assert "def unnamed" in remaining["p.a"] and "def helper" in remaining["p.a"]
 
 
-def test_class_bodies_name_methods_too() -> None:
-    found = program({"p.a": "class A:\n    def x(self): pass\n    y = x\ndef main(): return A"}, "p.a:main")
-    assert "def x" in found["p.a"]
-
-
-def test_annotated_fields_do_not_hide_methods_of_their_name() -> None:
-    """A name seen first as a field of one class must still call for the method of another."""
+def test_blocks_for_type_checkers_go() -> None:
     a = """
-    from p.b import Run
-    class Config:
-        budget: int = 1
-    def main(): return first(Run())
-    def first(x): return second(Config(), x)
-    def second(x, y): return third(y)
-    def third(y): return y.budget()
+    from __future__ import annotations
+    from typing import TYPE_CHECKING
+    if TYPE_CHECKING:
+        from p.b import Heavy
+    def main(x: Heavy): return x
     """
-    b = "class Run:\n    def budget(self): return Budget()\nclass Budget: pass"
-    assert "class Budget" in program({"p.a": a, "p.b": b}, "p.a:main")["p.b"]
+    assert set(program({"p.a": a, "p.b": "class Heavy: pass"}, "p.a:main")) == {"p.a"}
 
 
-def test_the_future_line_stays_where_annotations_do() -> None:
-    a = "from __future__ import annotations\nclass A(Base):\n    x: Missing = 1\ndef main(): return A"
-    b = "from __future__ import annotations\ndef other(): return 1"
-    found = program({"p.a": a + "\nfrom p.b import other\nother", "p.b": b}, "p.a:main")
-    assert "__future__" in found["p.a"] and "__future__" not in found["p.b"]
-
-
-def test_absent_code_takes_what_only_it_needs_along() -> None:
-    modules = {
-        "p.a": "from p.b import one, two\nfrom p.c import Three as T\nfrom p import d\n"
-        "def main(x): return one(x), two(x), isinstance(x, T), d.four",
-        "p.b": "from p.c import deep\ndef one(x): return deep(x)\ndef two(x): return x",
-        "p.c": "def deep(x): return x\nclass Three: pass",
-        "p.d": "def four(): return 4",
-    }
-    found = program(modules, "p.a:main", absent=("p.b:one", "p.c", "p.d"))
-    assert set(found) == {"p.a", "p.b", "p.absent"}
-    assert found["p.a"].splitlines()[0] == "from p.absent import Three as T, d, one"
-    assert found["p.b"] == "def two(x):\n    return x"
-
-
-def test_absent_names_of_a_kept_module_are_replaced_inside_it() -> None:
-    found = program(
-        {"p.a": "def slow(): return 1\ndef main(x): return slow() if x else 2"}, "p.a:main", absent=("p.a:slow",)
-    )
-    assert found["p.a"].startswith("from p.absent import slow\n")
-    assert "def slow" not in found["p.a"]
+def test_names_bound_in_blocks_are_found() -> None:
+    a = """
+    try:
+        from p.fast import kernel
+    except ImportError:
+        def kernel(): return 0
+    def main(): return kernel()
+    """
+    assert program({"p.a": a, "p.fast": "def kernel(): return 1\nIDLE = 1"}, "p.a:main")["p.fast"].startswith("def k")
 
 
 def test_what_does_not_exist_is_an_error() -> None:
@@ -193,11 +151,3 @@ def test_what_does_not_exist_is_an_error() -> None:
         program({"p.a": "x = 1"}, "p.a:missing")
     with pytest.raises(KeyError, match=r"p\.b has no gone"):
         program({"p.a": "from p.b import gone\ndef main(): return gone", "p.b": ""}, "p.a:main")
-
-
-def test_lazy_names_of_a_package_need_its_getattr() -> None:
-    lazy = "def __getattr__(name):\n    from p.b import late\n    return late"
-    found = program(
-        {"p": lazy, "p.a": "from p import anything\ndef main(): return anything", "p.b": "late = 1"}, "p.a:main"
-    )
-    assert "late" in found["p"] and "late = 1" in found["p.b"]

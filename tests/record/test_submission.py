@@ -17,9 +17,9 @@ import pytest
 from seed_clones import change, clone
 from tiny_run import done, read_json, refused, tree_digest
 
+from bitgolf.bundle.single_file import make_bundle
 from bitgolf.config import Config, load_config
 from bitgolf.errors import BudgetError, ConfigError, RunError
-from bitgolf.bundle.bundle import make_bundle
 from bitgolf.record.lineage import COMPONENTS, lineage, setting
 from bitgolf.record.requirements import required_modules
 from bitgolf.record.submission import Labels, contents, describe, submit, write_folder
