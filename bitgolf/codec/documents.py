@@ -29,7 +29,7 @@ class DocumentProgram:
 
     Args:
         model: on its device.
-        config: adapters, chunks and temperature.
+        config: adapters and chunks.
         sites: where the adapters are, see `lora_sites`.
         a: A of every site as the documents start, (N, r, inputs) fp32.
         longest: most targets of a document.
@@ -102,7 +102,7 @@ class DocumentProgram:
 
     def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
         view = cast(GPT, _Continued(self.model, cache))
-        return adapted_logits(view, self.adapters, tokens, 1)[:, 0] / self.config.temperature
+        return adapted_logits(view, self.adapters, tokens, 1)[:, 0]
 
     def _learn(self, start: int, stop: int) -> None:
         """One step of every active document on its targets start..stop-1."""
@@ -112,7 +112,7 @@ class DocumentProgram:
         for tensor in self.adapters.parameters:
             tensor.requires_grad_(True)
         with torch.enable_grad():
-            logits = adapted_logits(self.model, self.adapters, inputs, stop - start) / self.config.temperature
+            logits = adapted_logits(self.model, self.adapters, inputs, stop - start)
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             loss = losses.view(targets.shape).mean(1).sum()
         gradients = list(torch.autograd.grad(loss, self.adapters.parameters))

@@ -26,7 +26,8 @@ from pydantic import ValidationError
 from bitgolf.codec.coder import WORD_BYTES
 from bitgolf.codec.counts import TOTAL
 from bitgolf.config import TTTConfig
-from bitgolf.errors import ArtifactError
+from bitgolf.config.removed import drop_removed_
+from bitgolf.errors import ArtifactError, ConfigError
 
 MAGIC = b"\x93bgt"
 FORMAT_VERSION = 1
@@ -225,8 +226,10 @@ def _ttt(value: Any) -> TTTConfig | None:
     if value is None:
         return None
     try:
+        if isinstance(value, dict):
+            drop_removed_({"ttt": value}, "header")
         return TTTConfig.model_validate(value)
-    except (ValidationError, RecursionError) as error:
+    except (ValidationError, RecursionError, ConfigError) as error:
         raise ArtifactError(f"header: {_short(value)} are no settings of test-time training") from error
 
 

@@ -34,7 +34,7 @@ class WindowProgram:
         window: T.
         stride: targets of a window after the first.
         first_token: what every stream begins after (the BOS).
-        adapted: adapter, chunk and temperature, or None.
+        adapted: adapter and chunk, or None.
     """
 
     def __init__(
@@ -73,8 +73,6 @@ class WindowProgram:
             logits, self.begin = self.stepper.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
         else:
             logits = self.stepper.step(self.tokens[:, position : position + 1])
-        if self.adapted is not None:
-            logits = logits / self.adapted.temperature()
         return logits.cpu().numpy()
 
     def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:

@@ -62,8 +62,6 @@ class TTTConfig(Section):
     lora_beta2: float = Field(0.95, ge=0, lt=1)
     lora_weight_decay: float = Field(0.0, ge=0)
     lora_keep_a: bool = Field(False, description="a document starts from the A that its predecessor in the slot left")
-    temperature: float = Field(1.0, gt=0, description="divides the logits of the adapted pass; 1 = untouched")
-    temperature_lr: float = Field(0.0, ge=0, description="step of log temperature after each chunk; 0 = constant")
     rescore_temperature: float = Field(
         0.0, ge=0, description="after the pass, score all again at this temperature as a diagnostic; 0 = do not"
     )
@@ -72,11 +70,6 @@ class TTTConfig(Section):
     def _choices_fit(self) -> Self:
         if not self.lora_targets or len(set(self.lora_targets)) != len(self.lora_targets):
             raise ValueError(f"lora_targets {list(self.lora_targets)} must name at least one place, each once")
-        if self.method == "lora" and self.temperature_lr:
-            raise ValueError(
-                "temperature_lr learns between chunks of the text, but lora adapts inside documents; "
-                "set temperature_lr 0 (a constant temperature works)"
-            )
         if self.freeze_blocks and self.method in ("last_blocks", "lora"):
             raise ValueError(
                 f"freeze_blocks {self.freeze_blocks} says what does not learn with method full, but method is "
@@ -92,9 +85,9 @@ class TTTConfig(Section):
     @property
     def enabled(self) -> bool:
         """Whether there is an adapted pass."""
-        return self.method != "none" or self.temperature != 1 or self.temperature_lr > 0
+        return self.method != "none"
 
     @property
     def between_chunks(self) -> bool:
         """Whether something learns between chunks of the text."""
-        return self.method in ("full", "last_blocks") or self.temperature_lr > 0
+        return self.method in ("full", "last_blocks")

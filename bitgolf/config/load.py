@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitgolf.config.removed import REMOVED
+from bitgolf.config.removed import REMOVED, drop_removed_
 from bitgolf.config.run import Config
 from bitgolf.config.section import Section
 from bitgolf.errors import ConfigError
@@ -65,7 +65,7 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str
         *section, leaf = key.split(".")
         target = merged.setdefault(section[0], {}) if section else merged
         target[leaf] = _parse_value(text)
-    _drop_removed_(merged, origin)
+    drop_removed_(merged, origin)
     for key in _flatten(merged):
         if key not in known:
             raise ConfigError(f"{origin}: unknown key {key!r}{_nearest(key, known)}")
@@ -73,20 +73,6 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str
         return Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
-
-
-def _drop_removed_(values: dict[str, Any], origin: str) -> None:
-    """Take settings of earlier versions out of nested `values`. Raises ConfigError when one of them did something."""
-    for key, (neutral, sentence) in REMOVED.items():
-        name, _, leaf = key.partition(".")
-        section = values.get(name)
-        if not isinstance(section, dict) or leaf not in section:
-            continue
-        value = section.pop(leaf)
-        if value != neutral:
-            raise ConfigError(
-                f"{origin}: {key} = {value!r}: this setting was removed, and only {neutral!r} is still read. {sentence}"
-            )
 
 
 def known_keys() -> dict[str, str]:

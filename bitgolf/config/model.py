@@ -35,7 +35,6 @@ class ModelConfig(Section):
     bigram_rows: int = Field(0, ge=0, description="rows of the hashed bigram table; 0 = none")
     bigram_dim: int = Field(128, ge=1)
     smear: Literal["none", "v1", "v2"] = Field("none", description="mix in the previous token's embedding")
-    smear_gate_init: float = Field(0.0, description="initial logit of the smear gate (v1)")
     smear_document_mask: bool = Field(False, description="no smear over a document start")
     document_attention: bool = Field(False, description="attention and bigrams stay within the documents of a row")
     ve_layers: tuple[int, ...] = Field((), description="layers whose values get a shared token embedding")

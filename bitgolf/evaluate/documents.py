@@ -50,7 +50,7 @@ class DocumentScorer:
 
     Args:
         model: not changed.
-        config: adapters, chunks and batch; `temperature` divides the logits.
+        config: adapters, chunks and batch.
         window: T, most tokens of context.
         bos_id: starts a document.
         seed: of the initial A.
@@ -180,7 +180,7 @@ class DocumentScorer:
             stop = min(end, tape.num_targets)
             inputs[row, : stop - begin] = tape.chunk(stop)(begin, stop)
         tokens = torch.from_numpy(inputs).to(self.world.device)
-        return adapted_logits(self.model, adapters, tokens, size) / self.config.temperature
+        return adapted_logits(self.model, adapters, tokens, size)
 
     def _commit(self, tape: ScoreTape, logits: Tensor, chunk: int, shown: list[np.ndarray] | None) -> None:
         """Commit the losses of a document's chunk from its logits (C, V), and keep the distributions if asked to."""

@@ -28,9 +28,8 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
-from bitgolf.evaluate.split_model import CompiledModel
+from bitgolf.evaluate.split_model import CompiledModel, Tempered
 from bitgolf.evaluate.tape import ScoreTape, evaluate
-from bitgolf.evaluate.temperature import Tempered
 from bitgolf.language_model import check_tensors, load, load_weights_
 from bitgolf.model.build import build_model
 from bitgolf.model.gpt import GPT
@@ -171,7 +170,7 @@ def _run_adapted(
     world: World,
     progress: Progress,
 ) -> tuple[ScoreTape, dict[str, Any]]:
-    """The adapted pass: its tape, and how often and to which temperature it adapted."""
+    """The adapted pass: its tape, and how often it adapted."""
     tape = ScoreTape(tokens)
     if config.ttt.between_chunks and config.ttt.chunk_tokens >= tape.num_targets:
         _logger.warning(
@@ -185,7 +184,7 @@ def _run_adapted(
         progress(f"score {adapted_name(config)}", done, total, note)
 
     adapted.run(tape, report)
-    return tape, {"updates": tape.state, "temperature": adapted.temperature()}
+    return tape, {"updates": tape.state}
 
 
 def _rescored(

@@ -1,7 +1,7 @@
 """A language model in two halves: hidden states of whole windows, and logits of chosen positions.
 
 A sliding window of T tokens scores its last `stride` positions only, and the head is the widest matrix of a small
-model, so the scorers run it on nothing else. A `GPT` has both halves; `CompiledModel` and `temperature.Tempered` hand
+model, so the scorers run it on nothing else. A `GPT` has both halves; `CompiledModel` and `Tempered` hand
 them on; of any other model, which maps tokens to all logits at once, the logits are the "hidden states" and the second
 half leaves them as they are.
 
@@ -64,6 +64,26 @@ class CompiledModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """(P, V) float32."""
         return self._logits(hidden)
+
+
+class Tempered:
+    """A model whose logits are divided by `temperature` > 0."""
+
+    def __init__(self, model: Model, temperature: float) -> None:
+        self.model, self.temperature = model, temperature
+        self._halves = split(model)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, V) float32."""
+        return self.model(tokens) / self.temperature
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """(B, T, D)."""
+        return self._halves.hidden(tokens)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(P, V) float32."""
+        return self._halves.logits(hidden) / self.temperature
 
 
 class _Whole:

@@ -57,7 +57,7 @@ class Smear(nn.Module):
         super().__init__()
         self.version, self.document_mask = config.smear, config.smear_document_mask
         if self.version == "v1":
-            self.gate = nn.Parameter(torch.full((config.model_dim,), config.smear_gate_init))
+            self.gate = nn.Parameter(torch.zeros(config.model_dim))
         else:
             self.gate = nn.Parameter(torch.zeros(min(_SMEAR_WINDOW, config.model_dim)))
             self.strength = nn.Parameter(torch.zeros(1))

@@ -46,7 +46,7 @@ COMPONENTS = (
         "Shared value embedding", lambda c: bool(c.model.ve_layers), ("model.ve_layers", "model.ve_dim"), "PR 374"
     ),
     Component("BigramHash", lambda c: c.model.bigram_rows > 0, ("model.bigram_rows", "model.bigram_dim"), "PR 65, 287"),
-    Component("SmearGate v1", lambda c: c.model.smear == "v1", ("model.smear", "model.smear_gate_init"), "PR 65, 287"),
+    Component("SmearGate v1", lambda c: c.model.smear == "v1", ("model.smear",), "PR 65, 287"),
     Component("SmearGate v2", lambda c: c.model.smear == "v2", ("model.smear",), "PR 1667, 1851"),
     Component("Document attention", lambda c: c.model.document_attention, ("model.document_attention",), "PR 1530"),
     Component("Orthogonal initialization", lambda c: c.model.init == "orthogonal", ("model.init",), "PR 162"),
@@ -112,12 +112,6 @@ COMPONENTS = (
         lambda c: c.ttt.method == "lora",
         ("ttt.lora_rank", "ttt.lora_targets", "ttt.lora_chunk_tokens", "ttt.lora_lr"),
         "baseline, PR 1530",
-    ),
-    Component(
-        "Online temperature",
-        lambda c: c.ttt.temperature != 1 or c.ttt.temperature_lr > 0,
-        ("ttt.temperature", "ttt.temperature_lr"),
-        "score-first form of PR 576's rescoring",
     ),
 )
 

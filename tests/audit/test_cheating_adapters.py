@@ -51,8 +51,6 @@ def evaluation_of(device: str = "cpu", **ttt: Any):
 HONEST = {
     "full, sgd": {"method": "full", "lr": 0.05},
     "last blocks, adamw": {"method": "last_blocks", "optimizer": "adamw", "lr": 0.01},
-    "online temperature": {"temperature_lr": 0.5},
-    "both": {"method": "full", "lr": 0.05, "temperature_lr": 0.5},
     "adapters a document": {"method": "lora", "lora_documents": 3},
     "adapters that hand A down": {
         "method": "lora",

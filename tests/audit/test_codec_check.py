@@ -70,7 +70,7 @@ def test_the_whole_text_is_enough(tiny_run: Path) -> None:
 
 
 ADAPTED: list[dict[str, Any]] = [
-    {"method": "full", "chunk_tokens": 64, "lr": 0.02, "temperature_lr": 0.2},
+    {"method": "full", "chunk_tokens": 64, "lr": 0.02},
     {"method": "lora", "lora_chunk_tokens": 32, "lora_documents": 2, "lora_keep_a": True},
 ]
 

@@ -178,7 +178,7 @@ def test_the_file_is_made_from_the_source_beside_it(alone: Path, tiny_run: Path)
     assert json.loads((alone / "source" / "settings.json").read_text()) == json.loads(settings_of(config))
 
 
-FULL = {"ttt.method": "full", "ttt.chunk_tokens": 4096, "ttt.epochs": 1, "ttt.temperature_lr": 0.1}
+FULL = {"ttt.method": "full", "ttt.chunk_tokens": 4096, "ttt.epochs": 1}
 LORA = {"ttt.method": "lora", "ttt.lora_documents": 16, "ttt.lora_chunk_tokens": 32, "score.methods": ["chunked"]}
 
 

@@ -54,7 +54,7 @@ fuzz = load_fuzz()
     st.integers(1, 256),
     st.integers(1, 2048),
     st.dictionaries(st.sampled_from("abc"), st.text(max_size=20).filter(str.isprintable), max_size=3),
-    st.sampled_from([None, TTTConfig(method="full"), TTTConfig(method="lora", lora_targets=("k",), temperature=1.25)]),
+    st.sampled_from([None, TTTConfig(method="full"), TTTConfig(method="lora", lora_targets=("k",), lora_rank=3)]),
     st.binary(min_size=24, max_size=24),
 )
 @settings(max_examples=100, deadline=None)

@@ -37,7 +37,7 @@ def on_gpu(lossless: Tokenizer) -> Iterator[CodecModel]:
     "ttt",
     [
         None,
-        TTTConfig(method="full", chunk_tokens=32, lr=0.1, temperature_lr=0.2),
+        TTTConfig(method="full", chunk_tokens=32, lr=0.1),
         TTTConfig(method="last_blocks", chunk_tokens=32, optimizer="adamw", lr=0.01),
         TTTConfig(method="lora", lora_chunk_tokens=8, lora_targets=("q", "k", "v", "o", "mlp", "head")),
     ],

@@ -112,8 +112,6 @@ def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokeniz
 CHUNKS: list[dict[str, Any]] = [
     {"method": "full", "lr": 0.05, "epochs": 2, "batch_rows": 1},
     {"method": "last_blocks", "last_blocks": 1, "optimizer": "adamw", "lr": 0.003},
-    {"method": "full", "lr": 0.02, "temperature": 1.1, "temperature_lr": 0.5},
-    {"method": "none", "temperature": 0.9},
 ]
 
 
@@ -169,7 +167,7 @@ def test_an_adapter_cannot_read_ahead() -> None:
 
 DOCUMENTS: list[dict[str, Any]] = [
     {"lora_targets": ("q", "v", "head")},
-    {"lora_targets": ("k", "o", "mlp"), "temperature": 1.2, "lora_chunk_tokens": 16},
+    {"lora_targets": ("k", "o", "mlp"), "lora_chunk_tokens": 16},
     {"lora_keep_a": True, "lora_documents": 3},
 ]
 

@@ -31,9 +31,8 @@ MakeModel = Callable[..., CodecModel]
 # Strong enough to move the size of REPEATED by more than the coder's own bytes.
 ADAPTED: list[TTTConfig] = [
     TTTConfig(method="full", chunk_tokens=16, lr=0.5, epochs=1),
-    TTTConfig(method="last_blocks", chunk_tokens=20, optimizer="adamw", lr=0.1, last_blocks=1, temperature_lr=0.5),
+    TTTConfig(method="last_blocks", chunk_tokens=20, optimizer="adamw", lr=0.1, last_blocks=1),
     TTTConfig(method="lora", lora_chunk_tokens=8, lora_rank=4, lora_lr=0.15),
-    TTTConfig(temperature=0.3),
 ]
 REPEATED = b"Letter 60 from the miller. The quiet bridge carries the river." * 3
 SMALL = [

@@ -133,7 +133,7 @@ def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
             stop = min(end, last - first)
             begin = max(0, end - WINDOW)
             deltas = {s.name: ttt.lora_alpha / ttt.lora_rank * bb @ aa for s, aa, bb in zip(sites, a, b, strict=True)}
-            logits = merged_logits(model, deltas, ids[first + begin : first + stop])[start - begin :] / ttt.temperature
+            logits = merged_logits(model, deltas, ids[first + begin : first + stop])[start - begin :]
             chunk = F.cross_entropy(logits, ids[first + start + 1 : first + stop + 1], reduction="none")
             losses.append(chunk.detach().numpy())
             if end < last - first:
@@ -148,7 +148,7 @@ def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     "ttt",
     [
         {},
-        {"lora_targets": list(ALL), "lora_documents": 3, "lora_weight_decay": 0.5, "temperature": 1.2},
+        {"lora_targets": list(ALL), "lora_documents": 3, "lora_weight_decay": 0.5},
         {"lora_keep_a": True, "lora_documents": 4, "lora_lr": 0.02},
         {"lora_chunk_tokens": 16},
     ],
@@ -275,7 +275,6 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
         ({"lora_targets": []}, ["lora_targets []", "at least one"]),
         ({"lora_targets": ["q", "q"]}, ["lora_targets", "each once"]),
         ({"lora_chunk_tokens": 17}, ["ttt.lora_chunk_tokens 17", "window of 16"]),
-        ({"temperature_lr": 0.1}, ["temperature_lr", "lora adapts inside documents"]),
         ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is lora"]),
     ],
 )

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.scorers import METHODS
-from bitgolf.evaluate.split_model import CompiledModel, split
-from bitgolf.evaluate.temperature import Tempered
+from bitgolf.evaluate.split_model import CompiledModel, Tempered, split
 from bitgolf.model.gpt import GPT
 
 MODEL = tiny_gpt()
