@@ -10,7 +10,9 @@ from typing import Any
 
 from bitgolf.errors import ConfigError
 
-_NOTEBOOK = 'The result is in docs/lab-notebook.md under "options that do not pay are removed"; commit 237e293 still has the code.'
+_NOTEBOOK = (
+    'The result is in docs/lab-notebook.md under "options that do not pay are removed"; commit 237e293 has the code.'
+)
 
 REMOVED: dict[str, tuple[Any, str]] = {
     "model.smear_gate_init": (0.0, "The smear gate starts at a logit of 0, as in every run so far."),

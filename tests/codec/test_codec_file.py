@@ -211,3 +211,15 @@ def test_too_many_streams_to_describe_are_refused_when_written() -> None:
     streams = tuple(CodedStream(rng.randrange(2**30), bytes(4 * rng.randrange(40)), False) for _ in range(20_000))
     with pytest.raises(ArtifactError, match="use fewer streams"):
         write(replace(CODED, streams=streams))
+
+
+@pytest.mark.parametrize(("temperature", "is_read"), [(1.0, True), (1.2, False)])
+def test_files_of_earlier_versions_are_read_unless_they_used_a_removed_setting(
+    temperature: float, is_read: bool
+) -> None:
+    ttt = TTTConfig(method="full").model_dump(mode="json") | {"temperature": temperature, "temperature_lr": 0.0}
+    if is_read:
+        assert file_format._ttt(ttt) == TTTConfig(method="full")
+    else:
+        with pytest.raises(ArtifactError, match="no settings of test-time training"):
+            file_format._ttt(ttt)
