@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitgolf.compress.container import read_artifact
 from bitgolf.config import ModelConfig
+from bitgolf.config.removed import drop_removed_
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.distributed import choose_device
 from bitgolf.errors import ArtifactError, ConfigError, DataError
@@ -171,10 +172,12 @@ def load(path: str | Path, device: str | torch.device = "auto", attention: str =
     except OSError as error:
         raise ArtifactError(f"cannot read artifact {path}: {error.strerror or error}") from error
     try:
-        config = ModelConfig(**artifact.model_config)
+        settings = dict(artifact.model_config)
+        drop_removed_({"model": settings}, "model_config")
+        config = ModelConfig(**settings)
         window, stride = int(artifact.meta["window"]), int(artifact.meta["stride"])
         lossless = bool(artifact.tokenizer_meta["lossless"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ConfigError) as error:
         raise ArtifactError(
             f"{path}: the header does not describe a model that this version can build ({error})"
         ) from error
