@@ -5,7 +5,7 @@ number of bits is least where s_t^2 = theta * n_t / curvature_t for all tensors:
 number theta is left; the size of the file falls by very nearly sum(n_t) / 2 bits a doubling of theta, less at low rate.
 With a forecast that knows how much less, two or three real quantizations find it. A last correction on single tensors
 brings the file within the slack of the cap.
-Source: reverse water-filling at high rate (Cover and Thomas, section 10.3); frontier of the field, section 3.5.
+Source: reverse water-filling at high rate (Cover and Thomas, section 10.3).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from bitgolf.config.section import Section
 
 
 class ScoreConfig(Section):
-    """How validation text is scored (techniques.md section 8)."""
+    """How validation text is scored."""
 
     seq_len: int = Field(0, ge=0, description="context window in tokens; 0 = train.seq_len")
     methods: tuple[Literal["chunked", "sliding"], ...] = ("chunked", "sliding")
@@ -32,7 +32,7 @@ LoraTarget = Literal["q", "k", "v", "o", "mlp", "head"]
 
 
 class TTTConfig(Section):
-    """Adaptation while scoring, score-first; the adapted pass is the headline (techniques.md sections 9 and 11)."""
+    """Adaptation while scoring, score-first; the adapted pass is the headline."""
 
     method: Literal["none", "full", "last_blocks", "lora"] = Field(
         "none", description="what learns from scored tokens: all weights, the last blocks, or adapters a document"

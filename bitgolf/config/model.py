@@ -1,4 +1,4 @@
-"""Settings of the network (techniques.md section 2)."""
+"""Settings of the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitgolf.config.section import Section
 
 
 class ModelConfig(Section):
-    """The network. Defaults are the challenge's baseline. techniques.md section 2; sizes in elements."""
+    """The network. Defaults are the challenge's baseline; sizes in elements."""
 
     vocab_size: int = Field(1024, ge=260, le=65_536)
     num_layers: int = Field(9, ge=1, le=256)

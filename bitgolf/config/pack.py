@@ -10,7 +10,7 @@ from bitgolf.config.section import Section
 
 
 class PackConfig(Section):
-    """Quantization grids and the container (techniques.md sections 6-7). Bits are those of one code."""
+    """Quantization grids and the container. Bits are those of one code."""
 
     matrix_bits: int = Field(8, ge=2, le=12, description="block matrices and other projections")
     attention_bits: int = Field(0, ge=0, le=12, description="attention matrices; 0 = matrix_bits")

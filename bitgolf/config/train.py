@@ -10,7 +10,7 @@ from bitgolf.config.section import Section
 
 
 class TrainConfig(Section):
-    """The training loop under its wall clock. Schedules are fractions of the run (techniques.md section 3)."""
+    """The training loop under its wall clock. Schedules are fractions of the run."""
 
     seq_len: int = Field(1024, ge=8, description="tokens in a training row")
     batch_tokens: int = Field(65_536, ge=8, description="tokens of one optimizer step over all ranks")
@@ -115,7 +115,7 @@ class TrainConfig(Section):
 
 
 class QATConfig(Section):
-    """Quantization-aware training on the export grid, and CROWN-Q (techniques.md section 5)."""
+    """Quantization-aware training on the export grid, and CROWN-Q."""
 
     mode: Literal["none", "ste", "soft_round"] = Field("none", description="how the forward pass rounds")
     start_lr_scale: float = Field(0.0, ge=0, le=1, description="on once the rate multiplier is below this; 0 = never")

@@ -2,7 +2,7 @@
 
 A lossless tokenizer (identity normalization, byte fallback, newline as a symbol) gives every text back and
 charges each token its original UTF-8 bytes. Any other model is scored the challenge's way: bytes of the
-normalized text, the space of a word charged unless a document boundary stands before it (rules.md section 3).
+normalized text, the space of a word charged unless a document boundary stands before it (docs/rules.md, section 3).
 `encode_proven` checks both claims document by document and is what `prepare` writes shards with.
 
 SentencePiece writes a space as U+2581; a literal U+2581 of the text is therefore encoded as its three byte

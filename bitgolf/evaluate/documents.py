@@ -7,7 +7,7 @@ ends, so that no prediction depends on its length), the chunk's losses are commi
 mean follows. Documents of a batch advance side by side, but nothing passes between them; each runs on a score
 tape of its own, which refuses to reveal what is not scored. `evaluate_documents` then enters the documents' events
 into the tape of the text in the order of the text: exactly what scoring one document after the other would write.
-Source: techniques.md section 11; length-blind schedule and dataset order after rules C1 and C4.
+Sources: PR 1530; a schedule that ignores document length and the order of the text follow rules C1 and C4.
 
 Legend: N documents, C chunk, T window, V vocabulary.
 """

@@ -4,8 +4,7 @@ Where deltas enter: the outputs of the query, key and value projections; with `o
 attention and MLP, as a bypass that reads the same normalized input as the branch; with `head` the logits before
 their softcap, from the final norm. Query, key, value and head adapters are exactly a change of the weight,
 W + (alpha / r) B A. The deltas are added by hooks, so that there is one definition of the model. A starts uniform in
-+-1 / sqrt(inputs), B at zero. Source: LoRA (arXiv 2106.09685); for documents the challenge's baseline and PR 1530
-(techniques.md section 11).
++-1 / sqrt(inputs), B at zero. Source: LoRA (arXiv 2106.09685); for documents the challenge's baseline and PR 1530.
 
 Legend: N documents side by side, W tokens of their windows, r rank, D model width, V vocabulary.
 """

@@ -6,7 +6,7 @@ with stride T (non-overlapping windows). Which window scores a target is a close
 depends neither on the length of the text nor on batches, ranks or chunk borders. Inputs are padded on the
 right to one shape (B, T): a causal model cannot notice, and a compiled one is compiled once. The head runs only on
 positions that are scored, laid end to end and padded to P at a time.
-Source: sliding evaluation of the challenge, with the tail fix of PR 1218 (technique 8).
+Source: sliding evaluation of the challenge, with the tail fix of PR 1218.
 
 Legend: B rows of a batch, T window, D model width, P positions of a slab, V vocabulary.
 """

@@ -25,7 +25,7 @@ from bitgolf.progress import Progress, silent
 LEDGER_FORMAT = 1
 # float32 rounding of logsumexp - logit stays below this for logits up to several hundred.
 NEGATIVE_NLL_TOLERANCE = 1e-4
-# The chunk of the published score-first runs with the largest gain (technique 11b).
+# The chunk of the published score-first runs with the largest gain (PR 576 and 585).
 ADAPTER_CHUNK_TARGETS = 131_072
 _HASH_BLOCK = 1 << 22
 

@@ -6,7 +6,7 @@ chunks; the learning rate falls by a cosine over the chunks and, with a floor be
 each chunk; the gradient is that of the evaluation forward (no fake quantization). The scorer uses the same live
 weights. Nothing is learned from the last chunk, and nothing that is learned outlives the pass: see
 `adapters.preserved`. Sources: full weights PR 461 (first two blocks frozen) and 549, the second cosine PR 693, last
-blocks and all scales with AdamW seeds PR 576 and 585 (techniques.md section 11).
+blocks and all scales with AdamW PR 576 and 585.
 
 Legend: B rows of a forward pass, R rows of a chunk, T window, V vocabulary.
 """

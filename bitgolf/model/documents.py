@@ -11,7 +11,7 @@ shapes depend on those of the row alone, so that a compiled model is one graph:
     flex                           block mask of FlexAttention (arXiv 2412.05496), which skips empty blocks
     fa3, varlen                    borders (N + 1,) of sequences laid end to end (FlashAttention's varlen calls)
 
-Sources: variable-length training, PR 1530; document-bounded evaluation (techniques.md sections 8 and 10).
+Source of variable-length training and document-bounded evaluation: PR 1530.
 
 Legend: B batch, T time, S >= T time with what is cached, H query heads, G key/value heads, K head width, N documents.
 """

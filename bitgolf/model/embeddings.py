@@ -1,8 +1,8 @@
 """What enters the first block: token embedding, hashed bigrams, a smear of the previous token; and value embeddings.
 
-Order of the seed systems: x = E[t] + bigram -> RMS norm -> smear -> x0 (techniques.md section 2). "Previous
-token" is absent at a window's first position. At a document's first token it is absent too for the smear with
-`smear_document_mask`, and for the hash with `document_attention`; then nothing leaks from one document into the next.
+Order, as in PR 348, 576, 585 and 693: x = E[t] + bigram -> RMS norm -> smear -> x0. "Previous token" is absent at a
+window's first position. At a document's first token it is absent too for the smear with `smear_document_mask`, and for
+the hash with `document_attention`; then nothing leaks from one document into the next.
 Sources: BigramHash and SmearGate v1 from PR 65 and 287, v2 from PR 1667 with the BOS fix of PR 1851, shared value
 embeddings from PR 374.
 

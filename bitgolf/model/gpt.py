@@ -1,6 +1,6 @@
 """The whole network: tied embedding, blocks with U-Net skips, softcapped logits.
 
-Order (techniques.md section 2): E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T
+Order, that of the challenge's baseline: E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T
 -> c tanh(z / c). The first L // 2 layers push their output; every later layer adds the last one pushed, times a
 learned weight a channel, while any is left. With `document_attention` nothing passes from one document of a row to
 the next, neither by attention nor by smear or bigram hash; all the rest is a function of single tokens.

@@ -1,7 +1,7 @@
 """The two branches of a block: grouped-query causal attention with normalized queries and keys, and the MLP.
 
 Matrices are fp32 parameters cast to the dtype of the activations at use; gains and scales stay fp32.
-Sources: the challenge's baseline (main:train_gpt.py), as written down in techniques.md section 2.
+Source: the challenge's baseline (main:train_gpt.py).
 
 Legend: B batch, T time, D model width, H query heads, G key/value heads, K head width, F MLP width.
 """

@@ -1,7 +1,7 @@
 """Rotary position embedding on the first `rotary_dims` channels of every head (RoFormer, arXiv 2104.09864).
 
 Channel i is paired with i + r/2; the pair turns by position * base^(-2i/r). When the context is longer than
-`rope_train_length` the base grows by the NTK rule, base * (T / T_train)^(r / (r - 2)) (techniques.md section 2).
+`rope_train_length` the base grows by the NTK rule, base * (T / T_train)^(r / (r - 2)), as in PR 585 and 693.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A `Sample` is one score a seed, in bits per byte: from runs (`scored_runs.RunSet.sample`) or typed in from a
 publication. The question is one-sided: is the candidate's mean below the baseline's by more than a margin? The bar is
-0.005 nats per token at p < 0.01; late audits of the challenge also ranked by p < 0.25 without a margin (rules.md
+0.005 nats per token at p < 0.01; late audits of the challenge also ranked by p < 0.25 without a margin (docs/rules.md,
 section 4). Welch's test takes the two samples as independent; the paired test takes the differences of equal seeds,
 which is worth more only as far as a seed moves both systems alike.
 """

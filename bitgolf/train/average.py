@@ -4,7 +4,7 @@ EMA starts at the initial weights, is updated every step and not bias-corrected.
 taken at even spacing once the learning rate has fallen below a share of its peak. Both are fp32, also where the weights
 are bf16 (the published sums were kept in the dtype of the parameter, which loses the small differences they average).
 What is shipped is the configured average, or one chosen on held-out training text (see `choose`); never by validation
-text (techniques.md section 4).
+text (rule B7, docs/rules.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 For each linear layer H = mean over tokens of x x^T, with x the layer's input under the weights that will be
 packed; query, key and value share one. The tied embedding, as the output head, multiplies the final normalized
-hidden state. `pack` reads these files and no text (rules B4, B7; techniques.md section 6).
+hidden state. `pack` reads these files and no text (rules B4 and B7).
 """
 
 from __future__ import annotations

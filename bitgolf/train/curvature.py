@@ -5,7 +5,7 @@ that is the noise N = (e / pivots) U with U the inverse factor of the Hessian. F
 -N are added to the weights and the mean cross entropy on the same held-out training rows is compared with the float
 one: the average of both signs has no linear term, so what remains is curvature * s^2. `pack` divides the bytes among
 the tensors by these numbers (equal slope of loss against bits). All of it happens on the training clock.
-Sources: frontier of the field, section 3.5; WaterSIC (arXiv:2603.04956) for steps a column.
+Source: WaterSIC (arXiv:2603.04956) for steps a column.
 
 Legend: B rows of text, T time, R outputs and C inputs of a matrix.
 """

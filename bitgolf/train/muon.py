@@ -2,8 +2,8 @@
 
 Matrices of one shape are stacked and orthogonalized together by a quintic Newton-Schulz iteration, in bf16 on
 GPUs and fp32 on CPUs (where bf16 rounding would drive runs on one and two ranks apart); over several ranks each
-iterates its share of a stack and the results are gathered, so every rank holds the same weights. Formula
-(techniques.md section 3): buf = mu buf + g; u = g + mu buf; X = NS(u / ||u||_F); p *= 1 - lr wd;
+iterates its share of a stack and the results are gathered, so every rank holds the same weights. Formula:
+buf = mu buf + g; u = g + mu buf; X = NS(u / ||u||_F); p *= 1 - lr wd;
 p -= lr max(1, rows / cols)^0.5 X.
 """
 

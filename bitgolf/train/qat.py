@@ -2,8 +2,8 @@
 
 Each linear layer gets a `WeightFaker` that knows the grid its weight will be packed on. A training step is traced
 twice, with fake quantization off and on, and the switch is an *argument* of the traced function: a flag that the
-compiler can fold away is how published scripts trained for months without the QAT they describe (techniques.md
-section 5). `ste` rounds in the forward pass and passes gradients straight through; `soft_round` is the
+compiler can fold away is how published scripts trained for months without the QAT they describe (found
+in PR 315). `ste` rounds in the forward pass and passes gradients straight through; `soft_round` is the
 differentiable s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)), r = y - floor(y) - 1/2, with a annealed upward
 (PR 606). Steps use the clip ratios that the export search would choose, refreshed from time to time.
 

@@ -1,4 +1,4 @@
-"""Schedules as functions of the fraction of the run that is spent (techniques.md section 3)."""
+"""Schedules as functions of the fraction of the run that is spent."""
 
 from __future__ import annotations
 

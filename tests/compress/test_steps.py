@@ -123,7 +123,7 @@ def test_steps_that_do_not_fit_fp16_are_refused_or_floored() -> None:
         Steps(1.0).row_scales(broken)
 
 
-# What uniform steps waste is what column steps gain, whatever the Hessian (frontier of the field, table in 3.3).
+# What uniform steps waste is what column steps gain, whatever the Hessian.
 @pytest.mark.parametrize(("spread", "waste"), [(0.0, 0.0), (0.5, 0.06), (1.0, 0.25)])
 @pytest.mark.parametrize("trellis", [0, 8])
 def test_column_steps_gain_the_wasted_bits(spread: float, waste: float, trellis: int) -> None:

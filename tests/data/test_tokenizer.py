@@ -25,7 +25,7 @@ TEXT = st.text(st.one_of(st.sampled_from(" \n\tab▁\0the"), st.characters(exclu
 
 
 def slow_costs(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
-    """rules.md section 3, token by token, from SentencePiece's own answers."""
+    """docs/rules.md, section 3, token by token, from SentencePiece's own answers."""
     sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     silent = lambda t: sp.is_control(t) or sp.is_unknown(t) or sp.is_unused(t)  # noqa: E731
     costs = []

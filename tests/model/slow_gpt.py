@@ -28,7 +28,7 @@ def make(seed: int = 0, context: int = 16, **changes: object) -> GPT:
 
 
 def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
-    """Logits (T, V) of one sequence by explicit loops in float64, written from techniques.md section 2."""
+    """Logits (T, V) of one sequence by explicit loops in float64, written from the definitions."""
     c = model.config
     p = {name: t.detach().double().numpy() for name, t in model.named_parameters()}
     eps = np.finfo(np.float32).eps
