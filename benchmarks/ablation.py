@@ -20,7 +20,7 @@ from pathlib import Path
 from jobs import Job, work_off
 
 from bitgolf.config import load_config
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 
 _OFF = {"qat.mode": "none", "qat.crown_lambda": "0"}
 ARMS: dict[str, dict[str, str]] = {

@@ -18,7 +18,6 @@ import numpy as np
 
 from bitgolf.config import Config, resolve
 from bitgolf.data.sources import iterate_documents
-from bitgolf.distributed import World, choose_device
 from bitgolf.errors import BitgolfError, ConfigError, DataError
 from bitgolf.evaluate.adapters import adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import bits_per_byte
@@ -26,6 +25,7 @@ from bitgolf.evaluate.score import scoring_model
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.language_model import LanguageModel, load
+from bitgolf.run.ranks import World, choose_device
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bitgolf.config import load_config
 from bitgolf.errors import BitgolfError
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

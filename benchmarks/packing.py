@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from bitgolf.compress.compressors import compress, compressor_names, missing_package
-from bitgolf.compress.quantize import QuantizeTask, quantize_tensors
-from bitgolf.grid import Grid
+from bitgolf.artifact.compressors import compress, compressor_names, missing_package
+from bitgolf.grids.grid import Grid
+from bitgolf.quantize.tensors import QuantizeTask, quantize_tensors
 
 
 def main() -> None:

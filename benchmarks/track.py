@@ -28,7 +28,7 @@ from jobs import Job, work_off
 
 from bitgolf.data.prepare import open_data
 from bitgolf.evaluate.bits import bits_per_byte
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train.metrics import read_events
 
 RESULTS = Path(__file__).parent / "results" / "one-gpu-track"

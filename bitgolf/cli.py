@@ -22,11 +22,11 @@ from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.tables import audit_table, data_table, doctor_table, presets_table, score_table
 from bitgolf.config import Config, known_keys, load_config, preset_names
 from bitgolf.errors import BitgolfError, ConfigError, RunError
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 from bitgolf.version import __version__
 
 if TYPE_CHECKING:
-    from bitgolf.distributed import World
+    from bitgolf.run.ranks import World
 
 Arguments = argparse.Namespace
 
@@ -172,9 +172,9 @@ def _overrides(rest: list[str], allowed: bool) -> dict[str, str]:
 
 
 def _run(arguments: Arguments, out: Console) -> int:
-    from bitgolf.compress.compressors import missing_package
-    from bitgolf.distributed import world
-    from bitgolf.record.report import require_libraries
+    from bitgolf.artifact.compressors import missing_package
+    from bitgolf.report.report import require_libraries
+    from bitgolf.run.ranks import world
     from bitgolf.train.branch import find_trunk
     from bitgolf.train.stage import is_finished
 
@@ -250,7 +250,7 @@ def train_stage(
 
 def pack_stage(run: RunDirectory, device: Any, progress: ConsoleProgress, cap: int | None = None) -> None:
     from bitgolf.bundle.single_file import code_bytes
-    from bitgolf.compress.pack import pack
+    from bitgolf.quantize.pack import pack
 
     pack(run, device, code_bytes(run.config), artifact_bytes=cap, progress=progress)
 
@@ -268,7 +268,7 @@ def audit_stage(run: RunDirectory, progress: ConsoleProgress) -> Any:
 
 
 def report_stage(run: RunDirectory, device: str, progress: ConsoleProgress) -> Path:
-    from bitgolf.record.report import report
+    from bitgolf.report.report import report
 
     return report(run, device=device, progress=progress)
 
@@ -292,7 +292,7 @@ def _prepare(arguments: Arguments, out: Console) -> int:
 
 
 def _train(arguments: Arguments, out: Console) -> int:
-    from bitgolf.distributed import world
+    from bitgolf.run.ranks import world
     from bitgolf.train.metrics import read_events
 
     run = RunDirectory.open(arguments.run)
@@ -311,7 +311,7 @@ def _train(arguments: Arguments, out: Console) -> int:
 
 
 def _pack(arguments: Arguments, out: Console) -> int:
-    from bitgolf.distributed import choose_device
+    from bitgolf.run.ranks import choose_device
 
     run = RunDirectory.open(arguments.run)
     if arguments.artifact_bytes is not None and arguments.artifact_bytes < 1:
@@ -331,7 +331,7 @@ def _pack(arguments: Arguments, out: Console) -> int:
 
 
 def _score(arguments: Arguments, out: Console) -> int:
-    from bitgolf.distributed import world
+    from bitgolf.run.ranks import world
 
     run = RunDirectory.open(arguments.run)
     packed = None if arguments.json else _product(run, "pack.json")  # for the table: missing is said before the work
@@ -345,7 +345,7 @@ def _score(arguments: Arguments, out: Console) -> int:
 
 
 def _report(arguments: Arguments, out: Console) -> int:
-    from bitgolf.distributed import choose_device
+    from bitgolf.run.ranks import choose_device
 
     if arguments.more or arguments.out is not None:
         return compare.site_command(arguments, out)
@@ -442,7 +442,7 @@ def _summary(run: RunDirectory) -> dict[str, Any]:
 
 def _product(run: RunDirectory, name: str) -> Any:
     """A JSON product of the run; RunError when it is missing or damaged."""
-    from bitgolf.record.sections import read_product
+    from bitgolf.report.sections import read_product
 
     run.require(name)
     return read_product(run, name.removesuffix(".json"))

@@ -1,3 +1,3 @@
-"""The version of the package; the artifact format has its own (`bitgolf.compress.container`)."""
+"""The version of the package; the artifact format has its own (`bitgolf.artifact.container`)."""
 
 __version__ = "0.1.0"

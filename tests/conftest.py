@@ -35,7 +35,7 @@ def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
 def untrained(tiny_run: Path, tmp_path: Path, corpus: Path) -> Callable[..., Path]:
     """Makes run directories with the tiny run's data and another configuration, nothing trained yet."""
     from bitgolf.config import load_config
-    from bitgolf.rundir import RunDirectory
+    from bitgolf.run.directory import RunDirectory
 
     def make(name: str = "untrained", **changes: object) -> Path:
         preset, *words = settings(corpus, **changes)

@@ -21,7 +21,7 @@ from bitgolf.config import load_config
 from bitgolf.errors import ArtifactError, ConfigError, DataError
 from bitgolf.language_model import LanguageModel
 from bitgolf.model import GPT
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 
 WINDOW, STRIDE = 64, 32
 TEXT = documents()[5]

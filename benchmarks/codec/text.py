@@ -25,10 +25,10 @@ from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes
 from bitgolf.codec.tokens import split_bytes, tokenize
 from bitgolf.commands.codec import ask_for_reproducible_cublas
 from bitgolf.config import Config, resolve
-from bitgolf.distributed import World
 from bitgolf.evaluate.adapters import adapted_evaluation, preserved
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.run.ranks import World
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     with arguments.text.open("rb") as handle:
         text = handle.read(arguments.bytes)
     model = CodecModel.load(arguments.model, arguments.device)
-    language_model = model.language_model
+    language_model = model.packed
     scoring = {"seq_len": language_model.window, "stride": language_model.stride, "methods": ["sliding"]}
     config = resolve({"model": language_model.model.config.model_dump(mode="json"), "score": scoring}, overrides)
     print(f"{len(text):,} bytes, {language_model.device}, {torch.get_num_threads()} threads, {overrides or 'no ttt'}")
@@ -76,7 +76,7 @@ def score_bytes(text: bytes, model: CodecModel, config: Config, streams: int) ->
     """Bytes that the scorer charges for the streams; 0 when the streams share what they learn."""
     if config.ttt.between_chunks and streams > 1:
         return 0.0
-    language_model = model.language_model
+    language_model = model.packed
     bos_id, device = language_model.tokenizer.bos_id, language_model.device
     total = 0.0
     for stream in tokenize(split_bytes(text, streams), language_model.tokenizer):

@@ -31,12 +31,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitgolf.compress import coder, scale_model
-from bitgolf.compress.coder import Matrix
-from bitgolf.compress.compressors import compress, decompress, missing_package
-from bitgolf.compress.container import read_stored
-from bitgolf.compress.stored import StoredTensor, role
-from bitgolf.grid import Grid
+from bitgolf.artifact import entropy_coder as coder
+from bitgolf.artifact import scale_model
+from bitgolf.artifact.compressors import compress, decompress, missing_package
+from bitgolf.artifact.container import read_stored
+from bitgolf.artifact.entropy_coder import Matrix
+from bitgolf.artifact.stored import StoredTensor, role
+from bitgolf.grids.grid import Grid
 
 CLIP_SIGMAS = 12.85
 Group = list[np.ndarray]  # (R, C) integers each

@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from coder import hardware
 
-from bitgolf.compress.container import encode_artifact, read_artifact
-from bitgolf.compress.quantize import QuantizeTask, quantize_tensors
-from bitgolf.compress.steps import Steps
-from bitgolf.compress.stored import StoredTensor
+from bitgolf.artifact.container import encode_artifact, read_artifact
+from bitgolf.artifact.stored import StoredTensor
+from bitgolf.quantize.column_steps import Steps
+from bitgolf.quantize.tensors import QuantizeTask, quantize_tensors
 
 SHAPES = {
     "attention.query": (512, 512),

@@ -22,11 +22,11 @@ import time
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "compress"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from surgery import mutations, rich_contents
 
-from bitgolf.compress.container import encode_artifact, read_artifact
+from bitgolf.artifact.container import encode_artifact, read_artifact
 from bitgolf.errors import ArtifactError
 
 CASES_A_CHILD = 2000

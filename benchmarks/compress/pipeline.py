@@ -24,14 +24,14 @@ import published
 import torch
 
 from bitgolf.bundle.single_file import code_bytes
-from bitgolf.compress.pack import pack
 from bitgolf.config import Config, load_config
 from bitgolf.data.prepare import open_data
-from bitgolf.distributed import device_name
 from bitgolf.errors import BitgolfError
 from bitgolf.language_model import load
-from bitgolf.rundir import RunDirectory
-from bitgolf.train.weights import read_tensors
+from bitgolf.model.weights import read_tensors
+from bitgolf.quantize.pack import pack
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import device_name
 
 _FIXED = {"pack.method": "gptq", "pack.attention_bits": "0", "pack.mlp_bits": "0", "pack.compressor": "zstd"}
 _RATE = {

@@ -37,16 +37,15 @@ from torch import Tensor
 from bitgolf.bundle.single_file import code_bytes
 from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
-from bitgolf.distributed import device_name
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.score import scoring_model
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
-from bitgolf.language_model import load_weights_
-from bitgolf.model.build import build_model
-from bitgolf.rundir import RunDirectory
-from bitgolf.train.calibration import hessian_key
-from bitgolf.train.weights import read_tensors
+from bitgolf.measure.calibration import hessian_key
+from bitgolf.model.build import build_model, load_weights_
+from bitgolf.model.weights import read_tensors
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import device_name
 
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 SMALL = 65_536

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitgolf.compress.code_length import gaussian_bits
-from bitgolf.compress.quantize import QuantizedTensor, QuantizeTask, quantize_tensors
-from bitgolf.compress.steps import Steps
-from bitgolf.distributed import device_name
-from bitgolf.rundir import RunDirectory
-from bitgolf.train.calibration import hessian_key
-from bitgolf.train.weights import read_tensors
+from bitgolf.measure.calibration import hessian_key
+from bitgolf.model.weights import read_tensors
+from bitgolf.quantize.code_length import gaussian_bits
+from bitgolf.quantize.column_steps import Steps
+from bitgolf.quantize.tensors import QuantizedTensor, QuantizeTask, quantize_tensors
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import device_name
 
 VARIANTS = {
     "one step": Steps(1.0),

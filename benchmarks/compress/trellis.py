@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitgolf.compress.code_length import gaussian_bits
-from bitgolf.compress.quantize import quantize_tensor
-from bitgolf.compress.steps import Steps
-from bitgolf.compress.trellis import RESTART_ROWS, trellis_levels, trellis_quantize
-from bitgolf.distributed import device_name
+from bitgolf.artifact.trellis import RESTART_ROWS, trellis_levels, trellis_quantize
+from bitgolf.quantize.code_length import gaussian_bits
+from bitgolf.quantize.column_steps import Steps
+from bitgolf.quantize.tensors import quantize_tensor
+from bitgolf.run.ranks import device_name
 
 STEPS = (0.25, 0.35, 0.4145, 0.5, 0.7, 1.0, 1.25, 2.0)
 SPREADS = {"mild": 0.0, "medium": 0.35, "strong": 0.6}  # of the logarithm of the inputs' sizes

@@ -21,20 +21,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule
-from bitgolf.codec.coder import Program, decode_streams, encode_streams
-from bitgolf.codec.documents import DocumentProgram
+from bitgolf.codec.document_program import DocumentProgram
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.program import fresh_adapters, fresh_program
+from bitgolf.codec.range_coder import Program, decode_streams, encode_streams
 from bitgolf.config import Config, TTTConfig
 from bitgolf.data.prepare import open_data
-from bitgolf.distributed import choose_device, device_name
 from bitgolf.errors import ArtifactError, ConfigError, RunError
 from bitgolf.evaluate.adapters import adapted_name
 from bitgolf.evaluate.scorers import METHODS
-from bitgolf.language_model import LanguageModel, load
-from bitgolf.progress import Progress, silent
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import choose_device, device_name
 
 CODEC = Rule("codec", "C1-C4", "coded with the run's own evaluation, the text comes back, at the size of its score")
 
@@ -56,12 +56,12 @@ def codec_check(
     """
     text = _beginning(run, num_bytes)
     config = _scored_with(run)
-    language_model = load(_require(run, "model.bitgolf"), device or choose_device(run.config.device))
-    plan = _Plan(language_model, config, text)
+    packed = open_model(_require(run, "model.bitgolf"), device or choose_device(run.config.device))
+    plan = _Plan(packed, config, text)
     total = 2 * plan.num_targets
     decoded: list[np.ndarray] = []
     try:
-        with exact_arithmetic(language_model.device, torch.get_num_threads()):
+        with exact_arithmetic(packed.device, torch.get_num_threads()):
             begin = time.perf_counter()
             payloads: list[bytes] = []
             for program, batch in plan.programs():
@@ -103,10 +103,10 @@ class _Plan:
         stop_token: ends a stream before its limit.
     """
 
-    def __init__(self, language_model: LanguageModel, config: Config, text: _Text) -> None:
-        self.language_model, self.config = language_model, config
+    def __init__(self, packed: PackedModel, config: Config, text: _Text) -> None:
+        self.packed, self.config = packed, config
         self.num_targets, self.whole_targets = len(text.tokens) - 1, text.whole_targets
-        self.first_token, self.bos_id = int(text.tokens[0]), language_model.tokenizer.bos_id
+        self.first_token, self.bos_id = int(text.tokens[0]), packed.tokenizer.bos_id
         self.documents = config.ttt.method == "lora"
         borders = np.flatnonzero(text.tokens[1:-1] == self.bos_id) + 1 if self.documents else np.zeros(0, np.int64)
         edges = [0, *borders.tolist(), self.num_targets]
@@ -117,11 +117,11 @@ class _Plan:
     def programs(self) -> Iterator[tuple[Program, slice]]:
         """A program for each batch of streams, before its first target."""
         size = self.config.ttt.lora_documents if self.documents else 1
-        a = fresh_adapters(self.language_model, self.config, size) if self.documents else None
+        a = fresh_adapters(self.packed, self.config, size) if self.documents else None
         for begin in range(0, len(self.streams), size):
             count = min(size, len(self.streams) - begin)
             with fresh_program(
-                self.language_model,
+                self.packed,
                 self.config,
                 num_streams=count,
                 longest=self.num_targets,
@@ -181,7 +181,7 @@ def _judge(
         score_bytes=promised,
         tolerance_share=TOLERANCE_SHARE,
         tolerance_bytes_a_stream=TOLERANCE_BYTES,
-        device=device_name(plan.language_model.device),
+        device=device_name(plan.packed.device),
         coding_seconds=seconds["coding"],
         decoding_seconds=seconds["decoding"],
     )

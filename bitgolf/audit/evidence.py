@@ -19,19 +19,19 @@ import numpy as np
 
 from bitgolf.audit import flips
 from bitgolf.audit.verdict import MissingEvidence
-from bitgolf.budget import Budget
 from bitgolf.config import Config
-from bitgolf.distributed import World, choose_device, device_name
 from bitgolf.errors import DataError, RunError
 from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, adapted_name
 from bitgolf.evaluate.scorers import METHODS, make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer
 from bitgolf.model.backends import reproducible_backend
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.budget import Budget
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World, choose_device, device_name
 
 if TYPE_CHECKING:
+    from bitgolf.artifact.open import PackedModel
     from bitgolf.data.prepare import PreparedData
-    from bitgolf.language_model import LanguageModel
 
 _BLOCK_TOKENS = 1 << 22  # tokens whose bytes are counted at once
 _FLIP_STRIDES = 3  # sliding windows after the first in a flip test's text
@@ -129,7 +129,7 @@ class Evidence:
     @cached_property
     def artifact_facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the artifact says of itself: its `meta` and the configuration of its model."""
-        from bitgolf.compress.container import read_artifact
+        from bitgolf.artifact.container import read_artifact
 
         artifact = read_artifact(self.require("model.bitgolf"))
         return artifact.meta, artifact.model_config
@@ -149,11 +149,11 @@ class Evidence:
             raise RunError(f"{path} cannot be read ({error}); run `bitgolf train {self.run.path}` again") from error
 
     @cached_property
-    def language_model(self) -> LanguageModel:
+    def packed(self) -> PackedModel:
         """The artifact, loaded."""
-        from bitgolf.language_model import load
+        from bitgolf.artifact.open import open_model
 
-        return load(self.require("model.bitgolf"), device=str(self.device))
+        return open_model(self.require("model.bitgolf"), device=str(self.device))
 
     @cached_property
     def method(self) -> str:
@@ -224,7 +224,7 @@ class Evidence:
 
     def adapted_evaluation(self, config: Config, num_targets: int, batch_tokens: int) -> AdaptedEvaluation:
         """The adapted pass of `config`, eagerly, on a copy of the artifact's model (with reproducible gradients)."""
-        model = copy.deepcopy(self.language_model.model)
+        model = copy.deepcopy(self.packed.model)
         if self.device.type == "cuda":
             model.set_attention_backend(reproducible_backend(model.config.document_attention))
         return adapted_evaluation(
@@ -241,7 +241,7 @@ class Evidence:
         """The plain method that the headline uses, eagerly."""
         return make_scorer(
             self.method,
-            self.language_model.model,
+            self.packed.model,
             window=self.config.window,
             stride=self.stride,
             batch_tokens=batch_tokens,

@@ -21,7 +21,7 @@ import torch
 
 from bitgolf.audit.verdict import Check, Rule
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, TokenReader, evaluate
-from bitgolf.progress import Progress, silent
+from bitgolf.run.progress import Progress, silent
 
 FUTURE_FLIP = Rule("future-flip", "C1", "no prediction moves when later tokens change")
 TARGET_FLIP = Rule("target-flip", "C1", "no prediction moves when its own target changes")

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule
-from bitgolf.budget import Charge
 from bitgolf.config import Config
+from bitgolf.data.held_out import HeldOut
 from bitgolf.evaluate.adapters import adapted_name
-from bitgolf.train.choose import HeldOut
+from bitgolf.run.budget import Charge
 
 HEADLINE = Rule("headline-pass", "C4", "the headline is the pass that the configuration names, not the best of several")
 ONE_CONFIGURATION = Rule("one-configuration", "config", "training, artifact and scores are of one configuration")

@@ -17,7 +17,7 @@ import numpy as np
 from bitgolf.audit.verdict import Check, Rule
 from bitgolf.errors import RunError
 from bitgolf.evaluate.tape import Scorer, ScoreTape
-from bitgolf.progress import Progress, silent
+from bitgolf.run.progress import Progress, silent
 
 REPRODUCED = Rule("reproduction", "re-run", "scoring the artifact again gives the losses on record")
 

@@ -24,16 +24,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 import bitgolf
+from bitgolf.artifact.open import open_model
 from bitgolf.audit.reproduce import compared
 from bitgolf.audit.sandbox import kernel
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule
 from bitgolf.config import Config
-from bitgolf.distributed import World
 from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation
 from bitgolf.evaluate.scorers import WindowScorer
 from bitgolf.evaluate.split_model import Model
 from bitgolf.evaluate.tape import ScoreTape
-from bitgolf.language_model import load
+from bitgolf.run.ranks import World
 
 OTHER_SHAPES = Rule("other-shapes", "re-run", "another batch size and another number of ranks give the same losses")
 
@@ -164,13 +164,13 @@ def _losses(asked: dict[str, Any], rows: int, world: World) -> np.ndarray:
 
 def _adapted(asked: dict[str, Any], rows: int, world: World) -> AdaptedEvaluation:
     config = Config.model_validate(asked["config"])
-    language_model = load(asked["artifact"], world.device)
+    packed = open_model(asked["artifact"], world.device)
     return adapted_evaluation(
         config,
-        language_model.model,
-        language_model.model,
+        packed.model,
+        packed.model,
         num_targets=len(asked["tokens"]) - 1,
-        bos_id=language_model.tokenizer.bos_id,
+        bos_id=packed.tokenizer.bos_id,
         world=world,
         batch_tokens=rows * config.window,
     )

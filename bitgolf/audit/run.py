@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitgolf import atomic
-from bitgolf.audit import borders, checks, distribution, documents, flips, records, reproduce, rerun, sealed
+from bitgolf.audit import borders, checks, distribution, flips, records, reproduce, rerun, sealed
+from bitgolf.audit import validation_documents as documents
 from bitgolf.audit.evidence import FLIP_ROWS, Evidence
 from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
@@ -25,8 +25,9 @@ from bitgolf.bundle.single_file import code_bytes
 from bitgolf.errors import BitgolfError, ConfigError, RuleViolation
 from bitgolf.evaluate.scorers import window_plan
 from bitgolf.evaluate.tape import ScoreTape, evaluate, tokens_sha256
-from bitgolf.progress import Progress, silent
-from bitgolf.rundir import RunDirectory
+from bitgolf.run import atomic
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.progress import Progress, silent
 
 _REPRODUCED_UPDATES = {True: 1, False: 3}  # chunks that an adapter learns from in the reproduction, by `quick`
 _NUM_FLIPS = {True: 3, False: 10}
@@ -414,7 +415,7 @@ def _other_shapes(evidence: Evidence) -> Check:
         text = evidence.tokens[start : start + length]
         return rerun.adapted_shapes(evidence.require("model.bitgolf"), evidence.with_chunks(chunk), text)
     return rerun.plain_shapes(
-        evidence.language_model.model,
+        evidence.packed.model,
         evidence.passage,
         evidence.shown.nll,
         window=evidence.config.window,

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bitgolf.distributed import device_name
 from bitgolf.errors import ConfigError
 from bitgolf.model.build import compute_dtype
+from bitgolf.run.ranks import device_name
 from bitgolf.version import __version__
 
 

@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from bitgolf.codec.coder import WORD_BYTES
 from bitgolf.codec.counts import TOTAL
+from bitgolf.codec.range_coder import WORD_BYTES
 from bitgolf.config import TTTConfig
 from bitgolf.config.removed import drop_removed_
 from bitgolf.errors import ArtifactError, ConfigError

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from bitgolf.codec.documents import DocumentProgram
-from bitgolf.codec.windows import WindowProgram
+from bitgolf.artifact.open import PackedModel
+from bitgolf.codec.document_program import DocumentProgram
+from bitgolf.codec.window_program import WindowProgram
 from bitgolf.config import Config
-from bitgolf.distributed import World
 from bitgolf.evaluate.adapters import adapted_evaluation, preserved
 from bitgolf.evaluate.lora import initial_a, lora_sites
-from bitgolf.language_model import LanguageModel
 from bitgolf.model.backends import reproducible_backend
+from bitgolf.run.ranks import World
 
 
 @contextmanager
 def fresh_program(
-    language_model: LanguageModel,
+    packed: PackedModel,
     config: Config,
     *,
     num_streams: int,
@@ -33,15 +33,15 @@ def fresh_program(
     `config.ttt` decides the kind: documents with adapters of their own, or sliding windows (plain, or with what
     learns between chunks); the windows are `config.window` and `config.score.stride`.
     """
-    model, ttt = language_model.model, config.ttt
-    with preserved(model), _deterministic_attention(language_model):
+    model, ttt = packed.model, config.ttt
+    with preserved(model), _deterministic_attention(packed):
         if ttt.method == "lora":
             sites = lora_sites(model, ttt.lora_targets)
             yield DocumentProgram(
                 model,
                 ttt,
                 sites,
-                a or fresh_adapters(language_model, config, num_streams),
+                a or fresh_adapters(packed, config, num_streams),
                 longest=longest,
                 window=config.window,
                 first_token=first_token,
@@ -49,7 +49,7 @@ def fresh_program(
             return
         adapted = None
         if ttt.enabled:
-            bos_id, world = language_model.tokenizer.bos_id, World(0, 1, language_model.device)
+            bos_id, world = packed.tokenizer.bos_id, World(0, 1, packed.device)
             adapted = adapted_evaluation(config, model, model, num_targets=num_targets, bos_id=bos_id, world=world)
         yield WindowProgram(
             model,
@@ -62,22 +62,22 @@ def fresh_program(
         )
 
 
-def fresh_adapters(language_model: LanguageModel, config: Config, num_documents: int) -> list[Tensor]:
+def fresh_adapters(packed: PackedModel, config: Config, num_documents: int) -> list[Tensor]:
     """A of every site as a document without predecessor starts from, (num_documents, r, inputs) each."""
-    sites = lora_sites(language_model.model, config.ttt.lora_targets)
-    first = initial_a(sites, config.ttt.lora_rank, config.seed, language_model.device)
+    sites = lora_sites(packed.model, config.ttt.lora_targets)
+    first = initial_a(sites, config.ttt.lora_rank, config.seed, packed.device)
     return [tensor.expand(num_documents, *tensor.shape).clone() for tensor in first]
 
 
 @contextmanager
-def _deterministic_attention(language_model: LanguageModel) -> Iterator[None]:
+def _deterministic_attention(packed: PackedModel) -> Iterator[None]:
     """On CUDA use the attention whose gradients are reproducible. Predictions use none, they attend to caches."""
-    if language_model.device.type != "cuda":
+    if packed.device.type != "cuda":
         yield
         return
-    model = language_model.model
+    model = packed.model
     model.set_attention_backend(reproducible_backend(model.config.document_attention))
     try:
         yield
     finally:
-        model.set_attention_backend(language_model.attention)
+        model.set_attention_backend(packed.attention)

@@ -20,18 +20,18 @@ from pathlib import Path
 
 import torch
 
+from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.codec import file_format
-from bitgolf.codec.coder import decode_streams, encode_streams
-from bitgolf.codec.documents import DocumentProgram
+from bitgolf.codec.document_program import DocumentProgram
 from bitgolf.codec.exactness import describe, exact_arithmetic, fingerprint
 from bitgolf.codec.file_format import MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES, CodedStream, CodedText
 from bitgolf.codec.program import fresh_program
+from bitgolf.codec.range_coder import decode_streams, encode_streams
 from bitgolf.codec.tokens import TokenStream, detokenize, split_bytes, tokenize
-from bitgolf.codec.windows import WindowProgram
+from bitgolf.codec.window_program import WindowProgram
 from bitgolf.config import Config, TTTConfig, resolve
 from bitgolf.errors import ArtifactError, ConfigError
-from bitgolf.language_model import LanguageModel, load
-from bitgolf.progress import Progress, silent
+from bitgolf.run.progress import Progress, silent
 
 _logger = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ _BATCH_TOKENS = 65_536
 class CodecModel:
     """A model on a device and the SHA-256 (32 bytes) of the artifact that it came from."""
 
-    language_model: LanguageModel
+    packed: PackedModel
     sha256: bytes
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "auto") -> CodecModel:
         """Read an artifact. Raises ArtifactError (see `bitgolf.load`)."""
-        language_model = load(path, device)
-        return cls(language_model, hashlib.sha256(Path(path).read_bytes()).digest())
+        packed = open_model(path, device)
+        return cls(packed, hashlib.sha256(Path(path).read_bytes()).digest())
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ def compress_bytes(
     """
     if len(data) > file_format.MAX_TEXT_BYTES:
         raise ConfigError(f"{len(data):,} bytes are more than the {file_format.MAX_TEXT_BYTES:,} a coded file may hold")
-    language_model = model.language_model
-    config = codec_configuration(language_model, stride, ttt)
+    packed = model.packed
+    config = codec_configuration(packed, stride, ttt)
     parts = split_bytes(data, _num_streams(streams, len(data), config.window)) if data else []
-    found = tokenize(parts, language_model.tokenizer)
+    found = tokenize(parts, packed.tokenizer)
     lengths = [len(stream.tokens) for stream in found]
     if config.ttt.between_chunks and lengths and config.ttt.chunk_tokens >= max(lengths):
         _logger.warning(
@@ -114,14 +114,14 @@ def compress_bytes(
     payloads: list[bytes] = []
     if found:
         total = sum(lengths)
-        with exact_arithmetic(language_model.device, threads), _program(language_model, config, lengths) as program:
+        with exact_arithmetic(packed.device, threads), _program(packed, config, lengths) as program:
             tokens = [stream.tokens for stream in found]
             payloads = encode_streams(program, tokens, lambda done: progress("compress", done, total))
     text = CodedText(
         num_bytes=len(data),
         text_digest=_digest(data),
         model_digest=model.sha256[:MODEL_DIGEST_BYTES],
-        platform=fingerprint(language_model.device),
+        platform=fingerprint(packed.device),
         threads=threads,
         stride=config.score.stride,
         ttt=config.ttt if config.ttt.enabled else None,
@@ -153,12 +153,12 @@ def decompress_bytes(
         ArtifactError: damaged, hostile, coded with another model or elsewhere, or decoded to another text.
     """
     text = file_format.read(data, max_text_bytes=max_text_bytes)
-    language_model = model.language_model
+    packed = model.packed
     if text.model_digest != model.sha256[:MODEL_DIGEST_BYTES]:
         raise ArtifactError(
             f"coded with the model whose SHA-256 begins {text.model_digest.hex()}; this one is {model.sha256.hex()}"
         )
-    here = fingerprint(language_model.device)
+    here = fingerprint(packed.device)
     if text.platform != here and not allow_platform_mismatch:
         raise ArtifactError(
             f"coded on another platform ({describe(text.platform)}); here is {describe(here)}. Predictions may differ "
@@ -166,19 +166,19 @@ def decompress_bytes(
             "--allow-platform-mismatch: a digest tells whether the text is right"
         )
     try:
-        config = codec_configuration(language_model, text.stride, text.ttt)
+        config = codec_configuration(packed, text.stride, text.ttt)
     except ConfigError as error:
         raise ArtifactError(f"the header asks for what the model cannot do: {error}") from error
     lengths = [stream.num_tokens for stream in text.streams]
     pieces: list[bytes] = []
     if lengths:
         total = sum(lengths)
-        arithmetic = exact_arithmetic(language_model.device, text.threads)
-        with arithmetic, _program(language_model, config, lengths) as program:
+        arithmetic = exact_arithmetic(packed.device, text.threads)
+        with arithmetic, _program(packed, config, lengths) as program:
             payloads = [stream.payload for stream in text.streams]
             found = decode_streams(program, payloads, lengths, tick=lambda done: progress("decompress", done, total))
         for tokens, stream in zip(found, text.streams, strict=True):
-            pieces.append(detokenize(TokenStream(tokens, stream.joined), language_model.tokenizer))
+            pieces.append(detokenize(TokenStream(tokens, stream.joined), packed.tokenizer))
     decoded = b"".join(pieces)
     if len(decoded) != text.num_bytes or _digest(decoded) != text.text_digest:
         why = "the arithmetic here is not that of the coder" if text.platform != here else "the file is damaged"
@@ -187,7 +187,7 @@ def decompress_bytes(
 
 
 def codec_configuration(
-    language_model: LanguageModel,
+    packed: PackedModel,
     stride: int = 0,  # 0 = the artifact's
     ttt: TTTConfig | None = None,
     overrides: Mapping[str, str] | None = None,  # as in `load_config`
@@ -196,13 +196,13 @@ def codec_configuration(
 
     Raises ConfigError when the settings do not fit the model.
     """
-    window = language_model.window
+    window = packed.window
     return resolve(
         {
-            "model": language_model.model.config.model_dump(mode="json"),
+            "model": packed.model.config.model_dump(mode="json"),
             "score": {
                 "seq_len": window,
-                "stride": stride or language_model.stride,
+                "stride": stride or packed.stride,
                 "methods": ["sliding"],
                 "batch_tokens": max(window, _BATCH_TOKENS),
             },
@@ -214,16 +214,16 @@ def codec_configuration(
 
 
 def _program(
-    language_model: LanguageModel, config: Config, lengths: list[int]
+    packed: PackedModel, config: Config, lengths: list[int]
 ) -> AbstractContextManager[WindowProgram | DocumentProgram]:
     longest = max(lengths)
     return fresh_program(
-        language_model,
+        packed,
         config,
         num_streams=len(lengths),
         longest=longest,
         num_targets=longest,
-        first_token=language_model.tokenizer.bos_id,
+        first_token=packed.tokenizer.bos_id,
     )
 
 

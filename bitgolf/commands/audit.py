@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bitgolf import atomic
 from bitgolf.commands.codec import ask_for_reproducible_cublas
 from bitgolf.commands.tables import audit_table
 from bitgolf.errors import ConfigError
-from bitgolf.rundir import RunDirectory
+from bitgolf.run import atomic
+from bitgolf.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from bitgolf.audit import Verdict
@@ -53,7 +53,7 @@ def audit_command(arguments: argparse.Namespace, out: Console) -> int:
 
 
 def _verdict(arguments: argparse.Namespace) -> Verdict:
-    from bitgolf.audit.submission.run import audit_submission, is_submission
+    from bitgolf.referee.run import audit_submission, is_submission
 
     if is_submission(arguments.run):
         for name in ("quick", "all", "codec"):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bitgolf import atomic
 from bitgolf.config import TTTConfig, load_config
 from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.run import atomic
 
 if TYPE_CHECKING:
     from bitgolf.codec import CodecModel
@@ -160,7 +160,7 @@ def _ttt(arguments: argparse.Namespace, model: CodecModel) -> TTTConfig | None:
             raise ConfigError("settings of test-time training are given without --ttt; add it")
         return None
     base = load_config(arguments.config).ttt if arguments.config else TTTConfig(method="full")
-    ttt = codec_configuration(model.language_model, arguments.stride, base, arguments.overrides).ttt
+    ttt = codec_configuration(model.packed, arguments.stride, base, arguments.overrides).ttt
     if not ttt.enabled:
         raise ConfigError("--ttt, but its settings change nothing; set --ttt.method full, last_blocks or lora")
     return ttt

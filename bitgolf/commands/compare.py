@@ -1,6 +1,6 @@
 """`bitgolf compare` on the command line: its arguments, its tables, its page; and which runs `report` means.
 
-The work is done in `bitgolf.record`; `cli` registers what is here.
+The work is done in `bitgolf.report`; `cli` registers what is here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bitgolf.commands.tables import make_table
 from bitgolf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bitgolf.record.compare import Comparison
-    from bitgolf.record.statistics import Sample
+    from bitgolf.report.compare import Comparison
+    from bitgolf.report.statistics import Sample
 
 TEXT = "compare runs with a baseline: over seeds, and document by document"
 _COLORS = {"pass": "green", "fail": "red", "open": "yellow", "": "default"}
@@ -59,8 +59,8 @@ def add_site_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compare_command(arguments: argparse.Namespace, out: Console) -> int:
     """`bitgolf compare`: tables or JSON on the terminal, and the page."""
-    from bitgolf.record.compare import Settings, compare
-    from bitgolf.record.page import require_libraries
+    from bitgolf.report.compare import Settings, compare
+    from bitgolf.report.page import require_libraries
 
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: give 0 or more")
@@ -76,7 +76,7 @@ def compare_command(arguments: argparse.Namespace, out: Console) -> int:
         progress=arguments.progress,
     )
     if arguments.html is not None:
-        from bitgolf.record.compare_page import write_page
+        from bitgolf.report.compare_page import write_page
 
         write_page(comparison, arguments.html)
     if arguments.json:
@@ -91,7 +91,7 @@ def compare_command(arguments: argparse.Namespace, out: Console) -> int:
 
 def site_command(arguments: argparse.Namespace, out: Console) -> int:
     """`bitgolf report` of several runs: the site."""
-    from bitgolf.record.site import find_runs, write_site
+    from bitgolf.report.site import find_runs, write_site
 
     if arguments.out is None:
         raise ConfigError("a report of several runs is a site; say where with --out DIR")
@@ -110,7 +110,7 @@ def site_command(arguments: argparse.Namespace, out: Console) -> int:
 
 def print_comparison(comparison: Comparison, out: Console) -> None:
     """Runs, sets of seeds, contrasts, differences of configuration, notes."""
-    from bitgolf.record.compare_rows import contrast_rows, difference_rows, run_rows, set_rows
+    from bitgolf.report.compare_rows import contrast_rows, difference_rows, run_rows, set_rows
 
     rows = [
         (label, seed, method, hardware, bpb, nats)
@@ -150,7 +150,7 @@ def _number(text: str) -> float:
 
 
 def _published(arguments: argparse.Namespace) -> Sample | None:
-    from bitgolf.record.statistics import Sample
+    from bitgolf.report.statistics import Sample
 
     if arguments.published and arguments.published_summary:
         raise ConfigError("--published and --published-summary are two forms of one baseline; give one of them")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bitgolf.compress.compressors import compressor_names, missing_package
+from bitgolf.artifact.compressors import compressor_names, missing_package
 from bitgolf.model.backends import available_backends
 from bitgolf.model.build import compute_dtype
 from bitgolf.version import __version__

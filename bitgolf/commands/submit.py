@@ -1,6 +1,6 @@
 """`bitgolf submit` on the command line: its arguments, and what it prints.
 
-The work is done in `bitgolf.record.submission`; `cli` registers what is here.
+The work is done in `bitgolf.submit.submission`; `cli` registers what is here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submit_command(arguments: argparse.Namespace, out: Console) -> int:
     """`bitgolf submit`: write the folder, say where it is and what it weighs."""
-    from bitgolf.record.submission import Labels, submit
+    from bitgolf.submit.submission import Labels, submit
 
     labels = Labels(arguments.author, arguments.github_id, arguments.name, arguments.track, _date(arguments.date))
     folder = submit(

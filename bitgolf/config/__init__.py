@@ -12,9 +12,9 @@ from bitgolf.config.evaluate import LoraTarget, ScoreConfig, TTTConfig
 from bitgolf.config.load import known_keys, load_config, preset_names, resolve
 from bitgolf.config.model import ModelConfig
 from bitgolf.config.pack import PackConfig
-from bitgolf.config.run import BudgetConfig, Config, ReportConfig
 from bitgolf.config.section import Section
 from bitgolf.config.train import QATConfig, TrainConfig
+from bitgolf.config.whole import BudgetConfig, Config, ReportConfig
 
 __all__ = [
     "BudgetConfig", "Config", "DataConfig", "LoraTarget", "ModelConfig", "PackConfig", "QATConfig", "ReportConfig",

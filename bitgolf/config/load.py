@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from bitgolf.config.removed import REMOVED, drop_removed_
-from bitgolf.config.run import Config
 from bitgolf.config.section import Section
+from bitgolf.config.whole import Config
 from bitgolf.errors import ConfigError
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from bitgolf import atomic
 from bitgolf.config import DataConfig
 from bitgolf.data.prepared import SPLITS, TOKENIZER
 from bitgolf.data.shards import TokenShards, file_sha256, find_shards
 from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, check_disjoint, hash_document
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ConfigError, DataError
-from bitgolf.progress import Progress
+from bitgolf.run import atomic
+from bitgolf.run.progress import Progress
 
 _SAMPLES = 32  # documents of a split that the tokenizer is tried on
 _SAMPLE_TOKENS = 4_096  # of each

@@ -21,7 +21,7 @@ from bitgolf.data.existing_shards import FoundShards
 from bitgolf.data.shards import file_sha256, read_header
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
-from bitgolf.progress import Progress, silent
+from bitgolf.run.progress import Progress, silent
 
 REPOSITORY = "willdepueoai/parameter-golf"
 _ROOT = "datasets"  # folder of the repository that holds manifest.json, datasets/ and tokenizers/

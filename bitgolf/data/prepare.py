@@ -23,7 +23,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bitgolf import atomic
 from bitgolf.config import DataConfig
 from bitgolf.data.encode_stream import encode_batches, make_batches
 from bitgolf.data.existing_shards import adopt_shards, local_shards, reject_text_settings
@@ -42,7 +41,8 @@ from bitgolf.data.split import (
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.errors import DataError
-from bitgolf.progress import Progress, silent
+from bitgolf.run import atomic
+from bitgolf.run.progress import Progress, silent
 
 __all__ = ["PreparedData", "check_disjoint", "open_data", "prepare"]
 

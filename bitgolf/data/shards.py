@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bitgolf.atomic import atomic_path
 from bitgolf.errors import DataError
+from bitgolf.run.atomic import atomic_path
 
 MAGIC = 20240520
 VERSION = 1

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from bitgolf.config import Config
-from bitgolf.distributed import World
-from bitgolf.evaluate.documents import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.lora_documents import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, evaluate
 from bitgolf.evaluate.ttt import ChunkTTT
-from bitgolf.progress import Progress, silent
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import World
 
 NOT_ADMISSIBLE = "not admissible: scores tokens that the weights were trained on"
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitgolf.distributed import World
 from bitgolf.evaluate.tape import TokenReader
+from bitgolf.run.ranks import World
 
 
 def chunk_rows(

@@ -20,22 +20,22 @@ import numpy as np
 import torch
 import zstandard
 
-from bitgolf import atomic
+from bitgolf.artifact.open import open_model
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
-from bitgolf.distributed import World, device_name
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.split_model import CompiledModel, Tempered
 from bitgolf.evaluate.tape import ScoreTape, evaluate
-from bitgolf.language_model import check_tensors, load, load_weights_
-from bitgolf.model.build import build_model
+from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.gpt import GPT
-from bitgolf.progress import Progress, silent
-from bitgolf.rundir import RunDirectory
-from bitgolf.train.weights import read_tensors
+from bitgolf.model.weights import read_tensors
+from bitgolf.run import atomic
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import World, device_name
 
 _logger = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     floats = _float_weights(run) if config.score.float_reference or config.score.last_reference else {}
     world.barrier()
     begin = time.perf_counter()
-    language_model = load(path, world.device, config.train.attention)
-    if language_model.tokenizer.model_bytes != data.tokenizer.model_bytes:
+    packed = open_model(path, world.device, config.train.attention)
+    if packed.tokenizer.model_bytes != data.tokenizer.model_bytes:
         raise ConfigError(f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again")
     load_seconds = time.perf_counter() - begin
-    model = scoring_model(language_model.model, config, world.device)
+    model = scoring_model(packed.model, config, world.device)
     results: dict[str, Any] = {}
     tape = ScoreTape(tokens)
     headline: str = config.score.methods[-1]
@@ -68,12 +68,10 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         tape = _run_method(method, model, tokens, config, world, progress)
         results[method] = bits_per_byte(tape.nll, costs).to_json() | {"seconds": time.perf_counter() - started}
     diagnostic: dict[str, Any] = {}
-    with preserved(language_model.model):
+    with preserved(packed.model):
         if config.ttt.enabled:
             started, headline = time.perf_counter(), adapted_name(config)
-            tape, details = _run_adapted(
-                language_model.model, model, tokens, data.tokenizer.bos_id, config, world, progress
-            )
+            tape, details = _run_adapted(packed.model, model, tokens, data.tokenizer.bos_id, config, world, progress)
             results[headline] = bits_per_byte(tape.nll, costs).to_json() | {
                 "seconds": time.perf_counter() - started,
                 **details,
@@ -119,7 +117,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
             "stride": config.score.stride,
             "evaluation_seconds": evaluation_seconds,
             "device": device_name(world.device),
-            "attention": language_model.attention,
+            "attention": packed.attention,
             "world_size": world.size,
             "compressors": compressors,
         },

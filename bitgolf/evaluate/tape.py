@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bitgolf.errors import DataError, RuleViolation
-from bitgolf.progress import Progress, silent
+from bitgolf.run.progress import Progress, silent
 
 LEDGER_FORMAT = 1
 # float32 rounding of logsumexp - logit stays below this for logits up to several hundred.

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import TTTConfig
-from bitgolf.distributed import World
 from bitgolf.errors import TrainingDiverged
 from bitgolf.evaluate.chunk_rows import chunk_rows, share
 from bitgolf.evaluate.tape import TokenReader
 from bitgolf.model.gpt import GPT
+from bitgolf.run.ranks import World
 
 
 def learning_parameters(model: nn.Module, config: TTTConfig) -> dict[str, nn.Parameter]:

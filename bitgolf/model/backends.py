@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitgolf.errors import ConfigError
-from bitgolf.model.documents import BOS, DOCUMENT_BACKENDS, document_backend
+from bitgolf.model.document_borders import BOS, DOCUMENT_BACKENDS, document_backend
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -1,10 +1,14 @@
-"""From a configuration to a model on a device, with its dtype and attention backend decided and named."""
+"""From a configuration to a model on a device, with its dtype and attention backend; and named weights put into it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from bitgolf.config import ModelConfig
+from bitgolf.errors import ArtifactError
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
 
@@ -39,3 +43,29 @@ def build_model(
     model = GPT(config, context_length, compute_dtype=dtype).to(device)
     model.set_attention_backend(backend)
     return model, backend
+
+
+def check_tensors(config: ModelConfig, window: int, tensors: dict[str, Tensor], origin: str) -> None:
+    """Raise ArtifactError unless `tensors` have the names and shapes of the model that `config` describes."""
+    with torch.device("meta"):  # sizes first: a damaged header must not make this process allocate them
+        _check_tensors(dict(GPT(config, window).named_parameters()), tensors, origin)
+
+
+@torch.no_grad()
+def load_weights_(model: GPT, tensors: dict[str, Tensor], origin: str) -> None:
+    """Copy named tensors into a model's parameters. Raises ArtifactError when names or shapes do not match."""
+    parameters = dict(model.named_parameters())
+    _check_tensors(parameters, tensors, origin)
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+def _check_tensors(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], origin: str) -> None:
+    if set(parameters) != set(tensors):
+        odd = sorted(set(parameters) ^ set(tensors))
+        raise ArtifactError(f"{origin}: tensors do not match the model, first differing name {odd[0]!r}")
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise ArtifactError(
+                f"{origin}: tensor {name!r} is {tuple(tensors[name].shape)}, the model needs {tuple(parameter.shape)}"
+            )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.model.documents import document_mask
+from bitgolf.model.document_borders import document_mask
 
 _LOOKS_BACK = 2  # tokens that the embedding of one looks back at most: the smeared one before, and its bigram
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
-from bitgolf.model.documents import BOS
+from bitgolf.model.document_borders import BOS
 from bitgolf.model.layers import Linear
 
 _SMEAR_WINDOW = 12  # channels that the gate of SmearGate v2 reads

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
 from bitgolf.model.cache import Cache
-from bitgolf.model.documents import Layout, document_backend
+from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
 from bitgolf.model.layers import Block, Linear, rms_norm
 from bitgolf.model.rotary import rotary_frequencies

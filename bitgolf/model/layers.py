@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitgolf.config import ModelConfig
 from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import LayerCache, attend_to_cache
-from bitgolf.model.documents import Layout, document_backend
+from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.rotary import rotate
 
 
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
     Options: values get a token embedding (VE) and the first layer's values (VRL) before they are attended to;
     the component of a head's output along the token's own value is removed (XSA, PR 265); attention stays within
-    documents (`bitgolf.model.documents`).
+    documents (`bitgolf.model.document_borders`).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.use_backend("math", config.document_attention)
 
     def use_backend(self, backend: str, documents: bool) -> None:
-        """Attend by the named backend: of `bitgolf.model.backends`, or of `bitgolf.model.documents`."""
+        """Attend by the named backend: of `bitgolf.model.backends`, or of `bitgolf.model.document_borders`."""
         self.attend = document_backend(backend).attend if documents else attention_function(backend)
 
     def forward(

@@ -18,12 +18,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitgolf import atomic
-from bitgolf.compress.pack import pack
 from bitgolf.config.load import resolve
-from bitgolf.distributed import world
 from bitgolf.evaluate.score import score
-from bitgolf.rundir import RunDirectory
+from bitgolf.quantize.pack import pack
+from bitgolf.run import atomic
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import world
 from bitgolf.train.stage import train
 
 _PROGRESS_SECONDS = 10.0

@@ -18,8 +18,8 @@ from torch import Tensor
 from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.roles import grid_of
-from bitgolf.rundir import RunDirectory
+from bitgolf.grids.roles import grid_of
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
 
 FREE_KEYS = ("name", "description")

@@ -7,11 +7,9 @@ is off, a snapshot rule that so few steps never meet) is said once, loudly, so t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
-from bitgolf.config import Config, PackConfig
-from bitgolf.config.section import Section
-from bitgolf.roles import grid_of
+from bitgolf.config import Config
+from bitgolf.grids.idle import idle_keys, idle_packing
 from bitgolf.train.schedule import lr_multiplier
 
 
@@ -46,7 +44,7 @@ def without_effect(
         found.append(f"qat: none of the {num_steps} steps reaches its start, so all of them train plain weights")
     if not train.replay_epochs:
         keys = ("replay_batches", "replay_lr_scale_below", "replay_lr")
-        found += _idle(train, "train", keys, "train.replay_epochs is 0")
+        found += idle_keys(train, "train", keys, "train.replay_epochs is 0")
     if train.held_out_tokens and train.choose_average == "fixed" and not train.curvature_tokens:
         found.append(
             f"train.held_out_tokens {train.held_out_tokens}: with train.choose_average 'fixed' and no curvature only a "
@@ -63,36 +61,10 @@ def without_effect(
             "curvature takes serve only a packing with other settings"
         )
     if not pack.prune_to_fit:
-        found += _idle(pack, "pack", ("fit_margin_bytes",), "pack.prune_to_fit is off")
+        found += idle_keys(pack, "pack", ("fit_margin_bytes",), "pack.prune_to_fit is off")
     found += [
         f"train.checkpoint_at {at:g}: the branch begins later, at fraction {begun:.3g}"
         for at in train.checkpoint_at
         if at <= begun
     ]
     return found + idle_packing(pack, shapes)
-
-
-def idle_packing(pack: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One sentence for every setting of `pack` that will change nothing in the artifact."""
-    found = []
-    if pack.prune_to_fit and pack.method != "gptq":
-        found.append(f"pack.prune_to_fit: only GPTQ matrices are pruned, and pack.method is {pack.method!r}")
-    on_grids = ("matrix_bits", "attention_bits", "mlp_bits", "embed_bits", "clip_sigmas", "embed_clip_sigmas")
-    by_rate = ("trellis", "column_steps", "hessian")
-    found += _idle(pack, "pack", on_grids if pack.method == "rate" else by_rate, f"pack.method is {pack.method!r}")
-    without = pack.model_copy(update={"passthrough": ()})
-    for pattern in pack.passthrough:
-        matched = [name for name in shapes if fnmatchcase(name, pattern)]
-        if not any(grid_of(name, shapes[name], without) for name in matched):
-            found.append(f"pack.passthrough {pattern!r}: what it matches stays in float anyway")
-    return found
-
-
-def _idle(section: Section, name: str, keys: tuple[str, ...], why: str) -> list[str]:
-    """Keys that are not at their defaults although nothing reads them."""
-    fields = type(section).model_fields
-    return [
-        f"{name}.{key} {getattr(section, key)}: {why}, so nothing reads it"
-        for key in keys
-        if getattr(section, key) != fields[key].default
-    ]

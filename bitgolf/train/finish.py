@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from bitgolf.data.loader import BatchLoader
-from bitgolf.train import calibration
-from bitgolf.train.choose import best, held_out_losses
-from bitgolf.train.clock import Deadline
-from bitgolf.train.curvature import Curvature
-from bitgolf.train.fisher import Fisher
-from bitgolf.train.replay import replay
-from bitgolf.train.second_order import (
+from bitgolf.measure import calibration
+from bitgolf.measure.curvature import Curvature
+from bitgolf.measure.fisher import Fisher
+from bitgolf.measure.second_order import (
     gather_curvature,
     gather_fisher,
     num_fisher_batches,
     quantized_names,
     write_second_order,
 )
+from bitgolf.model.weights import write_tensors
+from bitgolf.run.clock import Deadline
+from bitgolf.train.choose import best, held_out_losses
+from bitgolf.train.replay import replay
 from bitgolf.train.session import Session
-from bitgolf.train.weights import write_tensors
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitgolf.config import QATConfig
-from bitgolf.grid import Grid
+from bitgolf.grids.grid import Grid
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
 from bitgolf.train.qat import WeightFaker, attach_fakers, crown_penalty

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitgolf import atomic
 from bitgolf.errors import RunError, TrainingDiverged
+from bitgolf.run import atomic
 
 log = logging.getLogger(__name__)
 

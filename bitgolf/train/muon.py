@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitgolf.distributed import World
+from bitgolf.run.ranks import World
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bitgolf.config import TrainConfig
-from bitgolf.distributed import World
+from bitgolf.grids.roles import is_table
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
-from bitgolf.roles import is_table
+from bitgolf.run.ranks import World
 from bitgolf.train.muon import Muon
 
 

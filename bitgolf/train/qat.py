@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bitgolf.grid import Grid
+from bitgolf.grids.grid import Grid
 from bitgolf.model.layers import Linear
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from bitgolf.config import TrainConfig
 from bitgolf.data.loader import BatchLoader
-from bitgolf.progress import Progress, silent
-from bitgolf.train.clock import Clock, Pace
+from bitgolf.run.clock import Clock
+from bitgolf.run.progress import Progress, silent
 from bitgolf.train.metrics import MetricsPipe
+from bitgolf.train.pace import Pace
 from bitgolf.train.schedule import muon_momentum
 from bitgolf.train.trainer import Trainer
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitgolf.config import TrainConfig
+from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import BatchShape, RowOrder
 from bitgolf.data.shards import TokenShards
-from bitgolf.distributed import World
-from bitgolf.progress import Progress
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.clock import Clock
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.progress import Progress
+from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import CheckpointStore
-from bitgolf.train.choose import HeldOut
-from bitgolf.train.clock import Clock, Division, Pace
 from bitgolf.train.metrics import MetricsPipe, TrainLog
+from bitgolf.train.pace import Division, Pace
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.trainer import Trainer
 

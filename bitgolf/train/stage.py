@@ -18,28 +18,30 @@ import torch
 from torch import Tensor
 
 from bitgolf.config import Config
+from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
 from bitgolf.data.prepare import PreparedData, open_data
-from bitgolf.distributed import World, device_name
 from bitgolf.errors import BudgetError, ConfigError, RunError
+from bitgolf.grids.roles import grid_of, require_passthrough_names
+from bitgolf.measure.calibration import calibration_seconds
+from bitgolf.measure.second_order import curvature_seconds, fisher_seconds
 from bitgolf.model.build import build_model
 from bitgolf.model.gpt import GPT
-from bitgolf.progress import Progress, silent
-from bitgolf.roles import grid_of, require_passthrough_names
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.clock import Clock
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import World, device_name
 from bitgolf.train.branch import Trunk, adapt, differing_keys, find_trunk, require_same_data
-from bitgolf.train.calibration import calibration_seconds
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
-from bitgolf.train.choose import HeldOut, choice_seconds
-from bitgolf.train.clock import LAG, MARGIN_SECONDS, Clock, Division, Pace
+from bitgolf.train.choose import choice_seconds
 from bitgolf.train.effects import without_effect
 from bitgolf.train.finish import finish, write_products
 from bitgolf.train.late import LatePhase
+from bitgolf.train.loop import StepLoop
 from bitgolf.train.metrics import MetricsPipe, TrainLog, read_events
+from bitgolf.train.pace import LAG, MARGIN_SECONDS, Division, Pace
 from bitgolf.train.replay import ReplayWindow
-from bitgolf.train.second_order import curvature_seconds, fisher_seconds
 from bitgolf.train.session import KnownTokens, Reserves, Session
-from bitgolf.train.steps import StepLoop
 from bitgolf.train.trainer import Trainer
 from bitgolf.version import __version__
 

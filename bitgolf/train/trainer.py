@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bitgolf.config import TrainConfig
 from bitgolf.data.loader import BatchShape
-from bitgolf.distributed import World
 from bitgolf.errors import BudgetError
+from bitgolf.grids.roles import is_table
 from bitgolf.model.gpt import GPT
-from bitgolf.progress import Progress, silent
-from bitgolf.roles import is_table
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import World
 from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.late import LatePhase

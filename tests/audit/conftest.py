@@ -1,13 +1,9 @@
 """The audit's tests share the toy models of the evaluation's tests, and one thread: their matrices are tiny."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -15,19 +15,19 @@ from local_process import LocalProcess
 from tiny_run import file_digest
 from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
 
-from bitgolf import atomic
-from bitgolf.audit.documents import documents
 from bitgolf.audit.reproduce import reproduction, sample_blocks
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox import evaluation as sealed_evaluation
 from bitgolf.audit.sandbox.client import SealedFailure
+from bitgolf.audit.validation_documents import documents
 from bitgolf.audit.verdict import Verdict
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
-from bitgolf.distributed import device_name
 from bitgolf.errors import ArtifactError, ConfigError, RunError
 from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
-from bitgolf.rundir import RunDirectory
+from bitgolf.run import atomic
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import device_name
 from bitgolf.train.metrics import TrainLog
 
 VOCAB = 260
@@ -122,9 +122,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr("bitgolf.data.prepare.open_data", open_data)
     monkeypatch.setattr("bitgolf.data.prepare.check_disjoint", lambda path: (40, 7, world.overlap))
-    monkeypatch.setattr("bitgolf.language_model.load", load)
+    monkeypatch.setattr("bitgolf.packed.load", load)
     monkeypatch.setattr(sealed_evaluation, "load", load)
-    monkeypatch.setattr("bitgolf.compress.container.read_artifact", read_artifact)
+    monkeypatch.setattr("bitgolf.artifact.container.read_artifact", read_artifact)
     monkeypatch.setattr("bitgolf.audit.run.SealedProcess", LocalProcess)
     monkeypatch.setattr("bitgolf.audit.run.code_bytes", lambda config: CODE_BYTES)
     return world

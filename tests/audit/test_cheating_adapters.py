@@ -14,16 +14,16 @@ from torch import Tensor
 from bitgolf.audit.checks import SCORE_FIRST, score_first, scored_once
 from bitgolf.audit.distribution import losses_match, normalization
 from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, future_flip, target_flip, trace
-from bitgolf.distributed import World
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.adapters import adapted_evaluation
-from bitgolf.evaluate.documents import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
+from bitgolf.evaluate.lora_documents import DocumentScorer
 from bitgolf.evaluate.tape import TokenReader, tokens_sha256
 from bitgolf.evaluate.ttt import ChunkTTT
 from bitgolf.model.backends import reproducible_backend
 from bitgolf.model.build import build_model
+from bitgolf.run.ranks import World
 
 TOKENS = text(91, seed=3)
 CHUNK = 40

@@ -15,15 +15,15 @@ from tiny_run import cli, done, read_json, refused
 from bitgolf.audit import codec
 from bitgolf.audit.codec import CODEC, codec_check
 from bitgolf.audit.verdict import Check
-from bitgolf.codec.windows import WindowProgram
+from bitgolf.codec.window_program import WindowProgram
 from bitgolf.config import resolve
 from bitgolf.data.prepare import open_data
-from bitgolf.distributed import World
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.adapters import adapted_evaluation, adapted_name
 from bitgolf.language_model import load
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World
 
 
 def checked(run: Path, num_bytes: int = 400) -> Check:

@@ -23,18 +23,18 @@ from sandbox_support import needs_walls
 from synthetic_submission import CODE, CONSTANT, Folder
 from tiny_run import read_json
 
-from bitgolf import atomic
 from bitgolf.audit.evidence import Evidence
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox.client import SealedProcess
-from bitgolf.audit.submission.run import audit_submission
 from bitgolf.audit.verdict import Check
 from bitgolf.data.shards import TokenShards, file_sha256, write_shard
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.distributed import World
-from bitgolf.evaluate.documents import DocumentScorer
+from bitgolf.evaluate.lora_documents import DocumentScorer
 from bitgolf.evaluate.score import score
-from bitgolf.rundir import RunDirectory
+from bitgolf.referee.run import audit_submission
+from bitgolf.run import atomic
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World
 
 ROWS = {
     "trained on validation before scoring": "PR 1376, 672, 1416, 1485, 348",

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, config, text, tiny_gpt
 from toy_models import CausalModel
 
-from bitgolf.audit import borders, documents, records, rerun
+from bitgolf.audit import borders, records, rerun
+from bitgolf.audit import validation_documents as documents
 from bitgolf.audit.verdict import MissingEvidence
-from bitgolf.budget import Charge
 from bitgolf.config import Config
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
 from bitgolf.evaluate import make_scorer
 from bitgolf.evaluate.adapters import adapted_evaluation
-from bitgolf.evaluate.documents import DocumentScorer
-from bitgolf.rundir import RunDirectory
+from bitgolf.evaluate.lora_documents import DocumentScorer
+from bitgolf.run.budget import Charge
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train.metrics import TrainLog
 
 TOKENS = text(110, seed=3)

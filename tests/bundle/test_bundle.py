@@ -117,7 +117,7 @@ def test_single_stages_reduced_runs_and_refusals(blocked: Run, alone: Path, tiny
         [file, [*data, "--out", str(damaged(tiny_run, tmp_path)), "--seed", "7", "--stage", "score"]],
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    outcome = blocked(Path(__file__).with_name("bundle_driver.py"), tmp_path / "jobs.json", cwd=alone)
+    outcome = blocked(Path(__file__).parents[1] / "support" / "bundle_driver.py", tmp_path / "jobs.json", cwd=alone)
     assert outcome.returncode == 0, outcome.stderr
     ends = read_json(tmp_path / "jobs.out")
     assert ends[:3] == ["", "", ""]
@@ -130,7 +130,7 @@ def test_single_stages_reduced_runs_and_refusals(blocked: Run, alone: Path, tiny
     assert "ConfigError" in ends[5] and "max_stpes" in ends[5]
     assert "expected pairs of --section.key value, got loose" in ends[6]
     # An error names module and line, shows the line, and spares the reader the payload.
-    assert 'train_gpt.py/bitgolf/compress/container.py", line ' in ends[8] and "raise ArtifactError" in ends[8]
+    assert 'train_gpt.py/bitgolf/artifact/container.py", line ' in ends[8] and "raise ArtifactError" in ends[8]
     assert "ArtifactError: " in ends[8] and TRUNCATED in ends[8] and len(ends[8]) < 6_000
     assert "RunError" in ends[7] and not (tmp_path / "no" / "model.bitgolf").exists()
 
@@ -217,7 +217,7 @@ def test_variants_pack_and_score_as_the_package_does(
             words = ["--data", str(tiny_run / "data"), "--out", str(theirs), "--seed", "7", "--stage", stage]
             jobs.append([str(tmp_path / name / "train_gpt.py"), words])
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    outcome = blocked(Path(__file__).with_name("bundle_driver.py"), tmp_path / "jobs.json")
+    outcome = blocked(Path(__file__).parents[1] / "support" / "bundle_driver.py", tmp_path / "jobs.json")
     assert outcome.returncode == 0, outcome.stderr
     assert read_json(tmp_path / "jobs.out") == [""] * len(jobs)
     for name in VARIANTS:

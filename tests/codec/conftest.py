@@ -1,16 +1,12 @@
 """Tiny codec models: the tiny GPT of the evaluation's tests under small tokenizers, and one thread."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import documents
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evaluate"))
 from tiny_gpt import WINDOW, config, tiny_gpt
+from tiny_run import documents
 
 from bitgolf.codec import CodecModel
 from bitgolf.data.tokenizer import Tokenizer

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.codec import coder
-from bitgolf.codec.coder import decode_streams, encode_streams
+from bitgolf.codec import range_coder as coder
 from bitgolf.codec.counts import TOTAL, token_counts
+from bitgolf.codec.range_coder import decode_streams, encode_streams
 from bitgolf.errors import ArtifactError
 
 VOCAB = 270

@@ -53,4 +53,4 @@ def test_texts_come_back(ttt: TTTConfig | None, on_gpu: CodecModel, letters: byt
 def test_a_cpu_refuses_what_a_gpu_coded(on_gpu: CodecModel, model: CodecModel, letters: bytes) -> None:
     coded = compress_bytes(letters[:100], on_gpu)
     with pytest.raises(ArtifactError, match="coded on another platform"):
-        decompress_bytes(coded.data, CodecModel(model.language_model, on_gpu.sha256))
+        decompress_bytes(coded.data, CodecModel(model.packed, on_gpu.sha256))

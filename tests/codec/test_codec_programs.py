@@ -11,10 +11,12 @@ import pytest
 import torch
 from tiny_gpt import ALONE, BOS, WINDOW, config, text, tiny_gpt
 
-from bitgolf.codec import documents, steps, windows
-from bitgolf.codec.documents import DocumentProgram
+from bitgolf.codec import document_program as documents
+from bitgolf.codec import token_steps as steps
+from bitgolf.codec import window_program as windows
+from bitgolf.codec.document_program import DocumentProgram
 from bitgolf.codec.program import fresh_adapters, fresh_program
-from bitgolf.codec.windows import WindowProgram
+from bitgolf.codec.window_program import WindowProgram
 from bitgolf.config import Config
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import RuleViolation

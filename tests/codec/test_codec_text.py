@@ -22,10 +22,10 @@ from bitgolf.codec.text import codec_configuration
 from bitgolf.codec.tokens import split_bytes, tokenize
 from bitgolf.config import TTTConfig
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.distributed import World
 from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapters import adapted_evaluation, preserved
+from bitgolf.run.ranks import World
 
 MakeModel = Callable[..., CodecModel]
 # Strong enough to move the size of REPEATED by more than the coder's own bytes.
@@ -51,7 +51,7 @@ SMALL = [
 
 def score_bytes(text: bytes, model: CodecModel, streams: int, stride: int, ttt: TTTConfig | None) -> float:
     """What the evaluation charges for the streams, each with adaptation of its own."""
-    language_model = model.language_model
+    language_model = model.packed
     config = codec_configuration(language_model, stride, ttt)
     total = 0.0
     for stream in tokenize(split_bytes(text, streams), language_model.tokenizer):
@@ -101,15 +101,15 @@ def test_the_file_weighs_what_the_score_says(streams: int, stride: int, model: C
 @pytest.mark.parametrize("ttt", ADAPTED, ids=lambda ttt: ttt.method)
 def test_adapted_texts_come_back_at_the_adapted_score(ttt: TTTConfig, model: CodecModel) -> None:
     text = REPEATED
-    before = [p.clone() for p in model.language_model.model.parameters()]
+    before = [p.clone() for p in model.packed.model.parameters()]
     coded = compress_bytes(text, model, streams=1, ttt=ttt)
     assert coded.text.ttt == ttt
     assert decompress_bytes(coded.data, model) == text
     promised, plain = (score_bytes(text, model, 1, 0, settings) for settings in (ttt, None))
     assert 0 <= coded.text.payload_bytes - promised <= promised * 0.0005 + 8
     assert not 0 <= coded.text.payload_bytes - plain <= plain * 0.0005 + 8, "too weak to be noticed"
-    assert all(torch.equal(a, b) for a, b in zip(before, model.language_model.model.parameters(), strict=True))
-    assert not any(p.requires_grad for p in model.language_model.model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.packed.model.parameters(), strict=True))
+    assert not any(p.requires_grad for p in model.packed.model.parameters())
 
 
 @pytest.mark.parametrize("ttt", ADAPTED[:3], ids=lambda ttt: ttt.method)
@@ -166,7 +166,7 @@ def test_another_model_is_refused(make_model: MakeModel, model: CodecModel, loss
     other = make_model(lossless, seed=1)
     with pytest.raises(ArtifactError, match=f"begins {model.sha256[:8].hex()}; this one is {other.sha256.hex()}"):
         decompress_bytes(coded.data, other)
-    liar = CodecModel(other.language_model, model.sha256)  # what a changed artifact under the old name would be
+    liar = CodecModel(other.packed, model.sha256)  # what a changed artifact under the old name would be
     with pytest.raises(ArtifactError, match=r"damaged|goes on"):
         decompress_bytes(compress_bytes(b"some longer text" * 9, model).data, liar)
 

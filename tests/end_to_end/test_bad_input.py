@@ -13,8 +13,8 @@ import pytest
 import zstandard
 from tiny_run import PRESET, cli, documents, done, file_digest, read_json, refused, settings, tree_digest, write_jsonl
 
-from bitgolf.compress import compressors
-from bitgolf.compress.container import FORMAT_VERSION, MAGIC
+from bitgolf.artifact import compressors
+from bitgolf.artifact.container import FORMAT_VERSION, MAGIC
 
 PREAMBLE = struct.Struct("<8sHIII")
 

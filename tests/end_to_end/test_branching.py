@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_run import MAX_STEPS, cli, done, events, read_json, refused, settings, tree_digest, weights_digest
 
 from bitgolf.config import load_config
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train.checkpoint import state_digest
-from bitgolf.train.steps import StepLoop
+from bitgolf.train.loop import StepLoop
 
 Make = Callable[..., Path]
 STEPS = 20

@@ -17,7 +17,7 @@ import bitgolf.train.finish
 from bitgolf.config import load_config
 from bitgolf.data.prepared import open_data
 from bitgolf.model import GPT
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train.trainer import Trainer
 
 Make = Callable[..., Path]
@@ -28,8 +28,8 @@ CHOICE: dict[str, Any] = {
 
 SHOW_WEIGHTS = """
 import sys
-from bitgolf.distributed import world
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.ranks import world
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train import stage
 from bitgolf.train.checkpoint import state_digest
 

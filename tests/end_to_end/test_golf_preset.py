@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiny_run import done, events, read_json
 
-from bitgolf.compress.rate import SLACK
+from bitgolf.quantize.fill_cap import SLACK
 
 SMALL = {
     "model.vocab_size": 384,

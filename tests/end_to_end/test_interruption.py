@@ -15,7 +15,7 @@ import pytest
 from tiny_run import cli, done, events, read_json, refused, settings, start, tree_digest, weights_digest
 
 import bitgolf.cli
-import bitgolf.train.calibration
+import bitgolf.measure.calibration
 import bitgolf.train.finish
 from bitgolf.train.trainer import Trainer
 
@@ -188,7 +188,7 @@ def test_a_run_that_dies_after_its_steps_resumes_before_them_and_ends_the_same(
     for owner, name, replacement in (
         (Trainer, "step", dies_in_the_burst),
         (bitgolf.train.finish, "held_out_losses", dies),
-        (bitgolf.train.calibration, "gather", dies),
+        (bitgolf.measure.calibration, "gather", dies),
     ):
         run = untrained(f"dies in {name}", **ENDING)
         with monkeypatch.context() as patch:

@@ -12,8 +12,8 @@ import torch
 from tiny_run import cli, done, events, read_json, refused, settings
 
 import bitgolf
-from bitgolf.compress.container import read_artifact
-from bitgolf.compress.rate import SLACK
+from bitgolf.artifact.container import read_artifact
+from bitgolf.quantize.fill_cap import SLACK
 
 RATE: dict[str, Any] = {
     "pack__method": "rate",

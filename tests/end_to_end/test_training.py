@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import cli, done, events, file_digest, read_json, refused, tree_digest, weights_digest
 
+import bitgolf.model.weights
 import bitgolf.train.checkpoint
-import bitgolf.train.weights
 from bitgolf.config import load_config
 from bitgolf.data.shards import read_header
 from bitgolf.model import GPT
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train.schedule import lr_multiplier
 from bitgolf.train.trainer import Trainer
 
@@ -204,7 +204,7 @@ def test_a_full_disk_under_the_weights_leaves_the_earlier_ones(
 
     names = ("weights.safetensors", "calibration/hessians.safetensors", "budget.json")
     before = [file_digest(run_copy / name) for name in names]
-    monkeypatch.setattr(bitgolf.train.weights, "save_file", full)
+    monkeypatch.setattr(bitgolf.model.weights, "save_file", full)
     outcome = cli("train", run_copy)
     assert outcome.status == 2
     assert "No space left" in outcome.stderr

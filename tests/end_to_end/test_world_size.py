@@ -10,8 +10,8 @@ from tiny_run import done, events, read_json, settings, start
 
 MAKE_EVERY_RANK_SHOW_ITS_WEIGHTS = """
 import sys
-from bitgolf.distributed import world
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.ranks import world
+from bitgolf.run.directory import RunDirectory
 from bitgolf.train import stage
 from bitgolf.train.checkpoint import state_digest
 

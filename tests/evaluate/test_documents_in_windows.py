@@ -20,10 +20,10 @@ from bitgolf.audit.run import audit_run
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapters import adapted_evaluation
-from bitgolf.evaluate.documents import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.lora_documents import DocumentScorer, evaluate_documents
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
 
 TOKENS = text(171, seed=6)
 

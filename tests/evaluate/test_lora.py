@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from bitgolf.audit.checks import score_first, scored_once
 from bitgolf.config import Config
-from bitgolf.distributed import World
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape
-from bitgolf.evaluate.documents import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
+from bitgolf.evaluate.lora_documents import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.tape import tokens_sha256
 from bitgolf.model.gpt import GPT
+from bitgolf.run.ranks import World
 
 ALL = ("q", "k", "v", "o", "mlp", "head")
 TOKENS = text(240, seed=4)

@@ -18,11 +18,11 @@ from tiny_run import documents, done, read_json
 import bitgolf
 from bitgolf.config import load_config
 from bitgolf.data.prepare import PreparedData, open_data
-from bitgolf.distributed import World
 from bitgolf.errors import ArtifactError, DataError, RunError
 from bitgolf.evaluate.score import score
 from bitgolf.model import GPT
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))

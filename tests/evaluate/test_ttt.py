@@ -20,7 +20,6 @@ from tiny_gpt import ALONE, BOS, WINDOW, config, free_port, text, tiny_gpt
 
 from bitgolf.audit.run import audit_run
 from bitgolf.config import Config, ModelConfig, load_config
-from bitgolf.distributed import World
 from bitgolf.errors import ConfigError, RuleViolation, TrainingDiverged
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
@@ -29,7 +28,8 @@ from bitgolf.evaluate.score import score
 from bitgolf.evaluate.split_model import CompiledModel
 from bitgolf.evaluate.ttt import ChunkTTT, cosine_lr, learning_parameters, step_scale
 from bitgolf.model.gpt import GPT
-from bitgolf.rundir import RunDirectory
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World
 
 TOKENS = text(171)  # targets 0..169: four whole chunks of 40 and one of 10
 

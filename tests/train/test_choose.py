@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 import bitgolf.train.choose
 from bitgolf.config import ModelConfig, TrainConfig
+from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import RowOrder
-from bitgolf.distributed import World
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT
+from bitgolf.run.clock import SAFETY, Clock, Deadline
+from bitgolf.run.ranks import World
 from bitgolf.train.average import Averages, num_candidates
-from bitgolf.train.choose import HeldOut, best, choice_seconds, held_out_losses
-from bitgolf.train.clock import SAFETY, Clock, Deadline
+from bitgolf.train.choose import best, choice_seconds, held_out_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

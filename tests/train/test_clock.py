@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgolf.config import TrainConfig
-from bitgolf.distributed import World
-from bitgolf.train.clock import Clock, Deadline, Division, Pace
+from bitgolf.run.clock import Clock, Deadline
+from bitgolf.run.ranks import World
+from bitgolf.train.pace import Division, Pace
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bitgolf.config import ModelConfig, TrainConfig, load_config
-from bitgolf.distributed import World
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT
+from bitgolf.run.ranks import World
 from bitgolf.train.average import EMA, SWA, Averages
 from bitgolf.train.muon import Muon, orthogonalize
 from bitgolf.train.optimizer import ModelOptimizer

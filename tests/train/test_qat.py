@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitgolf.config import ModelConfig
-from bitgolf.grid import Grid
+from bitgolf.grids.grid import Grid
 from bitgolf.model import GPT
 from bitgolf.train.qat import WeightFaker, attach_fakers, crown_penalty, soft_round
 

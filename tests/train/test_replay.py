@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.data.loader import BatchShape
-from bitgolf.distributed import World
 from bitgolf.model import GPT
+from bitgolf.run.clock import Clock
+from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
-from bitgolf.train.clock import Clock, Pace
 from bitgolf.train.metrics import MetricsPipe
+from bitgolf.train.pace import Pace
 from bitgolf.train.replay import Replayed, ReplayWindow, replay
 from bitgolf.train.trainer import Trainer
 

@@ -9,8 +9,8 @@ import torch
 
 from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.data.loader import BatchShape
-from bitgolf.distributed import World
 from bitgolf.model import GPT
+from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.trainer import Trainer
 

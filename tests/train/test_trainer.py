@@ -10,9 +10,9 @@ import torch
 
 from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.data.loader import BatchShape
-from bitgolf.distributed import World
 from bitgolf.errors import BudgetError
 from bitgolf.model import GPT
+from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.trainer import Trainer
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.config import Config
-from bitgolf.distributed import World
 from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, preserved
-from bitgolf.evaluate.documents import DocumentScorer
+from bitgolf.evaluate.lora_documents import DocumentScorer
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.split_model import CompiledModel, Model
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape
-from bitgolf.language_model import LanguageModel, load
+from bitgolf.run.ranks import World
 
 
 def build(settings: dict[str, Any]) -> HeadlineEvaluation:
@@ -31,21 +31,21 @@ def build(settings: dict[str, Any]) -> HeadlineEvaluation:
     torch.set_num_threads(settings["num_threads"])
     config = Config.model_validate(settings["config"])
     device = torch.device(settings["device"])
-    language_model = load(settings["artifact"], device, config.train.attention)
-    return HeadlineEvaluation(language_model, config, device, settings)
+    packed = open_model(settings["artifact"], device, config.train.attention)
+    return HeadlineEvaluation(packed, config, device, settings)
 
 
 @dataclass
 class HeadlineEvaluation:
     """Scorer and adapter of a run's headline, on a model that nothing has touched yet."""
 
-    language_model: LanguageModel
+    packed: PackedModel
     config: Config
     device: torch.device
     settings: dict[str, Any]
 
     def __post_init__(self) -> None:
-        model = self.language_model.model
+        model = self.packed.model
         # As `score` calls it: the same kernels give the same losses.
         compiled = self.config.score.compile and self.device.type == "cuda"
         self.forward: Model = CompiledModel(model) if compiled else model
@@ -70,10 +70,10 @@ class HeadlineEvaluation:
     def _adapted(self, config: Config) -> AdaptedEvaluation:
         return adapted_evaluation(
             config,
-            self.language_model.model,
+            self.packed.model,
             self.forward,
             num_targets=self.settings["num_targets"],
-            bos_id=self.language_model.tokenizer.bos_id,
+            bos_id=self.packed.tokenizer.bos_id,
             world=World(0, 1, self.device),
         )
 
@@ -87,7 +87,7 @@ class HeadlineEvaluation:
         if self.settings["method"]:
             self.scorer.score(lambda a, b: tokens[a:b], 0, 2 * window)
             return
-        with preserved(self.language_model.model):
+        with preserved(self.packed.model):
             if self.device.type != "cuda":
                 chunk = config.ttt.model_copy(update={"chunk_tokens": window})
                 config = config.model_copy(update={"ttt": chunk})
@@ -96,6 +96,6 @@ class HeadlineEvaluation:
                 tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=size).astype(np.uint16)
             adapted = self._adapted(config)
             if isinstance(adapted.scorer, DocumentScorer):
-                tokens[:: max(2, window)] = self.language_model.tokenizer.bos_id
+                tokens[:: max(2, window)] = self.packed.tokenizer.bos_id
             adapted.run(ScoreTape(tokens))
         self._make()

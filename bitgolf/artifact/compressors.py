@@ -1,0 +1,227 @@
+"""General-purpose byte compressors behind one interface, each at its strongest setting.
+
+The container hands every stream to one of them; "range" codes numbers by itself (see `streams`) and is here what it
+does with any other bytes: the shortest of zstd, lzma and, for a tokenizer, lzma after `pieces`, told in a first byte.
+Compression is deterministic; decompression is told the exact size to expect, never produces more, and refuses damaged,
+truncated or over-long input with `ArtifactError`.
+A compressor that is not installed is a `ConfigError` that names the package: nothing is ever substituted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import zstandard
+
+from bitgolf.artifact import tokenizer_bytes as pieces
+from bitgolf.errors import ArtifactError, ConfigError
+
+_ZSTD_LEVEL = 22
+_ZSTD_MAX_WINDOW = 1 << 27  # what level 22 uses at most; frames that ask for more are refused
+_ZSTD_MAX_EXPANSION = 1 << 15  # a block of 4 bytes yields at most 128 KiB
+_ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = b"\0", b"\1", b"\3"  # first bytes of "range"; 2 is a message of numbers
+_PIECES_SIZE = struct.Struct("<I")
+_LZMA_MIN_DICTIONARY, _LZMA_MAX_DICTIONARY = 1 << 12, 1 << 26  # of the format; of preset 9
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """One backend: `compress(data)` and `decompress(data, raw_size)`; the latter raises ArtifactError."""
+
+    name: str
+    compress: Callable[[bytes], bytes]
+    decompress: Callable[[bytes | memoryview, int], bytes]
+
+
+def compressor_names() -> list[str]:
+    """Names that `compress` knows, installed or not."""
+    return list(_COMPRESSORS)
+
+
+def missing_package(name: str) -> str | None:
+    """The package that compressor `name` lacks here, or None when it can be used. ConfigError if unknown."""
+    try:
+        _find(name)
+    except _MissingPackage as error:
+        return error.package
+    return None
+
+
+def compress(name: str, data: bytes) -> bytes:
+    """`data` compressed by `name` ("zstd", "lzma", "zlib", "brotli", "range"); the same input gives the same output.
+
+    Empty data gives empty output. Raises ConfigError: the name is unknown, or its package not installed.
+    """
+    backend = _find(name)
+    return backend.compress(data) if data else b""
+
+
+def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes:
+    """The `raw_size` bytes that `compress(name, ...)` made `data` from.
+
+    Raises:
+        ArtifactError: `data` is damaged, truncated, followed by other bytes, or expands to another size.
+            No more than `raw_size` bytes (and a small margin) are ever produced.
+        ConfigError: the name is unknown or its package is not installed.
+    """
+    backend = _find(name)
+    if raw_size < 0 or bool(raw_size) != bool(len(data)):
+        raise ArtifactError(f"{name} stream of {len(data)} bytes cannot expand to the declared {raw_size}")
+    raw = backend.decompress(data, raw_size) if raw_size else b""
+    if len(raw) != raw_size:
+        raise ArtifactError(f"{name} stream expands to {len(raw)} bytes, {raw_size} were declared")
+    return raw
+
+
+class _MissingPackage(ConfigError):
+    def __init__(self, compressor: str, package: str) -> None:
+        super().__init__(
+            f"compressor {compressor!r} needs the package {package}, which is not installed: "
+            f"pip install '{package}', or choose another compressor"
+        )
+        self.package = package
+
+
+def _find(name: str) -> Compressor:
+    compressor = _COMPRESSORS.get(name)
+    if compressor is None:
+        raise ConfigError(f"unknown compressor {name!r}; choose from {', '.join(_COMPRESSORS)}")
+    if name == "brotli":
+        _brotli()
+    return compressor
+
+
+def _zstd_compress(data: bytes) -> bytes:
+    encoder = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True, write_checksum=False)
+    return encoder.compress(data)
+
+
+def _zstd_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+    if raw_size > _ZSTD_MAX_EXPANSION * len(data):
+        raise ArtifactError(f"zstd stream of {len(data)} bytes cannot expand to the declared {raw_size}")
+    try:
+        frame = zstandard.get_frame_parameters(data)
+        # The decoder allocates what the frame asks for, so ask first.
+        if frame.content_size != raw_size:
+            found = "unknown" if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN else frame.content_size
+            raise ArtifactError(f"zstd stream says its content is {found} bytes, {raw_size} were declared")
+        decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
+        return decoder.decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ArtifactError(f"zstd stream is damaged ({error})") from error
+
+
+def _lzma_filters(raw_size: int) -> list[dict[str, Any]]:
+    """Raw LZMA2, preset 9 extreme; the dictionary follows the data, so that decoding memory is bounded."""
+    dictionary = 1 << max(raw_size - 1, 1).bit_length()
+    dictionary = min(max(dictionary, _LZMA_MIN_DICTIONARY), _LZMA_MAX_DICTIONARY)
+    return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}]
+
+
+def _lzma_compress(data: bytes) -> bytes:
+    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=_lzma_filters(len(data)))
+
+
+def _lzma_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(raw_size))
+    try:
+        raw = decoder.decompress(bytes(data), max_length=raw_size + 1)
+    except lzma.LZMAError as error:
+        raise ArtifactError(f"lzma stream is damaged ({error})") from error
+    return _whole("lzma", raw, raw_size, decoder.eof, bool(decoder.unused_data))
+
+
+def _zlib_compress(data: bytes) -> bytes:
+    return zlib.compress(data, 9)
+
+
+def _zlib_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+    decoder = zlib.decompressobj()
+    try:
+        raw = decoder.decompress(data, raw_size + 1)
+    except zlib.error as error:
+        raise ArtifactError(f"zlib stream is damaged ({error})") from error
+    return _whole("zlib", raw, raw_size, decoder.eof, bool(decoder.unused_data))
+
+
+def _brotli() -> Any:
+    """The brotli module, in a version whose decoder can be told when to stop."""
+    try:
+        module = importlib.import_module("brotli")
+    except ImportError:
+        module = None
+    if module is None or not hasattr(getattr(module, "Decompressor", None), "can_accept_more_data"):
+        raise _MissingPackage("brotli", "brotli>=1.2")
+    return module
+
+
+def _brotli_compress(data: bytes) -> bytes:
+    module = _brotli()
+    return bytes(module.compress(data, mode=module.MODE_GENERIC, quality=11, lgwin=24))
+
+
+def _brotli_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+    module = _brotli()
+    decoder = module.Decompressor()
+    pieces, total, pending = [], 0, bytes(data)
+    try:
+        while total <= raw_size and not decoder.is_finished():
+            piece = decoder.process(pending, output_buffer_limit=raw_size + 1 - total)
+            if not piece and (decoder.can_accept_more_data() or not pending):
+                break
+            pieces.append(piece)
+            total, pending = total + len(piece), b""
+    except module.error as error:
+        raise ArtifactError(f"brotli stream is damaged ({error})") from error
+    return _whole("brotli", b"".join(pieces), raw_size, decoder.is_finished(), False)
+
+
+def _range_compress(data: bytes) -> bytes:
+    ways = [_ZSTD_FOLLOWS + _zstd_compress(data), _LZMA_FOLLOWS + _lzma_compress(data)]
+    rearranged = pieces.rearrange(data)
+    if rearranged is not None:
+        ways.append(_PIECES_FOLLOW + _PIECES_SIZE.pack(len(rearranged)) + _lzma_compress(rearranged))
+    return min(ways, key=len)
+
+
+def _range_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+    tag, rest = bytes(data[:1]), data[1:]
+    if tag == _ZSTD_FOLLOWS and len(rest):
+        return _zstd_decompress(rest, raw_size)
+    if tag == _LZMA_FOLLOWS and len(rest):
+        return _lzma_decompress(rest, raw_size)
+    if tag != _PIECES_FOLLOW or len(rest) <= _PIECES_SIZE.size:
+        raise ArtifactError(f"range stream of bytes begins with {tag!r}; it is damaged or holds something else")
+    (size,) = _PIECES_SIZE.unpack(rest[: _PIECES_SIZE.size])
+    if size > raw_size:  # a list of pieces is shorter than the file that it came from
+        raise ArtifactError(f"range stream holds pieces of {size} bytes, more than the declared {raw_size}")
+    return pieces.restore(_lzma_decompress(rest[_PIECES_SIZE.size :], size))
+
+
+def _whole(name: str, raw: bytes, raw_size: int, finished: bool, followed: bool) -> bytes:
+    """`raw`, once the stream is known to end where it should."""
+    if len(raw) > raw_size:
+        raise ArtifactError(f"{name} stream expands beyond the declared {raw_size} bytes")
+    if not finished:
+        raise ArtifactError(f"{name} stream is truncated after {len(raw)} of {raw_size} bytes")
+    if followed:
+        raise ArtifactError(f"{name} stream is followed by other bytes")
+    return raw
+
+
+_COMPRESSORS = {
+    entry.name: entry
+    for entry in (
+        Compressor("zstd", _zstd_compress, _zstd_decompress),
+        Compressor("lzma", _lzma_compress, _lzma_decompress),
+        Compressor("zlib", _zlib_compress, _zlib_decompress),
+        Compressor("brotli", _brotli_compress, _brotli_decompress),
+        Compressor("range", _range_compress, _range_decompress),
+    )
+}

@@ -1,0 +1,435 @@
+"""The artifact file: written once by `pack`, read by everything after it. Data only, never code.
+
+    offset  bytes  field
+    0       8      magic
+    8       2      format version, little-endian as all that follows
+    10      4      bytes of the header in the file (zstd)
+    14      4      bytes of the header before compression (JSON, see `header`)
+    18      4      CRC-32 of the 18 bytes before and of the header as it lies in the file
+    22      ...    header, then the streams back to back, in the order of `header.stream_layout`; then nothing
+
+What a stream holds (scales, the codes of a group, floats, the tokenizer) follows from the header; how it is
+compressed is told in `streams`. Reading verifies every length and checksum before it allocates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitgolf.artifact import compressors, header, streams
+from bitgolf.artifact.header import Header, StreamEntry, TensorEntry
+from bitgolf.artifact.sizes import ArtifactSizes, entropy_bits, share_out
+from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code, role
+from bitgolf.artifact.streams import Slot
+from bitgolf.artifact.trellis import trellis_levels
+from bitgolf.errors import ArtifactError
+from bitgolf.grids.grid import scale_levels
+from bitgolf.run import atomic
+
+MAGIC = b"\x93bitgolf"  # the first byte is no ASCII and no UTF-8 start: not mistaken for text
+FORMAT_VERSION = 1
+MAX_BYTES = 1 << 31  # default bound on what reading may allocate
+_PREAMBLE = struct.Struct("<8sHIII")
+_SCALE_DTYPE = FLOAT_KINDS["fp16"]
+_Scales = tuple[Tensor | None, Tensor | None]  # (R,) and (C,), fp32
+_Located = dict[str, tuple[StreamEntry, memoryview, int]]  # stream, its bytes, their offset in the file
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A decoded artifact.
+
+    Attributes:
+        model_config: what the model is built from.
+        tokenizer: the tokenizer's own file, byte for byte.
+        tokenizer_meta: how to use it.
+        meta: everything else the writer recorded.
+        tensors: fp32 tensors by name, dequantized.
+        kinds: how each was stored ("int6", "fp16", ...).
+        groups: the role of each.
+        sizes: where the bytes went.
+        compressor: what the streams were compressed with.
+        version: the format version of the file.
+    """
+
+    model_config: dict[str, Any]
+    tokenizer: bytes
+    tokenizer_meta: dict[str, Any]
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    kinds: dict[str, str]
+    groups: dict[str, str]
+    sizes: ArtifactSizes
+    compressor: str
+    version: int
+
+
+def write_artifact(
+    path: str | os.PathLike[str],
+    *,
+    model_config: dict[str, Any],
+    tokenizer: bytes,
+    tokenizer_meta: dict[str, Any],
+    tensors: dict[str, StoredTensor],
+    meta: dict[str, Any],
+    compressor: str = "zstd",
+) -> ArtifactSizes:
+    """Write an artifact atomically and say where its bytes went; see `encode_artifact`."""
+    data, sizes = encode_artifact(
+        model_config=model_config,
+        tokenizer=tokenizer,
+        tokenizer_meta=tokenizer_meta,
+        tensors=tensors,
+        meta=meta,
+        compressor=compressor,
+    )
+    atomic.write_bytes(path, data)
+    return sizes
+
+
+def encode_artifact(
+    *,
+    model_config: dict[str, Any],
+    tokenizer: bytes,
+    tokenizer_meta: dict[str, Any],
+    tensors: dict[str, StoredTensor],
+    meta: dict[str, Any],
+    compressor: str = "zstd",
+) -> tuple[bytes, ArtifactSizes]:
+    """The bytes of an artifact. The same input, in any order of `tensors`, gives the same bytes.
+
+    Args:
+        model_config, tokenizer_meta, meta: JSON data (string keys, no NaN); tuples come back as lists.
+        tokenizer: the tokenizer's own file.
+        tensors: by name (letters, digits and `_.-`, at most 200 characters).
+        compressor: a name of `compressors.compressor_names()`; "range" is the coder made for weights.
+    Raises:
+        ArtifactError: data that could not be read back.
+        ConfigError: an unknown compressor, or one that is not installed.
+    """
+    entries = _entries(tensors)
+    layout = header.stream_layout(entries, len(tokenizer))
+    work = {name: _slots(name, entries) for name in layout if name != "tokenizer"}
+    # The compressors release the interpreter lock; a stream's bytes do not depend on what runs beside it.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        futures = [
+            pool.submit(streams.encode, compressor, _arrays(name, entries, tensors), slots)
+            for name, slots in work.items()
+        ]
+        futures.append(pool.submit(compressors.compress, compressor, tokenizer))
+        stored = [future.result() for future in futures]
+    listed = tuple(
+        StreamEntry(name, layout[name], len(data), zlib.crc32(data)) for name, data in zip(layout, stored, strict=True)
+    )
+    described = Header(compressor, model_config, tokenizer_meta, meta, entries, listed)
+    packed_header, preamble = _pack_header(described)
+    entropies = {n: entropy_bits(t.values.numpy()) for n, t in tensors.items() if t.kind in CODE_KINDS}
+    return (
+        b"".join([preamble, packed_header, *stored]),
+        _sizes(described, _PREAMBLE.size + len(packed_header), entropies),
+    )
+
+
+def predict_bytes(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Bytes of each stream that `encode_artifact(..., compressor="range")` would write for `tensors`.
+
+    Good to 0.05 % and a few bytes, from ideal code lengths; faster than encoding. The tokenizer and the header, whose
+    size hardly depends on the weights, are not among them.
+    """
+    entries = _entries(tensors)
+    names = [name for name in header.stream_layout(entries, 0) if name != "tokenizer"]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        sizes = pool.map(
+            lambda name: streams.predict_bytes(_arrays(name, entries, tensors), _slots(name, entries)), names
+        )
+        return dict(zip(names, sizes, strict=True))
+
+
+def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Artifact:
+    """Read an artifact from a file or from its bytes.
+
+    Args:
+        source: path, or the bytes themselves.
+        max_bytes: the most that the file, and its streams with the fp32 tensors made from them, may take.
+    Raises:
+        ArtifactError: missing, truncated, damaged, hostile or made by a newer version; says where.
+        ConfigError: the streams need a compressor that is not installed.
+    """
+    data = _load(source, max_bytes)
+    with _blaming(source):
+        return _decode(data, max_bytes)
+
+
+def read_stored(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, StoredTensor]:
+    """The tensors of an artifact as they are stored: codes and scales instead of weights. See `read_artifact`."""
+    data = _load(source, max_bytes)
+    with _blaming(source):
+        described, _, located = _locate(data, max_bytes)
+        return {
+            entry.name: StoredTensor(
+                entry.kind, entry.group, torch.from_numpy(values.astype(entry.dtype)), rows, columns, entry.trellis
+            )
+            for entry, values, _, (rows, columns) in _tensors(described, located)
+        }
+
+
+@contextlib.contextmanager
+def _blaming(source: str | os.PathLike[str] | bytes) -> Iterator[None]:
+    """Names the file in errors about its contents."""
+    try:
+        yield
+    except ArtifactError as error:
+        if isinstance(source, bytes):
+            raise
+        raise ArtifactError(f"{source}: {error}") from error
+
+
+def _load(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    path = Path(source)
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise ArtifactError(f"{path}: the file has {size} bytes, {max_bytes} are allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _decode(data: bytes, max_bytes: int) -> Artifact:
+    described, header_bytes, located = _locate(data, max_bytes)
+    tensors: dict[str, Tensor] = {}
+    entropies: dict[str, float] = {}
+    for entry, values, halves, (rows, columns) in _tensors(described, located):
+        if rows is None:
+            tensors[entry.name] = torch.from_numpy(values.astype(np.float32))
+        else:
+            entropies[entry.name] = entropy_bits(values)
+            tensors[entry.name] = scale_levels(_levels(values, halves, entry.trellis), rows, columns)
+    return Artifact(
+        model_config=described.model_config,
+        tokenizer=_expand_bytes(described.compressor, *located["tokenizer"]),
+        tokenizer_meta=described.tokenizer_meta,
+        meta=described.meta,
+        tensors={entry.name: tensors[entry.name] for entry in described.tensors},
+        kinds={entry.name: entry.kind for entry in described.tensors},
+        groups={entry.name: entry.group for entry in described.tensors},
+        sizes=_sizes(described, header_bytes, entropies),
+        compressor=described.compressor,
+        version=FORMAT_VERSION,
+    )
+
+
+def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
+    """The verified header, the bytes before the streams, and where each stream lies."""
+    described, position = _read_header(data, max_bytes)
+    header_bytes = position
+    end = position + sum(stream.stored_bytes for stream in described.streams)
+    if end != len(data):
+        what = "is truncated" if end > len(data) else "is followed by other bytes"
+        raise ArtifactError(f"the artifact {what}: the header declares {end} bytes, there are {len(data)}")
+    view = memoryview(data)
+    located: _Located = {}
+    for stream in described.streams:
+        located[stream.name] = (stream, view[position : position + stream.stored_bytes], position)
+        position += stream.stored_bytes
+    return described, header_bytes, located
+
+
+def _tensors(
+    described: Header, located: _Located
+) -> Iterator[tuple[TensorEntry, np.ndarray, np.ndarray | None, _Scales]]:
+    """Every tensor, stream by stream: its codes or floats, the bits z of a trellis where known, and its scales."""
+    scales = _scales(described, located)
+    for name in located:
+        inside = [entry for entry in described.tensors if entry.stream == name]
+        if not inside:
+            continue
+        arrays = _expand(described.compressor, *located[name], _slots(name, described.tensors))
+        for entry, (values, halves) in zip(inside, arrays, strict=True):
+            _verify(entry, values)
+            yield entry, values, halves, scales.get(entry.name, (None, None))
+
+
+def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
+    """The verified header and the offset at which the streams begin."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise ArtifactError(
+            f"not a bitgolf artifact: it begins with {data[: len(MAGIC)]!r}"
+            if data
+            else "not a bitgolf artifact: it is empty"
+        )
+    if len(data) < _PREAMBLE.size:
+        raise ArtifactError(f"the artifact is truncated: {len(data)} of {_PREAMBLE.size} preamble bytes")
+    _, version, packed_bytes, raw_bytes, checksum = _PREAMBLE.unpack_from(data)
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"made by a newer bitgolf (format v{version}), this one reads up to v{FORMAT_VERSION}: upgrade bitgolf"
+        )
+    if version < 1:
+        raise ArtifactError(f"format version {version} does not exist; the file is damaged")
+    end = _PREAMBLE.size + packed_bytes
+    if raw_bytes > header.MAX_HEADER_BYTES or packed_bytes > header.MAX_HEADER_BYTES:
+        raise ArtifactError(
+            f"header of {raw_bytes} bytes ({packed_bytes} compressed) is above the limit of {header.MAX_HEADER_BYTES}"
+        )
+    if end > len(data):
+        raise ArtifactError(f"the artifact is truncated in its header: {len(data)} of {end} bytes")
+    if zlib.crc32(data[_PREAMBLE.size : end], zlib.crc32(data[: _PREAMBLE.size - 4])) != checksum:
+        raise ArtifactError(f"header checksum mismatch (bytes 0 to {end}); the file is damaged")
+    try:
+        raw = compressors.decompress("zstd", data[_PREAMBLE.size : end], raw_bytes)
+    except ArtifactError as error:
+        raise ArtifactError(f"header: {error}") from error
+    return header.decode(raw, max_bytes=max_bytes), end
+
+
+def _expand(
+    compressor: str, stream: StreamEntry, stored: memoryview, offset: int, slots: list[Slot]
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The arrays of a stream, its checksum verified; an error says where."""
+    where = _verified(stream, stored, offset)
+    try:
+        yield from streams.decode(compressor, stored, slots)
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def _expand_bytes(compressor: str, stream: StreamEntry, stored: memoryview, offset: int) -> bytes:
+    where = _verified(stream, stored, offset)
+    try:
+        return compressors.decompress(compressor, stored, stream.raw_bytes)
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+
+
+def _verified(stream: StreamEntry, stored: memoryview, offset: int) -> str:
+    where = f"stream {stream.name} (bytes {offset} to {offset + len(stored)})"
+    if zlib.crc32(stored) != stream.crc32:
+        raise ArtifactError(f"{where}: checksum mismatch; the file is damaged")
+    return where
+
+
+def _scales(described: Header, located: _Located) -> dict[str, _Scales]:
+    """(R,) row scales and, where there are any, (C,) column scales by tensor name; fp32, verified."""
+    if "scales" not in located:
+        return {}
+    arrays = _expand(described.compressor, *located["scales"], _slots("scales", described.tensors))
+    flat = [torch.from_numpy(values.astype(np.float32)) for values, _ in arrays]
+    scales: dict[str, _Scales] = {}
+    for entry in described.tensors:
+        parts = [flat.pop(0) for _ in entry.scale_counts]
+        for part, what in zip(parts, ("row", "column"), strict=False):
+            if not bool((torch.isfinite(part) & (part > 0)).all()):
+                raise ArtifactError(
+                    f"stream scales: tensor {entry.name} has a {what} scale that is NaN, infinite or not above zero"
+                )
+        if parts:
+            scales[entry.name] = (parts[0], parts[1] if len(parts) > 1 else None)
+    return scales
+
+
+def _verify(entry: TensorEntry, values: np.ndarray) -> None:
+    """Codes lie on their grid, floats are finite."""
+    if entry.kind in FLOAT_KINDS:
+        if not bool(np.isfinite(values).all()):
+            raise ArtifactError(f"stream {entry.stream}: tensor {entry.name} holds NaN or infinite values")
+        return
+    limit = largest_code(entry.kind)
+    if int(values.max()) > limit or int(values.min()) < -limit:
+        raise ArtifactError(
+            f"stream {entry.stream}: tensor {entry.name} has a code outside the {entry.kind} grid of +-{limit}"
+        )
+
+
+def _levels(codes: np.ndarray, halves: np.ndarray | None, trellis: int) -> Tensor:
+    """(R, C) integer levels that codes stand for."""
+    if halves is not None:
+        return torch.from_numpy(2 * codes + halves)
+    return trellis_levels(torch.from_numpy(codes.astype(np.int32, copy=False)), trellis)
+
+
+def _entries(tensors: Mapping[str, StoredTensor]) -> tuple[TensorEntry, ...]:
+    """The tensors in file order."""
+    unsorted = (
+        TensorEntry(name, t.kind, t.group or role(name), t.shape, t.column_scales is not None, t.trellis)
+        for name, t in tensors.items()
+    )
+    return tuple(sorted(unsorted, key=lambda entry: (entry.group, _natural(entry.name))))
+
+
+def _slots(stream: str, entries: tuple[TensorEntry, ...]) -> list[Slot]:
+    """What the stream holds, array by array."""
+    if stream == "scales":
+        return [Slot(_SCALE_DTYPE, (count,)) for entry in entries for count in entry.scale_counts]
+    return [Slot(entry.dtype, entry.shape, entry.trellis) for entry in entries if entry.stream == stream]
+
+
+def _arrays(stream: str, entries: tuple[TensorEntry, ...], tensors: Mapping[str, StoredTensor]) -> list[np.ndarray]:
+    """The arrays of the stream, as `_slots` describes them."""
+    if stream != "scales":
+        return [
+            tensors[entry.name].values.numpy().astype(entry.dtype, copy=False)
+            for entry in entries
+            if entry.stream == stream
+        ]
+    scales = [
+        part
+        for entry in entries
+        for part in (tensors[entry.name].scales, tensors[entry.name].column_scales)
+        if part is not None
+    ]
+    return [part.numpy().astype(_SCALE_DTYPE) for part in scales]
+
+
+def _pack_header(described: Header) -> tuple[bytes, bytes]:
+    """The compressed header, and the preamble that comes before it."""
+    raw = header.encode(described)
+    packed = compressors.compress("zstd", raw)
+    prefix = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(packed), len(raw), 0)[:-4]
+    return packed, prefix + struct.pack("<I", zlib.crc32(packed, zlib.crc32(prefix)))
+
+
+def _sizes(described: Header, header_bytes: int, entropies: dict[str, float]) -> ArtifactSizes:
+    tensor_bytes = {entry.name: 0 for entry in described.tensors}
+    for stream in described.streams:
+        if stream.name == "scales":
+            shares = {e.name: float(e.scale_bytes) for e in described.tensors if e.scale_bytes}
+        else:
+            shares = {
+                e.name: entropies.get(e.name, float(e.raw_bytes)) for e in described.tensors if e.stream == stream.name
+            }
+        if shares:
+            for name, part in zip(shares, share_out(stream.stored_bytes, list(shares.values())), strict=True):
+                tensor_bytes[name] += part
+    group_bytes: dict[str, int] = {}
+    for entry in described.tensors:
+        group_bytes[entry.group] = group_bytes.get(entry.group, 0) + tensor_bytes[entry.name]
+    stored = {stream.name: stream.stored_bytes for stream in described.streams}
+    return ArtifactSizes(
+        total=header_bytes + sum(stored.values()),
+        header=header_bytes,
+        streams=stored,
+        streams_raw={stream.name: stream.raw_bytes for stream in described.streams},
+        tensors=tensor_bytes,
+        groups=group_bytes,
+    )
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts block 2 before block 10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"([0-9]+)", name)]

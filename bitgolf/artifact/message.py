@@ -1,0 +1,182 @@
+"""One entropy-coded message: numbers, plain bits and symbols, pushed on an ANS stack and popped again.
+
+`Writer` collects what is to be coded and counts its ideal length; `finish` hands it to constriction's ANS coder in
+reverse order, so that `Reader` pops it forward. Symbols are coded with integer tables of sum 2^24 that constriction
+takes over unchanged: a weight of frequency - 1 leaves its rounding nothing to do. A damaged message pops garbage, never
+an error, so whoever reads one checks what it means; that a message ends where it should is checked here.
+Source: Bamler 2022, arXiv 2201.01741 (constriction); Duda et al. 2015 (ANS).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import constriction
+import numpy as np
+
+from bitgolf.artifact.frequency import PRECISION
+from bitgolf.errors import ArtifactError
+
+MAX_PREFIX = 32  # of a number; longer ones are damage
+_MAX_PLAIN = 16  # bits of one plain value
+_model = constriction.stream.model
+_AnsCoder = constriction.stream.stack.AnsCoder
+T = TypeVar("T")
+
+
+class Writer:
+    """Collects a message; with `dry` only its length is kept.
+
+    Attributes:
+        bits: ideal length so far.
+        cells: entries of the tables that were computed for it.
+    """
+
+    def __init__(self, *, dry: bool = False) -> None:
+        self.dry = dry
+        self.bits = 0.0
+        self.cells = 0
+        self._pieces: list[tuple[np.ndarray, Any]] = []
+
+    def count_cells(self, num_cells: int) -> None:
+        """Take note of a table of so many entries."""
+        self.cells += num_cells
+
+    def plain(
+        self,
+        values: np.ndarray,  # (n,) integers in [0, 2^num_bits)
+        num_bits: int,  # 0 to 16
+    ) -> None:
+        """Append values that are all equally likely."""
+        self.bits += len(values) * num_bits
+        if num_bits and len(values) and not self.dry:
+            self._pieces.append((values.astype(np.int32), 1 << num_bits))
+
+    def number(self, value: int, low_bits: int = 0) -> None:
+        """Append one number >= 0 (exponential Golomb code: 1 + 2 log2 of what is above `low_bits`)."""
+        above = (value >> low_bits) + 1
+        length = above.bit_length() - 1
+        prefix = [0] * length + [1]
+        rest = [above >> i & 1 for i in reversed(range(length))] + [value >> i & 1 for i in reversed(range(low_bits))]
+        self.plain(np.array(prefix + rest), 1)
+
+    def signed(self, value: int, low_bits: int = 0) -> None:
+        """Append one integer."""
+        self.number(2 * value if value >= 0 else -2 * value - 1, low_bits)
+
+    def symbols(
+        self,
+        values: np.ndarray,  # (n,) integers in [0, m)
+        table: np.ndarray,  # (m,) int64 frequencies >= 1 with sum 2^24
+    ) -> None:
+        """Append symbols coded with `table`."""
+        if len(table) > 1 and len(values):
+            self.bits += float(np.bincount(values, minlength=len(table)) @ (PRECISION - np.log2(table)))
+            if not self.dry:
+                self._pieces.append((values.astype(np.int32), table))
+
+    def finish(self) -> bytes:
+        """The message: little-endian 32-bit words, the last one without its zero high bytes."""
+        coder = _AnsCoder()
+        for values, table in reversed(self._pieces):
+            coder.encode_reverse(values, _as_model(table))
+        return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+
+    @property
+    def num_bytes(self) -> int:
+        """Length that `finish` is expected to give, to a few bytes: the first symbols may cost less or more."""
+        return math.ceil(self.bits / 8) + 1
+
+
+class Reader:
+    """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError when the bytes are no message.
+
+    Args:
+        data: what `Writer.finish` gave.
+        max_cells: entries of tables that the message may ask for.
+    """
+
+    def __init__(self, data: bytes | memoryview, *, max_cells: int = 1 << 23) -> None:
+        raw = bytes(data)
+        if raw.endswith(b"\0"):
+            raise ArtifactError("entropy-coded message ends in a zero byte; it is damaged")
+        words = np.frombuffer(raw + bytes(-len(raw) % 4), dtype="<u4").astype(np.uint32)
+        self._coder = _guarded(lambda: _AnsCoder(words))
+        self._cells_left = max_cells
+
+    def count_cells(self, num_cells: int) -> None:
+        """Raise ArtifactError when the message has now asked for more than `max_cells`."""
+        self._cells_left -= num_cells
+        if self._cells_left < 0:
+            raise ArtifactError("entropy-coded message asks for larger tables than its numbers deserve; it is damaged")
+
+    def plain(self, count: int, num_bits: int) -> np.ndarray:  # (count,) int32
+        """`count` values of `num_bits` bits each."""
+        if not num_bits or not count:
+            return np.zeros(count, dtype=np.int32)
+        return self._pop(1 << num_bits, count)
+
+    def number(self, low_bits: int = 0) -> int:
+        """One number."""
+        length = 0
+        while not self._pop(2, 1)[0]:
+            length += 1
+            if length > MAX_PREFIX:
+                raise ArtifactError("entropy-coded message holds an endless number; it is damaged")
+        value = 1
+        for bit in self.plain(length, 1):
+            value = 2 * value + int(bit)
+        value -= 1
+        for bit in self.plain(low_bits, 1):
+            value = 2 * value + int(bit)
+        return value
+
+    def signed(self, low_bits: int = 0) -> int:
+        """One integer."""
+        folded = self.number(low_bits)
+        return -(folded + 1) // 2 if folded & 1 else folded // 2
+
+    def symbols(
+        self,
+        count: int,
+        table: np.ndarray,  # (m,) int64 frequencies
+    ) -> np.ndarray:  # (count,) int32
+        """`count` symbols coded with `table`."""
+        if len(table) == 1 or not count:
+            return np.zeros(count, dtype=np.int32)
+        return self._pop(table, count)
+
+    def finish(self) -> None:
+        """Raise ArtifactError unless all of the message has been popped."""
+        if not self._coder.is_empty():
+            raise ArtifactError("entropy-coded message is longer than its contents; it is damaged")
+
+    def _pop(self, table: Any, count: int) -> np.ndarray:
+        model = _as_model(table)
+        return _guarded(lambda: self._coder.decode(model, count))
+
+
+def _as_model(table: Any) -> Any:
+    """The model of a table, or of equiprobable values when only their number is given."""
+    if isinstance(table, int):
+        return _uniform(table)
+    return _model.Categorical((table - 1).astype(np.float32), perfect=False)
+
+
+def _uniform(size: int) -> Any:
+    return _UNIFORM[size.bit_length() - 2]
+
+
+_UNIFORM = [_model.Uniform(2 << i) for i in range(_MAX_PLAIN)]
+
+
+def _guarded(use: Callable[[], T]) -> T:
+    """`use()`, with any failure of constriction as ArtifactError; its panics are no `Exception`."""
+    try:
+        return use()
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ArtifactError(f"entropy-coded message is damaged ({error})") from error
+        raise

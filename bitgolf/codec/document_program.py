@@ -1,0 +1,134 @@
+"""The stepwise form of the document evaluation: every stream is a document with low-rank adapters of its own.
+
+What `evaluate.documents` does with whole chunks is done here token by token: inside a chunk the keys and values are
+cached and the adapters stand still; at its end every document that goes on takes one AdamW step on the chunk's mean
+loss. Windows end where the chunk would end in a longer document, as there. A document that has ended leaves the batch
+at the next chunk border; its A matrices can be handed down to the next document in its slot.
+
+Legend: N documents (streams), C targets of a chunk, T window, V vocabulary, r rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitgolf.codec.token_steps import Stepper, recorder_for
+from bitgolf.config import TTTConfig
+from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits
+from bitgolf.model.cache import Cache
+from bitgolf.model.gpt import GPT
+
+
+class DocumentProgram:
+    """A `Program` of documents that adapt; the model stays as it is.
+
+    Args:
+        model: on its device.
+        config: adapters and chunks.
+        sites: where the adapters are, see `lora_sites`.
+        a: A of every site as the documents start, (N, r, inputs) fp32.
+        longest: most targets of a document.
+        window: T.
+        first_token: what every document begins with (BOS).
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        config: TTTConfig,
+        sites: list[Site],
+        a: list[Tensor],
+        *,
+        longest: int,
+        window: int,
+        first_token: int,
+    ) -> None:
+        self.model, self.config, self.window = model, config, window
+        self.device = model.embedding.device
+        self.tokens = torch.zeros(len(a[0]), longest + 1, dtype=torch.int64, device=self.device)
+        self.tokens[:, 0] = first_token
+        self.adapters = DocumentAdapters(sites, a, config)
+        self.active = np.arange(len(a[0]))  # documents still in `adapters`, in this order
+        self.handed = [tensor.clone() for tensor in a]
+        self.position = 0
+        self.stepper = self._fresh_stepper()
+
+    def logits(self, going: np.ndarray) -> np.ndarray:
+        """See `Program`."""
+        size, position = self.config.lora_chunk_tokens, self.position
+        border = position % size == 0
+        if border and position:
+            self._leave(going)
+            self._learn(position - size, position)
+        rows = torch.from_numpy(self.active).to(self.device)
+        if border:
+            logits = self.stepper.begin(self.tokens[rows, max(0, position + size - self.window) : position + 1])
+        else:
+            logits = self.stepper.step(self.tokens[rows, position : position + 1])
+        out = np.zeros((len(self.tokens), logits.size(-1)), dtype=np.float32)
+        out[self.active] = logits.cpu().numpy()
+        return out
+
+    def accept(self, tokens: np.ndarray) -> None:
+        """See `Program`."""
+        self.position += 1
+        self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
+
+    def hand_down(self) -> list[Tensor]:
+        """A of every site as each document left it, (N, r, inputs)."""
+        self._leave(np.zeros(len(self.tokens), dtype=bool))
+        return self.handed
+
+    def _leave(self, going: np.ndarray) -> None:
+        """Drop the documents that have ended, keeping their A."""
+        stays = going[self.active]
+        if stays.all():
+            return
+        ended = torch.from_numpy(np.flatnonzero(~stays)).to(self.device)
+        slots = torch.from_numpy(self.active[~stays]).to(self.device)
+        for handed, a in zip(self.handed, self.adapters.a, strict=True):
+            handed[slots] = a[ended]
+        self.adapters.keep(torch.from_numpy(np.flatnonzero(stays)).to(self.device))
+        self.active = self.active[stays]
+        self.stepper = self._fresh_stepper()  # for the smaller batch
+
+    def _fresh_stepper(self) -> Stepper:
+        return Stepper(self.model, self._predict, self.window, recorder_for(self.model))
+
+    def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
+        view = cast(GPT, _Continued(self.model, cache))
+        return adapted_logits(view, self.adapters, tokens, 1)[:, 0]
+
+    def _learn(self, start: int, stop: int) -> None:
+        """One step of every active document on its targets start..stop-1."""
+        rows = torch.from_numpy(self.active).to(self.device)
+        inputs = self.tokens[rows, max(0, stop - self.window) : stop]
+        targets = self.tokens[rows, start + 1 : stop + 1]
+        for tensor in self.adapters.parameters:
+            tensor.requires_grad_(True)
+        with torch.enable_grad():
+            logits = adapted_logits(self.model, self.adapters, inputs, stop - start)
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            loss = losses.view(targets.shape).mean(1).sum()
+        gradients = list(torch.autograd.grad(loss, self.adapters.parameters))
+        for tensor in self.adapters.parameters:
+            tensor.requires_grad_(False)
+        self.adapters.step(gradients)
+
+
+class _Continued:
+    """A model whose `hidden` continues a cache, for functions that know only whole windows."""
+
+    def __init__(self, model: GPT, cache: Cache) -> None:
+        self._model, self._cache = model, cache
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        return self._model.hidden(tokens, self._cache)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)

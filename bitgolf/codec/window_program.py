@@ -1,0 +1,100 @@
+"""The stepwise form of a window evaluation: sliding windows with cached keys and values, adapted between rounds.
+
+The windows are those of the scorer (`window_plan`): target t is predicted from the inputs of its window up to t. Where
+a window begins, and after every adaptation, the cache is filled anew with one pass over the window's inputs so far;
+the other targets of the window take one step each. S streams advance together, each from a context of its own. After
+each round of C targets of every stream the adapter learns from the streams' chunks, one after the other; with one
+stream that is the run's own evaluation.
+
+Legend: S streams, T window, C targets between two updates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitgolf.codec.token_steps import Stepper, recorder_for
+from bitgolf.errors import RuleViolation
+from bitgolf.evaluate.adapters import AdaptedEvaluation
+from bitgolf.evaluate.scorers import window_plan
+from bitgolf.evaluate.tape import TokenReader
+from bitgolf.model.cache import Cache
+from bitgolf.model.gpt import GPT
+
+
+class WindowProgram:
+    """A `Program` of sliding windows.
+
+    Args:
+        model: on its device; its weights change as the adapter learns.
+        num_streams: S.
+        longest: most tokens of a stream (without the one before it).
+        window: T.
+        stride: targets of a window after the first.
+        first_token: what every stream begins after (the BOS).
+        adapted: adapter and chunk, or None.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        num_streams: int,
+        longest: int,
+        window: int,
+        stride: int,
+        first_token: int,
+        adapted: AdaptedEvaluation | None = None,
+    ) -> None:
+        self.model, self.window, self.stride, self.adapted = model, window, stride, adapted
+        self.device = model.embedding.device
+        self.tokens = torch.zeros(num_streams, longest + 1, dtype=torch.int64, device=self.device)
+        self.tokens[:, 0] = first_token
+        self.lengths = np.zeros(num_streams, dtype=np.int64)  # tokens accepted of each stream
+        self.going = np.ones(num_streams, dtype=bool)
+        self.position = 0  # next target; inputs 0..position are known
+        self.begin = -1  # first input of the window that the stepper is in; -1 = none
+        self.stepper = Stepper(model, self._predict, window, recorder_for(model))
+
+    @torch.no_grad()
+    def logits(self, going: np.ndarray) -> np.ndarray:
+        """See `Program`."""
+        self.going = going
+        position = self.position
+        if self.adapted is not None and self.adapted.adapter is not None:
+            size = self.adapted.chunk_targets
+            if position and position % size == 0:
+                self._adapt(position - size, position)
+                self.begin = -1
+        begin = int(window_plan(position, position + 1, self.window, self.stride)[0, 0])
+        if begin != self.begin:
+            logits, self.begin = self.stepper.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
+        else:
+            logits = self.stepper.step(self.tokens[:, position : position + 1])
+        return logits.cpu().numpy()
+
+    def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
+        return self.model.logits(self.model.hidden(tokens, cache)[:, -1])
+
+    def accept(self, tokens: np.ndarray) -> None:
+        """See `Program`."""
+        self.position += 1
+        self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
+        self.lengths += self.going
+
+    def _adapt(self, start: int, stop: int) -> None:
+        """Let the adapter learn from targets start..stop-1 of every stream that has them."""
+        assert self.adapted is not None and self.adapted.adapter is not None
+        for stream, length in enumerate(self.lengths.tolist()):
+            if length > start:
+                self.adapted.adapter.update(self._reader(stream, length), start, min(stop, length))
+
+    def _reader(self, stream: int, length: int) -> TokenReader:
+        def revealed(first: int, last: int) -> np.ndarray:
+            if not 0 <= first <= last <= length + 1:
+                raise RuleViolation(f"an adapter asked for tokens {first}..{last - 1}; 0..{length} are coded")
+            return self.tokens[stream, first:last].cpu().numpy()
+
+        return revealed

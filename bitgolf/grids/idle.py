@@ -1,0 +1,36 @@
+"""Settings of `pack` that change nothing in the artifact of a model, and settings of any section that nothing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from bitgolf.config import PackConfig
+from bitgolf.config.section import Section
+from bitgolf.grids.roles import grid_of
+
+
+def idle_packing(pack: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One sentence for every setting of `pack` that will change nothing in the artifact."""
+    found = []
+    if pack.prune_to_fit and pack.method != "gptq":
+        found.append(f"pack.prune_to_fit: only GPTQ matrices are pruned, and pack.method is {pack.method!r}")
+    on_grids = ("matrix_bits", "attention_bits", "mlp_bits", "embed_bits", "clip_sigmas", "embed_clip_sigmas")
+    by_rate = ("trellis", "column_steps", "hessian")
+    found += idle_keys(pack, "pack", on_grids if pack.method == "rate" else by_rate, f"pack.method is {pack.method!r}")
+    without = pack.model_copy(update={"passthrough": ()})
+    for pattern in pack.passthrough:
+        matched = [name for name in shapes if fnmatchcase(name, pattern)]
+        if not any(grid_of(name, shapes[name], without) for name in matched):
+            found.append(f"pack.passthrough {pattern!r}: what it matches stays in float anyway")
+    return found
+
+
+def idle_keys(section: Section, name: str, keys: tuple[str, ...], why: str) -> list[str]:
+    """Keys that are not at their defaults although nothing reads them."""
+    fields = type(section).model_fields
+    return [
+        f"{name}.{key} {getattr(section, key)}: {why}, so nothing reads it"
+        for key in keys
+        if getattr(section, key) != fields[key].default
+    ]

@@ -1,0 +1,235 @@
+"""GPTQ: rounding with feedback, so that the layer's output, not its weights, stays close.
+
+Columns are rounded one after the other; the rounding error of a column is spread over the columns not yet
+rounded so as to minimize tr(E H E^T), with E the weight error and H = sum of x x^T over calibration inputs x.
+What a column is rounded *to* is the caller's: a grid, unbounded steps or a trellis down its rows. Scales are fixed
+before. Method: Frantar et al. 2022 (arXiv:2210.17323), full Hessian; the factor that feeds errors back is
+`bitgolf.measure.inverse_factor`'s. Legend: N matrices of one shape, R rows (outputs), C columns (inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bitgolf.errors import ConfigError
+from bitgolf.grids.grid import Grid
+from bitgolf.measure.inverse_factor import InverseFactor, inverse_factor
+
+
+class Rounder(Protocol):
+    """What a column is rounded to."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Integer-valued levels (N, R) for x (N, R), a column of each matrix in units of its stored steps."""
+
+
+@dataclass(frozen=True)
+class GridRounder:
+    """Rounds to the nearest code of a grid."""
+
+    grid: Grid
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Rounder`."""
+        return torch.round(x).clamp(-self.grid.qmax, self.grid.qmax)
+
+
+def gptq(
+    weight: Tensor,  # (R, C) any float dtype
+    hessian: Tensor,  # (C, C)
+    grid: Grid,
+    scales: Tensor,  # (R,) fp32 from `grid.scales`
+    damping: float = 0.01,
+    block_size: int = 128,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:  # (R, C) codes, (R, C) fp32
+    """Round one matrix to a grid; see `gptq_batched`, of which this is the case N = 1."""
+    codes, dequantized = gptq_batched(
+        weight.unsqueeze(0), hessian.unsqueeze(0), grid, scales.unsqueeze(0), damping, block_size, dtype
+    )
+    return codes[0], dequantized[0]
+
+
+@torch.no_grad()
+def gptq_batched(
+    weights: Tensor,  # (N, R, C) any float dtype
+    hessians: Tensor,  # (N, C, C)
+    grid: Grid,
+    scales: Tensor,  # (N, R) fp32 from `grid.scales`
+    damping: float = 0.01,
+    block_size: int = 128,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:  # (N, R, C) codes, (N, R, C) fp32
+    """Round N matrices of one shape to a grid, each with its own Hessian, together.
+
+    A column whose input was always zero (H_jj = 0) gets weight zero. `damping` times the mean diagonal of the
+    live columns is added to the diagonal; when a Hessian is still not positive definite it is raised tenfold,
+    with a warning, up to one mean diagonal.
+
+    Args:
+        damping: share of the mean diagonal, > 0.
+        block_size: columns between two updates of the rest of the matrix; changes speed, not the result.
+        dtype: working precision, float32 or float64.
+    Returns:
+        codes and the weights they stand for, `grid.dequantize(codes, scales)`, in the original column order.
+    Raises:
+        ConfigError: shapes that do not fit, NaN or infinity, or a Hessian that is not symmetric positive
+            semi-definite.
+    """
+    factors = factorize(weights, hessians, damping, dtype)
+    levels = round_with_feedback(weights, factors, scales, None, GridRounder(grid), block_size)
+    codes = levels.to(grid.code_dtype)
+    return codes, grid.dequantize(codes, scales)
+
+
+def factorize(
+    weights: Tensor,  # (N, R, C)
+    hessians: Sequence[Tensor] | Tensor,  # N of (C, C)
+    damping: float,
+    dtype: torch.dtype,
+) -> list[InverseFactor]:
+    """The factors that `round_with_feedback` takes, after checking that the Hessians fit the weights.
+
+    Raises ConfigError as `gptq_batched` does.
+    """
+    if weights.ndim != 3 or 0 in weights.shape:
+        raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weights.shape[1:])}")
+    num_matrices, num_rows, num_columns = weights.shape
+    for hessian in hessians:
+        if hessian.shape != (num_columns, num_columns):
+            raise ConfigError(
+                f"the Hessian has shape {tuple(hessian.shape)}; a weight of "
+                f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})"
+            )
+    if len(hessians) != num_matrices:
+        raise ConfigError(f"{num_matrices} weights came with {len(hessians)} Hessians")
+    if not damping > 0 or dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"damping {damping} must be > 0 and dtype {dtype} float32 or float64")
+    with _full_matmul_precision():
+        return [inverse_factor(hessian, damping, dtype) for hessian in hessians]
+
+
+@torch.no_grad()
+def round_with_feedback(
+    weights: Tensor,  # (N, R, C) any float dtype
+    factors: Sequence[InverseFactor],  # N
+    scales: Tensor,  # (N, R) fp32 > 0, as stored
+    column_scales: Tensor | None,  # (N, C) fp32 > 0, as stored; None = all 1
+    rounder: Rounder,
+    block_size: int = 128,
+) -> Tensor:  # (N, R, C) int32
+    """Levels l of N matrices of one shape, in the weights' column order; weight ~ scale * column_scale * l.
+
+    Works in the factors' precision. Columns whose input was always zero are rounded as zeros.
+
+    Raises:
+        ConfigError: shapes that do not fit, NaN or infinity.
+    """
+    _check(weights, factors, scales, column_scales, block_size)
+    num_columns = weights.shape[2]
+    factor = torch.stack([f.upper for f in factors])  # (N, C, C) upper, rows and columns in rounding order
+    order = torch.stack([f.order for f in factors])  # (N, C)
+    dead = torch.stack([f.dead for f in factors])  # (N, C)
+    with _full_matmul_precision():
+        live = weights.to(factor.dtype).masked_fill(dead.unsqueeze(1), 0.0)
+        # Work is transposed, so that the column being rounded is contiguous.
+        index = order.unsqueeze(2).expand(-1, -1, weights.shape[1])  # (N, C, R)
+        work = live.transpose(1, 2).gather(1, index)  # (N, C, R)
+        steps = scales.to(factor.dtype)
+        multipliers = None if column_scales is None else column_scales.to(factor.dtype).gather(1, order)
+        ordered = torch.empty_like(work, dtype=torch.int32)
+        for start in range(0, num_columns, block_size):
+            some = slice(start, min(start + block_size, num_columns))
+            errors = _round_block(
+                work[:, some],
+                factor[:, some, some],
+                steps,
+                None if multipliers is None else multipliers[:, some],
+                rounder,
+                ordered[:, some],
+            )
+            if some.stop < num_columns:
+                rest = slice(some.stop, num_columns)
+                work[:, rest].baddbmm_(factor[:, some, rest].transpose(1, 2), errors, alpha=-1)
+    return torch.empty_like(ordered).scatter_(1, index, ordered).transpose(1, 2).contiguous()
+
+
+def _round_block(
+    block: Tensor,  # (N, B, R) columns of the block, already corrected by every earlier block
+    factor: Tensor,  # (N, B, B) upper triangular diagonal block of the inverse factor
+    steps: Tensor,  # (N, R)
+    multipliers: Tensor | None,  # (N, B) column steps in rounding order
+    rounder: Rounder,
+    levels_: Tensor,  # (N, B, R) int32, written
+) -> Tensor:  # (N, B, R) rounding errors divided by the pivots
+    """Round the columns of one block in order, each after the corrections of its predecessors."""
+    errors = torch.empty_like(block)
+    influence = factor.transpose(1, 2).contiguous()  # (N, B, B): row j = how earlier columns push column j
+    pivots = factor.diagonal(dim1=1, dim2=2)  # (N, B)
+    for j in range(block.shape[1]):
+        column = block[:, j]  # (N, R)
+        if j:
+            push = influence[:, j : j + 1, :j]  # (N, 1, j)
+            column = torch.baddbmm(block[:, j : j + 1], push, errors[:, :j], alpha=-1)[:, 0]
+        unit = steps if multipliers is None else steps * multipliers[:, j : j + 1]
+        rounded = rounder(column / unit)
+        levels_[:, j] = rounded
+        errors[:, j] = (column - rounded * unit) / pivots[:, j : j + 1]
+    return errors
+
+
+def output_error(
+    error: Tensor,  # (..., R, C) difference of two weights
+    hessian: Tensor,  # (..., C, C)
+) -> Tensor:  # (...) fp32 or the wider dtype of the two
+    """tr(E H E^T): the squared error of the layer's output, summed over calibration inputs."""
+    with _full_matmul_precision():
+        dtype = torch.promote_types(torch.promote_types(error.dtype, hessian.dtype), torch.float32)
+        wide = error.to(dtype)
+        return ((wide @ hessian.to(dtype)) * wide).sum(dim=(-2, -1))
+
+
+@contextmanager
+def _full_matmul_precision() -> Iterator[None]:
+    """True fp32 products inside, whatever training chose (TF32 keeps 10 bits of mantissa: too few here)."""
+    cpu: Any = torch.backends.mkldnn
+    backends = (torch.backends.cuda.matmul, cpu.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _check(
+    weights: Tensor,
+    factors: Sequence[InverseFactor],
+    scales: Tensor,
+    column_scales: Tensor | None,
+    block_size: int,
+) -> None:
+    num_matrices, num_rows, num_columns = weights.shape
+    if scales.shape != (num_matrices, num_rows):
+        raise ConfigError(f"scales have shape {tuple(scales.shape[1:])}; {num_rows} rows need ({num_rows},)")
+    if column_scales is not None and column_scales.shape != (num_matrices, num_columns):
+        raise ConfigError(
+            f"column scales have shape {tuple(column_scales.shape[1:])}; {num_columns} columns need ({num_columns},)"
+        )
+    if len(factors) != num_matrices or any(f.upper.shape != (num_columns, num_columns) for f in factors):
+        raise ConfigError(f"{num_matrices} weights of {num_columns} columns need as many factors of that size")
+    if block_size < 1:
+        raise ConfigError(f"block_size {block_size} must be >= 1")
+    if not bool(torch.isfinite(weights).all()):
+        raise ConfigError("the weight holds NaN or infinite values; did the model diverge?")
+    for what, given in (("scales", scales), ("column scales", column_scales)):
+        if given is not None and not bool((torch.isfinite(given) & (given > 0)).all()):
+            raise ConfigError(f"{what} must be finite and > 0; take them from Grid.scales or Steps")

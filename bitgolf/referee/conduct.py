@@ -1,0 +1,226 @@
+"""What a submission did, as far as code, logs and README show it: the conditions of scoring, and honest settings.
+
+Rules about behavior cannot be proven from files: these checks fail when something forbidden is recognized, and are
+otherwise NOT RUN, saying what was looked for. Settings and self-containment can be decided from the files, and are.
+Source: conditions C1 to C4 and section 6 of the challenge's rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.referee import patterns
+from bitgolf.referee.code import read_script
+from bitgolf.referee.folder import SCRIPT, Submission
+
+UNSEEN = Rule("validation-unseen", "B7", "validation data shaped nothing before the artifact was sealed")
+ONE_PASS = Rule("single-pass", "C4", "each target is scored once, and its first score stands")
+CAUSAL = Rule("causal", "C1, C3", "nothing is predicted with its target or later tokens in hand")
+COMPLETE = Rule("distribution", "C2", "probabilities are a distribution over the tokens, before the target is known")
+SPLIT = Rule("split", "B7", "the data preparation keeps all validation documents out of training")
+SETTINGS_READ = Rule("settings-read", "section 6", "every setting of README's commands is read by the script")
+CLAIMS = Rule("claims-agree", "section 6", "what README says was run is what the logs and the script say")
+SELF_CONTAINED = Rule("self-contained", "B7", "the script neither downloads nor installs anything")
+LOGGED_SOURCE = Rule("logged-source", "section 5", "the source in the logs is the script that was submitted")
+
+_UNPROVEN = "nothing of the kind was recognized in script and logs, which is no proof; only a run can show it"
+# Read by launchers and libraries, not by the script.
+_OF_THE_SYSTEM = re.compile(
+    r"^(CUDA|NCCL|OMP|MKL|TORCH|PYTORCH|TRITON|PYTHON|HF_|HUGGING|TOKENIZERS|MASTER|NPROC|LD_|PATH$|HOME$|OPENBLAS|GLOO"
+    r"|TMPDIR$|LOG(_FILE|DIR)?$|SCRIPT|WANDB|UCX|NVTE|VLLM|XLA|JAX)"
+)
+_OFF, _ON = ("0", "false", "no", "none"), ("1", "true", "yes")
+_SETTING = re.compile(r"^(?: {2}\w+:|\w+ =)(?P<value>.*)$")  # as logs print them
+_PRE_QUANT = re.compile(
+    r"(?i)\bpre[-_ ]?quant\w*[-_ :]*ttt|\bttt\w*[-_ :]*pre[-_ ]?quant|\bval[-_ ]?(finetune|fine-tune|train)\b"
+)
+_ADAPTS = re.compile(r"(?i)^\W*\w*(ttt|adapt)\w*\W.*\bepoch\b")
+_AGAIN = re.compile(r"(?i)(\b|_)(two[-_ ]?pass|second[-_ ]pass|pass[:= _]?2\b|re-?scor(e|ed|ing)|best[-_ ]of)(\b|_)")
+_EPOCH_SCORE = re.compile(r"(?i)\bepoch[:= ]*(\d+)")
+_GATES = re.compile(r"\b(within_gate|word_gate)=(\d+)")
+# A claim in prose, what the script must then hold, and what it is called.
+_TECHNIQUES = (
+    (r"(?i)leaky[ _-]?relu", r"(?i)leaky_?relu|negative_slope", "LeakyReLU"),
+    (r"(?i)\bswiglu\b", r"(?i)swiglu|silu", "SwiGLU"),
+    (r"(?i)\bbigram ?hash\b", r"(?i)bigram", "BigramHash"),
+    (r"(?i)\bsmear ?gate\b", r"(?i)smear", "SmearGate"),
+    (r"(?i)\bGPTQ\b", r"(?i)gptq|hessian", "GPTQ"),
+    (r"\bEMA\b", r"(?i)ema(_|$)|_ema|^ema", "EMA"),
+    (r"\bSWA\b", r"(?i)swa", "SWA"),
+    (r"\bXSA\b", r"(?i)xsa|self_value|exclusive", "XSA"),
+)
+
+
+def validation_unseen(submission: Submission) -> Check:
+    """B7: test-time training before quantization, calibration on validation data, checkpoints chosen by it."""
+    problems = _matches(submission, patterns.validation_before_seal)
+    for log in submission.logs:
+        sealed = [number for number, line in log.lines.items() if line.startswith("Serialized model")]
+        for number, line in log.lines.items():
+            early = bool(sealed) and number < sealed[-1] and _ADAPTS.search(line)
+            if _PRE_QUANT.search(line) or early:
+                problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}, before the artifact was made")
+                break
+        if re.search(r"_val[_*]", log.settings.get("train_files", "")):
+            problems.append(f"{log.name}: training reads {log.settings['train_files']}")
+    return _unless_proven(UNSEEN, problems)
+
+
+def single_pass(submission: Submission) -> Check:
+    """C4: second passes, the last epoch's score, windows that score the tail again."""
+    problems = _matches(submission, patterns.several_passes)
+    for log in submission.logs:
+        for number, line in log.lines.items():
+            setting = _SETTING.match(line)
+            switched_on = setting is None or setting["value"].strip().lower() in _ON
+            if _AGAIN.search(line) and switched_on:
+                problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}")
+                break
+        epochs = [metric for metric in log.metrics if _EPOCH_SCORE.search(metric.label) and not metric.in_training]
+        if log.final and len(epochs) > 1 and any(abs(m.bpb - log.final.bpb) < 1e-7 for m in epochs[1:]):
+            problems.append(
+                f"{log.name}: validation was scored in {len(epochs)} epochs and the score of a later one "
+                f"({log.final.bpb}) is the headline; the first gave {epochs[0].bpb}"
+            )
+    return _unless_proven(ONE_PASS, problems)
+
+
+def causal(submission: Submission) -> Check:
+    """C1, C3: SLOT, experts gated by the target, schedules by length, warm-up on validation tokens."""
+    problems = _matches(submission, patterns.peeking)
+    for log in submission.logs:
+        for number, line in log.lines.items():
+            gates = [f"{name}={count}" for name, count in _GATES.findall(line) if int(count)]
+            if gates:
+                problems.append(f"{log.name} line {number}: {', '.join(gates)}: hints gated by the word of the target")
+                break
+    return _unless_proven(CAUSAL, problems)
+
+
+def distribution(submission: Submission) -> Check:
+    """C2: probabilities for the realized token alone."""
+    return _unless_proven(COMPLETE, _matches(submission, patterns.not_a_distribution))
+
+
+def split(submission: Submission) -> Check:
+    """B7: default sizes of the validation split in the scripts that prepare data."""
+    scripts = [
+        read_script(path.name, path.read_bytes())
+        for path in submission.files
+        if path.suffix == ".py" and path.name != SCRIPT and re.search(r"(?i)prep|data|export|download", path.name)
+    ]
+    if not scripts:
+        raise MissingEvidence("the folder has no script that prepares data: it uses shards made elsewhere")
+    problems = [
+        f"{script.name} line {found.line}: {found.what}"
+        for script in scripts
+        for found in patterns.small_validation_split(script)
+    ]
+    if problems:
+        return SPLIT.failed("; ".join(problems[:5]), scripts=[script.name for script in scripts])
+    return SPLIT.not_run(
+        f"{', '.join(script.name for script in scripts)}: no small validation split by default; the documents "
+        "themselves are not here to compare"
+    )
+
+
+def settings_read(submission: Submission) -> Check:
+    """Section 6: an environment variable that nothing reads is a silent no-op."""
+    assigned = {name: value for name, value in submission.readme.assigned.items() if not _OF_THE_SYSTEM.match(name)}
+    if not assigned:
+        raise MissingEvidence("README gives no command with settings")
+    source = submission.source
+    known = source.settings | {name.upper() for log in submission.logs for name in log.settings}
+    ignored = sorted(name for name in assigned if name not in known)
+    problems = [f"{name}={assigned[name]} is never read by {source.name}" for name in ignored]
+    return SETTINGS_READ.judge(
+        problems[:8], f"{len(assigned)} settings of README's commands, all read", assigned=assigned, ignored=ignored
+    )
+
+
+def claims_agree(submission: Submission) -> Check:
+    """Section 6: settings in README against those that the logs resolved, techniques against the script."""
+    problems = []
+    assigned = submission.readme.assigned
+    compared = 0
+    for log in submission.logs:
+        resolved = {key.upper(): value for key, value in log.settings.items()}
+        for name, value in assigned.items():
+            if name in resolved and name not in ("SEED", "RUN_ID", "LOGFILE") and "/" not in value and "$" not in value:
+                compared += 1
+                if not _same_setting(value, resolved[name]):
+                    problems.append(f"README sets {name}={value}, {log.name} ran with {resolved[name]}")
+    words = submission.source.names | submission.source.strings
+    for claim, needed, name in _TECHNIQUES:
+        line = submission.readme.claims(claim)
+        if line and not any(re.search(needed, word) for word in words):
+            problems.append(f"README claims {name} ({line[:60]!r}), {submission.source.name} has nothing of the name")
+    return CLAIMS.judge(
+        list(dict.fromkeys(problems))[:8],
+        f"{compared} settings as the logs resolved them, no technique missing",
+        compared=compared,
+    )
+
+
+def _same_setting(given: str, resolved: str) -> bool:
+    truths = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+    if given.lower() in truths and resolved.lower() in truths:
+        return truths[given.lower()] == truths[resolved.lower()]
+    try:
+        return float(given.replace("_", "")) == float(resolved.replace("_", "").replace(",", ""))
+    except ValueError:
+        return given.lower() == resolved.strip("'\"").lower()
+
+
+def self_contained(submission: Submission) -> Check:
+    """B7: no downloads, no installation at run time."""
+    source = submission.source
+    problems = [f"{source.name} {what}" for what in source.downloads()]
+    return SELF_CONTAINED.judge(problems[:8], f"{len(source.imports)} imports, none that fetches anything")
+
+
+def logged_source(submission: Submission) -> Check:
+    """Section 5: where a log holds the script, it is the submitted one."""
+    sources = {log.name: log.source for log in submission.logs if log.source.strip()}
+    if not sources:
+        raise MissingEvidence("the logs do not hold the source of the script")
+    script = submission.script.source
+    if not script:
+        raise MissingEvidence(f"{SCRIPT} cannot be unpacked to compare it with the source in the logs")
+    problems = []
+    for name, source in sources.items():
+        here, there = _code_lines(script), _code_lines(source)
+        if here != there:
+            first = next(
+                (i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there))
+            )
+            line = there[first] if first < len(there) else "its end"
+            problems.append(f"{name} was written by another script: it differs from {SCRIPT} at {line.strip()[:60]!r}")
+    return LOGGED_SOURCE.judge(problems, f"the source in {len(sources)} logs is {SCRIPT}")
+
+
+def _code_lines(source: str) -> list[str]:
+    return [line.rstrip() for line in source.splitlines() if line.strip()]
+
+
+def _matches(submission: Submission, pattern: patterns.Pattern) -> list[str]:
+    """What a pattern recognizes in the script, without what the settings in the logs say was switched off."""
+    script = submission.source
+    found = [match for match in pattern(script) if not _switched_off(submission, match.topic)]
+    return [f"{script.name} line {match.line}: {match.what}" for match in sorted(set(found), key=lambda m: m.line)]
+
+
+def _switched_off(submission: Submission, topic: str) -> bool:
+    """Whether every log has a switch of that name, and off."""
+    states: list[list[bool]] = []
+    for log in submission.logs:
+        values = [value.lower() for key, value in log.settings.items() if topic in key]
+        states.append([value in _OFF for value in values if value in (*_OFF, *_ON)])
+    return all(switches and all(switches) for switches in states)
+
+
+def _unless_proven(rule: Rule, problems: Iterable[str]) -> Check:
+    found = list(problems)
+    return rule.failed("; ".join(found[:5]), recognized=found[:40]) if found else rule.not_run(_UNPROVEN)

@@ -1,0 +1,120 @@
+"""The files of a submission folder, read once: submission.json, README.md, the script, the logs, what else is there."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bitgolf.audit.verdict import MissingEvidence
+from bitgolf.errors import DataError
+from bitgolf.referee.code import Script, read_script
+from bitgolf.referee.log import Log, parse_log
+from bitgolf.referee.readme import Readme
+
+SCRIPT = "train_gpt.py"
+_SWITCHED_OFF = re.compile(r"\w+:\s*(false|0)$")
+_MOST_FILE_BYTES = 64 << 20  # a longer file is no log and no script
+# Tokenizers of the challenge by what their data sets are called, the more particular first.
+TOKENIZERS = ("caseops", "sp8192", "sp4096", "sp1024")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A folder with at least one of a submission's files in it."""
+
+    path: Path
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All files at the top of the folder, by name."""
+        return sorted(entry for entry in self.path.iterdir() if entry.is_file())
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """submission.json. Raises MissingEvidence without it, DataError when it is no JSON object."""
+        path = self.path / "submission.json"
+        if not path.is_file():
+            raise MissingEvidence(f"{path} is missing")
+        try:
+            value = json.loads(_read(path).decode("utf-8", errors="replace"))
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise DataError(f"{path} holds {type(value).__name__}, not an object")
+        return value
+
+    @cached_property
+    def readme(self) -> Readme:
+        """README.md. Raises MissingEvidence without it."""
+        path = self.path / "README.md"
+        if not path.is_file():
+            raise MissingEvidence(f"{path} is missing")
+        return Readme(_read(path).decode("utf-8", errors="replace"))
+
+    @cached_property
+    def script(self) -> Script:
+        """train_gpt.py. Raises MissingEvidence without it."""
+        path = self.path / SCRIPT
+        if not path.is_file():
+            raise MissingEvidence(f"{path} is missing")
+        return read_script(path.name, _read(path))
+
+    @cached_property
+    def source(self) -> Script:
+        """The script, or where it cannot be read the source that a log begins with. Raises MissingEvidence when there
+        is neither."""
+        if self.script.tree is not None and not self._is_unreadable_wrapper:
+            return self.script
+        for log in self.logs:
+            script = Script(f"source in {log.name}", len(log.source), log.source, False)
+            if script.tree is not None:
+                return script
+        raise MissingEvidence(f"{SCRIPT} cannot be read: it is not Python, or packed in a way that is not known here")
+
+    @property
+    def _is_unreadable_wrapper(self) -> bool:
+        """Whether the script only runs a string that could not be unpacked."""
+        return len(self.script.names) < 20 and bool({"exec", "eval"} & self.script.names)
+
+    @cached_property
+    def logs(self) -> list[Log]:
+        """Logs of training, parsed. Raises MissingEvidence without any."""
+        named = [path for path in self.files if path.name.startswith("train") and path.suffix in (".log", ".txt")]
+        paths = named or [path for path in self.files if path.suffix == ".log"]
+        logs = [parse_log(path.name, _read(path).decode("utf-8", errors="replace")) for path in paths]
+        logs = [log for log in logs if log.metrics or log.steps]
+        if not logs:
+            raise MissingEvidence(f"{self.path} has no training log (train_seed<N>.log) with losses in it")
+        return logs
+
+    @property
+    def is_record(self) -> bool:
+        """Whether it competes in the track of ten minutes, as far as it says."""
+        track = str(self.metadata.get("track", ""))
+        return "non_record" not in track and "non_record" not in str(self.path) and "unlimited" not in track
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """Which of the challenge's tokenizers the logs tell of, "" when none."""
+        lines = [line.lower() for log in self.logs for line in list(log.lines.values())[:400]]
+        text = "\n".join(line for line in lines if not _SWITCHED_OFF.search(line))
+        return next((name for name in TOKENIZERS if name in text), "")
+
+    @cached_property
+    def by_seed(self) -> dict[str, list[Log]]:
+        """Logs by seed; those without one are left out."""
+        found: dict[str, list[Log]] = {}
+        for log in self.logs:
+            if log.seed is not None:
+                found.setdefault(log.seed, []).append(log)
+        return found
+
+
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > _MOST_FILE_BYTES:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; the audit reads files up to {_MOST_FILE_BYTES:,}")
+    return path.read_bytes()

@@ -1,0 +1,254 @@
+"""What a submission may use: files, bytes, seconds, the whole validation split.
+
+Logs are taken as what happened. What the files do not say is MissingEvidence, never a pass.
+Source: sections 1, 2 and 5 of the challenge's rules.
+"""
+
+from __future__ import annotations
+
+import lzma
+
+from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.referee.figures import is_number
+from bitgolf.referee.folder import SCRIPT, Submission
+
+FILES = Rule("files", "section 5", "the folder holds what a reviewer needs")
+SCHEMA = Rule("json-schema", "section 5", "submission.json has its fields, of the right kind and size")
+BYTES = Rule("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed, and are counted")
+TRAIN_CLOCK = Rule("train-clock", "B4", "training data was last read within the training budget")
+EVAL_CLOCK = Rule("eval-clock", "B6", "all scoring work fits the evaluation budget")
+TOKENS = Rule("tokens-scored", "C4", "the whole validation split was scored, each target once")
+
+# Validation tokens by tokenizer, from the published logs: 50,000 documents, cut to whole windows by most scripts.
+VAL_TOKENS = {"sp1024": 62_021_632, "sp8192": 40_540_160, "caseops": 47_851_520}
+VAL_DOCUMENTS = 50_000
+_CUT_TAIL = 1e-3  # of the tokens: cutting to whole windows of 4,096 leaves out less
+_REQUIRED = ("author", "name", "date", "val_loss", "val_bpb", "bytes_total")
+_TEXT = ("author", "name", "date")
+_NUMBERS = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total", "bytes_code")
+_LEAST_CODE_SHARE = 0.5  # of the source compressed by xz: shortening names does not save more
+_TIMER = r"(?i)beginning .*eval(uation)? timer"
+_HINTS = r"(?i)^\W*(\w*(ngram|hint|tilt|cache)\w*)\b.*\b(built|build|hints|precomput\w*|in [\d.]+ ?s)"
+
+
+def files(submission: Submission) -> Check:
+    """Section 5: README, submission.json, the script and the logs are there."""
+    names = {path.name for path in submission.files}
+    problems = [f"{name} is missing" for name in ("README.md", "submission.json", SCRIPT) if name not in names]
+    try:
+        logs = [log.name for log in submission.logs]
+    except MissingEvidence as missing:
+        logs = []
+        problems.append(str(missing))
+    return FILES.judge(problems, f"{len(names)} files, {len(logs)} logs of training", files=sorted(names), logs=logs)
+
+
+def schema(submission: Submission) -> Check:
+    """Section 5: fields and their kinds; `val_loss` in nats, `val_bpb` in bits."""
+    data = submission.metadata
+    problems = []
+    problems += [f"{key} is missing" for key in _REQUIRED if data.get(key) is None]
+    problems += [
+        f"{key} is {data[key]!r}, not text"
+        for key in _TEXT
+        if data.get(key) is not None and not isinstance(data[key], str)
+    ]
+    problems += [
+        f"{key} is {data[key]!r}, not a number"
+        for key in _NUMBERS
+        if data.get(key) is not None and not is_number(data[key])
+    ]
+    loss, bpb = data.get("val_loss"), data.get("val_bpb")
+    if is_number(loss) and is_number(bpb) and loss > 0:
+        if not 0.2 < bpb < 4:
+            problems.append(f"val_bpb {bpb} is no score in bits per byte (about 1)")
+        if abs(bpb / loss - 1) < 0.02:
+            problems.append(f"val_loss {loss} is bits per byte, not nats per token")
+        elif not 0.2 < bpb / loss < 0.8:
+            problems.append(f"val_bpb {bpb} and val_loss {loss} do not go together")
+    results = data.get("seed_results")
+    if isinstance(results, dict) and isinstance(data.get("seeds"), list):
+        listed = {str(seed) for seed in data["seeds"]}
+        if listed != set(results):
+            problems.append(f"seeds {sorted(listed)} but seed_results of {sorted(results)}")
+    return SCHEMA.judge(problems, f"{len(data)} fields; val_bpb {bpb}, val_loss {loss} nats", fields=sorted(data))
+
+
+def artifact_bytes(submission: Submission, cap: float) -> Check:
+    """B1, B2: the totals of the logs, and the files that really ship."""
+    data, script = submission.metadata, submission.script
+    problems, notes = [], []
+    totals = {log.name: log.total_bytes for log in submission.logs if log.total_bytes is not None}
+    claimed = [value for key in ("bytes_total", "artifact_bytes_max") if is_number(value := data.get(key))]
+    if not totals and not claimed:
+        raise MissingEvidence("neither the logs nor submission.json give the bytes of the artifact")
+    problems += [
+        f"{total:,} bytes in {name}, {total - cap:,.0f} over the cap" for name, total in totals.items() if total > cap
+    ]
+    problems += [
+        f"submission.json says {value:,} bytes, {value - cap:,.0f} over the cap" for value in claimed if value > cap
+    ]
+    helpers = _imported_files(submission)
+    shipped = script.size + sum(helpers.values())
+    for log in submission.logs:
+        model, code, total = log.model_bytes, log.code_bytes, log.total_bytes
+        if model is None or code is None or total is None:
+            continue
+        if model + code != total:
+            problems.append(f"{log.name}: {model:,} of model + {code:,} of code are not {total:,}")
+        if model + shipped > cap:
+            with_helpers = f" with {', '.join(helpers)}" if helpers else ""
+            problems.append(
+                f"{log.name}: {model:,} of model and the {shipped:,} bytes of {SCRIPT}{with_helpers} as they ship are "
+                f"{model + shipped - cap:,.0f} over the cap; {code:,} bytes of code were counted"
+            )
+        elif code == script.size and helpers:
+            problems.append(f"{', '.join(helpers)} is imported by {SCRIPT} and not counted")
+        elif code != shipped:
+            notes.append(f"{log.name} counts {code:,} bytes of code, {shipped:,} ship")
+    code_claimed = data.get("bytes_code")
+    if is_number(code_claimed) and code_claimed < 0.5 * _least_size(script.source):
+        problems.append(f"bytes_code {code_claimed:,} is less than any compression makes of {SCRIPT}")
+    most = max([*totals.values(), *claimed])
+    return BYTES.judge(
+        list(dict.fromkeys(problems))[:8],
+        f"{most:,.0f} of {cap:,.0f} bytes at most" + (f" ({notes[0]}; both fit)" if notes else ""),
+        totals=totals,
+        claimed=claimed,
+        shipped_code_bytes=shipped,
+        imported_files=helpers,
+        notes=notes,
+    )
+
+
+def _imported_files(submission: Submission) -> dict[str, int]:
+    """Files beside the script that it imports or names as what it compiles, with their sizes."""
+    script = submission.script
+    found = {}
+    for path in submission.files:
+        if path.name == SCRIPT:
+            continue
+        imported = path.suffix in (".py", ".so") and path.name.split(".")[0] in script.imports
+        compiled = path.suffix in (".c", ".cc", ".cpp", ".cu") and any(path.name in text for text in script.strings)
+        if imported or compiled:
+            found[path.name] = path.stat().st_size
+    return found
+
+
+def _least_size(source: str) -> int:
+    return len(lzma.compress(source.encode("utf-8", errors="replace"), preset=9)) if source else 0
+
+
+def train_clock(submission: Submission, cap: float) -> Check:
+    """B4: where training stopped, and what read training data after it. The step that began in time may end late."""
+    if not submission.is_record:
+        raise MissingEvidence("not an entry of the track of ten minutes: it has no training clock")
+    problems, ends = [], {}
+    for log in submission.logs:
+        timed = [step.seconds for step in log.steps if step.seconds is not None]
+        if log.stop is None and not timed:
+            continue
+        end = log.stop.seconds if log.stop else max(timed)
+        steps = log.stop.step if log.stop else log.steps[-1].step
+        grace = end / max(1, steps)
+        if end > cap + grace:
+            problems.append(
+                f"{log.name}: training stopped at {end:.2f} s, {end - cap:.2f} over the budget of {cap:g} s"
+            )
+        if log.stop and log.stop.why != "wallclock_cap":
+            problems.append(f"{log.name}: training was stopped by {log.stop.why!r}, not by the clock")
+        ends[log.name] = end
+        later = [took for line, took in log.calibration if took is not None and log.stop and line > log.stop.line]
+        if later and end + sum(later) > cap + grace:
+            problems.append(
+                f"{log.name}: statistics were gathered from training data for {sum(later):.1f} s after training "
+                f"stopped at {end:.2f} s: until {end + sum(later):.1f} s"
+            )
+    if not ends:
+        raise MissingEvidence("no log gives a training time")
+    return TRAIN_CLOCK.judge(
+        problems[:8], f"{max(ends.values()):.2f} of {cap:g} s at most, calibration included", ends_seconds=ends
+    )
+
+
+def eval_clock(submission: Submission, cap: float) -> Check:
+    """B6: the time of the pass that gave the headline, with all that it needed."""
+    if not submission.is_record:
+        raise MissingEvidence("not an entry of the track of ten minutes: it has no evaluation clock")
+    problems, seconds = [], {}
+    for log in submission.logs:
+        took = log.eval_seconds
+        if took is not None:
+            seconds[log.name] = took
+            if took > cap:
+                problems.append(
+                    f"{log.name}: evaluation took {took:.1f} s, {took - cap:.1f} over the budget of {cap:g} s"
+                )
+        begin, hints = log.first_line(_TIMER), log.first_line(_HINTS)
+        if begin is not None and hints is not None and hints < begin:
+            problems.append(
+                f"{log.name}: line {hints} ({log.lines[hints].strip()[:60]!r}) comes before the evaluation timer "
+                f"starts at line {begin}"
+            )
+    claimed = submission.metadata.get("seed_results")
+    for seed, result in claimed.items() if isinstance(claimed, dict) else ():
+        took = result.get("eval_time_s") if isinstance(result, dict) else None
+        if is_number(took) and took > cap:
+            problems.append(f"seed {seed}: submission.json says {took} s of evaluation, over the budget of {cap:g} s")
+    if not seconds and not problems:
+        raise MissingEvidence("no log gives the time of the evaluation")
+    most = max(seconds.values(), default=0.0)
+    return EVAL_CLOCK.judge(problems[:8], f"{most:.1f} of {cap:g} s at most", eval_seconds=seconds)
+
+
+def tokens_scored(submission: Submission) -> Check:
+    """C4: validation tokens and documents that the logs count, against the full split."""
+    problems, counted = [], {}
+    expected = VAL_TOKENS.get(submission.tokenizer)
+    for log in submission.logs:
+        tokens, targets, documents = (log.counts.get(what, []) for what in ("val_tokens", "target_tokens", "documents"))
+        # Our own logs count on the line of the pass, and repeat its score without counts at the end.
+        same = [metric.counts for metric in log.metrics if log.final is not None and metric.bpb == log.final.bpb]
+        targets = [*targets, *(counts[0] for counts in same if counts is not None)]
+        if tokens or targets or documents:
+            counted[log.name] = {"val_tokens": tokens, "target_tokens": targets, "documents": documents}
+        for count in {*tokens, *targets}:
+            if expected and count < expected * (1 - _CUT_TAIL):
+                problems.append(
+                    f"{log.name}: {count:,} validation tokens, {count / expected:.1%} of the full split's {expected:,}"
+                )
+        if tokens and targets and max(targets) > max(tokens):
+            problems.append(f"{log.name}: {max(targets):,} targets were scored of {max(tokens):,} tokens: some twice")
+        problems += [
+            f"{log.name}: {count:,} validation documents, the split has {VAL_DOCUMENTS:,}"
+            for count in {*documents}
+            if count != VAL_DOCUMENTS
+        ]
+        fraction = log.settings.get("val_doc_fraction")
+        if fraction and _as_float(fraction) not in (None, 1.0):
+            problems.append(f"{log.name}: val_doc_fraction is {fraction}")
+    different = {max(found["val_tokens"] or found["target_tokens"] or [0]) for found in counted.values()} - {0}
+    if len(different) > 1:
+        problems.append(
+            f"the logs scored different amounts: {', '.join(f'{count:,}' for count in sorted(different))} tokens"
+        )
+    if not counted:
+        raise MissingEvidence("no log says how many validation tokens there were")
+    if not problems and not expected and not any(found["documents"] for found in counted.values()):
+        raise MissingEvidence(
+            f"{max(different, default=0):,} validation tokens were scored; whether that is the full split cannot be "
+            "told for this tokenizer"
+        )
+    return TOKENS.judge(
+        list(dict.fromkeys(problems))[:8],
+        f"{max(different, default=0):,} validation tokens in {len(counted)} logs: the full split",
+        counted=counted,
+        expected=expected,
+    )
+
+
+def _as_float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,135 @@
+"""A submission's logs beside each other: one constant between loss and bits per byte, one configuration, no copies.
+
+Source: test 6 and section 6 of the challenge's rules (PR 2101: three logs of one run; PR 2124: mixed configurations).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from itertools import combinations
+
+from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.referee.figures import is_number
+from bitgolf.referee.folder import Submission
+from bitgolf.referee.log import Log, Metric
+
+IDENTITY = Rule("identity", "identity", "bpb / loss is one constant, that of the tokenizer and the validation text")
+DISTINCT = Rule("logs-distinct", "section 6", "each log is of a run of its own")
+ONE_CONFIGURATION = Rule("one-configuration", "section 4", "all seeds ran one configuration")
+
+# bpb / loss by tokenizer on the full split, from the published logs, and how far it may be off: the split of the first
+# baseline gives 0.59071 for sp1024.
+CONSTANTS = {"sp1024": (0.592258, 4e-3), "sp8192": (0.387131, 1e-3), "caseops": (0.456961, 1e-3)}
+_SAME_CONSTANT = 5e-6  # between seeds, beside rounding
+_LIKE_CONSTANT = 2e-4  # within a log: other windows cut off other tails
+_COPIED_LOSSES, _COPIED_SHARE = 3, 0.3
+_MEASURED = re.compile(r"(loss|bpb|\bbl|\brl)[:=]\s*\d+\.\d")
+_OWN_TO_A_RUN = ("seed", "run_id", "logfile", "rank", "local_rank", "is_main_process", "artifact_dir", "step", "tokens")
+
+
+def identity(submission: Submission) -> Check:
+    """Test 6: one constant in every log, between the logs, in submission.json, and the tokenizer's own."""
+    problems, constants = [], {}
+    for log in submission.logs:
+        if log.final is None:
+            continue
+        constants[log.name] = constant = log.final.bpb / log.final.loss
+        for metric in log.metrics:
+            allowed = constant * _LIKE_CONSTANT + _rounding(metric) + _rounding(log.final)
+            if abs(metric.bpb / metric.loss - constant) > allowed:
+                problems.append(
+                    f"{log.name} line {metric.line}: bpb / loss is {metric.bpb / metric.loss:.6f}, elsewhere "
+                    f"{constant:.6f}"
+                )
+                break
+            if metric.counts is not None and all(metric.counts):
+                tokens, num_bytes = metric.counts
+                exact = tokens / (num_bytes * math.log(2))
+                if abs(metric.bpb / metric.loss - exact) > _rounding(metric):
+                    problems.append(
+                        f"{log.name} line {metric.line}: bpb / loss is {metric.bpb / metric.loss:.6f}, its {tokens:,} "
+                        f"tokens and {num_bytes:,} bytes give {exact:.6f}"
+                    )
+    if not constants:
+        raise MissingEvidence("no log gives a loss and its bits per byte")
+    finals = {log.name: log.final for log in submission.logs if log.final is not None}
+    for (a, one), (b, two) in combinations(finals.items(), 2):
+        allowed = constants[a] * _SAME_CONSTANT + _rounding(one) + _rounding(two)
+        if abs(constants[a] - constants[b]) > allowed:
+            problems.append(f"bpb / loss is {constants[a]:.6f} in {a}, {constants[b]:.6f} in {b}")
+    middle = statistics.median(constants.values())
+    data = submission.metadata
+    if is_number(data.get("val_bpb")) and is_number(data.get("val_loss")) and data["val_loss"] > 0:
+        stated = data["val_bpb"] / data["val_loss"]
+        if abs(stated - middle) > middle * _LIKE_CONSTANT:
+            problems.append(f"val_bpb / val_loss of submission.json is {stated:.6f}, of the logs {middle:.6f}")
+    known, tolerance = CONSTANTS.get(submission.tokenizer, (0.0, 0.0))
+    if known and abs(middle / known - 1) > tolerance:
+        problems.append(
+            f"bpb / loss is {middle:.6f}; the tokenizer {submission.tokenizer} has {known:.6f} on the full split: "
+            f"the bytes are {known / middle - 1:+.2%} off"
+        )
+    note = f", that of {submission.tokenizer}" if known else "; no published constant to compare with"
+    return IDENTITY.judge(
+        problems[:8],
+        f"bpb / loss is {middle:.6f} in {len(constants)} logs{note}",
+        constants=constants,
+        known=known or None,
+    )
+
+
+def _rounding(metric: Metric) -> float:
+    """How far bpb / loss may be off because both were rounded to `decimals` places."""
+    unit = 0.5 * 10.0**-metric.decimals
+    return metric.bpb / metric.loss * (unit / metric.bpb + unit / metric.loss) * 1.01
+
+
+def logs_distinct(submission: Submission) -> Check:
+    """Section 6: no log is another one with the seed changed."""
+    logs = submission.logs
+    if len(logs) < 2:
+        raise MissingEvidence("one log: nothing to compare it with")
+    problems, shares = [], {}
+    for one, two in combinations(logs, 2):
+        if one.seed == two.seed:
+            continue
+        pair = f"{one.name} and {two.name}"
+        run_ids = one.settings.get("run_id"), two.settings.get("run_id")
+        if run_ids[0] and run_ids[0] == run_ids[1]:
+            problems.append(f"{pair} have the same run id {run_ids[0]!r}")
+        early = {(step.step, step.loss) for step in one.steps[:5]} & {(step.step, step.loss) for step in two.steps[:5]}
+        if len(early) >= _COPIED_LOSSES:
+            problems.append(f"{pair} have the same losses at steps {', '.join(str(step) for step, _ in sorted(early))}")
+        a, b = (_measured_lines(log) for log in (one, two))
+        shares[pair] = share = len(a & b) / max(1, min(len(a), len(b)))
+        if share > _COPIED_SHARE:
+            problems.append(f"{share:.0%} of the lines with measurements are the same in {pair}")
+    return DISTINCT.judge(problems[:8], f"{len(logs)} logs, no two alike", same_lines=shares)
+
+
+def _measured_lines(log: Log) -> set[str]:
+    """Lines that no two runs share: those with a measured loss."""
+    return {line.strip() for line in log.lines.values() if _MEASURED.search(line)}
+
+
+def one_configuration(submission: Submission) -> Check:
+    """Section 4: the settings that the logs give are the same for all seeds."""
+    logs = [log for log in submission.logs if log.settings]
+    if len(logs) < 2:
+        raise MissingEvidence("fewer than two logs give their settings")
+    first, *others = logs
+    differing: dict[str, list[str]] = {}
+    for log in others:
+        for key in sorted(first.settings.keys() & log.settings.keys()):
+            values = [first.settings[key], log.settings[key]]
+            if values[0] != values[1] and key not in _OWN_TO_A_RUN and not any("/" in value for value in values):
+                differing.setdefault(key, [f"{first.name}: {values[0]}"]).append(f"{log.name}: {values[1]}")
+        for key in sorted(first.settings.keys() ^ log.settings.keys()):
+            if min(len(first.settings), len(log.settings)) > 20 and key not in _OWN_TO_A_RUN:
+                differing.setdefault(key, []).append(f"only in {first.name if key in first.settings else log.name}")
+    problems = [f"{key} differs ({'; '.join(where)})" for key, where in differing.items()]
+    return ONE_CONFIGURATION.judge(
+        problems[:8], f"{len(first.settings)} settings, the same in {len(logs)} logs", differing=differing
+    )

@@ -1,0 +1,421 @@
+"""`bitgolf compare`: runs against a baseline, over seeds and document by document.
+
+Runs are grouped into sets of seeds by their configuration. The baseline is what was named (runs, or published
+numbers), else the first set given; with a single set and no baseline, the runs are compared with the first of them.
+A contrast holds the tests over seeds (both sides need at least two) and the paired bootstrap over documents, with a
+set's bits averaged over its seeds. What cannot be said is a sentence that says why, never a blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitgolf.errors import ConfigError, RunError
+from bitgolf.report.bootstrap import RESAMPLES, Interval, bootstrap, require_possible
+from bitgolf.report.document_losses import DocumentLosses, document_losses, require_same_text
+from bitgolf.report.scored_runs import (
+    ScoredRun,
+    config_differences,
+    group_runs,
+    read_runs,
+    require_one_set,
+    sample,
+)
+from bitgolf.report.statistics import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, same_seeds, welch
+from bitgolf.run.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, and how.
+
+    Attributes:
+        method: "headline", a method of score.json, or "float-METHOD".
+        margin_nats: nats per token by which a candidate has to be better.
+        resamples, bootstrap_seed: of the bootstrap over documents.
+    """
+
+    method: str = "headline"
+    margin_nats: float = MARGIN_NATS
+    resamples: int = RESAMPLES
+    bootstrap_seed: int = 0
+
+
+_DEFAULTS = Settings()
+_UNEVEN = 1.1  # most trained tokens of a set over least, from which on a reader is told
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Runs that differ by seed only; `sample` is None where `no_sample` says why."""
+
+    name: str
+    runs: tuple[ScoredRun, ...]
+    sample: Sample | None
+    no_sample: str
+
+    @property
+    def mean_bpb(self) -> float:
+        """Mean score, of a single run its score."""
+        return sum(run.bpb for run in self.runs) / len(self.runs)
+
+    @property
+    def bpb_per_nat(self) -> float:
+        """Bits per byte that a nat per token is worth to these runs."""
+        return self.runs[0].bpb_per_nat
+
+
+@dataclass(frozen=True)
+class DocumentContrast:
+    """Two systems document by document.
+
+    Attributes:
+        interval: the difference over all documents, candidate - baseline, with its bootstrap.
+        difference_bits: (D,) float64, of each document, candidate - baseline.
+        bytes: (D,) int64.
+    """
+
+    interval: Interval
+    difference_bits: np.ndarray
+    bytes: np.ndarray
+
+    @property
+    def difference_bpb(self) -> np.ndarray:
+        """Difference in bits per byte of each document, (D,) float64."""
+        return np.asarray(self.difference_bits / self.bytes)
+
+    @property
+    def share_of_documents_better(self) -> float:
+        """Documents that the candidate codes in fewer bits, 0..1."""
+        return float((self.difference_bits < 0).mean())
+
+    @property
+    def share_of_bytes_better(self) -> float:
+        """Bytes of those documents, 0..1."""
+        return float(self.bytes[self.difference_bits < 0].sum() / self.bytes.sum())
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A candidate against the baseline; differences are candidate - baseline, so negative is better.
+
+    Attributes:
+        difference_bpb, difference_nats: of the means; nats are per token of the candidate.
+        margin_nats, margin_bpb: what it has to be better by, converted by the candidate's own constant.
+        welch, paired: tests over seeds; None where `no_welch`, `no_paired` say why.
+        documents: the bootstrap; None where `no_documents` says why.
+    """
+
+    candidate: str
+    baseline: str
+    difference_bpb: float
+    difference_nats: float
+    margin_nats: float
+    margin_bpb: float
+    welch: TTest | None
+    no_welch: str
+    paired: TTest | None
+    no_paired: str
+    documents: DocumentContrast | None
+    no_documents: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the documents by their interval and shares."""
+        documents = self.documents and {
+            **self.documents.interval.to_json(),
+            "share_of_documents_better": self.documents.share_of_documents_better,
+            "share_of_bytes_better": self.documents.share_of_bytes_better,
+        }
+        return {
+            "candidate": self.candidate,
+            "baseline": self.baseline,
+            "difference_bpb": self.difference_bpb,
+            "difference_nats": self.difference_nats,
+            "margin_nats": self.margin_nats,
+            "margin_bpb": self.margin_bpb,
+            "welch": self.welch and self.welch.to_json(),
+            "no_welch": self.no_welch,
+            "paired": self.paired and self.paired.to_json(),
+            "no_paired": self.no_paired,
+            "documents": documents,
+            "no_documents": self.no_documents,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `bitgolf compare` shows.
+
+    Attributes:
+        sets: sets of seeds, the baseline's first where it is runs.
+        published: the baseline where it is published numbers.
+        differences: by dotted key the value of each set, where they are not all alike; seeds are in the sets.
+        notes: what a reader must know, such as headlines of different methods.
+    """
+
+    settings: Settings
+    sets: tuple[RunSet, ...]
+    published: Sample | None
+    contrasts: tuple[Contrast, ...]
+    differences: dict[str, list[Any]]
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[ScoredRun]:
+        """All runs, set by set."""
+        return [run for group in self.sets for run in group.runs]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {
+            "method": self.settings.method,
+            "runs": [
+                {
+                    "label": run.label,
+                    "path": str(run.run.path),
+                    "set": group.name,
+                    "seed": run.seed,
+                    "method": run.method,
+                    "bpb": run.bpb,
+                    "loss_nats": run.loss_nats,
+                    "bpb_per_nat": run.bpb_per_nat,
+                    "hardware": run.hardware,
+                }
+                for group in self.sets
+                for run in group.runs
+            ],
+            "sets": [
+                {"name": group.name, "sample": group.sample and group.sample.to_json(), "no_sample": group.no_sample}
+                for group in self.sets
+            ],
+            "published": self.published and self.published.to_json(),
+            "contrasts": [contrast.to_json() for contrast in self.contrasts],
+            "config_differences": self.differences,
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    baseline: Sequence[Path] = (),
+    published: Sample | None = None,
+    settings: Settings = _DEFAULTS,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compare runs with a baseline.
+
+    Args:
+        paths: run directories of the candidates (and, without a named baseline, of the baseline, first).
+        baseline: run directories of the baseline, all of one configuration.
+        published: numbers of the baseline instead.
+        settings: what to compare and how.
+        progress: called with stages "documents" and "bootstrap".
+    Raises:
+        ConfigError: no runs, nothing to compare with, a run twice, both kinds of baseline, an unknown method, a
+            margin below 0, too few resamples.
+        RunError, DataError: a run is incomplete or damaged, texts or byte accountings differ, baseline runs of
+            different configurations.
+    """
+    if baseline and published is not None:
+        raise ConfigError("the baseline is either runs or published numbers; give one of them")
+    if not paths:
+        raise ConfigError("no runs given; `bitgolf compare RUN RUN`")
+    if len(paths) == 1 and not baseline and published is None:
+        raise ConfigError(f"{paths[0]} has nothing to be compared with; give another run or a baseline")
+    margin_in_bpb(settings.margin_nats, 1.0)
+    require_possible(settings.resamples)
+    runs = read_runs([*baseline, *paths], settings.method)
+    for other in runs[1:]:
+        require_same_text(runs[0], other)
+    base_runs, candidates = runs[: len(baseline)], runs[len(baseline) :]
+    require_one_set(base_runs)
+    groups = ([base_runs] if base_runs else []) + group_runs(candidates)
+    sets = [_run_set(name, group) for name, group in zip(_names(groups), groups, strict=True)]
+    losses = {} if published is not None else _read_losses(runs, progress)
+    pairs = _pairs(sets, published)
+    contrasts = tuple(_contrast(c, b, losses, settings, progress) for c, b in pairs)
+    differences = {
+        key: values
+        for key, values in config_differences([group.runs[0].run.config for group in sets]).items()
+        if key != "seed"
+    }
+    return Comparison(settings, tuple(sets), published, contrasts, differences, tuple(_notes(sets, published)))
+
+
+def _run_set(name: str, runs: Sequence[ScoredRun]) -> RunSet:
+    try:
+        return RunSet(name, tuple(runs), sample(name, runs), "")
+    except RunError as error:
+        return RunSet(name, tuple(runs), None, str(error))
+
+
+def _names(groups: Sequence[Sequence[ScoredRun]]) -> list[str]:
+    """What the labels of each group begin with, and how many they are; all labels where that is ambiguous."""
+    labels = [[run.label for run in group] for group in groups]
+    names = [_common_name(group) for group in labels]
+    return [", ".join(group) if names.count(name) > 1 else name for name, group in zip(names, labels, strict=True)]
+
+
+def _common_name(labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return labels[0]
+    start = labels[0]
+    while not all(label.startswith(start) for label in labels):
+        start = start[:-1]
+    start = start.rstrip("-_./ ")
+    return f"{start} ({len(labels)} runs)" if start else ", ".join(labels)
+
+
+def _read_losses(runs: Sequence[ScoredRun], progress: Progress) -> dict[str, DocumentLosses]:
+    """Losses by document of every run whose score is its headline."""
+    losses = {}
+    for index, run in enumerate(runs):
+        progress("documents", index, len(runs), run.label)
+        if run.is_headline:
+            losses[run.label] = document_losses(run)
+    progress("documents", len(runs), len(runs))
+    return losses
+
+
+def _pairs(sets: list[RunSet], published: Sample | None) -> list[tuple[RunSet, RunSet | Sample]]:
+    if published is not None:
+        return [(group, published) for group in sets]
+    if len(sets) > 1:
+        return [(group, sets[0]) for group in sets[1:]]
+    first, *others = (_run_set(run.label, [run]) for run in sets[0].runs)
+    return [(other, first) for other in others]
+
+
+def _contrast(
+    candidate: RunSet,
+    baseline: RunSet | Sample,
+    losses: dict[str, DocumentLosses],
+    settings: Settings,
+    progress: Progress,
+) -> Contrast:
+    margin = margin_in_bpb(settings.margin_nats, candidate.bpb_per_nat)
+    welch_test, no_welch, paired_test, no_paired = _seed_tests(candidate, baseline, margin)
+    if isinstance(baseline, Sample):
+        mean = baseline.mean
+        documents, no_documents = None, "published numbers have no losses by document"
+    else:
+        mean = baseline.mean_bpb
+        documents, no_documents = _document_contrast(candidate, baseline, losses, settings, progress)
+    difference = candidate.mean_bpb - mean
+    return Contrast(
+        candidate.name,
+        baseline.name,
+        difference,
+        difference / candidate.bpb_per_nat,
+        settings.margin_nats,
+        margin,
+        welch_test,
+        no_welch,
+        paired_test,
+        no_paired,
+        documents,
+        no_documents,
+    )
+
+
+def _seed_tests(
+    candidate: RunSet, baseline: RunSet | Sample, margin_bpb: float
+) -> tuple[TTest | None, str, TTest | None, str]:
+    """Welch's and the paired test, each None with the reason where it cannot be made."""
+    reference = baseline if isinstance(baseline, Sample) else baseline.sample
+    if candidate.sample is None or reference is None:
+        reason = candidate.no_sample or (baseline.no_sample if isinstance(baseline, RunSet) else "")
+        return None, reason, None, reason
+    try:
+        welch_test, no_welch = welch(candidate.sample, reference, margin_bpb), ""
+    except RunError as error:
+        welch_test, no_welch = None, str(error)
+    if not same_seeds(candidate.sample, reference):
+        return welch_test, no_welch, None, "the seeds of the two are not the same"
+    try:
+        return welch_test, no_welch, paired(candidate.sample, reference, margin_bpb), ""
+    except RunError as error:
+        return welch_test, no_welch, None, str(error)
+
+
+def _document_contrast(
+    candidate: RunSet,
+    baseline: RunSet,
+    losses: dict[str, DocumentLosses],
+    settings: Settings,
+    progress: Progress,
+) -> tuple[DocumentContrast | None, str]:
+    missing = next((run for run in (*candidate.runs, *baseline.runs) if run.label not in losses), None)
+    if missing is not None:
+        return None, (
+            f"nll.npy of {missing.label} holds the losses of its headline ({missing.score['headline']}), not of "
+            f"{missing.method}; leave out --method to compare documents"
+        )
+    num_bytes = losses[baseline.runs[0].label].bytes
+    for run in (*candidate.runs, *baseline.runs):
+        _require_same_bytes(baseline.runs[0].label, num_bytes, run.label, losses[run.label].bytes)
+    means = [np.mean([losses[run.label].bits for run in group.runs], axis=0) for group in (candidate, baseline)]
+    bits = means[0] - means[1]
+    if len(bits) < 2:
+        return None, "the validation text is a single document; resampling needs at least two"
+    interval = bootstrap(bits, num_bytes, resamples=settings.resamples, seed=settings.bootstrap_seed, progress=progress)
+    return DocumentContrast(interval, bits, num_bytes), ""
+
+
+def _require_same_bytes(label: str, expected: np.ndarray, other_label: str, found: np.ndarray) -> None:
+    if len(expected) != len(found):
+        raise RunError(
+            f"{label} has {len(expected):,} validation documents with text, {other_label} {len(found):,}; they do not "
+            "compare document by document"
+        )
+    if not np.array_equal(expected, found):
+        index = int(np.flatnonzero(expected != found)[0])
+        raise RunError(
+            f"document {index} counts {expected[index]:,} bytes for {label} and {found[index]:,} for {other_label}; "
+            "their bits per byte do not compare"
+        )
+
+
+def _notes(sets: Sequence[RunSet], published: Sample | None) -> list[str]:
+    """What a reader of the numbers must know."""
+    runs = [run for group in sets for run in group.runs]
+    notes = []
+    if published is not None:
+        notes.append(
+            "The baseline is numbers as typed in: that they are of the same text and byte accounting cannot be "
+            "checked here."
+        )
+    methods = {run.method for run in runs}
+    if len(methods) > 1:
+        notes.append(f"Each run is taken by its own headline, and these differ: {', '.join(sorted(methods))}.")
+    if len({run.text.tokenizer_sha256 for run in runs}) > 1:
+        notes.append(
+            "The tokenizers differ: bits per byte compare, nats per token do not. Margins are converted by the "
+            "candidate's own constant."
+        )
+    hardware = sorted({run.hardware for run in runs})
+    if len(hardware) > 1:
+        notes.append(f"Not all ran on the same hardware ({', '.join(hardware)}); under a wall clock that matters.")
+    if len({run.text.train_hashes for run in runs}) > 1:
+        notes.append("Not all were trained on the same documents.")
+    for group in sets:
+        trained = [count for run in group.runs if (count := run.trained_tokens) is not None]
+        if trained and max(trained) > _UNEVEN * min(trained):
+            notes.append(
+                f"The runs of {group.name} were trained on {min(trained):,} to {max(trained):,} tokens: the clock "
+                "stopped some early, and their deviation is more than that of seeds."
+            )
+    if any(a.shares_training_with(b) for a, b in combinations(runs, 2)):
+        notes.append(
+            "Some runs are branches of one training: what they share is no evidence twice. Tests that pair seeds allow "
+            "for it, Welch's takes all runs for independent."
+        )
+    notes += [f"{group.name}: {group.no_sample}." for group in sets if group.no_sample and len(group.runs) > 1]
+    return notes

@@ -1,0 +1,139 @@
+"""A comparison in words and numbers: the rows that the terminal and the page both show.
+
+Formatting only; every number is made in `compare`. Differences are candidate - baseline, so negative is better.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from bitgolf.report.compare import Comparison, Contrast
+from bitgolf.report.statistics import AUDIT_P, BAR_P, TTest
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One statement of a contrast: what was asked, the numbers, and how it came out ("pass", "fail", "open")."""
+
+    question: str
+    answer: str
+    state: str = ""
+    detail: str = ""
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign and a true minus."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def p_value(p: float) -> str:
+    """A p-value as text: "p = 0.0131", "p = 0.240", "p < 0.0001"."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}" if p < 0.1 else f"p = {p:.3f}"
+
+
+def contrast_rows(contrast: Contrast) -> list[Row]:
+    """What is known of a contrast: the difference, the documents, and the tests over seeds."""
+    difference = f"{signed(contrast.difference_bpb)} bits per byte"
+    word = "better" if contrast.difference_bpb < 0 else "worse" if contrast.difference_bpb > 0 else "equal"
+    rows = [
+        Row(
+            "Difference",
+            f"{difference} ({signed(contrast.difference_nats)} nats per token)",
+            detail=f"{contrast.candidate} is {word}" if word != "equal" else "the scores are equal",
+        ),
+        _documents_row(contrast),
+    ]
+    if contrast.welch is None and contrast.no_welch == contrast.no_paired:
+        return [*rows, Row("Over seeds", "not tested", "open", contrast.no_welch)]
+    rows += _test_rows(contrast, contrast.welch, contrast.no_welch, "Welch")
+    rows += _test_rows(contrast, contrast.paired, contrast.no_paired, "paired")
+    return rows
+
+
+def set_rows(comparison: Comparison) -> list[tuple[str, str, str, str, str]]:
+    """Name, seeds, their number, mean and standard deviation of every set of seeds, and of published numbers."""
+    samples = [(group.sample, ", ".join(str(run.seed) for run in group.runs)) for group in comparison.sets]
+    known = [(sample, seeds) for sample, seeds in samples if sample is not None]
+    if comparison.published is not None:
+        known.append((comparison.published, "as published"))
+    return [
+        (sample.name, seeds, str(sample.count), f"{sample.mean:.5f}", f"{sample.std:.5f}") for sample, seeds in known
+    ]
+
+
+def run_rows(comparison: Comparison) -> list[tuple[str, str, str, str, str, str, str]]:
+    """Label, set, seed, method, bits per byte, nats per token and hardware of every run."""
+    return [
+        (
+            run.label,
+            group.name,
+            str(run.seed),
+            run.method,
+            f"{run.bpb:.5f}",
+            f"{run.loss_nats:.5f}",
+            run.hardware,
+        )
+        for group in comparison.sets
+        for run in group.runs
+    ]
+
+
+def difference_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Key and the value of each set, as a configuration file would have it."""
+    return [(key, [_setting(value) for value in values]) for key, values in comparison.differences.items()]
+
+
+def _documents_row(contrast: Contrast) -> Row:
+    documents = contrast.documents
+    if documents is None:
+        return Row("Over documents", "not compared", "open", contrast.no_documents)
+    interval = documents.interval
+    state = "open" if not interval.excludes_zero else "pass" if interval.high < 0 else "fail"
+    return Row(
+        "Over documents, 95 % interval",
+        f"{_between(interval.low, interval.high)} bits per byte",
+        state,
+        f"{interval.documents:,} documents, {interval.resamples:,} resamples; better in "
+        f"{documents.share_of_documents_better:.1%} of the documents ({documents.share_of_bytes_better:.1%} of the "
+        "bytes)",
+    )
+
+
+def _test_rows(contrast: Contrast, test: TTest | None, why_not: str, name: str) -> list[Row]:
+    if test is None:
+        return [Row(f"Over seeds, {name}", "not tested", "open", why_not)]
+    numbers = f"standard error {test.standard_error:.5f}, df {test.df:.1f}"
+    return [
+        Row(
+            f"Better at all, {name}",
+            _verdict(test.p_any, AUDIT_P),
+            "pass" if test.p_any < AUDIT_P else "fail",
+            f"one-sided; t = {_plain(test.t_any)}, {numbers}; late audits asked for p < {AUDIT_P:g}",
+        ),
+        Row(
+            f"Better by {contrast.margin_nats:g} nats ({contrast.margin_bpb:.4f} bpb), {name}",
+            _verdict(test.p, BAR_P),
+            "pass" if test.clears_bar else "fail",
+            f"one-sided; t = {_plain(test.t)}; the bar of the challenge is p < {BAR_P:g}",
+        ),
+    ]
+
+
+def _verdict(p: float, bar: float) -> str:
+    return f"{p_value(p)}, {'' if p < bar else 'not '}below {bar:g}"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{signed(low)} to {signed(high)}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}".replace("-", MINUS)
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

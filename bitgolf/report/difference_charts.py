@@ -1,0 +1,70 @@
+"""Two charts of a difference document by document, for the page of `bitgolf compare`.
+
+One sorts the documents by their difference and lays them out by bytes: where the curve crosses 0 is the share of the
+text that the candidate codes better. The other shows the difference against the size of the document: where it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitgolf.report.charts import INK, LINE, MARK, as_svg, canvas, style_axes, thin
+from bitgolf.report.compare import DocumentContrast
+
+MOST_POINTS = 600
+_TRIMMED_FROM = 200  # documents; from then on the axis leaves out 0.5 % at each end
+
+
+def draw_sorted(documents: DocumentContrast, key: str) -> str:
+    """Difference in bits per byte over the share of the text, documents sorted by their difference."""
+    order = np.argsort(documents.difference_bpb, kind="stable")
+    values, sizes = documents.difference_bpb[order], documents.bytes[order]
+    edges = np.concatenate([[0], np.cumsum(sizes)]) / sizes.sum() * 100  # (D + 1,) percent of the bytes
+    kept = thin(len(values), MOST_POINTS)
+    x, y = edges[[*kept, len(values)]], values[[*kept, len(values) - 1]]
+    below = documents.share_of_bytes_better
+    with canvas(key) as (figure, axes):
+        axes.axhline(0, color=INK, linewidth=1)
+        axes.step(x, y, where="post", color=LINE, linewidth=2)
+        style_axes(axes, "percent of the text", x.tolist())
+        axes.set_xlim(0, 100)
+        axes.set_ylim(*_limits(values))
+        return as_svg(
+            figure,
+            key,
+            f"Curve of sorted differences: {below:.1%} of the text is in documents that the candidate codes better; "
+            f"the middle document differs by {np.median(values):+.4f} bits per byte.",
+        )
+
+
+def draw_by_size(documents: DocumentContrast, key: str) -> str:
+    """Difference in bits per byte of each document against its bytes, better ones and worse ones in two colors."""
+    order = np.argsort(documents.bytes, kind="stable")
+    kept = order[thin(len(order), MOST_POINTS)]
+    sizes, values = documents.bytes[kept], documents.difference_bpb[kept]
+    with canvas(key) as (figure, axes):
+        axes.axhline(0, color=INK, linewidth=1)
+        for chosen, color in ((values < 0, LINE), (values >= 0, MARK)):
+            axes.plot(sizes[chosen], values[chosen], "o", color=color, markersize=3.5, markeredgewidth=0, alpha=0.75)
+        style_axes(axes, "bytes of the document (logarithmic)", sizes.tolist(), log_x=True)
+        axes.set_ylim(*_limits(documents.difference_bpb))
+        return as_svg(
+            figure,
+            key,
+            f"Scatter plot: difference of {len(kept):,} documents of {sizes.min():,} to {sizes.max():,} bytes.",
+        )
+
+
+def num_outside(documents: DocumentContrast) -> int:
+    """Documents whose difference is beyond the charts' axis."""
+    low, high = _limits(documents.difference_bpb)
+    return int(((documents.difference_bpb < low) | (documents.difference_bpb > high)).sum())
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Least and largest value shown, with 0 and a margin."""
+    trim = 0.5 if len(values) >= _TRIMMED_FROM else 0.0
+    low, high = np.percentile(values, (trim, 100 - trim)).tolist()
+    low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.05 * (high - low) or 0.001
+    return low - room, high + room

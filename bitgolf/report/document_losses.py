@@ -1,0 +1,180 @@
+"""The losses of a run document by document, and the proof that two runs scored the same documents.
+
+A document is the targets that follow its BOS, up to and including the next BOS: that it ends is part of coding it,
+and so every target belongs to one document and the documents add up to the headline. Runs with different tokenizers
+compare document by document in bits per byte, if the documents are the same text; where only tokens were hashed,
+both are decoded and compared byte for byte.
+
+Legend: N tokens of the validation split, N-1 targets, D documents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from bitgolf.data.prepared import PreparedData, open_data
+from bitgolf.errors import RunError
+from bitgolf.evaluate.tape import tokens_sha256
+from bitgolf.report.scored_runs import ScoredRun, require_same_accounting
+from bitgolf.report.sections import read_product
+
+_TOLERANCE = 1e-6  # relative, between nll.npy and the headline
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """What each document of the validation text cost a run.
+
+    Attributes:
+        bits: (D,) float64, sum of the losses of its targets.
+        bytes: (D,) int64, bytes of its text, all above 0.
+    """
+
+    bits: np.ndarray
+    bytes: np.ndarray
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of the whole text: the ratio of the sums."""
+        return float(self.bits.sum() / self.bytes.sum())
+
+
+def document_starts(
+    tokens: np.ndarray,  # (N,) integers
+    bos_id: int,
+    costs: np.ndarray,  # (N-1,) bytes of each target
+) -> np.ndarray:
+    """First target of each document, (D,) int64, the first of them 0.
+
+    A document begins with the target after its BOS, or with target 0 where the text does not begin with BOS. Documents
+    without bytes are part of the one before them (at the beginning: of the one after), so none is empty.
+    """
+    starts = np.union1d(0, np.flatnonzero(tokens[:-1] == bos_id)).astype(np.int64)
+    starts = starts[np.add.reduceat(costs, starts, dtype=np.int64) > 0]
+    if len(starts):
+        starts[0] = 0
+    return starts
+
+
+def document_losses(run: ScoredRun) -> DocumentLosses:
+    """Read the headline's losses of a run by document.
+
+    Raises:
+        RunError: the score is not the headline (whose losses alone are kept), a product is missing, nll.npy is not
+            that of score.json, or the validation data is not what was scored.
+        DataError: the data directory is damaged.
+    """
+    if not run.is_headline:
+        raise RunError(
+            f"{run.label} keeps the losses of its headline ({run.score['headline']}) alone, not of {run.method}; "
+            "documents compare by the headline"
+        )
+    path = run.run.require("nll.npy")
+    data = open_data(run.run / "data")
+    data.val.validate(data.tokenizer.vocab_size)
+    tokens = data.val.read(0, data.val.num_tokens)
+    costs = data.val_bytes(tokens)
+    again = f"run `bitgolf score {run.run.path}` again"
+    nll = read_losses(path, again)
+    if nll.shape != costs.shape:
+        raise RunError(f"{path} holds {nll.size:,} losses, the validation text has {len(costs):,} targets; {again}")
+    run.run.require("tape.json")
+    tape = read_product(run.run, "tape") or {}
+    if tape.get("tokens_sha256") != tokens_sha256([tokens]):
+        raise RunError(f"{run.label} was scored on other tokens than those of {data.path} (tape.json); {again}")
+    starts = document_starts(tokens, data.tokenizer.bos_id, costs)
+    if not len(starts):
+        raise RunError(f"the validation tokens of {run.label} stand for no text")
+    bits = np.add.reduceat(nll, starts, dtype=np.float64) / math.log(2)
+    losses = DocumentLosses(bits, np.add.reduceat(costs, starts, dtype=np.int64))
+    if not abs(losses.bits_per_byte - run.bpb) <= _TOLERANCE * run.bpb:
+        raise RunError(
+            f"{path} adds up to {losses.bits_per_byte:.6f} bits per byte, score.json says {run.bpb:.6f}; {again}"
+        )
+    return losses
+
+
+def require_same_text(a: ScoredRun, b: ScoredRun) -> None:
+    """Prove that two runs validated on the same documents in the same order, with bytes counted alike.
+
+    Hashes of the documents decide where they can; else (shards taken over, different tokenizers) every document of
+    both is decoded.
+    Raises RunError that names the runs and, where documents were read, the first that differs.
+    """
+    require_same_accounting(a, b)
+    same = a.text.same_val_text(b.text)
+    if same is None:
+        _require_equal_documents(a, b)
+    elif not same:
+        raise RunError(
+            f"{a.label} and {b.label} were scored on different texts: {_describe(a)}, and {_describe(b)}; bits per "
+            "byte compare on one text only"
+        )
+    if a.text.bytes != b.text.bytes:
+        raise RunError(
+            f"{a.label} counts {a.text.bytes:,} bytes of validation text, {b.label} {b.text.bytes:,} for the same "
+            "documents; their bits per byte do not compare"
+        )
+
+
+def _require_equal_documents(a: ScoredRun, b: ScoredRun) -> None:
+    left, right = _Documents(open_data(a.run / "data")), _Documents(open_data(b.run / "data"))
+    if len(left) != len(right):
+        raise RunError(
+            f"{a.label} and {b.label} were scored on different texts: {len(left):,} documents, and {len(right):,}"
+        )
+    for index in range(len(left)):
+        one, other = left.text(index), right.text(index)
+        if one != other:
+            beginnings = [text[:40].decode("utf-8", errors="replace") for text in (one, other)]
+            raise RunError(
+                f"{a.label} and {b.label} were scored on different texts: document {index} has {len(one):,} bytes and "
+                f"begins {beginnings[0]!r}, and {len(other):,} bytes and begins {beginnings[1]!r}"
+            )
+
+
+class _Documents:
+    """Documents of a validation split as text, decoded one at a time; what precedes the first BOS is one."""
+
+    def __init__(self, data: PreparedData) -> None:
+        self._data = data
+        self._tokens = data.val.read(0, data.val.num_tokens)
+        bos = np.flatnonzero(self._tokens == data.tokenizer.bos_id)
+        borders = np.union1d([0, len(self._tokens)], bos).tolist()
+        self._spans = [
+            (start, stop)
+            for start, stop in pairwise(borders)
+            if stop - start > 1 or self._tokens[start] != data.tokenizer.bos_id
+        ]
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def text(self, index: int) -> bytes:
+        """UTF-8 of a document: the original with a lossless tokenizer, else the normalized text."""
+        start, stop = self._spans[index]
+        tokens, tokenizer = self._tokens[start:stop], self._data.tokenizer
+        if tokenizer.lossless:
+            return b"".join([tokenizer.token_text_bytes(token) for token in tokens.tolist()])
+        return tokenizer.decode(tokens).removeprefix(" ").encode()
+
+
+def _describe(run: ScoredRun) -> str:
+    source = run.run.config.data.val_source or run.run.config.data.source
+    return f"{run.text.documents:,} documents of {source!r} ({run.text.val_hashes[:12]}...)"
+
+
+def read_losses(path: Path, again: str) -> np.ndarray:
+    """The array of nll.npy, mapped; RunError that says how to make it `again` when it is damaged."""
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise RunError(f"{path} is damaged ({error}); {again}") from error
+    if array.dtype.kind != "f":
+        raise RunError(f"{path} holds {array.dtype}, not losses; {again}")
+    return array

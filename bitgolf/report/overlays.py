@@ -1,0 +1,76 @@
+"""Curves of several runs over one another, for the site.
+
+A curve keeps its color and dash in every chart of the page (`look`), so one legend serves all of them; its SVG group
+has the id `KEY-run-N`, by which the page's script brings it to the front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitgolf.report.charts import CURVES, as_svg, canvas, style_axes, thin
+
+_MAX_POINTS = 300  # of one curve
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2))  # in line widths; () is solid
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The line of run number `number` (0..): its points in order, of one length."""
+
+    number: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Several curves with their axes; attributes as those of `charts.LineChart`."""
+
+    key: str
+    title: str
+    summary: str
+    x_label: str
+    curves: Sequence[Curve]
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a run is drawn: its color's place in the palette, 1.., and its dash as SVG writes it ("" is solid)."""
+
+    color: int
+    dash: str
+
+
+def look(number: int) -> Look:
+    """Color and dash of a run: colors first, then the next dash; they repeat after all combinations."""
+    dash = DASHES[number // len(CURVES) % len(DASHES)]
+    return Look(number % len(CURVES) + 1, " ".join(f"{2 * part:g}" for part in dash))
+
+
+def draw_overlay(chart: Overlay) -> str:
+    """The chart as an `<svg>` element. Raises ConfigError when matplotlib is not installed."""
+    with canvas(chart.key) as (figure, axes):
+        drawn: list[float] = []
+        for curve in chart.curves:
+            points = [
+                (x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)
+            ]
+            kept = [points[i] for i in thin(len(points), _MAX_POINTS)]
+            drawn += [x for x, _ in kept]
+            dash = DASHES[curve.number // len(CURVES) % len(DASHES)]
+            (line,) = axes.plot(
+                [x for x, _ in kept],
+                [y for _, y in kept],
+                color=CURVES[curve.number % len(CURVES)],
+                linewidth=1.8,
+                linestyle=(0, dash) if dash else "solid",
+                solid_joinstyle="round",
+                marker="o" if len(kept) == 1 else None,
+            )
+            line.set_gid(f"run-{curve.number}")
+        style_axes(axes, chart.x_label, drawn, log_x=chart.log_x)
+        return as_svg(figure, chart.key, chart.summary)

@@ -1,0 +1,270 @@
+"""Scored runs as statistics take them: one score each, the text it is of, and which of them form a set of seeds.
+
+A set of seeds is runs of one configuration (all keys but the seed and the labels `name` and `description`), trained
+and scored on the same data, one a seed. Whatever breaks that is refused and named: an average over mixed
+configurations says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitgolf.config import Config
+from bitgolf.data.prepared import read_manifest
+from bitgolf.errors import ConfigError, DataError, RunError
+from bitgolf.report.sections import read_product
+from bitgolf.report.statistics import Sample
+from bitgolf.run.directory import RunDirectory
+from bitgolf.train.metrics import read_events
+
+LABEL_KEYS = ("seed", "name", "description")  # what may differ within a set of seeds
+FLOAT_PREFIX = "float-"  # of the scores of the weights before packing
+
+
+@dataclass(frozen=True)
+class TextIdentity:
+    """What the manifest says of the texts a run was trained and scored on; equal values mean equal data.
+
+    Attributes:
+        val_hashes, train_hashes: SHA-256 over the document hashes of each split, in their order.
+        hashes_of: what was hashed: "utf-8 text", or "uint16 tokens" where shards were taken over.
+        tokenizer_sha256: of the tokenizer model.
+        accounting: "original" (bytes of the untouched text) or "challenge" (bytes of the normalized text).
+        documents, bytes: of the validation split; `bytes` are those charged to its tokens.
+    """
+
+    val_hashes: str
+    train_hashes: str
+    hashes_of: str
+    tokenizer_sha256: str
+    accounting: str
+    documents: int
+    bytes: int
+
+    @classmethod
+    def read(cls, data: Path) -> TextIdentity:
+        """From the manifest of a data directory. Raises DataError when it is missing or damaged."""
+        manifest = read_manifest(data)
+        try:
+            hashes, val = manifest["document_hashes"], manifest["splits"]["val"]
+            return cls(
+                str(hashes["val"]["sha256"]),
+                str(hashes["train"]["sha256"]),
+                str(hashes["val"]["of"]),
+                str(manifest["tokenizer"]["sha256"]),
+                str(manifest["accounting"]),
+                int(val["documents"]),
+                int(val["counted_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the manifest of {data} is damaged: {type(error).__name__} {error}; prepare the data again"
+            ) from error
+
+    def same_val_text(self, other: TextIdentity) -> bool | None:
+        """Whether both validated on the same documents in the same order; None when hashes cannot tell.
+
+        Hashes of text tell always, hashes of tokens only under one tokenizer.
+        """
+        if self.hashes_of != other.hashes_of:
+            return None
+        if self.hashes_of != "utf-8 text" and self.tokenizer_sha256 != other.tokenizer_sha256:
+            return None
+        return self.val_hashes == other.val_hashes
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A run with one of its scores.
+
+    Attributes:
+        label: name of the run in tables, unique among those read together.
+        method: as score.json calls it, or "float-METHOD" for the weights before packing.
+        bpb, loss_nats, bpb_per_nat: the score in bits per byte and nats per token, and their ratio.
+        score: all of score.json.
+    """
+
+    run: RunDirectory
+    label: str
+    method: str
+    bpb: float
+    loss_nats: float
+    bpb_per_nat: float
+    score: dict[str, Any]
+    text: TextIdentity
+
+    @property
+    def seed(self) -> int:
+        """Of its configuration."""
+        return int(self.run.config.seed)
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether the score is the headline, whose losses are in nll.npy."""
+        return bool(self.method == self.score["headline"])
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Tokens it was trained on; None when its log does not say."""
+        ends = [event["tokens"] for event in read_events(self.run / "train.jsonl") if event["event"] == "end"]
+        return int(ends[-1]) if ends else None
+
+    def shares_training_with(self, other: ScoredRun) -> bool:
+        """Whether one is a branch of the other, or both are of a third: the log of a branch begins with its trunk's."""
+        logs = [read_events(run.run / "train.jsonl") for run in (self, other)]
+        branched = any(event["event"] == "branch" for log in logs for event in log)
+        return branched and logs[0][:1] == logs[1][:1]
+
+    @property
+    def hardware(self) -> str:
+        """What it was scored on, such as "2 x NVIDIA H200"."""
+        device, size = self.score.get("device", "unknown device"), self.score.get("world_size", 1)
+        return f"{size} × {device}" if size > 1 else str(device)
+
+
+def read_runs(paths: Sequence[Path], method: str = "headline") -> list[ScoredRun]:
+    """Open runs and take one score of each.
+
+    Args:
+        paths: run directories, each given once.
+        method: "headline" (each run's own), a method of score.json, or "float-METHOD".
+    Raises:
+        ConfigError: a directory given twice, or a method that a run was not scored with.
+        RunError, DataError: not a run, not scored, or damaged.
+    """
+    labels = label_paths(paths)
+    return [read_run(path, label, method) for path, label in zip(paths, labels, strict=True)]
+
+
+def read_run(path: Path, label: str, method: str = "headline") -> ScoredRun:
+    """One run of `read_runs`, with the label it is given."""
+    run = RunDirectory.open(path)
+    run.require("score.json")
+    score = read_product(run, "score")
+    assert score is not None
+    try:
+        named = methods_of(score)
+        chosen = str(score["headline"]) if method == "headline" else method
+        if chosen not in named:
+            raise ConfigError(
+                f"{path} was not scored by {chosen!r}; its methods: headline, {', '.join(named)}. Choose --method "
+                "among those that all runs have"
+            )
+        result = named[chosen]
+        bpb, loss, ratio = (float(result[key]) for key in ("bpb", "loss_nats", "bpb_per_nat"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path / 'score.json'} is damaged ({type(error).__name__} {error}); run `bitgolf score {path}` again"
+        ) from error
+    return ScoredRun(run, label, chosen, bpb, loss, ratio, score, TextIdentity.read(run.require("data")))
+
+
+def label_paths(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, of one length for all.
+
+    Raises ConfigError when a directory is given twice.
+    """
+    whole = [path.resolve() for path in paths]
+    for index, path in enumerate(whole):
+        if path in whole[:index]:
+            raise ConfigError(f"{paths[index]} is given twice; a run counts once")
+    longest = max((len(path.parts) for path in whole), default=1)
+    for length in range(1, longest + 1):
+        labels = ["/".join(path.parts[-length:]) for path in whole]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def methods_of(score: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All scores of a score.json that `--method` can name, in the order they were made, float weights first."""
+    return {FLOAT_PREFIX + name: value for name, value in score["float"].items()} | dict(score["methods"])
+
+
+def group_runs(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
+    """Runs of one configuration (but for seed and labels) on the same data, group by group in order of appearance."""
+    groups: dict[tuple[str, TextIdentity], list[ScoredRun]] = {}
+    for run in runs:
+        groups.setdefault((_config_key(run.run.config), run.text), []).append(run)
+    return list(groups.values())
+
+
+def require_one_set(runs: Sequence[ScoredRun]) -> None:
+    """Raise RunError unless the runs share configuration (but for seed and labels), method, data and accounting."""
+    for other in runs[1:]:
+        _require_same_set(runs[0], other)
+
+
+def config_differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """Dotted keys on which the configurations are not all alike, with the value of each, in their order."""
+    flat = [_flatten(config) for config in configs]
+    return {key: [values[key] for values in flat] for key in flat[0] if any(v[key] != flat[0][key] for v in flat)}
+
+
+def sample(name: str, runs: Sequence[ScoredRun]) -> Sample:
+    """The scores of a set of seeds.
+
+    Raises:
+        RunError: fewer than two runs, a seed twice, configurations that differ in more than seed, name and
+            description, another method, other data, or another byte accounting.
+    """
+    require_one_set(runs)
+    by_seed: dict[int, ScoredRun] = {}
+    for run in runs:
+        if run.seed in by_seed:
+            raise RunError(
+                f"{name}: {by_seed[run.seed].label} and {run.label} both have seed {run.seed}; a set of seeds takes "
+                "one run of each"
+            )
+        by_seed[run.seed] = run
+    return Sample.from_seeds(name, {seed: run.bpb for seed, run in by_seed.items()})
+
+
+def require_same_accounting(a: ScoredRun, b: ScoredRun) -> None:
+    """Raise RunError when the two count bytes in different ways, so that bits per byte do not compare."""
+    if a.text.accounting != b.text.accounting:
+        raise RunError(
+            f"{a.label} counts bytes by {a.text.accounting!r} accounting, {b.label} by {b.text.accounting!r}: their "
+            "bits per byte have different denominators and do not compare; score both on data of one accounting"
+        )
+
+
+def _require_same_set(a: ScoredRun, b: ScoredRun) -> None:
+    if _config_key(a.run.config) != _config_key(b.run.config):
+        keys = [key for key in config_differences([a.run.config, b.run.config]) if key not in LABEL_KEYS]
+        raise RunError(
+            f"{a.label} and {b.label} are not two seeds of one configuration: they differ in {', '.join(keys)}; "
+            "average over seeds only what was asked to do the same"
+        )
+    if a.method != b.method:
+        raise RunError(f"{a.label} is scored by {a.method}, {b.label} by {b.method}; choose one with --method")
+    require_same_accounting(a, b)
+    if a.text.tokenizer_sha256 != b.text.tokenizer_sha256:
+        raise RunError(f"{a.label} and {b.label} have different tokenizers; prepare their data once, for all seeds")
+    for split, one, other in (
+        ("validation", a.text.val_hashes, b.text.val_hashes),
+        ("training", a.text.train_hashes, b.text.train_hashes),
+    ):
+        if one != other:
+            raise RunError(
+                f"{a.label} and {b.label} have different {split} documents (manifest: {one[:12]}... and "
+                f"{other[:12]}...); a set of seeds shares its data"
+            )
+
+
+def _config_key(config: Config) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude=set(LABEL_KEYS)), sort_keys=True)
+
+
+def _flatten(config: Config) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in value.items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,123 @@
+"""`bitgolf report RUN RUN ... --out DIR`: one static site of many runs, to be opened from a folder or put on a server.
+
+`index.html` holds the table, the curves and the budgets and loads nothing; `runs/` holds copies of the runs' own
+pages, which it links to; `runs.json` holds the table as data and marks the folder as a site. The index is written
+last, so what it links to is there; a folder that holds anything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitgolf.errors import ConfigError, RunError
+from bitgolf.report import sections, site_rows
+from bitgolf.report.overlays import draw_overlay, look
+from bitgolf.report.page import markup, render_page, require_libraries
+from bitgolf.run import atomic
+from bitgolf.run.progress import Progress, silent
+from bitgolf.version import __version__
+
+MARK = "runs.json"
+FORMAT = "bitgolf-site-1"
+_DEEPEST = 3  # folders below a given one in which runs are looked for
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run directories among `paths`, and those in the folders among them, sorted within each folder.
+
+    A folder is searched three levels deep; hidden folders and what lies in a run are left out.
+    Raises RunError when a path is neither a run nor a folder that holds one.
+    """
+    runs: list[Path] = []
+    for path in paths:
+        found = [path] if (path / "config.toml").is_file() else _runs_in(path, _DEEPEST)
+        if not found:
+            what = "a folder without runs" if path.is_dir() else "neither a run directory nor a folder of them"
+            raise RunError(f"{path} is {what}; start one with `bitgolf run PRESET --out {path}/NAME`")
+        runs += found
+    return runs
+
+
+def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent) -> list[site_rows.SiteRun]:
+    """Write the site of the runs `paths` into `out`; an earlier site there is replaced.
+
+    Args:
+        paths: run directories (see `find_runs`), finished or not.
+        out: a folder that does not exist, is empty, or holds an earlier site.
+        progress: called with stage "site".
+    Returns:
+        The runs, in the order given.
+    Raises:
+        ConfigError: no runs, a run twice, `out` holds something else, matplotlib or jinja2 is not installed.
+        RunError, DataError: a product of a run is damaged.
+    """
+    require_libraries()
+    if not paths:
+        raise ConfigError("no runs given; `bitgolf report RUN RUN --out DIR`")
+    _require_own_folder(out)
+    runs = site_rows.read_site_runs(paths)
+    index = render_index(runs)
+    for number, run in enumerate(runs):
+        progress("site", number, len(runs), run.label)
+        if run.page:
+            atomic.write_bytes(out / run.page, (run.products.path / "report.html").read_bytes())
+    atomic.write_json(out / MARK, {"format": FORMAT, "bitgolf_version": __version__, "runs": site_rows.as_json(runs)})
+    atomic.write_text(out / "index.html", index)
+    kept = {run.page for run in runs}
+    for page in (out / "runs").glob("*.html"):
+        if f"runs/{page.name}" not in kept:
+            page.unlink()
+    progress("site", len(runs), len(runs))
+    return runs
+
+
+def render_index(runs: Sequence[site_rows.SiteRun]) -> str:
+    """The index page. Raises ConfigError when matplotlib or jinja2 is not installed."""
+    overlays = site_rows.overlays(runs)
+    trained = {curve.number for chart in overlays for curve in chart.curves}
+    tables = site_rows.tables(runs)
+    first = tables[0].rows[0][0] if tables else None
+    best = first if first is not None and first.headline_bpb is not None else None
+    return render_page(
+        "site.html",
+        style=("report.css", "site.css"),
+        script="site.js",
+        version=__version__,
+        runs=runs,
+        tables=tables,
+        warnings=site_rows.warnings(runs),
+        best=best,
+        best_failed=best is not None and sections.verdict(best.products)[0] == "fail",
+        verdicts=[sections.verdict(run.products)[0] for run in runs],
+        sets=site_rows.seed_sets(runs),
+        charts=[{"title": chart.title, "key": chart.key, "svg": markup(draw_overlay(chart))} for chart in overlays],
+        legend=[(run, look(run.number)) for run in runs if run.number in trained],
+        budgets=site_rows.budget_rows(runs),
+    )
+
+
+def _runs_in(folder: Path, depth: int) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = []
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or not entry.is_dir():
+            continue
+        if (entry / "config.toml").is_file():
+            found.append(entry)
+        elif depth > 1:
+            found += _runs_in(entry, depth - 1)
+    return found
+
+
+def _require_own_folder(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        mark = json.loads((out / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        mark = None
+    if not isinstance(mark, dict) or mark.get("format") != FORMAT:
+        raise ConfigError(f"{out} exists and is not a site of bitgolf; choose another --out, or remove it first")

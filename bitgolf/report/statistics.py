@@ -1,0 +1,196 @@
+"""Statistics over seeds: mean and deviation of a system, and whether it beats a baseline by the bar of the challenge.
+
+A `Sample` is one score a seed, in bits per byte: from runs (`scored_runs.RunSet.sample`) or typed in from a
+publication. The question is one-sided: is the candidate's mean below the baseline's by more than a margin? The bar is
+0.005 nats per token at p < 0.01; late audits of the challenge also ranked by p < 0.25 without a margin (docs/rules.md,
+section 4). Welch's test takes the two samples as independent; the paired test takes the differences of equal seeds,
+which is worth more only as far as a seed moves both systems alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bitgolf.errors import ConfigError, RunError
+from bitgolf.report.student_t import upper_tail
+
+MARGIN_NATS = 0.005  # per token
+BAR_P = 0.01
+AUDIT_P = 0.25
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Scores of one system in bits per byte; build it with `from_seeds`, `from_values` or `from_summary`.
+
+    Attributes:
+        name: what messages and tables call it.
+        mean, std: of the scores; std with n - 1 in the denominator.
+        count: n, number of seeds, at least 2.
+        by_seed: score by seed; empty for published numbers, whose seeds are not known.
+    """
+
+    name: str
+    mean: float
+    std: float
+    count: int
+    by_seed: Mapping[int, float]
+
+    @classmethod
+    def from_seeds(cls, name: str, by_seed: Mapping[int, float]) -> Sample:
+        """One score a seed. Raises RunError with fewer than two."""
+        mean, std = _moments(name, list(by_seed.values()))
+        return cls(name, mean, std, len(by_seed), dict(by_seed))
+
+    @classmethod
+    def from_values(cls, name: str, values: Sequence[float]) -> Sample:
+        """Published scores of unknown seeds. Raises RunError with fewer than two."""
+        mean, std = _moments(name, values)
+        return cls(name, mean, std, len(values), {})
+
+    @classmethod
+    def from_summary(cls, name: str, mean: float, std: float, count: int) -> Sample:
+        """A published mean, standard deviation (n - 1) and number of seeds.
+
+        Raises RunError with fewer than two seeds, ConfigError when mean or std cannot be one.
+        """
+        if count < 2:
+            raise RunError(_too_few(name, count))
+        if not (math.isfinite(mean) and mean > 0 and math.isfinite(std) and std >= 0):
+            raise ConfigError(
+                f"{name}: a mean of {mean:g} with a standard deviation of {std:g} is no score; give bits per byte"
+            )
+        return cls(name, mean, std, count, {})
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return self.std / math.sqrt(self.count)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; seeds as text, as JSON wants it."""
+        return {**asdict(self), "by_seed": {str(seed): value for seed, value in self.by_seed.items()}}
+
+
+@dataclass(frozen=True)
+class TTest:
+    """A one-sided test of "the candidate is better (lower) by more than the margin".
+
+    Attributes:
+        kind: "welch" or "paired".
+        difference_bpb: candidate's mean - baseline's mean; negative is better.
+        standard_error, df: of that difference, and the degrees of freedom.
+        margin_bpb: bits per byte that the candidate has to be better by.
+        t, p: statistic and one-sided p-value with the margin.
+        t_any, p_any: the same without a margin: is it better at all?
+        clears_bar: p < 0.01.
+    """
+
+    kind: Literal["welch", "paired"]
+    difference_bpb: float
+    standard_error: float
+    df: float
+    margin_bpb: float
+    t: float
+    p: float
+    t_any: float
+    p_any: float
+
+    @property
+    def clears_bar(self) -> bool:
+        """Whether the difference exceeds the margin at p < 0.01."""
+        return self.p < BAR_P
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"clears_bar": self.clears_bar}
+
+
+def margin_in_bpb(margin_nats: float, bpb_per_nat: float) -> float:
+    """A margin in nats per token as bits per byte of a run. Raises ConfigError unless it is finite and >= 0."""
+    if not (math.isfinite(margin_nats) and margin_nats >= 0):
+        raise ConfigError(
+            f"a margin of {margin_nats:g} nats per token makes no sense; give 0 or more, for example 0.005"
+        )
+    return margin_nats * bpb_per_nat
+
+
+def welch(candidate: Sample, baseline: Sample, margin_bpb: float) -> TTest:
+    """Welch's test: independent samples of any sizes and deviations; degrees of freedom by Satterthwaite.
+
+    Raises RunError when neither sample varies at all.
+    """
+    a, b = candidate.standard_error**2, baseline.standard_error**2
+    if a + b == 0:
+        raise RunError(_no_variance(candidate.name, baseline.name))
+    scale = max(a, b)  # squares of small variances would underflow
+    a, b = a / scale, b / scale
+    df = (a + b) ** 2 / (a**2 / (candidate.count - 1) + b**2 / (baseline.count - 1))
+    error = math.sqrt(scale * (a + b))
+    return _test("welch", candidate.mean - baseline.mean, error, df, margin_bpb)
+
+
+def paired(candidate: Sample, baseline: Sample, margin_bpb: float) -> TTest:
+    """The paired test over equal seeds.
+
+    Raises RunError when the seeds are not the same, or are not known, or no difference varies.
+    """
+    if not candidate.by_seed or candidate.by_seed.keys() != baseline.by_seed.keys():
+        raise RunError(
+            f"a paired test needs the same seeds on both sides: {candidate.name} has {_seeds(candidate)}, "
+            f"{baseline.name} has {_seeds(baseline)}"
+        )
+    differences = [value - baseline.by_seed[seed] for seed, value in candidate.by_seed.items()]
+    count = len(differences)
+    mean, std = _mean_and_std(differences)
+    if std == 0:
+        raise RunError(_no_variance(candidate.name, baseline.name))
+    return _test("paired", mean, std / math.sqrt(count), count - 1, margin_bpb)
+
+
+def same_seeds(candidate: Sample, baseline: Sample) -> bool:
+    """Whether a paired test can be made."""
+    return bool(candidate.by_seed) and candidate.by_seed.keys() == baseline.by_seed.keys()
+
+
+def _test(kind: Literal["welch", "paired"], difference: float, error: float, df: float, margin: float) -> TTest:
+    t, t_any = (-difference - margin) / error, -difference / error
+    return TTest(kind, difference, error, df, margin, t, upper_tail(t, df), t_any, upper_tail(t_any, df))
+
+
+def _moments(name: str, values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        raise RunError(_too_few(name, len(values)))
+    wrong = next((value for value in values if not (math.isfinite(value) and value > 0)), None)
+    if wrong is not None:
+        raise ConfigError(f"{name}: {wrong:g} is no score; give bits per byte above 0")
+    return _mean_and_std(values)
+
+
+def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1); exactly 0 when all values are equal."""
+    mean = math.fsum(values) / len(values)
+    if min(values) == max(values):
+        return values[0], 0.0
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _too_few(name: str, count: int) -> str:
+    return (
+        f"{name} has {count} seed{'' if count == 1 else 's'}: deviations and tests over seeds need at least two "
+        "(three are usual); run it with other values of --seed"
+    )
+
+
+def _no_variance(candidate: str, baseline: str) -> str:
+    return (
+        f"the differences between {candidate} and {baseline} do not vary over seeds, so there is nothing to test "
+        "with; copies of one run?"
+    )
+
+
+def _seeds(sample: Sample) -> str:
+    return ", ".join(str(seed) for seed in sorted(sample.by_seed)) or "none that are known"

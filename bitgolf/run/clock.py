@@ -1,0 +1,39 @@
+"""The training clock of rank 0, and deadlines on it that all ranks keep alike."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from bitgolf.run.ranks import World
+
+SAFETY = 1.15  # measured work is given this many times its seconds
+
+
+@dataclass
+class Clock:
+    """Rank 0's training clock: seconds spent before this process plus seconds since `start`."""
+
+    spent_before: float
+    started: float | None = None
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def elapsed(self) -> float:
+        return self.spent_before + (time.perf_counter() - self.started if self.started is not None else 0.0)
+
+
+class Deadline:
+    """Asks between rounds of alike work whether another round fits before `until`; all ranks get rank 0's answer."""
+
+    def __init__(self, world: World, clock: Clock, until: float) -> None:
+        self.world, self.clock, self.until = world, clock, until
+        self._last, self._longest = clock.elapsed(), 0.0
+
+    def another_fits(self) -> bool:
+        """Call it after each round."""
+        self.world.synchronize()
+        now = self.clock.elapsed()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        return bool(self.world.from_main(float(now + self._longest < self.until)))

@@ -1,0 +1,64 @@
+"""The log of one seed as a submission shows it: the run's configuration and training log as they are, then its sizes
+and scores in the words that logs of the challenge use (`val_loss`, `val_bpb`, `Total submission size`), so that every
+number of submission.json can be computed again from the logs alone.
+"""
+
+from __future__ import annotations
+
+from bitgolf.errors import RunError
+from bitgolf.submit.seed_runs import SeedRun
+
+
+def seed_log(run: SeedRun, code_bytes: int) -> str:
+    """Text of train_seed<N>.log; `code_bytes` are those of the train_gpt.py that ships."""
+    return "\n".join(
+        [
+            "==== config.toml",
+            (run.path / "config.toml").read_text(encoding="utf-8").rstrip(),
+            "==== train.log",
+            _train_log(run),
+            "==== results",
+            *_results(run, code_bytes),
+            "",
+        ]
+    )
+
+
+def _train_log(run: SeedRun) -> str:
+    path = run.path / "train.log"
+    try:
+        return path.read_text(encoding="utf-8").rstrip()
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: {error}; submit a run whose log is whole") from error
+
+
+def _results(run: SeedRun, code_bytes: int) -> list[str]:
+    score, end = run.scored.score, run.end
+    milliseconds = 1000 * float(end["elapsed_seconds"])
+    lines = [
+        f"model_params:{run.pack['num_parameters']}",
+        f"stopping: step:{end['step']} train_time:{milliseconds:.0f}ms step_avg:{step_milliseconds(run):.2f}ms",
+        f"peak memory allocated: {end['peak_memory_mib']:.0f} MiB",
+        f"Serialized model: {run.model_bytes} bytes",
+        f"Serialized model sha256: {run.model_sha256}",
+        f"Code size: {code_bytes} bytes",
+        f"Code size when packed: {run.pack['code_bytes']} bytes",
+        f"Total submission size: {run.model_bytes + code_bytes} bytes",
+    ]
+    for name, result in score.get("last", {}).items():
+        lines.append(f"last {name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f}")
+    for name, result in score["float"].items():
+        lines.append(f"float {name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f}")
+    for name, result in score["methods"].items():
+        lines.append(
+            f"{name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f} "
+            f"eval_time:{1000 * result['seconds']:.0f}ms tokens:{result['tokens']} bytes:{result['bytes']}"
+        )
+    lines.append(f"eval_time_total:{1000 * run.seconds['eval_seconds']:.0f}ms")
+    lines.append(f"final {run.scored.method} val_loss:{run.scored.loss_nats:.8f} val_bpb:{run.scored.bpb:.8f}")
+    return lines
+
+
+def step_milliseconds(run: SeedRun) -> float:
+    """Mean wall clock of a training step."""
+    return 1000 * float(run.end["steps_seconds"]) / max(int(run.end["step"]), 1)

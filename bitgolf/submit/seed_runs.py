@@ -1,0 +1,183 @@
+"""The runs behind a submission: one finished run a seed, read once, and whether they may be submitted together.
+
+`read_seed_runs` refuses what no flag can mend: a run that is not finished or contradicts itself, configurations that
+differ in more than the seed, a seed twice, too few seeds, copied artifacts or logs. `doubts` is what a submission may
+be written in spite of, marked: audits that are missing, stale or not passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bitgolf.config import Config
+from bitgolf.errors import ConfigError, RunError
+from bitgolf.report.scored_runs import ScoredRun, config_differences, read_runs, require_one_set
+from bitgolf.report.sections import Products
+from bitgolf.run.directory import RunDirectory
+from bitgolf.train.stage import is_finished
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """A finished run.
+
+    Attributes:
+        scored: its headline score, configuration and data.
+        start, end: first and last event of its train.jsonl.
+        pack, audit: contents of pack.json and audit.json (None: not audited).
+        model_bytes, model_sha256: of the artifact on disk.
+        seconds: charged to training and evaluation, by budget.
+    """
+
+    scored: ScoredRun
+    start: dict[str, Any]
+    end: dict[str, Any]
+    pack: dict[str, Any]
+    audit: dict[str, Any] | None
+    model_bytes: int
+    model_sha256: str
+    seconds: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        """Of its configuration."""
+        return self.scored.seed
+
+    @property
+    def config(self) -> Config:
+        """All its settings."""
+        return self.scored.run.config
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.scored.run.path
+
+    @property
+    def trained_on(self) -> str:
+        """Devices that trained it, such as "8x NVIDIA H100"."""
+        return f"{self.start['world_size']}x {self.start['device']}"
+
+    @property
+    def scored_on(self) -> str:
+        """Devices that scored it."""
+        return f"{self.scored.score['world_size']}x {self.scored.score['device']}"
+
+    @property
+    def float_result(self) -> dict[str, Any] | None:
+        """Score of the float weights, if the run has one."""
+        return next(iter(self.scored.score["float"].values()), None)
+
+
+def read_seed_runs(paths: Sequence[Path], num_seeds: int) -> list[SeedRun]:
+    """The runs of a submission, by seed.
+
+    Raises:
+        ConfigError: a run given twice, or `num_seeds` below 1.
+        RunError, DataError: see the top of this file.
+    """
+    if num_seeds < 1:
+        raise ConfigError(f"--seeds {num_seeds}: a submission needs at least 1")
+    for path in paths:
+        _require_finished(path)
+    scored = read_runs(paths)
+    _require_one_configuration(scored)
+    require_one_set(scored)
+    runs = sorted((_read(run) for run in scored), key=lambda run: run.seed)
+    for before, after in pairwise(runs):
+        if before.seed == after.seed:
+            raise RunError(
+                f"{before.path} and {after.path} both have seed {before.seed}; a submission takes one run a seed"
+            )
+    if len(runs) < num_seeds:
+        raise RunError(
+            f"{len(runs)} seed{'' if len(runs) == 1 else 's'} given, {num_seeds} asked for: run the configuration "
+            "with other values of --seed, or ask for fewer with --seeds"
+        )
+    by_digest: dict[str, SeedRun] = {}
+    for run in runs:
+        twin = by_digest.setdefault(run.model_sha256, run)
+        if twin is not run:
+            raise RunError(
+                f"{twin.path} and {run.path} hold the same artifact: one of them is a copy, not another seed"
+            )
+    return runs
+
+
+def doubts(runs: Sequence[SeedRun]) -> list[str]:
+    """What speaks against submitting, one sentence each: audits that are missing, stale, or not passed."""
+    return [sentence for run in runs for sentence in _doubts(run)]
+
+
+def _doubts(run: SeedRun) -> list[str]:
+    if run.audit is None:
+        return [f"seed {run.seed} was not audited"]
+    found = []
+    failed = [check["name"] for check in run.audit["checks"] if check["verdict"] == "FAIL"]
+    not_run = [check["name"] for check in run.audit["checks"] if check["verdict"] == "NOT RUN"]
+    if failed or not run.audit["passed"]:
+        found.append(f"seed {run.seed} failed its audit ({', '.join(failed) or 'no check named'})")
+    if not_run or not run.audit.get("complete"):
+        found.append(f"seed {run.seed} was not audited in full ({', '.join(not_run) or 'no check named'} not run)")
+    audit_file = run.path / "audit.json"
+    if any((run.path / name).stat().st_mtime > audit_file.stat().st_mtime for name in ("model.bitgolf", "score.json")):
+        found.append(f"seed {run.seed} was packed or scored again after its audit")
+    return found
+
+
+def _require_finished(path: Path) -> None:
+    run = RunDirectory.open(path)
+    for product in ("train.jsonl", "weights.safetensors", "model.bitgolf", "pack.json", "score.json"):
+        run.require(product)
+    if not is_finished(run):
+        raise RunError(f"the training of {path} did not finish; continue it with `bitgolf train {path} --resume`")
+
+
+def _require_one_configuration(runs: Sequence[ScoredRun]) -> None:
+    """Stricter than a set of seeds for statistics: names and descriptions may not differ either."""
+    first = runs[0]
+    for other in runs[1:]:
+        keys = [key for key in config_differences([first.run.config, other.run.config]) if key != "seed"]
+        if keys:
+            raise RunError(
+                f"{first.label} and {other.label} are not two seeds of one configuration: they differ in "
+                f"{', '.join(keys)}; submit runs that differ in nothing but the seed"
+            )
+
+
+def _read(scored: ScoredRun) -> SeedRun:
+    products = Products.read(scored.run)
+    path = scored.run.path
+    assert products.pack is not None
+    artifact = (path / "model.bitgolf").read_bytes()
+    digest = hashlib.sha256(artifact).hexdigest()
+    start = next(event for event in products.events if event["event"] in ("start", "branch"))
+    run = SeedRun(
+        scored,
+        start,
+        products.last_event("end"),
+        products.pack,
+        products.audit,
+        len(artifact),
+        digest,
+        {kind: products.budget.spent(kind) for kind in ("train_seconds", "eval_seconds")},
+    )
+    again = f"run `bitgolf pack {path}`, `bitgolf score {path}` and `bitgolf audit {path}` again"
+    for name, stated in (("pack.json", products.pack), ("score.json", scored.score)):
+        if stated.get("model_sha256") != digest:
+            raise RunError(f"{path / name} speaks of another artifact than model.bitgolf; {again}")
+    for key, logged, configured in (
+        ("seed", start.get("seed"), scored.seed),
+        ("configuration", start.get("config_sha256"), scored.run.config.digest()),
+    ):
+        if logged != configured:
+            raise RunError(
+                f"the log of {path} tells of another run: its {key} is {logged}, that of config.toml {configured}; "
+                "submit what one run wrote, with the version of bitgolf that ran it"
+            )
+    return run

@@ -1,0 +1,199 @@
+"""README.md of a submission: results, budgets, audit, lineage, data, commands and settings, all from the runs.
+
+Sentences are fixed and hold no numbers; numbers are in tables and come from the same values as submission.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from bitgolf.config import Config
+from bitgolf.data.prepared import read_manifest
+from bitgolf.report.scored_runs import config_differences
+from bitgolf.submit.lineage import lineage
+from bitgolf.submit.seed_log import step_milliseconds
+from bitgolf.submit.submission_json import compliance, moments
+
+if TYPE_CHECKING:
+    from bitgolf.submit.submission import Submission
+
+_DASH = "–"
+
+
+def submission_readme(submission: Submission) -> str:
+    """Text of README.md."""
+    parts = [
+        f"# {submission.name}",
+        *_warning(submission),
+        submission.runs[0].config.description,
+        "Everything on this page is generated from the runs: their logs, results and resolved configuration.",
+        "## Results",
+        _results(submission),
+        "Bits per byte and nats per token of the headline method over the whole validation split; standard "
+        "deviations are those of a sample.",
+        "## Bytes and seconds",
+        _budgets(submission),
+        "Training seconds include everything that read training text, calibration too; evaluation seconds run from "
+        "opening the artifact to the last score.",
+        "## Checks",
+        _checks(submission),
+        "## Components",
+        table(("component", "settings", "source"), lineage(submission.runs[0].config)),
+        "Sources are pull requests of openai/parameter-golf unless they say otherwise.",
+        "## Data",
+        _data(submission),
+        "## Running it",
+        _commands(submission),
+        "## Files",
+        _files(submission),
+        "## Settings",
+        "What differs from the defaults of the program:",
+        _settings(submission.runs[0].config),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], numeric_from: int | None = None) -> str:
+    """A Markdown table; columns from `numeric_from` on are aligned to the right."""
+    rule = ["---:" if numeric_from is not None and i >= numeric_from else "---" for i in range(len(header))]
+    lines = [header, rule, *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _warning(submission: Submission) -> list[str]:
+    if not submission.doubts:
+        return []
+    return ["> **Written with `--force`.** " + "; ".join(submission.doubts) + "."]
+
+
+def _results(submission: Submission) -> str:
+    runs = submission.runs
+    first = runs[0].config.score.methods[0]
+    rows: list[tuple[object, ...]] = []
+    for run in runs:
+        quantized = run.scored.score["methods"][first]["bpb"]
+        before = f"{run.float_result['bpb']:.8f}" if run.float_result else _DASH
+        steps, milliseconds = int(run.end["step"]), step_milliseconds(run)
+        rows.append(
+            (
+                run.seed,
+                f"{steps:,}",
+                f"{milliseconds:.2f}",
+                before,
+                f"{quantized:.8f}",
+                f"{run.scored.bpb:.8f}",
+                f"{run.scored.loss_nats:.8f}",
+            )
+        )
+    bpb, bpb_std = moments("val_bpb", {run.seed: run.scored.bpb for run in runs})
+    loss, loss_std = moments("val_loss", {run.seed: run.scored.loss_nats for run in runs})
+    rows.append(("**mean**", "", "", "", "", f"**{bpb:.8f}**", f"**{loss:.8f}**"))
+    if bpb_std is not None and loss_std is not None:
+        rows.append(("std", "", "", "", "", f"{bpb_std:.8f}", f"{loss_std:.8f}"))
+    headline = runs[0].scored.method
+    header = (
+        "seed", "steps", "ms a step", f"float, {first}, bpb", f"packed, {first}, bpb", f"**{headline}, bpb**",
+        f"{headline}, nats",
+    )  # fmt: skip
+    return table(header, rows, 1)
+
+
+def _budgets(submission: Submission) -> str:
+    limits = submission.runs[0].config.budget
+    rows: list[tuple[object, ...]] = [
+        (
+            run.seed,
+            f"{run.model_bytes:,}",
+            f"{submission.code_bytes:,}",
+            f"{submission.total_bytes(run):,}",
+            f"{run.seconds['train_seconds']:.2f}",
+            f"{run.seconds['eval_seconds']:.2f}",
+            run.trained_on,
+            run.scored_on,
+        )
+        for run in submission.runs
+    ]
+    rows.append(
+        (
+            "allowed", "", "", f"{limits.artifact_bytes:,}", f"{limits.train_seconds:g}", f"{limits.eval_seconds:g}",
+            "", "",
+        )
+    )  # fmt: skip
+    header = (
+        "seed",
+        "model bytes",
+        "code bytes",
+        "total bytes",
+        "training s",
+        "evaluation s",
+        "trained on",
+        "scored on",
+    )
+    return table(header, rows, 1)
+
+
+def _checks(submission: Submission) -> str:
+    rows = [(name.replace("_", " "), "yes" if holds else "**no**") for name, holds in compliance(submission).items()]
+    text = table(("over all seeds", ""), rows)
+    counts = []
+    for run in submission.runs:
+        if run.audit is None:
+            counts.append((run.seed, _DASH, _DASH, _DASH, "not audited"))
+            continue
+        by_verdict = run.audit["counts"]
+        noted = [f"{check['name']}: {check['reason']}" for check in run.audit["checks"] if check["verdict"] != "PASS"]
+        numbers = (by_verdict.get(verdict, 0) for verdict in ("PASS", "FAIL", "NOT RUN"))
+        counts.append((run.seed, *numbers, "; ".join(noted) or ("quick audit" if run.audit.get("quick") else "")))
+    return text + "\n\n" + table(("seed", "checks passed", "failed", "not run", "which"), counts)
+
+
+def _data(submission: Submission) -> str:
+    run = submission.runs[0]
+    manifest = read_manifest(run.path / "data")
+    text, score = run.scored.text, run.scored.score
+    rows = [
+        ("source", f"`{run.config.data.source}`"),
+        ("tokenizer", f"{manifest['tokenizer']['name']}, sha256 `{text.tokenizer_sha256}`"),
+        ("vocabulary", f"{run.config.model.vocab_size:,}"),
+        ("byte accounting", text.accounting),
+        ("validation documents", f"{text.documents:,}"),
+        ("validation tokens", f"{score['val_tokens']:,}"),
+        ("validation bytes", f"{score['val_bytes']:,}"),
+        ("validation documents, sha256", f"`{text.val_hashes}`"),
+        ("training documents, sha256", f"`{text.train_hashes}`"),
+    ]
+    return table(("", ""), rows)
+
+
+def _commands(submission: Submission) -> str:
+    run = submission.runs[0]
+    world = int(run.start["world_size"])
+    launch = "python" if world == 1 else f"torchrun --standalone --nproc_per_node={world}"
+    lines = [
+        "pip install -r requirements.txt",
+        *(f"{launch} train_gpt.py --data DATA --out OUT/{r.seed} --seed {r.seed}" for r in submission.runs),
+    ]
+    return (
+        "```\n" + "\n".join(lines) + "\n```\n\n"
+        "`DATA` is a directory that `bitgolf prepare` made. `--stage train`, `pack` or `score` does one stage on what "
+        "is in `OUT` already; `--section.key value` changes a setting. `python source/train_gpt.py` is the same "
+        "program to read, with the messages of all errors."
+    )
+
+
+def _files(submission: Submission) -> str:
+    rows = [
+        ("`train_gpt.py`", "the program, the only file that counts as code"),
+        ("`source/`", "the same program, readable; not needed to run"),
+        ("`submission.json`", "results in the schema of the challenge"),
+        ("`requirements.txt`", "packages and versions"),
+        *((f"`train_seed{run.seed}.log`", f"configuration and log of seed {run.seed}") for run in submission.runs),
+    ]
+    return table(("file", "what it is"), rows)
+
+
+def _settings(config: Config) -> str:
+    different = config_differences([config, Config()])
+    rows = [(f"`{key}`", f"`{values[0]}`", f"`{values[1]}`") for key, values in different.items() if key != "seed"]
+    return table(("setting", "here", "default"), rows)

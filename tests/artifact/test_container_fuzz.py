@@ -1,0 +1,340 @@
+"""Hostile artifacts: whatever the bytes, reading gives an artifact or `ArtifactError`, fast and within bounds."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from surgery import mutations, rich_contents
+
+from bitgolf.artifact import compressors, header
+from bitgolf.artifact import entropy_coder as coder
+from bitgolf.artifact.container import encode_artifact, read_artifact
+from bitgolf.artifact.streams import CODED
+from bitgolf.errors import ArtifactError, ConfigError
+
+SLOW_SECONDS = 1.0
+
+
+def outcome(data: bytes) -> str:
+    """What reading `data` leads to; anything but a sound artifact or ArtifactError fails the test."""
+    begin = time.process_time()
+    try:
+        artifact = read_artifact(data, max_bytes=1 << 24)
+    except ArtifactError as error:
+        assert str(error)
+        result = str(error)
+    else:
+        for tensor in artifact.tensors.values():
+            assert tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all())
+        assert artifact.sizes.total == len(data)
+        result = "valid"
+    assert time.process_time() - begin < SLOW_SECONDS
+    return result
+
+
+def test_every_truncation_and_any_extension_is_refused(artifact: bytes) -> None:
+    assert outcome(artifact) == "valid"
+    for length in range(len(artifact)):
+        assert outcome(artifact[:length]) != "valid", length
+    assert "followed by other bytes" in outcome(artifact + b"\0")
+    assert "followed by other bytes" in outcome(artifact + artifact)
+
+
+def test_every_single_byte_matters(artifact: bytes) -> None:
+    for position in range(len(artifact)):
+        for flip in (1, 0x80, 0xFF):
+            bad = bytearray(artifact)
+            bad[position] ^= flip
+            assert outcome(bytes(bad)) != "valid", position
+
+
+def test_thousands_of_random_mutations(artifact: bytes) -> None:
+    rng = random.Random(1)
+    for _ in range(3000):
+        bad = bytearray(artifact)
+        for _ in range(rng.randint(1, 8)):
+            kind, at = rng.randrange(3), rng.randrange(len(bad))
+            if kind == 0:
+                bad[at] = rng.randrange(256)
+            elif kind == 1:
+                del bad[at : at + rng.randint(1, 20)]
+            else:
+                bad[at:at] = rng.randbytes(rng.randint(1, 20))
+        if bytes(bad) != artifact:
+            assert outcome(bytes(bad)) != "valid"
+
+
+def test_mutations_of_an_entropy_coded_artifact() -> None:
+    """A slice of benchmarks/compress/fuzz.py, which runs a hundred thousand of them."""
+    damaged = mutations(encode_artifact(**rich_contents(), compressor="range")[0], random.Random(5))
+    results = {outcome(next(damaged)).split(" ")[0] for _ in range(500)}
+    assert {"valid", "stream", "header:"} <= results  # streams put back as they were are valid
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
+def test_thousands_of_mutations_with_repaired_checksums(
+    contents: dict[str, Any], take_apart: Any, put_together: Any, compressor: str
+) -> None:
+    described, streams = take_apart(encode_artifact(**contents, compressor=compressor)[0])
+    rng = random.Random(2)
+    results = set()
+    for _ in range(1200):
+        bad = list(streams)
+        i = rng.randrange(len(bad))
+        stream = bytearray(bad[i])
+        for _ in range(rng.randint(1, 4)):
+            stream[rng.randrange(len(stream))] = rng.randrange(256)
+        bad[i] = bytes(stream)
+        results.add(outcome(put_together(described, bad)).split(" ")[0])
+    assert {"valid", "stream"} <= results  # both the accepting and the refusing path were reached
+
+
+def test_thousands_of_headers_with_repaired_checksums(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+    described, streams = take_apart(artifact)
+    text = json.dumps(described).encode()
+    rng = random.Random(3)
+    alphabet = b'0123456789[]{}",:.-eEnulltrue \\ux'
+    for _ in range(4000):
+        bad = bytearray(text)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(bad))
+            if rng.random() < 0.3:
+                del bad[at : at + rng.randint(1, 9)]
+            else:
+                bad[at] = rng.choice(alphabet)
+        outcome(put_together(bytes(bad), streams, repair=False))
+
+
+WEIRD: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    7,
+    2**31,
+    2**62,
+    2**70,
+    1e308,
+    0.5,
+    "",
+    "int8",
+    "x" * 300,
+    [],
+    {},
+    [[]],
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of every node of a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for key, child in children for p in places(child, (*path, key)))]
+
+
+def test_every_header_field_with_every_weird_value(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+    described, streams = take_apart(artifact)
+    for path in places(described)[1:]:
+        if path[0] in ("meta", "model_config", "tokenizer_meta") and len(path) > 1:
+            continue  # free-form
+        for value in WEIRD:
+            bad = copy.deepcopy(described)
+            parent = bad
+            for key in path[:-1]:
+                parent = parent[key]
+            changed = parent[path[-1]] != value or type(parent[path[-1]]) is not type(value)
+            parent[path[-1]] = value
+            result = outcome(put_together(bad, streams, repair=False))
+            if changed and value != {}:  # an empty object is a sound meta, config or tokenizer_meta
+                # "int8" is also a possible name or group, and a wider grid holds the same codes.
+                renamed = value == "int8" and path[0] == "tensors" and path[-1] in (0, 1, 2)
+                assert result != "valid" or renamed, (path, value)
+
+
+def change(described: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(described), **fields}
+
+
+def test_contradictions_are_named(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+    described, streams = take_apart(artifact)
+    rows = described["tensors"]
+    position = {row[0]: i for i, row in enumerate(rows)}
+
+    def with_row(name: str, row: Any) -> dict[str, Any]:
+        bad = copy.deepcopy(described)
+        bad["tensors"][position[name]] = row
+        return bad
+
+    missing = change(described)
+    del missing["meta"]
+    cases: list[tuple[Any, str]] = [
+        (change(described, tensors=[*rows, rows[0]]), "occurs twice"),
+        (change(described, extra=1), "keys"),
+        (missing, "keys"),
+        (change(described, compressor="zpaq"), "unknown compressor 'zpaq'"),
+        (with_row("mix", ["mix", "int13", "g", [2, 3]]), "unknown kind 'int13'"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 0]]), "from 1 to"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, True]]), "whole number"),
+        (with_row("mix", ["mix", "fp32", "g", [1, 1, 1, 1, 24]]), "does not suit"),
+        (with_row("mix", ["mix", "int8", "g", [24]]), "does not suit int8"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 4], 0, 4]), "do not suit fp32"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 4], 1, 0]), "do not suit fp32"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], 2, 0]), "do not suit int8"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], 0, 5]), "do not suit int8"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], True, 0]), "flag True must be a whole number"),
+        (with_row("mix", ["mix", "int8", "g", [2, 12], 0, -4]), "flag -4 must be a whole number"),
+        (with_row("mix", ["mix", "fp32", "g", [2**61, 2**61]]), "bytes in memory"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 4], 5]), "must be"),
+        (with_row("mix", ["m\u0131x", "fp32", "g", [2, 3, 4]]), "characters"),
+        (with_row("mix", ["mix\n", "fp32", "g", [2, 3, 4]]), "characters"),
+        (with_row("mix", ["mix", "fp32", "../g", [2, 3, 4]]), "characters"),
+        (with_row("mix", ["mix", "fp32", "g", [2, 3, 5]]), "stream fp32"),
+        (change(described, tokenizer_bytes=1 << 40), "bytes in memory"),
+        (change(described, tokenizer_bytes=5), "stream tokenizer"),
+        (b"[" * 200_000, "JSON"),
+        (b'{"meta": NaN}', "NaN"),
+        (b'{"meta": 1e999}', "out of range"),
+        (b'{"meta": {"a": 1, "a": 2}}', "occurs twice"),
+        (b'{"meta": ' + b"9" * 5000 + b"}", "JSON"),
+        (b"\xff\xfe", "JSON"),
+        (b"3", "keys"),
+    ]
+    for bad, message in cases:
+        assert message in outcome(put_together(bad, streams)), message
+    assert "streams must list" in outcome(put_together(change(described, streams=[]), streams, repair=False))
+
+
+def test_bad_values_inside_sound_streams_are_named(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+    described, streams = take_apart(artifact)
+    names = list(read_artifact(artifact).sizes.streams)
+    raws = {name: read_artifact(artifact).sizes.streams_raw[name] for name in names}
+
+    def with_stream(name: str, raw: bytes) -> str:
+        bad = list(streams)
+        bad[names.index(name)] = compressors.compress("zstd", raw)
+        return outcome(put_together(described, bad))
+
+    num_scales = raws["scales"] // 2
+    for value in (np.nan, np.inf, 0.0, -1.0):
+        planes = np.full(num_scales, value, dtype="<f2").view(np.uint8).reshape(-1, 2).T.tobytes()
+        assert "stream scales: tensor blocks.0.q.weight has a row scale" in with_stream("scales", planes)
+    q = "codes/blocks.q.weight"
+    assert "code outside the int6 grid" in with_stream(q, bytes([32]) * raws[q])
+    assert "code outside the int8 grid" in with_stream("codes/embedding", b"\x80" * raws["codes/embedding"])
+    for name in ("fp16", "fp32"):
+        assert "holds NaN or infinite" in with_stream(name, b"\xff" * raws[name])
+    assert "declared" in with_stream("fp16", bytes(raws["fp16"] + 1))
+    assert "stream fp32" in with_stream("fp32", bytes(raws["fp32"] - 1))
+
+
+def test_bad_values_inside_sound_messages_are_named(
+    rich_contents: dict[str, Any], take_apart: Any, put_together: Any
+) -> None:
+    data, sizes = encode_artifact(**rich_contents, compressor="range")
+    described, streams = take_apart(data)
+    names, entries = list(sizes.streams), described["tensors"]
+
+    def with_stream(name: str, stream: bytes) -> str:
+        bad = list(streams)
+        bad[names.index(name)] = stream
+        return outcome(put_together(described, bad))
+
+    def shapes(group: str) -> list[tuple[int, int]]:
+        return [tuple(row[3]) for row in entries if row[2] == group and row[1].startswith("int")]
+
+    counts = [n for row in entries if row[1].startswith("int") for n in row[3][: 2 if row[4:] and row[4] else 1]]
+    for value in (np.nan, np.inf, 0.0, -1.0):
+        scales = [np.full(n, value, dtype="<f2") for n in counts]
+        result = with_stream("scales", CODED + coder.encode_floats(scales))
+        assert "stream scales: tensor blocks.0.down.weight has a row scale" in result
+    scales = [np.full(n, 1.0, dtype="<f2") for n in counts]
+    scales[1][3] = -1.0
+    assert "blocks.0.down.weight has a column scale" in with_stream("scales", CODED + coder.encode_floats(scales))
+    for group, code, kind in (("embedding", 128, "int8"), ("blocks.q.weight", -32, "int6 grid")):
+        message = coder.encode_matrices([coder.Matrix(np.full(shape, code)) for shape in shapes(group)])
+        assert f"code outside the {kind}" in with_stream(f"codes/{group}", CODED + message)
+    too_large = coder.encode_matrices([coder.Matrix(np.full(shape, 40_000)) for shape in shapes("wide")])
+    assert "code beyond +-32767" in with_stream("codes/wide", CODED + too_large)
+    floats = [np.full(row[3], np.nan, dtype="<f2") for row in entries if row[1] == "fp16"]
+    assert "holds NaN or infinite" in with_stream("fp16", CODED + coder.encode_floats(floats))
+    longer = coder.encode_floats([*floats, floats[0]])
+    assert "longer than its contents" in with_stream("fp16", CODED + longer)
+    for name in ("fp32", "tokenizer", "fp16", "scales", "codes/wide"):
+        assert f"stream {name}" in with_stream(name, b"")
+        assert f"stream {name}" in with_stream(name, b"\7" + bytes(20))
+        assert f"stream {name}" in with_stream(name, CODED)
+
+
+def test_a_header_that_asks_for_terabytes_allocates_nothing(
+    artifact: bytes, take_apart: Any, put_together: Any
+) -> None:
+    described, streams = take_apart(artifact)
+    rows = described["tensors"]
+    requests = [
+        change(described, tensors=[*rows, ["big", "int8", "big", [1 << 20, 1 << 21]]]),
+        change(described, tensors=[*rows, ["big", "fp32", "big", [1 << 40]]]),
+        change(described, tokenizer_bytes=1 << 42),
+    ]
+    # Below max_bytes, but more than the streams can hold.
+    modest = change(described, tensors=[*rows, ["big", "fp32", "big", [1 << 20]]])
+    for bad in (*requests, modest):
+        data = put_together(bad, streams)
+        tracemalloc.start()
+        assert outcome(data) != "valid"
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1 << 20
+    with pytest.raises(ArtifactError, match=r"asks for .* bytes in memory"):
+        read_artifact(artifact, max_bytes=1000)
+
+
+def test_a_header_larger_than_allowed_is_refused_unread(artifact: bytes, put_together: Any) -> None:
+    data = put_together(b" " * (header.MAX_HEADER_BYTES + 1), [])
+    tracemalloc.start()
+    assert "above the limit" in outcome(data)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 18
+    tracemalloc.stop()
+
+
+def test_files_larger_than_allowed_are_refused_unread(artifact: bytes, tmp_path: Any) -> None:
+    path = tmp_path / "sparse.bitgolf"
+    with path.open("wb") as handle:
+        handle.write(artifact)
+        handle.truncate(1 << 33)
+    with pytest.raises(ArtifactError, match="8589934592 bytes"):
+        read_artifact(path)
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "range"])
+def test_mutations_stay_within_the_declared_memory(
+    contents: dict[str, Any], take_apart: Any, put_together: Any, compressor: str
+) -> None:
+    described, streams = take_apart(encode_artifact(**contents, compressor=compressor)[0])
+    rng = random.Random(4)
+    tracemalloc.start()
+    for _ in range(300):
+        bad = [bytes(b ^ (rng.randrange(256) if rng.random() < 0.05 else 0) for b in s) for s in streams]
+        outcome(put_together(described, bad))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_compressor_that_is_not_installed_is_named(
+    artifact: bytes, take_apart: Callable[..., Any], put_together: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "brotli", None)
+    described, streams = take_apart(artifact)
+    with pytest.raises(ConfigError, match=r"brotli>=1\.2"):
+        read_artifact(put_together(change(described, compressor="brotli"), streams))

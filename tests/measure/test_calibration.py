@@ -1,0 +1,137 @@
+"""Calibration statistics against float64 sums over what the layers were really given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bitgolf.config import ModelConfig
+from bitgolf.measure.calibration import HessianCollector, gather, hessian_key
+from bitgolf.model import GPT
+from bitgolf.model.layers import Linear
+from bitgolf.run.ranks import World
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALONE = World(0, 1, torch.device("cpu"))
+CONFIG = ModelConfig(
+    vocab_size=260, num_layers=3, model_dim=16, num_heads=4, num_kv_heads=2, bigram_rows=20, bigram_dim=4,
+    smear="v2", value_residual=True, ve_layers=(1, 2), ve_dim=6, xsa_layers=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():  # the zero ones too, so that every layer is given something
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def batches(count: int) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(2)
+    return [torch.randint(260, (3, 8), generator=rng) for _ in range(count)]
+
+
+def reference(model: GPT, tokens: list[torch.Tensor]) -> dict[str, np.ndarray]:
+    """H of every matrix under its parameter's name: a sum over positions, one outer product at a time."""
+    given: dict[str, list[np.ndarray]] = {}
+
+    def remember(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            given.setdefault(name, []).append(inputs[0].detach().double().reshape(-1, inputs[0].size(-1)).numpy())
+
+        return hook
+
+    hooks = [
+        m.register_forward_pre_hook(remember(f"{n}.weight")) for n, m in model.named_modules() if type(m) is Linear
+    ]
+    with torch.no_grad():
+        for batch in tokens:
+            hidden = model.hidden(batch)
+            given.setdefault("embedding", []).append(hidden.double().reshape(-1, hidden.size(-1)).numpy())
+    for hook in hooks:
+        hook.remove()
+    found = {}
+    for name, parts in given.items():
+        total = np.zeros((parts[0].shape[1],) * 2)
+        rows = np.concatenate(parts)
+        for row in rows:
+            total += np.outer(row, row)
+        found[name] = total / len(rows)
+    return found
+
+
+def test_every_matrix_has_the_second_moments_of_its_inputs(model: GPT) -> None:
+    tokens = batches(3)
+    hessians, count = gather(model, tokens, ALONE, lambda: True)
+    expected = reference(model, tokens)
+    assert count == 3 * 3 * 8
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
+    assert set(expected) == linear | {"embedding"}
+    for name, wanted in expected.items():
+        key = hessian_key(name)
+        assert key is not None
+        assert hessians[key].dtype == torch.float32
+        np.testing.assert_allclose(hessians[key].numpy(), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    assert set(hessians) == {hessian_key(name) for name in expected}
+
+
+def test_query_key_and_value_share_one(model: GPT) -> None:
+    keys = {hessian_key(f"blocks.0.attention.{part}.weight") for part in ("query", "key", "value")}
+    assert keys == {"blocks.0.attention.input"}
+    assert hessian_key("blocks.0.attention.out.weight") == "blocks.0.attention.out"
+
+
+@pytest.mark.parametrize("name", ["bigram.table", "blocks.0.resid_mix", "skip_weights", "blocks.1.attention.q_gain"])
+def test_what_multiplies_no_activations_has_none(name: str) -> None:
+    assert hessian_key(name) is None
+
+
+def test_gathering_stops_when_told_but_not_before_one_batch(model: GPT) -> None:
+    asked: list[int] = []
+
+    def enough() -> bool:
+        asked.append(1)
+        return len(asked) < 2
+
+    hessians, count = gather(model, batches(9), ALONE, enough)
+    assert count == 2 * 3 * 8
+    np.testing.assert_allclose(
+        hessians["head"].numpy(), reference(model, batches(2))["embedding"], rtol=1e-4, atol=1e-5
+    )
+    assert gather(model, batches(9), ALONE, lambda: False)[1] == 3 * 8
+
+
+def test_gathering_leaves_the_model_as_it_was(model: GPT) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gather(model, batches(1), ALONE, lambda: True)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_hooks_are_removed_when_the_model_fails(model: GPT) -> None:
+    collector = HessianCollector(model)
+    with pytest.raises(IndexError):
+        collector.add(torch.tensor([[999]]))
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+
+def test_ranks_are_averaged() -> None:
+    class Pair(World):
+        """Stands for two ranks of which the other one saw twice as much of everything."""
+
+        def mean_(self, tensors: list[torch.Tensor]) -> None:
+            for tensor in tensors:
+                tensor.mul_(1.5)
+
+    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
+    alone, _ = gather(model, batches(1), ALONE, lambda: True)
+    both, _ = gather(model, batches(1), Pair(0, 2, torch.device("cpu")), lambda: True)
+    torch.testing.assert_close(both["head"], 1.5 * alone["head"])

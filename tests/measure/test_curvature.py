@@ -1,0 +1,104 @@
+"""Measured curvature against exact second derivatives, and noise against what GPTQ really leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bitgolf.config import ModelConfig
+from bitgolf.grids.grid import Grid
+from bitgolf.measure.curvature import measure_curvature, shaped_noise
+from bitgolf.measure.inverse_factor import inverse_factor
+from bitgolf.model import GPT
+from bitgolf.quantize.gptq import gptq, output_error
+from bitgolf.run.ranks import World
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALONE = World(0, 1, torch.device("cpu"))
+CONFIG = ModelConfig(vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, bigram_rows=20)
+
+
+def correlated(columns: int, seed: int) -> torch.Tensor:
+    """A Hessian whose inputs depend on each other."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(4 * columns, columns, generator=rng) @ torch.randn(columns, columns, generator=rng)
+    return x.T @ x
+
+
+@pytest.mark.parametrize("columns", [24, 40])
+def test_noise_costs_what_rounding_costs(columns: int) -> None:
+    hessian = correlated(columns, columns)
+    weight = torch.randn(3000, columns, generator=torch.Generator().manual_seed(1))
+    grid, step = Grid(12), 0.01
+    _, rounded = gptq(weight, hessian, grid, torch.full((3000,), step).half().float(), damping=0.01)
+    left = float(output_error(weight - rounded, hessian))
+    factor = inverse_factor(hessian, 0.01, torch.float32)
+    rng = torch.Generator().manual_seed(2)
+    noise = step * shaped_noise((3000, columns), factor, rng, column_steps=False, device=torch.device("cpu"))
+    assert float(output_error(noise, hessian)) == pytest.approx(left, rel=0.03)
+    conditional = factor.pivots.double() ** -2
+    for column_steps, mean in ((False, conditional.mean()), (True, conditional.log().mean().exp())):
+        noise = shaped_noise((3000, columns), factor, rng, column_steps=column_steps, device=torch.device("cpu"))
+        damped = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(columns)
+        expected = float(mean) * columns * 3000 / 12
+        assert float(output_error(noise.double(), damped)) == pytest.approx(expected, rel=0.03)
+
+
+def test_dead_inputs_get_no_noise() -> None:
+    hessian = correlated(8, 0)
+    hessian[3], hessian[:, 3] = 0, 0
+    factor = inverse_factor(hessian, 0.01, torch.float32)
+    for column_steps in (False, True):
+        noise = shaped_noise(
+            (5, 8), factor, torch.Generator().manual_seed(0), column_steps=column_steps, device=torch.device("cpu")
+        )
+        assert (noise[:, 3] == 0).all() and (noise[:, :3] != 0).all() and bool(torch.isfinite(noise).all())
+    dead = inverse_factor(torch.zeros(4, 4), 0.01, torch.float32)
+    cpu = torch.device("cpu")
+    assert not shaped_noise((2, 4), dead, torch.Generator(), column_steps=True, device=cpu).any()
+
+
+def test_rise_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0)).double()
+    model.compute_dtype = torch.float64
+    # The head's fp32 would drown so small a rise.
+    monkeypatch.setattr(model, "logits", lambda hidden: 30 * torch.tanh(hidden @ model.embedding.T / 30))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    rows = torch.randint(260, (6, 9), generator=torch.Generator().manual_seed(2))
+    name = "blocks.1.mlp.up.weight"
+    hessian = correlated(16, 5)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = measure_curvature(
+        model, {name: hessian, "bigram.table": None}, [rows[:4], rows[4:]], relative_step=1e-3, damping=0.01,
+        column_steps=True, generator=torch.Generator().manual_seed(7), world=ALONE,
+    )  # fmt: skip
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert list(found) == [name, "bigram.table"] and found[name].error_nats > 0
+    rng = torch.Generator().manual_seed(7)
+    factor = inverse_factor(hessian, 0.01, torch.float32)
+    parameters = dict(model.named_parameters())
+    for key, shaped in ((name, factor), ("bigram.table", None)):
+        weight = parameters[key]
+        shape = (weight.size(0), weight.size(1))
+        step = 1e-3 * float(weight.detach().square().mean().sqrt())
+        noise = step * shaped_noise(shape, shaped, rng, column_steps=True, device=torch.device("cpu")).double()
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+        (product,) = torch.autograd.grad((gradient * noise).sum(), weight)
+        assert found[key].increase_nats == pytest.approx(float((product * noise).sum()) / 2, rel=1e-3)
+        assert found[key].nats_per_squared_step == found[key].increase_nats / found[key].step ** 2
+
+
+def test_unused_tables_and_a_stopped_clock_are_left_out() -> None:
+    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))  # bigram table and outputs are zero
+    rows = torch.randint(260, (2, 9), generator=torch.Generator().manual_seed(2))
+    names = {"bigram.table": None, "embedding": None, "blocks.0.mlp.up.weight": None}
+    answers = iter([True, True, False])
+    found = measure_curvature(
+        model, names, [rows], relative_step=0.1, damping=0.01, column_steps=False,
+        generator=torch.Generator().manual_seed(0), world=ALONE, keep_going=lambda: next(answers),
+    )  # fmt: skip
+    assert list(found) == ["embedding"]

@@ -1,0 +1,122 @@
+"""Second-order statistics against loops in float64 over what the layers were given and got back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bitgolf.config import ModelConfig
+from bitgolf.measure import fisher
+from bitgolf.measure.fisher import FisherCollector
+from bitgolf.model import GPT
+from bitgolf.model.layers import Linear
+from bitgolf.run.ranks import World
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ALONE = World(0, 1, torch.device("cpu"))
+CONFIG = ModelConfig(
+    vocab_size=260, num_layers=3, model_dim=16, num_heads=4, num_kv_heads=2, bigram_rows=20, bigram_dim=4,
+    smear="v2", value_residual=True, ve_layers=(1, 2), ve_dim=6, xsa_layers=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():  # the zero ones too, so that every layer has a gradient
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def reference(
+    model: GPT, batches: list[torch.Tensor], labels: list[torch.Tensor]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(weighted input moments, row importances) a matrix, one token at a time."""
+    pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def remember(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            output.retain_grad()
+            pairs.setdefault(name, []).append((inputs[0], output))
+
+        return hook
+
+    hooks = [m.register_forward_hook(remember(f"{n}.weight")) for n, m in model.named_modules() if type(m) is Linear]
+    for tokens, wanted in zip(batches, labels, strict=True):
+        hidden = model.hidden(tokens)
+        scores = hidden @ model.embedding.T
+        scores.retain_grad()
+        pairs.setdefault("embedding", []).append((hidden, scores))
+        F.cross_entropy((30 * torch.tanh(scores / 30)).flatten(0, 1), wanted, reduction="sum").backward()
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad(set_to_none=True)
+    found = {}
+    for name, parts in pairs.items():
+        moments, importance, weight, count = np.zeros(()), np.zeros(()), 0.0, 0
+        for x, y in parts:
+            assert y.grad is not None
+            inputs = x.detach().double().reshape(-1, x.size(-1)).numpy()
+            gradients = y.grad.double().reshape(-1, y.size(-1)).numpy()
+            for a, b in zip(inputs, gradients, strict=True):
+                moments = moments + float(b @ b) * np.outer(a, a)
+                importance = importance + b * b
+                weight += float(b @ b)
+                count += 1
+        found[name] = moments / weight, importance / count
+    return found
+
+
+def test_statistics_equal_the_loop(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(2)
+    batches = [torch.randint(260, (3, 8), generator=rng) for _ in range(2)]
+    labels = [torch.randint(260, (24,), generator=rng) for _ in range(2)]
+    expected = reference(model, batches, labels)
+    queue = [labels[0][:16], labels[0][16:], labels[1][:16], labels[1][16:]]
+    monkeypatch.setattr(fisher, "_draw", lambda logits, generator: queue.pop(0))
+    monkeypatch.setattr(fisher, "_ROWS_TOKENS", 16)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    collector = FisherCollector(model, rng)
+    for tokens in batches:
+        collector.add(tokens)
+    found = collector.finish(ALONE)
+    assert found.keys() == expected.keys()
+    for name, (moments, importance) in expected.items():
+        assert torch.allclose(found[name].inputs.double(), torch.from_numpy(moments), rtol=2e-4, atol=1e-6), name
+        assert torch.allclose(found[name].rows.double(), torch.from_numpy(importance), rtol=2e-4, atol=1e-9), name
+    assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_labels_follow_the_model() -> None:
+    logits = torch.tensor([0.0, 1.0, 2.5]).expand(200_000, 3)
+    drawn = torch.bincount(fisher._draw(logits, torch.Generator().manual_seed(0)), minlength=3) / 200_000
+    assert torch.allclose(drawn, torch.softmax(logits[0], 0), atol=4 * (0.25 / 200_000) ** 0.5)
+
+
+def test_fisher_is_the_curvature_of_a_row_of_the_head(model: GPT) -> None:
+    """Exact where the factors are: for one direction of one row, E[dz^2 (x.d)^2] is the second derivative."""
+    rng = torch.Generator().manual_seed(3)
+    tokens = torch.randint(260, (40, 8), generator=rng)
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.embedding.mul_(8.0)  # sure of some tokens, so that rows differ
+    collector = FisherCollector(model, rng)
+    for _ in range(30):  # more labels for the same inputs
+        collector.add(tokens)
+    statistics = collector.finish(ALONE).pop("embedding")
+    hidden = model.hidden(tokens).detach().flatten(0, 1).double()
+    weight = model.embedding.detach().double()
+    scores = hidden @ weight.T
+    p = torch.softmax(30 * torch.tanh(scores / 30), 1)
+    slope = 1 - torch.tanh(scores / 30) ** 2
+    exact = (p * (1 - p) * slope**2).mean(0)  # E over labels of (dz_i)^2
+    assert torch.allclose(statistics.rows.double().sum(), exact.sum(), rtol=0.05)
+    assert float(torch.corrcoef(torch.stack((statistics.rows.double(), exact)))[0, 1]) > 0.9

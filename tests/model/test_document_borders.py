@@ -1,0 +1,329 @@
+"""Document-aware attention: every document of a row is computed as in a row of its own, and sees nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import types
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slow_gpt import make, slow_logits
+from torch import Tensor
+
+from bitgolf.config import ModelConfig
+from bitgolf.errors import ConfigError
+from bitgolf.model.backends import available_backends, choose_backend
+from bitgolf.model.cache import GenerationCache
+from bitgolf.model.document_borders import (
+    BOS,
+    DOCUMENT_BACKENDS,
+    DocumentBackend,
+    document_backend,
+    document_borders,
+    document_ids,
+    document_mask,
+)
+from bitgolf.model.embeddings import bigram_rows
+
+CPU = torch.device("cpu")
+EVERYTHING = {
+    "document_attention": True,
+    "num_layers": 4,
+    "bigram_rows": 40,
+    "bigram_dim": 6,
+    "smear": "v1",
+    "smear_document_mask": True,
+    "value_residual": True,
+    "ve_layers": (1, 3),
+    "ve_dim": 5,
+    "xsa_layers": 2,
+    "rope_dims": 4,
+    "ln_scale": True,
+}
+
+
+def row(length: int, starts: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """(length,) random tokens with a BOS at `starts` and nowhere else."""
+    tokens = np.random.default_rng(seed).integers(2, 300, length)
+    tokens[list(starts)] = BOS
+    return tokens
+
+
+def pieces(tokens: np.ndarray) -> list[tuple[int, int]]:
+    """Documents [start, stop) of a row, by a loop."""
+    starts = [0] + [i for i in range(1, len(tokens)) if tokens[i] == BOS]
+    return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+
+
+def borders_of(rows: np.ndarray) -> list[int]:
+    """Document starts of rows laid end to end, by a loop."""
+    return [r * rows.shape[1] + start for r in range(len(rows)) for start, _ in pieces(rows[r])]
+
+
+@pytest.mark.parametrize("starts", [(), (0,), (0, 5), (4, 5, 9), (10,)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        EVERYTHING,
+        EVERYTHING | {"smear": "v2", "skip_gates": True, "rope_train_length": 8},
+        {"document_attention": True, "num_kv_heads": 1, "bigram_rows": 7, "bigram_dim": 6},
+    ],
+    ids=["v1", "v2", "plain"],
+)
+def test_every_document_is_computed_as_in_a_row_of_its_own(changes: dict, starts: tuple[int, ...]) -> None:
+    model, tokens = make(**changes), row(11, starts)
+    found = model(torch.from_numpy(tokens)[None])[0].detach().numpy()
+    expected = np.concatenate([slow_logits(model, tokens[start:stop]) for start, stop in pieces(tokens)])
+    np.testing.assert_allclose(found, expected, rtol=3e-4, atol=3e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=10), st.integers(0, 99))
+def test_any_borders(marks: list[bool], seed: int) -> None:
+    model = make(**EVERYTHING)
+    tokens = row(len(marks), tuple(np.flatnonzero(marks)), seed)
+    batch = torch.from_numpy(np.stack([tokens, row(len(marks), (), seed)]))
+    with torch.no_grad():
+        together = model(batch)[0]
+        alone = torch.cat([model(batch[:1, start:stop])[0] for start, stop in pieces(tokens)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_without_it_documents_do_see_each_other() -> None:
+    model = make(**EVERYTHING | {"document_attention": False})
+    tokens = row(11, (0, 5))
+    found = model(torch.from_numpy(tokens)[None])[0, 5:].detach().numpy()
+    assert np.abs(found - slow_logits(model, tokens[5:])).max() > 0.1
+
+
+@pytest.mark.parametrize("smear", ["v1", "v2"])
+@pytest.mark.parametrize("backend", ["math", "flash"])
+def test_tokens_of_one_document_move_no_bit_of_another(backend: str, smear: str) -> None:
+    model = make(**EVERYTHING | {"smear": smear})
+    model.set_attention_backend(backend)
+    tokens = torch.from_numpy(np.stack([row(200, (0, 3, 64, 65, 130), 1), row(200, (100,), 2)]))
+    with torch.no_grad():
+        base = model(tokens)
+        for start, stop in pieces(tokens[0].numpy()):
+            changed = tokens.clone()
+            own = changed[0, start:stop]
+            own[own != BOS] = (own[own != BOS] + 41) % 250 + 2
+            found = model(changed)
+            moved = (found != base).any(-1)
+            assert not moved[1].any() and not moved[0, :start].any() and not moved[0, stop:].any()
+            assert moved[0, start + 1 : stop].all()
+
+
+def test_gradients_are_those_of_the_documents_one_by_one() -> None:
+    model, tokens = make(**EVERYTHING), row(24, (0, 7, 8, 15))
+    inputs, targets = torch.from_numpy(tokens[:-1])[None], torch.from_numpy(tokens[1:])[None]
+    parameters = list(model.parameters())
+    together = torch.autograd.grad(model(inputs, targets), parameters)
+    alone = sum(
+        (stop - start) / 23 * model(inputs[:, start:stop], targets[:, start:stop])
+        for start, stop in pieces(tokens[:-1])
+    )
+    assert isinstance(alone, Tensor)
+    for name, ours, theirs in zip(
+        dict(model.named_parameters()), together, torch.autograd.grad(alone, parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("steps", [(5, 1, 1, 1, 1, 1, 1, 1, 1, 1), (1,) * 14, (8, 6), (14,), (3, 4, 7)], ids=str)
+def test_cached_generation_keeps_to_its_document(steps: tuple[int, ...]) -> None:
+    model = make(**EVERYTHING)
+    tokens = torch.from_numpy(np.stack([row(14, (0, 6, 7)), row(14, (8, 13), 3)]))
+    cache, found, done = GenerationCache(len(model.blocks)), [], 0
+    with torch.no_grad():
+        for step in steps:
+            found.append(model.hidden(tokens[:, done : done + step], cache))
+            done += step
+        torch.testing.assert_close(torch.cat(found, 1), model.hidden(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_that_is_one_document_is_computed_as_ever() -> None:
+    tokens = torch.from_numpy(np.stack([row(20, (0,)), row(20, ())]))
+    plain, aware = make(**EVERYTHING | {"document_attention": False}), make(**EVERYTHING)
+    torch.testing.assert_close(aware(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 12), st.data())
+def test_layouts_are_the_definition(num_rows: int, length: int, data: st.DataObject) -> None:
+    tokens = np.array(data.draw(st.lists(st.integers(0, 3), min_size=num_rows * length, max_size=num_rows * length)))
+    rows = tokens.reshape(num_rows, length)
+    batch = torch.from_numpy(rows)
+    last = data.draw(st.integers(1, length))
+    of = np.array([[sum(t == BOS for t in r[: i + 1]) for i in range(length)] for r in rows])
+    assert document_ids(batch).tolist() == of.tolist()
+    allowed = [
+        [[of[r][i] == of[r][j] and j <= i for j in range(length)] for i in range(length)] for r in range(len(rows))
+    ]
+    assert document_mask(batch)[:, 0].tolist() == allowed
+    assert document_mask(batch, last)[:, 0].tolist() == [r[-last:] for r in allowed]
+    borders = document_borders(batch)
+    expected = borders_of(rows)
+    assert borders.dtype == torch.int32 and len(borders) > len(expected)
+    assert borders.tolist() == expected + [rows.size] * (len(borders) - len(expected))
+    previous = [i == 0 or r[i] == BOS for r in rows for i in range(length)]
+    assert ((bigram_rows(batch, 50, True) == 49).flatten().tolist()) == previous
+
+
+def test_borders_have_one_size_and_refuse_what_does_not_fit() -> None:
+    few, many = torch.full((4, 1024), 5), torch.full((4, 1024), 5)
+    many[:, ::32] = BOS
+    assert document_borders(few).shape == document_borders(many).shape == (4 + 32 + 128 + 1,)
+    assert document_borders(many).tolist()[:130] == [*range(0, 4096, 32), 4096, 4096]
+    many[:, ::16] = BOS
+    with pytest.raises(RuntimeError, match=r"a batch of 4 x 1024 tokens has more than 164 documents.*flex"):
+        document_borders(many)
+
+
+def packed_by_definition(q: Tensor, k: Tensor, v: Tensor, borders: list[int]) -> Tensor:
+    """Causal attention of each sequence alone: q (N, H, K), k and v (N, G, K)."""
+    parts = []
+    for start, stop in itertools.pairwise(borders):
+        if start < stop:
+            part = (x[start:stop].transpose(0, 1) for x in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(0, 1))
+    return torch.cat(parts)
+
+
+def fake_flash_attention(calls: list[dict]) -> types.ModuleType:
+    def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, None]:
+        calls.append(options)
+        borders = options["cu_seqlens_q"]
+        assert isinstance(borders, Tensor)
+        return packed_by_definition(q, k, v, borders.tolist()), None
+
+    package = types.ModuleType("flash_attn_interface")
+    package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    return package
+
+
+def test_packed_kernels_are_told_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 3 and PyTorch's varlen call, with slow stand-ins that take the arguments of the real ones."""
+    tokens = torch.from_numpy(np.stack([row(30, (0, 4, 5)), row(30, (17, 29), 3)]))
+    model = make(**EVERYTHING)
+    expected = model(tokens)
+    calls: list[dict] = []
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", fake_flash_attention(calls))
+    model.set_attention_backend("fa3")
+    torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 4 and all(call["cu_seqlens_q"] is call["cu_seqlens_k"] for call in calls)
+    assert {(call["causal"], call["max_seqlen_q"], call["max_seqlen_k"]) for call in calls} == {(True, 30, 30)}
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        assert enable_gqa and window_size == (-1, 0) and scale is None and max_q == max_k == 30
+        return packed_by_definition(q, k, v, cu_q.tolist())
+
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="PyTorch before 2.10 has no varlen attention")
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    model.set_attention_backend("varlen")
+    torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False: q)
+    with pytest.raises(ConfigError, match=r"varlen needs .* window_size"):
+        model.set_attention_backend("varlen")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_computes_the_same() -> None:
+    """Its forward pass, without its kernel (which needs a GPU); the row spans two blocks of 128."""
+    tokens = torch.from_numpy(np.stack([row(160, (0, 40, 41, 130)), row(160, (), 3)]))
+    blocks = document_backend("flex").layout(tokens)
+    allowed = document_mask(tokens)[:, 0]
+    computed = blocks.to_dense()[:, 0]  # (B, 2, 2) blocks with anything in them
+    for b, i, j in np.ndindex(2, 2, 2):
+        part = allowed[b, 128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)]
+        assert bool(computed[b, i, j]) == bool(part.any()), (b, i, j)
+    model = make(context=160, **EVERYTHING)
+    with torch.no_grad():
+        expected = model(tokens)
+        model.set_attention_backend("flex")
+        torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_backends_are_tried_for_their_results() -> None:
+    found = available_backends(CPU, torch.float32, documents=True)
+    assert tuple(found) == DOCUMENT_BACKENDS
+    assert found["math"] == "" and "GPU" in found["flex"] and "GPU" in found["varlen"]
+    chosen = choose_backend("auto", CPU, torch.float32, 64, heads=4, kv_heads=2, documents=True)
+    assert chosen == next(name for name in DOCUMENT_BACKENDS if not found[name])
+    assert choose_backend("math", CPU, torch.float32, 64, heads=4, kv_heads=2, documents=True) == "math"
+
+
+@pytest.mark.parametrize(
+    "requested, aware, words",
+    [
+        ("cudnn", True, ["'cudnn' cannot be told where documents begin", "document_attention", "flex", "efficient"]),
+        ("flex", True, ["'flex' does not work on cpu", "document_attention", "needs an NVIDIA GPU", "here: ", "math"]),
+        ("flex", False, ["'flex' is for model.document_attention", "allowed: auto, fa3, cudnn"]),
+        ("varlen", False, ["'varlen' is for model.document_attention"]),
+        ("fast", True, ["unknown attention backend 'fast'", "flex"]),
+    ],
+)
+def test_backends_that_cannot_are_refused(requested: str, aware: bool, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        choose_backend(requested, CPU, torch.float32, 64, heads=4, kv_heads=2, documents=aware)
+    for word in words:
+        assert word in str(error.value)
+
+
+def _ignores_borders(q: Tensor, k: Tensor, v: Tensor, layout: object) -> Tensor:
+    everything = torch.ones(q.size(1), q.size(1), dtype=torch.bool).tril()
+    return document_backend("math").attend(q, k, v, everything)
+
+
+def _misses_the_last_border(q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> Tensor:
+    layout = layout.clone()
+    layout[1, :, 65, 64] = True
+    return document_backend("math").attend(q, k, v, layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("wrong", [_ignores_borders, _misses_the_last_border])
+def test_a_kernel_that_looks_over_a_border_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    real = document_backend
+
+    def tampered(name: str) -> DocumentBackend:
+        return DocumentBackend(document_mask, wrong) if name == "flash" else real(name)
+
+    for sizes in ({"heads": 4, "kv_heads": 2}, {"heads": 1, "kv_heads": 1}):
+        assert available_backends(CPU, dtype, 16, documents=True, **sizes)["math"] == ""
+        with monkeypatch.context() as patch:
+            patch.setattr("bitgolf.model.backends.document_backend", tampered)
+            found = available_backends(CPU, dtype, 16, documents=True, **sizes)
+        assert "its result is not that of document-aware attention" in found["flash"] and found["math"] == ""
+
+
+def test_settings_that_would_leak_are_refused() -> None:
+    for smear in ("v1", "v2"):
+        with pytest.raises(ValueError, match=r"document_attention needs smear_document_mask = true: smear v\d"):
+            ModelConfig(document_attention=True, smear=smear)
+        assert ModelConfig(document_attention=True, smear=smear, smear_document_mask=True).document_attention
+    assert ModelConfig(document_attention=True).smear == "none"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+def test_a_compiled_model_is_one_graph_for_all_borders() -> None:
+    """Traced forward and backward as on a GPU; run by PyTorch itself, since compiling C++ takes half a minute."""
+    model = make(num_layers=1, document_attention=True, bigram_rows=40, bigram_dim=6)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, dynamic=False, fullgraph=True, backend="aot_eager")
+    for seed, starts in enumerate([(0, 5), (), (1, 2, 3, 9), (10,)]):
+        tokens = torch.from_numpy(row(12, starts, seed))[None]
+        ours, theirs = compiled(tokens[:, :-1], tokens[:, 1:]), model(tokens[:, :-1], tokens[:, 1:])
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        gradients = [torch.autograd.grad(loss, model.blocks[0].attention.key.weight)[0] for loss in (ours, theirs)]
+        torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

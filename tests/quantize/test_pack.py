@@ -1,0 +1,336 @@
+"""Stage `pack`: which storage each tensor gets, what the artifact says, and that it needs neither text nor time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import PRESET, read_json, tree_digest
+
+from bitgolf.artifact.container import read_artifact
+from bitgolf.config import load_config
+from bitgolf.data.shards import TokenShards
+from bitgolf.errors import ArtifactError, BudgetError, ConfigError, RunError
+from bitgolf.grids.grid import Grid
+from bitgolf.grids.roles import is_table, role
+from bitgolf.measure.calibration import hessian_key
+from bitgolf.quantize.pack import pack
+from bitgolf.run.directory import RunDirectory
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+CODE_BYTES = 40_000  # of the code beside the artifact
+Make = Callable[..., RunDirectory]
+
+
+@pytest.fixture
+def trained(tiny_run: Path, tmp_path: Path) -> Make:
+    """Makes runs with the tiny run's weights, ready to be packed with other settings."""
+
+    def make(**pack_settings: str) -> RunDirectory:
+        overrides = {f"pack.{key}": value for key, value in pack_settings.items()}
+        run = RunDirectory.create(tmp_path / "run", load_config(str(PRESET), overrides))
+        for name in ("data", "calibration"):
+            shutil.copytree(tiny_run / name, run / name)
+        shutil.copy(tiny_run / "weights.safetensors", run / "weights.safetensors")
+        return run
+
+    return make
+
+
+def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make) -> None:
+    run = trained(matrix_bits="5", embed_bits="7", small_tensor="2048")
+    pack(run, CPU, CODE_BYTES)
+    kinds = read_artifact(run / "model.bitgolf").kinds
+    weights = load_file(run / "weights.safetensors")
+    assert kinds.keys() == weights.keys()
+    for name, weight in weights.items():
+        if weight.ndim < 2 or weight.numel() <= 2048:
+            assert kinds[name] == "fp16", name
+        elif is_table(name):
+            assert kinds[name] == "int7", name
+        else:
+            assert kinds[name] == "int5", name
+    assert kinds["embedding"] == "int7"
+    assert kinds["blocks.0.mlp.up.weight"] == "int5"
+    assert kinds["blocks.0.resid_mix"] == "fp16"
+    assert kinds["bigram.table"] == "fp16"  # 1,536 elements
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, method: str) -> None:
+    run = trained(method=method, matrix_bits="6")
+    pack(run, CPU, CODE_BYTES)
+    artifact = read_artifact(run / "model.bitgolf")
+    for name, weight in load_file(run / "weights.safetensors").items():
+        restored = artifact.tensors[name]
+        step = Grid(int(artifact.kinds[name][3:])).scales(weight) if artifact.kinds[name].startswith("int") else None
+        if step is None:
+            assert torch.equal(restored, weight.half().float())
+        else:
+            assert float((restored - weight).norm() / weight.norm()) < (0.03 if is_table(name) else 0.12)
+
+
+def test_rounding_to_nearest_is_what_its_name_says(trained: Make) -> None:
+    run = trained(method="rtn", percentiles="[1.0]")
+    pack(run, CPU, CODE_BYTES)
+    artifact = read_artifact(run / "model.bitgolf")
+    weight = load_file(run / "weights.safetensors")["blocks.1.mlp.up.weight"].double().numpy()
+    step = (np.abs(weight).max(1, keepdims=True) / 31).astype(np.float16).astype(np.float64)
+    expected = np.clip(np.rint(weight / step), -31, 31) * step
+    np.testing.assert_allclose(artifact.tensors["blocks.1.mlp.up.weight"].numpy(), expected, rtol=1e-6)
+
+
+def test_lossless_keeps_every_bit(trained: Make) -> None:
+    run = trained(method="lossless")
+    shutil.rmtree(run / "calibration")  # not needed
+    pack(run, CPU, CODE_BYTES)
+    artifact = read_artifact(run / "model.bitgolf")
+    assert set(artifact.kinds.values()) == {"fp32"}
+    for name, weight in load_file(run / "weights.safetensors").items():
+        assert torch.equal(artifact.tensors[name], weight)
+
+
+def test_gptq_does_better_than_rounding_on_the_outputs_of_the_layers(trained: Make) -> None:
+    run = trained(matrix_bits="4")
+    pack(run, CPU, CODE_BYTES)
+    figures = [t for t in read_json(run / "pack.json")["tensors"].values() if "hessian_error" in t]
+    ratios = [t["hessian_error"] / t["rtn_hessian_error"] for t in figures if t["rtn_hessian_error"]]
+    assert len(ratios) > 8
+    assert np.mean(ratios) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda weights: weights.pop("blocks.1.resid_mix"), ["weights.safetensors", "'blocks.1.resid_mix'"]),
+        (lambda weights: weights.update(extra=torch.ones(3)), ["weights.safetensors", "'extra'"]),
+        (lambda weights: weights.update(embedding=torch.ones(8, 64)), ["'embedding' is (8, 64)", "(384, 64)"]),
+        (lambda weights: weights["blocks.0.attention.q_gain"].fill_(torch.nan), ["blocks.0.attention.q_gain: ", "NaN"]),
+    ],
+)
+def test_weights_that_no_reader_could_use_leave_the_earlier_artifact(
+    trained: Make, damage: Callable[[dict[str, torch.Tensor]], object], words: list[str]
+) -> None:
+    run = trained()
+    pack(run, CPU, CODE_BYTES)
+    weights = load_file(run / "weights.safetensors")
+    damage(weights)
+    save_file(weights, run / "weights.safetensors")
+    before = tree_digest(run.path)
+    with pytest.raises(ArtifactError) as error:
+        pack(run, CPU, CODE_BYTES)
+    for word in words:
+        assert word in str(error.value)
+    assert tree_digest(run.path) == before
+
+
+def test_a_damaged_ledger_is_found_before_the_artifact_is_replaced(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU, CODE_BYTES)
+    (run / "budget.json").write_text("[]")
+    before = tree_digest(run.path)
+    with pytest.raises(RunError, match="not a budget ledger"):
+        pack(run, CPU, CODE_BYTES)
+    assert tree_digest(run.path) == before
+
+
+def test_packing_twice_gives_the_same_bytes(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU, CODE_BYTES)
+    first = (run / "model.bitgolf").read_bytes()
+    pack(run, CPU, CODE_BYTES)
+    assert (run / "model.bitgolf").read_bytes() == first
+
+
+@pytest.mark.parametrize("compressor", ["zstd", "lzma", "zlib"])
+def test_every_compressor_gives_the_same_weights_back(trained: Make, tiny_run: Path, compressor: str) -> None:
+    run = trained(compressor=compressor)
+    pack(run, CPU, CODE_BYTES)
+    artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
+    assert artifact.compressor == compressor
+    for name, tensor in usual.tensors.items():
+        assert torch.equal(artifact.tensors[name], tensor)
+
+
+def test_packing_reads_no_text(trained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained()
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("pack read tokens")
+
+    monkeypatch.setattr(TokenShards, "read", forbidden)
+    monkeypatch.setattr(TokenShards, "chunks", forbidden)
+    pack(run, CPU, CODE_BYTES)
+    assert (run / "model.bitgolf").exists()
+
+
+def test_the_artifact_says_what_scoring_needs_to_know(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU, CODE_BYTES)
+    artifact = read_artifact(run / "model.bitgolf")
+    assert artifact.model_config == run.config.model.model_dump(mode="json")
+    assert artifact.tokenizer == (run / "data" / "tokenizer.model").read_bytes()
+    assert artifact.tokenizer_meta["lossless"] is True
+    assert (artifact.meta["window"], artifact.meta["stride"]) == (64, 32)
+    assert artifact.meta["config_sha256"] == run.config.digest()
+
+
+def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:
+    run = trained()
+    pack(run, CPU, CODE_BYTES)
+    packed = read_json(run / "pack.json")
+    total = packed["total_bytes"]
+    pack(run, CPU, CODE_BYTES, artifact_bytes=total)
+    before = (run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()
+    with pytest.raises(BudgetError, match=rf"= {total:,}, 1 over the cap of {total - 1:,}.*matrix_bits"):
+        pack(run, CPU, CODE_BYTES, artifact_bytes=total - 1)
+    assert ((run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()) == before
+
+
+def test_what_passes_through_stays_fp16_and_the_rest_is_as_it_was(trained: Make, tiny_run: Path) -> None:
+    run = trained(passthrough='["embedding", "blocks.*.attention.key.weight"]')
+    pack(run, CPU, CODE_BYTES)
+    artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
+    exempt = {"embedding", "blocks.0.attention.key.weight", "blocks.1.attention.key.weight"}
+    for name, weight in load_file(run / "weights.safetensors").items():
+        if name in exempt:
+            assert artifact.kinds[name] == "fp16"
+            assert usual.kinds[name] != "fp16"
+            assert torch.equal(artifact.tensors[name], weight.half().float())
+        else:
+            assert artifact.kinds[name] == usual.kinds[name]
+            assert torch.equal(artifact.tensors[name], usual.tensors[name])
+
+
+def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(trained: Make) -> None:
+    run = trained(passthrough='["embedding", "blocks.1.attn.c_k"]')
+    with pytest.raises(ConfigError, match=r"'blocks\.1\.attn\.c_k' matches none of.* tensors; the nearest name is 'b"):
+        pack(run, CPU, CODE_BYTES)
+    assert not (run / "model.bitgolf").exists()
+    for entries in ('["embedding", "embedding"]', '[" "]'):
+        with pytest.raises(ConfigError, match="passthrough"):
+            load_config(str(PRESET), {"pack.passthrough": entries})
+
+
+def test_passing_through_what_stays_in_float_anyway_is_said(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
+    pack(trained(passthrough='["*.q_gain"]'), CPU, CODE_BYTES)
+    assert "pack.passthrough '*.q_gain': what it matches stays in float anyway" in caplog.text
+
+
+def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run: Path) -> None:
+    run = trained(prune_to_fit="true", fit_margin_bytes="1000")
+    pack(run, CPU, CODE_BYTES)
+    model_bytes = read_json(run / "pack.json")["model_bytes"]
+    pack(run, CPU, CODE_BYTES, artifact_bytes=read_json(run / "pack.json")["total_bytes"] + 1000 - 600)
+    packed = read_json(run / "pack.json")
+    assert model_bytes - 700 < packed["model_bytes"] <= model_bytes - 600
+    record = packed["pruned_to_fit"]
+    assert 0 < record["zeroed"] < record["candidates"]
+    assert record["margin_bytes"] == 1000
+    assert record["encodes"] <= 6
+    artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
+    hessians = load_file(run / "calibration" / "hessians.safetensors")
+    weights = load_file(run / "weights.safetensors")
+    gone, left = [], []
+    for name, before in usual.tensors.items():
+        now = artifact.tensors[name]
+        if hessian_key(name) is None or is_table(name) or not usual.kinds[name].startswith("int"):
+            assert torch.equal(now, before)
+            continue
+        grid = Grid(int(usual.kinds[name][3:]))
+        step = grid.scales(weights[name], grid.search_clip(weights[name]))[:, None]
+        ones = (before != 0) & (before.abs() <= 1.001 * step)
+        assert torch.equal(now[~ones], before[~ones])
+        assert bool(((now == before) | (now == 0))[ones].all())
+        cost = step.square() * hessians[str(hessian_key(name))].diagonal()
+        gone += cost[ones & (now == 0)].tolist()
+        left += cost[ones & (now != 0)].tolist()
+    assert len(gone) == record["zeroed"]
+    assert len(gone) + len(left) == record["candidates"]
+    assert max(gone) <= min(left) * 1.0001
+    assert record["cost"] == pytest.approx(sum(gone), rel=1e-3)
+    figures = packed["tensors"]["blocks.0.mlp.up.weight"]
+    before = read_json(tiny_run / "pack.json")["tensors"]["blocks.0.mlp.up.weight"]
+    assert figures["hessian_error"] > before["hessian_error"]
+    assert figures["code_bits"] < before["code_bits"]
+
+
+def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
+    run = trained(prune_to_fit="true")
+    pack(run, CPU, CODE_BYTES)
+    record = read_json(run / "pack.json")["pruned_to_fit"]
+    assert (record["zeroed"], record["cost"], record["encodes"]) == (0, 0.0, 1)
+    usual = read_artifact(tiny_run / "model.bitgolf")
+    for name, tensor in read_artifact(run / "model.bitgolf").tensors.items():
+        assert torch.equal(tensor, usual.tensors[name])
+    assert read_json(tiny_run / "pack.json")["pruned_to_fit"] is None
+
+
+def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> None:
+    run = trained(prune_to_fit="true", fit_margin_bytes="700")
+    pack(run, CPU, CODE_BYTES)
+    before = (run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()
+    least = read_json(run / "pack.json")["code_bytes"] + 5_000
+    with pytest.raises(BudgetError, match=r"even with all [\d,]+ codes of \+-1 zeroed: .* bytes of code") as caught:
+        pack(run, CPU, CODE_BYTES, artifact_bytes=least)
+    words = str(caught.value).replace(",", "")
+    total, over = (
+        int(words.split(mark)[1].split()[0]) for mark in ("bytes of code = ", f"= {words.split('= ')[1].split()[0]} ")
+    )
+    assert over == total - least + 700
+    assert f"over the cap of {least} less pack.fit_margin_bytes 700" in words
+    assert ((run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()) == before
+
+
+def test_pruning_to_fit_without_gptq_is_said_and_leaves_the_cap_whole(
+    trained: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(prune_to_fit="true", method="rtn")
+    pack(run, CPU, CODE_BYTES)
+    total = read_json(run / "pack.json")["total_bytes"]
+    pack(run, CPU, CODE_BYTES, artifact_bytes=total)
+    assert "pack.prune_to_fit: only GPTQ matrices are pruned" in caplog.text
+    assert read_json(run / "pack.json")["pruned_to_fit"] is None
+
+
+def test_statistics_are_asked_for_only_where_they_are_used(trained: Make) -> None:
+    run = trained()
+    (run / "calibration" / "hessians.safetensors").unlink()
+    with pytest.raises(RunError, match=r"hessians\.safetensors is missing.*bitgolf train.*rtn"):
+        pack(run, CPU, CODE_BYTES)
+    shutil.rmtree(run / "calibration")
+    with pytest.raises(RunError, match=r"calibration is missing; run `bitgolf train"):
+        pack(run, CPU, CODE_BYTES)
+
+
+def test_weights_that_diverged_are_refused_by_name(trained: Make) -> None:
+    from safetensors.torch import save_file
+
+    run = trained()
+    weights = load_file(run / "weights.safetensors")
+    weights["blocks.0.mlp.down.weight"][3, 4] = float("nan")
+    save_file(weights, run / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight.*NaN"):
+        pack(run, CPU, CODE_BYTES)
+    assert not (run / "model.bitgolf").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("embedding", "embedding"),
+        ("blocks.3.mlp.up.weight", "mlp.up"),
+        ("blocks.11.attention.query.weight", "attention.query"),
+        ("blocks.0.attn_scale", "attn_scale"),
+        ("bigram.table", "bigram.table"),
+        ("value_embedding.project.weight", "value_embedding.project"),
+    ],
+)
+def test_a_role_is_the_name_without_the_layer(name: str, expected: str) -> None:
+    assert role(name) == expected

@@ -1,0 +1,27 @@
+"""The page in a real browser: no console message, no sideways scrolling on a phone, the script runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser import BROWSER, NO_BROWSER, look_at
+from synthetic_run import SyntheticRun
+
+from bitgolf.report.report import report
+
+CLICK_A_TOKEN = """
+  const token = page.querySelector(".passage [title]");
+  token.click();
+  found.note = page.getElementById("surprisal-note").textContent;
+  found.title = token.title;
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_in_a_browser(finished: SyntheticRun, tmp_path: Path) -> None:
+    found = look_at(report(finished.run), tmp_path, script=CLICK_A_TOKEN)
+    assert int(found["width"]) <= 360
+    assert found["small"] == "", "letters below 12 px on a phone"
+    assert found["note"].endswith(found["title"]) and "bits" in found["title"]
+    assert not found["messages"]

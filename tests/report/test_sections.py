@@ -1,0 +1,123 @@
+"""Rows of the report against the files that they are made of."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from synthetic_run import SyntheticRun, audit_json, pack_json
+
+from bitgolf.errors import RunError
+from bitgolf.report import sections
+from bitgolf.run.budget import Budget
+
+
+def read(finished: SyntheticRun) -> sections.Products:
+    return sections.Products.read(finished.run)
+
+
+def number(text: str) -> float:
+    return float(re.sub(r"[^\d.]", "", text))
+
+
+def test_byte_groups_add_up_to_the_artifact(finished: SyntheticRun) -> None:
+    pack = pack_json(finished.run.config)
+    rows = sections.byte_groups(pack)
+    assert sum(number(row.value) for row in rows) == pack["total_bytes"]
+    assert [number(r.value) for r in rows] == sorted((number(r.value) for r in rows), reverse=True)
+    assert rows[0].percent == 100 and sum(number(row.note) for row in rows) == pytest.approx(100, abs=0.6)
+    query = sum(t["bytes"] for name, t in pack["tensors"].items() if ".attention.query." in name)
+    assert {row.label: number(row.value) for row in rows}["attention, query"] == query
+    assert {"token embedding", "MLP, up", "gains and mixers", "tokenizer", "header", "code"} <= {r.label for r in rows}
+
+
+def test_stages_carry_their_differences(finished: SyntheticRun) -> None:
+    score = read(finished).score
+    assert score is not None
+    rows = {row.label: row for row in sections.bpb_bars(score)}
+    assert list(rows) == ["float weights, chunked", "artifact, chunked", "artifact, sliding", "zstd-22", "xz-9"]
+    assert rows["artifact, chunked"].note.startswith("+0.0048")
+    assert rows["artifact, sliding"].note.startswith("\N{MINUS SIGN}0.0468")
+    assert rows["artifact, sliding"].kind == "headline"
+    assert rows["zstd-22"].percent == 100
+    without_float = sections.bpb_bars(score | {"float": {}, "compressors": {}})
+    assert [row.note for row in without_float] == ["", "\N{MINUS SIGN}0.0468 by more context"]
+
+
+def test_meters_show_use_cap_and_overspending(finished: SyntheticRun) -> None:
+    artifact, train, evaluation = sections.budget_meters(read(finished))
+    assert (train.used, train.cap, train.share, train.over) == ("74.3 s", "75.0 s", "99.1%", False)
+    assert sum(s.percent for s in train.segments) == pytest.approx(100 * 74.3 / 75)
+    assert [s.label for s in evaluation.segments] == ["read and decompress", "chunked", "sliding"]
+    assert not artifact.command
+    finished.run.budget().charge("train_seconds", "train", "too much", 75.7)
+    over = sections.budget_meters(read(finished))[1]
+    assert over.over and over.share == "200.0%" and over.cap_percent == pytest.approx(50)
+    assert sum(s.percent for s in over.segments) == pytest.approx(100)
+
+
+def test_nothing_charged_names_the_command(finished: SyntheticRun) -> None:
+    (finished.run / "budget.json").unlink()
+    assert [m.command.split()[1] for m in sections.budget_meters(read(finished))] == ["pack", "train", "score"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "state", "word"),
+    [
+        (("PASS", "PASS"), "pass", "PASS"),
+        (("PASS", "NOT RUN"), "open", "INCOMPLETE"),
+        (("NOT RUN", "FAIL"), "fail", "FAIL"),
+    ],
+)
+def test_verdict(finished: SyntheticRun, outcomes: tuple[str, ...], state: str, word: str) -> None:
+    checks = [{**audit_json()["checks"][0], "verdict": outcome} for outcome in outcomes]
+    finished.write("audit.json", {"passed": "FAIL" not in outcomes, "checks": checks})
+    found = sections.verdict(read(finished))
+    assert (found[0], found[2]) == (state, word)
+    (finished.run / "audit.json").unlink()
+    assert sections.verdict(read(finished))[2] == "NOT RUN"
+
+
+def test_products_that_do_not_belong_together_are_named(finished: SyntheticRun) -> None:
+    assert sections.warnings(read(finished)) == []
+    finished.write("pack.json", pack_json(finished.run.config) | {"model_sha256": "cd" * 32})
+    os.utime(finished.run / "audit.json", (1, 1))
+    stale = sections.warnings(read(finished))
+    assert len(stale) == 2 and "bitgolf score" in stale[0] and "bitgolf audit" in stale[1]
+
+
+def test_damaged_products_are_errors_that_say_what_to_run(finished: SyntheticRun) -> None:
+    (finished.run / "score.json").write_text('{"methods": ')
+    with pytest.raises(RunError, match=r"score\.json is damaged.*bitgolf score"):
+        read(finished)
+    (finished.run / "score.json").write_text("[1]")
+    with pytest.raises(RunError, match="no JSON object"):
+        read(finished)
+
+
+def test_long_evidence_is_cut_and_says_so() -> None:
+    audit = {"checks": [{**audit_json()["checks"][0], "evidence": {"digits": "7" * 9_000}}]}
+    (row,) = sections.audit_rows(audit, 100)
+    assert len(row["evidence"]) < 200 and "audit.json" in row["evidence"]
+
+
+def test_charts_take_every_step_of_the_log(finished: SyntheticRun) -> None:
+    products = read(finished)
+    steps = [event for event in products.events if event["event"] == "step"]
+    by_key = {chart.key: chart for chart in sections.training_charts(products)}
+    assert list(by_key) == ["loss-time", "loss-tokens", "rate", "speed"]
+    assert list(by_key["loss-tokens"].y) == [event["loss"] for event in steps]
+    assert len(by_key["speed"].x) == len(by_key["speed"].y) == len(steps) - 1
+    resumed = {"event": "resume", "step": 40, "elapsed_seconds": 3.2}
+    marked = sections.Products(
+        products.path, products.config, Budget(products.budget.limits), [*products.events, resumed], None, None, None
+    )
+    assert list(sections.training_charts(marked)[0].marks) == [(3.2, "resumed")]
+
+
+def test_facts_come_from_the_products(finished: SyntheticRun) -> None:
+    facts = {name: value for _, rows in sections.facts(read(finished)) for name, value in rows}
+    assert facts["optimizer steps"] == "900" and facts["passes over the text"] == "0.90"
+    assert facts["device"] == "cpu <x86_64>" and facts["bits per weight"] == "6.41"
+    assert "peak GPU memory" not in facts

@@ -1,0 +1,100 @@
+"""Atomic writes, the budget ledger and the run directory."""
+
+import errno
+import json
+
+import pytest
+
+from bitgolf.config import load_config
+from bitgolf.errors import BudgetError, RunError
+from bitgolf.run import atomic
+from bitgolf.run.budget import Budget
+from bitgolf.run.directory import RunDirectory
+
+
+def test_an_interrupted_write_leaves_the_earlier_file_and_no_litter(tmp_path) -> None:
+    target = tmp_path / "product.json"
+    atomic.write_json(target, {"version": 1})
+
+    def fail() -> None:
+        with atomic.atomic_path(target) as temporary:
+            temporary.write_text("half of a")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fail()
+    assert json.loads(target.read_text()) == {"version": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["product.json"]
+
+
+def test_json_refuses_nan_and_keeps_the_file(tmp_path) -> None:
+    target = tmp_path / "x.json"
+    atomic.write_json(target, [1])
+    with pytest.raises(ValueError, match="JSON"):
+        atomic.write_json(target, float("nan"))
+    assert json.loads(target.read_text()) == [1]
+
+
+def test_the_ledger_survives_and_a_stage_can_replace_its_charges(tmp_path) -> None:
+    path = tmp_path / "budget.json"
+    budget = Budget({"train_seconds": 10}, path)
+    budget.charge("train_seconds", "train", "steps", 7.5)
+    budget.charge("train_seconds", "train", "calibration", 1.0)
+    budget.charge("eval_seconds", "score", "sliding", 3.0)
+    again = Budget({"train_seconds": 10}, path)
+    assert again.spent("train_seconds") == 8.5
+    assert again.remaining("train_seconds") == 1.5
+    assert again.remaining("eval_seconds") == float("inf")
+    again.forget("train")
+    assert Budget({}, path).spent("train_seconds") == 0
+    assert Budget({}, path).spent("eval_seconds") == 3.0
+
+
+def test_bad_charges_and_damaged_ledgers_are_refused(tmp_path) -> None:
+    budget = Budget({})
+    with pytest.raises(BudgetError, match="minutes"):
+        budget.charge("minutes", "train", "steps", 1)
+    with pytest.raises(BudgetError, match="-1"):
+        budget.charge("train_seconds", "train", "steps", -1)
+    path = tmp_path / "budget.json"
+    path.write_text("{]")
+    with pytest.raises(RunError, match="not a budget ledger"):
+        Budget({}, path)
+
+
+def test_a_run_directory_belongs_to_one_configuration(tmp_path) -> None:
+    config = load_config("demo")
+    root = tmp_path / "run"
+    RunDirectory.create(root, config)
+    assert RunDirectory.open(root).config == config
+    (root / "train.jsonl").write_text("")
+    with pytest.raises(RunError, match="--resume"):
+        RunDirectory.create(root, config)
+    assert RunDirectory.create(root, config, resume=True).config == config
+    other = load_config("demo", {"train.matrix_lr": "0.5"})
+    with pytest.raises(RunError, match=r"train\.matrix_lr"):
+        RunDirectory.create(root, other, resume=True)
+
+
+def test_a_directory_whose_first_stage_failed_can_be_used_again(tmp_path) -> None:
+    RunDirectory.create(tmp_path / "run", load_config("demo"))
+    other = load_config("demo", {"seed": "5"})
+    assert RunDirectory.create(tmp_path / "run", other).config.seed == 5
+    assert RunDirectory.open(tmp_path / "run").config == other
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="not a bitgolf run"):
+        RunDirectory.create(tmp_path, load_config("demo"))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    with pytest.raises(RunError, match="not a run directory"):
+        RunDirectory.open(tmp_path)
+
+
+def test_a_missing_product_names_the_stage_that_makes_it(tmp_path) -> None:
+    run = RunDirectory.create(tmp_path / "run", load_config("demo"))
+    with pytest.raises(RunError, match="bitgolf train"):
+        run.require("weights.safetensors")
+    with pytest.raises(RunError, match="bitgolf pack"):
+        run.require("model.bitgolf")

@@ -1,0 +1,408 @@
+"""A submission says what its runs say, in the challenge's schema; whatever does not belong together is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from seed_clones import change, clone
+from tiny_run import done, read_json, refused, tree_digest
+
+from bitgolf.bundle.single_file import make_bundle
+from bitgolf.config import Config, load_config
+from bitgolf.errors import BudgetError, ConfigError, RunError
+from bitgolf.run.directory import RunDirectory
+from bitgolf.submit.lineage import COMPONENTS, lineage, setting
+from bitgolf.submit.requirements import required_modules
+from bitgolf.submit.submission import Labels, contents, describe, submit, write_folder
+
+LABELS = Labels("A. Author", "author", date=datetime(2026, 3, 17, 12, tzinfo=UTC))
+
+
+@pytest.fixture(scope="module")
+def seeds(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three runs that may be submitted together; not to be changed."""
+    root = tmp_path_factory.mktemp("seeds")
+    clones = [clone(tiny_run, root / str(seed), seed, shift) for seed, shift in ((42, 0.002), (1337, -0.001))]
+    return [tiny_run, *clones]
+
+
+@pytest.fixture(scope="module")
+def folder(seeds: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their submission; not to be changed."""
+    return submit(seeds, tmp_path_factory.mktemp("records"), labels=LABELS)
+
+
+@pytest.fixture
+def copies(seeds: list[Path], tmp_path: Path) -> list[Path]:
+    """The runs again, to be damaged."""
+    return [Path(shutil.copytree(run, tmp_path / f"run{i}")) for i, run in enumerate(seeds)]
+
+
+@pytest.fixture(scope="module")
+def described(folder: Path) -> dict[str, Any]:
+    """submission.json."""
+    found: dict[str, Any] = read_json(folder / "submission.json")
+    return found
+
+
+# --------------------------------------------------------------------------------------------- what is written
+
+
+def test_the_folder_holds_what_a_reviewer_expects(folder: Path) -> None:
+    assert folder.name == "2026-03-17_tiny"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "train_gpt.py", "source", "submission.json", "README.md", "requirements.txt",
+        "train_seed7.log", "train_seed42.log", "train_seed1337.log",
+    }  # fmt: skip
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_json_has_the_schema_in_use(described: dict[str, Any]) -> None:
+    texts = (
+        "author",
+        "github_id",
+        "name",
+        "blurb",
+        "date",
+        "track",
+        "hardware",
+        "pytorch_version",
+        "technique_summary",
+    )
+    numbers = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "artifact_bytes_mean", "step_avg_ms_mean")
+    whole = ("bytes_total", "bytes_code", "artifact_bytes_max", "bytes_model_max")
+    for key in texts:
+        assert isinstance(described[key], str) and described[key], key
+    for key in numbers:
+        assert isinstance(described[key], float), key
+    for key in whole:
+        assert isinstance(described[key], int) and described[key] > 0, key
+    assert described["date"] == "2026-03-17T12:00:00Z"
+    assert described["track"] == "non_record_16mb"
+    assert described["seeds"] == [7, 42, 1337]
+    assert set(described["seed_results"]) == {"7", "42", "1337"}
+    assert "forced" not in described
+    assert all(value is True for value in described["compliance"].values())
+
+
+def test_means_and_deviations_are_those_of_the_runs(described: dict[str, Any], seeds: list[Path]) -> None:
+    scores = [read_json(run / "score.json") for run in seeds]
+    for key, name in (("val_bpb", "bpb"), ("val_loss", "loss_nats")):
+        values = [score["methods"][score["headline"]][name] for score in scores]
+        assert described[key] == pytest.approx(statistics.fmean(values), abs=5e-9)
+        assert described[f"{key}_std"] == pytest.approx(statistics.stdev(values), abs=5e-9)
+    assert described["val_loss"] > described["val_bpb"]  # nats of a token, not bits of a byte
+    for seed, run in zip(("7", "42", "1337"), seeds, strict=True):
+        result, score = described["seed_results"][seed], read_json(run / "score.json")
+        assert result["val_bpb"] == round(score["headline_bpb"], 8)
+        assert result["val_bpb"] / result["val_loss"] == pytest.approx(described["bpb_per_nat"], rel=1e-6)
+        assert result["quantized_val_bpb"] == round(score["methods"]["chunked"]["bpb"], 8)
+        assert result["pre_quant_val_bpb"] == round(score["float"]["chunked"]["bpb"], 8)
+        assert result["target_tokens"] == score["val_tokens"] - 1
+
+
+def test_bytes_are_those_of_the_files(described: dict[str, Any], folder: Path, seeds: list[Path]) -> None:
+    code = (folder / "train_gpt.py").stat().st_size
+    models = [(run / "model.bitgolf").stat().st_size for run in seeds]
+    assert described["bytes_code"] == code
+    assert described["bytes_total"] == described["artifact_bytes_max"] == code + max(models)
+    assert [described["seed_results"][seed]["artifact_bytes"] for seed in ("7", "42", "1337")] == [
+        code + model for model in models
+    ]
+    assert read_json(seeds[0] / "pack.json")["code_bytes"] == code  # what the run was charged is what ships
+
+
+def test_every_result_can_be_computed_again_from_the_logs(described: dict[str, Any], folder: Path) -> None:
+    losses, scores = [], []
+    for seed, result in described["seed_results"].items():
+        text = (folder / f"train_seed{seed}.log").read_text()
+        final = re.findall(r"^final \S+ val_loss:(\d+\.\d{8}) val_bpb:(\d+\.\d{8})$", text, re.M)
+        assert [(f"{result['val_loss']:.8f}", f"{result['val_bpb']:.8f}")] == final
+        losses.append(float(final[0][0]))
+        scores.append(float(final[0][1]))
+        assert int(re.findall(r"^Total submission size: (\d+) bytes$", text, re.M)[0]) == result["artifact_bytes"]
+        assert int(re.findall(r"^Code size: (\d+) bytes$", text, re.M)[0]) == described["bytes_code"]
+        steps, milliseconds = re.findall(r"^stopping: step:(\d+) train_time:(\d+)ms", text, re.M)[0]
+        assert int(steps) == result["steps"] and float(milliseconds) > 0
+    assert described["val_loss"] == pytest.approx(statistics.fmean(losses), abs=1e-8)
+    assert described["val_bpb_std"] == pytest.approx(statistics.stdev(scores), abs=1e-8)
+
+
+def test_logs_are_copied_from_the_runs(folder: Path, seeds: list[Path]) -> None:
+    for seed, run in zip((7, 42, 1337), seeds, strict=True):
+        text = (folder / f"train_seed{seed}.log").read_text()
+        assert (run / "train.log").read_text() in text
+        config = text.partition("==== config.toml\n")[2].partition("==== train.log")[0]
+        assert tomllib.loads(config)["seed"] == seed
+
+
+def test_the_readme_repeats_the_numbers_of_the_json(described: dict[str, Any], folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    for result in described["seed_results"].values():
+        for key in ("val_bpb", "val_loss", "quantized_val_bpb", "pre_quant_val_bpb"):
+            assert f"{result[key]:.8f}" in text
+        assert f"{result['artifact_bytes']:,}" in text
+    assert f"**{described['val_bpb']:.8f}**" in text and f"{described['val_bpb_std']:.8f}" in text
+    for component in ("XSA", "BigramHash", "GPTQ"):
+        assert f"| {component}" in text
+    assert "CROWN-Q" not in text and "--force" not in text
+    assert "python train_gpt.py --data DATA --out OUT/1337 --seed 1337" in text
+    assert "| `train.max_steps` | `40` | `0` |" in text
+    sentences = [line for line in text.splitlines() if line and line[0] not in "|#`-" and "train_gpt.py" not in line]
+    description = load_config(str(Path(__file__).parents[1] / "support" / "tiny.toml")).description
+    assert not [line for line in sentences if re.search(r"\d", line) and line != description]
+
+
+def test_requirements_pin_what_the_program_imports(folder: Path, seeds: list[Path]) -> None:
+    lines = (folder / "requirements.txt").read_text().splitlines()[1:]
+    pins = dict(line.partition("  #")[0].split("==") for line in lines)
+    start = json.loads((seeds[0] / "train.jsonl").read_text().splitlines()[0])
+    assert pins["torch"] == start["torch"].partition("+")[0]
+    assert {"numpy", "pydantic", "safetensors", "sentencepiece", "zstandard"} <= pins.keys()
+    assert not {"rich", "matplotlib", "jinja2", "brotli", "bitgolf", "triton"} & pins.keys()
+
+
+def test_a_compressor_that_the_run_uses_is_required(seeds: list[Path]) -> None:
+    config = load_config(str(seeds[0] / "config.toml"), {"pack.compressor": "brotli"})
+    assert "brotli" in required_modules(make_bundle(config), "brotli")
+    assert "brotli" not in required_modules(describe_all(seeds).bundle, "zstd")
+
+
+def describe_all(runs: list[Path]) -> Any:
+    from bitgolf.submit.seed_runs import read_seed_runs
+
+    return describe(read_seed_runs(runs, 1), [], LABELS)
+
+
+def test_one_seed_has_no_deviation(seeds: list[Path], tmp_path: Path) -> None:
+    found = read_json(submit(seeds[:1], tmp_path, num_seeds=1, labels=LABELS) / "submission.json")
+    assert "val_bpb_std" not in found and found["seeds"] == [7]
+
+
+def test_lineage_names_what_is_on_and_nothing_else() -> None:
+    plain = {name for name, _, _ in lineage(Config())}
+    assert "XSA" not in plain and "Muon" in plain
+    full = load_config("seed-693")
+    names = {name for name, _, _ in lineage(full)}
+    assert {"XSA", "CROWN-Q", "Value residual (VRL)", "Snapshot average (SWA)"} <= names
+    for component in COMPONENTS:
+        assert all(setting(full, key) is not None for key in component.settings)  # AttributeError for a wrong key
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+Damage = Callable[[list[Path]], list[Path]]
+
+
+def drop(name: str) -> Damage:
+    def damage(runs: list[Path]) -> list[Path]:
+        (runs[1] / name).unlink()
+        return runs
+
+    return damage
+
+
+def with_config(key: str, value: str) -> Damage:
+    def damage(runs: list[Path]) -> list[Path]:
+        config = load_config(str(runs[2] / "config.toml"), {key: value})
+        (runs[2] / "config.toml").write_text(config.to_toml())
+        return runs
+
+    return damage
+
+
+def same_seed(runs: list[Path]) -> list[Path]:
+    return [runs[0], clone(runs[0], runs[0].with_name("twin"), 7), runs[2]]
+
+
+def copied_artifact(runs: list[Path]) -> list[Path]:
+    for name in ("model.bitgolf", "pack.json", "score.json", "audit.json"):
+        shutil.copy2(runs[1] / name, runs[2] / name)
+    return runs
+
+
+def copied_log(runs: list[Path]) -> list[Path]:
+    shutil.copy2(runs[1] / "train.jsonl", runs[2] / "train.jsonl")
+    return runs
+
+
+def unfinished(runs: list[Path]) -> list[Path]:
+    lines = (runs[1] / "train.jsonl").read_text().splitlines()
+    (runs[1] / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    return runs
+
+
+def other_artifact(runs: list[Path]) -> list[Path]:
+    with (runs[1] / "model.bitgolf").open("ab") as handle:
+        handle.write(b"more")
+    return runs
+
+
+def other_text(runs: list[Path]) -> list[Path]:
+    manifest = read_json(runs[1] / "data" / "manifest.json")
+    manifest["document_hashes"]["val"]["sha256"] = "0" * 64
+    (runs[1] / "data" / "manifest.json").write_text(json.dumps(manifest))
+    return runs
+
+
+def other_torch(runs: list[Path]) -> list[Path]:
+    path = runs[1] / "train.jsonl"
+    path.write_text(re.sub(r'"torch": "[^"]*"', '"torch": "2.0.0"', path.read_text()))
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (with_config("train.matrix_lr", "0.03"), r"differ in train\.matrix_lr; submit runs that differ in nothing but"),
+        (with_config("name", "other"), "differ in name"),
+        (with_config("device", "auto"), "differ in device"),
+        (same_seed, "both have seed 7"),
+        (copied_artifact, "hold the same artifact: one of them is a copy"),
+        (copied_log, r"the log of .*run2 tells of another run: its seed is 42, that of config\.toml 1337"),
+        (unfinished, "the training of .*run1 did not finish"),
+        (other_artifact, "pack.json speaks of another artifact than model.bitgolf"),
+        (other_text, "different validation documents"),
+        (other_torch, r"several versions of PyTorch: 2\.0\.0"),
+        (drop("weights.safetensors"), "run `bitgolf train"),
+        (drop("score.json"), "run `bitgolf score"),
+        (drop("model.bitgolf"), "run `bitgolf pack"),
+        (lambda runs: runs[:2], "2 seeds given, 3 asked for"),
+        (lambda runs: [*runs[:2], runs[0]], "is given twice"),
+        (drop("audit.json"), "seed 42 was not audited. Run `bitgolf audit RUN`"),
+    ],
+)
+def test_runs_that_may_not_be_submitted(copies: list[Path], tmp_path: Path, damage: Damage, message: str) -> None:
+    runs = damage(copies)
+    before = [tree_digest(run) for run in runs]
+    with pytest.raises((RunError, ConfigError), match=message):
+        submit(runs, tmp_path / "records", labels=LABELS)
+    assert not (tmp_path / "records").exists() or not list((tmp_path / "records").iterdir())
+    assert [tree_digest(run) for run in runs] == before
+
+
+def failed(audit: dict[str, Any]) -> dict[str, Any]:
+    checks = [check | ({"verdict": "FAIL"} if check["name"] == "eval-clock" else {}) for check in audit["checks"]]
+    return {"checks": checks, "passed": False}
+
+
+def incomplete(audit: dict[str, Any]) -> dict[str, Any]:
+    checks = [check | ({"verdict": "NOT RUN"} if check["name"] == "eval-clock" else {}) for check in audit["checks"]]
+    return {"checks": checks, "complete": False}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (failed, r"seed 42 failed its audit \(eval-clock\)"),
+        (incomplete, r"seed 42 was not audited in full \(eval-clock not run\)"),
+    ],
+)
+def test_an_audit_that_did_not_pass_takes_force(
+    copies: list[Path], tmp_path: Path, make: Callable[[dict[str, Any]], dict[str, Any]], message: str
+) -> None:
+    change(copies[1] / "audit.json", **make(read_json(copies[1] / "audit.json")))
+    with pytest.raises(RunError, match=message):
+        submit(copies, tmp_path / "records", labels=LABELS)
+    folder = submit(copies, tmp_path / "records", labels=LABELS, force=True)
+    described, readme = read_json(folder / "submission.json"), (folder / "README.md").read_text()
+    assert re.search(message, described["forced"][0])
+    assert re.search(r"> \*\*Written with `--force`\.\*\* " + message, readme)
+    assert not all(described["compliance"].values()) and "**no**" in readme
+
+
+def test_an_audit_older_than_what_it_judged_takes_force(copies: list[Path], tmp_path: Path) -> None:
+    later = (copies[1] / "audit.json").stat().st_mtime + 5
+    os.utime(copies[1] / "score.json", (later, later))
+    with pytest.raises(RunError, match="seed 42 was packed or scored again after its audit"):
+        submit(copies, tmp_path / "records", labels=LABELS)
+
+
+def test_force_does_not_mend_what_does_not_belong_together(copies: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="both have seed 7"):
+        submit(same_seed(copies), tmp_path / "records", labels=LABELS, force=True)
+
+
+def test_code_that_no_longer_fits_is_refused(copies: list[Path], tmp_path: Path) -> None:
+    runs = [
+        clone(run, tmp_path / f"small{seed}", seed, budget__artifact_bytes="90000")
+        for run, seed in zip(copies, (7, 42, 1337), strict=True)
+    ]
+    with pytest.raises(BudgetError, match=r"seed 7 does not fit: 79,\d+ bytes of model"):
+        submit(runs, tmp_path / "records", labels=LABELS)
+
+
+# ---------------------------------------------------------------------------------------------- how it is written
+
+
+def test_the_same_runs_give_the_same_folder(seeds: list[Path], folder: Path, tmp_path: Path) -> None:
+    again = submit(list(reversed(seeds)), tmp_path, labels=LABELS)
+    assert tree_digest(again) == tree_digest(folder)
+    stamp = (again / "README.md").stat().st_mtime_ns
+    assert submit(seeds, tmp_path, labels=LABELS) == again  # nothing to do
+    assert (again / "README.md").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_of_other_content_is_not_touched(seeds: list[Path], tmp_path: Path) -> None:
+    target = tmp_path / "2026-03-17_tiny"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="exists with other content"):
+        submit(seeds, tmp_path, labels=LABELS)
+    assert [path.name for path in target.iterdir()] == ["mine.txt"]
+    shutil.rmtree(target)
+    target.write_text("a file")
+    with pytest.raises(RunError, match="exists with other content"):
+        submit(seeds, tmp_path, labels=LABELS)
+    assert target.read_text() == "a file"
+
+
+def test_a_folder_is_there_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    def full(_: int) -> None:
+        written.append("file")
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(tmp_path / "records" / "entry", {"a": b"1", "b/c": b"2", "d": b"3"})
+    assert list((tmp_path / "records").iterdir()) == []
+    monkeypatch.undo()
+    write_folder(tmp_path / "records" / "entry", {"a": b"1", "b/c": b"2"})
+    assert (tmp_path / "records" / "entry" / "b" / "c").read_bytes() == b"2"
+
+
+def test_labels(seeds: list[Path]) -> None:
+    submission = describe_all(seeds)
+    assert submission.folder_name == "2026-03-17_tiny"
+    named = describe(submission.runs, [], Labels(name="XSA & more!", track="10min_16mb", date=LABELS.date))
+    assert (named.folder_name, named.track) == ("2026-03-17_XSA_more", "10min_16mb")
+    with pytest.raises(ConfigError, match="track 'fast' is not one of 10min_16mb, non_record_16mb"):
+        describe(submission.runs, [], Labels(track="fast"))
+    assert set(contents(submission)) >= {"train_gpt.py", "README.md", "source/train_gpt.py", "source/bitgolf/errors.py"}
+
+
+def test_the_command_line(seeds: list[Path], tmp_path: Path) -> None:
+    words = ["submit", *seeds, "--out", tmp_path, "--author", "A", "--github-id", "a", "--date", "2026-03-17"]
+    outcome = done(*words, "--name", "entry")
+    assert f"submission: {tmp_path / '2026-03-17_entry'}" in outcome.stdout
+    assert "bits per byte over seeds 7, 42, 1337" in outcome.stdout.replace("\n", " ")
+    found = done(*words, "--json").json
+    assert found["submission"]["val_bpb"] == read_json(Path(found["folder"]) / "submission.json")["val_bpb"]
+    assert "2 seeds given, 3 asked for" in refused("submit", *seeds[:2], "--out", tmp_path)
+    assert "--seeds 0" in refused("submit", *seeds, "--out", tmp_path, "--seeds", "0")
+    assert "'soon' is no date" in refused("submit", *seeds, "--out", tmp_path, "--date", "soon")
+    assert RunDirectory.open(seeds[0]).config.seed == 7

@@ -1,0 +1,76 @@
+"""A tiny GPT with every component that adapts, and texts for it; shared by the tests of adaptation."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitgolf.config import Config, ModelConfig, resolve
+from bitgolf.model.gpt import GPT
+from bitgolf.run.ranks import World
+
+VOCAB = 260
+BOS = 1
+WINDOW = 16
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def config(**ttt: Any) -> Config:
+    """A configuration of the tiny model: window 16, sliding by 4, chunks of 40 (two rows and a remainder)."""
+    return resolve(
+        {
+            "name": "toy",
+            "device": "cpu",
+            "model": {
+                "vocab_size": VOCAB,
+                "num_layers": 3,
+                "model_dim": 32,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "bigram_rows": 32,
+                "bigram_dim": 8,
+                "ve_layers": [1, 2],
+                "ve_dim": 8,
+                "smear": "v1",
+                "value_residual": True,
+                "xsa_layers": 1,
+            },
+            "train": {"seq_len": WINDOW, "batch_tokens": 64, "micro_batch_tokens": 64},
+            "score": {"stride": 4, "batch_tokens": 48},
+            "ttt": {"chunk_tokens": 40, "lora_chunk_tokens": 6, "lora_rank": 3, "lora_alpha": 4.5, **ttt},
+        },
+        {},
+    )
+
+
+def tiny_gpt(model_config: ModelConfig | None = None, seed: int = 0) -> GPT:
+    """A model no part of which is zero, without gradients, as an artifact's model is."""
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(model_config or config().model, WINDOW).initialize_(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(0, 0.1, generator=generator)
+        model.embedding.mul_(20)
+    return model.eval().requires_grad_(False)
+
+
+def text(length: int, seed: int = 0, period: int = 0) -> np.ndarray:
+    """(length,) uint16 tokens in documents of different lengths; with `period` the same words over and over."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, 40, size=length).astype(np.uint16)
+    if period:
+        tokens = np.resize(tokens[:period], length)
+    tokens[rng.random(length) < 0.06] = BOS
+    tokens[0] = BOS
+    return tokens
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
