@@ -3,7 +3,7 @@
     python benchmarks/ablation.py TRUNK@STEP [--arms NAME;...] --out DIR [--gpus 0,1] [--into FOLDER]
     python benchmarks/ablation.py --table FOLDER
 
-TRUNK is a run whose checkpoint at STEP (see `train.checkpoint_at`) was kept before its late phase began; every arm
+TRUNK is a run whose checkpoint at STEP (see `train.checkpoint.at`) was kept before its late phase began; every arm
 trains on from there under the same clock, with the same data, and is packed and scored chunked. The arm with the
 trunk's own settings is the trunk itself, if that is scored; what is scored in DIR already is not made again. `--into`
 adds the figures to FOLDER/ablation-PRESET-seedN.json; `--table` prints the mean over seeds of each arm's difference
@@ -22,18 +22,18 @@ from jobs import Job, work_off
 from bitgolf.config import load_config
 from bitgolf.run.directory import RunDirectory
 
-_OFF = {"qat.mode": "none", "qat.crown_lambda": "0"}
+_OFF = {"qat.mode": "none", "qat.crown.weight": "0"}
 ARMS: dict[str, dict[str, str]] = {
     "no late phase": _OFF,
-    "straight-through": {"qat.mode": "ste", "qat.crown_lambda": "0"},
-    "straight-through, CROWN-Q": {"qat.mode": "ste", "qat.crown_lambda": "0.01"},
-    "CROWN-Q": _OFF | {"qat.crown_lambda": "0.01"},
-    "soft rounding": {"qat.mode": "soft_round", "qat.crown_lambda": "0"},
-    "no late phase, no replay": _OFF | {"train.replay_epochs": "0"},
+    "straight-through": {"qat.mode": "ste", "qat.crown.weight": "0"},
+    "straight-through, CROWN-Q": {"qat.mode": "ste", "qat.crown.weight": "0.01"},
+    "CROWN-Q": _OFF | {"qat.crown.weight": "0.01"},
+    "soft rounding": {"qat.mode": "soft_round", "qat.crown.weight": "0"},
+    "no late phase, no replay": _OFF | {"train.replay.epochs": "0"},
 }
 _SCORED = {
     "score.methods": '["chunked"]', "score.compressors": "false", "score.last_reference": "true", "ttt.method": "none",
-    "ttt.rescore_temperature": "0", "train.checkpoint_at": "[]",
+    "ttt.rescore_temperature": "0", "train.checkpoint.at": "[]",
 }  # fmt: skip
 
 

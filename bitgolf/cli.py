@@ -20,7 +20,7 @@ from rich.console import Console
 from bitgolf.commands import audit, codec, compare, submit
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.tables import audit_table, data_table, doctor_table, presets_table, score_table
-from bitgolf.config import Config, known_keys, load_config, preset_names
+from bitgolf.config import Config, all_settings, load_config, preset_names
 from bitgolf.errors import BitgolfError, ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.version import __version__
@@ -424,12 +424,13 @@ def _doctor(arguments: Arguments, out: Console) -> int:
 
 def _annotated(config: Config) -> str:
     """The resolved configuration as TOML, every key with its description."""
-    described = known_keys()
+    described = all_settings()
     section, lines = "", []
     for line in config.to_toml().splitlines():
         if line.startswith("["):
             section = line.strip("[]") + "."
-        text = described.get(section + line.split(" = ")[0], "") if " = " in line else ""
+        setting = described.get(section + line.split(" = ")[0]) if " = " in line else None
+        text = setting.description if setting is not None else ""
         lines.append(f"{line:<40} # {text}" if text else line)
     return "\n".join(lines)
 

@@ -33,22 +33,22 @@ from bitgolf.quantize.pack import pack
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import device_name
 
-_FIXED = {"pack.method": "gptq", "pack.attention_bits": "0", "pack.mlp_bits": "0", "pack.compressor": "zstd"}
+_FIXED = {"pack.method": "gptq", "pack.grid.attention_bits": "0", "pack.grid.mlp_bits": "0", "pack.compressor": "zstd"}
 _RATE = {
-    "pack.method": "rate", "pack.prune": "0", "pack.prune_to_fit": "false", "pack.passthrough": "[]",
-    "qat.mode": "none", "qat.crown_lambda": "0", "pack.trellis": "0", "pack.column_steps": "false",
-    "pack.compressor": "zstd", "pack.hessian": "plain",
+    "pack.method": "rate", "pack.prune": "0", "pack.fit.prune": "false", "pack.passthrough": "[]",
+    "qat.mode": "none", "qat.crown.weight": "0", "pack.rate.trellis": "0", "pack.rate.column_steps": "false",
+    "pack.compressor": "zstd", "pack.rate.hessian": "plain",
 }  # fmt: skip
-_COLUMNS = _RATE | {"pack.compressor": "range", "pack.column_steps": "true"}
+_COLUMNS = _RATE | {"pack.compressor": "range", "pack.rate.column_steps": "true"}
 ARMS: dict[str, dict[str, str]] = {
     "preset": {},
     "preset, range coder": {"pack.compressor": "range"},
-    "fixed grids of 4 bits": _FIXED | {"pack.matrix_bits": "4", "pack.embed_bits": "6"},
+    "fixed grids of 4 bits": _FIXED | {"pack.grid.matrix_bits": "4", "pack.grid.embed_bits": "6"},
     "steps by curvature": _RATE,
     "+ range coder": _RATE | {"pack.compressor": "range"},
     "+ column steps": _COLUMNS,
-    "+ trellis of 8": _COLUMNS | {"pack.trellis": "8"},
-    "+ Fisher": _COLUMNS | {"pack.trellis": "8", "pack.hessian": "fisher"},
+    "+ trellis of 8": _COLUMNS | {"pack.rate.trellis": "8"},
+    "+ Fisher": _COLUMNS | {"pack.rate.trellis": "8", "pack.rate.hessian": "fisher"},
 }
 """Overrides of each arm. An arm whose name begins with + adds to the arms before it."""
 

@@ -116,7 +116,7 @@ class _Plan:
 
     def programs(self) -> Iterator[tuple[Program, slice]]:
         """A program for each batch of streams, before its first target."""
-        size = self.config.ttt.lora_documents if self.documents else 1
+        size = self.config.ttt.lora.documents if self.documents else 1
         a = fresh_adapters(self.packed, self.config, size) if self.documents else None
         for begin in range(0, len(self.streams), size):
             count = min(size, len(self.streams) - begin)
@@ -130,7 +130,7 @@ class _Plan:
                 a=None if a is None else [tensor[:count] for tensor in a],
             ) as program:
                 yield program, slice(begin, begin + count)
-                if a is not None and self.config.ttt.lora_keep_a:
+                if a is not None and self.config.ttt.lora.keep_a:
                     assert isinstance(program, DocumentProgram)
                     for tensor, handed in zip(a, program.hand_down(), strict=True):
                         tensor[:count] = handed
@@ -140,8 +140,8 @@ class _Plan:
         """How often something learned from coded targets."""
         ttt = self.config.ttt
         if self.documents:
-            return sum((len(stream) - 1) // ttt.lora_chunk_tokens for stream in self.streams)
-        return (self.num_targets - 1) // ttt.chunk_tokens if ttt.between_chunks else 0
+            return sum((len(stream) - 1) // ttt.lora.chunk_tokens for stream in self.streams)
+        return (self.num_targets - 1) // ttt.weights.chunk_tokens if ttt.between_chunks else 0
 
 
 def _ticker(progress: Progress, before: int, total: int) -> Callable[[int], None]:

@@ -220,13 +220,13 @@ class Evidence:
         """The configuration with other chunks, where something is learned between chunks."""
         if not self.config.ttt.between_chunks:
             return self.config
-        return self.config.model_copy(update={"ttt": self.config.ttt.model_copy(update={"chunk_tokens": chunk_tokens})})
+        return self.config.updated({"ttt.weights.chunk_tokens": chunk_tokens})
 
     def adapted_evaluation(self, config: Config, num_targets: int, batch_tokens: int) -> AdaptedEvaluation:
         """The adapted pass of `config`, eagerly, on a copy of the artifact's model (with reproducible gradients)."""
         model = copy.deepcopy(self.packed.model)
         if self.device.type == "cuda":
-            model.set_attention_backend(reproducible_backend(model.config.document_attention))
+            model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
         return adapted_evaluation(
             config,
             model,

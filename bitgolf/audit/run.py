@@ -124,7 +124,7 @@ def _of_the_evaluation(evidence: Evidence, again: _SealedRun) -> _Todo:
         (sealed.SEALED_EVALUATION, again.walls),
     ]
     ttt = evidence.config.ttt
-    if ttt.method == "lora" and not ttt.lora_keep_a:  # the method whose documents know nothing of each other
+    if ttt.method == "lora" and not ttt.lora.keep_a:  # the method whose documents know nothing of each other
         todo.insert(3, (borders.ISOLATED, lambda: _isolated(evidence)))
     return todo
 
@@ -229,7 +229,7 @@ class _SealedRun:
             if evidence.by_documents:
                 tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
                 return tape.nll
-            return evaluate(tape, scorer, adapter, chunk_targets=config.ttt.chunk_tokens if adapter else 0)
+            return evaluate(tape, scorer, adapter, chunk_targets=config.ttt.weights.chunk_tokens if adapter else 0)
 
         stop, on_cpu = self._end_of_prefix(), evidence.device.type == "cpu"
         found = reproduce.reproduction_of_prefix(
@@ -249,9 +249,9 @@ class _SealedRun:
             return num_targets
         if evidence.by_documents:
             after = np.flatnonzero(evidence.tokens[1:-1] == evidence.data.tokenizer.bos_id) + 1
-            last = updates * config.ttt.lora_documents - 1
+            last = updates * config.ttt.lora.documents - 1
             return int(after[last]) if last < len(after) else num_targets
-        chunks = updates * config.ttt.chunk_tokens if config.ttt.between_chunks else 0
+        chunks = updates * config.ttt.weights.chunk_tokens if config.ttt.between_chunks else 0
         return min(num_targets, chunks + config.score.batch_tokens // config.window * evidence.stride)
 
     def walls(self) -> Check:
@@ -409,7 +409,7 @@ def _normalization(evidence: Evidence) -> Check:
 
 def _other_shapes(evidence: Evidence) -> Check:
     if evidence.adapted:
-        chunk = min(_SHARED_ROWS * evidence.config.window, evidence.config.ttt.chunk_tokens)
+        chunk = min(_SHARED_ROWS * evidence.config.window, evidence.config.ttt.weights.chunk_tokens)
         length = min(chunk + evidence.config.window + 1, len(evidence.tokens))
         start = int(np.random.default_rng(evidence.config.seed).integers(len(evidence.tokens) - length + 1))
         text = evidence.tokens[start : start + length]

@@ -60,7 +60,7 @@ class DocumentProgram:
 
     def logits(self, going: np.ndarray) -> np.ndarray:
         """See `Program`."""
-        size, position = self.config.lora_chunk_tokens, self.position
+        size, position = self.config.lora.chunk_tokens, self.position
         border = position % size == 0
         if border and position:
             self._leave(going)

@@ -36,7 +36,7 @@ def fresh_program(
     model, ttt = packed.model, config.ttt
     with preserved(model), _deterministic_attention(packed):
         if ttt.method == "lora":
-            sites = lora_sites(model, ttt.lora_targets)
+            sites = lora_sites(model, ttt.lora.targets)
             yield DocumentProgram(
                 model,
                 ttt,
@@ -64,8 +64,8 @@ def fresh_program(
 
 def fresh_adapters(packed: PackedModel, config: Config, num_documents: int) -> list[Tensor]:
     """A of every site as a document without predecessor starts from, (num_documents, r, inputs) each."""
-    sites = lora_sites(packed.model, config.ttt.lora_targets)
-    first = initial_a(sites, config.ttt.lora_rank, config.seed, packed.device)
+    sites = lora_sites(packed.model, config.ttt.lora.targets)
+    first = initial_a(sites, config.ttt.lora.rank, config.seed, packed.device)
     return [tensor.expand(num_documents, *tensor.shape).clone() for tensor in first]
 
 
@@ -76,7 +76,7 @@ def _deterministic_attention(packed: PackedModel) -> Iterator[None]:
         yield
         return
     model = packed.model
-    model.set_attention_backend(reproducible_backend(model.config.document_attention))
+    model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
     try:
         yield
     finally:

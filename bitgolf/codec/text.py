@@ -103,11 +103,12 @@ def compress_bytes(
     parts = split_bytes(data, _num_streams(streams, len(data), config.window)) if data else []
     found = tokenize(parts, packed.tokenizer)
     lengths = [len(stream.tokens) for stream in found]
-    if config.ttt.between_chunks and lengths and config.ttt.chunk_tokens >= max(lengths):
+    if config.ttt.between_chunks and lengths and config.ttt.weights.chunk_tokens >= max(lengths):
         _logger.warning(
-            "ttt.chunk_tokens %d holds the longest stream of %d tokens: nothing is learned before it ends; use smaller "
+            "ttt.weights.chunk_tokens %d holds the longest stream of %d tokens: nothing is learned before it ends; "
+            "use smaller "
             "chunks or fewer streams",
-            config.ttt.chunk_tokens,
+            config.ttt.weights.chunk_tokens,
             max(lengths),
         )
     threads = min(torch.get_num_threads(), file_format.MAX_THREADS)

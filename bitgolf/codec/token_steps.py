@@ -52,7 +52,7 @@ def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def recorder_for(model: GPT) -> Recorder | None:
     """How steps of this model are recorded; None where they are not."""
     on_cuda = model.embedding.device.type == "cuda"
-    return cuda_graph if on_cuda and not model.config.document_attention else None
+    return cuda_graph if on_cuda and not model.config.attention.within_documents else None
 
 
 class Stepper:

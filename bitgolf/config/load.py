@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bitgolf.config.removed import REMOVED, drop_removed_
-from bitgolf.config.section import Section
+from bitgolf.config.earlier import MOVED, NOTEBOOK, REMOVED, translate
+from bitgolf.config.section import flatten, with_values
+from bitgolf.config.settings import all_settings, is_group
 from bitgolf.config.whole import Config
 from bitgolf.errors import ConfigError
 
@@ -56,36 +57,39 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
 
 
 def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str = "configuration") -> Config:
-    """Validate nested `values` with dotted `overrides` on top. Raises ConfigError (see `load_config`)."""
-    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-    known = known_keys()
-    for key, text in overrides.items():
-        if key not in known and key not in REMOVED:
-            raise ConfigError(f"unknown key {key!r}{_nearest(key, known)}")
-        *section, leaf = key.split(".")
-        target = merged.setdefault(section[0], {}) if section else merged
-        target[leaf] = _parse_value(text)
-    drop_removed_(merged, origin)
-    for key in _flatten(merged):
-        if key not in known:
-            raise ConfigError(f"{origin}: unknown key {key!r}{_nearest(key, known)}")
+    """Validate nested `values` with dotted `overrides` on top. Raises ConfigError (see `load_config`).
+
+    Keys of earlier versions in `values` are read under their names of today. An override must use the name of today.
+    """
+    known = all_settings()
+    try:
+        today = {
+            name: translate(name, value) if isinstance(value, Mapping) else value for name, value in values.items()
+        }
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+    for key in overrides:
+        _require_known(key, known, "")
+    merged = with_values(today, {key: _parse_value(text) for key, text in overrides.items()})
+    for key in flatten(merged):
+        _require_known(key, known, f"{origin}: ")
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
 
 
-def known_keys() -> dict[str, str]:
-    """Every dotted key with its description."""
-    keys: dict[str, str] = {}
-    for name, field in Config.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            for leaf, leaf_field in annotation.model_fields.items():
-                keys[f"{name}.{leaf}"] = leaf_field.description or ""
-        else:
-            keys[name] = field.description or ""
-    return keys
+def _require_known(key: str, known: Mapping[str, object], where: str) -> None:
+    """Raise ConfigError unless `key` is a setting."""
+    if key in known:
+        return
+    if is_group(key):
+        raise ConfigError(f"{where}{key!r} is a group of settings, not a value; give for example {key}.KEY")
+    if key in MOVED:
+        raise ConfigError(f"{where}{key!r} has moved: it is {MOVED[key]!r} now")
+    if key in REMOVED:
+        raise ConfigError(f"{where}{key!r} was removed. {REMOVED[key][1]} {NOTEBOOK}")
+    raise ConfigError(f"{where}unknown key {key!r}{_nearest(key, known)}")
 
 
 def _parse_value(text: str) -> Any:
@@ -96,26 +100,14 @@ def _parse_value(text: str) -> Any:
         return {"true": True, "false": False}.get(lowered, text)
 
 
-def _flatten(values: Mapping[str, Any]) -> Iterable[str]:
-    for name, value in values.items():
-        field = Config.model_fields.get(name)
-        is_section = field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        if is_section and not isinstance(value, Mapping):
-            raise ConfigError(f"{name!r} is a section of settings, not a value; give for example {name}.KEY")
-        if isinstance(value, Mapping):
-            yield from (f"{name}.{leaf}" for leaf in value)
-        else:
-            yield name
-
-
 def _nearest(key: str, known: Iterable[str]) -> str:
     """', did you mean ...?' for the closest known name, trying the last part of a dotted key too."""
     names = list(known)
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if not close:
-        leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-        found = difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
-        close = [leaves[found[0]]] if found else []
+        by_leaf = {name.rsplit(".", 1)[-1]: name for name in names}
+        leaves = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.6)
+        close = [by_leaf[leaf] for leaf in leaves]
     return f", did you mean {close[0]!r}?" if close else ""
 
 

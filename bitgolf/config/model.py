@@ -2,43 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bitgolf.config.section import Section
 
 
-class ModelConfig(Section):
-    """The network. Defaults are the challenge's baseline; sizes in elements."""
+class MLPConfig(Section):
+    """The MLP of a block."""
 
-    vocab_size: int = Field(1024, ge=260, le=65_536)
-    num_layers: int = Field(9, ge=1, le=256)
+    multiple: float = Field(2.0, gt=0, le=16, description="hidden width divided by model_dim")
+    activation: Literal["relu2", "leaky_relu2"] = Field(
+        "relu2", description="relu2: squared ReLU; leaky_relu2: squared ReLU with a slope below zero (PR 493)"
+    )
+    leaky_slope: float = Field(0.5, ge=0, lt=1, description="slope of leaky_relu2 below zero")
+
+
+class RopeConfig(Section):
+    """Rotary position embedding (arXiv 2104.09864)."""
+
+    dims: int = Field(0, ge=0, description="rotated channels per head, an even number; 0 = all of them")
+    base: float = Field(10_000.0, gt=1, description="base of the wavelengths")
+    train_length: int = Field(0, ge=0, description="in longer windows the base grows (NTK scaling); 0 = never")
+
+
+class AttentionConfig(Section):
+    """What attention does besides the softmax."""
+
+    qk_gain: float = Field(1.5, gt=0, description="initial gain per head on normalized queries")
+    xsa_layers: int = Field(
+        0, ge=0, description="number of last layers that remove each token's own value from the output (XSA)"
+    )
+    value_residual: bool = Field(False, description="mix the first layer's values into every later layer (VRL)")
+    within_documents: bool = Field(False, description="attention and bigrams stay within the documents of a row")
+
+
+class BigramConfig(Section):
+    """A table of embeddings for hashed pairs of neighboring tokens (BigramHash, PR 348)."""
+
+    rows: int = Field(0, ge=0, description="rows of the table; 0 = no table")
+    dim: int = Field(128, ge=1, description="width of a row, projected to model_dim")
+
+
+class SmearConfig(Section):
+    """The previous token's embedding mixed into each token's embedding."""
+
+    gate: Literal["none", "v1", "v2"] = Field(
+        "none", description="none: off; v1: one gate per channel; v2: a gate computed from the token"
+    )
+    document_mask: bool = Field(False, description="mix nothing into the first token of a document")
+
+
+class ValueEmbeddingConfig(Section):
+    """A token embedding added to the values of some layers (VE)."""
+
+    layers: tuple[int, ...] = Field((), description="numbers of the layers, from 0; empty = none")
+    dim: int = Field(128, ge=1, description="width of the table that the layers share")
+
+
+class ModelConfig(Section):
+    """The network. The defaults are the challenge's baseline."""
+
+    earlier_name: ClassVar[str] = "model"
+
+    vocab_size: int = Field(1024, ge=260, le=65_536, description="entries of the tokenizer")
+    num_layers: int = Field(9, ge=1, le=256, description="transformer blocks")
     model_dim: int = Field(512, ge=8, le=16_384, description="width D of the residual stream")
     num_heads: int = Field(8, ge=1, description="query heads H; must divide model_dim")
     num_kv_heads: int = Field(4, ge=1, description="key/value heads G; must divide num_heads")
-    mlp_multiple: float = Field(2.0, gt=0, le=16, description="MLP hidden width / model_dim")
-    activation: Literal["relu2", "leaky_relu2"] = "relu2"
-    leaky_slope: float = Field(0.5, ge=0, lt=1, description="slope of leaky_relu2 below zero")
-    rope_dims: int = Field(0, ge=0, description="rotated channels of a head (even); 0 = all of them")
-    rope_base: float = Field(10_000.0, gt=1)
-    rope_train_length: int = Field(0, ge=0, description="beyond it the base grows (NTK); 0 = never")
-    qk_gain: float = Field(1.5, gt=0, description="initial per-head gain on normalized queries")
-    logit_softcap: float = Field(30.0, gt=0)
-    embed_init_std: float = Field(0.005, gt=0)
-    init: Literal["uniform", "orthogonal"] = "uniform"
-    skips: bool = Field(True, description="U-Net skip connections from the first half to the second")
-    skip_gates: bool = Field(False, description="mix stream and skip by a learned gate a channel (starts at one half)")
-    ln_scale: bool = Field(False, description="multiply normalized inputs of layer l by 1 / sqrt(l + 1)")
-    xsa_layers: int = Field(0, ge=0, description="last layers that remove each token's own value from attention (XSA)")
-    value_residual: bool = Field(False, description="mix the first layer's values into every later layer (VRL)")
-    bigram_rows: int = Field(0, ge=0, description="rows of the hashed bigram table; 0 = none")
-    bigram_dim: int = Field(128, ge=1)
-    smear: Literal["none", "v1", "v2"] = Field("none", description="mix in the previous token's embedding")
-    smear_document_mask: bool = Field(False, description="no smear over a document start")
-    document_attention: bool = Field(False, description="attention and bigrams stay within the documents of a row")
-    ve_layers: tuple[int, ...] = Field((), description="layers whose values get a shared token embedding")
-    ve_dim: int = Field(128, ge=1, description="width of the value embedding table")
+    logit_softcap: float = Field(30.0, gt=0, description="logits z become cap * tanh(z / cap)")
+    embed_init_std: float = Field(0.005, gt=0, description="standard deviation of the initial token embedding")
+    init: Literal["uniform", "orthogonal"] = Field("uniform", description="initial block matrices")
+    skips: bool = Field(True, description="U-Net skip connections from the first half of the layers to the second")
+    skip_gates: bool = Field(
+        False, description="mix stream and skip by a learned gate per channel, which starts at one half"
+    )
+    ln_scale: bool = Field(False, description="multiply the normalized inputs of layer l by 1 / sqrt(l + 1)")
+    mlp: MLPConfig = MLPConfig()
+    rope: RopeConfig = RopeConfig()
+    attention: AttentionConfig = AttentionConfig()
+    bigram: BigramConfig = BigramConfig()
+    smear: SmearConfig = SmearConfig()
+    value_embedding: ValueEmbeddingConfig = ValueEmbeddingConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -48,28 +94,32 @@ class ModelConfig(Section):
             raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.head_dim % 2:
             raise ValueError(f"the head width model_dim / num_heads = {self.head_dim} must be even (rotary pairs)")
-        if self.rope_dims % 2 or self.rope_dims > self.head_dim:
-            raise ValueError(f"rope_dims {self.rope_dims} must be even and at most the head width {self.head_dim}")
-        if self.rope_train_length and self.rotary_dims == 2:
+        if self.rope.dims % 2 or self.rope.dims > self.head_dim:
+            raise ValueError(f"rope.dims {self.rope.dims} must be even and at most the head width {self.head_dim}")
+        if self.rope.train_length and self.rotary_dims == 2:
             raise ValueError(
-                "rope_dims 2 has no NTK extension (its exponent r/(r-2) is singular); "
-                "set rope_train_length 0 or rope_dims >= 4"
+                "rope.dims 2 has no NTK scaling (its exponent r/(r-2) is singular); "
+                "set rope.train_length 0 or rope.dims >= 4"
             )
-        if self.bigram_rows == 1:
-            raise ValueError("bigram_rows 1 leaves no row to hash into; use 0 for none, or 2 and more")
-        if self.xsa_layers > self.num_layers:
-            raise ValueError(f"xsa_layers {self.xsa_layers} is more than the {self.num_layers} layers there are")
-        outside = [layer for layer in self.ve_layers if not 0 <= layer < self.num_layers]
-        if outside or len(set(self.ve_layers)) != len(self.ve_layers):
+        if self.bigram.rows == 1:
+            raise ValueError("bigram.rows 1 leaves no row to hash into; use 0 for none, or 2 and more")
+        if self.attention.xsa_layers > self.num_layers:
             raise ValueError(
-                f"ve_layers {list(self.ve_layers)} must be different layers from 0 to {self.num_layers - 1}"
+                f"attention.xsa_layers {self.attention.xsa_layers} is more than the {self.num_layers} layers there are"
+            )
+        layers = self.value_embedding.layers
+        outside = [layer for layer in layers if not 0 <= layer < self.num_layers]
+        if outside or len(set(layers)) != len(layers):
+            raise ValueError(
+                f"value_embedding.layers {list(layers)} must be different layers from 0 to {self.num_layers - 1}"
             )
         if self.skip_gates and not self.skips:
             raise ValueError("skip_gates need skips = true")
-        if self.document_attention and self.smear != "none" and not self.smear_document_mask:
+        if self.attention.within_documents and self.smear.gate != "none" and not self.smear.document_mask:
             raise ValueError(
-                f"document_attention needs smear_document_mask = true: smear {self.smear} would carry a document's "
-                'last token into the next document; set model.smear_document_mask true, or model.smear "none"'
+                f"attention.within_documents needs smear.document_mask = true: smear.gate {self.smear.gate!r} would "
+                "carry a document's last token into the next document; set model.smear.gate.document_mask true, or "
+                'model.smear.gate "none"'
             )
         return self
 
@@ -86,9 +136,9 @@ class ModelConfig(Section):
     @property
     def mlp_dim(self) -> int:
         """MLP hidden width F."""
-        return int(self.mlp_multiple * self.model_dim)
+        return int(self.mlp.multiple * self.model_dim)
 
     @property
     def rotary_dims(self) -> int:
-        """Channels of a head that are rotated."""
-        return self.rope_dims or self.head_dim
+        """Rotated channels per head."""
+        return self.rope.dims or self.head_dim

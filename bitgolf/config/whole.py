@@ -20,26 +20,26 @@ from bitgolf.config.train import QATConfig, TrainConfig
 class BudgetConfig(Section):
     """The three caps."""
 
-    artifact_bytes: int = Field(16_000_000, ge=1, description="code + compressed model")
-    train_seconds: float = Field(600.0, gt=0)
-    eval_seconds: float = Field(600.0, gt=0)
+    artifact_bytes: int = Field(16_000_000, ge=1, description="cap on code and compressed model together")
+    train_seconds: float = Field(600.0, gt=0, description="wall clock of training, calibration included")
+    eval_seconds: float = Field(600.0, gt=0, description="wall clock of evaluation")
 
 
 class ReportConfig(Section):
     """What the report shows besides the numbers."""
 
     samples: int = Field(3, ge=0, le=20, description="continuations of validation text to sample")
-    sample_tokens: int = Field(120, ge=1, le=4_096)
+    sample_tokens: int = Field(120, ge=1, le=4_096, description="tokens per sample")
     surprisal_tokens: int = Field(400, ge=2, le=10_000, description="length of the coloured passage")
 
 
 class Config(Section):
     """Everything that decides a run."""
 
-    name: str = Field("custom", min_length=1)
-    description: str = ""
-    seed: int = Field(1337, ge=0, lt=2**31)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    name: str = Field("custom", min_length=1, description="name of the preset or of your own configuration")
+    description: str = Field("", description="one sentence about the configuration, shown in reports")
+    seed: int = Field(1337, ge=0, lt=2**31, description="seed of initial weights, row order and sampling")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -64,10 +64,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _late_starts_are_reached(self) -> Self:
         lowest = self.train.min_lr if self.train.warmdown else 1.0
-        if self.train.swa_weight and self.train.swa_start <= lowest:
+        if self.train.average.swa_weight and self.train.average.swa_start <= lowest:
             raise ValueError(
-                f"train.swa_start {self.train.swa_start:g} is never reached: the learning-rate multiplier falls to "
-                f"{lowest:g} at the lowest; raise it, or set train.swa_weight 0"
+                f"train.average.swa_start {self.train.average.swa_start:g} is never reached: the learning-rate "
+                "multiplier falls to "
+                f"{lowest:g} at the lowest; raise it, or set train.average.swa_weight 0"
             )
         if self.qat.enabled and self.qat.start_fraction == 1 and self.qat.start_lr_scale <= lowest:
             raise ValueError(
@@ -81,14 +82,16 @@ class Config(Section):
         train, pack = self.train, self.pack
         if pack.method != "rate":
             return self
-        if not train.curvature_tokens:
+        if not train.measure.curvature_tokens:
             raise ValueError(
-                "pack.method 'rate' divides the bytes by measured curvature: set train.curvature_tokens (for example "
+                "pack.method 'rate' divides the bytes by measured curvature: set train.measure.curvature_tokens (for "
+                "example "
                 f"{32 * train.seq_len}) and train.held_out_tokens to as many or more"
             )
-        if pack.hessian == "fisher" and not train.fisher_tokens:
+        if pack.rate.hessian == "fisher" and not train.measure.fisher_tokens:
             raise ValueError(
-                f"pack.hessian 'fisher' needs train.fisher_tokens, for example {train.calibration_tokens}; or use "
+                "pack.rate.hessian 'fisher' needs train.measure.fisher_tokens, for example "
+                f"{train.measure.calibration_tokens}; or use "
                 "'plain'"
             )
         if self.qat.mode != "none":
@@ -96,31 +99,37 @@ class Config(Section):
                 f"qat.mode {self.qat.mode!r} trains on the grid that weights are packed on, but pack.method 'rate' "
                 "chooses steps after training; use qat.mode 'none', or pack.method 'gptq'"
             )
-        if pack.prune_to_fit:
-            raise ValueError("pack.prune_to_fit is for fixed grids; pack.method 'rate' fits by itself: set it false")
+        if pack.fit.prune:
+            raise ValueError("pack.fit.prune is for fixed grids; pack.method 'rate' fits by itself: set it false")
         return self
 
     @model_validator(mode="after")
     def _adaptation_fits(self) -> Self:
         ttt, model, window = self.ttt, self.model, self.window
-        if ttt.between_chunks and ttt.chunk_tokens < window:
+        if ttt.between_chunks and ttt.weights.chunk_tokens < window:
             raise ValueError(
-                f"ttt.chunk_tokens {ttt.chunk_tokens} is shorter than the window of {window} tokens: a chunk would "
+                f"ttt.weights.chunk_tokens {ttt.weights.chunk_tokens} is shorter than the window of {window} tokens: "
+                "a chunk would "
                 "not hold one row to learn from"
             )
-        if ttt.method == "last_blocks" and ttt.last_blocks > model.num_layers:
-            raise ValueError(f"ttt.last_blocks {ttt.last_blocks} is more than the {model.num_layers} layers there are")
-        if ttt.freeze_blocks > (layers := model.num_layers):
-            raise ValueError(f"ttt.freeze_blocks {ttt.freeze_blocks} is more than the {layers} layers there are")
+        if ttt.method == "last_blocks" and ttt.weights.last_blocks > model.num_layers:
+            raise ValueError(
+                f"ttt.weights.last_blocks {ttt.weights.last_blocks} is more than the {model.num_layers} layers there "
+                "are"
+            )
+        if ttt.weights.freeze_blocks > (layers := model.num_layers):
+            raise ValueError(
+                f"ttt.weights.freeze_blocks {ttt.weights.freeze_blocks} is more than the {layers} layers there are"
+            )
         if ttt.method == "lora":
             widths = {"k": model.kv_dim, "v": model.kv_dim, "head": min(model.model_dim, model.vocab_size)}
-            target = min(ttt.lora_targets, key=lambda name: widths.get(name, model.model_dim))
+            target = min(ttt.lora.targets, key=lambda name: widths.get(name, model.model_dim))
             width = widths.get(target, model.model_dim)
-            if ttt.lora_rank > width:
-                raise ValueError(f"ttt.lora_rank {ttt.lora_rank} is above the width {width} of target {target!r}")
-            if ttt.lora_chunk_tokens > window:
+            if ttt.lora.rank > width:
+                raise ValueError(f"ttt.lora.rank {ttt.lora.rank} is above the width {width} of target {target!r}")
+            if ttt.lora.chunk_tokens > window:
                 raise ValueError(
-                    f"ttt.lora_chunk_tokens {ttt.lora_chunk_tokens} is above the window of {window} tokens: targets "
+                    f"ttt.lora.chunk_tokens {ttt.lora.chunk_tokens} is above the window of {window} tokens: targets "
                     "would be skipped"
                 )
         return self

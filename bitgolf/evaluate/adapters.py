@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgolf.config import Config
-from bitgolf.evaluate.lora_documents import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.lora.documents import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, evaluate
 from bitgolf.evaluate.ttt import ChunkTTT
@@ -64,7 +64,7 @@ def adapted_evaluation(
     ttt, window = config.ttt, config.window
     batch_tokens = batch_tokens or config.score.batch_tokens
     if ttt.method == "lora":
-        documents = DocumentScorer(model, ttt, window=window, bos_id=bos_id, seed=config.seed, world=world)  # type: ignore[arg-type]
+        documents = DocumentScorer(model, ttt, window=window, bos_id=bos_id, seed=config.seed, world=world)
         return AdaptedEvaluation(documents, None, 0)
     scorer = make_scorer(
         config.score.methods[-1],
@@ -79,7 +79,7 @@ def adapted_evaluation(
     adapter = ChunkTTT(
         model, forward, ttt, window=window, num_targets=num_targets, batch_tokens=batch_tokens, world=world
     )
-    return AdaptedEvaluation(scorer, adapter, ttt.chunk_tokens)
+    return AdaptedEvaluation(scorer, adapter, ttt.weights.chunk_tokens)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class DocumentAdapters:
         self.sites, self.config = list(sites), config
         self.a = [tensor.clone() for tensor in a]
         self.b = [
-            tensor.new_zeros(len(tensor), site.outputs, config.lora_rank) for site, tensor in zip(sites, a, strict=True)
+            tensor.new_zeros(len(tensor), site.outputs, config.lora.rank) for site, tensor in zip(sites, a, strict=True)
         ]
         self.mean = [torch.zeros_like(p) for p in self.parameters]
         self.square = [torch.zeros_like(p) for p in self.parameters]
@@ -99,15 +99,15 @@ class DocumentAdapters:
         """One AdamW update of every document; `gradients` in the order of `parameters`."""
         config = self.config
         self.num_steps += 1
-        torch._foreach_lerp_(self.mean, gradients, 1 - config.lora_beta1)
-        torch._foreach_mul_(self.square, config.lora_beta2)
-        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - config.lora_beta2)
+        torch._foreach_lerp_(self.mean, gradients, 1 - config.lora.beta1)
+        torch._foreach_mul_(self.square, config.lora.beta2)
+        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - config.lora.beta2)
         parameters = self.parameters
-        torch._foreach_mul_(parameters, 1 - config.lora_lr * config.lora_weight_decay)
+        torch._foreach_mul_(parameters, 1 - config.lora.lr * config.lora.weight_decay)
         root = torch._foreach_sqrt(self.square)
-        torch._foreach_div_(root, (1 - config.lora_beta2**self.num_steps) ** 0.5)
+        torch._foreach_div_(root, (1 - config.lora.beta2**self.num_steps) ** 0.5)
         torch._foreach_add_(root, _EPS)
-        torch._foreach_addcdiv_(parameters, self.mean, root, -config.lora_lr / (1 - config.lora_beta1**self.num_steps))
+        torch._foreach_addcdiv_(parameters, self.mean, root, -config.lora.lr / (1 - config.lora.beta1**self.num_steps))
 
 
 # Of the published per-document runs; B's first gradients are far below AdamW's usual 1e-8.
@@ -124,7 +124,7 @@ def adapted_logits(model: GPT, adapters: DocumentAdapters, tokens: Tensor, last:
         (N, last, V) float32, softcapped.
     """
     config = adapters.config
-    scale = config.lora_alpha / config.lora_rank
+    scale = config.lora.alpha / config.lora.rank
     deltas = {site.name: _delta(a, b, scale) for site, a, b in zip(adapters.sites, adapters.a, adapters.b, strict=True)}
     head = deltas.pop("head", None)
     with _hooked(model, deltas):

@@ -59,8 +59,8 @@ class DocumentScorer:
 
     def __init__(self, model: GPT, config: TTTConfig, *, window: int, bos_id: int, seed: int, world: World) -> None:
         self.model, self.config, self.window, self.bos_id, self.world = model, config, window, bos_id, world
-        self.sites = lora_sites(model, config.lora_targets)
-        self.first_a = initial_a(self.sites, config.lora_rank, seed, world.device)
+        self.sites = lora_sites(model, config.lora.targets)
+        self.first_a = initial_a(self.sites, config.lora.rank, seed, world.device)
 
     def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses of targets start..stop-1, (stop - start,) float32; target `start` begins a document."""
@@ -72,7 +72,7 @@ class DocumentScorer:
         tokens = np.append(read(start, stop), 0)
         found = [
             document.log_p
-            for batch in self._batches(tokens, start, self.config.lora_documents)
+            for batch in self._batches(tokens, start, self.config.lora.documents)
             for document in self._run(batch, slice(None), True)
         ]
         return np.concatenate([log_p for log_p in found if log_p is not None])
@@ -81,7 +81,7 @@ class DocumentScorer:
         self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None
     ) -> list[ScoredDocument]:
         """The documents that targets start..stop-1 belong to, in order, the same on every rank."""
-        world, size = self.world, self.config.lora_documents
+        world, size = self.world, self.config.lora.documents
         found: list[ScoredDocument] = []
         for batch in self._batches(read(start, stop + 1), start, size):
             found += self._run(batch, slice(world.rank, None, world.size), False)
@@ -96,7 +96,7 @@ class DocumentScorer:
     def end_of_batch(self, tokens: np.ndarray, batch: int) -> int:
         """One past the last target of the first `batch` batches of documents of a text, (N,) integers."""
         after = np.flatnonzero(tokens[1:-1] == self.bos_id) + 1  # where the second document begins, and the others
-        index = batch * self.config.lora_documents - 1
+        index = batch * self.config.lora.documents - 1
         return int(after[index]) if index < len(after) else len(tokens) - 1
 
     def _batches(self, tokens: np.ndarray, offset: int, size: int) -> Iterator[_Batch]:
@@ -109,7 +109,7 @@ class DocumentScorer:
         a = [tensor.expand(size, *tensor.shape).clone() for tensor in self.first_a]  # (N, r, inputs) by slot
         for begin in range(0, len(spans), size):
             inherited = [(0, 0)] * size
-            if self.config.lora_keep_a and begin:  # each slot's line: its first document to the one just before
+            if self.config.lora.keep_a and begin:  # each slot's line: its first document to the one just before
                 inherited = [
                     (offset + spans[slot][0], offset + spans[begin - size + slot][1] + 1) for slot in range(size)
                 ]
@@ -126,7 +126,7 @@ class DocumentScorer:
         mine = list(range(len(batch.spans)))[slots]
         if not mine:
             return []
-        device, size = self.world.device, self.config.lora_chunk_tokens
+        device, size = self.world.device, self.config.lora.chunk_tokens
         tapes = [ScoreTape(batch.tokens[slot]) for slot in mine]
         shown: list[list[np.ndarray]] = [[] for _ in mine]
         adapters = DocumentAdapters(self.sites, [a[mine] for a in batch.a], self.config)
@@ -146,7 +146,7 @@ class DocumentScorer:
                 gradients = self._gradients(adapters, [tapes[i] for i in going], logits[stay], chunk)
             for tensor in adapters.parameters:
                 tensor.requires_grad_(False)
-            if self.config.lora_keep_a:
+            if self.config.lora.keep_a:
                 ended = [row for row in range(len(active)) if row not in stay]
                 for handed, a in zip(batch.a, adapters.a, strict=True):
                     handed[[mine[active[row]] for row in ended]] = a[ended]
@@ -172,7 +172,7 @@ class DocumentScorer:
 
     def _logits(self, adapters: DocumentAdapters, tapes: list[ScoreTape], chunk: int) -> Tensor:
         """Logits (n, C, V) of a chunk of each document, padded on the right where a document ends before."""
-        size = self.config.lora_chunk_tokens
+        size = self.config.lora.chunk_tokens
         end = (chunk + 1) * size
         begin = max(0, end - self.window)
         inputs = np.zeros((len(tapes), end - begin), dtype=np.int64)
@@ -184,8 +184,8 @@ class DocumentScorer:
 
     def _commit(self, tape: ScoreTape, logits: Tensor, chunk: int, shown: list[np.ndarray] | None) -> None:
         """Commit the losses of a document's chunk from its logits (C, V), and keep the distributions if asked to."""
-        start = chunk * self.config.lora_chunk_tokens
-        stop = min(start + self.config.lora_chunk_tokens, tape.num_targets)
+        start = chunk * self.config.lora.chunk_tokens
+        stop = min(start + self.config.lora.chunk_tokens, tape.num_targets)
         logits = logits[: stop - start]
         targets = torch.from_numpy(tape.chunk(stop)(start + 1, stop + 1).astype(np.int64)).to(logits.device)
         chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
@@ -197,7 +197,7 @@ class DocumentScorer:
         self, adapters: DocumentAdapters, tapes: list[ScoreTape], logits: Tensor, chunk: int
     ) -> list[Tensor]:
         """Gradients of the sum over documents of a scored chunk's mean loss; `logits` (n, C, V)."""
-        size = self.config.lora_chunk_tokens
+        size = self.config.lora.chunk_tokens
         revealed = np.stack([tape.revealed(chunk * size + 1, (chunk + 1) * size + 1) for tape in tapes])
         targets = torch.from_numpy(revealed.astype(np.int64)).to(logits.device)  # (n, C)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")

@@ -170,10 +170,10 @@ def _run_adapted(
 ) -> tuple[ScoreTape, dict[str, Any]]:
     """The adapted pass: its tape, and how often it adapted."""
     tape = ScoreTape(tokens)
-    if config.ttt.between_chunks and config.ttt.chunk_tokens >= tape.num_targets:
+    if config.ttt.between_chunks and config.ttt.weights.chunk_tokens >= tape.num_targets:
         _logger.warning(
-            "ttt.chunk_tokens %d holds all %d targets: nothing is learned before the text ends",
-            config.ttt.chunk_tokens,
+            "ttt.weights.chunk_tokens %d holds all %d targets: nothing is learned before the text ends",
+            config.ttt.weights.chunk_tokens,
             tape.num_targets,
         )
     adapted = adapted_evaluation(config, model, forward, num_targets=tape.num_targets, bos_id=bos_id, world=world)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import TTTConfig
+from bitgolf.config.evaluate import WeightsTTTConfig
 from bitgolf.errors import TrainingDiverged
 from bitgolf.evaluate.chunk_rows import chunk_rows, share
 from bitgolf.evaluate.tape import TokenReader
@@ -38,10 +39,10 @@ def learning_parameters(model: nn.Module, config: TTTConfig) -> dict[str, nn.Par
     """
     parameters = dict(model.named_parameters())
     if config.method == "full":
-        frozen = tuple(f"blocks.{layer}." for layer in range(config.freeze_blocks))
+        frozen = tuple(f"blocks.{layer}." for layer in range(config.weights.freeze_blocks))
         return {name: parameter for name, parameter in parameters.items() if not name.startswith(frozen)}
     assert isinstance(model, GPT)
-    first = len(model.blocks) - config.last_blocks
+    first = len(model.blocks) - config.weights.last_blocks
     blocks = tuple(f"blocks.{layer}." for layer in range(first, len(model.blocks)))
     return {
         name: parameter
@@ -85,14 +86,14 @@ class ChunkTTT:
         world: World,
     ) -> None:
         self.forward, self.config, self.window, self.world = forward, config, window, world
-        self.num_chunks = -(-num_targets // config.chunk_tokens)
+        self.num_chunks = -(-num_targets // config.weights.chunk_tokens)
         self.rows_at_once = max(1, batch_tokens // window)
         self.num_steps = 0
         learning = learning_parameters(model, config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in learning)
         self.parameters = list(learning.values())
-        self.optimizer = _optimizer(self.parameters, config)
+        self.optimizer = _optimizer(self.parameters, config.weights)
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
         """Learn from targets start..stop-1.
@@ -100,13 +101,13 @@ class ChunkTTT:
         Raises TrainingDiverged when a gradient is not finite; the weights are then those of the step before.
         """
         rows = chunk_rows(revealed, start, stop, self.window)  # (R, T + 1)
-        chunk = start // self.config.chunk_tokens
-        lr = cosine_lr(self.config.lr, chunk, self.num_chunks)
-        size = self.config.batch_rows
-        batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)] * self.config.epochs
+        chunk = start // self.config.weights.chunk_tokens
+        lr = cosine_lr(self.config.weights.lr, chunk, self.num_chunks)
+        size = self.config.weights.batch_rows
+        batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)] * self.config.weights.epochs
         for step, batch in enumerate(batches):
             for group in self.optimizer.param_groups:
-                group["lr"] = lr * step_scale(self.config.step_cosine_floor, step, len(batches))
+                group["lr"] = lr * step_scale(self.config.weights.step_cosine_floor, step, len(batches))
             self._step(batch, chunk)
 
     @torch.enable_grad()
@@ -118,11 +119,11 @@ class ChunkTTT:
             losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             (losses.view(len(tokens), -1).mean(1) * weights).sum().backward()
         self.world.mean_([p.grad for p in self.parameters if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.weights.grad_clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise TrainingDiverged(
                 f"test-time training: the gradient norm is {float(norm)} in chunk {chunk} (step "
-                f"{self.num_steps}); lower ttt.lr ({self.config.lr:g})"
+                f"{self.num_steps}); lower ttt.weights.lr ({self.config.weights.lr:g})"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -139,7 +140,7 @@ class ChunkTTT:
             )
 
 
-def _optimizer(parameters: list[nn.Parameter], config: TTTConfig) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[nn.Parameter], config: WeightsTTTConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, foreach=True)
     return torch.optim.AdamW(

@@ -13,11 +13,14 @@ from bitgolf.grids.roles import grid_of
 def idle_packing(pack: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """One sentence for every setting of `pack` that will change nothing in the artifact."""
     found = []
-    if pack.prune_to_fit and pack.method != "gptq":
-        found.append(f"pack.prune_to_fit: only GPTQ matrices are pruned, and pack.method is {pack.method!r}")
-    on_grids = ("matrix_bits", "attention_bits", "mlp_bits", "embed_bits", "clip_sigmas", "embed_clip_sigmas")
-    by_rate = ("trellis", "column_steps", "hessian")
-    found += idle_keys(pack, "pack", on_grids if pack.method == "rate" else by_rate, f"pack.method is {pack.method!r}")
+    if pack.fit.prune and pack.method != "gptq":
+        found.append(f"pack.fit.prune: only GPTQ matrices are pruned, and pack.method is {pack.method!r}")
+    why = f"pack.method is {pack.method!r}"
+    if pack.method == "rate":
+        bits = ("matrix_bits", "attention_bits", "mlp_bits", "embed_bits", "clip_sigmas", "embed_clip_sigmas")
+        found += idle_keys(pack.grid, "pack.grid", bits, why)
+    else:
+        found += idle_keys(pack.rate, "pack.rate", tuple(type(pack.rate).model_fields), why)
     without = pack.model_copy(update={"passthrough": ()})
     for pattern in pack.passthrough:
         matched = [name for name in shapes if fnmatchcase(name, pattern)]

@@ -46,11 +46,11 @@ def grid_of(name: str, shape: tuple[int, ...], config: PackConfig) -> Grid | Non
     if passes_through(name, config):
         return None
     if is_table(name):
-        return Grid(config.embed_bits, clip_sigmas=config.embed_clip_sigmas)
-    bits = config.matrix_bits
+        return Grid(config.grid.embed_bits, clip_sigmas=config.grid.embed_clip_sigmas)
+    bits = config.grid.matrix_bits
     if ".mlp." in name:
-        bits = config.mlp_bits or bits
+        bits = config.grid.mlp_bits or bits
     elif ".attention." in name:
-        bits = config.attention_bits or bits
-    floor = 1 / (2 ** (bits - 1) - 1) if config.scale_floor else 0.0
-    return Grid(bits, floor, config.clip_sigmas)
+        bits = config.grid.attention_bits or bits
+    floor = 1 / (2 ** (bits - 1) - 1) if config.grid.scale_floor else 0.0
+    return Grid(bits, floor, config.grid.clip_sigmas)

@@ -96,7 +96,7 @@ def gather(
 
 def num_batches(config: TrainConfig, shape: BatchShape, world_size: int) -> int:
     """Micro-batches a rank gathers its share of the statistics from."""
-    return max(1, config.calibration_tokens // (shape.micro_rows * config.seq_len * world_size))
+    return max(1, config.measure.calibration_tokens // (shape.micro_rows * config.seq_len * world_size))
 
 
 def calibration_seconds(model: GPT, config: TrainConfig, shape: BatchShape, world: World) -> float:
@@ -112,6 +112,6 @@ def calibration_seconds(model: GPT, config: TrainConfig, shape: BatchShape, worl
     begin = time.perf_counter()
     collector.finish(world)
     finish = time.perf_counter() - begin
-    if config.calibration_reserve_seconds:
-        return config.calibration_reserve_seconds
+    if config.measure.reserve_seconds:
+        return config.measure.reserve_seconds
     return SAFETY * (seconds * num_batches(config, shape, world.size) + finish)

@@ -40,9 +40,9 @@ def quantized_names(model: GPT, config: Config) -> list[str]:
 
 def num_fisher_batches(config: TrainConfig, shape: BatchShape, world_size: int) -> int:
     """Micro-batches a rank gathers its share of the Fisher statistics from; 0 = none."""
-    if not config.fisher_tokens:
+    if not config.measure.fisher_tokens:
         return 0
-    return max(1, config.fisher_tokens // (shape.micro_rows * config.seq_len * world_size))
+    return max(1, config.measure.fisher_tokens // (shape.micro_rows * config.seq_len * world_size))
 
 
 def fisher_seconds(model: GPT, config: TrainConfig, shape: BatchShape, world: World) -> float:
@@ -63,7 +63,7 @@ def fisher_seconds(model: GPT, config: TrainConfig, shape: BatchShape, world: Wo
 def curvature_seconds(model: GPT, config: Config, world: World) -> float:
     """Seconds to reserve for the curvature, from measuring the widest tensor on random tokens; 0 = none is wanted."""
     train, device = config.train, world.device
-    if not train.curvature_tokens:
+    if not train.measure.curvature_tokens:
         return 0.0
     parameters = dict(model.named_parameters())
     names = quantized_names(model, config)
@@ -141,9 +141,9 @@ def _measure(
         model,
         dict(hessians),
         rows,
-        relative_step=config.train.curvature_step,
-        damping=config.pack.damping,
-        column_steps=config.pack.column_steps,
+        relative_step=config.train.measure.curvature_step,
+        damping=config.pack.gptq.damping,
+        column_steps=config.pack.rate.column_steps,
         generator=torch.Generator(device=world.device).manual_seed(seed),
         world=world,
         keep_going=keep_going,
@@ -152,7 +152,7 @@ def _measure(
 
 
 def _rows_a_rank(config: TrainConfig, world: World) -> int:
-    return max(1, config.curvature_tokens // (config.seq_len * world.size))
+    return max(1, config.measure.curvature_tokens // (config.seq_len * world.size))
 
 
 def write_second_order(folder: Path, fisher: dict[str, Fisher], curvature: dict[str, Curvature]) -> None:
@@ -179,8 +179,8 @@ def read_fisher(folder: Path, run: Path) -> dict[str, Fisher]:
     path = folder / _FISHER
     if not path.exists():
         raise RunError(
-            f"{path} is missing: set train.fisher_tokens and run `bitgolf train {run}` again, or pack with "
-            "pack.hessian 'plain'"
+            f"{path} is missing: set train.measure.fisher_tokens and run `bitgolf train {run}` again, or pack with "
+            "pack.rate.hessian 'plain'"
         )
     tensors = read_tensors(path, run)
     names = [key.removesuffix(".rows") for key in tensors if key.endswith(".rows")]
@@ -192,7 +192,7 @@ def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
     path = folder / _CURVATURE
     if not path.exists():
         raise RunError(
-            f"{path} is missing: set train.curvature_tokens and run `bitgolf train {run}` again, or pack with "
+            f"{path} is missing: set train.measure.curvature_tokens and run `bitgolf train {run}` again, or pack with "
             "pack.method 'gptq'"
         )
     try:

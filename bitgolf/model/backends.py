@@ -119,9 +119,12 @@ def choose_backend(
     if requested not in ("auto", *names):
         problem = f"unknown attention backend {requested!r}"
         if requested in BACKENDS:
-            problem = f"attention backend {requested!r} cannot be told where documents begin (model.document_attention)"
+            problem = (
+                f"attention backend {requested!r} cannot be told where documents begin "
+                "(model.attention.within_documents)"
+            )
         elif requested in DOCUMENT_BACKENDS:
-            problem = f"attention backend {requested!r} is for model.document_attention = true only"
+            problem = f"attention backend {requested!r} is for model.attention.within_documents = true only"
         raise ConfigError(f"{problem}; allowed: auto, {', '.join(names)}")
     sizes = (heads, kv_heads, head_dim)
     if requested == "auto":
@@ -131,7 +134,8 @@ def choose_backend(
         working = [name for name in names if not _problem(name, device, dtype, sizes, documents)]
         raise ConfigError(
             f"attention backend {requested!r} does not work on {device}"
-            f"{' with model.document_attention' if documents else ''}: {reason}; working here: {', '.join(working)}"
+            f"{' with model.attention.within_documents' if documents else ''}: {reason}; working here: "
+            f"{', '.join(working)}"
         )
     return requested
 

@@ -38,7 +38,7 @@ def build_model(
         config.head_dim,
         heads=config.num_heads,
         kv_heads=config.num_kv_heads,
-        documents=config.document_attention,
+        documents=config.attention.within_documents,
     )
     model = GPT(config, context_length, compute_dtype=dtype).to(device)
     model.set_attention_backend(backend)

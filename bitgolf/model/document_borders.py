@@ -101,7 +101,8 @@ def document_backend(backend: str) -> DocumentBackend:
     if backend == "varlen":
         return DocumentBackend(document_borders, functools.partial(_attend_packed, _varlen_kernel()))
     raise ConfigError(
-        f"attention backend {backend!r} cannot be told where documents begin (model.document_attention = true); "
+        f"attention backend {backend!r} cannot be told where documents begin (model.attention.within_documents = "
+        "true); "
         f"allowed: auto, {', '.join(DOCUMENT_BACKENDS)}"
     )
 

@@ -39,9 +39,9 @@ class BigramHash(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.documents = config.document_attention
-        self.table = nn.Parameter(torch.empty(config.bigram_rows, config.bigram_dim))
-        self.project = Linear(config.bigram_dim, config.model_dim)
+        self.documents = config.attention.within_documents
+        self.table = nn.Parameter(torch.empty(config.bigram.rows, config.bigram.dim))
+        self.project = Linear(config.bigram.dim, config.model_dim)
         self.scale = nn.Parameter(torch.tensor(0.05))
 
     def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
@@ -55,7 +55,7 @@ class Smear(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.version, self.document_mask = config.smear, config.smear_document_mask
+        self.version, self.document_mask = config.smear, config.smear.document_mask
         if self.version == "v1":
             self.gate = nn.Parameter(torch.zeros(config.model_dim))
         else:
@@ -79,10 +79,10 @@ class ValueEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(config.vocab_size, config.ve_dim))
-        self.project = Linear(config.ve_dim, config.kv_dim)
+        self.table = nn.Parameter(torch.empty(config.vocab_size, config.value_embedding.dim))
+        self.project = Linear(config.value_embedding.dim, config.kv_dim)
         self.scale = nn.Parameter(torch.tensor(0.1))
-        self.layer_scales = nn.Parameter(torch.ones(len(config.ve_layers)))
+        self.layer_scales = nn.Parameter(torch.ones(len(config.value_embedding.layers)))
 
     def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> (B, T, G * K): the contribution before a layer's own scale."""

@@ -35,15 +35,15 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.context_length, self.compute_dtype = config, context_length, compute_dtype
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.model_dim))
-        self.bigram = BigramHash(config) if config.bigram_rows else None
+        self.bigram = BigramHash(config) if config.bigram.rows else None
         self.smear = Smear(config) if config.smear != "none" else None
-        self.value_embedding = ValueEmbedding(config) if config.ve_layers else None
+        self.value_embedding = ValueEmbedding(config) if config.value_embedding.layers else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.num_encoder = config.num_layers // 2
         skips = min(self.num_encoder, config.num_layers - self.num_encoder) if config.skips else 0
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
-        self.document_layout = document_backend("math").layout if config.document_attention else None
+        self.document_layout = document_backend("math").layout if config.attention.within_documents else None
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
 
@@ -77,7 +77,7 @@ class GPT(nn.Module):
 
     def set_attention_backend(self, backend: str) -> None:
         """Use the named backend (see `bitgolf.model.backends`) in every layer."""
-        documents = self.config.document_attention
+        documents = self.config.attention.within_documents
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention.use_backend(backend, documents)
@@ -110,7 +110,7 @@ class GPT(nn.Module):
             if self.document_layout is not None:
                 documents = self.document_layout(tokens)
         else:
-            seen, positions, documents = cache.take(tokens, self.config.document_attention)
+            seen, positions, documents = cache.take(tokens, self.config.attention.within_documents)
             x = self.embed(seen)[:, -tokens.size(1) :]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
@@ -123,7 +123,7 @@ class GPT(nn.Module):
             ve = self._layer_value_embedding(extra, layer)
             layer_cache = None if cache is None else cache.layers[layer]
             x, v = block(x, x0, cos, sin, ve, first_value, layer_cache, fake, documents)
-            if layer == 0 and self.config.value_residual:
+            if layer == 0 and self.config.attention.value_residual:
                 first_value = v
             if layer < self.num_encoder and self.skip_weights is not None:
                 skips.append(x)
@@ -138,9 +138,11 @@ class GPT(nn.Module):
         return gate * x + (1 - gate) * skip
 
     def _layer_value_embedding(self, extra: Tensor | None, layer: int) -> Tensor | None:
-        if extra is None or self.value_embedding is None or layer not in self.config.ve_layers:
+        if extra is None or self.value_embedding is None or layer not in self.config.value_embedding.layers:
             return None
-        return self.value_embedding.layer_scales[self.config.ve_layers.index(layer)].to(extra.dtype) * extra
+        return (
+            self.value_embedding.layer_scales[self.config.value_embedding.layers.index(layer)].to(extra.dtype) * extra
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Softcapped fp32 logits (..., V) of the output of `hidden`, (..., D)."""

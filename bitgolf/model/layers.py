@@ -57,11 +57,11 @@ class Attention(nn.Module):
         self.key = Linear(config.model_dim, config.kv_dim)
         self.value = Linear(config.model_dim, config.kv_dim)
         self.out = Linear(config.model_dim, config.model_dim)
-        self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain))
-        self.exclude_self = layer >= config.num_layers - config.xsa_layers
-        self.value_mix = nn.Parameter(torch.tensor([0.01, 0.99])) if config.value_residual and layer else None
+        self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.attention.qk_gain))
+        self.exclude_self = layer >= config.num_layers - config.attention.xsa_layers
+        self.value_mix = nn.Parameter(torch.tensor([0.01, 0.99])) if config.attention.value_residual and layer else None
         self.attend: Callable[..., Tensor]
-        self.use_backend("math", config.document_attention)
+        self.use_backend("math", config.attention.within_documents)
 
     def use_backend(self, backend: str, documents: bool) -> None:
         """Attend by the named backend: of `bitgolf.model.backends`, or of `bitgolf.model.document_borders`."""
@@ -117,7 +117,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = Linear(config.model_dim, config.mlp_dim)
         self.down = Linear(config.mlp_dim, config.model_dim)
-        self.slope = config.leaky_slope if config.activation == "leaky_relu2" else 0.0
+        self.slope = config.mlp.leaky_slope if config.mlp.activation == "leaky_relu2" else 0.0
 
     def forward(self, x: Tensor, fake: Tensor | None = None) -> Tensor:
         """x (B, T, D) normalized input; returns (B, T, D)."""

@@ -15,9 +15,9 @@ from bitgolf.config import ModelConfig
 def rotary_base(config: ModelConfig, context_length: int) -> float:
     """Base of the rotary frequencies for windows of `context_length` tokens."""
     r = config.rotary_dims
-    if config.rope_train_length and context_length > config.rope_train_length:
-        return float(config.rope_base * (context_length / config.rope_train_length) ** (r / (r - 2)))
-    return config.rope_base
+    if config.rope.train_length and context_length > config.rope.train_length:
+        return float(config.rope.base * (context_length / config.rope.train_length) ** (r / (r - 2)))
+    return config.rope.base
 
 
 def rotary_frequencies(config: ModelConfig, context_length: int) -> Tensor:

@@ -116,7 +116,8 @@ def prices(tensors: dict[str, Priced], settings: Settings) -> tuple[dict[str, Ra
         sources[name] = "measured" if clear else "two standard errors"
     if not rated:
         raise ConfigError(
-            "no tensor's curvature was measured, so the bytes cannot be divided; set train.curvature_tokens and train "
+            "no tensor's curvature was measured, so the bytes cannot be divided; set train.measure.curvature_tokens "
+            "and train "
             "again, or pack with pack.method 'gptq'"
         )
     typical = sorted(

@@ -69,16 +69,16 @@ def pack(
     weights = prune(read, config.pack.prune)
     hessians = _hessians(run, config, device)
     cap = config.budget.artifact_bytes if artifact_bytes is None else artifact_bytes
-    fits = config.pack.prune_to_fit and config.pack.method == "gptq"
-    room = cap - code_bytes - (config.pack.fit_margin_bytes if fits else 0)
+    fits = config.pack.fit.prune and config.pack.method == "gptq"
+    room = cap - code_bytes - (config.pack.fit.margin_bytes if fits else 0)
     if config.pack.method == "rate":
         packed = _fill(run, weights, hessians, room, code_bytes, device, progress)
     else:
         quantized = quantize_tensors(
             _tasks(weights, hessians, config),
-            config.pack.percentiles,
-            damping=config.pack.damping,
-            block_size=config.pack.block_size,
+            config.pack.grid.percentiles,
+            damping=config.pack.gptq.damping,
+            block_size=config.pack.gptq.block_size,
             device=device,
             progress=progress,
         )
@@ -91,11 +91,11 @@ def pack(
     total = model_bytes + code_bytes
     if model_bytes > room:
         tried = f" even with all {packed.pruned['candidates']:,} codes of +-1 zeroed" if packed.pruned else ""
-        less = f" less pack.fit_margin_bytes {config.pack.fit_margin_bytes:,}" if fits else ""
+        less = f" less pack.fit.margin_bytes {config.pack.fit.margin_bytes:,}" if fits else ""
         raise BudgetError(
             f"the artifact does not fit{tried}: {model_bytes:,} bytes of model + {code_bytes:,} bytes of code = "
-            f"{total:,}, {model_bytes - room:,} over the cap of {cap:,}{less}; lower pack.matrix_bits "
-            f"(now {config.pack.matrix_bits}) or pack.embed_bits (now {config.pack.embed_bits}), or "
+            f"{total:,}, {model_bytes - room:,} over the cap of {cap:,}{less}; lower pack.grid.matrix_bits "
+            f"(now {config.pack.grid.matrix_bits}) or pack.grid.embed_bits (now {config.pack.grid.embed_bits}), or "
             "shrink the model"
         )
     atomic.write_bytes(run / "model.bitgolf", packed.artifact)
@@ -205,7 +205,7 @@ def _fill(
         raise BudgetError(f"the artifact does not fit: the code alone has {code:,} bytes, {-room:,} over the cap")
     folder = run.require("calibration")
     curvature = read_curvature(folder, run.path)
-    fisher = read_fisher(folder, run.path) if config.hessian == "fisher" else {}
+    fisher = read_fisher(folder, run.path) if config.rate.hessian == "fisher" else {}
     priced = {}
     for name, weight in weights.items():
         if grid_of(name, tuple(weight.shape), config) is None:
@@ -219,7 +219,9 @@ def _fill(
             0.0 if measured is None else measured.error_nats,
             0.0 if measured is None else measured.step,
         )
-    settings = Settings(config.trellis, config.column_steps, config.damping, config.block_size, device)
+    settings = Settings(
+        config.rate.trellis, config.rate.column_steps, config.gptq.damping, config.gptq.block_size, device
+    )
     made: list[_Packed] = []
 
     def encode(tensors: dict[str, QuantizedTensor]) -> bytes:
@@ -269,7 +271,7 @@ def _fit(
         "candidates": candidates.total,
         "zeroed": count,
         "cost": candidates.cost(count),
-        "margin_bytes": run.config.pack.fit_margin_bytes,
+        "margin_bytes": run.config.pack.fit.margin_bytes,
         "encodes": encodes,
     }
     return replace(packed, quantized=measured, pruned=record)

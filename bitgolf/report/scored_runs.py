@@ -201,7 +201,7 @@ def require_one_set(runs: Sequence[ScoredRun]) -> None:
 
 def config_differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
     """Dotted keys on which the configurations are not all alike, with the value of each, in their order."""
-    flat = [_flatten(config) for config in configs]
+    flat = [config.flat() for config in configs]
     return {key: [values[key] for values in flat] for key in flat[0] if any(v[key] != flat[0][key] for v in flat)}
 
 
@@ -258,13 +258,3 @@ def _require_same_set(a: ScoredRun, b: ScoredRun) -> None:
 
 def _config_key(config: Config) -> str:
     return json.dumps(config.model_dump(mode="json", exclude=set(LABEL_KEYS)), sort_keys=True)
-
-
-def _flatten(config: Config) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in value.items()}
-        else:
-            flat[key] = value
-    return flat

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from bitgolf.config import Config, resolve
+from bitgolf.config import Config, differing_keys, resolve
 from bitgolf.errors import RunError
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
@@ -50,7 +50,7 @@ class RunDirectory:
         if stored.exists() and [entry.name for entry in root.iterdir()] != ["config.toml"]:
             existing = cls.open(root).config
             if existing.digest() != config.digest():
-                changed = ", ".join(_differences(existing, config)) or "nothing visible"
+                changed = ", ".join(differing_keys(existing, config)) or "nothing visible"
                 raise RunError(
                     f"{root} belongs to another configuration (preset {existing.name!r}; differs in "
                     f"{changed}); choose another --out, or remove it first"
@@ -108,14 +108,3 @@ class RunDirectory:
             },
             self.path / "budget.json",
         )
-
-
-def _differences(a: Config, b: Config) -> list[str]:
-    left, right = a.model_dump(), b.model_dump()
-    changed = []
-    for section, value in left.items():
-        if isinstance(value, dict):
-            changed += [f"{section}.{k}" for k in value if value[k] != right[section][k]]
-        elif value != right[section]:
-            changed.append(section)
-    return changed

@@ -26,47 +26,62 @@ COMPONENTS = (
     Component(
         "U-Net skips, QK gain, tied embedding, softcap",
         lambda c: c.model.skips,
-        ("model.skips", "model.qk_gain", "model.logit_softcap"),
+        ("model.skips", "model.attention.qk_gain", "model.logit_softcap"),
         "baseline",
     ),
     Component("Skip gates", lambda c: c.model.skip_gates, ("model.skip_gates",), "PR 1089"),
     Component(
         "Leaky ReLU squared",
-        lambda c: c.model.activation == "leaky_relu2",
-        ("model.activation", "model.leaky_slope"),
+        lambda c: c.model.mlp.activation == "leaky_relu2",
+        ("model.mlp.activation", "model.mlp.leaky_slope"),
         "PR 493, 549",
     ),
     Component(
-        "Partial RoPE", lambda c: c.model.rope_dims > 0, ("model.rope_dims", "model.rope_train_length"), "PR 315"
+        "Partial RoPE", lambda c: c.model.rope.dims > 0, ("model.rope.dims", "model.rope.train_length"), "PR 315"
     ),
     Component("LN scale", lambda c: c.model.ln_scale, ("model.ln_scale",), "PR 315"),
-    Component("XSA", lambda c: c.model.xsa_layers > 0, ("model.xsa_layers",), "PR 265, 287"),
-    Component("Value residual (VRL)", lambda c: c.model.value_residual, ("model.value_residual",), "PR 693"),
+    Component("XSA", lambda c: c.model.attention.xsa_layers > 0, ("model.attention.xsa_layers",), "PR 265, 287"),
     Component(
-        "Shared value embedding", lambda c: bool(c.model.ve_layers), ("model.ve_layers", "model.ve_dim"), "PR 374"
+        "Value residual (VRL)",
+        lambda c: c.model.attention.value_residual,
+        ("model.attention.value_residual",),
+        "PR 693",
     ),
-    Component("BigramHash", lambda c: c.model.bigram_rows > 0, ("model.bigram_rows", "model.bigram_dim"), "PR 65, 287"),
-    Component("SmearGate v1", lambda c: c.model.smear == "v1", ("model.smear",), "PR 65, 287"),
-    Component("SmearGate v2", lambda c: c.model.smear == "v2", ("model.smear",), "PR 1667, 1851"),
-    Component("Document attention", lambda c: c.model.document_attention, ("model.document_attention",), "PR 1530"),
+    Component(
+        "Shared value embedding",
+        lambda c: bool(c.model.value_embedding.layers),
+        ("model.value_embedding.layers", "model.value_embedding.dim"),
+        "PR 374",
+    ),
+    Component("BigramHash", lambda c: c.model.bigram.rows > 0, ("model.bigram.rows", "model.bigram.dim"), "PR 65, 287"),
+    Component("SmearGate v1", lambda c: c.model.smear.gate == "v1", ("model.smear.gate",), "PR 65, 287"),
+    Component("SmearGate v2", lambda c: c.model.smear.gate == "v2", ("model.smear.gate",), "PR 1667, 1851"),
+    Component(
+        "Document attention",
+        lambda c: c.model.attention.within_documents,
+        ("model.attention.within_documents",),
+        "PR 1530",
+    ),
     Component("Orthogonal initialization", lambda c: c.model.init == "orthogonal", ("model.init",), "PR 162"),
     Component(
         "Muon",
         lambda c: True,
-        ("train.matrix_lr", "train.muon_momentum", "train.muon_steps", "train.muon_weight_decay"),
+        ("train.matrix_lr", "train.muon.momentum", "train.muon.steps", "train.muon.weight_decay"),
         "Jordan et al. 2024, baseline",
     ),
-    Component("Exponential moving average", lambda c: c.train.ema_decay > 0, ("train.ema_decay",), "PR 287"),
+    Component(
+        "Exponential moving average", lambda c: c.train.average.ema_decay > 0, ("train.average.ema_decay",), "PR 287"
+    ),
     Component(
         "Snapshot average (SWA)",
-        lambda c: c.train.swa_weight > 0,
-        ("train.swa_weight", "train.swa_start", "train.swa_spacing"),
+        lambda c: c.train.average.swa_weight > 0,
+        ("train.average.swa_weight", "train.average.swa_start", "train.average.swa_spacing"),
         "PR 414, 693",
     ),
     Component(
         "Replay burst",
-        lambda c: c.train.replay_epochs > 0,
-        ("train.replay_epochs", "train.replay_batches", "train.replay_lr"),
+        lambda c: c.train.replay.epochs > 0,
+        ("train.replay.epochs", "train.replay.batches", "train.replay.lr"),
         "PR 693",
     ),
     Component(
@@ -75,24 +90,24 @@ COMPONENTS = (
         ("qat.mode", "qat.start_lr_scale", "qat.start_fraction"),
         "PR 315, 606",
     ),
-    Component("CROWN-Q", lambda c: c.qat.crown_lambda > 0, ("qat.crown_lambda", "qat.crown_levels"), "PR 690, 693"),
+    Component("CROWN-Q", lambda c: c.qat.crown.weight > 0, ("qat.crown.weight", "qat.crown.levels"), "PR 690, 693"),
     Component(
         "GPTQ on training text",
         lambda c: c.pack.method == "gptq",
-        ("pack.method", "pack.damping", "train.calibration_tokens"),
+        ("pack.method", "pack.gptq.damping", "train.measure.calibration_tokens"),
         "Frantar et al. 2022, PR 535, 1019, 1060",
     ),
     Component(
         "Clip at k standard deviations",
-        lambda c: max(c.pack.clip_sigmas, c.pack.embed_clip_sigmas) > 0,
-        ("pack.clip_sigmas", "pack.embed_clip_sigmas"),
+        lambda c: max(c.pack.grid.clip_sigmas, c.pack.grid.embed_clip_sigmas) > 0,
+        ("pack.grid.clip_sigmas", "pack.grid.embed_clip_sigmas"),
         "PR 1394",
     ),
     Component("Magnitude pruning", lambda c: c.pack.prune > 0, ("pack.prune",), "PR 348"),
     Component(
         "Selective pruning to the cap",
-        lambda c: c.pack.prune_to_fit,
-        ("pack.prune_to_fit", "pack.fit_margin_bytes"),
+        lambda c: c.pack.fit.prune,
+        ("pack.fit.prune", "pack.fit.margin_bytes"),
         "PR 609, 693",
     ),
     Component(
@@ -104,13 +119,13 @@ COMPONENTS = (
     Component(
         "Score-first test-time training",
         lambda c: c.ttt.method in ("full", "last_blocks"),
-        ("ttt.method", "ttt.chunk_tokens", "ttt.epochs", "ttt.lr"),
+        ("ttt.method", "ttt.weights.chunk_tokens", "ttt.weights.epochs", "ttt.weights.lr"),
         "PR 461, 549",
     ),
     Component(
         "Document LoRA test-time training",
         lambda c: c.ttt.method == "lora",
-        ("ttt.lora_rank", "ttt.lora_targets", "ttt.lora_chunk_tokens", "ttt.lora_lr"),
+        ("ttt.lora.rank", "ttt.lora.targets", "ttt.lora.chunk_tokens", "ttt.lora.lr"),
         "baseline, PR 1530",
     ),
 )

@@ -76,9 +76,11 @@ class Averages:
     """What `TrainConfig` asks for: EMA, SWA, their blend, or the last weights."""
 
     def __init__(self, parameters: dict[str, Tensor], config: TrainConfig) -> None:
-        self.parameters, self.weight = parameters, config.swa_weight
-        self.ema = EMA(parameters, config.ema_decay) if config.ema_decay else None
-        self.swa = SWA(parameters, config.swa_spacing, config.swa_start) if config.swa_weight else None
+        self.parameters, self.weight = parameters, config.average.swa_weight
+        self.ema = EMA(parameters, config.average.ema_decay) if config.average.ema_decay else None
+        self.swa = (
+            SWA(parameters, config.average.swa_spacing, config.average.swa_start) if config.average.swa_weight else None
+        )
 
     def update(self, fraction: float, lr_scale: float, *, snapshots: bool = True) -> None:
         """Take in the parameters after the step that ran at `fraction` of the run with `lr_scale`.
@@ -123,5 +125,5 @@ class Averages:
 
 def num_candidates(config: TrainConfig) -> int:
     """How many sets of weights `Averages.candidates` gives at most."""
-    swa = 0 if not config.swa_weight else 1 if config.swa_weight == 1 else 2
-    return 1 + bool(config.ema_decay) + swa
+    swa = 0 if not config.average.swa_weight else 1 if config.average.swa_weight == 1 else 2
+    return 1 + bool(config.average.ema_decay) + swa

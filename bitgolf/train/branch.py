@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from bitgolf.config import Config
+from bitgolf.config import Config, differing_keys
 from bitgolf.data.prepared import read_manifest
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.grids.roles import grid_of
@@ -25,10 +24,7 @@ from bitgolf.train.checkpoint import CheckpointStore, TrainState
 FREE_KEYS = ("name", "description")
 FREE_SECTIONS = ("qat", "pack", "score", "ttt", "report")
 FREE_TRAIN_KEYS = (
-    "ema_decay", "swa_weight", "swa_start", "swa_spacing", "choose_average",
-    "replay_epochs", "replay_batches", "replay_lr_scale_below", "replay_lr",
-    "calibration_tokens", "calibration_reserve_seconds", "fisher_tokens", "curvature_tokens", "curvature_step",
-    "checkpoint_seconds", "checkpoint_at", "log_every",
+    "average", "replay", "measure", "checkpoint", "log_every",
 )  # fmt: skip
 _STARTS_FRESH = ("swa", "late.", "replay.")
 
@@ -49,8 +45,8 @@ class Trunk:
         loaded = store.load_latest(digest)
         if loaded is None:
             raise RunError(
-                f"{self.run.path} has no checkpoint to branch from; train it with --train.checkpoint_at '[0.85]' "
-                "(kept), or with train.checkpoint_seconds (the newest two)"
+                f"{self.run.path} has no checkpoint to branch from; train it with --train.checkpoint.at '[0.85]' "
+                "(kept), or with train.checkpoint.seconds (the newest two)"
             )
         return loaded
 
@@ -79,7 +75,7 @@ def find_trunk(spec: str, config: Config, branch: Path) -> Trunk:
     trunk = Trunk(RunDirectory.open(path), int(step) if step else None)
     if trunk.run.path.resolve() == branch.resolve():
         raise RunError(f"{branch} cannot branch from itself; --resume goes on from its newest checkpoint")
-    differing = [key for key in _differences(trunk.run.config, config) if not _is_free(key, config)]
+    differing = [key for key in differing_keys(trunk.run.config, config) if not _is_free(key, config)]
     if differing:
         raise ConfigError(
             f"cannot branch from {path}: {'; '.join(_both(key, trunk.run.config, config) for key in differing)}. "
@@ -124,14 +120,15 @@ def adapt(
         raise ConfigError(
             f"cannot branch from {trunk.run.path} here: its late phase had begun (at fraction "
             f"{float(saved['late.began_at']):.3g} of the run) with other settings of qat, or other grids of pack; "
-            "branch from an earlier checkpoint (train.checkpoint_at), or keep them"
+            "branch from an earlier checkpoint (train.checkpoint.at), or keep them"
         )
-    if float(saved.get("swa_count", 0.0)) and config.train.swa_weight:
+    if float(saved.get("swa_count", 0.0)) and config.train.average.swa_weight:
         keys = ("swa_start", "swa_spacing")
-        if any(getattr(theirs.train, key) != getattr(config.train, key) for key in keys):
+        if any(getattr(theirs.train.average, key) != getattr(config.train.average, key) for key in keys):
             raise ConfigError(
                 f"cannot branch from {trunk.run.path} here: it holds {int(saved['swa_count'])} snapshots taken under "
-                "other settings of train.swa_start and train.swa_spacing; branch from an earlier checkpoint, or keep "
+                "other settings of train.average.swa_start and train.average.swa_spacing; branch from an earlier "
+                "checkpoint, or keep "
                 "them"
             )
     adapted, started = {"rng": saved["rng"]}, set()
@@ -149,32 +146,16 @@ def adapt(
     return adapted, sorted(started)
 
 
-def differing_keys(trunk: Trunk, config: Config) -> list[str]:
-    """Dotted keys in which the branch differs from its trunk."""
-    return _differences(trunk.run.config, config)
-
-
-def _differences(a: Config, b: Config) -> list[str]:
-    left, right = _flat(a), _flat(b)
-    return [key for key in left if left[key] != right[key]]
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        flat |= {f"{name}.{key}": leaf for key, leaf in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _is_free(key: str, config: Config) -> bool:
-    section, _, leaf = key.partition(".")
+    section, _, rest = key.partition(".")
+    leaf = rest.partition(".")[0]
     if section == "data":  # where the same shards come from is free: `require_same_data` compares the shards
         return leaf == "workers" or config.data.source.startswith("shards:")
     return section in FREE_SECTIONS or key in FREE_KEYS or (section == "train" and leaf in FREE_TRAIN_KEYS)
 
 
 def _both(key: str, theirs: Config, ours: Config) -> str:
-    return f"{key} is {_flat(theirs)[key]!r} there, {_flat(ours)[key]!r} here"
+    return f"{key} is {theirs.flat()[key]!r} there, {ours.flat()[key]!r} here"
 
 
 def _training_data(root: Path) -> tuple[str, list[tuple[int, str]]]:
@@ -189,4 +170,4 @@ def _late_settings(config: Config, saved: dict[str, Tensor]) -> tuple[object, ..
         return (config.qat,)
     shapes = {name.removeprefix("model."): tuple(t.shape) for name, t in saved.items() if name.startswith("model.")}
     grids = {name: grid_of(name, shape, config.pack) for name, shape in shapes.items()}
-    return config.qat, grids, config.pack.percentiles
+    return config.qat, grids, config.pack.grid.percentiles

@@ -30,41 +30,44 @@ def without_effect(
     last = (num_steps - 1) / max(1, num_steps)
     lowest = lr_multiplier(last, train.warmdown, train.min_lr)
     found = []
-    if train.replay_epochs and lowest >= train.replay_lr_scale_below:
+    if train.replay.epochs and lowest >= train.replay.lr_scale_below:
         found.append(
-            f"train.replay_epochs {train.replay_epochs}: none of the {num_steps} steps has a rate multiplier below "
-            f"train.replay_lr_scale_below {train.replay_lr_scale_below:g}, so there is nothing to replay"
+            f"train.replay.epochs {train.replay.epochs}: none of the {num_steps} steps has a rate multiplier below "
+            f"train.replay.lr_scale_below {train.replay.lr_scale_below:g}, so there is nothing to replay"
         )
-    if train.swa_weight and lowest >= train.swa_start:
+    if train.average.swa_weight and lowest >= train.average.swa_start:
         found.append(
-            f"train.swa_weight {train.swa_weight:g}: none of the {num_steps} steps has a rate multiplier below "
-            f"train.swa_start {train.swa_start:g}, so no snapshot will be taken"
+            f"train.average.swa_weight {train.average.swa_weight:g}: none of the {num_steps} steps has a rate "
+            "multiplier below "
+            f"train.average.swa_start {train.average.swa_start:g}, so no snapshot will be taken"
         )
     if qat.enabled and not qat.is_on(last, lowest):
         found.append(f"qat: none of the {num_steps} steps reaches its start, so all of them train plain weights")
-    if not train.replay_epochs:
-        keys = ("replay_batches", "replay_lr_scale_below", "replay_lr")
-        found += idle_keys(train, "train", keys, "train.replay_epochs is 0")
-    if train.held_out_tokens and train.choose_average == "fixed" and not train.curvature_tokens:
+    if not train.replay.epochs:
+        keys = ("batches", "lr_scale_below", "lr")
+        found += idle_keys(train.replay, "train.replay", keys, "train.replay.epochs is 0")
+    if train.held_out_tokens and train.average.choose == "fixed" and not train.measure.curvature_tokens:
         found.append(
-            f"train.held_out_tokens {train.held_out_tokens}: with train.choose_average 'fixed' and no curvature only a "
+            f"train.held_out_tokens {train.held_out_tokens}: with train.average.choose 'fixed' and no curvature only a "
             "branch can use them; this run just does not train on them"
         )
-    if train.fisher_tokens and pack.hessian != "fisher":
+    if train.measure.fisher_tokens and pack.rate.hessian != "fisher":
         found.append(
-            f"train.fisher_tokens {train.fisher_tokens}: pack.hessian is {pack.hessian!r}, so the seconds that the "
+            f"train.measure.fisher_tokens {train.measure.fisher_tokens}: pack.rate.hessian is {pack.rate.hessian!r}, "
+            "so the seconds that the "
             "Fisher statistics take serve only a packing with other settings"
         )
-    if train.curvature_tokens and pack.method != "rate":
+    if train.measure.curvature_tokens and pack.method != "rate":
         found.append(
-            f"train.curvature_tokens {train.curvature_tokens}: pack.method is {pack.method!r}, so the seconds that the "
+            f"train.measure.curvature_tokens {train.measure.curvature_tokens}: pack.method is {pack.method!r}, so "
+            "the seconds that the "
             "curvature takes serve only a packing with other settings"
         )
-    if not pack.prune_to_fit:
-        found += idle_keys(pack, "pack", ("fit_margin_bytes",), "pack.prune_to_fit is off")
+    if not pack.fit.prune:
+        found += idle_keys(pack.fit, "pack.fit", ("margin_bytes",), "pack.fit.prune is off")
     found += [
-        f"train.checkpoint_at {at:g}: the branch begins later, at fraction {begun:.3g}"
-        for at in train.checkpoint_at
+        f"train.checkpoint.at {at:g}: the branch begins later, at fraction {begun:.3g}"
+        for at in train.checkpoint.at
         if at <= begun
     ]
     return found + idle_packing(pack, shapes)

@@ -60,10 +60,10 @@ def finish(session: Session, loader: BatchLoader, step: int) -> Ending:
         marks.append(clock.elapsed())
         seconds[what] = marks[-1] - marks[-2]
 
-    if session.config.replay_epochs:
+    if session.config.replay.epochs:
         _replay(session, loader, step)
         took("replay")
-    if session.config.choose_average == "held_out":
+    if session.config.average.choose == "held_out":
         weights, average = _choose(session, step)
         took("choice of the average")
     else:
@@ -74,10 +74,10 @@ def finish(session: Session, loader: BatchLoader, step: int) -> Ending:
     took("calibration")
     fisher: dict[str, Fisher] = {}
     curvature: dict[str, Curvature] = {}
-    if session.config.fisher_tokens:
+    if session.config.measure.fisher_tokens:
         fisher = _fisher(session, loader)
         took("fisher statistics")
-    if session.config.curvature_tokens:
+    if session.config.measure.curvature_tokens:
         curvature = _curvature(session, hessians, step)
         took("curvature")
     seconds = {what: world.from_main(spent) for what, spent in seconds.items()}
@@ -107,7 +107,7 @@ def _replay(session: Session, loader: BatchLoader, step: int) -> None:
         first_batch=batches.start if batches else None,
         replay_steps=done.steps,
         planned_steps=done.planned,
-        lr_scale=session.config.replay_lr,
+        lr_scale=session.config.replay.lr,
         losses=list(done.losses),
         elapsed_seconds=session.clock.elapsed(),
     )
@@ -209,7 +209,7 @@ def _curvature(session: Session, hessians: dict[str, Tensor], step: int) -> dict
         step=step,
         tensors=len(found),
         of=wanted,
-        tokens=config.train.curvature_tokens,
+        tokens=config.train.measure.curvature_tokens,
         increase_nats=sum(measured.increase_nats for measured in found.values()),
         elapsed_seconds=session.clock.elapsed(),
     )
@@ -224,7 +224,9 @@ def write_products(session: Session, step: int, ending: Ending) -> None:
     session.store.close()
     run, total = session.run, sum(ending.seconds.values())
     write_tensors(
-        run / "calibration" / "hessians.safetensors", ending.hessians, {"tokens": str(ending.calibration_tokens)}
+        run / "calibration" / "hessians.safetensors",
+        ending.hessians,
+        {"tokens": str(ending.calibration_tokens)},
     )
     write_second_order(run / "calibration", ending.fisher, ending.curvature)
     _write_weights(run / "weights.safetensors", ending.weights, step, ending.average)

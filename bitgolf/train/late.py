@@ -33,15 +33,15 @@ class LatePhase:
         if config.mode != "none":
             self.layers = attach_fakers(model, grids.get, percentiles, soft=config.mode == "soft_round")
         self.matrices = [module.weight for module in model.modules() if isinstance(module, Linear)]
-        self.sharpness = torch.full((), config.sharpness_start, device=model.embedding.device)
+        self.sharpness = torch.full((), config.soft_round.sharpness_start, device=model.embedding.device)
         self.began_at = torch.full((), -1.0, dtype=torch.float64)  # fraction of the run; negative = not yet
         self.steps = torch.zeros((), dtype=torch.int64)  # in the phase so far
 
     def loss(self, tokens: Tensor, targets: Tensor, sharpness: Tensor) -> Tensor:
         """Cross entropy of the fake-quantized model plus the CROWN-Q penalty, a scalar in nats."""
         loss = self.model(tokens, targets, sharpness if self.config.mode != "none" else None)
-        if self.config.crown_lambda:
-            loss = loss + self.config.crown_lambda * crown_penalty(self.matrices, self.config.crown_levels)
+        if self.config.crown.weight:
+            loss = loss + self.config.crown.weight * crown_penalty(self.matrices, self.config.crown.levels)
         return loss
 
     def state(self) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class LatePhase:
         began = float(self.began_at)
         if began >= 0:
             share = min(1.0, max(0.0, (fraction - began) / max(1.0 - began, 1e-9)))
-            low, high = self.config.sharpness_start, self.config.sharpness_end
+            low, high = self.config.soft_round.sharpness_start, self.config.soft_round.sharpness_end
             self.sharpness.fill_(low + share * (high - low))
         if int(self.steps) % self.config.refresh_steps == 0:
             for layer, faker in self.layers.values():

@@ -33,7 +33,7 @@ class StepLoop:
         self.last_logged = (step, session.pace.elapsed)
         self.last_checkpoint = session.pace.elapsed
         fraction = self._fraction()
-        self.keep_at = [at for at in session.config.checkpoint_at if at > fraction]
+        self.keep_at = [at for at in session.config.checkpoint.at if at > fraction]
 
     def run(self, loader: BatchLoader) -> int:
         """Step until done. Returns the number of steps made in the whole run."""
@@ -126,7 +126,7 @@ class StepLoop:
             fraction=fraction,
             lr_scale=lr_scale,
             mode=qat.mode,
-            crown_lambda=qat.crown_lambda,
+            crown_lambda=qat.crown.weight,
             relative_change=moved,
         )
 
@@ -134,7 +134,7 @@ class StepLoop:
         """A kept checkpoint at each fraction of `checkpoint_at`, others `checkpoint_seconds` apart."""
         session = self.session
         kept = bool(self.keep_at) and self._fraction() >= self.keep_at[0]
-        every = session.config.checkpoint_seconds
+        every = session.config.checkpoint.seconds
         if kept or (every and session.pace.predict(self.step) - self.last_checkpoint > every):
             self._drain()
             self.last_checkpoint = session.pace.predict(self.step)

@@ -32,8 +32,8 @@ class ModelOptimizer:
         self.muon = Muon(
             matrices,
             world,
-            steps=config.muon_steps,
-            weight_decay=config.muon_weight_decay,
+            steps=config.muon.steps,
+            weight_decay=config.muon.weight_decay,
             transform=torch.compile if compile_updates else lambda f: f,
         )
         self.base_lrs = [config.embed_lr, config.scalar_lr]
@@ -43,9 +43,9 @@ class ModelOptimizer:
                 {"params": [self.parameters[n] for n in group], "lr": lr}
                 for group, lr in zip(self.adam_names, self.base_lrs, strict=True)
             ],
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps,
-            weight_decay=config.adam_weight_decay,
+            betas=(config.adam.beta1, config.adam.beta2),
+            eps=config.adam.eps,
+            weight_decay=config.adam.weight_decay,
             fused=world.device.type == "cuda",
             foreach=None if world.device.type == "cuda" else True,
         )

@@ -73,9 +73,9 @@ class Division:
     @classmethod
     def of(cls, limit: float, reserve: float, config: TrainConfig) -> Division:
         """The division for `config`: the burst replays batches of the last, slow part of the warm-down."""
-        epochs = config.replay_epochs
+        epochs = config.replay.epochs
         return cls(
-            limit, reserve, epochs * config.replay_batches, epochs * config.warmdown * config.replay_lr_scale_below
+            limit, reserve, epochs * config.replay.batches, epochs * config.warmdown * config.replay.lr_scale_below
         )
 
     @property

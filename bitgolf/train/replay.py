@@ -29,9 +29,9 @@ class ReplayWindow:
 
     def __init__(self, config: TrainConfig) -> None:
         self.enabled, self.below, self.most = (
-            config.replay_epochs > 0,
-            config.replay_lr_scale_below,
-            config.replay_batches,
+            config.replay.epochs > 0,
+            config.replay.lr_scale_below,
+            config.replay.batches,
         )
         self.first = torch.full((), -1, dtype=torch.int64)  # step number of the first such batch; negative = none yet
 
@@ -88,7 +88,7 @@ def replay(
         until: elapsed seconds; what is in flight then has room in the reserve.
     """
     config, world = trainer.config, trainer.world
-    order = [number for _ in range(config.replay_epochs) for number in batches]
+    order = [number for _ in range(config.replay.epochs) for number in batches]
     momentum = muon_momentum(1.0, config)
     losses: list[float] = []
 
@@ -107,7 +107,7 @@ def replay(
         metrics = trainer.step(
             tokens[:, :-1],
             tokens[:, 1:],
-            config.replay_lr,
+            config.replay.lr,
             momentum,
             clock.elapsed(),
             fraction=1.0,

@@ -14,7 +14,7 @@ def lr_multiplier(fraction: float, warmdown: float, min_lr: float) -> float:
 
 def muon_momentum(fraction: float, config: TrainConfig) -> float:
     """Muon momentum: linear from `muon_momentum_start` over the first `muon_momentum_warmup` of the run."""
-    if config.muon_momentum_warmup <= 0:
-        return config.muon_momentum
-    rise = min(1.0, fraction / config.muon_momentum_warmup)
-    return config.muon_momentum_start + rise * (config.muon_momentum - config.muon_momentum_start)
+    if config.muon.momentum_warmup <= 0:
+        return config.muon.momentum
+    rise = min(1.0, fraction / config.muon.momentum_warmup)
+    return config.muon.momentum_start + rise * (config.muon.momentum - config.muon.momentum_start)

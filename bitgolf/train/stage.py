@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitgolf.config import Config
+from bitgolf.config import Config, differing_keys
 from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
 from bitgolf.data.prepare import PreparedData, open_data
@@ -31,7 +31,7 @@ from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
-from bitgolf.train.branch import Trunk, adapt, differing_keys, find_trunk, require_same_data
+from bitgolf.train.branch import Trunk, adapt, find_trunk, require_same_data
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
 from bitgolf.train.choose import choice_seconds
 from bitgolf.train.effects import without_effect
@@ -179,7 +179,7 @@ def _late_phase(model: GPT, config: Config) -> LatePhase | None:
         grid = grid_of(name, tuple(parameter.shape), config.pack)
         if grid is not None:
             grids[name] = grid
-    return LatePhase(model, config.qat, grids, config.pack.percentiles)
+    return LatePhase(model, config.qat, grids, config.pack.grid.percentiles)
 
 
 def _plan(config: Config, data: PreparedData, world: World) -> tuple[BatchShape, HeldOut, RowOrder]:
@@ -221,7 +221,7 @@ def _starting_point(
         "branch_step": step,
         "branch_seconds": state.seconds_spent,
         "branch_world_size": state.world_size,
-        "branch_differs": differing_keys(trunk, config),
+        "branch_differs": differing_keys(trunk.run.config, config),
         "branch_starts_fresh": started,
     }
     return Start("branch", step, state.seconds_spent, trunk.origin(step), tensors, about)
@@ -250,7 +250,7 @@ def _measure(
 def _measure_reserves(model: GPT, config: Config, shape: BatchShape, held_out: HeldOut, world: World) -> Reserves:
     """Seconds to keep for all that follows the steps, measured off the clock; the same on every rank."""
     choice = 0.0
-    if config.train.choose_average == "held_out":
+    if config.train.average.choose == "held_out":
         choice = choice_seconds(model, config.train, held_out, shape.micro_rows, world)
     return Reserves(
         world.from_main(choice),
@@ -267,7 +267,7 @@ def _require_time(run: RunDirectory, start: Start, division: Division, step_seco
         raise BudgetError(
             f"budget.train_seconds = {limit:g} does not hold one optimizer step ({step_seconds:.3g} s) and what "
             f"follows the steps ({reserve:.3g} s reserved for calibration and what else is measured on the final "
-            "weights); allow more seconds, or make the batch, the model or train.calibration_tokens smaller"
+            "weights); allow more seconds, or make the batch, the model or train.measure.calibration_tokens smaller"
         )
     if start.seconds >= limit:
         raise BudgetError(

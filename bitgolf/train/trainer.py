@@ -140,7 +140,7 @@ class Trainer:
             tokens = torch.randint(vocab_size, shape, generator=generator, device=self.world.device)
             self.world.synchronize()
             begin = time.perf_counter()
-            self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon_momentum, late=late)
+            self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon.momentum, late=late)
             self.world.synchronize()
             seconds = time.perf_counter() - begin
         if self.world.is_main:

@@ -104,7 +104,7 @@ def test_single_stages_reduced_runs_and_refusals(blocked: Run, alone: Path, tiny
     pack.mkdir()
     shutil.copy2(tiny_run / "weights.safetensors", pack)
     shutil.copytree(tiny_run / "calibration", pack / "calibration")
-    reduced = ["--train.max_steps", "3", "--train.calibration_tokens", "1024", "--score.stride", "64"]
+    reduced = ["--train.max_steps", "3", "--train.measure.calibration_tokens", "1024", "--score.stride", "64"]
     jobs = [
         [file, [*data, "--out", str(score), "--seed", "7", "--stage", "score"]],
         [file, [*data, "--out", str(pack), "--seed", "7", "--stage", "pack"]],
@@ -178,8 +178,8 @@ def test_the_file_is_made_from_the_source_beside_it(alone: Path, tiny_run: Path)
     assert json.loads((alone / "source" / "settings.json").read_text()) == json.loads(settings_of(config))
 
 
-FULL = {"ttt.method": "full", "ttt.chunk_tokens": 4096, "ttt.epochs": 1}
-LORA = {"ttt.method": "lora", "ttt.lora_documents": 16, "ttt.lora_chunk_tokens": 32, "score.methods": ["chunked"]}
+FULL = {"ttt.method": "full", "ttt.weights.chunk_tokens": 4096, "ttt.weights.epochs": 1}
+LORA = {"ttt.method": "lora", "ttt.lora.documents": 16, "ttt.lora.chunk_tokens": 32, "score.methods": ["chunked"]}
 
 
 def variant(run: Path, changes: dict[str, object]) -> Config:

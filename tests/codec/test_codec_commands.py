@@ -56,7 +56,7 @@ def test_adaptation_is_asked_for_and_recorded(artifact: Path, source: Path, tmp_
     words = ["compress", source, "-o", tmp_path / "c", "--model", artifact, "--json", "--ttt"]
     size = done(*words[:-1]).json["payload_bytes"]
     plain = (tmp_path / "c").read_bytes()[-size:]
-    settings = ["--ttt.method=lora", "--ttt.lora_chunk_tokens", "16", "--ttt.lora_lr", "0.02"]
+    settings = ["--ttt.method=lora", "--ttt.lora.chunk_tokens", "16", "--ttt.lora.lr", "0.02"]
     adapted = done(*words, *settings).json
     assert adapted["ttt"]["method"] == "lora" and adapted["ttt"]["lora_chunk_tokens"] == 16
     assert (tmp_path / "c").read_bytes()[-adapted["payload_bytes"] :] != plain
@@ -64,20 +64,20 @@ def test_adaptation_is_asked_for_and_recorded(artifact: Path, source: Path, tmp_
     assert (tmp_path / "back").read_bytes() == TEXT
     config = tmp_path / "ttt.toml"
     config.write_text('[ttt]\nmethod = "last_blocks"\nlast_blocks = 1\nepochs = 1\n')
-    taken = done(*words, "--config", config, "--ttt.chunk_tokens", "64").json["ttt"]
+    taken = done(*words, "--config", config, "--ttt.weights.chunk_tokens", "64").json["ttt"]
     assert (taken["method"], taken["epochs"], taken["chunk_tokens"]) == ("last_blocks", 1, 64)
-    assert done(*words, "--ttt.chunk_tokens", "64").json["ttt"]["method"] == "full"
+    assert done(*words, "--ttt.weights.chunk_tokens", "64").json["ttt"]["method"] == "full"
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--ttt.lr", "0.1"], ["without --ttt"]),
+        (["--ttt.weights.lr", "0.1"], ["without --ttt"]),
         (["--config", "demo"], ["without --ttt"]),
         (["--ttt", "--config", "none.toml"], ["none.toml does not exist"]),
         (["--ttt", "--ttt.method", "none"], ["change nothing"]),
         (["--ttt", "--ttt.methd", "full"], ["ttt.methd", "did you mean 'ttt.method'"]),
-        (["--ttt", "--ttt.chunk_tokens", "5"], ["chunk_tokens 5"]),
+        (["--ttt", "--ttt.weights.chunk_tokens", "5"], ["chunk_tokens 5"]),
         (["--score.stride", "5"], ["--score.stride means nothing to `compress`"]),
         (["--stride", "65"], ["score.stride 65", "64"]),
         (["--streams", "999"], [f"999 streams of {len(TEXT)} bytes"]),

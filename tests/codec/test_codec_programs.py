@@ -185,7 +185,7 @@ def test_documents_adapt_as_the_evaluation_does(ttt: dict[str, Any], lossless: T
     borders = [0, *(np.flatnonzero(tokens[1:-1] == BOS) + 1).tolist(), 399]
     streams = [tokens[a + 1 : b + 1].astype(np.int64) for a, b in pairwise(borders)]
     found: list[np.ndarray] = []
-    size = settings.ttt.lora_documents
+    size = settings.ttt.lora.documents
     model = language_model(gpt, lossless)
     a = fresh_adapters(model, settings, size)
     for begin in range(0, len(streams), size):
@@ -201,7 +201,7 @@ def test_documents_adapt_as_the_evaluation_does(ttt: dict[str, Any], lossless: T
         ) as program:
             assert isinstance(program, DocumentProgram)
             found += losses(program, batch)
-            if settings.ttt.lora_keep_a:
+            if settings.ttt.lora.keep_a:
                 for tensor, handed in zip(a, program.hand_down(), strict=True):
                     tensor[: len(batch)] = handed
     assert np.abs(np.concatenate(found) - tape.nll).max() < CLOSE

@@ -274,7 +274,7 @@ def test_chunks_that_hold_the_longest_stream_are_a_warning(
         coded = compress_bytes(letters[:60], model, ttt=TTTConfig(method="full", chunk_tokens=16))
         assert coded.num_tokens > 16 and not caplog.records
         compress_bytes(letters[:60], model, ttt=TTTConfig(method="full"))
-    assert "ttt.chunk_tokens 32768 holds the longest stream" in caplog.text
+    assert "ttt.weights.chunk_tokens 32768 holds the longest stream" in caplog.text
 
 
 def test_progress_is_reported(model: CodecModel, letters: bytes) -> None:

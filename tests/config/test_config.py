@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bitgolf.config.removed import REMOVED
 from pydantic import ValidationError
 
 from bitgolf.config import load_config, preset_names, resolve
-from bitgolf.config.removed import REMOVED
 from bitgolf.errors import ConfigError
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -23,8 +23,8 @@ def test_every_preset_round_trips_through_toml(name: str) -> None:
 
 
 def test_overrides_replace_values_and_change_the_digest() -> None:
-    config = load_config("demo", {"train.matrix_lr": "0.02", "seed": "7", "pack.percentiles": "[1.0]"})
-    assert (config.train.matrix_lr, config.seed, config.pack.percentiles) == (0.02, 7, (1.0,))
+    config = load_config("demo", {"train.matrix_lr": "0.02", "seed": "7", "pack.grid.percentiles": "[1.0]"})
+    assert (config.train.matrix_lr, config.seed, config.pack.grid.percentiles) == (0.02, 7, (1.0,))
     assert config.digest() != load_config("demo").digest()
 
 
@@ -42,17 +42,17 @@ def test_a_config_cannot_be_changed() -> None:
         ({"train.seq_len": "many"}, ["train.seq_len", "many", "integer"]),
         ({"model.num_heads": "3"}, ["num_heads 3", "model_dim 128"]),
         ({"model.num_kv_heads": "3"}, ["num_kv_heads 3", "num_heads 4"]),
-        ({"model.rope_dims": "7"}, ["rope_dims 7", "even"]),
-        ({"model.rope_dims": "64"}, ["rope_dims 64", "head width 32"]),
-        ({"model.rope_dims": "2", "model.rope_train_length": "64"}, ["rope_dims 2", "singular"]),
+        ({"model.rope.dims": "7"}, ["rope_dims 7", "even"]),
+        ({"model.rope.dims": "64"}, ["rope_dims 64", "head width 32"]),
+        ({"model.rope.dims": "2", "model.rope.train_length": "64"}, ["rope_dims 2", "singular"]),
         ({"train.batch_tokens": "1000"}, ["batch_tokens 1000", "multiple of seq_len 256"]),
         ({"score.stride": "512"}, ["stride 512", "256"]),
         ({"pack.compressor": "rar"}, ["pack.compressor", "rar", "zstd"]),
         ({"score.methods": "[]"}, ["score: methods []", "chunked", "sliding"]),
         ({"score.methods": '["sliding", "sliding"]'}, ["score: methods", "each once"]),
-        ({"pack.percentiles": "[]"}, ["pack: percentiles []", "one or more"]),
-        ({"pack.percentiles": "[0.99, 1.5]"}, ["pack: percentiles [0.99, 1.5]", "at most 1"]),
-        ({"pack.percentiles": "[0]"}, ["pack: percentiles [0.0]", "above 0"]),
+        ({"pack.grid.percentiles": "[]"}, ["pack: percentiles []", "one or more"]),
+        ({"pack.grid.percentiles": "[0.99, 1.5]"}, ["pack: percentiles [0.99, 1.5]", "at most 1"]),
+        ({"pack.grid.percentiles": "[0]"}, ["pack: percentiles [0.0]", "above 0"]),
         ({"budget.artifact_bytes": "0"}, ["budget.artifact_bytes", "greater than or equal to 1"]),
     ],
 )

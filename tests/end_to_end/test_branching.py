@@ -34,7 +34,7 @@ def make(untrained: Make) -> Make:
 def trunk(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """A training with kept checkpoints at 0.25 and 0.6 of its steps; not to be changed."""
     changes = {key.replace("__", "."): str(value) for key, value in SMALLER.items()}
-    config = load_config(str(tiny_run / "config.toml"), changes | {"train.checkpoint_at": "[0.25, 0.6]"})
+    config = load_config(str(tiny_run / "config.toml"), changes | {"train.checkpoint.at": "[0.25, 0.6]"})
     run = RunDirectory.create(tmp_path_factory.mktemp("trunk") / "run", config)
     shutil.copytree(tiny_run / "data", run / "data")
     done("train", run.path)
@@ -132,7 +132,7 @@ def test_arms_differ_in_their_endings_and_say_in_what(trunk: Path, make: Make) -
         runs[name] = make(name, description=name, **changes)
         done("train", runs[name], "--branch", trunk)
         (branches[name],) = events(runs[name], "branch")
-        keys = {key.replace("__", ".") for key in changes} | {"description", "train.checkpoint_at"}
+        keys = {key.replace("__", ".") for key in changes} | {"description", "train.checkpoint.at"}
         assert set(branches[name]["branch_differs"]) == keys, name
     digests = [weights_digest(run) for run in runs.values()]
     assert len(set(digests)) == len(arms)
@@ -193,7 +193,7 @@ def test_resuming_with_the_flag_goes_on_from_the_runs_own_checkpoint(trunk: Path
             {"train__matrix_lr": 0.01, "seed": 9},
             ["train.matrix_lr is 0.04 there, 0.01 here", "seed is 7 there, 9 here"],
         ),
-        ({"model__qk_gain": 2.0, "train__warmdown": 0.3}, ["model.qk_gain", "train.warmdown"]),
+        ({"model__qk_gain": 2.0, "train__warmdown": 0.3}, ["model.attention.qk_gain", "train.warmdown"]),
         ({"train__max_steps": 50}, ["train.max_steps"]),
         ({"budget__train_seconds": 60}, ["budget.train_seconds"]),
         ({"train__held_out_tokens": 640}, ["train.held_out_tokens"]),
@@ -231,7 +231,7 @@ def test_the_trunks_own_shards_are_the_same_data(trunk: Path, tmp_path: Path, co
     result = done("run", *words, "--out", tmp_path / "arm", "--branch", trunk, "--json").json
     assert result["audit_passed"]
     assert weights_digest(tmp_path / "arm") == weights_digest(trunk)
-    assert events(tmp_path / "arm", "branch")[0]["branch_differs"] == ["data.source", "train.checkpoint_at"]
+    assert events(tmp_path / "arm", "branch")[0]["branch_differs"] == ["data.source", "train.checkpoint.at"]
 
 
 def test_a_branch_that_does_not_fit_is_refused_before_its_directory_is_made(

@@ -94,12 +94,12 @@ def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"train__curvature_tokens": 0}, "train.curvature_tokens"),
+        ({"train__curvature_tokens": 0}, "train.measure.curvature_tokens"),
         ({"train__held_out_tokens": 512}, "held_out_tokens"),
-        ({"pack__hessian": "fisher"}, "train.fisher_tokens"),
+        ({"pack__hessian": "fisher"}, "train.measure.fisher_tokens"),
         ({"qat__mode": "ste", "qat__start_fraction": 0.5}, "qat.mode"),
-        ({"pack__trellis": 4}, "pack.trellis"),
-        ({"pack__prune_to_fit": True}, "pack.prune_to_fit"),
+        ({"pack__trellis": 4}, "pack.rate.trellis"),
+        ({"pack__prune_to_fit": True}, "pack.fit.prune"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes: dict[str, Any], named: str, corpus: Path, tmp_path: Path) -> None:

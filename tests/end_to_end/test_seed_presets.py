@@ -16,13 +16,13 @@ SMALL = {
     "model.vocab_size": 384,
     "model.model_dim": 64,
     "model.num_heads": 4,
-    "model.bigram_dim": 16,
+    "model.bigram.dim": 16,
     "train.seq_len": 64,
     "train.batch_tokens": 512,
     "train.micro_batch_tokens": 512,
     "train.max_steps": 24,
-    "train.calibration_tokens": 512,
-    "train.checkpoint_seconds": 0,
+    "train.measure.calibration_tokens": 512,
+    "train.checkpoint.seconds": 0,
     "pack.small_tensor": 256,
     "score.batch_tokens": 2048,
     "score.compressors": "false",
@@ -44,11 +44,11 @@ def test_a_seed_system_runs_whole(
     preset: str, kv_heads: int, headline: str, kinds: dict[str, str], average: str, corpus: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    changes = SMALL | {"data.source": f"jsonl:{corpus}", "model.num_kv_heads": kv_heads, "model.bigram_rows": 64}
+    changes = SMALL | {"data.source": f"jsonl:{corpus}", "model.num_kv_heads": kv_heads, "model.bigram.rows": 64}
     if preset != "seed-348":
-        changes["model.ve_dim"] = 16
+        changes["model.value_embedding.dim"] = 16
     if "ttt" in headline:
-        changes |= {"ttt.chunk_tokens": 1024, "train.held_out_tokens": 512}
+        changes |= {"ttt.weights.chunk_tokens": 1024, "train.held_out_tokens": 512}
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
     result = done("run", preset, *words, "--out", run, "--json").json
     assert result["audit_passed"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bitgolf.evaluate.lora.documents import DocumentScorer, evaluate_documents
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
 from tiny_run import done, events, read_json
 from torch import Tensor
@@ -20,7 +21,6 @@ from bitgolf.audit.run import audit_run
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapters import adapted_evaluation
-from bitgolf.evaluate.lora_documents import DocumentScorer, evaluate_documents
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
 from bitgolf.run.directory import RunDirectory
@@ -123,7 +123,7 @@ def test_a_run_trains_packs_scores_and_generates_with_it(untrained: Callable[...
     for name in ("reproduction", "future-flip", "target-flip", "losses-match"):
         assert verdict[name].verdict == "PASS"
     lm = bitgolf.load(path / "model.bitgolf", device="cpu")
-    assert lm.model.config.document_attention
+    assert lm.model.config.attention.within_documents
     ids = [lm.tokenizer.bos_id, *lm.tokenizer.encode("The quiet river")]
     start = len(ids)
     with torch.no_grad():

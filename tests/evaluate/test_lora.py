@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from bitgolf.evaluate.lora.documents import DocumentScorer, evaluate_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, free_port, text, tiny_gpt
@@ -22,7 +23,6 @@ from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
-from bitgolf.evaluate.lora_documents import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.tape import tokens_sha256
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
@@ -111,28 +111,28 @@ def test_sites_have_the_widths_of_their_modules() -> None:
 def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     """One document after the other, unpadded windows, merged weights, torch's AdamW."""
     ttt, model = settings_.ttt, tiny_gpt(settings_.model)
-    sites = lora_sites(model, ttt.lora_targets)
-    fresh = initial_a(sites, ttt.lora_rank, 5, torch.device("cpu"))
+    sites = lora_sites(model, ttt.lora.targets)
+    fresh = initial_a(sites, ttt.lora.rank, 5, torch.device("cpu"))
     starts = [0, *(i for i in range(1, len(tokens) - 1) if tokens[i] == BOS), len(tokens) - 1]
     ids = torch.from_numpy(tokens.astype(np.int64))
     left: list[list[Tensor]] = []
     losses = []
     for number, (first, last) in enumerate(itertools.pairwise(starts)):
-        inherits = ttt.lora_keep_a and number >= ttt.lora_documents
-        a = [t.clone().requires_grad_() for t in (left[number - ttt.lora_documents] if inherits else fresh)]
-        b = [torch.zeros(s.outputs, ttt.lora_rank, requires_grad=True) for s in sites]
+        inherits = ttt.lora.keep_a and number >= ttt.lora.documents
+        a = [t.clone().requires_grad_() for t in (left[number - ttt.lora.documents] if inherits else fresh)]
+        b = [torch.zeros(s.outputs, ttt.lora.rank, requires_grad=True) for s in sites]
         optimizer = torch.optim.AdamW(
             [*a, *b],
-            lr=ttt.lora_lr,
-            betas=(ttt.lora_beta1, ttt.lora_beta2),
+            lr=ttt.lora.lr,
+            betas=(ttt.lora.beta1, ttt.lora.beta2),
             eps=1e-10,
-            weight_decay=ttt.lora_weight_decay,
+            weight_decay=ttt.lora.weight_decay,
         )
-        for start in range(0, last - first, ttt.lora_chunk_tokens):
-            end = start + ttt.lora_chunk_tokens
+        for start in range(0, last - first, ttt.lora.chunk_tokens):
+            end = start + ttt.lora.chunk_tokens
             stop = min(end, last - first)
             begin = max(0, end - WINDOW)
-            deltas = {s.name: ttt.lora_alpha / ttt.lora_rank * bb @ aa for s, aa, bb in zip(sites, a, b, strict=True)}
+            deltas = {s.name: ttt.lora.alpha / ttt.lora.rank * bb @ aa for s, aa, bb in zip(sites, a, b, strict=True)}
             logits = merged_logits(model, deltas, ids[first + begin : first + stop])[start - begin :]
             chunk = F.cross_entropy(logits, ids[first + start + 1 : first + stop + 1], reduction="none")
             losses.append(chunk.detach().numpy())
@@ -268,13 +268,13 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "ttt, words",
     [
-        ({"lora_rank": 33, "lora_targets": ["q"]}, ["ttt.lora_rank 33", "width 32", "'q'"]),
-        ({"lora_rank": 17, "lora_targets": ["q", "v"]}, ["ttt.lora_rank 17", "width 16", "'v'"]),
-        ({"lora_rank": 0}, ["ttt.lora_rank", "greater than or equal to 1"]),
-        ({"lora_targets": ["q", "embedding"]}, ["ttt.lora_targets", "embedding", "'mlp'"]),
+        ({"lora_rank": 33, "lora_targets": ["q"]}, ["ttt.lora.rank 33", "width 32", "'q'"]),
+        ({"lora_rank": 17, "lora_targets": ["q", "v"]}, ["ttt.lora.rank 17", "width 16", "'v'"]),
+        ({"lora_rank": 0}, ["ttt.lora.rank", "greater than or equal to 1"]),
+        ({"lora_targets": ["q", "embedding"]}, ["ttt.lora.targets", "embedding", "'mlp'"]),
         ({"lora_targets": []}, ["lora_targets []", "at least one"]),
         ({"lora_targets": ["q", "q"]}, ["lora_targets", "each once"]),
-        ({"lora_chunk_tokens": 17}, ["ttt.lora_chunk_tokens 17", "window of 16"]),
+        ({"lora_chunk_tokens": 17}, ["ttt.lora.chunk_tokens 17", "window of 16"]),
         ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is lora"]),
     ],
 )

@@ -53,14 +53,16 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
             n.startswith(f"blocks.{len(model.blocks) - 1}.")
             or n.endswith(("attn_scale", "mlp_scale", "bigram.scale", "value_embedding.scale", "layer_scales"))
         ),
-        "full": lambda n: not any(n.startswith(f"blocks.{layer}.") for layer in range(ttt.freeze_blocks)),
+        "full": lambda n: not any(n.startswith(f"blocks.{layer}.") for layer in range(ttt.weights.freeze_blocks)),
     }
     learning = [p.requires_grad_() for n, p in model.named_parameters() if names[ttt.method](n)]
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(learning, lr=1.0, momentum=ttt.momentum)
-    if ttt.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(learning, betas=(ttt.beta1, ttt.beta2), weight_decay=ttt.weight_decay)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(learning, lr=1.0, momentum=ttt.weights.momentum)
+    if ttt.weights.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(
+            learning, betas=(ttt.weights.beta1, ttt.weights.beta2), weight_decay=ttt.weights.weight_decay
+        )
     total = len(tokens) - 1
-    chunks = [(a, min(a + ttt.chunk_tokens, total)) for a in range(0, total, ttt.chunk_tokens)]
+    chunks = [(a, min(a + ttt.weights.chunk_tokens, total)) for a in range(0, total, ttt.weights.chunk_tokens)]
     losses = []
     for c, (start, stop) in enumerate(chunks):
         scorer = make_scorer(
@@ -75,10 +77,10 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
         if c == len(chunks) - 1:
             break
         rows = [tokens[a : a + WINDOW + 1].astype(np.int64) for a in range(start, stop - WINDOW + 1, WINDOW)]
-        step, steps = 0, ttt.epochs * math.ceil(len(rows) / ttt.batch_rows)
-        for _ in range(ttt.epochs):
-            for first in range(0, len(rows), ttt.batch_rows):
-                batch = rows[first : first + ttt.batch_rows]
+        step, steps = 0, ttt.weights.epochs * math.ceil(len(rows) / ttt.weights.batch_rows)
+        for _ in range(ttt.weights.epochs):
+            for first in range(0, len(rows), ttt.weights.batch_rows):
+                batch = rows[first : first + ttt.weights.batch_rows]
                 loss = sum(
                     F.cross_entropy(model(torch.from_numpy(row[None, :-1]))[0], torch.from_numpy(row[1:]))
                     for row in batch
@@ -87,10 +89,10 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
                 loss.backward()
                 norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in learning))
                 for p in learning:
-                    p.grad *= min(1.0, ttt.grad_clip / norm) if ttt.grad_clip else 1.0
-                lr = ttt.lr * 0.5 * (1 + math.cos(math.pi * c / (len(chunks) - 1)))
+                    p.grad *= min(1.0, ttt.weights.grad_clip / norm) if ttt.weights.grad_clip else 1.0
+                lr = ttt.weights.lr * 0.5 * (1 + math.cos(math.pi * c / (len(chunks) - 1)))
                 if steps > 1:
-                    floor = ttt.step_cosine_floor
+                    floor = ttt.weights.step_cosine_floor
                     lr *= floor + (1 - floor) * (1 + math.cos(math.pi * step / (steps - 1))) / 2
                 optimizer.param_groups[0]["lr"] = lr
                 optimizer.step()
@@ -131,7 +133,7 @@ def test_equals_a_plain_loop(ttt: dict[str, Any], methods: list[str]) -> None:
             parameter.detach(), dict(expected.named_parameters())[name].detach(), rtol=0, atol=2e-5
         )
         moved = max(moved, float((parameter.detach() - before[name]).abs().max()))
-        frozen = name.startswith(tuple(f"blocks.{layer}." for layer in range(settings_.ttt.freeze_blocks)))
+        frozen = name.startswith(tuple(f"blocks.{layer}." for layer in range(settings_.ttt.weights.freeze_blocks)))
         assert not frozen or torch.equal(parameter, before[name])
     assert moved > 1e-3
     assert tape.state == 4, "the last chunk is not learned from"
@@ -318,20 +320,23 @@ def test_first_blocks_are_frozen_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     "ttt, words",
     [
-        ({"method": "full", "chunk_tokens": 15}, ["ttt.chunk_tokens 15", "window of 16"]),
-        ({"method": "last_blocks", "last_blocks": 4}, ["ttt.last_blocks 4", "3 layers"]),
-        ({"method": "full", "freeze_blocks": 4}, ["ttt.freeze_blocks 4", "3 layers"]),
-        ({"method": "full", "freeze_blocks": -1}, ["ttt.freeze_blocks", "greater than or equal to 0"]),
+        ({"method": "full", "chunk_tokens": 15}, ["ttt.weights.chunk_tokens 15", "window of 16"]),
+        ({"method": "last_blocks", "last_blocks": 4}, ["ttt.weights.last_blocks 4", "3 layers"]),
+        ({"method": "full", "freeze_blocks": 4}, ["ttt.weights.freeze_blocks 4", "3 layers"]),
+        ({"method": "full", "freeze_blocks": -1}, ["ttt.weights.freeze_blocks", "greater than or equal to 0"]),
         ({"method": "last_blocks", "freeze_blocks": 1}, ["freeze_blocks 1", "method is last_blocks"]),
         ({"method": "lora", "freeze_blocks": 1}, ["freeze_blocks 1", "method is lora"]),
-        ({"method": "full", "step_cosine_floor": 1.5}, ["ttt.step_cosine_floor", "less than or equal to 1"]),
-        ({"method": "full", "step_cosine_floor": -0.1}, ["ttt.step_cosine_floor", "greater than or equal to 0"]),
-        ({"method": "full", "momentum": 1.0}, ["ttt.momentum", "less than 1"]),
-        ({"method": "full", "epochs": 0}, ["ttt.epochs", "0", "greater than or equal to 1"]),
-        ({"method": "full", "lr": 0}, ["ttt.lr", "greater than 0"]),
-        ({"method": "full", "batch_rows": 0}, ["ttt.batch_rows", "greater than or equal to 1"]),
+        ({"method": "full", "step_cosine_floor": 1.5}, ["ttt.weights.step_cosine_floor", "less than or equal to 1"]),
+        (
+            {"method": "full", "step_cosine_floor": -0.1},
+            ["ttt.weights.step_cosine_floor", "greater than or equal to 0"],
+        ),
+        ({"method": "full", "momentum": 1.0}, ["ttt.weights.momentum", "less than 1"]),
+        ({"method": "full", "epochs": 0}, ["ttt.weights.epochs", "0", "greater than or equal to 1"]),
+        ({"method": "full", "lr": 0}, ["ttt.weights.lr", "greater than 0"]),
+        ({"method": "full", "batch_rows": 0}, ["ttt.weights.batch_rows", "greater than or equal to 1"]),
         ({"method": "slot"}, ["ttt.method", "slot", "last_blocks"]),
-        ({"method": "full", "optimizer": "muon"}, ["ttt.optimizer", "muon", "adamw"]),
+        ({"method": "full", "optimizer": "muon"}, ["ttt.weights.optimizer", "muon", "adamw"]),
         ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is none"]),
     ],
 )
@@ -398,7 +403,7 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
 
 def test_a_chunk_as_long_as_the_text_is_pointed_out(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     score(reconfigure(run_copy, method="full", chunk_tokens=10_000_000), ALONE)
-    assert "ttt.chunk_tokens 10000000 holds all" in caplog.text and "nothing is learned" in caplog.text
+    assert "ttt.weights.chunk_tokens 10000000 holds all" in caplog.text and "nothing is learned" in caplog.text
 
 
 def test_an_adapter_cannot_read_ahead() -> None:

@@ -284,7 +284,7 @@ def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> 
         int(words.split(mark)[1].split()[0]) for mark in ("bytes of code = ", f"= {words.split('= ')[1].split()[0]} ")
     )
     assert over == total - least + 700
-    assert f"over the cap of {least} less pack.fit_margin_bytes 700" in words
+    assert f"over the cap of {least} less pack.fit.margin_bytes 700" in words
     assert ((run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()) == before
 
 
@@ -295,7 +295,7 @@ def test_pruning_to_fit_without_gptq_is_said_and_leaves_the_cap_whole(
     pack(run, CPU, CODE_BYTES)
     total = read_json(run / "pack.json")["total_bytes"]
     pack(run, CPU, CODE_BYTES, artifact_bytes=total)
-    assert "pack.prune_to_fit: only GPTQ matrices are pruned" in caplog.text
+    assert "pack.fit.prune: only GPTQ matrices are pruned" in caplog.text
     assert read_json(run / "pack.json")["pruned_to_fit"] is None
 
 

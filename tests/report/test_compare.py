@@ -169,7 +169,7 @@ def test_two_systems_over_three_seeds(family: Family, letters: Path) -> None:
     new = [family.run(f"new-{seed}", letters, seed=seed, shift=-0.03, train__ema_decay=0.9) for seed in (1, 2, 3)]
     found = compare([*old, *new], settings=FEW)
     assert [group.name for group in found.sets] == ["old (3 runs)", "new (3 runs)"]
-    assert found.differences == {"train.ema_decay": [0.8, 0.9]} and found.notes == ()
+    assert found.differences == {"train.average.ema_decay": [0.8, 0.9]} and found.notes == ()
     (contrast,) = found.contrasts
     assert (contrast.candidate, contrast.baseline) == ("new (3 runs)", "old (3 runs)")
     means = [np.mean([json.loads((p / "score.json").read_text())["headline_bpb"] for p in runs]) for runs in (new, old)]
@@ -263,7 +263,9 @@ def test_a_baseline_can_be_named(family: Family, letters: Path) -> None:
     assert contrast.welch is not None and contrast.welch.p > 0.9
     assert contrast.paired is None and "seeds of the two are not the same" in contrast.no_paired
     assert contrast.documents is not None and contrast.documents.interval.low > 0
-    with pytest.raises(RunError, match=r"old-1 and new-7 are not two seeds of one configuration: .* train.ema_decay"):
+    with pytest.raises(
+        RunError, match=r"old-1 and new-7 are not two seeds of one configuration: .* train.average.ema_decay"
+    ):
         compare([new[1]], baseline=[old[0], new[0]])
 
 
@@ -370,7 +372,7 @@ def test_the_table_shows_what_json_says(pair: list[Path], monkeypatch: pytest.Mo
         "<b>[red]new (2 runs) against old (2 runs)",
         f"{signed(contrast['difference_bpb'])} bits per byte",
         f"{signed(contrast['documents']['low'])} to {signed(contrast['documents']['high'])} bits per byte",
-        "train.ema_decay",
+        "train.average.ema_decay",
         f"Better by 0.005 nats ({contrast['margin_bpb']:.4f} bpb), Welch",
         p_value(contrast["welch"]["p"]),
         p_value(contrast["paired"]["p_any"]),
@@ -380,7 +382,7 @@ def test_the_table_shows_what_json_says(pair: list[Path], monkeypatch: pytest.Mo
     for run in value["runs"]:
         assert f"{run['bpb']:.5f}" in text
     assert contrast["documents"]["resamples"] == 300 and contrast["documents"]["seed"] == 4
-    assert value["config_differences"] == {"train.ema_decay": [0.8, 0.9]}
+    assert value["config_differences"] == {"train.average.ema_decay": [0.8, 0.9]}
     assert value == json.loads(json.dumps(value, allow_nan=False))
 
 
@@ -432,7 +434,13 @@ def test_the_page_shows_the_comparison_and_loads_nothing(pair: list[Path], tmp_p
     found = compare(pair, settings=FEW)
     for row in contrast_rows(found.contrasts[0]):
         assert row.question in text and row.answer in text and row.detail in text
-    for expected in ("<b>[red]new-1", "train.ema_decay", "0.9", "Each point is a document", "percent of the text"):
+    for expected in (
+        "<b>[red]new-1",
+        "train.average.ema_decay",
+        "0.9",
+        "Each point is a document",
+        "percent of the text",
+    ):
         assert expected in text, expected
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 2
     assert not any(tag == "b" for tag, _ in parsed.tags)

@@ -251,7 +251,7 @@ def test_mixed_configurations_are_refused_by_key(family: Family, letters: Path) 
     paths = [family.run("a", letters), family.run("b", letters, seed=2, train__ema_decay=0.9, pack__matrix_bits=5)]
     message = refused(read_runs(paths))
     assert "a and b are not two seeds of one configuration" in message
-    assert "they differ in train.ema_decay, pack.matrix_bits;" in message
+    assert "they differ in train.average.ema_decay, pack.grid.matrix_bits;" in message
     assert [len(group) for group in group_runs(read_runs(paths))] == [1, 1]
 
 

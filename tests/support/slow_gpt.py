@@ -37,7 +37,7 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
     base = rotary_base(c, model.context_length)
-    r, width = c.rope_dims or c.head_dim, c.head_dim
+    r, width = c.rope.dims or c.head_dim, c.head_dim
 
     def turn(x: np.ndarray, position: int) -> np.ndarray:
         y = x.copy()
@@ -49,23 +49,23 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
         return y
 
     x, T, kept = p["embedding"][tokens], len(tokens), []
-    if c.bigram_rows:
+    if c.bigram.rows:
         for t in range(T):
-            row = c.bigram_rows - 1
+            row = c.bigram.rows - 1
             if t:
-                row = ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % (c.bigram_rows - 1)
+                row = ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % (c.bigram.rows - 1)
             x[t] += p["bigram.scale"] * (p["bigram.project.weight"] @ p["bigram.table"][row])
     if c.smear == "v2":
         raw = x.copy()
         for t in range(1, T):
-            if not (c.smear_document_mask and tokens[t] == 1):
+            if not (c.smear.document_mask and tokens[t] == 1):
                 gate = 1 / (1 + np.exp(-(raw[t, : p["smear.gate"].size] @ p["smear.gate"])))
                 x[t] = raw[t] + p["smear.strength"] * gate * raw[t - 1]
     x = norm(x)
     if c.smear == "v1":
         gate, clean = 1 / (1 + np.exp(-p["smear.gate"])), x.copy()
         for t in range(T):
-            before = clean[t - 1] if t and not (c.smear_document_mask and tokens[t] == 1) else 0.0
+            before = clean[t - 1] if t and not (c.smear.document_mask and tokens[t] == 1) else 0.0
             x[t] = (1 - gate) * clean[t] + gate * before
     x0, first_values = x, None
     for layer in range(c.num_layers):
@@ -79,10 +79,10 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
         scale = 1 / math.sqrt(layer + 1) if c.ln_scale else 1.0
         n = norm(x) * scale
         values = n @ p[q + "attention.value.weight"].T
-        if layer in c.ve_layers:
-            own = p["value_embedding.layer_scales"][c.ve_layers.index(layer)] * p["value_embedding.scale"]
+        if layer in c.value_embedding.layers:
+            own = p["value_embedding.layer_scales"][c.value_embedding.layers.index(layer)] * p["value_embedding.scale"]
             values = values + own * (p["value_embedding.table"][tokens] @ p["value_embedding.project.weight"].T)
-        if c.value_residual and layer:
+        if c.attention.value_residual and layer:
             mix = p[q + "attention.value_mix"]
             values = mix[0] * first_values + mix[1] * values
         if layer == 0:
@@ -100,7 +100,7 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
                 out[t, h] = sum(w * vs[s] for s, w in enumerate(weights))
-                if layer >= c.num_layers - c.xsa_layers:
+                if layer >= c.num_layers - c.attention.xsa_layers:
                     unit = vs[t] / np.linalg.norm(vs[t])
                     out[t, h] -= (out[t, h] @ unit) * unit
         x = x + p[q + "attn_scale"] * (out.reshape(T, -1) @ p[q + "attention.out.weight"].T)

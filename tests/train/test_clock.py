@@ -33,9 +33,9 @@ def simulate(config: TrainConfig, limit: float, reserve: float, step_seconds: fl
     division = Division.of(limit, reserve, config)
     end, now, low = division.steps_end(step_seconds), 0.0, 0
     while now + step_seconds <= end:
-        low += config.warmdown > 0 and (1 - now / end) / config.warmdown < config.replay_lr_scale_below
+        low += config.warmdown > 0 and (1 - now / end) / config.warmdown < config.replay.lr_scale_below
         now += step_seconds
-    return now, now + config.replay_epochs * min(low, config.replay_batches) * step_seconds
+    return now, now + config.replay.epochs * min(low, config.replay.batches) * step_seconds
 
 
 @given(

@@ -39,15 +39,15 @@ def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"train__replay_lr": "0.3"}, "train.replay_lr 0.3: train.replay_epochs is 0"),
-        ({"train__replay_batches": "7"}, "train.replay_batches 7: "),
-        ({"train__held_out_tokens": "4096"}, "train.held_out_tokens 4096: with train.choose_average 'fixed'"),
-        ({"train__fisher_tokens": "4096"}, "train.fisher_tokens 4096: pack.hessian is 'plain'"),
+        ({"train__replay_lr": "0.3"}, "train.replay.lr 0.3: train.replay.epochs is 0"),
+        ({"train__replay_batches": "7"}, "train.replay.batches 7: "),
+        ({"train__held_out_tokens": "4096"}, "train.held_out_tokens 4096: with train.average.choose 'fixed'"),
+        ({"train__fisher_tokens": "4096"}, "train.measure.fisher_tokens 4096: pack.rate.hessian is 'plain'"),
         (
             {"train__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
-            "train.curvature_tokens 2048: pack.method is 'gptq'",
+            "train.measure.curvature_tokens 2048: pack.method is 'gptq'",
         ),
-        ({"pack__fit_margin_bytes": "10"}, "pack.fit_margin_bytes 10: pack.prune_to_fit is off"),
+        ({"pack__fit_margin_bytes": "10"}, "pack.fit.margin_bytes 10: pack.fit.prune is off"),
         ({"pack__prune_to_fit": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
         ({"pack__passthrough": '["*.q_gain"]'}, "pack.passthrough '*.q_gain': what it matches stays in float anyway"),
         ({"pack__passthrough": '["embedding"]', "pack__method": "lossless"}, "pack.passthrough 'embedding'"),
@@ -75,5 +75,5 @@ def test_a_run_too_short_for_its_schedule_is_told_so() -> None:
 
 def test_a_branch_cannot_keep_what_lies_before_it() -> None:
     (sentence,) = complaints(begun=0.6, train__checkpoint_at="[0.5, 0.9]")
-    assert "train.checkpoint_at 0.5" in sentence
+    assert "train.checkpoint.at 0.5" in sentence
     assert "0.6" in sentence

@@ -133,11 +133,11 @@ def test_blend_ships_the_configured_mixture_and_survives_a_restart() -> None:
 def test_averages_and_late_phases_that_never_start_are_refused() -> None:
     for overrides, words in [
         (
-            {"train.swa_weight": "0.5", "train.swa_start": "0.2", "train.min_lr": "0.2"},
+            {"train.average.swa_weight": "0.5", "train.average.swa_start": "0.2", "train.min_lr": "0.2"},
             "swa_start 0.2 is never reached",
         ),
         ({"qat.mode": "ste"}, "qat never starts"),
-        ({"qat.crown_lambda": "0.01", "qat.start_lr_scale": "0.1", "train.warmdown": "0"}, "qat never starts"),
+        ({"qat.crown.weight": "0.01", "qat.start_lr_scale": "0.1", "train.warmdown": "0"}, "qat never starts"),
     ]:
         with pytest.raises(ConfigError, match=words):
             load_config("demo", overrides)

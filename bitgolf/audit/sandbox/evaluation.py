@@ -14,7 +14,7 @@ import torch
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.config import Config
 from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, preserved
-from bitgolf.evaluate.lora_documents import DocumentScorer
+from bitgolf.evaluate.lora.documents import DocumentScorer
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.split_model import CompiledModel, Model
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape
@@ -89,10 +89,9 @@ class HeadlineEvaluation:
             return
         with preserved(self.packed.model):
             if self.device.type != "cuda":
-                chunk = config.ttt.model_copy(update={"chunk_tokens": window})
-                config = config.model_copy(update={"ttt": chunk})
+                config = config.updated({"ttt.weights.chunk_tokens": window})
             elif self.adapter is not None:
-                size = config.ttt.chunk_tokens + window
+                size = config.ttt.weights.chunk_tokens + window
                 tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=size).astype(np.uint16)
             adapted = self._adapted(config)
             if isinstance(adapted.scorer, DocumentScorer):

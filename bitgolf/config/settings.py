@@ -1,0 +1,63 @@
+"""All settings as a list: dotted key, allowed values, default, meaning. For error messages, help and documentation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from bitgolf.config.section import Section
+from bitgolf.config.whole import Config
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        allowed: the values that it takes, in words, for example "one of none, ste, soft_round" or "integer >= 1".
+    """
+
+    key: str
+    allowed: str
+    default: Any
+    description: str
+
+
+@functools.cache
+def all_settings() -> dict[str, Setting]:
+    """Every setting by its dotted key, in the order of the sections."""
+    return {setting.key: setting for setting in _settings(Config, "")}
+
+
+def is_group(key: str) -> bool:
+    """Whether `key` names a section or a group of settings, such as "ttt.lora"."""
+    return any(known.startswith(f"{key}.") for known in all_settings())
+
+
+def _settings(section: type[Section], prefix: str) -> Iterator[Setting]:
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from _settings(annotation, f"{prefix}{name}.")
+        else:
+            yield Setting(prefix + name, _allowed(annotation, field), field.default, field.description or "")
+
+
+def _allowed(annotation: Any, field: FieldInfo) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "a list, each " + _allowed(get_args(annotation)[0], field)
+    kind = {int: "integer", float: "number", bool: "true or false", str: "text"}[annotation]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, name):g}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if hasattr(rule, name)
+    ]
+    return " ".join([kind, " and ".join(bounds)]).strip()
