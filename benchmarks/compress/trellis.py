@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitgolf.artifact.trellis import RESTART_ROWS, trellis_levels, trellis_quantize
+from bitgolf.artifact.trellis import RESTART_ROWS, trellis_levels
 from bitgolf.quantize.code_length import gaussian_bits
 from bitgolf.quantize.column_steps import Steps
 from bitgolf.quantize.tensors import quantize_tensor
+from bitgolf.quantize.viterbi import trellis_quantize
 from bitgolf.run.ranks import device_name
 
 STEPS = (0.25, 0.35, 0.4145, 0.5, 0.7, 1.0, 1.25, 2.0)

@@ -19,10 +19,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bitgolf.artifact.trellis import STATE_COUNTS, trellis_quantize
+from bitgolf.artifact.trellis import STATE_COUNTS
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import LARGEST_SCALE, SMALLEST_SCALE, require_finite
 from bitgolf.measure.inverse_factor import InverseFactor
+from bitgolf.quantize.viterbi import trellis_quantize
 
 ColumnFactor = Literal["one", "pivot"]
 LARGEST_CODE = 32_767  # codes are kept as int16

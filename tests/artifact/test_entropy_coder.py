@@ -24,8 +24,9 @@ from bitgolf.artifact.message import Writer
 from bitgolf.artifact.parities import quantizer_bits
 from bitgolf.artifact.scale_model import ScaleModel
 from bitgolf.artifact.sizes import entropy_bits
-from bitgolf.artifact.trellis import trellis_levels, trellis_quantize
+from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
+from bitgolf.quantize.viterbi import trellis_quantize
 
 # A format that artifacts in the world are written in: what this decodes to must never change.
 GOLDEN_MATRICES = (

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.artifact import trellis
-from bitgolf.artifact.trellis import MEAN_SQUARED_ERROR, RESTART_ROWS, trellis_levels, trellis_of, trellis_quantize
+from bitgolf.artifact.trellis import MEAN_SQUARED_ERROR, RESTART_ROWS, trellis_levels, trellis_of
 from bitgolf.errors import ConfigError
+from bitgolf.quantize.viterbi import trellis_quantize
 
 CHECKS = {8: (11, 4)}  # octal (13, 04)
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.artifact.trellis import trellis_quantize
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import Grid, scale_levels
 from bitgolf.quantize.column_steps import StepRounder, Steps
 from bitgolf.quantize.gptq import factorize, gptq, gptq_batched, output_error, round_with_feedback
+from bitgolf.quantize.viterbi import trellis_quantize
 
 
 def problem(rows: int, columns: int, seed: int = 0, correlation: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
