@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from tiny_run import PRESET, documents, done, environment, read_json
 
 import bitgolf
-from bitgolf import language_model
+from bitgolf.artifact import open as opening
 from bitgolf.config import load_config
 from bitgolf.errors import ArtifactError, ConfigError, DataError
 from bitgolf.language_model import LanguageModel
 from bitgolf.model import GPT
+from bitgolf.model.build import load_weights_
 from bitgolf.run.directory import RunDirectory
 
 WINDOW, STRIDE = 64, 32
@@ -155,7 +156,7 @@ def test_the_best_token_alone_is_the_greedy_choice_at_any_temperature(packed: La
 def test_sampling_follows_temperature_and_top_k() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -30.0])
     generator = torch.Generator().manual_seed(0)
-    draws = [language_model._choose(logits, 0.5, 2, generator) for _ in range(4000)]
+    draws = [opening._choose(logits, 0.5, 2, generator) for _ in range(4000)]
     expected = 1 / (1 + math.exp(-2.0))  # two candidates, a logit apart, at temperature one half
     assert set(draws) == {0, 1}
     assert draws.count(0) / 4000 == pytest.approx(expected, abs=0.02)
@@ -163,7 +164,7 @@ def test_sampling_follows_temperature_and_top_k() -> None:
 
 def test_generation_ends_with_the_document(packed: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter([70, 71, packed.tokenizer.bos_id, 72])
-    monkeypatch.setattr(language_model, "_choose", lambda *_: next(tokens))
+    monkeypatch.setattr(opening, "_choose", lambda *_: next(tokens))
     assert packed.generate("The ", max_tokens=50) == packed.tokenizer.decode([70, 71])
 
 
@@ -212,10 +213,10 @@ def test_weights_of_another_model_are_refused(packed: LanguageModel) -> None:
     model = GPT(packed.model.config, WINDOW)
     extra = {**tensors, "surprise": torch.zeros(1)}
     with pytest.raises(ArtifactError, match="'surprise'"):
-        language_model.load_weights_(model, extra, "here")
+        load_weights_(model, extra, "here")
     wrong = {**tensors, "embedding": torch.zeros(3, 64)}
     with pytest.raises(ArtifactError, match=r"here: tensor 'embedding' is \(3, 64\)"):
-        language_model.load_weights_(model, wrong, "here")
+        load_weights_(model, wrong, "here")
 
 
 def test_the_package_loads_the_model_lazily(tmp_path: Path) -> None:

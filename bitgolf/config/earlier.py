@@ -130,7 +130,7 @@ def translate(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
             neutral, sentence = REMOVED[earlier]
             if value != neutral:
                 raise ValueError(
-                    f"{key} = {value!r}: this setting was removed, and only {neutral!r} is still read. {sentence} "
+                    f"{earlier} = {value!r}: this setting was removed, and only {neutral!r} is still read. {sentence} "
                     f"{NOTEBOOK}"
                 )
         elif earlier in MOVED:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bitgolf.config import Config
-from bitgolf.evaluate.lora.documents import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, evaluate
 from bitgolf.evaluate.ttt import ChunkTTT

@@ -55,7 +55,7 @@ class Smear(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.version, self.document_mask = config.smear, config.smear.document_mask
+        self.version, self.document_mask = config.smear.gate, config.smear.document_mask
         if self.version == "v1":
             self.gate = nn.Parameter(torch.zeros(config.model_dim))
         else:

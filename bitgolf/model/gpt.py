@@ -36,7 +36,7 @@ class GPT(nn.Module):
         self.config, self.context_length, self.compute_dtype = config, context_length, compute_dtype
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.model_dim))
         self.bigram = BigramHash(config) if config.bigram.rows else None
-        self.smear = Smear(config) if config.smear != "none" else None
+        self.smear = Smear(config) if config.smear.gate != "none" else None
         self.value_embedding = ValueEmbedding(config) if config.value_embedding.layers else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.num_encoder = config.num_layers // 2

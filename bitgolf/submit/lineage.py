@@ -143,6 +143,4 @@ def lineage(config: Config) -> list[tuple[str, str, str]]:
 
 def setting(config: Config, key: str) -> object:
     """The value of a dotted key; lists for tuples, as TOML shows them."""
-    section, _, name = key.partition(".")
-    value = getattr(getattr(config, section), name)
-    return list(value) if isinstance(value, tuple) else value
+    return config.flat()[key]

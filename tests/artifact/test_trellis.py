@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.artifact import trellis
 from bitgolf.artifact.trellis import MEAN_SQUARED_ERROR, RESTART_ROWS, trellis_levels, trellis_of
 from bitgolf.errors import ConfigError
+from bitgolf.quantize import viterbi
 from bitgolf.quantize.viterbi import trellis_quantize
 
 CHECKS = {8: (11, 4)}  # octal (13, 04)
@@ -158,7 +158,7 @@ def test_segments_are_searched_independently() -> None:
 def test_many_lanes_equal_single_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
     x = gaussian(7, 19)
     together = trellis_quantize(x, 8)
-    monkeypatch.setattr(trellis, "_LANES_AT_ONCE", 2)
+    monkeypatch.setattr(viterbi, "_LANES_AT_ONCE", 2)
     assert torch.equal(trellis_quantize(x, 8), together)
     assert torch.equal(torch.stack([trellis_quantize(row, 8) for row in x]), together)
 

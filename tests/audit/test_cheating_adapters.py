@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bitgolf.evaluate.lora.documents import DocumentScorer
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, future_flip,
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.adapters import adapted_evaluation
+from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
 from bitgolf.evaluate.tape import TokenReader, tokens_sha256
 from bitgolf.evaluate.ttt import ChunkTTT

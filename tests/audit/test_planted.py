@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitgolf.evaluate.lora.documents import DocumentScorer
 from local_process import LocalProcess
 from sandbox_support import needs_walls
 from synthetic_submission import CODE, CONSTANT, Folder
@@ -30,6 +29,7 @@ from bitgolf.audit.sandbox.client import SealedProcess
 from bitgolf.audit.verdict import Check
 from bitgolf.data.shards import TokenShards, file_sha256, write_shard
 from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.score import score
 from bitgolf.referee.run import audit_submission
 from bitgolf.run import atomic

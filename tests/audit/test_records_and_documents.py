@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitgolf.evaluate.lora.documents import DocumentScorer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, config, text, tiny_gpt
@@ -22,6 +21,7 @@ from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
 from bitgolf.evaluate import make_scorer
 from bitgolf.evaluate.adapters import adapted_evaluation
+from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.run.budget import Charge
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.metrics import TrainLog

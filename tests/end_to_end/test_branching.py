@@ -54,7 +54,7 @@ def test_checkpoints_are_kept_at_the_fractions_that_were_asked_for(trunk: Path) 
 
 
 def test_kept_checkpoints_change_nothing_and_stand_among_others(untrained: Make, tiny_run: Path) -> None:
-    run = untrained(train__checkpoint_at=[0.25, 0.6, 0.999], train__checkpoint_seconds=0.001)
+    run = untrained(train__checkpoint__at=[0.25, 0.6, 0.999], train__checkpoint__seconds=0.001)
     done("train", run)
     names = sorted(p.name for p in (run / "checkpoint").iterdir())
     assert [name for name in names if name.endswith("-kept")] == [f"step-000000{n}-kept" for n in (10, 24, MAX_STEPS)]
@@ -74,7 +74,7 @@ def test_no_fraction_is_kept_twice_when_a_newer_reading_of_the_clock_falls_back(
 
     monkeypatch.setattr(StepLoop, "_drain", drain_and_fall_back)
     monkeypatch.setattr(StepLoop, "_fraction", lambda loop: fraction(loop) - behind[0])
-    run = make("back", train__checkpoint_at=[0.25, 0.6])
+    run = make("back", train__checkpoint__at=[0.25, 0.6])
     done("train", run)
     assert [event["step"] for event in events(run, "checkpoint")] == [5, 14]
 
@@ -82,7 +82,7 @@ def test_no_fraction_is_kept_twice_when_a_newer_reading_of_the_clock_falls_back(
 @pytest.mark.parametrize("spec", ["newest", "step"])
 def test_a_branch_of_the_same_configuration_is_the_run_itself_bit_for_bit(trunk: Path, make: Make, spec: str) -> None:
     before = tree_digest(trunk)
-    run = make("branch", train__checkpoint_at=[0.25, 0.6])
+    run = make("branch", train__checkpoint__at=[0.25, 0.6])
     step = {"newest": AT, "step": 5}[spec]
     done("train", run, "--branch", str(trunk) + (f"@{step}" if spec == "step" else ""))
     assert weights_digest(run) == weights_digest(trunk)
@@ -122,10 +122,14 @@ def test_steps_and_seconds_before_the_branch_are_charged_and_logged(trunk: Path,
 def test_arms_differ_in_their_endings_and_say_in_what(trunk: Path, make: Make) -> None:
     arms: dict[str, dict[str, Any]] = {
         "plain": {},
-        "quantized": {"qat__mode": "ste", "qat__start_fraction": 0.5, "pack__matrix_bits": 3},
-        "slower average": {"train__ema_decay": 0.95},
-        "snapshots": {"train__swa_weight": 1.0, "train__swa_start": 0.9, "train__ema_decay": 0.0},
-        "burst": {"train__replay_epochs": 2, "train__replay_lr_scale_below": 0.5},
+        "quantized": {"qat__mode": "ste", "qat__start_fraction": 0.5, "pack__grid__matrix_bits": 3},
+        "slower average": {"train__average__ema_decay": 0.95},
+        "snapshots": {
+            "train__average__swa_weight": 1.0,
+            "train__average__swa_start": 0.9,
+            "train__average__ema_decay": 0.0,
+        },
+        "burst": {"train__replay__epochs": 2, "train__replay__lr_scale_below": 0.5},
     }
     runs, branches = {}, {}
     for name, changes in arms.items():
@@ -143,9 +147,9 @@ def test_arms_differ_in_their_endings_and_say_in_what(trunk: Path, make: Make) -
 
 
 def test_an_average_that_the_trunk_did_not_keep_begins_at_the_branch_point(tiny_run: Path, make: Make) -> None:
-    bare = make("bare", train__ema_decay=0.0, train__checkpoint_at=[0.6])
+    bare = make("bare", train__average__ema_decay=0.0, train__checkpoint__at=[0.6])
     done("train", bare)
-    run = make("averaged", train__ema_decay=0.5, train__replay_epochs=1, train__replay_lr_scale_below=0.4)
+    run = make("averaged", train__average__ema_decay=0.5, train__replay__epochs=1, train__replay__lr_scale_below=0.4)
     done("train", run, "--branch", bare)
     assert events(run, "branch")[0]["branch_starts_fresh"] == ["ema", "replay"]
     first = load_file(checkpoint(run, AT, kept=False) / "state.safetensors")
@@ -171,7 +175,7 @@ def test_a_branch_is_resumed_like_any_run_and_needs_its_trunk_no_more(trunk: Pat
 
 
 def test_resuming_with_the_flag_goes_on_from_the_runs_own_checkpoint(trunk: Path, make: Make) -> None:
-    run = make("branch", train__checkpoint_at=[0.8])
+    run = make("branch", train__checkpoint__at=[0.8])
     done("train", run, "--branch", trunk, "--resume")  # nothing of its own yet: it begins
     assert [e["step"] for e in events(run, "branch")] == [AT]
     done("train", run, "--branch", trunk, "--resume")
@@ -179,7 +183,7 @@ def test_resuming_with_the_flag_goes_on_from_the_runs_own_checkpoint(trunk: Path
     done("train", run, "--branch", f"{trunk}@{AT}", "--resume")
     message = refused("train", run, "--branch", f"{trunk}@5", "--resume")
     assert "did not begin from" in message
-    own = make("own", train__checkpoint_at=[0.5])
+    own = make("own", train__checkpoint__at=[0.5])
     done("train", own)
     before = tree_digest(own)
     assert "leave out --branch to resume" in refused("train", own, "--branch", trunk, "--resume")
@@ -193,7 +197,7 @@ def test_resuming_with_the_flag_goes_on_from_the_runs_own_checkpoint(trunk: Path
             {"train__matrix_lr": 0.01, "seed": 9},
             ["train.matrix_lr is 0.04 there, 0.01 here", "seed is 7 there, 9 here"],
         ),
-        ({"model__qk_gain": 2.0, "train__warmdown": 0.3}, ["model.attention.qk_gain", "train.warmdown"]),
+        ({"model__attention__qk_gain": 2.0, "train__warmdown": 0.3}, ["model.attention.qk_gain", "train.warmdown"]),
         ({"train__max_steps": 50}, ["train.max_steps"]),
         ({"budget__train_seconds": 60}, ["budget.train_seconds"]),
         ({"train__held_out_tokens": 640}, ["train.held_out_tokens"]),
@@ -271,29 +275,29 @@ def test_a_damaged_checkpoint_is_passed_over_or_named(trunk: Path, make: Make, t
 
 
 def test_a_late_phase_that_began_under_other_settings_is_not_taken_over(make: Make) -> None:
-    late = {"qat__mode": "ste", "qat__start_fraction": 0.3, "pack__matrix_bits": 4}
-    quantized = make("quantized", **late, train__checkpoint_at=[0.25, 0.6])
+    late = {"qat__mode": "ste", "qat__start_fraction": 0.3, "pack__grid__matrix_bits": 4}
+    quantized = make("quantized", **late, train__checkpoint__at=[0.25, 0.6])
     done("train", quantized)
     same = make("same", **late, pack__compressor="lzma")
     done("train", same, "--branch", quantized)
     assert weights_digest(same) == weights_digest(quantized)  # resumed inside the phase, bit for bit
-    for name, changes in {"off": {}, "bits": late | {"pack__matrix_bits": 5}}.items():
+    for name, changes in {"off": {}, "bits": late | {"pack__grid__matrix_bits": 5}}.items():
         message = refused("train", make(name, **changes), "--branch", quantized)
         assert "late phase had begun (at fraction 0.3 of the run)" in message
     done("train", make("earlier"), "--branch", f"{quantized}@5")
 
 
 def test_snapshots_taken_under_another_rule_are_not_mixed(make: Make) -> None:
-    rule = {"train__swa_weight": 0.5, "train__swa_start": 0.9, "train__swa_spacing": 0.02}
-    averaged = make("averaged", **rule, train__warmdown=0.4, train__checkpoint_at=[0.5, 0.8])
+    rule = {"train__average__swa_weight": 0.5, "train__average__swa_start": 0.9, "train__average__swa_spacing": 0.02}
+    averaged = make("averaged", **rule, train__warmdown=0.4, train__checkpoint__at=[0.5, 0.8])
     done("train", averaged)
-    other = rule | {"train__swa_spacing": 0.05}
+    other = rule | {"train__average__swa_spacing": 0.05}
     message = refused("train", make("other", **other), "--branch", averaged)
     assert "snapshots taken under other settings" in message
     done("train", make("earlier", **other), "--branch", f"{averaged}@10")
     without = make("without")
     done("train", without, "--branch", averaged)
-    weighed = make("weighed", **(rule | {"train__swa_weight": 0.25}))
+    weighed = make("weighed", **(rule | {"train__average__swa_weight": 0.25}))
     done("train", weighed, "--branch", averaged)
     names = ("averaged", "without", "weighed")
     half, none, quarter = (load_file(averaged.parent / name / "weights.safetensors")["embedding"] for name in names)

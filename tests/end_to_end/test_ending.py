@@ -22,8 +22,8 @@ from bitgolf.train.trainer import Trainer
 
 Make = Callable[..., Path]
 CHOICE: dict[str, Any] = {
-    "train__choose_average": "held_out", "train__held_out_tokens": 1300,
-    "train__swa_weight": 0.5, "train__swa_start": 0.9,
+    "train__average__choose": "held_out", "train__held_out_tokens": 1300,
+    "train__average__swa_weight": 0.5, "train__average__swa_start": 0.9,
 }  # fmt: skip
 
 SHOW_WEIGHTS = """
@@ -87,8 +87,8 @@ def test_the_burst_reads_the_last_batches_again_and_nothing_else(
         return real(self, inputs, targets, lr_scale, *args, **kw)
 
     monkeypatch.setattr(Trainer, "step", watched)
-    done("train", untrained(train__replay_epochs=2, train__replay_batches=3, train__replay_lr=0.07,
-                            qat__mode="ste", qat__start_lr_scale=0.9, pack__matrix_bits=4))  # fmt: skip
+    done("train", untrained(train__replay__epochs=2, train__replay__batches=3, train__replay__lr=0.07,
+                            qat__mode="ste", qat__start_lr_scale=0.9, pack__grid__matrix_bits=4))  # fmt: skip
     burst = [entry for entry in seen if not entry[0]]
     steps = [entry for entry in seen if entry[0]]
     assert len(burst) == 6
@@ -99,7 +99,7 @@ def test_the_burst_reads_the_last_batches_again_and_nothing_else(
 
 
 def test_without_a_burst_the_end_is_as_it_was(untrained: Make, tiny_run: Path) -> None:
-    run = untrained(train__replay_epochs=0, train__replay_lr=0.5, train__choose_average="fixed")
+    run = untrained(train__replay__epochs=0, train__replay__lr=0.5, train__average__choose="fixed")
     outcome = cli("train", run)
     assert outcome.status == 0
     assert weights_digest(run) == weights_digest(tiny_run)
@@ -144,7 +144,7 @@ def test_the_best_on_held_out_training_text_is_shipped(untrained: Make, monkeypa
 def test_held_out_tokens_are_never_read_before_the_choice(untrained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     from bitgolf.train.session import KnownTokens
 
-    run = untrained(**CHOICE, train__loader="sequential", train__replay_epochs=1)
+    run = untrained(**CHOICE, train__loader="sequential", train__replay__epochs=1)
     last: list[tuple[int, bool]] = []
     real, choosing = KnownTokens.read, False
 
@@ -176,8 +176,8 @@ def test_held_out_rows_that_leave_nothing_to_train_on_are_refused(untrained: Mak
 
 def test_two_ranks_replay_choose_and_branch_alike(untrained: Make, tmp_path: Path) -> None:
     ending = CHOICE | {
-        "train__replay_epochs": 2, "train__table_dtype": "bf16", "qat__mode": "ste", "qat__start_lr_scale": 0.5,
-        "train__checkpoint_at": [0.5],
+        "train__replay__epochs": 2, "train__table_dtype": "bf16", "qat__mode": "ste", "qat__start_lr_scale": 0.5,
+        "train__checkpoint__at": [0.5],
     }  # fmt: skip
     script = tmp_path / "show.py"
     script.write_text(SHOW_WEIGHTS)

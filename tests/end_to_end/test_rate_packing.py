@@ -19,14 +19,14 @@ RATE: dict[str, Any] = {
     "pack__method": "rate",
     "pack__compressor": "range",
     "pack__small_tensor": 256,
-    "pack__trellis": 8,
+    "pack__rate__trellis": 8,
     "train__held_out_tokens": 1024,
-    "train__curvature_tokens": 1024,
+    "train__measure__curvature_tokens": 1024,
     "train__max_steps": 20,
     "model__num_layers": 1,
-    "model__xsa_layers": 1,
-    "model__value_residual": False,
-    "model__ve_layers": [0],
+    "model__attention__xsa_layers": 1,
+    "model__attention__value_residual": False,
+    "model__value_embedding__layers": [0],
 }
 
 
@@ -34,7 +34,7 @@ RATE: dict[str, Any] = {
 def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A complete run whose training measured curvature and Fisher statistics; not to be changed."""
     run = tmp_path_factory.mktemp("rate") / "run"
-    done("run", *settings(corpus, **RATE, train__fisher_tokens=1024), "--out", run)
+    done("run", *settings(corpus, **RATE, train__measure__fisher_tokens=1024), "--out", run)
     return run
 
 
@@ -94,12 +94,12 @@ def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"train__curvature_tokens": 0}, "train.measure.curvature_tokens"),
+        ({"train__measure__curvature_tokens": 0}, "train.measure.curvature_tokens"),
         ({"train__held_out_tokens": 512}, "held_out_tokens"),
-        ({"pack__hessian": "fisher"}, "train.measure.fisher_tokens"),
+        ({"pack__rate__hessian": "fisher"}, "train.measure.fisher_tokens"),
         ({"qat__mode": "ste", "qat__start_fraction": 0.5}, "qat.mode"),
-        ({"pack__trellis": 4}, "pack.rate.trellis"),
-        ({"pack__prune_to_fit": True}, "pack.fit.prune"),
+        ({"pack__rate__trellis": 4}, "pack.rate.trellis"),
+        ({"pack__fit__prune": True}, "pack.fit.prune"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes: dict[str, Any], named: str, corpus: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_average_is_shipped_when_there_is_one_else_the_last_weights(
         return metrics
 
     monkeypatch.setattr(Trainer, "step", watched)
-    run = untrained(train__max_steps=4, train__ema_decay=decay)
+    run = untrained(train__max_steps=4, train__average__ema_decay=decay)
     config = load_config(str(run / "config.toml"))
     initial = GPT(config.model, config.window).initialize_(torch.Generator().manual_seed(config.seed))
     done("train", run)
@@ -171,7 +171,7 @@ def out_of_space(*_: Any, **__: Any) -> None:
 def test_a_full_disk_under_the_checkpoints_is_told_and_keeps_the_earlier_ones(
     untrained: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = untrained(train__checkpoint_seconds=0.001)
+    run = untrained(train__checkpoint__seconds=0.001)
     original = bitgolf.train.checkpoint.save_file
     written: list[Path] = []
 

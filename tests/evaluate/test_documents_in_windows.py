@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bitgolf.evaluate.lora.documents import DocumentScorer, evaluate_documents
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
 from tiny_run import done, events, read_json
 from torch import Tensor
@@ -21,6 +20,7 @@ from bitgolf.audit.run import audit_run
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapters import adapted_evaluation
+from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
 from bitgolf.run.directory import RunDirectory
@@ -113,7 +113,7 @@ def test_flips_prove_it_causal() -> None:
 
 
 def test_a_run_trains_packs_scores_and_generates_with_it(untrained: Callable[..., Path]) -> None:
-    path = untrained(model__document_attention=True, model__smear_document_mask=True, train__max_steps=12)
+    path = untrained(model__attention__within_documents=True, model__smear__document_mask=True, train__max_steps=12)
     for stage in ("train", "pack", "score"):
         done(stage, path)
     backend = choose_backend("auto", ALONE.device, torch.float32, 16, heads=4, kv_heads=2, documents=True)

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from bitgolf.evaluate.lora.documents import DocumentScorer, evaluate_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, free_port, text, tiny_gpt
@@ -22,6 +21,7 @@ from bitgolf.audit.checks import score_first, scored_once
 from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape
+from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
 from bitgolf.evaluate.tape import tokens_sha256
 from bitgolf.model.gpt import GPT

@@ -129,7 +129,7 @@ def test_the_batch_does_not_change_the_losses(run_copy: Path) -> None:
 
 
 def test_the_last_weights_are_scored_beside_their_average_when_asked(untrained: Callable[..., Path]) -> None:
-    run = untrained(train__ema_decay=0.9, score__last_reference="true")
+    run = untrained(train__average__ema_decay=0.9, score__last_reference="true")
     done("train", run)
     done("pack", run)
     table = done("score", run).stdout

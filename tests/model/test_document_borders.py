@@ -310,7 +310,7 @@ def test_settings_that_would_leak_are_refused() -> None:
         with pytest.raises(ValueError, match=r"document_attention needs smear_document_mask = true: smear v\d"):
             ModelConfig(document_attention=True, smear=smear)
         assert ModelConfig(document_attention=True, smear=smear, smear_document_mask=True).attention.within_documents
-    assert ModelConfig(document_attention=True).smear == "none"
+    assert ModelConfig(document_attention=True).smear.gate == "none"
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces

@@ -90,7 +90,7 @@ def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"bigram_rows": 1}, "bigram_rows 1"),
+        ({"bigram_rows": 1}, "bigram.rows 1"),
         ({"xsa_layers": 12}, "xsa_layers 12 is more than the 9"),
         ({"ve_layers": (8, 9)}, "from 0 to 8"),
         ({"ve_layers": (2, 2)}, "different layers"),

@@ -166,7 +166,9 @@ def test_a_bootstrap_of_too_little_is_refused() -> None:
 
 def test_two_systems_over_three_seeds(family: Family, letters: Path) -> None:
     old = [family.run(f"old-{seed}", letters, seed=seed) for seed in (1, 2, 3)]
-    new = [family.run(f"new-{seed}", letters, seed=seed, shift=-0.03, train__ema_decay=0.9) for seed in (1, 2, 3)]
+    new = [
+        family.run(f"new-{seed}", letters, seed=seed, shift=-0.03, train__average__ema_decay=0.9) for seed in (1, 2, 3)
+    ]
     found = compare([*old, *new], settings=FEW)
     assert [group.name for group in found.sets] == ["old (3 runs)", "new (3 runs)"]
     assert found.differences == {"train.average.ema_decay": [0.8, 0.9]} and found.notes == ()
@@ -257,7 +259,9 @@ def test_other_texts_are_refused_by_name(family: Family, letters: Path) -> None:
 
 def test_a_baseline_can_be_named(family: Family, letters: Path) -> None:
     old = [family.run(f"old-{seed}", letters, seed=seed) for seed in (1, 2)]
-    new = [family.run(f"new-{seed}", letters, seed=seed, shift=0.05, train__ema_decay=0.9) for seed in (7, 8, 9)]
+    new = [
+        family.run(f"new-{seed}", letters, seed=seed, shift=0.05, train__average__ema_decay=0.9) for seed in (7, 8, 9)
+    ]
     (contrast,) = compare(new, baseline=old, settings=FEW).contrasts
     assert contrast.baseline == "old (2 runs)" and contrast.difference_bpb > 0
     assert contrast.welch is not None and contrast.welch.p > 0.9
@@ -314,7 +318,7 @@ def test_what_a_reader_must_know_is_a_note(family: Family, letters: Path) -> Non
 
 def test_names_of_sets_are_never_the_same(family: Family, letters: Path) -> None:
     first = [family.run(f"run-{seed}", letters, seed=seed) for seed in (1, 2)]
-    second = [family.run(f"run-{seed}", letters, seed=seed, train__ema_decay=0.9) for seed in (3, 4)]
+    second = [family.run(f"run-{seed}", letters, seed=seed, train__average__ema_decay=0.9) for seed in (3, 4)]
     assert [group.name for group in compare([*first, *second], settings=FEW).sets] == ["run-1, run-2", "run-3, run-4"]
 
 
@@ -358,7 +362,10 @@ def test_p_values_as_text(p: float, text: str) -> None:
 def pair(family: Family, letters: Path) -> list[Path]:
     """Two systems, two seeds each, the second better; the second's name is hostile."""
     old = [family.run(f"old-{seed}", letters, seed=seed) for seed in (1, 2)]
-    new = [family.run(f"<b>[red]new-{seed}", letters, seed=seed, shift=-0.03, train__ema_decay=0.9) for seed in (1, 2)]
+    new = [
+        family.run(f"<b>[red]new-{seed}", letters, seed=seed, shift=-0.03, train__average__ema_decay=0.9)
+        for seed in (1, 2)
+    ]
     return [*old, *new]
 
 

@@ -27,7 +27,7 @@ from bitgolf.report.site_rows import overlays, read_site_runs, seed_sets, tables
 def runs(family: Family, letters: Path) -> list[Path]:
     """Three seeds of one system and a worse one with a hostile name; the order is not that of the scores."""
     return [
-        family.run("<b>worse", letters, shift=0.2, train__ema_decay=0.9),
+        family.run("<b>worse", letters, shift=0.2, train__average__ema_decay=0.9),
         *(family.run(f"mine-{seed}", letters, seed=seed, shift=-0.1 * (seed == 2)) for seed in (1, 2, 3)),
     ]
 

@@ -248,7 +248,10 @@ def refused(runs: list[ScoredRun]) -> str:
 
 
 def test_mixed_configurations_are_refused_by_key(family: Family, letters: Path) -> None:
-    paths = [family.run("a", letters), family.run("b", letters, seed=2, train__ema_decay=0.9, pack__matrix_bits=5)]
+    paths = [
+        family.run("a", letters),
+        family.run("b", letters, seed=2, train__average__ema_decay=0.9, pack__grid__matrix_bits=5),
+    ]
     message = refused(read_runs(paths))
     assert "a and b are not two seeds of one configuration" in message
     assert "they differ in train.average.ema_decay, pack.grid.matrix_bits;" in message

@@ -55,14 +55,14 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
             if t:
                 row = ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % (c.bigram.rows - 1)
             x[t] += p["bigram.scale"] * (p["bigram.project.weight"] @ p["bigram.table"][row])
-    if c.smear == "v2":
+    if c.smear.gate == "v2":
         raw = x.copy()
         for t in range(1, T):
             if not (c.smear.document_mask and tokens[t] == 1):
                 gate = 1 / (1 + np.exp(-(raw[t, : p["smear.gate"].size] @ p["smear.gate"])))
                 x[t] = raw[t] + p["smear.strength"] * gate * raw[t - 1]
     x = norm(x)
-    if c.smear == "v1":
+    if c.smear.gate == "v1":
         gate, clean = 1 / (1 + np.exp(-p["smear.gate"])), x.copy()
         for t in range(T):
             before = clean[t - 1] if t and not (c.smear.document_mask and tokens[t] == 1) else 0.0
@@ -105,7 +105,7 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
                     out[t, h] -= (out[t, h] @ unit) * unit
         x = x + p[q + "attn_scale"] * (out.reshape(T, -1) @ p[q + "attention.out.weight"].T)
         u = (norm(x) * scale) @ p[q + "mlp.up.weight"].T
-        slope = c.leaky_slope if c.activation == "leaky_relu2" else 0.0
+        slope = c.mlp.leaky_slope if c.mlp.activation == "leaky_relu2" else 0.0
         x = x + p[q + "mlp_scale"] * (np.where(u > 0, u, slope * u) ** 2 @ p[q + "mlp.down.weight"].T)
         if layer < c.num_layers // 2:
             kept.append(x)

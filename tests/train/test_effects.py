@@ -20,15 +20,15 @@ def complaints(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> li
     "overrides",
     [
         {},
-        {"train__replay_epochs": "2", "train__replay_lr": "0.3", "train__warmdown": "0.5"},
-        {"train__swa_weight": "0.5", "train__warmdown": "0.5"},
-        {"train__held_out_tokens": "4096", "train__choose_average": "held_out", "train__ema_decay": "0.9"},
-        {"pack__prune_to_fit": "true", "pack__fit_margin_bytes": "10"},
+        {"train__replay__epochs": "2", "train__replay__lr": "0.3", "train__warmdown": "0.5"},
+        {"train__average__swa_weight": "0.5", "train__warmdown": "0.5"},
+        {"train__held_out_tokens": "4096", "train__average__choose": "held_out", "train__average__ema_decay": "0.9"},
+        {"pack__fit__prune": "true", "pack__fit__margin_bytes": "10"},
         {"pack__passthrough": '["embedding", "blocks.*.attention.key.weight"]'},
         {"qat__mode": "ste", "qat__start_fraction": "0.9"},
-        {"train__checkpoint_at": "[0.3]"},
-        {"train__fisher_tokens": "4096", "pack__method": "rate", "pack__hessian": "fisher",
-         "train__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
+        {"train__checkpoint__at": "[0.3]"},
+        {"train__measure__fisher_tokens": "4096", "pack__method": "rate", "pack__rate__hessian": "fisher",
+         "train__measure__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
     ],
     ids=str,
 )  # fmt: skip
@@ -39,16 +39,16 @@ def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"train__replay_lr": "0.3"}, "train.replay.lr 0.3: train.replay.epochs is 0"),
-        ({"train__replay_batches": "7"}, "train.replay.batches 7: "),
+        ({"train__replay__lr": "0.3"}, "train.replay.lr 0.3: train.replay.epochs is 0"),
+        ({"train__replay__batches": "7"}, "train.replay.batches 7: "),
         ({"train__held_out_tokens": "4096"}, "train.held_out_tokens 4096: with train.average.choose 'fixed'"),
-        ({"train__fisher_tokens": "4096"}, "train.measure.fisher_tokens 4096: pack.rate.hessian is 'plain'"),
+        ({"train__measure__fisher_tokens": "4096"}, "train.measure.fisher_tokens 4096: pack.rate.hessian is 'plain'"),
         (
-            {"train__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
+            {"train__measure__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
             "train.measure.curvature_tokens 2048: pack.method is 'gptq'",
         ),
-        ({"pack__fit_margin_bytes": "10"}, "pack.fit.margin_bytes 10: pack.fit.prune is off"),
-        ({"pack__prune_to_fit": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
+        ({"pack__fit__margin_bytes": "10"}, "pack.fit.margin_bytes 10: pack.fit.prune is off"),
+        ({"pack__fit__prune": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
         ({"pack__passthrough": '["*.q_gain"]'}, "pack.passthrough '*.q_gain': what it matches stays in float anyway"),
         ({"pack__passthrough": '["embedding"]', "pack__method": "lossless"}, "pack.passthrough 'embedding'"),
     ],
@@ -63,8 +63,8 @@ def test_a_run_too_short_for_its_schedule_is_told_so() -> None:
     short = {"train__warmdown": "0.5"}
     # Of four steps the last one starts at fraction 0.75, with multiplier 0.5; of a hundred at 0.02.
     for setting, words in [
-        ({"train__replay_epochs": "2"}, "nothing to replay"),
-        ({"train__swa_weight": "0.5"}, "no snapshot"),
+        ({"train__replay__epochs": "2"}, "nothing to replay"),
+        ({"train__average__swa_weight": "0.5"}, "no snapshot"),
         ({"qat__mode": "ste", "qat__start_lr_scale": "0.3"}, "train plain weights"),
     ]:
         (sentence,) = complaints(4, **(short | setting))
@@ -74,6 +74,6 @@ def test_a_run_too_short_for_its_schedule_is_told_so() -> None:
 
 
 def test_a_branch_cannot_keep_what_lies_before_it() -> None:
-    (sentence,) = complaints(begun=0.6, train__checkpoint_at="[0.5, 0.9]")
+    (sentence,) = complaints(begun=0.6, train__checkpoint__at="[0.5, 0.9]")
     assert "train.checkpoint.at 0.5" in sentence
     assert "0.6" in sentence

@@ -14,7 +14,7 @@ import torch
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.config import Config
 from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, preserved
-from bitgolf.evaluate.lora.documents import DocumentScorer
+from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.split_model import CompiledModel, Model
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape
