@@ -118,7 +118,7 @@ class ModelConfig(Section):
         if self.attention.within_documents and self.smear.gate != "none" and not self.smear.document_mask:
             raise ValueError(
                 f"attention.within_documents needs smear.document_mask = true: smear.gate {self.smear.gate!r} would "
-                "carry a document's last token into the next document; set model.smear.gate.document_mask true, or "
+                "carry a document's last token into the next document; set model.smear.document_mask true, or "
                 'model.smear.gate "none"'
             )
         return self

@@ -101,7 +101,7 @@ def test_windows_are_those_of_the_scorer(
 
 def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokenizer) -> None:
     settings = config()
-    gpt = tiny_gpt(settings.model.model_copy(update={"document_attention": True, "smear_document_mask": True}))
+    gpt = tiny_gpt(settings.model.updated({"attention.within_documents": True, "smear.document_mask": True}))
     stream = text(60, seed=8)[1:].astype(np.int64)
     (found,) = run(settings, gpt, lossless, [stream], 59)
     scorer = make_scorer("sliding", gpt, window=WINDOW, stride=4, batch_tokens=64, device="cpu")

@@ -30,8 +30,7 @@ TOKENS = text(171, seed=6)
 
 def aware(value: bool = True, **ttt: Any) -> Config:
     found = config(**ttt)
-    changes = {"document_attention": value, "smear_document_mask": True}
-    return found.model_copy(update={"model": found.model.model_copy(update=changes)})
+    return found.updated({"model.attention.within_documents": value, "model.smear.document_mask": True})
 
 
 def document_in(window: np.ndarray, position: int) -> slice:

@@ -262,8 +262,8 @@ def test_backends_are_tried_for_their_results() -> None:
 @pytest.mark.parametrize(
     "requested, aware, words",
     [
-        ("cudnn", True, ["'cudnn' cannot be told where documents begin", "document_attention", "flex", "efficient"]),
-        ("flex", True, ["'flex' does not work on cpu", "document_attention", "needs an NVIDIA GPU", "here: ", "math"]),
+        ("cudnn", True, ["'cudnn' cannot be told where documents begin", "within_documents", "flex", "efficient"]),
+        ("flex", True, ["'flex' does not work on cpu", "within_documents", "needs an NVIDIA GPU", "here: ", "math"]),
         ("flex", False, ["'flex' is for model.attention.within_documents", "allowed: auto, fa3, cudnn"]),
         ("varlen", False, ["'varlen' is for model.attention.within_documents"]),
         ("fast", True, ["unknown attention backend 'fast'", "flex"]),
@@ -307,7 +307,7 @@ def test_a_kernel_that_looks_over_a_border_is_found_out(
 
 def test_settings_that_would_leak_are_refused() -> None:
     for smear in ("v1", "v2"):
-        with pytest.raises(ValueError, match=r"document_attention needs smear_document_mask = true: smear v\d"):
+        with pytest.raises(ValueError, match=r"within_documents needs smear.document_mask = true: smear.gate 'v\d'"):
             ModelConfig(document_attention=True, smear=smear)
         assert ModelConfig(document_attention=True, smear=smear, smear_document_mask=True).attention.within_documents
     assert ModelConfig(document_attention=True).smear.gate == "none"

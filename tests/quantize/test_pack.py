@@ -33,7 +33,7 @@ def trained(tiny_run: Path, tmp_path: Path) -> Make:
     """Makes runs with the tiny run's weights, ready to be packed with other settings."""
 
     def make(**pack_settings: str) -> RunDirectory:
-        overrides = {f"pack.{key}": value for key, value in pack_settings.items()}
+        overrides = {f"pack.{key.replace('__', '.')}": value for key, value in pack_settings.items()}
         run = RunDirectory.create(tmp_path / "run", load_config(str(PRESET), overrides))
         for name in ("data", "calibration"):
             shutil.copytree(tiny_run / name, run / name)
@@ -44,7 +44,7 @@ def trained(tiny_run: Path, tmp_path: Path) -> Make:
 
 
 def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make) -> None:
-    run = trained(matrix_bits="5", embed_bits="7", small_tensor="2048")
+    run = trained(grid__matrix_bits="5", grid__embed_bits="7", small_tensor="2048")
     pack(run, CPU, CODE_BYTES)
     kinds = read_artifact(run / "model.bitgolf").kinds
     weights = load_file(run / "weights.safetensors")
@@ -64,7 +64,7 @@ def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make)
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, method: str) -> None:
-    run = trained(method=method, matrix_bits="6")
+    run = trained(method=method, grid__matrix_bits="6")
     pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
     for name, weight in load_file(run / "weights.safetensors").items():
@@ -77,7 +77,7 @@ def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, me
 
 
 def test_rounding_to_nearest_is_what_its_name_says(trained: Make) -> None:
-    run = trained(method="rtn", percentiles="[1.0]")
+    run = trained(method="rtn", grid__percentiles="[1.0]")
     pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
     weight = load_file(run / "weights.safetensors")["blocks.1.mlp.up.weight"].double().numpy()
@@ -97,7 +97,7 @@ def test_lossless_keeps_every_bit(trained: Make) -> None:
 
 
 def test_gptq_does_better_than_rounding_on_the_outputs_of_the_layers(trained: Make) -> None:
-    run = trained(matrix_bits="4")
+    run = trained(grid__matrix_bits="4")
     pack(run, CPU, CODE_BYTES)
     figures = [t for t in read_json(run / "pack.json")["tensors"].values() if "hessian_error" in t]
     ratios = [t["hessian_error"] / t["rtn_hessian_error"] for t in figures if t["rtn_hessian_error"]]
@@ -224,7 +224,7 @@ def test_passing_through_what_stays_in_float_anyway_is_said(trained: Make, caplo
 
 
 def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run: Path) -> None:
-    run = trained(prune_to_fit="true", fit_margin_bytes="1000")
+    run = trained(fit__prune="true", fit__margin_bytes="1000")
     pack(run, CPU, CODE_BYTES)
     model_bytes = read_json(run / "pack.json")["model_bytes"]
     pack(run, CPU, CODE_BYTES, artifact_bytes=read_json(run / "pack.json")["total_bytes"] + 1000 - 600)
@@ -262,7 +262,7 @@ def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run
 
 
 def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
-    run = trained(prune_to_fit="true")
+    run = trained(fit__prune="true")
     pack(run, CPU, CODE_BYTES)
     record = read_json(run / "pack.json")["pruned_to_fit"]
     assert (record["zeroed"], record["cost"], record["encodes"]) == (0, 0.0, 1)
@@ -273,7 +273,7 @@ def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
 
 
 def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> None:
-    run = trained(prune_to_fit="true", fit_margin_bytes="700")
+    run = trained(fit__prune="true", fit__margin_bytes="700")
     pack(run, CPU, CODE_BYTES)
     before = (run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()
     least = read_json(run / "pack.json")["code_bytes"] + 5_000
@@ -291,7 +291,7 @@ def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> 
 def test_pruning_to_fit_without_gptq_is_said_and_leaves_the_cap_whole(
     trained: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = trained(prune_to_fit="true", method="rtn")
+    run = trained(fit__prune="true", method="rtn")
     pack(run, CPU, CODE_BYTES)
     total = read_json(run / "pack.json")["total_bytes"]
     pack(run, CPU, CODE_BYTES, artifact_bytes=total)
