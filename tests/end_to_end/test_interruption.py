@@ -160,11 +160,20 @@ def test_a_checkpoint_beyond_the_budget_cannot_be_continued(victim: Path) -> Non
 
 
 ENDING: dict[str, Any] = {
-    "train__replay__epochs": 2, "train__replay__lr_scale_below": 0.3, "train__average__ema_decay": 0.9,
-    "train__average__swa_weight": 0.5, "train__average__swa_start": 0.5, "train__average__choose": "held_out", "train__held_out_tokens": 640,
-    "train__table_dtype": "bf16", "qat__mode": "ste", "qat__start_lr_scale": 0.9, "train__checkpoint__at": [0.9],
-    "pack__grid__percentiles": [0.9, 1.0], "pack__grid__matrix_bits": 4,
-}  # fmt: skip
+    "train__replay__epochs": 2,
+    "train__replay__lr_scale_below": 0.3,
+    "train__average__ema_decay": 0.9,
+    "train__average__swa_weight": 0.5,
+    "train__average__swa_start": 0.5,
+    "train__average__choose": "held_out",
+    "train__held_out_tokens": 640,
+    "train__table_dtype": "bf16",
+    "qat__mode": "ste",
+    "qat__start_lr_scale": 0.9,
+    "train__checkpoint__at": [0.9],
+    "pack__grid__percentiles": [0.9, 1.0],
+    "pack__grid__matrix_bits": 4,
+}
 
 
 def test_a_run_that_dies_after_its_steps_resumes_before_them_and_ends_the_same(
