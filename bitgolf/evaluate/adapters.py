@@ -64,7 +64,7 @@ def adapted_evaluation(
     ttt, window = config.ttt, config.window
     batch_tokens = batch_tokens or config.score.batch_tokens
     if ttt.method == "lora":
-        documents = DocumentScorer(model, ttt, window=window, bos_id=bos_id, seed=config.seed, world=world)
+        documents = DocumentScorer(model, ttt, window=window, bos_id=bos_id, seed=config.seed, world=world)  # type: ignore[arg-type]
         return AdaptedEvaluation(documents, None, 0)
     scorer = make_scorer(
         config.score.methods[-1],
