@@ -1,0 +1,83 @@
+"""The pages point at things that exist: links, anchors, files, settings, and an explanation of every check of the audit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bitgolf.config import all_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+FILES = (".json", ".jsonl", ".log", ".bitgolf", ".html")  # files of a run directory, such as score.json
+# Entries of the notebook keep the names that files and settings had at their commit.
+CURRENT = [page for page in PAGES if page.name != "lab-notebook.md"]
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Explicit anchors, and those that GitHub makes from headings."""
+    text = prose(page)
+    headings = (
+        re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    )
+    made = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_anchors(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        destination = (page.parent / path).resolve() if path else page
+        assert destination.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(destination), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(
+        r"(?<![\w/])((?:bitgolf|tests|benchmarks)/[\w/.-]+\.(?:py|toml|md))", page.read_text("utf-8")
+    ):
+        assert (ROOT / name).is_file(), f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_settings_that_a_page_names_exist(page: Path) -> None:
+    settings = set(all_settings())
+    groups = {key.rsplit(".", depth)[0] for key in settings for depth in (1, 2, 3)}
+    sections = "|".join(sorted({key.split(".")[0] for key in settings if "." in key}))
+    in_prose = re.findall(rf"`((?:{sections})\.[a-z0-9_.]+)", prose(page))
+    in_commands = re.findall(rf"--((?:{sections})\.[a-z0-9_.]+)", page.read_text(encoding="utf-8"))
+    for name in in_prose + in_commands:
+        assert name in settings | groups or name.endswith(FILES), f"{page.name}: {name}"
+
+
+def test_rules_explains_every_check_and_code() -> None:
+    """`Rule("flip", "C1, C3", ...)` in the package: the check is in the page, and each code is an anchor."""
+    page = ROOT / "docs" / "rules.md"
+    text, known = page.read_text(encoding="utf-8"), anchors(page)
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "bitgolf").rglob("*.py")))
+    rules = re.findall(r'\bRule\(\s*"([a-z-]+)",\s*"([^"]+)"', sources)
+    assert len(rules) >= 40
+    for check, codes in rules:
+        assert f"| {check} |" in text, check
+        for code in re.split(r", |(?<=C\d)-(?=C\d)", codes):
+            assert code.lower().replace(" ", "-") in known, (check, code)
+
+
+def test_glossary_lists_every_term_once() -> None:
+    page = ROOT / "docs" / "glossary.md"
+    index, _, tables = page.read_text(encoding="utf-8").partition("\n## ")
+    listed = re.findall(r"\]\(#([^)]+)\)", index)
+    defined = re.findall(r'^\| <a id="([^"]+)">', tables, re.MULTILINE)
+    assert sorted(listed) == sorted(defined)
+    assert len(set(defined)) == len(defined)
