@@ -1,4 +1,4 @@
-"""The pages point at things that exist: links, anchors, files, settings, and an explanation of every check of the audit."""
+"""Pages point at what exists: links, anchors, files, settings; and they explain every check of the audit."""
 
 from __future__ import annotations
 
