@@ -26,8 +26,7 @@ from pydantic import ValidationError
 from bitgolf.codec.counts import TOTAL
 from bitgolf.codec.range_coder import WORD_BYTES
 from bitgolf.config import TTTConfig
-from bitgolf.config.removed import drop_removed_
-from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.errors import ArtifactError
 
 MAGIC = b"\x93bgt"
 FORMAT_VERSION = 1
@@ -226,10 +225,8 @@ def _ttt(value: Any) -> TTTConfig | None:
     if value is None:
         return None
     try:
-        if isinstance(value, dict):
-            drop_removed_({"ttt": value}, "header")
         return TTTConfig.model_validate(value)
-    except (ValidationError, RecursionError, ConfigError) as error:
+    except (ValidationError, RecursionError) as error:
         raise ArtifactError(f"header: {_short(value)} are no settings of test-time training") from error
 
 

@@ -58,14 +58,14 @@ def test_adaptation_is_asked_for_and_recorded(artifact: Path, source: Path, tmp_
     plain = (tmp_path / "c").read_bytes()[-size:]
     settings = ["--ttt.method=lora", "--ttt.lora.chunk_tokens", "16", "--ttt.lora.lr", "0.02"]
     adapted = done(*words, *settings).json
-    assert adapted["ttt"]["method"] == "lora" and adapted["ttt"]["lora_chunk_tokens"] == 16
+    assert adapted["ttt"]["method"] == "lora" and adapted["ttt"]["lora"]["chunk_tokens"] == 16
     assert (tmp_path / "c").read_bytes()[-adapted["payload_bytes"] :] != plain
     done("decompress", tmp_path / "c", "-o", tmp_path / "back", "--model", artifact)
     assert (tmp_path / "back").read_bytes() == TEXT
     config = tmp_path / "ttt.toml"
-    config.write_text('[ttt]\nmethod = "last_blocks"\nlast_blocks = 1\nepochs = 1\n')
+    config.write_text('[ttt]\nmethod = "last_blocks"\nweights.last_blocks = 1\nweights.epochs = 1\n')
     taken = done(*words, "--config", config, "--ttt.weights.chunk_tokens", "64").json["ttt"]
-    assert (taken["method"], taken["epochs"], taken["chunk_tokens"]) == ("last_blocks", 1, 64)
+    assert (taken["method"], taken["weights"]["epochs"], taken["weights"]["chunk_tokens"]) == ("last_blocks", 1, 64)
     assert done(*words, "--ttt.weights.chunk_tokens", "64").json["ttt"]["method"] == "full"
 
 
