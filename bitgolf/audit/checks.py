@@ -1,4 +1,4 @@
-"""Checks of records: bytes, clocks, the tape's ledger, counts, the score's identity, seals and splits.
+"""Checks of records: bytes, clocks, the tape's event log, counts, the score's identity, seals and splits.
 
 Every function takes explicit values (nothing here opens a run directory), recomputes what was claimed and returns a
 `Check` with both. Source: rules B1, B4, B6, B7, C3, C4 and tests 3 and 6 of the challenge's audit.
@@ -208,16 +208,16 @@ def disjoint_splits(
     )
 
 
-def scored_once(ledger: Mapping[str, Any], num_tokens: int, tokens_sha256: str, num_losses: int) -> Check:
-    """C4: the ledger's score events cover targets 0..N-2 in order, once, on these tokens.
+def scored_once(event_log: Mapping[str, Any], num_tokens: int, tokens_sha256: str, num_losses: int) -> Check:
+    """C4: the log's score events cover targets 0..N-2 in order, once, on these tokens.
 
     Args:
-        ledger: `ScoreTape.ledger` of the headline method.
+        event_log: `ScoreTape.event_log` of the headline method.
         num_tokens, tokens_sha256: of the validation data, from the shards.
         num_losses: length of nll.npy.
     """
     problems, position = [], 0
-    scores = [event for event in _events(ledger) if event[0] == "score"]
+    scores = [event for event in _events(event_log) if event[0] == "score"]
     for _, start, stop, _ in scores:
         if start < position:
             problems.append(f"targets {start}..{min(stop, position) - 1} are scored a second time")
@@ -229,12 +229,12 @@ def scored_once(ledger: Mapping[str, Any], num_tokens: int, tokens_sha256: str, 
     if position != num_tokens - 1:
         problems.append(f"{position:,} targets are scored, {num_tokens:,} validation tokens have {num_tokens - 1:,}")
     if num_losses != position:
-        problems.append(f"nll.npy has {num_losses:,} losses, the ledger {position:,} targets")
-    if ledger.get("tokens_sha256") != tokens_sha256:
+        problems.append(f"nll.npy has {num_losses:,} losses, the event log {position:,} targets")
+    if event_log.get("tokens_sha256") != tokens_sha256:
         problems.append("the tokens on the tape are not the validation shards'")
     return SCORED_ONCE.judge(
         problems,
-        f"{position:,} targets in {len(scores)} ledger runs, each once and in order",
+        f"{position:,} targets in {len(scores)} runs of score events, each once and in order",
         num_targets=position,
         num_tokens=num_tokens,
         score_events=len(scores),
@@ -243,10 +243,10 @@ def scored_once(ledger: Mapping[str, Any], num_tokens: int, tokens_sha256: str, 
     )
 
 
-def score_first(ledger: Mapping[str, Any]) -> Check:
+def score_first(event_log: Mapping[str, Any]) -> Check:
     """C3: every update's source tokens were scored before it, and scores name the state they were made with."""
     problems, scored, state, updates = [], 0, 0, 0
-    for name, start, stop, version in _events(ledger):
+    for name, start, stop, version in _events(event_log):
         if name == "update":
             updates += 1
             state += 1
@@ -361,16 +361,16 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> int | float:
     return value
 
 
-def _events(ledger: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
-    """Events as (name, start, stop, state). Raises DataError for a ledger of another shape."""
+def _events(event_log: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
+    """Events as (name, start, stop, state). Raises DataError for an event log of another shape."""
     try:
         events = []
-        for event in ledger["events"]:
+        for event in event_log["events"]:
             name = event["event"]
             start, stop = event["targets" if name == "score" else "tokens"]
             if name not in ("score", "update") or not all(type(v) is int for v in (start, stop, event["state"])):
                 raise ValueError(f"event {event}")
             events.append((name, start, stop, event["state"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"tape.json is not a ledger of scores and updates: {error!r}") from error
+        raise DataError(f"tape.json is not an event log of scores and updates: {error!r}") from error
     return events

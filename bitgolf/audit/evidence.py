@@ -76,7 +76,7 @@ class Evidence:
         return score
 
     @cached_property
-    def ledger(self) -> dict[str, Any]:
+    def event_log(self) -> dict[str, Any]:
         """tape.json."""
         return self._json("tape.json")
 

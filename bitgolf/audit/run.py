@@ -103,7 +103,7 @@ def _of_records(evidence: Evidence) -> _Todo:
         (documents.ONE_ORDER, lambda: _one_order(evidence)),
         (documents.BYTES, lambda: documents.byte_accounting(evidence.tokens, evidence.data.tokenizer)),
         (checks.SCORED_ONCE, lambda: _scored_once(evidence)),
-        (checks.SCORE_FIRST, lambda: checks.score_first(evidence.ledger)),
+        (checks.SCORE_FIRST, lambda: checks.score_first(evidence.event_log)),
         (checks.COUNTS, lambda: _counts(evidence)),
         (checks.IDENTITY, lambda: _identity(evidence)),
         (records.HEADLINE, lambda: records.headline_pass(evidence.score, evidence.config)),
@@ -332,7 +332,7 @@ def _one_order(evidence: Evidence) -> Check:
 
 def _scored_once(evidence: Evidence) -> Check:
     return checks.scored_once(
-        evidence.ledger, len(evidence.tokens), tokens_sha256([evidence.tokens]), len(evidence.nll)
+        evidence.event_log, len(evidence.tokens), tokens_sha256([evidence.tokens]), len(evidence.nll)
     )
 
 

@@ -218,7 +218,7 @@ class _Batch:
 def _events(tape: ScoreTape) -> list[tuple[str, int, int]]:
     return [
         (event["event"], *event["targets" if event["event"] == "score" else "tokens"])
-        for event in tape.ledger["events"]
+        for event in tape.event_log["events"]
     ]
 
 

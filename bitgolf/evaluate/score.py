@@ -92,7 +92,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         return
     compressors = _general_purpose(data, tokens, progress) if config.score.compressors else {}
     _save_array(run / "nll.npy", tape.nll)
-    atomic.write_json(run / "tape.json", tape.ledger)
+    atomic.write_json(run / "tape.json", tape.event_log)
     budget.forget("score")
     budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
     for name, result in results.items():

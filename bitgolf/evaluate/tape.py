@@ -22,7 +22,7 @@ import numpy as np
 from bitgolf.errors import DataError, RuleViolation
 from bitgolf.run.progress import Progress, silent
 
-LEDGER_FORMAT = 1
+EVENT_LOG_FORMAT = 1
 # float32 rounding of logsumexp - logit stays below this for logits up to several hundred.
 NEGATIVE_NLL_TOLERANCE = 1e-4
 # The chunk of the published score-first runs with the largest gain (PR 576 and 585).
@@ -194,7 +194,7 @@ class ScoreTape:
         self._events.append({"event": "update", "tokens": [start, stop], "state": self._state})
 
     @property
-    def ledger(self) -> dict[str, Any]:
+    def event_log(self) -> dict[str, Any]:
         """The record for `tape.json`: sizes, the tokens' SHA-256 and the events in order.
 
         `score` events hold `targets` [start, stop) and the `state` they were scored with (scores in a row
@@ -205,7 +205,7 @@ class ScoreTape:
             {**event, **{k: list(event[k]) for k in ("targets", "tokens") if k in event}} for event in self._events
         ]
         return {
-            "format": LEDGER_FORMAT,
+            "format": EVENT_LOG_FORMAT,
             "num_tokens": self.num_tokens,
             "num_targets": self.num_targets,
             "num_scored": self._num_scored,

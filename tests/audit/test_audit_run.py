@@ -180,7 +180,7 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
         },
     )
     save_losses(run, tapes["sliding"].nll)
-    atomic.write_json(run / "tape.json", tapes["sliding"].ledger)
+    atomic.write_json(run / "tape.json", tapes["sliding"].event_log)
     budget = run.budget()
     budget.charge("artifact_bytes", "pack", "model and code", total)
     budget.charge("train_seconds", "train", "steps and calibration", 98.0)

@@ -143,7 +143,7 @@ def test_training_on_the_next_chunk_is_caught_by_flips_alone() -> None:
         assert all(leak["moved_target"] >= CHUNK for leak in found.evidence["leaks"]), "the first chunk is honest"
     tape = ScoreTape(TOKENS)
     evaluate(tape, *evaluation(TOKENS), chunk_targets=CHUNK)
-    assert score_first(tape.ledger).verdict == "PASS", "its ledger looks clean"
+    assert score_first(tape.event_log).verdict == "PASS", "its ledger looks clean"
 
 
 def test_asking_the_tape_for_the_next_chunk_is_refused_by_name() -> None:
@@ -253,14 +253,14 @@ def test_second_score_is_refused_by_the_tape() -> None:
 
 def test_second_score_in_a_ledger_is_named_by_its_check() -> None:
     tape = adapted_tape()
-    ledger = tape.ledger
+    ledger = tape.event_log
     ledger["events"].append({"event": "score", "targets": [0, 40], "state": tape.state})
     found = scored_once(ledger, len(TOKENS), tokens_sha256([TOKENS]), len(tape.nll))
     assert found.verdict == "FAIL" and "targets 0..39 are scored a second time" in found.reason
 
 
 def test_learning_ahead_in_a_ledger_is_named_by_its_check() -> None:
-    ledger = adapted_tape().ledger
+    ledger = adapted_tape().event_log
     update = next(event for event in ledger["events"] if event["event"] == "update")
     update["tokens"] = [0, CHUNK + 2]
     found = SCORE_FIRST.attempt(lambda: score_first(ledger))

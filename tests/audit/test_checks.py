@@ -110,12 +110,12 @@ def scored() -> tuple[dict, np.ndarray]:
     tape, adapter = ScoreTape(TOKENS), UnigramCache(CausalModel())
     scorer = make_scorer("sliding", adapter, window=8, stride=4, batch_tokens=16, device="cpu")
     nll = evaluate(tape, scorer, adapter, chunk_targets=15)
-    return json.loads(json.dumps(tape.ledger)), nll
+    return json.loads(json.dumps(tape.event_log)), nll
 
 
 def check_ledger(ledger: dict, num_losses: int = 60, tokens: int = 61) -> set[str]:
     """Names of the ledger checks that fail."""
-    digest = ScoreTape(TOKENS).ledger["tokens_sha256"]
+    digest = ScoreTape(TOKENS).event_log["tokens_sha256"]
     found = [checks.scored_once(ledger, tokens, digest, num_losses), checks.score_first(ledger)]
     return {check.name for check in found if check.verdict == "FAIL"}
 
@@ -196,7 +196,7 @@ def test_ledger_of_other_tokens_or_losses(scored) -> None:
 )
 def test_damaged_ledgers_are_named(events) -> None:
     for check in (lambda ledger: checks.scored_once(ledger, 61, "", 60), checks.score_first):
-        with pytest.raises(DataError, match="not a ledger"):
+        with pytest.raises(DataError, match="not an event log"):
             check({"events": events})
 
 

@@ -183,7 +183,7 @@ def test_scores_do_not_depend_on_where_the_document_ends() -> None:
 @pytest.mark.parametrize("keep", [False, True])
 def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
     tape = run(lora_documents=3, lora_keep_a=keep)
-    ledger = tape.ledger
+    ledger = tape.event_log
     assert score_first(ledger).verdict == "PASS"
     assert scored_once(ledger, len(TOKENS), tokens_sha256([TOKENS]), len(tape.nll)).verdict == "PASS"
     borders = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
@@ -234,7 +234,7 @@ def test_every_target_once_whatever_the_documents(length: int, seed: int, docume
     settings_ = config(method="lora", lora_documents=documents, lora_targets=["head"])
     scorer, tape = scorer_of(settings_), ScoreTape(tokens)
     evaluate_documents(tape, scorer)
-    assert tape.complete and score_first(tape.ledger).verdict == "PASS"
+    assert tape.complete and score_first(tape.event_log).verdict == "PASS"
     starts = sorted({0, *np.flatnonzero(tokens[:-1] == BOS).tolist()})
     at = updates * documents
     assert scorer.end_of_batch(tokens, updates) == (starts[at] if at < len(starts) else length - 1)

@@ -99,7 +99,7 @@ def test_ledger_merges_runs_and_serializes() -> None:
     tape.record_update(1, 5)
     for start in range(4, 9):
         tape.commit(start, start + 1, losses(1))
-    ledger = tape.ledger
+    ledger = tape.event_log
     assert ledger["events"] == [
         {"event": "score", "targets": [0, 4], "state": 0},
         {"event": "update", "tokens": [1, 5], "state": 1},
@@ -109,7 +109,7 @@ def test_ledger_merges_runs_and_serializes() -> None:
     assert ledger["tokens_sha256"] == hashlib.sha256(struct.pack("<10I", *range(10))).hexdigest()
     assert json.loads(json.dumps(ledger)) == ledger
     ledger["events"][0]["targets"][1] = 99
-    assert tape.ledger["events"][0]["targets"] == [0, 4], "the ledger handed out is a copy"
+    assert tape.event_log["events"][0]["targets"] == [0, 4], "the ledger handed out is a copy"
 
 
 class Recorder:
@@ -181,7 +181,7 @@ def test_honest_adapters_learn_chunk_by_chunk(wrap) -> None:
         ScoreTape(tokens), make_scorer("sliding", wrap(model), window=window, stride=4, batch_tokens=24, device="cpu")
     )
     assert np.array_equal(nll[:chunk], frozen[:chunk]) and not np.allclose(nll[chunk:], frozen[chunk:])
-    updates = [event for event in tape.ledger["events"] if event["event"] == "update"]
+    updates = [event for event in tape.event_log["events"] if event["event"] == "update"]
     assert [event["tokens"][1] for event in updates] == [17, 33, 49]
 
 

@@ -145,7 +145,7 @@ def test_scores_up_to_the_first_update_are_those_without_it() -> None:
     adapted = run(config(method="full", lr=0.05), tiny_gpt())
     np.testing.assert_allclose(adapted.nll[:40], plain.nll[:40], rtol=0, atol=1e-6)
     assert np.abs(adapted.nll[40:] - plain.nll[40:]).max() > 1e-3
-    updates = [event["tokens"] for event in adapted.ledger["events"] if event["event"] == "update"]
+    updates = [event["tokens"] for event in adapted.event_log["events"] if event["event"] == "update"]
     assert updates == [[c * 40, c * 40 + 33] for c in range(4)], "two rows of 16 and their targets"
 
 

@@ -252,7 +252,7 @@ class SealedAdapter:
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
         """Learn from targets start..stop-1; their tokens are over there already."""
-        revealed(start, stop + 1)  # enters the range into the ledger of the tape
+        revealed(start, stop + 1)  # enters the range into the event log of the tape
         self.process.update(start, stop)
 
 
