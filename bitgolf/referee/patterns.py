@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bitgolf.referee.code import Script, callee
+from bitgolf.referee.second_pass import Uses
 
 _VAL = re.compile(r"(^|_)(val|valid|validation)(_|$)")
 _TRAIN = re.compile(r"(^|_)train_(loader|files|tokens|data|batch|shards|stream|loss)|next_batch")
@@ -84,11 +85,14 @@ def _chosen_by_validation(script: Script) -> Iterator[Found]:
 
 def several_passes(script: Script) -> Iterator[Found]:
     """Validation scored again after it was learned from, and the better or last result taken (PR 576, 846, 868, 991,
-    568), or the last targets scored by several windows (the lineage of PR 549, until PR 1218)."""
+    568), or the last targets scored by several windows (the lineage of PR 549, until PR 1218). A second pass whose
+    result is only kept as an entry that nothing reads decides nothing and is no match."""
+    uses = Uses(script.tree or ast.Module([], []))
     for function in script.functions():
         second = _SECOND.search(function.name.lower())
-        if second and _is_called(script, function):
-            yield Found(function.lineno, f"{function.name}: targets scored a second time", second[2])
+        if second and _is_called(script, function) and (place := uses.escape(function)):
+            what = f"{function.name}: targets scored a second time, and the result is used at {place}"
+            yield Found(function.lineno, what, second[2])
     for comprehension in script.nodes(ast.comprehension):
         windows = comprehension.iter
         if isinstance(windows, ast.Call) and callee(windows) == "range" and len(windows.args) == 3:

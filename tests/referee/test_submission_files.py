@@ -214,7 +214,39 @@ def test_our_own_bundle_is_readable() -> None:
     assert script.packed and script.tree is not None and "environ" in script.names
 
 
+DIAGNOSTIC = """
+    def rescore(model, tokens, t):
+        return {"bpb": score(model / t, tokens).bpb, "label": "second pass"}
+    def main(model, tokens):
+        results = {"first": score(model, tokens)}
+        notes = {}
+        if temperature:
+            notes["again"] = rescore(model, tokens, temperature)
+        save("score.json", {"methods": results, "bpb": results["first"].bpb, "notes": notes})
+    def save(path, value):
+        open(path, "w").write(json.dumps(value))
+"""
+# Pieces of DIAGNOSTIC, each with the replacement that lets the second pass decide the result.
+DECIDES = {
+    "the better of the two": (
+        'notes["again"] =',
+        "results['first'] = min(results['first'],",
+        "temperature)",
+        "temperature))",
+    ),
+    "printed": ('notes["again"] = rescore(model, tokens, temperature)', "print('final', rescore(model, tokens, 1))"),
+    "stored over the first": ('notes["again"]', 'results["first"]'),
+    "read from the diagnostics": ('results["first"].bpb, "notes"', 'notes["again"]["bpb"], "notes"'),
+    "read after the loop over all": ("    save(", "    print(min(v['bpb'] for v in notes.values())); save("),
+    "read from the file": ('"w").write(json.dumps(value))', '"w").write(str(value["notes"]))'),
+    "handed on as a function": ("rescore(model, tokens, temperature)", "apply(rescore, model)"),
+    "its arguments are changed": ("return {", "tokens['best'] = 1; return {"),
+    "an entry of a computed name": ('notes["again"]', "notes[name]"),
+}
+
+
 HONEST = {
+    "a second pass that is only a diagnostic": DIAGNOSTIC,
     "hashed bigrams of the input": """
         def bigram_hash(t, mod):
             return (36313 * t[..., 1:] ^ 27191 * t[..., :-1]) % mod
@@ -280,6 +312,19 @@ def test_honest_code_is_not_mistaken(what: str) -> None:
         patterns.small_validation_split,
     ):
         assert list(pattern(script)) == []
+
+
+@pytest.mark.parametrize("how", DECIDES)
+def test_a_second_pass_that_decides_the_result_is_recognized(how: str) -> None:
+    """C4: what matters is where the result of the second pass goes, not what it is called."""
+    source = textwrap.dedent(DIAGNOSTIC)
+    for old, new in zip(DECIDES[how][::2], DECIDES[how][1::2], strict=True):
+        assert old in source
+        source = source.replace(old, new)
+    script = read_script("train_gpt.py", source.encode())
+    assert script.tree is not None
+    (match,) = patterns.several_passes(script)
+    assert "scored a second time" in match.what
 
 
 def test_what_the_settings_switch_off_is_no_violation(tmp_path: Path) -> None:
