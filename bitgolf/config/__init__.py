@@ -1,12 +1,13 @@
-"""The configuration of a run: frozen, validated sections, read from TOML presets and overrides.
+"""The configuration of a run: frozen, validated sections that are read from TOML presets and overrides.
 
-A preset is a TOML file under `bitgolf/presets/`, or any path that ends in `.toml`. Dotted overrides
-(`--train.matrix_lr 0.02`) are applied on top of it. The whole result is written to the run directory, where it
-reproduces the run. Unknown keys and impossible values are `ConfigError`s that name the key, the value, what is
-allowed and the nearest valid name. The stage that reads the data checks what depends on the data too, such as a
-sequence longer than the corpus or a tokenizer of another size.
+A preset is a TOML file in `bitgolf/presets/`, or any path that ends in `.toml`. Dotted overrides such as
+`--train.matrix_lr 0.02` are applied on top of it. `bitgolf run` writes the result to the run directory as config.toml,
+and that file reproduces the run. An unknown key or an impossible value raises ConfigError. The message names the key,
+the value, the allowed values and the nearest valid key. Limits that depend on the data, for example a sequence that is
+longer than the corpus, are checked by the stage that reads the data.
 """
 
+from bitgolf.config.config import BudgetConfig, Config, ReportConfig
 from bitgolf.config.data import DataConfig
 from bitgolf.config.evaluate import LoraTarget, ScoreConfig, TTTConfig
 from bitgolf.config.load import load_config, preset_names, resolve
@@ -15,7 +16,6 @@ from bitgolf.config.pack import PackConfig
 from bitgolf.config.section import Section, differing_keys
 from bitgolf.config.settings import all_settings
 from bitgolf.config.train import QATConfig, TrainConfig
-from bitgolf.config.whole import BudgetConfig, Config, ReportConfig
 
 __all__ = [
     "BudgetConfig", "Config", "DataConfig", "LoraTarget", "ModelConfig", "PackConfig", "QATConfig", "ReportConfig",

@@ -1,7 +1,7 @@
 """Settings of earlier versions: keys that moved, and keys that were removed because measurements showed no gain.
 
-Configurations in run directories, presets of users and the headers of artifacts hold earlier keys. A moved key is read
-under its new name. A removed key is accepted with the value with which it did nothing.
+Run directories, presets of users and headers of artifacts hold such keys. A moved key is read under its current name.
+A removed key is accepted only with the value that had no effect.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ MOVED: dict[str, str] = {
     "ttt.lora_weight_decay": "ttt.lora.weight_decay",
     "ttt.lora_keep_a": "ttt.lora.keep_a",
 }
-"""Earlier key -> the key of today."""
+"""Earlier key -> current key."""
 
 NOTEBOOK = (
     'The result is in docs/lab-notebook.md under "options that do not pay are removed"; commit 237e293 has the code.'
@@ -110,32 +110,35 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "ttt.temperature": (1.0, "A temperature chosen while scoring gained 0.0004 bits per byte on a small model."),
     "ttt.temperature_lr": (0.0, "A temperature learned while scoring gained 0.0004 bits per byte on a small model."),
 }
-"""Old key -> (the value with which the setting did nothing, a sentence about what it was worth)."""
+"""Earlier key -> (the value that had no effect, a sentence with the measured gain)."""
 
 
 def translate(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a section, with earlier keys under their names of today. Raises ValueError for a removed effect.
+    """Rename the earlier keys of a section to current keys.
 
     Args:
         section: dotted name of the section, for example "pack".
-        values: key -> value, as an earlier or this version wrote them.
+        values: key -> value, as this or an earlier version wrote them.
+
+    Raises:
+        ValueError: a removed setting has a value that had an effect.
     """
-    today: dict[str, Any] = {}
+    current: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            today[key] = {**today.get(key, {}), **value}
+            current[key] = {**current.get(key, {}), **value}
             continue
         earlier = f"{section}.{key}"
         if earlier in REMOVED:
             neutral, sentence = REMOVED[earlier]
             if value != neutral:
                 raise ValueError(
-                    f"{earlier} = {value!r}: this setting was removed, and only {neutral!r} is still read. {sentence} "
-                    f"{NOTEBOOK}"
+                    f"{earlier} = {value!r}: this setting was removed, and only {neutral!r} is still allowed. "
+                    f"{sentence} {NOTEBOOK}"
                 )
         elif earlier in MOVED:
             group, leaf = MOVED[earlier].removeprefix(f"{section}.").split(".")
-            today.setdefault(group, {}).setdefault(leaf, value)
+            current.setdefault(group, {}).setdefault(leaf, value)
         else:
-            today[key] = value
-    return today
+            current[key] = value
+    return current

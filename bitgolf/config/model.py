@@ -14,7 +14,7 @@ class MLPConfig(Section):
 
     multiple: float = Field(2.0, gt=0, le=16, description="hidden width divided by model_dim")
     activation: Literal["relu2", "leaky_relu2"] = Field(
-        "relu2", description="relu2: squared ReLU; leaky_relu2: squared ReLU with a slope below zero (PR 493)"
+        "relu2", description="relu2: squared ReLU; leaky_relu2: squared leaky ReLU (PR 493)"
     )
     leaky_slope: float = Field(0.5, ge=0, lt=1, description="slope of leaky_relu2 below zero")
 
@@ -23,61 +23,63 @@ class RopeConfig(Section):
     """Rotary position embedding (arXiv 2104.09864)."""
 
     dims: int = Field(0, ge=0, description="rotated channels per head, an even number; 0 = all of them")
-    base: float = Field(10_000.0, gt=1, description="base of the wavelengths")
-    train_length: int = Field(0, ge=0, description="in longer windows the base grows (NTK scaling); 0 = never")
+    base: float = Field(10_000.0, gt=1, description="base of the rotation frequencies")
+    train_length: int = Field(0, ge=0, description="window length above which the base grows (NTK scaling); 0 = never")
 
 
 class AttentionConfig(Section):
-    """What attention does besides the softmax."""
+    """Additions to attention."""
 
     qk_gain: float = Field(1.5, gt=0, description="initial gain per head on normalized queries")
     xsa_layers: int = Field(
-        0, ge=0, description="number of last layers that remove each token's own value from the output (XSA)"
+        0, ge=0, description="number of last layers whose output excludes the token's own value (XSA)"
     )
-    value_residual: bool = Field(False, description="mix the first layer's values into every later layer (VRL)")
-    within_documents: bool = Field(False, description="attention and bigrams stay within the documents of a row")
+    value_residual: bool = Field(
+        False, description="mix the first layer's values into those of every later layer (VRL)"
+    )
+    within_documents: bool = Field(False, description="attention and bigrams do not cross document boundaries")
 
 
 class BigramConfig(Section):
     """A table of embeddings for hashed pairs of neighboring tokens (BigramHash, PR 348)."""
 
     rows: int = Field(0, ge=0, description="rows of the table; 0 = no table")
-    dim: int = Field(128, ge=1, description="width of a row, projected to model_dim")
+    dim: int = Field(128, ge=1, description="width of a row before its projection to model_dim")
 
 
 class SmearConfig(Section):
     """The previous token's embedding mixed into each token's embedding."""
 
     gate: Literal["none", "v1", "v2"] = Field(
-        "none", description="none: off; v1: one gate per channel; v2: a gate computed from the token"
+        "none", description="none: no mixing; v1: one gate per channel; v2: a gate computed from the token"
     )
-    document_mask: bool = Field(False, description="mix nothing into the first token of a document")
+    document_mask: bool = Field(
+        False, description="do not mix the previous document into the first token of a document"
+    )
 
 
 class ValueEmbeddingConfig(Section):
     """A token embedding added to the values of some layers (VE)."""
 
-    layers: tuple[int, ...] = Field((), description="numbers of the layers, from 0; empty = none")
-    dim: int = Field(128, ge=1, description="width of the table that the layers share")
+    layers: tuple[int, ...] = Field((), description="indices of the layers, counted from 0; empty = none")
+    dim: int = Field(128, ge=1, description="width of the table, which the layers share")
 
 
 class ModelConfig(Section):
-    """The network. The defaults are the challenge's baseline."""
+    """The network. The defaults are those of the challenge's baseline."""
 
     earlier_name: ClassVar[str] = "model"
 
-    vocab_size: int = Field(1024, ge=260, le=65_536, description="entries of the tokenizer")
-    num_layers: int = Field(9, ge=1, le=256, description="transformer blocks")
+    vocab_size: int = Field(1024, ge=260, le=65_536, description="number of tokens in the vocabulary")
+    num_layers: int = Field(9, ge=1, le=256, description="number of transformer blocks")
     model_dim: int = Field(512, ge=8, le=16_384, description="width D of the residual stream")
-    num_heads: int = Field(8, ge=1, description="query heads H; must divide model_dim")
-    num_kv_heads: int = Field(4, ge=1, description="key/value heads G; must divide num_heads")
+    num_heads: int = Field(8, ge=1, description="number of query heads H, a divisor of model_dim")
+    num_kv_heads: int = Field(4, ge=1, description="number of key/value heads G, a divisor of num_heads")
     logit_softcap: float = Field(30.0, gt=0, description="logits z become cap * tanh(z / cap)")
     embed_init_std: float = Field(0.005, gt=0, description="standard deviation of the initial token embedding")
-    init: Literal["uniform", "orthogonal"] = Field("uniform", description="initial block matrices")
+    init: Literal["uniform", "orthogonal"] = Field("uniform", description="distribution of the initial block matrices")
     skips: bool = Field(True, description="U-Net skip connections from the first half of the layers to the second")
-    skip_gates: bool = Field(
-        False, description="mix stream and skip by a learned gate per channel, which starts at one half"
-    )
+    skip_gates: bool = Field(False, description="mix stream and skip by a learned gate per channel, initially one half")
     ln_scale: bool = Field(False, description="multiply the normalized inputs of layer l by 1 / sqrt(l + 1)")
     mlp: MLPConfig = MLPConfig()
     rope: RopeConfig = RopeConfig()
@@ -104,9 +106,7 @@ class ModelConfig(Section):
         if self.bigram.rows == 1:
             raise ValueError("bigram.rows 1 leaves no row to hash into; use 0 for none, or 2 and more")
         if self.attention.xsa_layers > self.num_layers:
-            raise ValueError(
-                f"attention.xsa_layers {self.attention.xsa_layers} is more than the {self.num_layers} layers there are"
-            )
+            raise ValueError(f"attention.xsa_layers {self.attention.xsa_layers} is above num_layers {self.num_layers}")
         layers = self.value_embedding.layers
         outside = [layer for layer in layers if not 0 <= layer < self.num_layers]
         if outside or len(set(layers)) != len(layers):

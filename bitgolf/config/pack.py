@@ -1,4 +1,4 @@
-"""Settings of stage `pack`: grids, quantizers and the container."""
+"""Settings of stage `pack`: grids, quantizers and compression."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from bitgolf.config.section import Section
 
 
 class GridConfig(Section):
-    """The fixed grids of methods gptq and rtn. Bits are those of one code."""
+    """The fixed grids of methods gptq and rtn."""
 
-    matrix_bits: int = Field(8, ge=2, le=12, description="bits of block matrices and other projections")
-    attention_bits: int = Field(0, ge=0, le=12, description="bits of attention matrices; 0 = matrix_bits")
-    mlp_bits: int = Field(0, ge=0, le=12, description="bits of MLP matrices; 0 = matrix_bits")
-    embed_bits: int = Field(8, ge=2, le=12, description="bits of the token embedding and other tables")
+    matrix_bits: int = Field(8, ge=2, le=12, description="bits per code of block matrices and other projections")
+    attention_bits: int = Field(0, ge=0, le=12, description="bits per code of attention matrices; 0 = matrix_bits")
+    mlp_bits: int = Field(0, ge=0, le=12, description="bits per code of MLP matrices; 0 = matrix_bits")
+    embed_bits: int = Field(8, ge=2, le=12, description="bits per code of the token embedding and other tables")
     clip_sigmas: float = Field(
-        0.0, ge=0, description="clip block matrices at this many standard deviations; 0 = percentiles"
+        0.0, ge=0, description="standard deviations at which block matrices are clipped; 0 = use percentiles"
     )
-    embed_clip_sigmas: float = Field(0.0, ge=0, description="the same for the embedding and other tables")
-    scale_floor: bool = Field(False, description="no row step of a block matrix below 1 / qmax, as published")
+    embed_clip_sigmas: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviations at which the embedding and other tables are clipped; 0 = use percentiles",
+    )
+    scale_floor: bool = Field(
+        False, description="row steps of block matrices are at least 1 / qmax, as in published int5 systems"
+    )
     percentiles: tuple[float, ...] = Field(
-        (0.999, 0.9995, 0.9999, 0.99999, 1.0), description="row clips tried; the least squared error wins"
+        (0.999, 0.9995, 0.9999, 0.99999, 1.0),
+        description="row clips to try; the least squared error decides",
     )
 
     @model_validator(mode="after")
@@ -36,44 +43,51 @@ class GridConfig(Section):
 
 
 class GPTQConfig(Section):
-    """GPTQ (arXiv 2210.17323): rounding that feeds each column's error back into the columns after it."""
+    """GPTQ (arXiv 2210.17323): rounding that adds each column's error to the columns after it."""
 
-    damping: float = Field(0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
-    block_size: int = Field(128, ge=1, description="columns between two lazy updates")
+    damping: float = Field(
+        0.01, gt=0, le=1, description="share of the Hessian's mean diagonal that is added to its diagonal"
+    )
+    block_size: int = Field(128, ge=1, description="number of columns between two updates of the remaining matrix")
 
 
 class RateConfig(Section):
-    """Method rate: steps chosen by curvature, so that the file fills the cap."""
+    """Method rate: step sizes are chosen by curvature so that the file fills the cap."""
 
-    trellis: Literal[0, 8] = Field(8, description="states of trellis-coded quantization; 0 = no trellis")
-    column_steps: bool = Field(True, description="a step per column, from the Hessian")
+    trellis: Literal[0, 8] = Field(8, description="number of states of trellis-coded quantization; 0 = no trellis")
+    column_steps: bool = Field(True, description="one step size per column, computed from the Hessian")
     hessian: Literal["plain", "fisher"] = Field(
-        "plain", description="plain: input moments; fisher: weighted by the gradient, with row importances"
+        "plain",
+        description="plain: input moments; fisher: input moments weighted by the gradient, with row importances",
     )
 
 
 class FitConfig(Section):
     """Pruning of codes until the file fits the cap (PR 693), for fixed grids."""
 
-    prune: bool = Field(False, description="zero the cheapest codes of +-1 in GPTQ matrices until all fits")
-    margin_bytes: int = Field(50_000, ge=0, description="bytes of the cap that fit.prune leaves free")
+    prune: bool = Field(
+        False, description="set codes of +-1 in GPTQ matrices to zero, cheapest first, until the file fits"
+    )
+    margin_bytes: int = Field(50_000, ge=0, description="bytes below the cap at which fit.prune stops")
 
 
 class PackConfig(Section):
-    """From float weights to the artifact."""
+    """Quantization and compression of the weights."""
 
     earlier_name: ClassVar[str] = "pack"
 
     method: Literal["gptq", "rtn", "rate", "lossless"] = Field(
         "gptq",
-        description="gptq, rtn: fixed grids with error feedback or to the nearest level; rate: steps by curvature "
-        "that fill the cap; lossless: fp32",
+        description="gptq: fixed grids with error feedback; rtn: fixed grids, nearest level; rate: step sizes by "
+        "curvature that fill the cap; lossless: fp32",
     )
-    prune: float = Field(0.0, ge=0, lt=1, description="share of smallest weights zeroed in each large matrix")
+    prune: float = Field(
+        0.0, ge=0, lt=1, description="share of each large matrix that is set to zero, smallest weights first"
+    )
     passthrough: tuple[str, ...] = Field((), description="names or patterns (*, ?, []) of tensors that stay fp16")
-    small_tensor: int = Field(8_192, ge=0, description="tensors up to this many elements stay fp16")
+    small_tensor: int = Field(8_192, ge=0, description="largest number of elements of a tensor that stays fp16")
     compressor: Literal["zstd", "lzma", "zlib", "brotli", "range"] = Field(
-        "zstd", description="range: the entropy coder for weights; the others compress bytes"
+        "zstd", description="range: entropy coder for weights; the others: general-purpose compressors"
     )
     grid: GridConfig = GridConfig()
     gptq: GPTQConfig = GPTQConfig()

@@ -1,5 +1,4 @@
-"""What every section of the configuration is: frozen, strict about names, readable with the names of earlier "
-"versions."""
+"""The base class of all sections, and the functions that change, flatten and compare configurations."""
 
 from __future__ import annotations
 
@@ -12,9 +11,9 @@ from bitgolf.config.earlier import translate
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, strict about unknown keys, no silent conversion.
+    """Base of every section. Sections are frozen, and an unknown key is an error.
 
-    `earlier_name` is the dotted name under which `bitgolf.config.earlier` lists keys of earlier versions.
+    `earlier_name` is the name of the section in the tables of `bitgolf.config.earlier`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -23,20 +22,20 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _translate_earlier_keys(cls, values: Any) -> Any:
-        """Artifacts and codec files hold single sections that an earlier version wrote."""
+        """Rename earlier keys here too, because artifacts and codec files hold single sections."""
         return translate(cls.earlier_name, values) if cls.earlier_name and isinstance(values, Mapping) else values
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
-        """A validated copy with the dotted keys of `changes` set, for example `{"lora.rank": 4}`."""
+        """A validated copy with other values for the dotted keys of `changes`, for example `{"lora.rank": 4}`."""
         return type(self).model_validate(with_values(self.model_dump(), changes))
 
     def flat(self) -> dict[str, Any]:
-        """Every value under its dotted key, lists and numbers as JSON has them."""
+        """Dotted key -> value, with the types of JSON (tuples become lists)."""
         return flatten(self.model_dump(mode="json"))
 
 
 def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `values` with the dotted keys of `changes` set; `values` itself stays as it is."""
+    """A copy of the nested `values` with other values for the dotted keys of `changes`."""
     merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for key, value in changes.items():
         head, _, rest = key.partition(".")
@@ -46,7 +45,7 @@ def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """One mapping with dotted keys from nested mappings."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

@@ -1,4 +1,4 @@
-"""Settings of stage `train`: the loop under its clock, and training on the export grid."""
+"""Settings of stage `train`: optimizers, schedules, averages, statistics and quantization-aware training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bitgolf.config.section import Section
 class MuonConfig(Section):
     """Muon, the optimizer of block matrices (github.com/KellerJordan/Muon)."""
 
-    momentum: float = Field(0.95, ge=0, lt=1, description="momentum after its warm-up")
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum after the momentum warm-up")
     momentum_start: float = Field(0.85, ge=0, lt=1, description="momentum at the first step")
     momentum_warmup: float = Field(0.036, ge=0, le=1, description="fraction of the run over which momentum rises")
     steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations per step")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay, multiplied by the learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, multiplied by the learning rate")
 
     @model_validator(mode="after")
     def _momentum_rises(self) -> Self:
@@ -26,65 +26,68 @@ class MuonConfig(Section):
 
 
 class AdamConfig(Section):
-    """AdamW, the optimizer of everything that is no block matrix."""
+    """AdamW, the optimizer of all parameters that are not block matrices."""
 
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay, multiplied by the learning rate")
+    eps: float = Field(1e-8, gt=0, description="constant added to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, multiplied by the learning rate")
 
 
 class AverageConfig(Section):
-    """Which average of the weights is shipped."""
+    """The average of the weights that is packed."""
 
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay per step of the moving average (EMA); 0 = no average")
     swa_weight: float = Field(
-        0.0, ge=0, le=1, description="share of the mean of snapshots (SWA) in the shipped weights; 0 = none"
+        0.0, ge=0, le=1, description="share of the mean of snapshots (SWA) in the packed weights; 0 = none"
     )
-    swa_start: float = Field(
-        0.2, gt=0, le=1, description="snapshots are taken while the learning-rate multiplier is below this"
-    )
+    swa_start: float = Field(0.2, gt=0, le=1, description="learning-rate multiplier below which snapshots are taken")
     swa_spacing: float = Field(0.0075, gt=0, lt=1, description="fraction of the run between two snapshots")
     choose: Literal["fixed", "held_out"] = Field(
-        "fixed", description="fixed: ship the configured average; held_out: the best of all on held-out training text"
+        "fixed",
+        description="fixed: pack the configured average; held_out: pack the best average on held-out training text",
     )
 
 
 class ReplayConfig(Section):
-    """The replay burst: the last batches trained on again after the warm-down (PR 693)."""
+    """The replay burst: after the warm-down, training repeats the last batches (PR 693)."""
 
     epochs: int = Field(0, ge=0, le=100, description="passes over the replayed batches; 0 = no replay")
-    batches: int = Field(100, ge=1, description="at most this many batches are replayed")
+    batches: int = Field(100, ge=1, description="largest number of batches that are replayed")
     lr_scale_below: float = Field(
-        0.2, gt=0, le=1, description="only batches seen with a lower learning-rate multiplier are replayed"
+        0.2, gt=0, le=1, description="batches trained below this learning-rate multiplier are replayed"
     )
-    lr: float = Field(0.1, gt=0, le=1, description="share of the base learning rates during the replay")
+    lr: float = Field(0.1, gt=0, le=1, description="learning-rate multiplier during the replay")
 
 
 class MeasureConfig(Section):
     """Statistics that `pack` needs, gathered on the final weights and on the training clock."""
 
-    calibration_tokens: int = Field(524_288, ge=8, description="training tokens of the Hessians")
+    calibration_tokens: int = Field(524_288, ge=8, description="training tokens from which the Hessians are computed")
     fisher_tokens: int = Field(
-        0, ge=0, description="training tokens of the Fisher statistics (pack.rate.hessian fisher); 0 = none"
+        0, ge=0, description="training tokens for Fisher statistics, which pack.rate.hessian fisher needs; 0 = none"
     )
     curvature_tokens: int = Field(
-        0, ge=0, description="held-out tokens of the curvature of every tensor (pack.method rate); 0 = none"
+        0, ge=0, description="held-out tokens for the curvature per tensor, which pack.method rate needs; 0 = none"
     )
-    curvature_step: float = Field(1.0, gt=0, description="step that is tried, as a share of a tensor's rms")
-    reserve_seconds: float = Field(0.0, ge=0, description="kept for calibration; 0 = measured in the warm-up")
+    curvature_step: float = Field(
+        1.0, gt=0, description="size of the tested change of a tensor, as a share of its root mean square"
+    )
+    reserve_seconds: float = Field(
+        0.0, ge=0, description="training time kept for calibration; 0 = measured in the warm-up"
+    )
 
 
 class CheckpointConfig(Section):
-    """When training writes its state."""
+    """When training writes checkpoints."""
 
-    seconds: float = Field(120.0, ge=0, description="wall clock between checkpoints; 0 = none")
-    at: tuple[float, ...] = Field((), description="rising fractions of the run whose checkpoints are kept")
+    seconds: float = Field(120.0, ge=0, description="wall-clock time between two checkpoints; 0 = none")
+    at: tuple[float, ...] = Field((), description="increasing fractions of the run at which a checkpoint is kept")
 
     @model_validator(mode="after")
     def _fractions_rise(self) -> Self:
         if list(self.at) != sorted(set(self.at)) or not all(0 < f < 1 for f in self.at):
-            raise ValueError(f"at {list(self.at)} must be rising fractions of the run between 0 and 1")
+            raise ValueError(f"at {list(self.at)} must be increasing fractions of the run between 0 and 1")
         return self
 
 
@@ -96,24 +99,26 @@ class TrainConfig(Section):
     seq_len: int = Field(1024, ge=8, description="tokens in a training row")
     batch_tokens: int = Field(65_536, ge=8, description="tokens per optimizer step over all ranks")
     micro_batch_tokens: int = Field(65_536, ge=8, description="tokens per forward pass on one rank")
-    max_steps: int = Field(0, ge=0, description="stop after this many steps even with time left; 0 = no limit")
+    max_steps: int = Field(0, ge=0, description="largest number of steps; 0 = no limit but the clock")
     loader: Literal["sequential", "shuffled"] = Field("sequential", description="order of the training rows")
-    compile: bool = Field(True, description="torch.compile the step (CUDA only; the CPU runs eagerly)")
+    compile: bool = Field(True, description="use torch.compile for the training step (CUDA only)")
     attention: Literal["auto", "fa3", "cudnn", "flex", "varlen", "flash", "efficient", "math"] = Field(
-        "auto", description="attention backend; auto takes the fastest that this device has"
+        "auto", description="attention backend; auto: the fastest on this device"
     )
     matrix_lr: float = Field(0.04, gt=0, description="Muon learning rate of block matrices")
     embed_lr: float = Field(0.05, gt=0, description="AdamW learning rate of the tied embedding and other tables")
     scalar_lr: float = Field(0.04, gt=0, description="AdamW learning rate of gains, scales and mixers")
-    warmdown: float = Field(0.087, ge=0, le=1, description="last fraction of the budget, in which the rate falls")
+    warmdown: float = Field(0.087, ge=0, le=1, description="last fraction of the run, in which the learning rate falls")
     min_lr: float = Field(0.0, ge=0, lt=1, description="learning-rate multiplier at the end of the warm-down")
     grad_clip: float = Field(0.0, ge=0, description="largest global gradient norm; 0 = no clipping")
-    table_dtype: Literal["fp32", "bf16"] = Field("fp32", description="of token, bigram and value tables in training")
-    held_out_tokens: int = Field(
-        0, ge=0, description="last tokens of the training stream, which training never reads; 0 = none"
+    table_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="dtype of token, bigram and value tables in training"
     )
-    warmup_steps: int = Field(3, ge=1, description="untimed compile warm-up steps; all state is restored after them")
-    log_every: int = Field(50, ge=1, description="steps between lines of train.jsonl")
+    held_out_tokens: int = Field(
+        0, ge=0, description="number of last training tokens that the optimizer never sees; 0 = none"
+    )
+    warmup_steps: int = Field(3, ge=1, description="untimed steps for compilation, after which all state is restored")
+    log_every: int = Field(50, ge=1, description="steps between two lines of train.jsonl")
     muon: MuonConfig = MuonConfig()
     adam: AdamConfig = AdamConfig()
     average: AverageConfig = AverageConfig()
@@ -133,42 +138,43 @@ class TrainConfig(Section):
         replay, average, measure = self.replay, self.average, self.measure
         if replay.epochs and self.lowest_lr_scale >= replay.lr_scale_below:
             raise ValueError(
-                f"replay.lr_scale_below {replay.lr_scale_below:g} is never reached: the learning-rate multiplier "
-                f"falls to {self.lowest_lr_scale:g} at the lowest (warmdown {self.warmdown:g}, min_lr "
-                f"{self.min_lr:g}); raise it, or set replay.epochs 0"
+                f"replay.lr_scale_below {replay.lr_scale_below:g} is never reached: the lowest learning-rate multiplier "
+                f"is {self.lowest_lr_scale:g} (warmdown {self.warmdown:g}, min_lr {self.min_lr:g}); raise lr_scale_below, "
+                "or set replay.epochs 0"
             )
         if 0 < self.held_out_tokens < self.seq_len:
             raise ValueError(
-                f"held_out_tokens {self.held_out_tokens} does not hold one row of seq_len {self.seq_len}; use 0 for "
-                "none, or more"
+                f"held_out_tokens {self.held_out_tokens} is less than one row of seq_len {self.seq_len}; use 0 for "
+                f"none, or at least {self.seq_len}"
             )
         if measure.curvature_tokens and measure.curvature_tokens < self.seq_len:
             raise ValueError(
-                f"measure.curvature_tokens {measure.curvature_tokens} does not hold one row of seq_len "
-                f"{self.seq_len}; use 0 for none, or more"
+                f"measure.curvature_tokens {measure.curvature_tokens} is less than one row of seq_len {self.seq_len}; "
+                f"use 0 for none, or at least {self.seq_len}"
             )
         if measure.curvature_tokens > self.held_out_tokens:
             raise ValueError(
-                f"measure.curvature_tokens {measure.curvature_tokens} is more than the {self.held_out_tokens} "
-                f"held-out tokens that curvature is measured on; set held_out_tokens {measure.curvature_tokens} or more"
+                f"measure.curvature_tokens {measure.curvature_tokens} is above held_out_tokens "
+                f"{self.held_out_tokens}, on which curvature is measured; set held_out_tokens to at least "
+                f"{measure.curvature_tokens}"
             )
         if average.choose == "held_out" and not self.held_out_tokens:
-            raise ValueError("average.choose 'held_out' needs text to choose on: set held_out_tokens, e.g. 262144")
+            raise ValueError("average.choose 'held_out' needs held-out text: set held_out_tokens, for example 262144")
         if average.choose == "held_out" and not (average.ema_decay or average.swa_weight):
             raise ValueError(
-                "average.choose 'held_out' has nothing to choose from but the last weights; set average.ema_decay or "
-                "average.swa_weight, or average.choose 'fixed'"
+                "average.choose 'held_out' needs an average to choose: set average.ema_decay or average.swa_weight, or "
+                "average.choose 'fixed'"
             )
         return self
 
     @property
     def lowest_lr_scale(self) -> float:
-        """The learning-rate multiplier at the very end of the warm-down."""
+        """The learning-rate multiplier at the end of the warm-down."""
         return self.min_lr if self.warmdown else 1.0
 
 
 class SoftRoundConfig(Section):
-    """Soft rounding, a differentiable rounding that sharpens during the run (arXiv 2006.09952; PR 606)."""
+    """Soft rounding, a differentiable rounding that becomes sharper during the run (arXiv 2006.09952; PR 606)."""
 
     sharpness_start: float = Field(1.0, gt=0, description="sharpness when quantized training begins")
     sharpness_end: float = Field(16.0, gt=0, description="sharpness at the end of the run")
@@ -177,8 +183,8 @@ class SoftRoundConfig(Section):
 class CrownConfig(Section):
     """CROWN-Q, a penalty on the variance that rounding adds to the outputs (PR 693)."""
 
-    weight: float = Field(0.0, ge=0, description="weight of the penalty while training is quantized; 0 = none")
-    levels: int = Field(15, ge=1, description="levels of the grid whose step the penalty is computed from")
+    weight: float = Field(0.0, ge=0, description="weight of the penalty; 0 = no penalty")
+    levels: int = Field(15, ge=1, description="number of levels of the grid whose step enters the penalty")
 
 
 class QATConfig(Section):
@@ -187,21 +193,23 @@ class QATConfig(Section):
     earlier_name: ClassVar[str] = "qat"
 
     mode: Literal["none", "ste", "soft_round"] = Field(
-        "none", description="how the forward pass rounds: not at all, straight-through (STE), or by soft rounding"
+        "none", description="rounding in the forward pass: none, straight-through (STE), or soft rounding"
     )
     start_lr_scale: float = Field(
-        0.0, ge=0, le=1, description="quantized once the learning-rate multiplier is below this; 0 = never"
+        0.0, ge=0, le=1, description="learning-rate multiplier below which quantization is on; 0 = never"
     )
-    start_fraction: float = Field(1.0, ge=0, le=1, description="quantized from this fraction of the run; 1 = never")
+    start_fraction: float = Field(
+        1.0, ge=0, le=1, description="fraction of the run from which quantization is on; 1 = never"
+    )
     refresh_steps: int = Field(50, ge=1, description="steps between two searches of the row clips")
     soft_round: SoftRoundConfig = SoftRoundConfig()
     crown: CrownConfig = CrownConfig()
 
     @property
     def enabled(self) -> bool:
-        """Whether anything changes when the start is reached."""
+        """Whether quantization or the CROWN-Q penalty is configured."""
         return self.mode != "none" or self.crown.weight > 0
 
     def is_on(self, fraction: float, lr_scale: float) -> bool:
-        """Whether a step at `fraction` of the run with this rate multiplier is quantized or penalized."""
+        """Whether quantization is on at `fraction` of the run with this learning-rate multiplier."""
         return self.enabled and (lr_scale < self.start_lr_scale or fraction >= self.start_fraction)

@@ -1,9 +1,13 @@
-"""What each tensor of a model is for, and the grid it is packed on; training fakes the same grid that packing uses."""
+"""The role of each tensor of a model, and the grid that it is packed on.
+
+Training with fake quantization and packing both call `grid_of`, so they use the same grids. The patterns of
+`pack.passthrough` are resolved here too.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from bitgolf.config import PackConfig
@@ -17,18 +21,13 @@ def is_table(name: str) -> bool:
 
 
 def role(name: str) -> str:
-    """The part of a tensor's name that says what it is for: `blocks.3.mlp.up.weight` -> `mlp.up`."""
+    """A tensor's name without block number and suffix: `blocks.3.mlp.up.weight` -> `mlp.up`."""
     parts = [part for part in name.split(".") if part not in ("blocks", "weight") and not part.isdigit()]
     return ".".join(parts)
 
 
-def passes_through(name: str, config: PackConfig) -> bool:
-    """True for tensors that `pack.passthrough` keeps in float (PR 348: the embedding and one key matrix)."""
-    return any(fnmatchcase(name, pattern) for pattern in config.passthrough)
-
-
 def require_passthrough_names(names: Iterable[str], config: PackConfig) -> None:
-    """Raises ConfigError for an entry of `pack.passthrough` that matches none of `names`, with the nearest name."""
+    """Raise ConfigError for a pattern of `pack.passthrough` that matches none of `names`, with the nearest name."""
     names = list(names)
     for pattern in config.passthrough:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -39,11 +38,28 @@ def require_passthrough_names(names: Iterable[str], config: PackConfig) -> None:
             )
 
 
+def idle_passthrough(config: PackConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """One sentence per pattern of `pack.passthrough` that matches only tensors without a grid.
+
+    Args:
+        shapes: the model's tensors, name -> shape.
+    """
+    without = config.model_copy(update={"passthrough": ()})
+    return [
+        f"pack.passthrough {pattern!r}: all tensors that it matches stay in float without it"
+        for pattern in config.passthrough
+        if not any(
+            grid_of(name, shape, without) is not None for name, shape in shapes.items() if fnmatchcase(name, pattern)
+        )
+    ]
+
+
 def grid_of(name: str, shape: tuple[int, ...], config: PackConfig) -> Grid | None:
-    """The grid of a tensor, or None when it stays in float (small, one-dimensional, exempt, or all is lossless)."""
+    """The grid of a tensor, or None if it stays in float: it is small, has not two dimensions, is listed in
+    `pack.passthrough` (PR 348 lists the embedding and one key matrix), or the method is lossless."""
     if config.method == "lossless" or len(shape) != 2 or shape[0] * shape[1] <= config.small_tensor:
         return None
-    if passes_through(name, config):
+    if any(fnmatchcase(name, pattern) for pattern in config.passthrough):
         return None
     if is_table(name):
         return Grid(config.grid.embed_bits, clip_sigmas=config.grid.embed_clip_sigmas)

@@ -20,10 +20,10 @@ from torch import Tensor
 from bitgolf.artifact.container import StoredTensor, encode_artifact
 from bitgolf.artifact.sizes import ArtifactSizes
 from bitgolf.config import Config
+from bitgolf.config.idle import idle_packing
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ArtifactError, BudgetError, RunError
-from bitgolf.grids.idle import idle_packing
-from bitgolf.grids.roles import grid_of, require_passthrough_names, role
+from bitgolf.grids.roles import grid_of, idle_passthrough, require_passthrough_names, role
 from bitgolf.measure.calibration import hessian_key
 from bitgolf.measure.second_order import read_curvature, read_fisher
 from bitgolf.model.build import check_tensors
@@ -64,7 +64,8 @@ def pack(
     read = read_tensors(run.require("weights.safetensors"), run.path)
     check_tensors(config.model, config.window, read, str(run / "weights.safetensors"))
     require_passthrough_names(read, config.pack)
-    for sentence in idle_packing(config.pack, {name: tuple(weight.shape) for name, weight in read.items()}):
+    shapes = {name: tuple(weight.shape) for name, weight in read.items()}
+    for sentence in (*idle_packing(config.pack), *idle_passthrough(config.pack, shapes)):
         log.warning("no effect: %s", sentence)
     weights = prune(read, config.pack.prune)
     hessians = _hessians(run, config, device)

@@ -1,4 +1,4 @@
-"""Presets, overrides and the errors they give."""
+"""Presets, overrides, earlier keys, and the errors for wrong settings."""
 
 import tomllib
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bitgolf.config import load_config, preset_names, resolve
+from bitgolf.config import all_settings, load_config, preset_names, resolve
 from bitgolf.config.earlier import REMOVED
+from bitgolf.config.settings import nearest_setting
 from bitgolf.errors import ConfigError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -37,7 +38,6 @@ def test_a_config_cannot_be_changed() -> None:
     ("overrides", "words"),
     [
         ({"train.matrx_lr": "1"}, ["train.matrx_lr", "did you mean 'train.matrix_lr'"]),
-        ({"matrix_lr": "1"}, ["matrix_lr", "did you mean 'train.matrix_lr'"]),
         ({"train.matrix_lr": "-1"}, ["train.matrix_lr", "-1", "greater than 0"]),
         ({"train.seq_len": "many"}, ["train.seq_len", "many", "integer"]),
         ({"model.num_heads": "3"}, ["num_heads 3", "model_dim 128"]),
@@ -61,6 +61,42 @@ def test_bad_settings_are_named_with_what_is_allowed(overrides: dict[str, str], 
         load_config("demo", overrides)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("train.lr", "train.matrix_lr"),
+        ("lr", "train.matrix_lr"),
+        ("train.muon.lr", "train.matrix_lr"),
+        ("train.learning_rate", "train.matrix_lr"),
+        ("train.matrix-lr", "train.matrix_lr"),
+        ("train.matrx_lr", "train.matrix_lr"),
+        ("trian.seq_len", "train.seq_len"),
+        ("train.steps", "train.max_steps"),
+        ("batch_size", "train.batch_tokens"),
+        ("model.layers", "model.num_layers"),
+        ("model.vocab", "model.vocab_size"),
+        ("ttt.rank", "ttt.lora.rank"),
+        ("pack.bits", "pack.grid.matrix_bits"),
+        ("pack.block_size", "pack.gptq.block_size"),
+        ("artifact_bytes", "budget.artifact_bytes"),
+        ("score.method", "score.methods"),
+        ("sed", "seed"),
+        ("dropout", None),
+    ],
+)
+def test_an_unknown_key_gets_the_nearest_setting(key: str, nearest: str | None) -> None:
+    assert nearest_setting(key) == nearest
+
+
+def test_every_setting_is_described_with_its_allowed_values() -> None:
+    settings = all_settings()
+    assert all(setting.description and setting.allowed for setting in settings.values())
+    assert settings["qat.mode"].allowed == "one of none, ste, soft_round"
+    assert settings["model.rope.base"].allowed == "number > 1"
+    assert settings["report.samples"].allowed == "integer >= 0 and <= 20"
+    assert settings["train.checkpoint.at"].allowed == "a list, each number"
 
 
 def test_unknown_preset_names_the_nearest() -> None:

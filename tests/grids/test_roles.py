@@ -1,9 +1,10 @@
-"""Which grid each tensor gets, and what pruning removes."""
+"""The grid of each tensor, and the weights that pruning removes."""
 
 import pytest
 import torch
 
 from bitgolf.config import PackConfig
+from bitgolf.config.pack import GridConfig
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import Grid
 from bitgolf.grids.roles import grid_of, is_table, role
@@ -11,7 +12,9 @@ from bitgolf.quantize.prune import prune
 
 
 def test_every_role_gets_its_bits() -> None:
-    config = PackConfig(matrix_bits=7, attention_bits=6, mlp_bits=5, embed_bits=8, scale_floor=True, clip_sigmas=12.0)
+    config = PackConfig(
+        grid=GridConfig(matrix_bits=7, attention_bits=6, mlp_bits=5, embed_bits=8, scale_floor=True, clip_sigmas=12.0)
+    )
     big = (512, 512)
     assert grid_of("embedding", big, config) == Grid(8)
     assert grid_of("bigram.table", big, config) == Grid(8)
@@ -32,7 +35,7 @@ def test_names_tell_roles() -> None:
 
 def test_one_bit_is_no_grid() -> None:
     with pytest.raises(ValueError, match="mlp_bits 1"):
-        PackConfig(mlp_bits=1)
+        GridConfig(mlp_bits=1)
     with pytest.raises(ConfigError):
         Grid(1)
 

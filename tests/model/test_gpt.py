@@ -91,7 +91,7 @@ def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> No
     ("changes", "words"),
     [
         ({"bigram_rows": 1}, "bigram.rows 1"),
-        ({"xsa_layers": 12}, "xsa_layers 12 is more than the 9"),
+        ({"xsa_layers": 12}, "xsa_layers 12 is above num_layers 9"),
         ({"ve_layers": (8, 9)}, "from 0 to 8"),
         ({"ve_layers": (2, 2)}, "different layers"),
         ({"skip_gates": True, "skips": False}, "skip_gates need skips"),

@@ -49,7 +49,10 @@ def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) 
         ),
         ({"pack__fit__margin_bytes": "10"}, "pack.fit.margin_bytes 10: pack.fit.prune is off"),
         ({"pack__fit__prune": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
-        ({"pack__passthrough": '["*.q_gain"]'}, "pack.passthrough '*.q_gain': what it matches stays in float anyway"),
+        (
+            {"pack__passthrough": '["*.q_gain"]'},
+            "pack.passthrough '*.q_gain': all tensors that it matches stay",
+        ),
         ({"pack__passthrough": '["embedding"]', "pack__method": "lossless"}, "pack.passthrough 'embedding'"),
     ],
     ids=str,

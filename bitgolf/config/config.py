@@ -1,4 +1,4 @@
-"""Everything that decides a run: the sections of all stages, the three caps, and what must fit together."""
+"""The complete configuration of a run: one section per stage, the three caps, and the checks between sections."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ from bitgolf.config.train import QATConfig, TrainConfig
 
 
 class BudgetConfig(Section):
-    """The three caps."""
+    """The three caps of a run (docs/rules.md, B1, B4 and B6)."""
 
-    artifact_bytes: int = Field(16_000_000, ge=1, description="cap on code and compressed model together")
-    train_seconds: float = Field(600.0, gt=0, description="wall clock of training, calibration included")
-    eval_seconds: float = Field(600.0, gt=0, description="wall clock of evaluation")
+    artifact_bytes: int = Field(16_000_000, ge=1, description="largest size of code and compressed model together")
+    train_seconds: float = Field(600.0, gt=0, description="wall-clock time of training, calibration included")
+    eval_seconds: float = Field(600.0, gt=0, description="wall-clock time of evaluation")
 
 
 class ReportConfig(Section):
-    """What the report shows besides the numbers."""
+    """Text examples in the report."""
 
-    samples: int = Field(3, ge=0, le=20, description="continuations of validation text to sample")
+    samples: int = Field(3, ge=0, le=20, description="number of sampled continuations of validation text")
     sample_tokens: int = Field(120, ge=1, le=4_096, description="tokens per sample")
-    surprisal_tokens: int = Field(400, ge=2, le=10_000, description="length of the coloured passage")
+    surprisal_tokens: int = Field(
+        400, ge=2, le=10_000, description="tokens in the passage that is colored by surprisal"
+    )
 
 
 class Config(Section):
-    """Everything that decides a run."""
+    """The complete configuration of a run."""
 
     name: str = Field("custom", min_length=1, description="name of the preset or of your own configuration")
     description: str = Field("", description="one sentence about the configuration, shown in reports")
-    seed: int = Field(1337, ge=0, lt=2**31, description="seed of initial weights, row order and sampling")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    seed: int = Field(1337, ge=0, lt=2**31, description="seed of the initial weights, the row order and sampling")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU if there is one, otherwise the CPU"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -63,17 +67,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _late_starts_are_reached(self) -> Self:
-        lowest = self.train.min_lr if self.train.warmdown else 1.0
+        lowest = self.train.lowest_lr_scale
         if self.train.average.swa_weight and self.train.average.swa_start <= lowest:
             raise ValueError(
-                f"train.average.swa_start {self.train.average.swa_start:g} is never reached: the learning-rate "
-                "multiplier falls to "
-                f"{lowest:g} at the lowest; raise it, or set train.average.swa_weight 0"
+                f"train.average.swa_start {self.train.average.swa_start:g} is never reached: the lowest learning-rate "
+                f"multiplier is {lowest:g}; raise swa_start, or set train.average.swa_weight 0"
             )
         if self.qat.enabled and self.qat.start_fraction == 1 and self.qat.start_lr_scale <= lowest:
             raise ValueError(
-                f"qat never starts: the learning-rate multiplier falls to {lowest:g} at the lowest and "
-                f"qat.start_lr_scale is {self.qat.start_lr_scale:g}; raise it, or set qat.start_fraction below 1"
+                f"qat never starts: the lowest learning-rate multiplier is {lowest:g} and qat.start_lr_scale is "
+                f"{self.qat.start_lr_scale:g}; raise start_lr_scale, or set qat.start_fraction below 1"
             )
         return self
 
@@ -85,22 +88,20 @@ class Config(Section):
         if not train.measure.curvature_tokens:
             raise ValueError(
                 "pack.method 'rate' divides the bytes by measured curvature: set train.measure.curvature_tokens (for "
-                "example "
-                f"{32 * train.seq_len}) and train.held_out_tokens to as many or more"
+                f"example {32 * train.seq_len}), and train.held_out_tokens to at least the same number"
             )
         if pack.rate.hessian == "fisher" and not train.measure.fisher_tokens:
             raise ValueError(
                 "pack.rate.hessian 'fisher' needs train.measure.fisher_tokens, for example "
-                f"{train.measure.calibration_tokens}; or use "
-                "'plain'"
+                f"{train.measure.calibration_tokens}; or use 'plain'"
             )
         if self.qat.mode != "none":
             raise ValueError(
-                f"qat.mode {self.qat.mode!r} trains on the grid that weights are packed on, but pack.method 'rate' "
-                "chooses steps after training; use qat.mode 'none', or pack.method 'gptq'"
+                f"qat.mode {self.qat.mode!r} trains on the grid that the weights are packed on, but pack.method 'rate' "
+                "chooses its steps after training; use qat.mode 'none', or pack.method 'gptq'"
             )
         if pack.fit.prune:
-            raise ValueError("pack.fit.prune is for fixed grids; pack.method 'rate' fits by itself: set it false")
+            raise ValueError("pack.fit.prune is for fixed grids; set it false for pack.method 'rate'")
         return self
 
     @model_validator(mode="after")
@@ -108,18 +109,16 @@ class Config(Section):
         ttt, model, window = self.ttt, self.model, self.window
         if ttt.between_chunks and ttt.weights.chunk_tokens < window:
             raise ValueError(
-                f"ttt.weights.chunk_tokens {ttt.weights.chunk_tokens} is shorter than the window of {window} tokens: "
-                "a chunk would "
-                "not hold one row to learn from"
+                f"ttt.weights.chunk_tokens {ttt.weights.chunk_tokens} is below the window of {window} tokens: a chunk "
+                "would not hold one row to learn from"
             )
         if ttt.method == "last_blocks" and ttt.weights.last_blocks > model.num_layers:
             raise ValueError(
-                f"ttt.weights.last_blocks {ttt.weights.last_blocks} is more than the {model.num_layers} layers there "
-                "are"
+                f"ttt.weights.last_blocks {ttt.weights.last_blocks} is above num_layers {model.num_layers}"
             )
-        if ttt.weights.freeze_blocks > (layers := model.num_layers):
+        if ttt.weights.freeze_blocks > model.num_layers:
             raise ValueError(
-                f"ttt.weights.freeze_blocks {ttt.weights.freeze_blocks} is more than the {layers} layers there are"
+                f"ttt.weights.freeze_blocks {ttt.weights.freeze_blocks} is above num_layers {model.num_layers}"
             )
         if ttt.method == "lora":
             widths = {"k": model.kv_dim, "v": model.kv_dim, "head": min(model.model_dim, model.vocab_size)}
@@ -136,13 +135,13 @@ class Config(Section):
 
     @property
     def window(self) -> int:
-        """Context window at evaluation, in tokens."""
+        """Context window of the evaluation, in tokens."""
         return self.score.seq_len or self.train.seq_len
 
     def digest(self) -> str:
-        """SHA-256 of the resolved configuration: two runs with the same digest were asked to do the same."""
+        """SHA-256 of the resolved configuration, hexadecimal. Two runs with equal configurations have equal digests."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The whole configuration as TOML; `load_config` of the text gives an equal Config."""
+        """The configuration as TOML. `load_config` of that file returns an equal Config."""
         return tomli_w.dumps(self.model_dump(mode="json"))
