@@ -138,9 +138,9 @@ class TrainConfig(Section):
         replay, average, measure = self.replay, self.average, self.measure
         if replay.epochs and self.lowest_lr_scale >= replay.lr_scale_below:
             raise ValueError(
-                f"replay.lr_scale_below {replay.lr_scale_below:g} is never reached: the lowest learning-rate multiplier "
-                f"is {self.lowest_lr_scale:g} (warmdown {self.warmdown:g}, min_lr {self.min_lr:g}); raise lr_scale_below, "
-                "or set replay.epochs 0"
+                f"replay.lr_scale_below {replay.lr_scale_below:g} is never reached: the lowest learning-rate "
+                f"multiplier is {self.lowest_lr_scale:g} (warmdown {self.warmdown:g}, min_lr {self.min_lr:g}); raise "
+                "lr_scale_below, or set replay.epochs 0"
             )
         if 0 < self.held_out_tokens < self.seq_len:
             raise ValueError(

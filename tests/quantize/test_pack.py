@@ -220,7 +220,7 @@ def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(tr
 
 def test_passing_through_what_stays_in_float_anyway_is_said(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
     pack(trained(passthrough='["*.q_gain"]'), CPU, CODE_BYTES)
-    assert "pack.passthrough '*.q_gain': what it matches stays in float anyway" in caplog.text
+    assert "pack.passthrough '*.q_gain': all tensors that it matches stay in float" in caplog.text
 
 
 def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run: Path) -> None:
