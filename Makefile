@@ -24,8 +24,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/tokenizing.py
-	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/timing.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,18 +1,17 @@
 """Collect runs of the one-GPU track into `benchmarks/results/one-gpu-track/` and tabulate them.
 
-The track: one GPU, 300 s of training with everything that reads training text inside it, at most 16,000,000 bytes,
-bits per byte on the whole of `val` (and on its first documents up to 8,000,000 bytes, for comparison with day-to-day
-runs). A run is made with `bitgolf run PRESET --out DIR --data.source ... --data.val_source ... `, or several side by
-side on the GPUs of one machine, on text that `bitgolf prepare` wrote; then they are collected:
-
-    python benchmarks/track.py run PRESET[:SEED]... --data FOLDER --out DIR [--gpus 0,1] [--set KEY=VALUE]...
     python benchmarks/track.py collect DIR [--into FOLDER] [--commit HASH] [--float-bpb BPB] [--note TEXT]
     python benchmarks/track.py table
 
-`collect` copies configuration, log, scores and audit, and writes `summary.json` from them; `table` writes README.md.
+The track: one GPU, 300 s of training with everything that reads training text inside it, at most 16,000,000 bytes,
+bits per byte on the whole of `val`. A run is made with `bitgolf run PRESET --out DIR`, or several with
+benchmarks/experiment.py. `collect` copies configuration, log, scores and audit of a run and writes `summary.json` from
+them, with the score of the first documents up to 8,000,000 bytes for comparison with quick runs. `table` writes
+README.md.
+
 Runs that are compared with published systems use the challenge's lossy tokenizer and its byte accounting on the first
 8 MB of `val`; they have a table of their own. `--float-bpb` gives the chunked score of the float weights where it was
-made apart from the run, `--note` what a reader of the figures should know.
+measured apart from the run. `--note` adds a sentence to the table.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jobs import Job, work_off
 
 from bitgolf.data.prepare import open_data
 from bitgolf.evaluate.bits import bits_per_byte
@@ -171,12 +169,6 @@ def table(results: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("run")
-    sub.add_argument("presets", nargs="+", metavar="PRESET[:SEED]")
-    sub.add_argument("--data", type=Path, required=True)
-    sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--gpus", default="0", help="with , between them; an empty string for the CPU")
-    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     sub = commands.add_parser("collect")
     sub.add_argument("run", type=Path)
     sub.add_argument("--into", type=Path, default=RESULTS)
@@ -185,17 +177,7 @@ def main() -> None:
     sub.add_argument("--note", default="")
     commands.add_parser("table")
     arguments = parser.parse_args()
-    if arguments.command == "run":
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        settings = dict(pair.split("=", 1) for pair in arguments.set)
-        jobs = []
-        for word in arguments.presets:
-            preset, _, seed = word.partition(":")
-            seeded = settings | {"seed": seed or "1337"}
-            jobs.append(Job(arguments.out / f"{preset}-seed{seeded['seed']}", preset, seeded))
-        if failed := work_off(jobs, arguments.gpus.split(","), arguments.data):
-            parser.exit(1, f"{len(failed)} of {len(jobs)} runs failed\n")
-    elif arguments.command == "collect":
+    if arguments.command == "collect":
         print(collect(arguments.run, arguments.into, arguments.commit, arguments.float_bpb, arguments.note))
     else:
         (RESULTS / "README.md").write_text(table(RESULTS))

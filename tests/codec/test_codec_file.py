@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import struct
-import sys
 import zlib
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fuzz
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,20 +30,6 @@ CODED = CodedText(
     ttt=None,
     streams=(CodedStream(90, b"abcdefgh", False), CodedStream(80, b"", True)),
 )
-
-
-def load_fuzz() -> ModuleType:
-    """benchmarks/codec/fuzz.py as a module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "codec" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("codec_fuzz", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = load_fuzz()
 
 
 @given(

@@ -1,10 +1,10 @@
-"""A slice of benchmarks/codec/fuzz.py: damaged and hostile files end in an error or the exact text."""
+"""Damaged and hostile files end in an error or the exact text. benchmarks/fuzz.py makes the damage."""
 
 from __future__ import annotations
 
 import random
 
-from test_codec_file import fuzz
+import fuzz
 
 from bitgolf.codec import CodecModel, compress_bytes
 
