@@ -32,11 +32,12 @@ from torch import Tensor
 from bitgolf.artifact import compressors, header, streams
 from bitgolf.artifact.header import Header, StreamEntry, TensorEntry
 from bitgolf.artifact.sizes import ArtifactSizes, entropy_bits, share_out
-from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code, role
+from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code
 from bitgolf.artifact.streams import Slot
 from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.grids.grid import scale_levels
+from bitgolf.grids.roles import role
 from bitgolf.run import atomic
 
 MAGIC = b"\x93bitgolf"  # the first byte is no ASCII and no UTF-8 start: not mistaken for text

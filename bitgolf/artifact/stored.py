@@ -1,7 +1,9 @@
-"""How one tensor is kept in the artifact: integer codes with row and column scales, or plain fp16 / fp32.
+"""The forms in which the artifact keeps a tensor: integer codes with row and column scales, or plain fp16 or fp32.
 
-`StoredTensor` is what `quantize` hands to the container. Tensors of one `group` (a role, such as all query
-matrices) lie together in the file, so that the compressor sees alike data.
+`quantize` makes a `StoredTensor`, and the container writes and reads it. Tensors of one `group`, such as all query
+matrices, lie together in the file, so that a compressor sees similar values side by side.
+
+Legend: R rows, C columns.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from bitgolf.artifact.trellis import STATE_COUNTS, trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.grids.grid import MAX_BITS, Grid, scale_levels
 
-UNBOUNDED_BITS = 16  # codes of no grid: any integer up to +-32767
+UNBOUNDED_BITS = 16  # of codes without a grid: any integer up to +-32,767
 
 FLOAT_KINDS: dict[str, np.dtype[Any]] = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 CODE_KINDS = {f"int{bits}": bits for bits in (*range(2, MAX_BITS + 1), UNBOUNDED_BITS)}
@@ -27,15 +29,15 @@ KINDS = (*CODE_KINDS, *FLOAT_KINDS)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the artifact keeps it; build it with `quantized`, `fp16` or `fp32`, which check it.
+    """A tensor as the artifact keeps it. Build it with `quantized`, `fp16` or `fp32`, which check it.
 
     Attributes:
-        kind: "int2" ... "int12" on a grid, "int16" (unbounded codes), "fp16" or "fp32".
-        group: the role whose tensors are stored together; None = `role` of the name it is stored under.
+        kind: "int2" ... "int12" on a grid, "int16" for unbounded codes, "fp16" or "fp32".
+        group: tensors of one group are stored together; None = the role of the tensor's name (`grids.roles.role`).
         values: (R, C) int8 or int16 codes of a quantized kind, else float values of any shape up to 4 dimensions; CPU.
-        scales: (R,) fp32 row steps, each an fp16 number > 0; None for float kinds.
-        column_scales: (C,) the same for columns, a factor beside the row's; None = all 1.
-        trellis: states of the trellis that the codes are a path of; 0 = none, each code is its own level.
+        scales: (R,) fp32 row scales, each an fp16 number > 0; None for float kinds.
+        column_scales: (C,) fp32 column scales, each an fp16 number > 0; None = all 1.
+        trellis: states of the trellis that the codes are a path of; 0 = none, the codes are the levels.
     """
 
     kind: str
@@ -59,7 +61,7 @@ class StoredTensor:
         """A quantized matrix; its weights are row scale * column scale * level.
 
         Args:
-            bits: width of the grid, or 16 for codes of no grid, up to +-32767.
+            bits: width of the grid, or 16 for codes without a grid, up to +-32,767.
             trellis: 0 (the level is the code) or 8 (see `trellis_levels`).
         Raises:
             ArtifactError: codes leave the grid, scales are not fp16 numbers > 0, or there is no such trellis.
@@ -115,14 +117,6 @@ class StoredTensor:
 def largest_code(kind: str) -> int:
     """Largest code of a quantized kind; the smallest is its negative."""
     return 2 ** (CODE_KINDS[kind] - 1) - 1
-
-
-def role(name: str) -> str:
-    """The group of a tensor that was given none: its name without the parts that only count.
-
-    "blocks.3.attention.q.weight" and "blocks.10.attention.q.weight" share "blocks.attention.q.weight".
-    """
-    return ".".join(part for part in name.split(".") if not part.isdigit()) or name
 
 
 def num_elements(shape: tuple[int, ...]) -> int:

@@ -1,13 +1,15 @@
-"""Trellis-coded ("dependent") quantization: two quantizers, one path, 0.18 bits per weight saved at equal error.
+"""Trellis-coded ("dependent") quantization: two quantizers and one path, 0.18 bits per weight saved at equal error.
 
-A code k stands for the level 2k + z, in units of half a step. The bit z is not stored: it is the last bit of a state
-that the parities of the codes before it have driven, so the decoder follows along. Each quantizer alone is as coarse
-as a plain one of that step and costs the same entropy; choosing the *path* (Viterbi) over both leaves 0.78 (8 states)
-of its squared error. Sequences run down the columns of a matrix, across the output rows, which GPTQ
-rounds together. The state starts at 0 and returns to 0 every RESTART_ROWS rows; both are part of the artifact's
-format. Sources: Marcellin and Fischer 1990; ISO/IEC 15938-17 (dependent quantization); parity checks of Ungerboeck.
+A code k stands for the level 2k + z, in units of half a step. The bit z says which of two quantizers the code belongs
+to: quantizer 0 has the even levels, quantizer 1 the odd ones. z is not stored. It is the last bit of a state that the
+parities of the earlier codes have set, so the decoder computes it too. Each quantizer alone is as coarse as a plain
+one of that step, and its codes have the same entropy. Choosing the *path* through both (see `quantize.viterbi`)
+leaves 0.78 of the squared error with 8 states. A path runs down a column of a matrix, because GPTQ rounds all rows of
+a column together. The state is 0 at the first row and again every RESTART_ROWS rows. Both are part of the artifact's
+format.
+Sources: Marcellin and Fischer 1990; ISO/IEC 15938-17 (dependent quantization); parity checks of Ungerboeck 1982.
 
-Legend: R rows, C columns, S states, T steps of a path, L lanes (paths that are searched side by side).
+Legend: R rows, C columns, S states.
 """
 
 from __future__ import annotations
@@ -21,22 +23,21 @@ from torch import Tensor
 
 from bitgolf.errors import ConfigError
 
-RESTART_ROWS = 512  # long enough to cost nothing (0.002 bit), short enough for parallel lanes
+RESTART_ROWS = 512  # a restart takes 0.002 bits per weight, and segments are decoded in parallel
 STATE_COUNTS = (0, 8)  # 0 = no trellis
-# Squared error in units of the step^2 (the distance of codes k and k + 1) where it is small against the data.
-MEAN_SQUARED_ERROR = {0: 1 / 12, 8: 0.0652}
-_PARITY_CHECKS = {8: (0o13, 0o04)}  # by number of states
+MEAN_SQUARED_ERROR = {0: 1 / 12, 8: 0.0652}  # in units of step^2, at fine steps; 8 states: measured on Gaussian noise
+_PARITY_CHECKS = {8: (0o13, 0o04)}  # by number of states (Ungerboeck 1982)
 
 
 @dataclass(frozen=True)
 class Trellis:
-    """The state machine: after a code of parity b in state s comes state `following[s, b]`.
+    """The state machine: a code of parity b in state s leads to state `following[s, b]`.
 
     Attributes:
         following: (S, 2) int64.
         incoming: (2, S) int64, the two branches into each state as b * S + s, by ascending s.
-        coset: (S, S) int64, level mod 4 on the branch from one state to another (0 where there is none).
-        push: what z and b exclusive-or onto s >> 1.
+        coset: (S, S) int64, level mod 4 on the branch from one state to another; 0 where there is no branch.
+        push: the next state is s >> 1, exclusive-or push[0] if z is 1, exclusive-or push[1] if b is 1.
     """
 
     num_states: int
@@ -70,7 +71,7 @@ def trellis_levels(
     num_states: int,
     restart: int = RESTART_ROWS,
 ) -> Tensor:  # (R, C) int32
-    """The levels that codes stand for: 2k + z with a trellis, k itself with `num_states` 0.
+    """The levels of codes: 2k + z with a trellis, k itself with `num_states` 0.
 
     Raises:
         ConfigError: an unknown number of states, or codes that are no integer matrix.
@@ -82,7 +83,7 @@ def trellis_levels(
         return levels
     from_z, from_parity = trellis_of(num_states).push
     num_rows, num_columns = codes.shape
-    # Row t of every segment is decoded in one go; the last segment may be shorter.
+    # Row t of all segments is decoded at once; the last segment may be shorter.
     state = torch.zeros(-(-num_rows // restart), num_columns, dtype=torch.int32, device=codes.device)
     for t in range(min(num_rows, restart)):
         rows = levels[t::restart]  # a view

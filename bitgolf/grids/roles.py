@@ -21,9 +21,12 @@ def is_table(name: str) -> bool:
 
 
 def role(name: str) -> str:
-    """A tensor's name without block number and suffix: `blocks.3.mlp.up.weight` -> `mlp.up`."""
+    """A tensor's name without block number and suffix: `blocks.3.mlp.up.weight` -> `mlp.up`.
+
+    Artifacts group their tensors by role, so a change here changes the files that `bitgolf pack` writes.
+    """
     parts = [part for part in name.split(".") if part not in ("blocks", "weight") and not part.isdigit()]
-    return ".".join(parts)
+    return ".".join(parts) or name
 
 
 def require_passthrough_names(names: Iterable[str], config: PackConfig) -> None:

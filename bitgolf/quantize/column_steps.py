@@ -1,11 +1,15 @@
-"""Unbounded steps: every integer is a level, so the step alone sets rate and error, and may differ by column.
+"""Unbounded steps: every integer is a level, and the distance of two levels may differ by column.
 
-weight ~ scale * column_scale_j * level_ij. With an entropy coder no range has to be chosen: halving the step costs one
-bit per weight and quarters the squared error, whatever the data. The loss that GPTQ leaves is sum_j D_j |e_j|^2, with
-D_j = 1 / U_jj^2 the variance of input j given the inputs rounded later. Column steps in proportion to D_j^(-1/2) are
-therefore optimal, and one step for all columns wastes 1/2 log2(AM(D) / GM(D)) bits per weight (WaterSIC,
-arXiv:2603.04956). Column factors have geometric mean 1, so that the rate depends on the base step alone. Rounding uses
-the scales as stored.
+With an entropy coder no range has to be chosen. The step alone sets the bits and the error: halving it costs one bit
+per weight and quarters the squared error, whatever the weights are.
+
+    weight_ij ~ scale * c_j * level_ij        c_j: column factor, with geometric mean 1
+
+GPTQ leaves the loss sum_j D_j * |e_j|^2, where e_j is the rounding error of column j. D_j = 1 / U_jj^2 is the
+variance of input j given the inputs that are rounded later, and U the factor of the inverse Hessian. The loss is
+least at a given number of bits if c_j is in proportion to D_j^(-1/2). One step for all columns wastes 1/2 log2(AM(D)
+/ GM(D)) bits per weight, with AM and GM the arithmetic and the geometric mean (WaterSIC, arXiv:2603.04956). Rounding
+uses the scales as the artifact stores them.
 
 Legend: R rows (outputs), C columns (inputs), N matrices of one shape.
 """
@@ -26,22 +30,23 @@ from bitgolf.measure.inverse_factor import InverseFactor
 from bitgolf.quantize.viterbi import trellis_quantize
 
 ColumnFactor = Literal["one", "pivot"]
-LARGEST_CODE = 32_767  # codes are kept as int16
-_LARGEST_LEVEL = 1 << 22  # integers and their neighbors are exact in fp32 up to here
-_LEAST_IMPORTANCE = 1e-3  # of the mean; an output that hardly matters still counts a little
+LARGEST_CODE = 32_767  # codes are stored as int16
+_LARGEST_LEVEL = 1 << 22  # up to here, integers and their halves are exact in fp32
+_LEAST_IMPORTANCE = 1e-3  # of the mean importance; no output is ignored
+_FACTORS_PER_OCTAVE = (
+    8  # values of column factors; storing one takes about 3 bits, rounding wastes 0.001 bits per weight
+)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How far apart the levels of a matrix lie.
+    """The distance between the levels of a matrix.
 
     Args:
-        step: distance of the weights of codes k and k + 1, before the column factors. At high rate a weight costs
-            h - log2(step) bits, with or without a trellis, and its squared error is
+        step: distance of the weights of codes k and k + 1, before the column factors. At fine steps a weight costs
+            h - log2(step) bits, with or without a trellis, and its mean squared error is
             `MEAN_SQUARED_ERROR[trellis] * step^2`.
         columns: "one" step for all columns; "pivot": in proportion to D_j^(-1/2), which needs a Hessian.
-        per_octave: column factors are rounded to this many values per octave, so that storing one costs about 3 bits
-            (8 values per octave lose 0.001 bits per weight); 0 = fp16 without rounding to this grid.
         trellis: 0, or the 8 states of trellis-coded quantization.
     Raises:
         ConfigError: a setting out of range.
@@ -49,7 +54,6 @@ class Steps:
 
     step: float
     columns: ColumnFactor = "one"
-    per_octave: int = 8
     trellis: int = 0
 
     def __post_init__(self) -> None:
@@ -57,13 +61,11 @@ class Steps:
             raise ConfigError(f"a step of {self.step!r} does not exist; it must be finite and > 0")
         if self.columns not in get_args(ColumnFactor):
             raise ConfigError(f"columns {self.columns!r} is not one of {', '.join(get_args(ColumnFactor))}")
-        if type(self.per_octave) is not int or not 0 <= self.per_octave <= 1024:
-            raise ConfigError(f"per_octave {self.per_octave!r} must be an integer from 0 (fp16) to 1024")
         if self.trellis not in STATE_COUNTS:
             raise ConfigError(f"a trellis of {self.trellis!r} states does not exist; choose 8 (0 = no trellis)")
 
     @property
-    def levels_a_step(self) -> int:
+    def levels_per_step(self) -> int:
         """Levels between two neighboring codes: 2 with a trellis, whose quantizers interleave."""
         return 2 if self.trellis else 1
 
@@ -71,7 +73,7 @@ class Steps:
         self,
         weight: Tensor,  # (R, C) any float dtype
     ) -> Tensor:  # (R,) fp32, every value an fp16 number > 0
-        """What one level is worth before the column factors: the same for all rows, but the smallest for zero rows.
+        """Weight of one level before the column factors: the same for all rows, and the smallest scale for zero rows.
 
         Raises:
             ConfigError: NaN or infinite weights, or a step that does not fit fp16.
@@ -81,7 +83,7 @@ class Steps:
                 f"steps quantize non-empty float matrices (R, C), not {weight.dtype} of {tuple(weight.shape)}"
             )
         require_finite(weight)
-        scale = torch.tensor(self.step / self.levels_a_step, dtype=torch.float64, device=weight.device)
+        scale = torch.tensor(self.step / self.levels_per_step, dtype=torch.float64, device=weight.device)
         scale = scale.to(torch.float16).float().clamp_min(SMALLEST_SCALE)
         zero = weight.double().square().mean(dim=1) == 0
         scales = scale.expand(len(weight)).masked_fill(zero, SMALLEST_SCALE)
@@ -96,9 +98,9 @@ class Steps:
         self,
         factor: InverseFactor | None,  # of the tensor's Hessian; needed by "pivot"
     ) -> Tensor | None:
-        """(C,) fp32 of fp16 numbers > 0 by which each column's step is multiplied, 1 for dead columns; None = all 1.
+        """(C,) fp32 column factors, each an fp16 number > 0, and 1 for dead columns; None = all 1.
 
-        Raises ConfigError when the settings need a Hessian and there is none.
+        Raises ConfigError if the settings need a Hessian and there is none.
         """
         if self.columns == "one":
             return None
@@ -112,9 +114,7 @@ class Steps:
         if not bool(live.any()):
             return torch.ones_like(pivots, dtype=torch.float32)
         octaves = torch.where(live, pivots, 1.0).log2()
-        octaves = octaves - octaves[live].mean()
-        if self.per_octave:
-            octaves = torch.round(octaves * self.per_octave) / self.per_octave
+        octaves = torch.round((octaves - octaves[live].mean()) * _FACTORS_PER_OCTAVE) / _FACTORS_PER_OCTAVE
         scales = octaves.exp2().masked_fill(factor.dead, 1.0)
         return scales.to(torch.float16).float().clamp_min(SMALLEST_SCALE)
 
@@ -123,7 +123,7 @@ def check_importance(
     importance: Tensor,  # (R,) >= 0, the curvature of the loss in each output
     weight: Tensor,  # (R, C)
 ) -> Tensor:  # (R,) fp32 > 0 on the weight's device, mean 1 before the floor
-    """Row importance in units of its mean, floored at 1/1000. Raises ConfigError when it is unusable."""
+    """Importance in units of its mean, at least 1/1000. Raises ConfigError if shape or values are wrong."""
     values = importance.to(device=weight.device, dtype=torch.float32)
     if values.shape != weight.shape[:1]:
         raise ConfigError(f"importance has shape {tuple(importance.shape)} for {len(weight)} rows")
@@ -133,18 +133,6 @@ def check_importance(
     if float(mean) == 0.0:
         return torch.ones_like(values)
     return (values.double() / mean).clamp_min(_LEAST_IMPORTANCE).float()
-
-
-def wasted_bits(factor: InverseFactor, column_scales: Tensor | None = None) -> float:
-    """1/2 log2(AM / GM) of D_j * column_scale_j^2 over live columns: bits per weight that these steps waste."""
-    live = ~factor.dead[factor.order]
-    if not bool(live.any()):
-        return 0.0
-    shares = factor.pivots.double().pow(-2)
-    if column_scales is not None:
-        shares = shares * column_scales.to(shares)[factor.order].square()
-    shares = shares[live]
-    return max(0.0, 0.5 * float(torch.log2(shares.mean()) - torch.log2(shares).mean()))
 
 
 class StepRounder:
@@ -158,7 +146,7 @@ class StepRounder:
 
     def __init__(self, steps: Steps, scales: Tensor, importance: Tensor | None) -> None:
         self.trellis = steps.trellis
-        self.weight: Tensor | None = None  # (N, R): what a squared error of one level costs, relative to other rows
+        self.weight: Tensor | None = None  # (N, R) cost of a squared error of one level, relative to the other rows
         if importance is not None:
             cost = importance.double() * scales.double().square()
             self.weight = (cost / cost.mean(dim=1, keepdim=True)).to(torch.float32).clamp_min(1e-6)
@@ -171,7 +159,7 @@ class StepRounder:
         self,
         x: Tensor,  # (N, R, C) in units of the stored steps
     ) -> Tensor:  # (N, R, C) integer-valued
-        """Levels of whole matrices, every column for itself."""
+        """Levels of whole matrices; no column's error is fed back to another."""
         weight = None if self.weight is None else self.weight.unsqueeze(1)
         return self._round(x.transpose(1, 2), weight).transpose(1, 2)
 

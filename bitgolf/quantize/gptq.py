@@ -1,10 +1,12 @@
-"""GPTQ: rounding with feedback, so that the layer's output, not its weights, stays close.
+"""GPTQ: rounding with feedback, so that the output of the layer stays close rather than its weights.
 
-Columns are rounded one after the other; the rounding error of a column is spread over the columns not yet
-rounded so as to minimize tr(E H E^T), with E the weight error and H = sum of x x^T over calibration inputs x.
-What a column is rounded *to* is the caller's: a grid, unbounded steps or a trellis down its rows. Scales are fixed
-before. Method: Frantar et al. 2022 (arXiv:2210.17323), full Hessian; the factor that feeds errors back is
-`bitgolf.measure.inverse_factor`'s. Legend: N matrices of one shape, R rows (outputs), C columns (inputs).
+Columns are rounded one after the other. The rounding error of a column is spread over the columns that are not rounded
+yet, so as to minimize tr(E H E^T), with E the weight error and H = sum of x x^T over calibration inputs x. The caller
+chooses the scales beforehand, and the `Rounder`: a grid, unbounded steps, or a trellis down the rows.
+Method: Frantar et al. 2022 (arXiv:2210.17323) with the full Hessian. `measure.inverse_factor` computes the factor that
+spreads the errors.
+
+Legend: N matrices of one shape, R rows (outputs), C columns (inputs), B columns of one block.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from bitgolf.measure.inverse_factor import InverseFactor, inverse_factor
 
 
 class Rounder(Protocol):
-    """What a column is rounded to."""
+    """Rounds one column of each matrix."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Integer-valued levels (N, R) for x (N, R), a column of each matrix in units of its stored steps."""
@@ -40,63 +42,22 @@ class GridRounder:
         return torch.round(x).clamp(-self.grid.qmax, self.grid.qmax)
 
 
-def gptq(
-    weight: Tensor,  # (R, C) any float dtype
-    hessian: Tensor,  # (C, C)
-    grid: Grid,
-    scales: Tensor,  # (R,) fp32 from `grid.scales`
-    damping: float = 0.01,
-    block_size: int = 128,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:  # (R, C) codes, (R, C) fp32
-    """Round one matrix to a grid; see `gptq_batched`, of which this is the case N = 1."""
-    codes, dequantized = gptq_batched(
-        weight.unsqueeze(0), hessian.unsqueeze(0), grid, scales.unsqueeze(0), damping, block_size, dtype
-    )
-    return codes[0], dequantized[0]
-
-
-@torch.no_grad()
-def gptq_batched(
-    weights: Tensor,  # (N, R, C) any float dtype
-    hessians: Tensor,  # (N, C, C)
-    grid: Grid,
-    scales: Tensor,  # (N, R) fp32 from `grid.scales`
-    damping: float = 0.01,
-    block_size: int = 128,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:  # (N, R, C) codes, (N, R, C) fp32
-    """Round N matrices of one shape to a grid, each with its own Hessian, together.
-
-    A column whose input was always zero (H_jj = 0) gets weight zero. `damping` times the mean diagonal of the
-    live columns is added to the diagonal; when a Hessian is still not positive definite it is raised tenfold,
-    with a warning, up to one mean diagonal.
-
-    Args:
-        damping: share of the mean diagonal, > 0.
-        block_size: columns between two updates of the rest of the matrix; changes speed, not the result.
-        dtype: working precision, float32 or float64.
-    Returns:
-        codes and the weights they stand for, `grid.dequantize(codes, scales)`, in the original column order.
-    Raises:
-        ConfigError: shapes that do not fit, NaN or infinity, or a Hessian that is not symmetric positive
-            semi-definite.
-    """
-    factors = factorize(weights, hessians, damping, dtype)
-    levels = round_with_feedback(weights, factors, scales, None, GridRounder(grid), block_size)
-    codes = levels.to(grid.code_dtype)
-    return codes, grid.dequantize(codes, scales)
-
-
 def factorize(
     weights: Tensor,  # (N, R, C)
     hessians: Sequence[Tensor] | Tensor,  # N of (C, C)
     damping: float,
     dtype: torch.dtype,
 ) -> list[InverseFactor]:
-    """The factors that `round_with_feedback` takes, after checking that the Hessians fit the weights.
+    """The factors that `round_with_feedback` takes.
 
-    Raises ConfigError as `gptq_batched` does.
+    `damping` times the mean diagonal of the live columns is added to the diagonal. If a Hessian is still not positive
+    definite, the damping is raised tenfold with a warning, up to one mean diagonal.
+
+    Args:
+        damping: share of the mean diagonal, > 0.
+        dtype: working precision, float32 or float64.
+    Raises:
+        ConfigError: shapes that do not fit, NaN or infinity, or a Hessian that is not symmetric positive semi-definite.
     """
     if weights.ndim != 3 or 0 in weights.shape:
         raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weights.shape[1:])}")
@@ -124,10 +85,13 @@ def round_with_feedback(
     rounder: Rounder,
     block_size: int = 128,
 ) -> Tensor:  # (N, R, C) int32
-    """Levels l of N matrices of one shape, in the weights' column order; weight ~ scale * column_scale * l.
+    """Levels of N matrices, in the column order of the weights; weight ~ scale * column_scale * level.
 
-    Works in the factors' precision. Columns whose input was always zero are rounded as zeros.
+    Columns whose input was always zero get level 0.
 
+    Args:
+        factors: they set the working precision.
+        block_size: columns between two updates of the rest of the matrix. It changes the speed, not the result.
     Raises:
         ConfigError: shapes that do not fit, NaN or infinity.
     """
@@ -162,7 +126,7 @@ def round_with_feedback(
 
 def _round_block(
     block: Tensor,  # (N, B, R) columns of the block, already corrected by every earlier block
-    factor: Tensor,  # (N, B, B) upper triangular diagonal block of the inverse factor
+    factor: Tensor,  # (N, B, B) diagonal block of the upper triangular inverse factor
     steps: Tensor,  # (N, R)
     multipliers: Tensor | None,  # (N, B) column steps in rounding order
     rounder: Rounder,
@@ -170,7 +134,7 @@ def _round_block(
 ) -> Tensor:  # (N, B, R) rounding errors divided by the pivots
     """Round the columns of one block in order, each after the corrections of its predecessors."""
     errors = torch.empty_like(block)
-    influence = factor.transpose(1, 2).contiguous()  # (N, B, B): row j = how earlier columns push column j
+    influence = factor.transpose(1, 2).contiguous()  # (N, B, B); row j: influence of earlier columns on column j
     pivots = factor.diagonal(dim1=1, dim2=2)  # (N, B)
     for j in range(block.shape[1]):
         column = block[:, j]  # (N, R)
@@ -197,7 +161,7 @@ def output_error(
 
 @contextmanager
 def _full_matmul_precision() -> Iterator[None]:
-    """True fp32 products inside, whatever training chose (TF32 keeps 10 bits of mantissa: too few here)."""
+    """Exact fp32 products inside. TF32, which training may have chosen, keeps 10 bits of mantissa: too few here."""
     cpu: Any = torch.backends.mkldnn
     backends = (torch.backends.cuda.matmul, cpu.matmul)
     before = [backend.fp32_precision for backend in backends]
@@ -230,6 +194,6 @@ def _check(
         raise ConfigError(f"block_size {block_size} must be >= 1")
     if not bool(torch.isfinite(weights).all()):
         raise ConfigError("the weight holds NaN or infinite values; did the model diverge?")
-    for what, given in (("scales", scales), ("column scales", column_scales)):
-        if given is not None and not bool((torch.isfinite(given) & (given > 0)).all()):
+    for what, values in (("scales", scales), ("column scales", column_scales)):
+        if values is not None and not bool((torch.isfinite(values) & (values > 0)).all()):
             raise ConfigError(f"{what} must be finite and > 0; take them from Grid.scales or Steps")

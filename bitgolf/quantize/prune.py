@@ -1,17 +1,18 @@
-"""Pruning: weights of least magnitude before quantization, and codes of +-1 after it until the artifact fits.
+"""Pruning: weights of least magnitude before quantization, and codes of +1 and -1 after it until the artifact fits.
 
-Zeros cost a compressor little. The published int5 systems zero the smallest 2 to 5 % of every large matrix (`prune`).
-PR 609 and 693 zero codes instead, and only as many as it takes: a code of +-1 costs scale_row^2 * H_jj at the layer's
-output, the cheapest go first, and the number is searched for that brings code and model under the cap with a margin
-(`fit`). H is the Hessian as it was gathered, without damping; tables are left alone, because H says nothing of what
-they do as inputs. Each probe of the search encodes the whole artifact, so the order-0 entropy of the codes guides it.
+Zeros take few bytes after compression. `prune` zeroes the smallest weights of every large matrix; the published int5
+systems zero 2 to 5 % of them. `fit` zeroes codes of +1 and -1 instead, as PR 609 and 693 do: as few of them as bring
+code and model under the cap with a margin. Zeroing one costs scale_row^2 * H_jj of squared error at the layer's
+output, and the cheapest are zeroed first. H is the Hessian as it was gathered, without damping. Tables are not
+pruned, because H says nothing of their effect as inputs. Every trial encodes the whole artifact, so the order-0
+entropy of the codes guides the search.
 
-Legend: R rows (outputs), C columns (inputs), N candidates.
+Legend: R rows (outputs), C columns (inputs), N candidates, P points of a curve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,15 +25,16 @@ from bitgolf.grids.roles import is_table
 from bitgolf.quantize.gptq import output_error
 from bitgolf.quantize.tensors import QuantizedTensor
 
-Encoded = TypeVar("Encoded")
+Encoded = TypeVar("Encoded", bound=Sized)
 
-_PRUNED_ABOVE = 65_536  # elements; the limit of the published scripts
+_PRUNED_ABOVE = 65_536  # elements, as in the published scripts
 _CURVE_POINTS = 257  # of the entropy curve that guides the search
-_TOLERANCE = 1 / 4096  # of the limit may stay unused; of the candidates may be zeroed needlessly
+_TOLERANCE = 1 / 4096  # of the limit that may stay unused, and of the candidates that may be zeroed without need
+_LEAST_SLACK = 64  # bytes that may always stay unused
 
 
 def prune(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Zero the `share` of smallest magnitude in every matrix of more than 65,536 elements that is no table."""
+    """Zero the `share` of smallest weights in every matrix of more than 65,536 elements, except tables."""
     pruned = dict(weights)
     for name, weight in weights.items():
         count = int(share * weight.numel())
@@ -43,10 +45,10 @@ def prune(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
 
 
 class Candidates:
-    """The codes of +-1 in GPTQ matrices, cheapest first.
+    """The codes of +1 and -1 in GPTQ matrices, cheapest first.
 
     Args:
-        tensors: quantized tensors; tables, trellis codes and what was not rounded by GPTQ give no candidates.
+        tensors: quantized tensors. Tables, trellis codes and tensors that GPTQ did not round give no candidates.
         hessians: (C, C) of every matrix, by the tensor's name.
 
     Attributes:
@@ -72,11 +74,11 @@ class Candidates:
         self.total = len(self._costs)
 
     def cost(self, count: int) -> float:
-        """Sum of scale_row^2 * H_jj over the `count` cheapest: squared output per token, as far as H is diagonal."""
+        """Sum of scale_row^2 * H_jj over the `count` cheapest: squared output per token if H were diagonal."""
         return float(self._costs[self._order[:count]].sum())
 
     def codes(self, count: int) -> dict[str, Tensor]:
-        """Codes with the `count` cheapest candidates zeroed, of the tensors in which that changes something."""
+        """Codes with the `count` cheapest candidates zeroed, by name, for the tensors that this changes."""
         chosen = np.zeros(self.total, dtype=bool)
         chosen[self._order[:count]] = True
         changed = {}
@@ -112,63 +114,60 @@ class Candidates:
         return counts, bits
 
 
-def fit(
-    encode: Callable[[int], Encoded], size: Callable[[Encoded], int], candidates: Candidates, limit: int
-) -> tuple[int, Encoded, int]:
+def fit(encode: Callable[[int], Encoded], candidates: Candidates, limit: int) -> tuple[int, Encoded, int]:
     """Zero as few candidates as bring the artifact to `limit` bytes: within 1/4096 of the limit, or of the candidates.
 
     Args:
-        encode: the artifact with that many candidates zeroed.
-        size: its bytes.
-        limit: bytes that it may have; negative when there is no room at all.
+        encode: the artifact with that many candidates zeroed; its `len` is its size in bytes.
+        limit: bytes that it may have; negative if there is no room at all.
     Returns:
-        (number zeroed, the artifact with that many, how often it was encoded). The number is 0 when all fits as it
-        is, and all candidates when even that is not enough: the artifact is then above the limit.
+        (number zeroed, the artifact with that many, how often one was encoded). The number is 0 if the artifact fits
+        as it is. It is that of all candidates if even that is not enough; the artifact is then above the limit.
     """
     best = encode(0)
-    first, encodes, count = size(best), 1, 0
-    if first <= limit or not candidates.total:
+    num_bytes, encodes, count = len(best), 1, 0
+    if num_bytes <= limit or not candidates.total:
         return 0, best, encodes
     counts, bits = candidates.entropy_curve()
-    # Bytes saved so far as order-0 entropy tells: the scale on which real sizes are interpolated.
-    told = np.maximum.accumulate(bits[0] - bits) / 8
-    slack = max(64, int(limit * _TOLERANCE))
+    saved = np.maximum.accumulate(bits[0] - bits) / 8  # bytes saved by each of `counts`, if entropy were the size
+    slack = max(_LEAST_SLACK, int(limit * _TOLERANCE))
     resolution = max(1, int(candidates.total * _TOLERANCE))
-    low, low_size = 0, first  # too few
-    high, high_size, fits = candidates.total, first - told[-1], False  # enough, once `fits`
+    low, low_bytes = 0, num_bytes  # too few zeroed
+    high, high_bytes, fits = candidates.total, num_bytes - saved[-1], False  # enough zeroed, once `fits`
     widths = [high - low]
-    while not fits or (limit - high_size > slack and high - low > resolution):
-        at_low, at_high = np.interp([low, high], counts, told)
-        share = (low_size - limit + slack / 2) / max(low_size - high_size, 1e-9)
-        wanted = at_low + share * (at_high - at_low)
-        guess = high if wanted > at_high else int(np.ceil(np.interp(wanted, told, counts)))
-        if len(widths) > 2 and high - low > widths[-3] / 2:  # the curve misleads: halve
+    while not fits or (limit - high_bytes > slack and high - low > resolution):
+        saved_low, saved_high = np.interp([low, high], counts, saved)
+        share = (low_bytes - limit + slack / 2) / max(low_bytes - high_bytes, 1e-9)
+        target = saved_low + share * (saved_high - saved_low)
+        guess = high if target > saved_high else int(np.ceil(np.interp(target, saved, counts)))
+        if len(widths) > 2 and high - low > widths[-3] / 2:  # the curve misleads: take the middle
             guess = (low + high) // 2
         guess = min(max(guess, low + 1), high - 1 if fits else high)
-        tried = encode(guess)
+        trial = encode(guess)
         encodes += 1
-        if size(tried) <= limit:
-            fits, high, high_size = True, guess, size(tried)
-            best, count = tried, guess
+        if len(trial) <= limit:
+            fits, high, high_bytes = True, guess, len(trial)
+            best, count = trial, guess
         elif guess == candidates.total:
-            return guess, tried, encodes
+            return guess, trial, encodes
         else:
-            if not fits:  # what the curve claims for all of them, corrected by what it claimed for these
-                claimed = np.interp(guess, counts, told) - at_low
-                if claimed > 0 and low_size > size(tried):
-                    high_size = size(tried) - (low_size - size(tried)) / claimed * (at_high - at_low - claimed)
-            low, low_size = guess, size(tried)
+            if not fits:  # correct the curve's value for all candidates by the ratio seen up to this guess
+                expected = np.interp(guess, counts, saved) - saved_low
+                if expected > 0 and low_bytes > len(trial):
+                    ratio = (low_bytes - len(trial)) / expected
+                    high_bytes = len(trial) - ratio * (saved_high - saved_low - expected)
+            low, low_bytes = guess, len(trial)
         widths.append(high - low)
     return count, best, encodes
 
 
-def measured_again(
+def measure_again(
     tensor: QuantizedTensor,
     codes: Tensor,  # (R, C) like the tensor's
     weight: Tensor,  # (R, C) what was quantized
     hessian: Tensor,  # (C, C)
 ) -> QuantizedTensor:
-    """`tensor` with other codes, and the errors and entropy that belong to them."""
+    """`tensor` with other codes, and their errors and entropy."""
     changed = replace(tensor, codes=codes)
     wide = weight.to(hessian.device).float()
     error = wide - changed.dequantized().to(hessian.device)

@@ -1,9 +1,11 @@
-"""One tensor, or a whole model's, from float weights to codes and scales, with the error that it costs.
+"""Quantizes tensors: float weights become codes and scales, and the error of that is measured.
 
-Scales come first: a clip search on a `Grid`, or the step and the column factors of unbounded `Steps`. Codes follow, by
-GPTQ against the calibration Hessian or each weight for itself ("rtn"), to the nearest level or along a trellis.
-Matrices of one shape go through together where that is faster. Stands between `pack`, which decides what each tensor
-gets, and the container, which takes `QuantizedTensor.stored(group)`.
+Scales come first. A bounded `Grid` searches its clips; unbounded `Steps` have their step and the column factors. Codes
+follow: by GPTQ with a calibration Hessian ("gptq") or each weight for itself ("rtn"), to the nearest level or along a
+trellis. Matrices of one shape are rounded together where that is faster. `pack` says what each tensor gets, and the
+artifact stores `QuantizedTensor.stored()`.
+
+Legend: R rows (outputs), C columns (inputs), N matrices of one batch.
 """
 
 from __future__ import annotations
@@ -20,28 +22,28 @@ from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import PERCENTILES, Grid, scale_levels
 from bitgolf.measure.inverse_factor import InverseFactor
-from bitgolf.quantize.column_steps import LARGEST_CODE, StepRounder, Steps, check_importance, wasted_bits
+from bitgolf.quantize.column_steps import LARGEST_CODE, StepRounder, Steps, check_importance
 from bitgolf.quantize.gptq import GridRounder, factorize, output_error, round_with_feedback
 from bitgolf.run.progress import Progress, silent
 
 METHODS = ("gptq", "rtn")
 _BATCH_BYTES = 2 << 30  # working memory of one batch of matrices on a GPU
-_TRELLIS_BATCH_BYTES = 1 << 29  # the same on a CPU, where only a trellis gains from batches
+_TRELLIS_BATCH_BYTES = 1 << 29  # the same on a CPU, for matrices that are rounded along a trellis
 
 
 @dataclass(frozen=True)
 class QuantizeTask:
-    """What to do with one tensor.
+    """One tensor and how to quantize it.
 
     Attributes:
         weight: (R, C) any float dtype, any device, contiguous or not.
         grid: what to round to: a bounded `Grid` for a general-purpose compressor, or unbounded `Steps` for an
             entropy coder.
-        method: "gptq" (needs `hessian`) or "rtn" (uses it only to report the error and for column steps).
-        hessian: (C, C) sum or mean of x x^T over the inputs x of this matrix, weighted by token or not.
-        importance: (R,) >= 0, curvature of the loss in each output; weighs the reported Hessian error and the
+        method: "gptq" needs `hessian`. "rtn" uses it only for column steps and to report the error.
+        hessian: (C, C) sum or mean of x x^T over the inputs x of this matrix.
+        importance: (R,) >= 0, curvature of the loss in each output. It weighs the reported Hessian error and the
             path along a trellis.
-        factor: `hessian.inverse_factor` of `hessian`, when it was computed before; it must have been damped as asked.
+        factor: `inverse_factor` of `hessian` with the same damping, if it was computed before.
     """
 
     name: str
@@ -55,21 +57,20 @@ class QuantizeTask:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Codes and scales of one tensor (on the CPU), and what the rounding cost.
+    """Codes and scales of one tensor, on the CPU, and the error of rounding.
 
     Attributes:
         codes: (R, C) int8, or int16 on grids above 8 bits and with `Steps`.
         scales: (R,) fp32, each an fp16 number.
         grid: what was rounded to.
         weight_error: |W - Q|^2 / |W|^2.
-        hessian_error: tr(E H E^T) / tr(W H W^T), the same of the layer's output (rows weighted by importance if it
-            was given); None without a Hessian.
+        hessian_error: tr(E H E^T) / tr(W H W^T), the relative error of the layer's output; rows count in proportion
+            to their importance. None without a Hessian.
         rtn_hessian_error: the same if every weight had been rounded to nearest with these scales; None with `Steps`
             and GPTQ.
-        code_bits: order-0 entropy of the codes, in bits a weight; with a trellis, given the quantizer in use. An
-            entropy coder that models rows and columns spends less (see `code_length.gaussian_bits`).
+        code_bits: order-0 entropy of the codes, in bits per weight; with a trellis, given the quantizer in use. An
+            entropy coder that models rows and columns spends less.
         column_scales: (C,) fp32, each an fp16 number; None = all 1.
-        uniform_waste_bits: bits a weight that one step for all columns wastes on this Hessian; None without GPTQ.
     """
 
     name: str
@@ -82,28 +83,27 @@ class QuantizedTensor:
     rtn_hessian_error: float | None
     code_bits: float
     column_scales: Tensor | None = None
-    uniform_waste_bits: float | None = None
 
     @property
     def trellis(self) -> int:
-        """States of the trellis that the codes walk through; 0 = none."""
+        """States of the trellis that the codes are a path of; 0 = none."""
         return self.grid.trellis if isinstance(self.grid, Steps) else 0
 
     @property
     def bits(self) -> int:
-        """Width that the container calls the codes: the grid's, or 16 for unbounded ones."""
+        """Bits per code in the artifact: those of the grid, or 16 for unbounded codes."""
         return self.grid.bits if isinstance(self.grid, Grid) else 16
 
     def levels(self) -> Tensor:
-        """(R, C) int32: what the codes stand for, in units of row scale * column scale."""
+        """(R, C) int32 levels of the codes, in units of row scale * column scale."""
         return trellis_levels(self.codes, self.trellis)
 
     def dequantized(self) -> Tensor:
-        """(R, C) fp32: the weights that the artifact will give back."""
+        """(R, C) fp32 weights, as the artifact gives them back."""
         return scale_levels(self.levels(), self.scales, self.column_scales)
 
     def stored(self, group: str | None = None) -> StoredTensor:
-        """The form that the container takes; `group` is the tensor's role."""
+        """The tensor as the artifact keeps it; `group` None = the role of its name."""
         return StoredTensor.quantized(
             self.codes, self.scales, self.bits, group, column_scales=self.column_scales, trellis=self.trellis
         )
@@ -120,16 +120,14 @@ def quantize_tensor(
     importance: Tensor | None = None,  # (R,)
     damping: float = 0.01,
     block_size: int = 128,
-    weigh_clip: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> QuantizedTensor:
-    """Quantize one tensor on the device it is on; see `quantize_tensors`."""
+    """Quantize one tensor on its device; see `quantize_tensors`."""
     return quantize_tensors(
         [QuantizeTask(name, weight, grid, method, hessian, importance)],
         percentiles,
         damping=damping,
         block_size=block_size,
-        weigh_clip=weigh_clip,
         dtype=dtype,
     )[0]
 
@@ -141,7 +139,6 @@ def quantize_tensors(
     *,
     damping: float = 0.01,
     block_size: int = 128,
-    weigh_clip: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     progress: Progress = silent,
@@ -150,12 +147,12 @@ def quantize_tensors(
 
     Args:
         percentiles: row clips to try (see `Grid.search_clip`).
-        damping, block_size, dtype: see `gptq.gptq_batched`.
-        weigh_clip: weigh the clip search by the Hessian's diagonal where there is one.
-        device: where to work; None = where each weight is.
-        progress: called with weights done of weights in all.
+        damping, dtype: see `gptq.factorize`.
+        block_size: see `gptq.round_with_feedback`.
+        device: where to work; None = on the device of each weight.
+        progress: called with the number of weights done and of all weights.
     Raises:
-        ConfigError: a task that cannot be done, with the tensor's name.
+        ConfigError: a tensor cannot be quantized as its task asks; names the tensor.
     """
     for task in tasks:
         if task.method not in METHODS:
@@ -170,8 +167,8 @@ def quantize_tensors(
     results: list[QuantizedTensor | None] = [None] * len(tasks)
     for batch in _batches(tasks, device):
         chosen = [tasks[i] for i in batch]
-        done_batch = _quantize_batch(chosen, percentiles, damping, block_size, weigh_clip, dtype, device)
-        for i, result in zip(batch, done_batch, strict=True):
+        quantized = _quantize_batch(chosen, percentiles, damping, block_size, dtype, device)
+        for i, result in zip(batch, quantized, strict=True):
             results[i] = result
         done += sum(task.weight.numel() for task in chosen)
         progress("quantize", done, total, chosen[-1].name)
@@ -179,19 +176,19 @@ def quantize_tensors(
 
 
 def _batches(tasks: Sequence[QuantizeTask], device: torch.device | str | None) -> list[list[int]]:
-    """Indices of tasks that can be rounded in one go: same shape, grid and device, within the memory bound."""
+    """Indices of tasks that can be rounded together: same shape, grid and device, within the memory bound."""
     batches: list[list[int]] = []
     open_batch: dict[object, list[int]] = {}
     for i, task in enumerate(tasks):
         target = torch.device(device) if device is not None else task.weight.device
         rows, columns = task.weight.shape if task.weight.ndim == 2 else (1, 1)
         each = 4 * (3 * columns * columns + 6 * rows * columns)
-        # On a CPU one matrix keeps the cores busy and the caches warm; only the steps of a trellis gain by company.
+        # On a CPU one matrix keeps the cores busy. Only the search along a trellis is faster with several.
         memory = _BATCH_BYTES if target.type == "cuda" else 0
         if isinstance(task.grid, Steps) and task.grid.trellis:
             memory = max(memory, _TRELLIS_BATCH_BYTES)
-        absent = task.hessian is None, task.importance is None
-        key = (tuple(task.weight.shape), _kind(task.grid), task.method, absent, target)
+        statistics = task.hessian is None, task.importance is None
+        key = (tuple(task.weight.shape), _without_step(task.grid), task.method, statistics, target)
         batch = open_batch.get(key)
         if batch is None or len(batch) >= max(1, memory // each):
             batch = open_batch[key] = []
@@ -200,14 +197,14 @@ def _batches(tasks: Sequence[QuantizeTask], device: torch.device | str | None) -
     return batches
 
 
-def _kind(grid: Grid | Steps) -> object:
-    """What the grids of one batch have in common: everything, but for base steps."""
+def _without_step(grid: Grid | Steps) -> object:
+    """The grid with its base step left out, which may differ within a batch."""
     return grid if isinstance(grid, Grid) else replace(grid, step=1.0)
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A task with all that rounding needs, on the device that does it."""
+    """A task with its scales and its factor, on the device where it is rounded."""
 
     task: QuantizeTask
     weight: Tensor  # (R, C)
@@ -223,14 +220,13 @@ def _quantize_batch(
     percentiles: Sequence[float],
     damping: float,
     block_size: int,
-    weigh_clip: bool,
     dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> list[QuantizedTensor]:
     ready = []
     for task in tasks:
         try:
-            ready.append(_prepare(task, percentiles, damping, weigh_clip, dtype, device))
+            ready.append(_prepare(task, percentiles, damping, dtype, device))
         except ConfigError as error:
             raise ConfigError(f"{task.name}: {error}") from error
     codes, levels, dequantized = _round(ready, block_size, dtype)
@@ -241,7 +237,6 @@ def _prepare(
     task: QuantizeTask,
     percentiles: Sequence[float],
     damping: float,
-    weigh_clip: bool,
     dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> _Ready:
@@ -257,17 +252,16 @@ def _prepare(
     if task.importance is not None and weight.ndim == 2:
         importance = check_importance(task.importance, weight)
     if isinstance(task.grid, Grid):
-        squares = hessian.diagonal() if weigh_clip and hessian is not None else None
-        scales = task.grid.scales(weight, task.grid.search_clip(weight, percentiles, squares))
+        scales = task.grid.scales(weight, task.grid.search_clip(weight, percentiles))
         factor = _factor(task, weight, hessian, damping, dtype) if task.method == "gptq" else None
         return _Ready(task, weight, hessian, factor, scales, None, importance)
     scales = task.grid.row_scales(weight)
-    known = hessian is not None or task.factor is not None
-    wanted = known and (task.method == "gptq" or task.grid.columns == "pivot")
-    factor = _factor(task, weight, hessian, damping, dtype) if wanted else None
+    has_statistics = hessian is not None or task.factor is not None
+    needs_factor = task.method == "gptq" or task.grid.columns == "pivot"
+    factor = _factor(task, weight, hessian, damping, dtype) if has_statistics and needs_factor else None
     column_scales = task.grid.column_scales(factor)
-    reach = float(_in_steps(weight, scales, column_scales, torch.float32).abs().max())
-    _require_codes(reach / task.grid.levels_a_step, task)
+    largest = float(_in_steps(weight, scales, column_scales, torch.float32).abs().max())
+    _require_codes(largest / task.grid.levels_per_step, task)
     return _Ready(task, weight, hessian, factor, scales, column_scales, importance)
 
 
@@ -277,10 +271,8 @@ def _factor(
     if task.factor is None:
         assert hessian is not None, "quantize_tensors refuses GPTQ without a Hessian"
         return factorize(weight.unsqueeze(0), [hessian], damping, dtype)[0]
-    known = task.factor
-    return InverseFactor(
-        known.upper.to(weight.device, dtype), known.order.to(weight.device), known.dead.to(weight.device)
-    )
+    upper, order, dead = task.factor.upper, task.factor.order, task.factor.dead
+    return InverseFactor(upper.to(weight.device, dtype), order.to(weight.device), dead.to(weight.device))
 
 
 def _in_steps(weight: Tensor, scales: Tensor, column_scales: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -300,7 +292,7 @@ def _require_codes(largest: float, task: QuantizeTask) -> None:
 
 
 def _round(ready: list[_Ready], block_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of a batch, their levels and the fp32 weights that they stand for; (N, R, C) each."""
+    """Codes of a batch, their levels and their fp32 weights; (N, R, C) each."""
     grid, method = ready[0].task.grid, ready[0].task.method
     weights = torch.stack([r.weight for r in ready])
     scales = torch.stack([r.scales for r in ready])
@@ -312,10 +304,8 @@ def _round(ready: list[_Ready], block_size: int, dtype: torch.dtype) -> tuple[Te
         else:
             codes = grid.quantize(weights, scales)
         return codes, codes, grid.dequantize(codes, scales)
-    known = [r.column_scales for r in ready if r.column_scales is not None]
-    column_scales = torch.stack(known) if known else None
-    given = [r.importance for r in ready if r.importance is not None]
-    rounder = StepRounder(grid, scales, torch.stack(given) if given else None)
+    column_scales = _stack([r.column_scales for r in ready])
+    rounder = StepRounder(grid, scales, _stack([r.importance for r in ready]))
     if method == "gptq":
         levels = round_with_feedback(weights, factors, scales, column_scales, rounder, block_size)
     else:
@@ -327,18 +317,36 @@ def _round(ready: list[_Ready], block_size: int, dtype: torch.dtype) -> tuple[Te
         except ConfigError as error:
             raise ConfigError(f"{r.task.name}: {error}") from error
     if grid.trellis:
-        # Cheap beside the search, and the one guard against a kernel that a new compiler breaks.
-        side_by_side = codes.transpose(0, 1).flatten(1)  # (R, N * C)
-        decoded = trellis_levels(side_by_side, grid.trellis).reshape(codes.shape[1], codes.shape[0], -1)
-        assert torch.equal(decoded.transpose(0, 1), levels), "the trellis search and its decoder disagree"
+        _require_decodable(codes, levels, grid.trellis)
     return codes.to(torch.int16), levels, scale_levels(levels, scales, column_scales)
+
+
+def _stack(tensors: list[Tensor | None]) -> Tensor | None:
+    """The tensors of a batch along a new first dimension; None if they are None, which holds for all or for none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
+
+
+def _require_decodable(
+    codes: Tensor,  # (N, R, C)
+    levels: Tensor,  # (N, R, C)
+    trellis: int,
+) -> None:
+    """Compare the levels of the search with those of the decoder. A compiler that breaks the kernel fails here.
+
+    This takes little time beside the search.
+    """
+    num_matrices, num_rows, _ = codes.shape
+    side_by_side = codes.transpose(0, 1).flatten(1)  # (R, N * C)
+    decoded = trellis_levels(side_by_side, trellis).reshape(num_rows, num_matrices, -1)
+    assert torch.equal(decoded.transpose(0, 1), levels), "the trellis search and its decoder disagree"
 
 
 def _measure(ready: _Ready, codes: Tensor, levels: Tensor, dequantized: Tensor) -> QuantizedTensor:
     task, hessian = ready.task, ready.hessian
     wide = ready.weight.float()
     error = wide - dequantized
-    # Rows that matter g times as much count like rows sqrt(g) times as large.
+    # A row of importance g counts like a row sqrt(g) times as large.
     share = 1.0 if ready.importance is None else ready.importance.sqrt().unsqueeze(1)
     hessian_error = rtn_hessian_error = None
     if hessian is not None:
@@ -360,23 +368,22 @@ def _measure(ready: _Ready, codes: Tensor, levels: Tensor, dequantized: Tensor) 
         rtn_hessian_error=rtn_hessian_error,
         code_bits=_code_bits(codes, levels, task.grid),
         column_scales=None if ready.column_scales is None else ready.column_scales.cpu(),
-        uniform_waste_bits=None if ready.factor is None else wasted_bits(ready.factor),
     )
 
 
 def _code_bits(codes: Tensor, levels: Tensor, grid: Grid | Steps) -> float:
-    """Order-0 entropy in bits a weight; given the quantizer where a trellis alternates between two.
+    """Order-0 entropy in bits per weight; with a trellis, given which of its two quantizers is in use.
 
-    Counted where the codes are: on a GPU that is quicker than moving the levels.
+    The codes are counted on their device: on a GPU that is faster than moving the levels.
     """
     symbols = codes.reshape(-1).long()
     symbols -= symbols.min()
-    given = 1
+    num_quantizers = 1
     if isinstance(grid, Steps) and grid.trellis:
-        given = 2
+        num_quantizers = 2
         symbols.mul_(2).add_(levels.reshape(-1) & 1)
     counts = torch.bincount(symbols)
-    counts = torch.nn.functional.pad(counts, (0, -len(counts) % given)).reshape(-1, given).double()
+    counts = torch.nn.functional.pad(counts, (0, -len(counts) % num_quantizers)).reshape(-1, num_quantizers).double()
     bits = torch.special.xlogy(counts.sum(dim=0), counts.sum(dim=0)).sum() - torch.special.xlogy(counts, counts).sum()
     return max(0.0, float(bits)) / (math.log(2) * codes.numel())
 

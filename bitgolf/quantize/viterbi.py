@@ -1,7 +1,8 @@
 """The search for the best path through a trellis (Viterbi), on the CPU for many sequences at once.
 
-`quantize.column_steps` calls it with the weights in units of half a step; `artifact.trellis` defines the code. On a GPU
-with Triton the kernel of `viterbi_triton` searches instead. Sources: Viterbi 1967; Marcellin and Fischer 1990.
+`column_steps` calls it with weights in units of half a step. `artifact.trellis` defines the code. On a GPU with
+Triton the kernel in `viterbi_triton` searches instead; this file is its reference. Sources: Viterbi 1967; Marcellin
+and Fischer 1990.
 
 Legend: N sequences, R rows, S states, T steps of a path, L lanes (paths that are searched side by side).
 """
@@ -22,20 +23,20 @@ from bitgolf.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_LANES_AT_ONCE = 256  # keeps the working set of a step in the first two caches
+_LANES_AT_ONCE = 256  # so that the working set of a step stays in the first two caches
 
 
 @torch.no_grad()
 def trellis_quantize(
     x: Tensor,  # (..., R) float, in units of half a step; paths run along the last dimension
     num_states: int,
-    weight: Tensor | None = None,  # (..., R) >= 0, broadcastable: how much the squared error of an element counts
+    weight: Tensor | None = None,  # (..., R) >= 0, broadcastable: factor of an element's squared error
     restart: int = RESTART_ROWS,
 ) -> Tensor:  # (..., R) integer-valued, of x's dtype (fp32 for half precision)
-    """The levels of the path of least (weighted) squared error: Viterbi, exact up to rounding of the sums.
+    """The levels of the path of least weighted squared error, exact up to rounding of the sums.
 
-    `levels >> 1` are the codes. On a GPU one Triton program searches each lane; without Triton, and on every other
-    device, lanes are searched together on the CPU.
+    `levels >> 1` are the codes. On a GPU one Triton program searches each lane. Without Triton, and on every other
+    device, the CPU searches.
 
     Raises:
         ConfigError: an unknown number of states or restart, or x that is not float.
@@ -60,10 +61,10 @@ def trellis_quantize(
 
 @functools.cache
 def _has_triton() -> bool:
-    found = importlib.util.find_spec("triton") is not None
-    if not found:
+    installed = importlib.util.find_spec("triton") is not None
+    if not installed:
         logger.warning("Triton is not installed: trellises are searched on the CPU, many times slower")
-    return found
+    return installed
 
 
 def _search(
@@ -72,7 +73,7 @@ def _search(
     trellis: Trellis,
     num_steps: int,
 ) -> np.ndarray:  # (N, R)
-    """Cut sequences into lanes of `num_steps` and search them, some hundred lanes at a time."""
+    """Cut sequences into lanes of `num_steps` and search them, 256 lanes at a time."""
     num_sequences, num_rows = x.shape
     segments = -(-num_rows // num_steps)
     padding = segments * num_steps - num_rows
@@ -82,7 +83,7 @@ def _search(
         return padded.reshape(-1, num_steps).T
 
     columns = lanes(x)
-    # What lies behind the end weighs nothing: any path does there.
+    # Elements behind the end have weight 0, so any path is good there.
     factors = lanes(np.ones_like(x) if weight is None and padding else x if weight is None else weight)
     levels = np.empty((columns.shape[1], num_steps), dtype=x.dtype)
     for start in range(0, len(levels), _LANES_AT_ONCE):
@@ -118,7 +119,7 @@ def _viterbi(
         by_source.take(trellis.incoming, axis=0, out=pair, mode="clip")
         np.minimum(pair[0], pair[1], out=metric)
 
-    # Walk back with flat indices state * L + lane, so that a step is a single gather.
+    # Follow the best predecessors back, with flat indices state * L + lane, so that a step is a single gather.
     lane = np.arange(num_lanes)
     first, second = (trellis.incoming % num_states)[:, :, None] * num_lanes + lane  # (S, L) each
     back = np.where(pairs[:, 1] < pairs[:, 0], second, first)  # (T, S, L)

@@ -1,7 +1,10 @@
-"""The Viterbi search of `trellis` as one Triton kernel: a warp a lane, path metrics in registers.
+"""The Viterbi search as one Triton kernel: one warp per lane, path metrics in registers.
 
-A column of a matrix is only a few thousand sequential steps away from the next one, so launching PyTorch operations
-for every row would cost minutes a model. The reference is `trellis._viterbi`; both break ties towards the lower state.
+GPTQ rounds one column after the other, and the search along a column takes one step per row. Launching PyTorch
+operations for every step would take minutes per model. The reference is `viterbi._viterbi`. Both choose the lower
+state on ties.
+
+Legend: N sequences, R rows, S states.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def _viterbi_kernel(  # type: ignore[no-untyped-def]
         total = tl.where(exists, metric[None, :] + cost, float("inf"))
         metric, source = tl.min(total, axis=1, return_indices=True)  # ties go left, to the lower state
         tl.store(back_ptr + (offset + t) * NUM_STATES + state, source.to(tl.int8))
-    tl.debug_barrier()  # the walk back reads what other threads of this program wrote
+    tl.debug_barrier()  # the loop below reads values that other threads of this program wrote
 
     end = tl.argmin(metric, axis=0)
     for i in range(length):
@@ -71,7 +74,7 @@ def viterbi(
     trellis: Trellis,
     restart: int,
 ) -> Tensor:  # (N, R) integer-valued, like x
-    """The levels of the best path of each lane; see `trellis.trellis_quantize`."""
+    """The levels of the best path of each lane; see `viterbi.trellis_quantize`."""
     num_sequences, num_rows = x.shape
     levels = torch.empty_like(x)
     back = torch.empty(num_sequences, num_rows, trellis.num_states, dtype=torch.int8, device=x.device)

@@ -22,7 +22,7 @@ from bitgolf.artifact import entropy_coder as coder
 from bitgolf.artifact.compressors import compress, compressor_names, missing_package
 from bitgolf.artifact.container import encode_artifact, predict_bytes, read_artifact, read_stored, write_artifact
 from bitgolf.artifact.sizes import entropy_bits, share_out
-from bitgolf.artifact.stored import StoredTensor, role
+from bitgolf.artifact.stored import StoredTensor
 from bitgolf.artifact.streams import Slot
 from bitgolf.errors import ArtifactError, BitgolfError, ConfigError
 from bitgolf.grids.grid import Grid
@@ -54,7 +54,7 @@ def test_everything_comes_back(contents: dict[str, Any], tmp_path: Path, compres
             assert artifact.tensors[name].dtype == torch.float32
             assert torch.equal(artifact.tensors[name], tensor.restore())
             assert artifact.kinds[name] == tensor.kind
-        assert artifact.groups["blocks.10.q.weight"] == "blocks.q.weight"
+        assert artifact.groups["blocks.10.q.weight"] == "q"
         assert artifact.sizes == sizes
     assert sizes.total == path.stat().st_size
 
@@ -212,18 +212,18 @@ def test_layout_is_the_documented_one(artifact: bytes, take_apart: Callable[...,
     assert int.from_bytes(artifact[18:22], "little") == zlib.crc32(artifact[:18] + artifact[22 : 22 + packed])
     described, streams = take_apart(artifact)
     assert [row[0] for row in described["tensors"]] == [
+        "embedding.weight",
+        "mix",
         "blocks.0.q.weight",
         "blocks.2.q.weight",
         "blocks.10.q.weight",
-        "embedding.weight",
-        "mix",
         "gain",
         "skips",
     ]
     assert list(read_artifact(artifact).sizes.streams) == [
         "scales",
-        "codes/blocks.q.weight",
         "codes/embedding",
+        "codes/q",
         "fp32",
         "fp16",
         "tokenizer",
@@ -350,11 +350,6 @@ def test_impossible_tensors_are_refused_when_stored() -> None:
     for build, message in cases:
         with pytest.raises(BitgolfError, match=message):
             build()
-
-
-def test_roles_drop_only_the_counters() -> None:
-    assert role("blocks.12.attention.q2.weight") == "blocks.attention.q2.weight"
-    assert role("7") == "7" and role("embedding") == "embedding"
 
 
 @settings(max_examples=200, deadline=None)

@@ -26,10 +26,25 @@ def test_every_role_gets_its_bits() -> None:
     assert grid_of("embedding", big, PackConfig(method="lossless")) is None
 
 
-def test_names_tell_roles() -> None:
-    assert role("blocks.10.mlp.up.weight") == "mlp.up"
-    assert role("skip_weights") == "skip_weights"
-    assert is_table("value_embedding.table")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("embedding", "embedding"),
+        ("blocks.3.mlp.up.weight", "mlp.up"),
+        ("blocks.11.attention.query.weight", "attention.query"),
+        ("blocks.0.attn_scale", "attn_scale"),
+        ("skip_weights", "skip_weights"),
+        ("bigram.table", "bigram.table"),
+        ("value_embedding.project.weight", "value_embedding.project"),
+        ("blocks.0.weight", "blocks.0.weight"),
+    ],
+)
+def test_a_role_is_the_name_without_the_layer(name: str, expected: str) -> None:
+    assert role(name) == expected
+
+
+def test_tables_are_told_by_their_names() -> None:
+    assert is_table("value_embedding.table") and is_table("embedding")
     assert not is_table("value_embedding.project.weight")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from grid_gptq import gptq
 
 from bitgolf.config import ModelConfig
 from bitgolf.grids.grid import Grid
 from bitgolf.measure.curvature import measure_curvature, shaped_noise
 from bitgolf.measure.inverse_factor import inverse_factor
 from bitgolf.model import GPT
-from bitgolf.quantize.gptq import gptq, output_error
+from bitgolf.quantize.gptq import output_error
 from bitgolf.run.ranks import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")

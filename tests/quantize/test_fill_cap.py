@@ -1,9 +1,11 @@
-"""Filling a cap: landing on the byte, dividing by curvature, and refusing what cannot be."""
+"""Method rate: the file fills its cap, bytes are divided by curvature, and impossible caps are refused."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -11,17 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitgolf.artifact.sizes import ArtifactSizes
+from bitgolf.config import PackConfig
 from bitgolf.errors import BudgetError, ConfigError
-from bitgolf.quantize.allocate import Rated, equal_slope_steps
-from bitgolf.quantize.fill_cap import SLACK, Priced, Settings, fill, prices
+from bitgolf.quantize.allocate import MeasuredTensor, TensorCurvature, curvatures, equal_slope_steps
+from bitgolf.quantize.fill_cap import SLACK, fill_cap
+from bitgolf.quantize.packed import Packed
 from bitgolf.quantize.tensors import QuantizedTensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PLAIN = Settings(0, False, 0.01, 128, torch.device("cpu"))
+PLAIN = PackConfig(method="rate").updated({"rate.trellis": 0, "rate.column_steps": False})
+BY_COLUMN = PLAIN.updated({"rate.column_steps": True})
 FIXED = 2_000
 
 
-def model(columns: int = 48, rows: int = 300) -> dict[str, Priced]:
+def model(columns: int = 48, rows: int = 300) -> dict[str, MeasuredTensor]:
     """Three matrices that matter differently, and a table without a Hessian."""
     rng = torch.Generator().manual_seed(0)
     mix = torch.randn(columns, columns, generator=rng)
@@ -29,14 +35,28 @@ def model(columns: int = 48, rows: int = 300) -> dict[str, Priced]:
     tensors = {}
     for number, rise in enumerate((1e-4, 1e-3, 4e-3)):
         weight = torch.randn(rows, columns, generator=rng) * 0.05 * (number + 1)
-        tensors[f"matrix{number}"] = Priced(weight, hessian, None, rise, 1e-6, 0.02)
+        tensors[f"matrix{number}"] = MeasuredTensor(weight, hessian, None, rise, 1e-6, 0.02)
     table = torch.randn(rows, columns, generator=rng)
-    return tensors | {"table": Priced(table, None, None, 5e-4, 1e-6, 0.1)}
+    return tensors | {"table": MeasuredTensor(table, None, None, 5e-4, 1e-6, 0.1)}
 
 
-def ideal(tensors: dict[str, QuantizedTensor]) -> bytes:
-    """A file as long as an order-0 coder's: what matters here is how its length reacts."""
-    return bytes(FIXED + round(sum(t.code_bits * t.codes.numel() for t in tensors.values()) / 8))
+def file_of(num_bytes: int, tensors: Iterable[QuantizedTensor]) -> Packed:
+    sizes = ArtifactSizes(num_bytes, 0, {}, {}, {}, {})
+    return Packed(bytes(num_bytes), sizes, {tensor.name: tensor for tensor in tensors}, {})
+
+
+def ideal_bytes(tensors: Iterable[QuantizedTensor]) -> int:
+    return FIXED + round(sum(t.code_bits * t.codes.numel() for t in tensors) / 8)
+
+
+def ideal(tensors: Iterable[QuantizedTensor]) -> Packed:
+    """A file as long as that of an order-0 coder. Only its length matters here."""
+    return file_of(ideal_bytes(tensors := list(tensors)), tensors)
+
+
+def choices(packed: Packed) -> dict[str, dict[str, float]]:
+    assert packed.allocation is not None
+    return packed.allocation["tensors"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("bits", [1.0, 2.5, 4.0, 8.0])
@@ -47,19 +67,20 @@ def test_the_file_fills_any_cap(bits: float, trellis: int) -> None:
     cap = FIXED + int(weights * bits / 8)
     sizes: list[int] = []
 
-    def encode(quantized: dict[str, QuantizedTensor]) -> bytes:
-        sizes.append(len(ideal(quantized)))
-        return ideal(quantized)
+    def encode(quantized: Iterable[QuantizedTensor]) -> Packed:
+        packed = ideal(quantized)
+        sizes.append(len(packed))
+        return packed
 
-    filled = fill(tensors, encode, cap, replace(PLAIN, trellis=trellis, column_steps=True))
+    filled = fill_cap(tensors, encode, cap, BY_COLUMN.updated({"rate.trellis": trellis}))
     assert len(sizes) <= 4, sizes
-    assert cap - SLACK <= len(filled.data) <= cap
-    assert ideal(filled.tensors) == filled.data and filled.tensors.keys() == tensors.keys()
-    for name, tensor in filled.tensors.items():
-        assert tensor.grid.step == filled.choices[name]["step"]  # type: ignore[union-attr]
+    assert cap - SLACK <= len(filled) <= cap
+    assert filled.quantized.keys() == tensors.keys() and len(filled) == ideal_bytes(filled.quantized.values())
+    for name, tensor in filled.quantized.items():
+        assert tensor.grid.step == choices(filled)[name]["step"]  # type: ignore[union-attr]
         assert (tensor.column_scales is None) == (name == "table")
-    total = sum(choice["predicted_nats"] for choice in filled.choices.values())
-    assert filled.predicted_nats == pytest.approx(total)
+    total = sum(choice["predicted_nats"] for choice in choices(filled).values())
+    assert filled.allocation is not None and filled.allocation["predicted_nats"] == pytest.approx(total)
 
 
 @settings(max_examples=15, deadline=None)
@@ -68,64 +89,92 @@ def test_sizes_however_rough_never_exceed_the_cap(seed: int, roughness: int, bit
     tensors = model(rows=64)
     cap = FIXED + int(4 * 64 * 48 * bits / 8)
 
-    def rough(quantized: dict[str, QuantizedTensor]) -> bytes:
-        steps = [f"{t.grid.step:.3g}" for t in quantized.values()]  # type: ignore[union-attr]
+    def rough(quantized: Iterable[QuantizedTensor]) -> Packed:
+        tensors = list(quantized)
+        steps = [f"{t.grid.step:.3g}" for t in tensors]  # type: ignore[union-attr]
         noise = zlib.crc32(f"{seed} {steps}".encode()) % roughness
-        return bytes(len(ideal(quantized)) + noise * any(bool(t.codes.any()) for t in quantized.values()))
+        return file_of(ideal_bytes(tensors) + noise * any(bool(t.codes.any()) for t in tensors), tensors)
 
-    filled = fill(tensors, rough, cap, PLAIN)
-    assert len(filled.data) <= cap and rough(filled.tensors) == filled.data
-    for name, tensor in filled.tensors.items():
-        assert tensor.grid.step == filled.choices[name]["step"]  # type: ignore[union-attr]
+    filled = fill_cap(tensors, rough, cap, PLAIN)
+    assert len(rough(filled.quantized.values())) == len(filled) <= cap
+    for name, tensor in filled.quantized.items():
+        assert tensor.grid.step == choices(filled)[name]["step"]  # type: ignore[union-attr]
 
 
 def test_no_exchange_of_bytes_lowers_the_loss() -> None:
     tensors = model()
     cap = FIXED + 300 * 48 * 4 * 4 // 8
-    filled = fill(tensors, ideal, cap, PLAIN)
-    rated, sources = prices(tensors, PLAIN)
-    assert set(sources.values()) == {"measured"}
-    steps = equal_slope_steps(rated, filled.landing.log2_theta)
+    filled = fill_cap(tensors, ideal, cap, PLAIN)
+    curvature = curvatures(tensors, trellis=0)
+    assert {tensor.source for tensor in curvature.values()} == {"measured"}
+    assert filled.allocation is not None
+    steps = equal_slope_steps(curvature, filled.allocation["log2_theta"])
 
-    def cost(at: dict[str, float]) -> float:
-        return sum(tensors[n].increase_nats * (s / tensors[n].step) ** 2 for n, s in at.items())  # type: ignore[operator]
+    def increase(at: dict[str, float]) -> float:
+        measured = {name: tensor.increase_nats or 0.0 for name, tensor in tensors.items()}
+        return sum(measured[name] * (step / tensors[name].step) ** 2 for name, step in at.items())
 
     for one, other in itertools.permutations(steps, 2):
         for share in (0.9, 0.97):
-            # All have as many weights, so one's loss of bits is the other's gain.
-            assert cost(steps | {one: steps[one] * share, other: steps[other] / share}) > cost(steps)
+            # All tensors have equally many weights, so one loses the bits that the other gains.
+            assert increase(steps | {one: steps[one] * share, other: steps[other] / share}) > increase(steps)
 
 
-def test_what_was_not_measured_gets_a_price() -> None:
+def test_unclear_and_missing_measurements_are_replaced() -> None:
     tensors = model()
     tensors["matrix0"] = replace(tensors["matrix0"], increase_nats=1e-6, error_nats=1e-5)
     tensors["table"] = replace(tensors["table"], increase_nats=None)
-    rated, sources = prices(tensors, PLAIN)
-    assert list(rated) == list(tensors)
-    assert sources == {
+    curvature = curvatures(tensors, trellis=0)
+    assert list(curvature) == list(tensors)
+    assert {name: tensor.source for name, tensor in curvature.items()} == {
         "matrix0": "two standard errors",
         "matrix1": "measured",
         "matrix2": "measured",
         "table": "median of the others",
     }
-    assert rated["matrix0"] == Rated(300 * 48, pytest.approx(2e-5 / 0.02**2))  # type: ignore[arg-type]
+    assert curvature["matrix0"] == TensorCurvature(
+        300 * 48,
+        pytest.approx(2e-5 / 0.02**2),  # type: ignore[arg-type]
+        "two standard errors",
+    )
 
     def shares(name: str) -> float:
         mean_square = float(tensors[name].weight.square().mean())
-        return rated[name].nats_per_squared_step * mean_square / rated[name].num_weights
+        return curvature[name].nats_per_squared_step * mean_square / curvature[name].num_weights
 
     assert shares("table") == pytest.approx(sorted(shares(f"matrix{i}") for i in range(3))[1], rel=1e-5)
     with pytest.raises(ConfigError, match="curvature_tokens"):
-        prices({name: replace(t, increase_nats=None) for name, t in tensors.items()}, PLAIN)
+        curvatures({name: replace(t, increase_nats=None) for name, t in tensors.items()}, trellis=0)
+
+
+@pytest.mark.parametrize("increase", [math.inf, math.nan])
+def test_a_curvature_that_is_no_number_is_named(increase: float) -> None:
+    tensors = model()
+    tensors["matrix1"] = replace(tensors["matrix1"], increase_nats=increase, error_nats=0.0)
+    with pytest.raises(ConfigError, match="matrix1: curvature"):
+        curvatures(tensors, trellis=0)
+
+
+def test_the_error_of_a_trellis_scales_the_curvature() -> None:
+    """Curvature is measured with noise of mean square step^2 / 12; 8 states leave 0.0652 step^2."""
+    plain, trellis = curvatures(model(), trellis=0), curvatures(model(), trellis=8)
+    for name, tensor in model().items():
+        expected = tensor.increase_nats / tensor.step**2  # type: ignore[operator]
+        assert plain[name].nats_per_squared_step == pytest.approx(expected)
+        assert trellis[name].nats_per_squared_step == pytest.approx(12 * 0.0652 * expected)
+
+
+def largest_codes(packed: Packed) -> list[int]:
+    return [int(t.codes.abs().max()) for t in packed.quantized.values()]
 
 
 def test_caps_out_of_reach() -> None:
     with pytest.raises(BudgetError, match=r"rounded to zero 2,000 bytes remain .* 500 over the 1,500"):
-        fill(model(), ideal, FIXED - 500, PLAIN)
-    zero = fill(model(), ideal, FIXED, PLAIN)
-    assert len(zero.data) == FIXED and all(not t.codes.any() for t in zero.tensors.values())
-    finest = fill(model(), ideal, 10_000_000, PLAIN)  # more than codes can use: the finest there is
-    assert len(finest.data) < 10_000_000 and max(int(t.codes.abs().max()) for t in finest.tensors.values()) > 5_000
+        fill_cap(model(), ideal, FIXED - 500, PLAIN)
+    zero = fill_cap(model(), ideal, FIXED, PLAIN)
+    assert len(zero) == FIXED and not any(largest_codes(zero))
+    finest = fill_cap(model(), ideal, 10_000_000, PLAIN)  # more than codes can use: the finest steps there are
+    assert len(finest) < 10_000_000 and max(largest_codes(finest)) > 5_000
 
 
 def test_the_finest_file_has_room_for_the_finest_columns() -> None:
@@ -134,21 +183,22 @@ def test_the_finest_file_has_room_for_the_finest_columns() -> None:
     scales = torch.logspace(-3, 0, 48)
     hessian = torch.diag(scales.square()) + 1e-9 * torch.eye(48)
     tensors["matrix1"] = replace(tensors["matrix1"], hessian=hessian)
-    finest = fill(tensors, ideal, 10_000_000, replace(PLAIN, column_steps=True, damping=1e-6))
-    assert all(5_000 < int(t.codes.abs().max()) <= 32_767 for t in finest.tensors.values())
-    cap = len(finest.data) - 4_000  # where some tensors have their least step and others have not
-    assert cap - 500 <= len(fill(tensors, ideal, cap, replace(PLAIN, column_steps=True, damping=1e-6)).data) <= cap
+    fine = BY_COLUMN.updated({"gptq.damping": 1e-6})
+    finest = fill_cap(tensors, ideal, 10_000_000, fine)
+    assert all(5_000 < largest <= 32_767 for largest in largest_codes(finest))
+    cap = len(finest) - 4_000  # where some tensors have their least step and others have not
+    assert cap - 500 <= len(fill_cap(tensors, ideal, cap, fine)) <= cap
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_cannot_be_quantized_is_named_before_anything_is_encoded(bad: float) -> None:
-    def never(_: dict[str, QuantizedTensor]) -> bytes:
+def test_a_tensor_that_cannot_be_quantized_is_named_before_encoding(bad: float) -> None:
+    def never(_: Iterable[QuantizedTensor]) -> Packed:
         raise AssertionError("encoded")
 
     tensors = model()
     weight = tensors["matrix1"].weight.clone()
     weight[3, 4] = bad
     with pytest.raises(ConfigError, match=r"matrix1: .*infinite"):
-        fill(tensors | {"matrix1": replace(tensors["matrix1"], weight=weight)}, never, 20_000, PLAIN)
+        fill_cap(tensors | {"matrix1": replace(tensors["matrix1"], weight=weight)}, never, 20_000, PLAIN)
     with pytest.raises(ConfigError, match=r"matrix2: .*positive semi-definite"):
-        fill(tensors | {"matrix2": replace(tensors["matrix2"], hessian=-torch.eye(48))}, never, 20_000, PLAIN)
+        fill_cap(tensors | {"matrix2": replace(tensors["matrix2"], hessian=-torch.eye(48))}, never, 20_000, PLAIN)

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from code_length import gaussian_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bitgolf.measure.inverse_factor import InverseFactor, inverse_factor
-from bitgolf.quantize.code_length import gaussian_bits
 from bitgolf.quantize.column_steps import Steps
 from bitgolf.quantize.forecast import Forecast, Spread, spread
 from bitgolf.quantize.tensors import QuantizeTask, quantize_tensors

@@ -8,13 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from grid_gptq import gptq, gptq_batched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import Grid, scale_levels
 from bitgolf.quantize.column_steps import StepRounder, Steps
-from bitgolf.quantize.gptq import factorize, gptq, gptq_batched, output_error, round_with_feedback
+from bitgolf.quantize.gptq import factorize, output_error, round_with_feedback
 from bitgolf.quantize.viterbi import trellis_quantize
 
 

@@ -17,7 +17,7 @@ from bitgolf.config import load_config
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, RunError
 from bitgolf.grids.grid import Grid
-from bitgolf.grids.roles import is_table, role
+from bitgolf.grids.roles import is_table
 from bitgolf.measure.calibration import hessian_key
 from bitgolf.quantize.pack import pack
 from bitgolf.run.directory import RunDirectory
@@ -319,18 +319,3 @@ def test_weights_that_diverged_are_refused_by_name(trained: Make) -> None:
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.down\.weight.*NaN"):
         pack(run, CPU, CODE_BYTES)
     assert not (run / "model.bitgolf").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("embedding", "embedding"),
-        ("blocks.3.mlp.up.weight", "mlp.up"),
-        ("blocks.11.attention.query.weight", "attention.query"),
-        ("blocks.0.attn_scale", "attn_scale"),
-        ("bigram.table", "bigram.table"),
-        ("value_embedding.project.weight", "value_embedding.project"),
-    ],
-)
-def test_a_role_is_the_name_without_the_layer(name: str, expected: str) -> None:
-    assert role(name) == expected

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.grids.grid import Grid
-from bitgolf.quantize.prune import Candidates, fit, measured_again
+from bitgolf.quantize.prune import Candidates, fit, measure_again
 from bitgolf.quantize.tensors import QuantizedTensor, quantize_tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,11 +122,13 @@ def test_the_search_ends_within_tolerance_of_the_fewest_whatever_the_curve_says(
     limit = int(first * (0.5 + share / 2))
     asked: list[int] = []
 
-    def encode(count: int) -> int:
+    def encode(count: int) -> range:
+        """A file of that many bytes, as far as `len` tells."""
         asked.append(count)
-        return size_of(count)
+        return range(size_of(count))
 
-    count, size, encodes = fit(encode, lambda found: found, Many(total, bits), limit)
+    count, file, encodes = fit(encode, Many(total, bits), limit)
+    size = len(file)
     assert size == size_of(count)
     assert encodes == len(asked) == len(set(asked))
     sizes = np.array([size_of(n) for n in range(total + 1)])
@@ -149,25 +151,25 @@ def test_a_curve_that_tells_the_truth_needs_few_encodes() -> None:
     counts = np.linspace(0, total, 257)
     bits = 8 * (16_000_000 - 3e6 * (counts / total) ** 0.8)
 
-    def real(count: int) -> int:
-        return int(17_100_000 - 1.07 * 3e6 * (count / total) ** 0.8)
+    def real(count: int) -> range:
+        return range(int(17_100_000 - 1.07 * 3e6 * (count / total) ** 0.8))
 
     for limit in (17_000_000, 16_000_000, 15_950_000, 14_000_000):
-        count, size, encodes = fit(real, lambda found: found, Many(total, bits), limit)
-        assert limit - limit // 4096 - 1 <= size <= limit
+        count, file, encodes = fit(real, Many(total, bits), limit)
+        assert limit - limit // 4096 - 1 <= len(file) <= limit
         assert encodes <= 4
         assert count > 0
 
 
-def test_nothing_to_prune_is_reported_as_it_is() -> None:
-    assert fit(lambda count: 500 + count, lambda found: found, Many(0, np.zeros(2)), 100) == (0, 500, 1)
+def test_without_candidates_the_artifact_stays_as_it_is() -> None:
+    assert fit(lambda count: range(500 + count), Many(0, np.zeros(2)), 100) == (0, range(500), 1)
 
 
 def test_errors_and_entropy_of_pruned_codes_are_measured_again() -> None:
     tensors, weights, hessians = system()
     tensor = tensors[0]
     codes = Candidates(tensors, hessians).codes(40)[tensor.name]
-    again = measured_again(tensor, codes, weights[tensor.name], hessians[tensor.name])
+    again = measure_again(tensor, codes, weights[tensor.name], hessians[tensor.name])
     weight, hessian = weights[tensor.name].double().numpy(), hessians[tensor.name].double().numpy()
     error = weight - codes.double().numpy() * tensor.scales.double().numpy()[:, None]
     assert again.weight_error == pytest.approx((error**2).sum() / (weight**2).sum(), rel=1e-5)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bitgolf.config import Config, load_config
-from bitgolf.quantize.pack import role
+from bitgolf.grids.roles import role
 from bitgolf.report import report as report_module
 from bitgolf.run.directory import RunDirectory
 

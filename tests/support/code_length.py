@@ -1,7 +1,9 @@
-"""What ideal entropy coding of codes costs when each code's variance is the product of a row and a column part.
+"""Bits of ideal entropy coding, for tests.
 
-Weights look like Gaussian noise with such variances, so this is what a coder with a row and column scale model spends
-but for its side information; comparisons of quantizers are made in these bits. Legend: R rows, C columns.
+The variance of a code is taken for the product of a row and a column part. Trained weights look like Gaussian noise
+with such variances, so a coder that models rows and columns spends these bits, apart from its side information.
+
+Legend: R rows, C columns.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def gaussian_bits(
     codes: Tensor,  # (R, C) integers
     trellis: int = 0,
 ) -> float:
-    """Bits a weight of `codes` under discretized Gaussians of fitted variance row_i * column_j.
+    """Bits per weight of `codes` under discretized Gaussians of fitted variance row_i * column_j.
 
     With a trellis a code k is coded given the quantizer z in use, as a bin of width 1 around k + z / 2. Side
     information (the variances themselves) is not counted.
