@@ -1,40 +1,39 @@
-"""What can go wrong, by whose hand it can be mended.
+"""The errors that a user can cause. All of them derive from `BitgolfError`.
 
-Every error that a user can cause derives from `BitgolfError`; its message names what was given, what is
-allowed and what to do. The command line prints that message alone and exits with 2; anything else is a bug
-and shows its traceback.
+A message names what was given, what is allowed, and what to do. The command line prints the message as one line and
+exits with status 2. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
 
 
 class BitgolfError(Exception):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class ConfigError(BitgolfError, ValueError):
-    """A preset, key or value that is unknown or out of range."""
+    """A preset, key or value is unknown or out of range."""
 
 
 class DataError(BitgolfError, ValueError):
-    """A corpus, tokenizer or shard that is missing, damaged or does not fit the rest."""
+    """A corpus, tokenizer or shard is missing, damaged, or does not fit the other data."""
 
 
 class ArtifactError(BitgolfError, ValueError):
-    """An artifact that is truncated, damaged, hostile or from another version; says where."""
+    """An artifact is truncated, damaged, hostile or from another version. The message names the place."""
 
 
 class BudgetError(BitgolfError, RuntimeError):
-    """Work that does not fit the bytes or the seconds that were allowed; says by how much."""
+    """Work does not fit the bytes or seconds of the budget. The message gives the difference."""
 
 
 class RunError(BitgolfError, RuntimeError):
-    """A run directory that is missing a product, or belongs to another configuration."""
+    """A run directory lacks a product, is in use, or belongs to another configuration."""
 
 
 class TrainingDiverged(BitgolfError, RuntimeError):
-    """A loss or gradient that is NaN or infinite; says at which step and in which tensor."""
+    """A loss or gradient is NaN or infinite. The message names the step and the tensor."""
 
 
 class RuleViolation(BitgolfError, RuntimeError):
-    """An attempt to score or adapt against the rules of the challenge (for example twice, or too early)."""
+    """Code tried to score or adapt against the rules (docs/rules.md), for example to score a target twice."""

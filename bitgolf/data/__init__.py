@@ -1,6 +1,7 @@
-"""Text in, token shards out: sources, tokenizers with exact byte accounting, the shard format, preparation.
+"""From text to token shards: the first stage, `prepare`, and the loader that training reads shards with.
 
-`sources` yields documents, `tokenizer` turns them into ids and proves the bytes, `shards` stores the ids, and
-`prepare` joins the three into a data directory. Nothing in this package but the loader imports torch, so the
-processes that tokenize start quickly and stay small.
+`sources` yields documents, `split` assigns each document to training or validation, `tokenizer` turns documents into
+token ids and proves the byte counts, `shards` stores the ids. `prepare_text` runs these four in order, and `prepare`
+writes the result as a data directory. Only `loader` and `held_out` import torch, so the processes that tokenize start
+fast and use little memory.
 """

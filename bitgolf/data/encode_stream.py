@@ -1,7 +1,7 @@
-"""Encode batches of documents, in this process or in several, in order and with bounded memory.
+"""Encodes batches of documents in order, in this process or in several.
 
-At most two batches a worker are under way, so memory does not grow with the corpus. Every batch is proven
-(`Tokenizer.encode_proven`) where it is encoded.
+Each worker has at most two batches in progress, so memory does not grow with the corpus. The process that encodes a
+batch also proves it (`Tokenizer.encode_proven`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitgolf.data.tokenizer import EncodedDocuments, Tokenizer
 from bitgolf.errors import DataError
 
 BATCH_BYTES = 1_000_000
-_POOL_AFTER = 4  # batches; a smaller load is done before other processes would have started
+_POOL_AFTER = 4  # batches; fewer are encoded before other processes would have started
 _MOST_WORKERS = 8
 
 
@@ -33,7 +33,7 @@ class Batch:
 
 
 def make_batches(labeled: Iterable[tuple[str, Document]]) -> Iterator[Batch]:
-    """Gather (split, document) pairs into batches of about BATCH_BYTES a split; order is kept within a split."""
+    """Group (split, document) pairs into batches of about BATCH_BYTES. The order within a split is kept."""
     held: dict[str, list[Document]] = {}
     sizes: dict[str, int] = {}
     for split, document in labeled:
@@ -49,12 +49,12 @@ def make_batches(labeled: Iterable[tuple[str, Document]]) -> Iterator[Batch]:
 def encode_batches(
     batches: Iterable[Batch], tokenizer: Tokenizer, workers: int = 0
 ) -> Iterator[tuple[Batch, EncodedDocuments]]:
-    """Encode `batches` in order with `workers` processes; small loads stay in this process.
+    """Encode `batches` in order with `workers` processes. A few batches are encoded in this process.
 
-    0 workers means one a core, at most 8: each holds its own memory of words (about 150 MB), and all of them together
-    stay under 2 GB.
+    0 workers means one per core, at most 8. Each worker caches the ids of words (about 150 MB), so 8 of them need less
+    than 2 GB.
 
-    Raises DataError for a document that its tokens do not give back, or when a worker process dies.
+    Raises DataError for a document that does not decode to its text, or if a worker process dies.
     """
     count = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
     source = iter(batches)
@@ -81,7 +81,7 @@ def encode_batches(
             yield done, future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a tokenizing process died (out of memory, or a script without `if __name__ == "
+            "a worker process died (out of memory, or a script without `if __name__ == "
             "'__main__':`); use data.workers=1 to tokenize in one process"
         ) from error
     finally:

@@ -1,8 +1,8 @@
-"""Take over token shards that somebody else wrote (`shards:PATH`, `fineweb`): checked, then used in place.
+"""Token shards that somebody else wrote (`shards:PATH`, `fineweb`): checks them and links them into a data directory.
 
-The data directory gets symbolic links to the shards, a copy of the tokenizer, and a manifest with counts made
-here: documents by their BOS, bytes by the tokenizer's accounting. The original text is not at hand, so
-`raw_bytes` is known only when the tokenizer is lossless, and documents are hashed by their tokens.
+The data directory gets symbolic links to the shards, a copy of the tokenizer, and a manifest. The documents in it are
+counted by their BOS, the bytes by the tokenizer's accounting. The original text is unknown, so `raw_bytes` is known
+only for lossless tokenizers, and documents are hashed by their tokens.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 
 from bitgolf.config import DataConfig
-from bitgolf.data.prepared import SPLITS, TOKENIZER
-from bitgolf.data.shards import TokenShards, file_sha256, find_shards
+from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
+from bitgolf.data.shards import TokenShards, file_sha256
 from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, check_disjoint, hash_document
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ConfigError, DataError
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress
 
-_SAMPLES = 32  # documents of a split that the tokenizer is tried on
-_SAMPLE_TOKENS = 4_096  # of each
-_TAIL = 32  # last tokens of a cut sample, which may merge with what was cut off
-_MATCH = 0.5  # share of the samples that must come back; rare normalizations are not idempotent
+_SAMPLES = 32  # number of documents of a split that test the tokenizer
+_SAMPLE_TOKENS = 4_096  # largest number of tokens of a sample
+_TAIL = 32  # last tokens of a sample, not compared because the cut may change them
+_MATCH = 0.5  # share of samples that must give the same tokens; some normalizations are not idempotent
 
 
 @dataclass(frozen=True)
-class FoundShards:
-    """Shards of both splits and the tokenizer they were made with; `origin` goes into the manifest."""
+class ExistingShards:
+    """Shards of both splits and the tokenizer that made them. `origin` is an entry of the manifest."""
 
     train: list[Path]
     val: list[Path]
@@ -40,37 +40,35 @@ class FoundShards:
 
 
 def reject_text_settings(config: DataConfig) -> None:
-    """Raise ConfigError for settings that would have to cut or re-tokenize text that shards do not hold."""
-    given = [key for key in ("val_source", "val_bytes", "train_bytes") if getattr(config, key)]
-    if given:
-        raise ConfigError(
-            f"data.{given[0]} = {getattr(config, given[0])!r} does not go with data.source {config.source!r}: shards "
-            "are used as they are; leave it out (data.train_shards limits the training shards)"
-        )
+    """Raise ConfigError for settings that need the text of the shards."""
+    for key in ("val_source", "val_bytes", "train_bytes"):
+        if value := getattr(config, key):
+            raise ConfigError(
+                f"data.{key} = {value!r} does not apply to data.source {config.source!r}, because shards are used "
+                f"unchanged; leave data.{key} out (data.train_shards limits the training shards)"
+            )
 
 
-def local_shards(directory: Path, config: DataConfig, vocab_size: int) -> FoundShards:
-    """Find the shards of `directory` and their tokenizer: `data.tokenizer` when it is a path, else the model in
-    the directory, in its `tokenizers`, or in those of the one or two directories above (the challenge's layout).
+def local_shards(directory: Path, config: DataConfig, vocab_size: int) -> ExistingShards:
+    """The shards of `directory` and their tokenizer.
 
-    Raises DataError when shards or tokenizer are missing, or more than one tokenizer would do.
+    The tokenizer is `data.tokenizer` if that is a path. Otherwise it is the model in the directory, in its
+    `tokenizers/`, or in `tokenizers/` of the one or two directories above (the challenge's layout).
+
+    Raises DataError if shards or tokenizer are missing, or if more than one tokenizer fits.
     """
     if not directory.is_dir():
         raise DataError(f"{directory} is not a directory of shards")
     sidecars = sorted(p.name for p in directory.glob("*_bytes_*.bin"))
     if sidecars:
         raise DataError(
-            f"{directory} has byte sidecars ({sidecars[0]}): its text was transformed before tokenization, and the "
-            "bytes of its tokens cannot be known from the tokenizer; such shards are not supported"
+            f"{directory} has byte sidecars ({sidecars[0]}): its text was transformed before tokenization, so the "
+            "tokenizer cannot give the bytes of the tokens; such shards are not supported"
         )
-    found = {}
-    for split in SPLITS:
-        found[split] = find_shards(directory, split)
-        if not found[split]:
-            raise DataError(f"{directory} holds no shards named *{split}_*.bin")
-    train = found["train"][: config.train_shards or None]
+    train, val = (TokenShards.open(directory, split).paths for split in SPLITS)
     tokenizer = _local_tokenizer(directory, config, vocab_size)
-    return FoundShards(train, found["val"], tokenizer, {"directory": str(directory.resolve())})
+    origin = {"directory": str(directory.resolve())}
+    return ExistingShards(train[: config.train_shards or None], val, tokenizer, origin)
 
 
 def _local_tokenizer(directory: Path, config: DataConfig, vocab_size: int) -> Tokenizer:
@@ -84,28 +82,28 @@ def _local_tokenizer(directory: Path, config: DataConfig, vocab_size: int) -> To
     if len(models) != 1:
         what = "no tokenizer" if not models else "several: " + ", ".join(str(path) for path in models)
         raise DataError(
-            f"{directory} needs the one *.model of {vocab_size} pieces that its shards were made with, in it or in "
-            f"tokenizers/ beside it; found {what}. Set data.tokenizer to the path of the model"
+            f"the tokenizer of the shards in {directory} is not clear: found {what}. Put the one *.model of "
+            f"{vocab_size} pieces that made them beside the shards, or set data.tokenizer to its path"
         )
     return Tokenizer.load(models[0])
 
 
-def adopt_shards(found: FoundShards, vocab_size: int, work: Path, progress: Progress) -> dict[str, Any]:
-    """Check `found` and link it into `work`; the body of the manifest.
+def adopt_shards(shards: ExistingShards, vocab_size: int, work: Path, progress: Progress) -> dict[str, Any]:
+    """Check `shards` and link them into `work`. Returns the manifest's entries about them.
 
-    Raises DataError when a shard is damaged, holds ids beyond the vocabulary or no BOS, or when the tokenizer
-    is of another size or does not encode its own decoding of sample documents to the same tokens.
+    Raises DataError if a shard is damaged or contains ids beyond the vocabulary or no BOS, or if the tokenizer has
+    another size or does not encode decoded sample documents to the same tokens.
     """
-    tokenizer = found.tokenizer
+    tokenizer = shards.tokenizer
     if tokenizer.vocab_size != vocab_size:
         raise DataError(
-            f"the tokenizer {tokenizer.name} of the shards has {tokenizer.vocab_size} pieces, model.vocab_size is "
+            f"the tokenizer {tokenizer.name} of the shards has {tokenizer.vocab_size} pieces, but model.vocab_size is "
             f"{vocab_size}; set model.vocab_size to {tokenizer.vocab_size}"
         )
     atomic.write_bytes(work / TOKENIZER, tokenizer.model_bytes)
     splits: dict[str, Any] = {}
     hashes: dict[str, Any] = {}
-    for split, paths, name in (("train", found.train, TRAIN_HASHES), ("val", found.val, VAL_HASHES)):
+    for split, paths, name in (("train", shards.train, TRAIN_HASHES), ("val", shards.val, VAL_HASHES)):
         stream = TokenShards(paths)
         stream.validate(vocab_size)
         check_tokenizer(stream, tokenizer)
@@ -125,25 +123,19 @@ def adopt_shards(found: FoundShards, vocab_size: int, work: Path, progress: Prog
         hashes[split] = {"file": name, "sha256": file_sha256(work / name), "of": "uint16 tokens"}
     _, _, overlap = check_disjoint(work)
     return {
-        "tokenizer": {
-            "name": tokenizer.name,
-            "sha256": tokenizer.sha256,
-            "lossless": tokenizer.lossless,
-            "vocab_size": tokenizer.vocab_size,
-        },
-        "accounting": tokenizer.accounting,
+        **describe_tokenizer(tokenizer),
         "splits": splits,
         "document_hashes": hashes,
         "disjoint": overlap == 0,
         "overlap": overlap,
         "dropped_duplicates": 0,
         "empty_documents": 0,
-        "origin": found.origin,
+        "origin": shards.origin,
     }
 
 
 def split_at_bos(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
-    """Documents of `stream` without their BOS, each (tokens,) uint16; what stands before the first BOS is one."""
+    """Documents of `stream` without their BOS, each (tokens,) uint16. Tokens before the first BOS are a document."""
     held: list[np.ndarray] = []
     for chunk in stream.chunks():
         cuts = np.flatnonzero(chunk == bos_id)
@@ -158,9 +150,9 @@ def split_at_bos(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
 
 
 def check_tokenizer(stream: TokenShards, tokenizer: Tokenizer) -> None:
-    """Decode documents spread over `stream` and encode them again; most must give the same tokens.
+    """Decode sample documents of `stream` and encode them again; most must give the same tokens.
 
-    Raises DataError when they do not (another tokenizer of the same size), or when there is no BOS at all.
+    Raises DataError if they do not (another tokenizer of the same size), or if the stream contains no BOS.
     """
     tried = same = 0
     for number in range(_SAMPLES):
@@ -180,18 +172,18 @@ def check_tokenizer(stream: TokenShards, tokenizer: Tokenizer) -> None:
         same += bool(np.array_equal(again[:kept], tokens[:kept]))
     if not tried and not any((chunk == tokenizer.bos_id).any() for chunk in stream.chunks()):
         raise DataError(
-            f"{stream.paths[0]} and its following shards hold no BOS (id {tokenizer.bos_id}), which marks the start "
+            f"{stream.paths[0]} and the shards after it contain no BOS (id {tokenizer.bos_id}), which marks the start "
             "of every document; they were made with another tokenizer, or without BOS"
         )
     if same < _MATCH * tried:
         raise DataError(
-            f"tokenizer {tokenizer.name} does not match the shards beginning with {stream.paths[0]}: of {tried} "
-            f"documents decoded and encoded again, {same} gave the same tokens; give the model that made the shards"
+            f"tokenizer {tokenizer.name} does not match the shards that begin with {stream.paths[0]}: {same} of "
+            f"{tried} documents gave the same tokens after decoding and encoding; use the model that made the shards"
         )
 
 
 def _counted_bytes(stream: TokenShards, tokenizer: Tokenizer, progress: Progress) -> int:
-    """Bytes charged to every token of `stream` but the first."""
+    """Bytes charged to all tokens of `stream` except the first."""
     total = done = 0
     before = np.empty(0, dtype=np.uint16)
     for chunk in stream.chunks():
@@ -203,7 +195,7 @@ def _counted_bytes(stream: TokenShards, tokenizer: Tokenizer, progress: Progress
 
 
 def _link(path: Path, tokens: int, work: Path) -> dict[str, Any]:
-    """Link the shard into `work`; its entry of the manifest."""
+    """Link the shard into `work`. Returns its entry in the manifest."""
     target = path.resolve()
     (work / path.name).symlink_to(target)
     return {"file": path.name, "tokens": tokens, "sha256": file_sha256(target), "origin": str(target)}

@@ -1,10 +1,10 @@
-"""The challenge's published shards, through the Hugging Face hub: `fineweb[:VARIANT]`.
+"""The source `fineweb[:VARIANT]`: the challenge's published shards, from the Hugging Face hub.
 
-The repository's manifest says how many shards a variant has and which tokenizer made them. Files go to the hub's
-cache (HF_HOME), shared by all runs; the endpoint is HF_ENDPOINT. A lost connection continues where it broke; a
-killed run keeps every complete file, the next one fetches the rest. Every file is checked against the hash that
-the hub announced (the name of its blob in the cache), and against the manifest's where that lists one.
-Layout: data/cached_challenge_fineweb.py of openai/parameter-golf.
+The repository's manifest gives the number of shards of a variant and its tokenizer. Files go to the hub's cache
+(HF_HOME), which all runs share; HF_ENDPOINT is the address of the hub. After a lost connection the download continues,
+and after a kill complete files are kept. Every file is compared with the hash that the hub announced (the name of its
+blob in the cache), and with the hash in the manifest if there is one.
+Source of the layout: data/cached_challenge_fineweb.py of openai/parameter-golf.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitgolf.data.existing_shards import FoundShards
+from bitgolf.data.existing_shards import ExistingShards
 from bitgolf.data.shards import file_sha256, read_header
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
@@ -34,14 +34,14 @@ def fetch_fineweb(
     *,
     endpoint: str | None = None,
     cache: Path | None = None,
-) -> FoundShards:
-    """Download (or find in the cache) the shards of `variant`, for example 'sp1024'.
+) -> ExistingShards:
+    """Download the shards of `variant`, for example 'sp1024', unless they are in the cache.
 
     Args:
-        train_shards: how many training shards; 0 = all of them. Validation is always fetched whole.
-        progress: called with files done and in total.
-        endpoint: the hub; None = HF_ENDPOINT or huggingface.co.
-        cache: the download cache; None = the hub's own.
+        train_shards: number of training shards; 0 = all. All validation shards are downloaded.
+        progress: called with files done and all files.
+        endpoint: address of the hub; None = HF_ENDPOINT or huggingface.co.
+        cache: the download cache; None = the hub's default.
 
     Raises:
         DataError: huggingface_hub is not installed, the hub cannot be reached, the variant or the number of
@@ -55,8 +55,8 @@ def fetch_fineweb(
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         datasets = {entry["name"]: entry for entry in manifest["datasets"]}
         if name not in datasets:
-            known = ", ".join(sorted(key.removeprefix("fineweb10B_") for key in datasets))
-            raise DataError(f"{REPOSITORY} has no variant {variant!r}; published are: {known}")
+            variants = ", ".join(sorted(key.removeprefix("fineweb10B_") for key in datasets))
+            raise DataError(f"{REPOSITORY} has no variant {variant!r}; published variants: {variants}")
         entry = datasets[name]
         num_train, num_val = int(entry["stats"]["files_train"]), int(entry["stats"]["files_val"])
         models = {t["name"]: t.get("model_path") for t in manifest["tokenizers"]}
@@ -65,35 +65,39 @@ def fetch_fineweb(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"the manifest of {REPOSITORY} is not understood ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"the manifest of {REPOSITORY} has an unknown form ({type(error).__name__}: {error})"
+        ) from error
     if not model:
-        raise DataError(f"variant {variant!r} has no SentencePiece tokenizer; choose one whose name begins with sp")
+        raise DataError(
+            f"variant {variant!r} has no SentencePiece tokenizer; choose a variant whose name begins with sp"
+        )
     if train_shards > num_train:
         raise DataError(f"data.train_shards is {train_shards}; {REPOSITORY} has {num_train} for {variant!r}")
 
     folder = f"{_ROOT}/datasets/{name}"
-    wanted = [f"{folder}/fineweb_val_{i:06d}.bin" for i in range(num_val)]
-    wanted += [f"{folder}/fineweb_train_{i:06d}.bin" for i in range(train_shards or num_train)]
+    files = [f"{folder}/fineweb_val_{i:06d}.bin" for i in range(num_val)]
+    files += [f"{folder}/fineweb_train_{i:06d}.bin" for i in range(train_shards or num_train)]
     paths = []
-    for number, file in enumerate(wanted):
-        progress("prepare", number, len(wanted) + 1, f"fetching {Path(file).name}")
+    for number, file in enumerate(files):
+        progress("prepare", number, len(files) + 1, f"downloading {Path(file).name}")
         path = hub.fetch(file, hub.revision, digests.get(Path(file).name))
         read_header(path)
         paths.append(path)
     tokenizer = Tokenizer.load(hub.fetch(f"{_ROOT}/{model}", hub.revision))
-    progress("prepare", len(wanted) + 1, len(wanted) + 1, "all files fetched")
+    progress("prepare", len(files) + 1, len(files) + 1, "all files downloaded")
     origin = {"repository": REPOSITORY, "revision": hub.revision, "variant": variant}
-    return FoundShards(paths[num_val:], paths[:num_val], tokenizer, origin)
+    return ExistingShards(paths[num_val:], paths[:num_val], tokenizer, origin)
 
 
 def _digests(entry: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 by file name, where the manifest lists them (`files: [{path, sha256}]`)."""
+    """File name -> SHA-256, if the manifest lists them (`files: [{path, sha256}]`)."""
     files = entry.get("files") or []
     return {Path(str(f["path"])).name: str(f["sha256"]) for f in files if isinstance(f, dict) and f.get("sha256")}
 
 
 class _Hub:
-    """Downloads of one repository, each checked against the hash that the hub announced."""
+    """Downloads of one repository. Each file is compared with the hash that the hub announced."""
 
     def __init__(self, endpoint: str | None, cache: Path | None) -> None:
         try:
@@ -105,37 +109,41 @@ class _Hub:
                 "shards yourself and use shards:PATH"
             ) from error
         self._hub: Any = huggingface_hub
-        # The transport's own base error (requests, httpx, ...) depends on the version of the package.
+        # The base class of transport errors (requests, httpx, ...) depends on the version of huggingface_hub.
         self._failures: tuple[type[BaseException], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
         self._endpoint, self._cache = endpoint, cache
         self.revision = "main"
 
     def fetch(self, file: str, revision: str, digest: str | None = None) -> Path:
-        """Path of `file` in the cache, downloaded and verified."""
+        """Download `file` if it is not in the cache, verify it, and return its path."""
         try:
             with self._quiet():
-                found = self._hub.hf_hub_download(
-                    REPOSITORY,
-                    file,
-                    repo_type="dataset",
-                    revision=revision,
-                    endpoint=self._endpoint,
-                    cache_dir=self._cache,
+                path = Path(
+                    self._hub.hf_hub_download(
+                        REPOSITORY,
+                        file,
+                        repo_type="dataset",
+                        revision=revision,
+                        endpoint=self._endpoint,
+                        cache_dir=self._cache,
+                    )
                 )
         except self._failures as error:
             where = self._endpoint or self._hub.constants.ENDPOINT
             reason = " ".join(str(error).split()).rstrip(".") + "."
             raise DataError(
-                f"cannot fetch {file} of {REPOSITORY} from {where}: {type(error).__name__}: {reason} What was fetched "
-                "is kept: run the same command again to continue, set HF_ENDPOINT to a mirror, or use shards:PATH"
+                f"cannot download {file} of {REPOSITORY} from {where}: {type(error).__name__}: {reason} "
+                "Complete files are kept: run the same command again to continue, set HF_ENDPOINT to a mirror, or "
+                "use shards:PATH"
             ) from error
-        path = Path(found)
         _verify(path, file, self._announced(path, file, revision), digest)
         return path
 
     def _announced(self, path: Path, file: str, revision: str) -> str:
-        """The hash that the hub gave for `file`: the name of the blob that the cache entry points to, so no
-        request is needed; where the cache cannot link, the hub is asked again."""
+        """The hash that the hub announced for `file`.
+
+        It is the name of the blob that the cache entry links to. Without links, the hub is asked again.
+        """
         if path.is_symlink():
             return path.readlink().name
         url = self._hub.hf_hub_url(REPOSITORY, file, repo_type="dataset", revision=revision, endpoint=self._endpoint)
@@ -143,7 +151,7 @@ class _Hub:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Without the hub's own progress bars; the library never prints."""
+        """Switch off the progress bars of huggingface_hub, because the library never prints."""
         from huggingface_hub.utils import (
             are_progress_bars_disabled,
             disable_progress_bars,
@@ -161,32 +169,35 @@ class _Hub:
 
 
 def _snapshot(path: Path) -> str:
-    """Commit of a file in the cache: .../snapshots/<commit>/<path in the repository>."""
+    """The commit of a file in the cache: .../snapshots/<commit>/<path in the repository>."""
     parts = path.parts
     return parts[len(parts) - 1 - parts[::-1].index("snapshots") + 1] if "snapshots" in parts else "main"
 
 
 def _verify(path: Path, file: str, announced: str, digest: str | None) -> None:
-    """Compare a cached file with the manifest's digest (when it lists one) and with what the hub announced: a
-    SHA-256 (large files) or the SHA-1 of a git blob. A damaged file is removed, so that it is fetched anew."""
+    """Compare a cached file with the hash in the manifest, if any, and with the hash that the hub announced.
+
+    The hub announces a SHA-256 for large files and the SHA-1 of a git blob for others. A damaged file is removed, so
+    that the next run downloads it again.
+    """
     checks = [("manifest", digest)] if digest else []
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", announced):
         checks.append(("hub", announced))
     if not checks:
         raise DataError(f"the hub gave no checksum for {file} (ETag {announced!r}), so it cannot be verified")
-    found = {64: file_sha256(path), 40: _git_sha1(path)}
-    for who, wanted in checks:
-        if found[len(wanted)] != wanted:
+    actual = {64: file_sha256(path), 40: _git_sha1(path)}
+    for origin, expected in checks:
+        if actual[len(expected)] != expected:
             for link in _links(path):
                 link.unlink(missing_ok=True)
             raise DataError(
-                f"{file} arrived damaged: its hash is {found[len(wanted)]}, the {who} says {wanted}. It was removed; "
-                "run the same command to fetch it again"
+                f"{file} is damaged: its hash is {actual[len(expected)]}, the {origin} says {expected}. It was "
+                "removed; run the same command to download it again"
             )
 
 
 def _git_sha1(path: Path) -> str:
-    """The hash by which git knows a file. Only small files are named by it, so others are not read."""
+    """The hash of a file as a git blob, or '' for files above 64 MB, which the hub identifies by SHA-256."""
     if path.stat().st_size > 64 * 1024 * 1024:
         return ""
     data = path.read_bytes()
@@ -194,7 +205,7 @@ def _git_sha1(path: Path) -> str:
 
 
 def _links(path: Path) -> list[Path]:
-    """`path` and what it points to, link by link."""
+    """`path` and every path in its chain of links."""
     chain = [path]
     while chain[-1].is_symlink():
         chain.append(chain[-1].parent / chain[-1].readlink())

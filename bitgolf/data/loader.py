@@ -1,10 +1,12 @@
-"""Training rows for every rank, in an order that depends on the step alone.
+"""The training rows of every rank, in an order that depends only on the step.
 
-A row is `seq_len + 1` consecutive tokens (inputs and shifted targets). Step s takes the global rows
-s*R .. (s+1)*R - 1 of an endless sequence of epochs; each rank reads its contiguous share, so any number of ranks
-sees the same global batch, and the state to resume from is the step number. Order `sequential` walks the stream
-(the originals); `shuffled` starts each epoch at a random phase and permutes its rows (PR 1394's idea).
-The next batches are read and copied by a thread while the current one is used.
+A row is `seq_len + 1` consecutive tokens (inputs and shifted targets). Step s uses the global rows s*R to (s+1)*R - 1
+of an endless sequence of epochs, and each rank reads a contiguous share of them. All numbers of ranks therefore see the
+same global batches, and a resumed run needs only the step number. Order `sequential` reads the stream from start to
+end; order `shuffled` starts each epoch at a random offset and permutes its rows (PR 1394). A thread reads the next
+batches while the current one is used.
+
+Legend: T seq_len, R rows per step over all ranks.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from bitgolf.errors import ConfigError
 
 
 class TokenStream(Protocol):
-    """What the loader needs of `TokenShards`."""
+    """The part of `TokenShards` that the loader uses."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -36,9 +38,12 @@ class RowOrder:
 
     Args:
         num_tokens: length of the stream.
-        seq_len: tokens of a row (one more is read for the last target).
-        shuffled: permute the rows of an epoch, from a random phase.
-        seed: of the permutations.
+        seq_len: tokens per row, without the one more that is read for the last target.
+        shuffled: permute the rows of each epoch and start it at a random offset.
+        seed: seed of offsets and permutations.
+
+    Raises:
+        ConfigError: the stream is shorter than one row.
     """
 
     num_tokens: int
@@ -49,18 +54,18 @@ class RowOrder:
     def __post_init__(self) -> None:
         if self.num_tokens <= self.seq_len:
             raise ConfigError(
-                f"train.seq_len {self.seq_len} needs more than {self.seq_len} training tokens, the data "
+                f"train.seq_len {self.seq_len} needs more than {self.seq_len} training tokens, but the data "
                 f"has {self.num_tokens}; lower train.seq_len or prepare more text"
             )
 
     @property
     def rows_per_epoch(self) -> int:
-        """Whole rows in one pass; when shuffled one row fewer where needed to leave room for the phase."""
+        """Complete rows per epoch; one fewer if shuffled, to leave room for the offset."""
         rows = (self.num_tokens - 1) // self.seq_len
         return max(1, rows - 1) if self.shuffled else rows
 
     def starts(self, first_row: int, count: int) -> np.ndarray:
-        """First tokens of the rows first_row .. first_row + count - 1, (count,) int64."""
+        """Positions of the first tokens of rows first_row to first_row + count - 1: (count,) int64."""
         rows = np.arange(first_row, first_row + count, dtype=np.int64)
         epochs, inside = np.divmod(rows, self.rows_per_epoch)
         if not self.shuffled:
@@ -68,11 +73,12 @@ class RowOrder:
         starts = np.empty_like(rows)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            phase, order = self._epoch(int(epoch))
-            starts[chosen] = phase + order[inside[chosen]] * self.seq_len
+            offset, order = self._epoch(int(epoch))
+            starts[chosen] = offset + order[inside[chosen]] * self.seq_len
         return starts
 
     def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """(offset, permutation of the rows) of an epoch."""
         cached = _EPOCHS.get((self, epoch))
         if cached is None:
             rng = np.random.default_rng([self.seed, epoch])
@@ -89,10 +95,7 @@ _EPOCHS: dict[tuple[RowOrder, int], tuple[int, np.ndarray]] = {}
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How a global batch is cut: rows a step, rows of this rank, micro-batches of it.
-
-    Raises ConfigError when the batch does not divide over ranks or micro-batches.
-    """
+    """The division of a global batch: rows per step, rows per rank, rows per micro-batch."""
 
     rows: int
     rank_rows: int
@@ -100,7 +103,10 @@ class BatchShape:
 
     @classmethod
     def plan(cls, batch_tokens: int, micro_batch_tokens: int, seq_len: int, world_size: int) -> BatchShape:
-        """Cut `batch_tokens` over `world_size` ranks into micro-batches of at most `micro_batch_tokens`."""
+        """Divide `batch_tokens` over `world_size` ranks into micro-batches of at most `micro_batch_tokens`.
+
+        Raises ConfigError if the rows do not divide evenly.
+        """
         rows = batch_tokens // seq_len
         if rows % world_size:
             raise ConfigError(
@@ -118,14 +124,14 @@ class BatchShape:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches a step on one rank."""
+        """Micro-batches per step on one rank."""
         return self.rank_rows // self.micro_rows
 
 
 class BatchLoader:
-    """Iterates over (inputs, targets), each (rank_rows, T) int64 on `device`, from step `first_step` on.
+    """Iterates over (inputs, targets), each (rank_rows, T) int64 on `device`, beginning with step `first_step`.
 
-    Use as a context manager: the reading thread ends with the block.
+    It is a context manager; the reading thread ends with the block. `ahead` is the number of batches read in advance.
     """
 
     def __init__(
@@ -140,7 +146,6 @@ class BatchLoader:
         ahead: int = 2,
     ) -> None:
         self.stream, self.order, self.shape, self.rank, self.device = stream, order, shape, rank, device
-        self._next_step = first_step
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read_ahead, args=(first_step,), daemon=True)
@@ -166,7 +171,7 @@ class BatchLoader:
         return tokens[:, :-1], tokens[:, 1:]
 
     def rows(self, step: int) -> Tensor:
-        """This rank's rows of `step`, (rank_rows, T + 1) int32 on the CPU."""
+        """This rank's rows of `step`: (rank_rows, T + 1) int32 on the CPU."""
         starts = self.order.starts(step * self.shape.rows + self.rank * self.shape.rank_rows, self.shape.rank_rows)
         length = self.order.seq_len + 1
         out = np.empty((len(starts), length), dtype=np.int32)
@@ -180,7 +185,7 @@ class BatchLoader:
                 rows = self.rows(step)
                 self._put(rows.pin_memory() if self.device.type == "cuda" else rows)
                 step += 1
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # `__next__` raises it in the consumer
             self._put(error)
 
     def _put(self, item: Any) -> None:

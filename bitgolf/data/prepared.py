@@ -1,7 +1,7 @@
-"""A prepared data directory, opened: token shards of both splits, the tokenizer, the manifest.
+"""A prepared data directory: token shards of both splits, the tokenizer, document hashes and the manifest.
 
-The manifest (`manifest.json`) is written last and names every other file with its size and SHA-256; opening
-checks what is cheap (sizes, headers, the tokenizer's digest), `verify=True` reads and checks everything.
+`manifest.json` is written last and lists every other file with its SHA-256. `open_data` checks sizes, headers and the
+tokenizer's digest; `verify=True` also reads every file and compares its SHA-256.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What `prepare` made. `train` and `val` are read-only streams; `manifest` is the parsed manifest.json."""
+    """An open data directory. `train` and `val` are read-only token streams; `manifest` is the parsed manifest.json."""
 
     path: Path
     manifest: dict[str, Any]
@@ -38,21 +38,34 @@ class PreparedData:
         return self.tokenizer.byte_costs(tokens)
 
 
-def open_data(path: str | Path, verify: bool = False) -> PreparedData:
-    """Open a prepared directory. `verify` also reads every file and compares its SHA-256.
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The manifest's entries about the tokenizer."""
+    return {
+        "tokenizer": {
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "lossless": tokenizer.lossless,
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "accounting": tokenizer.accounting,
+    }
 
-    Raises DataError when the directory is not a prepared one, was made by a newer version, or a file is
-    missing, damaged or not the one that the manifest names.
+
+def open_data(path: str | Path, verify: bool = False) -> PreparedData:
+    """Open a prepared directory. With `verify`, every file is read and its SHA-256 compared.
+
+    Raises DataError if the directory is not a prepared one or was made by a newer version, or if a file is missing,
+    damaged or not the one in the manifest.
     """
     root = Path(path)
     manifest = read_manifest(root)
     try:
-        about = manifest["tokenizer"]
-        expected = {
+        entry = manifest["tokenizer"]
+        shards = {
             split: [(str(s["file"]), int(s["tokens"]), str(s["sha256"])) for s in manifest["splits"][split]["shards"]]
             for split in SPLITS
         }
-        digest, lossless, name = str(about["sha256"]), bool(about["lossless"]), str(about["name"])
+        digest, lossless, name = str(entry["sha256"]), bool(entry["lossless"]), str(entry["name"])
         hashes = {str(h["file"]): str(h["sha256"]) for h in manifest["document_hashes"].values()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -64,15 +77,15 @@ def open_data(path: str | Path, verify: bool = False) -> PreparedData:
             f"{root / TOKENIZER} is not the tokenizer of this data: its sha256 is {tokenizer.sha256}, "
             f"the manifest says {digest}"
         )
-    streams = {split: _open_split(root, expected[split], verify) for split in SPLITS}
+    streams = {split: _open_split(root, shards[split], verify) for split in SPLITS}
     if verify:
-        for file, wanted in hashes.items():
-            _check_digest(root / file, wanted)
+        for file, sha256 in hashes.items():
+            _check_digest(root / file, sha256)
     return PreparedData(root, manifest, tokenizer, streams["train"], streams["val"])
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of `root`. Raises DataError when there is none, or it cannot be read."""
+    """The manifest of `root`. Raises DataError if it is missing, damaged or of a newer version."""
     file = root / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
@@ -91,17 +104,19 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 def _open_split(root: Path, shards: list[tuple[str, int, str]], verify: bool) -> TokenShards:
     stream = TokenShards([root / file for file, _, _ in shards])
-    for path, tokens, (_, wanted, digest) in zip(stream.paths, stream.shard_tokens, shards, strict=True):
-        if tokens != wanted:
+    for path, tokens, (_, expected, sha256) in zip(stream.paths, stream.shard_tokens, shards, strict=True):
+        if tokens != expected:
             raise DataError(
-                f"shard {path} holds {tokens:,} tokens, the manifest says {wanted:,}; prepare the data again"
+                f"shard {path} has {tokens:,} tokens, the manifest says {expected:,}; prepare the data again"
             )
         if verify:
-            _check_digest(path, digest)
+            _check_digest(path, sha256)
     return stream
 
 
-def _check_digest(path: Path, wanted: str) -> None:
-    found = file_sha256(path)
-    if found != wanted:
-        raise DataError(f"{path} is damaged: its sha256 is {found}, the manifest says {wanted}; prepare the data again")
+def _check_digest(path: Path, expected: str) -> None:
+    sha256 = file_sha256(path)
+    if sha256 != expected:
+        raise DataError(
+            f"{path} is damaged: its sha256 is {sha256}, the manifest says {expected}; prepare the data again"
+        )

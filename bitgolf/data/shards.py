@@ -1,8 +1,8 @@
-"""The challenge's shard format, written as a stream and read as one long array.
+"""The shard format of the challenge: `ShardWriter` writes a token stream, `TokenShards` reads it as one array.
 
-A shard is 256 little-endian int32 (20240520, 1, number of tokens, zeros), then the tokens as little-endian
-uint16; nothing else, so its size is 1024 + 2n bytes. `ShardWriter` cuts a stream of tokens into shards,
-`TokenShards` maps an ordered list of them into memory and reads across files. Source: openai/parameter-golf.
+A shard is 256 little-endian int32 (20240520, 1, number of tokens, zeros), followed by the tokens as little-endian
+uint16. Its size is therefore 1024 + 2n bytes. `TokenShards` maps an ordered list of shards into memory.
+Source of the format: openai/parameter-golf.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from bitgolf.run.atomic import atomic_path
 MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
-_CHUNK = 1 << 24  # tokens checked at a time (32 MB)
+_CHUNK = 1 << 24  # number of tokens checked at a time (32 MB)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A finished shard: file name, tokens in it, SHA-256 of the file."""
+    """A finished shard: file name, number of tokens, SHA-256 of the file."""
 
     file: str
     tokens: int
@@ -40,7 +40,7 @@ class ShardInfo:
 def write_shard(path: str | Path, tokens: np.ndarray) -> None:
     """Write `tokens` ((N,) of any integer type, values 0..65535) as one shard, atomically.
 
-    Raises DataError when a value does not fit uint16.
+    Raises DataError if a value does not fit uint16.
     """
     array = _as_uint16(tokens)
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
@@ -49,8 +49,10 @@ def write_shard(path: str | Path, tokens: np.ndarray) -> None:
 
 
 def read_header(path: str | Path) -> int:
-    """Tokens in the shard `path`. Raises DataError that names the file and the numbers when the file is
-    missing, empty, truncated, too long, or carries another magic or version."""
+    """The number of tokens in the shard `path`.
+
+    Raises DataError with file and numbers if the file is missing, empty, truncated, too long, or of another version.
+    """
     file = Path(path)
     try:
         size = file.stat().st_size
@@ -61,7 +63,7 @@ def read_header(path: str | Path) -> int:
     if size < HEADER_BYTES:
         raise DataError(
             f"shard {file} is {'empty' if size == 0 else 'truncated'}: {size} bytes, "
-            f"its header alone takes {HEADER_BYTES}; prepare or download it again"
+            f"but its header has {HEADER_BYTES}; prepare or download it again"
         )
     magic, version, count = (int(v) for v in np.frombuffer(head, dtype="<i4", count=3))
     if magic != MAGIC:
@@ -69,7 +71,7 @@ def read_header(path: str | Path) -> int:
     if version != VERSION:
         raise DataError(f"shard {file} has version {version}; this program reads version {VERSION}")
     if count < 1:
-        raise DataError(f"shard {file} says that it holds {count} tokens; a shard holds at least 1")
+        raise DataError(f"the header of shard {file} says {count} tokens; a shard has at least 1")
     expected = HEADER_BYTES + 2 * count
     if size != expected:
         raise DataError(
@@ -82,10 +84,10 @@ def read_header(path: str | Path) -> int:
 def find_shards(directory: str | Path, split: str) -> list[Path]:
     """Shards of `split` ('train' or 'val') in `directory`, sorted by name: `*train_*.bin` or `*val_*.bin`.
 
-    Byte sidecars (`_bytes_`) and the document hashes of a prepared directory are left out. Empty when there are none.
+    Byte sidecars (`_bytes_`) and the document hashes of a prepared directory are left out.
     """
-    found = Path(directory).glob(f"*{split}_*.bin")
-    return sorted(p for p in found if "_bytes_" not in p.name and not p.name.endswith("_documents.bin"))
+    paths = Path(directory).glob(f"*{split}_*.bin")
+    return sorted(p for p in paths if "_bytes_" not in p.name and not p.name.endswith("_documents.bin"))
 
 
 def file_sha256(path: str | Path) -> str:
@@ -97,8 +99,8 @@ def file_sha256(path: str | Path) -> str:
 class ShardWriter:
     """Cuts a stream of tokens into the shards `{prefix}_{number:06d}.bin` of `directory`.
 
-    A context manager: leaving it normally completes the last shard; leaving it by an exception removes the
-    unfinished one. Each shard appears under its name only when it is whole.
+    It is a context manager. A normal exit completes the last shard; an exception removes the unfinished one. A shard
+    gets its name only when it is complete.
     """
 
     def __init__(self, directory: Path, prefix: str, shard_tokens: int) -> None:
@@ -157,16 +159,16 @@ class ShardWriter:
 
 
 class TokenShards:
-    """An ordered list of shard files as one read-only stream of tokens, memory-mapped.
+    """An ordered list of shard files as one read-only, memory-mapped token stream.
 
     Attributes:
         paths: the files, in order.
-        num_tokens: tokens in all of them.
-        shard_tokens: tokens in each of them.
+        num_tokens: number of tokens in all files.
+        shard_tokens: number of tokens per file.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
-        """Check every header. Raises DataError as `read_header`, or when `paths` is empty."""
+        """Check every header. Raises DataError as `read_header` does, or if `paths` is empty."""
         if not paths:
             raise DataError("no shards given; a split needs at least one shard file")
         self.paths = [Path(p) for p in paths]
@@ -179,16 +181,16 @@ class TokenShards:
 
     @classmethod
     def open(cls, directory: str | Path, split: str) -> TokenShards:
-        """The shards of `split` in `directory` (see `find_shards`); DataError when there are none."""
+        """The shards of `split` in `directory` (see `find_shards`). Raises DataError if there are none."""
         paths = find_shards(directory, split)
         if not paths:
-            raise DataError(f"{directory} holds no shards named *{split}_*.bin")
+            raise DataError(f"{directory} contains no shards named *{split}_*.bin")
         return cls(paths)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length) of the stream: (length,) uint16, read-only, crossing files.
+        """Tokens [start, start + length) of the stream: (length,) uint16, read-only. The range may cross files.
 
-        Raises DataError when the range is outside the stream.
+        Raises DataError if the range is outside the stream.
         """
         if start < 0 or length < 0 or start + length > self.num_tokens:
             raise DataError(
@@ -206,12 +208,12 @@ class TokenShards:
         return joined.view(np.ndarray)
 
     def chunks(self, size: int = _CHUNK) -> Iterator[np.ndarray]:
-        """The stream in order, `size` tokens at a time."""
+        """The stream in order, in arrays of `size` tokens."""
         for start in range(0, self.num_tokens, size):
             yield self.read(start, min(size, self.num_tokens - start))
 
     def validate(self, vocab_size: int) -> None:
-        """Check every id. Raises DataError that names file, position and id of the first one >= `vocab_size`."""
+        """Check every id. Raises DataError with file, position and id of the first one >= `vocab_size`."""
         for path, tokens in zip(self.paths, self._maps, strict=True):
             for start in range(0, len(tokens), _CHUNK):
                 chunk = tokens[start : start + _CHUNK]

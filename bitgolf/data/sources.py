@@ -1,9 +1,8 @@
-"""Where documents come from: a source string becomes an iterator of texts.
+"""The sources of text: a source string becomes an iterator of documents.
 
-`stdlib` is the embedded default (see `stdlib_text`), `jsonl:PATH` reads the field `text` of JSON lines (plain,
-gzip or zstd; globs), `dir:PATH` reads text files. All of them stream: one document is in memory at a time.
-`shards:PATH` and `fineweb` hold tokens, not text; `existing_shards` takes them over. Bad input is a DataError
-that names the file and the line.
+`stdlib` is the default (see `stdlib_text`), `jsonl:PATH` reads the field `text` of JSON lines (plain, gzip or zstd;
+globs), `dir:PATH` reads text files. Only one document is in memory at a time. `shards:PATH` and `fineweb` contain
+tokens instead of text (see `existing_shards`). Bad input raises DataError with the file and the line.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from bitgolf.data.cut_text import cut_text
 from bitgolf.data.stdlib_text import stdlib_documents
-from bitgolf.data.text_split import split_text
 from bitgolf.errors import ConfigError, DataError
 
 KINDS = ("stdlib", "jsonl", "dir", "shards", "fineweb")
-# Text by its suffix; other files of a directory are passed over.
+# Suffixes of text files; `dir:` skips all other files.
 _SUFFIXES = """
 .txt .text .md .markdown .rst .adoc .org .tex .html .htm .xml .json .csv .tsv .toml .yaml .yml .ini
 .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .kt .js .ts .css .rb .pl .php .sh .sql .lua .r .jl .swift
 """
 TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
 DIR_DOCUMENT_BYTES = 64 * 1024
-MAX_LINE_BYTES = 256 * 1024 * 1024  # a longer JSON line is taken for damage
+MAX_LINE_BYTES = 256 * 1024 * 1024  # a longer JSON line is refused as damaged
 _BLOCK = 1 << 20
 
 
 def parse_source(source: str) -> tuple[str, str]:
-    """Split 'kind:argument'; the argument may be empty, and a leading ~ of a path is the home folder.
+    """Split 'kind:argument'. The argument may be empty. A leading ~ of a path is replaced by the home folder.
 
     Raises ConfigError for an unknown kind, a missing path, or an argument to `stdlib`.
     """
@@ -58,9 +57,9 @@ def parse_source(source: str) -> tuple[str, str]:
 
 
 def iterate_documents(source: str) -> Iterator[str]:
-    """Documents of `stdlib`, `jsonl:PATH` or `dir:PATH`, in a fixed order; empty ones included.
+    """Documents of `stdlib`, `jsonl:PATH` or `dir:PATH` in a fixed order, empty ones included.
 
-    Raises ConfigError for a source that is unknown or holds tokens instead of text, DataError for bad input.
+    Raises ConfigError for a source that is unknown or contains tokens, DataError for bad input.
     """
     kind, _ = parse_source(source)
     if kind == "stdlib":
@@ -69,32 +68,32 @@ def iterate_documents(source: str) -> Iterator[str]:
         return _jsonl(source_files(source))
     if kind == "dir":
         return _directory(source_files(source))
-    raise ConfigError(f"data source {source!r} holds tokens, not text; text comes from stdlib, jsonl:PATH or dir:PATH")
+    raise ConfigError(f"data source {source!r} contains tokens, not text; use stdlib, jsonl:PATH or dir:PATH")
 
 
 def source_files(source: str) -> list[Path]:
-    """Files that `jsonl:PATH` or `dir:PATH` reads, in order. Raises DataError when there are none."""
+    """Files that `jsonl:PATH` or `dir:PATH` reads, in order. Raises DataError if there are none."""
     kind, argument = parse_source(source)
     if kind == "jsonl":
-        found = sorted(Path(p) for p in glob.glob(argument, recursive=True) if Path(p).is_file())  # noqa: PTH207 - may be absolute
-        if not found and Path(argument).is_file():  # a name with brackets in it
-            found = [Path(argument)]
-        if not found:
+        paths = sorted(Path(p) for p in glob.glob(argument, recursive=True) if Path(p).is_file())  # noqa: PTH207 - may be absolute
+        if not paths and Path(argument).is_file():  # a name that contains brackets
+            paths = [Path(argument)]
+        if not paths:
             raise DataError(f"no file matches {argument!r} (source {source!r})")
-        return found
+        return paths
     root = Path(argument)
     if not root.is_dir():
         raise DataError(f"{root} is not a directory (source {source!r})")
-    found = sorted(
+    paths = sorted(
         p
         for p in root.rglob("*")
         if p.suffix.lower() in TEXT_SUFFIXES
         and p.is_file()
         and not any(part.startswith(".") for part in p.relative_to(root).parts)
     )
-    if not found:
-        raise DataError(f"{root} holds no text files; read are names ending in {' '.join(sorted(TEXT_SUFFIXES))}")
-    return found
+    if not paths:
+        raise DataError(f"{root} contains no text files; names of text files end in {' '.join(sorted(TEXT_SUFFIXES))}")
+    return paths
 
 
 def _jsonl(paths: Iterable[Path]) -> Iterator[str]:
@@ -115,8 +114,8 @@ def _text_field(line: bytes, where: str, first: bool) -> str:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); it begins {line[:40]!r}") from error
     if not isinstance(record, dict) or "text" not in record:
-        found = f"keys {sorted(record)[:8]}" if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise DataError(f'{where} has no field \'text\': found {found}; each line must be {{"text": "..."}}')
+        content = f"keys {sorted(record)[:8]}" if isinstance(record, dict) else f"a {type(record).__name__}"
+        raise DataError(f'{where} has no field \'text\': it is {content}; each line must be {{"text": "..."}}')
     text = record["text"]
     if not isinstance(text, str):
         raise DataError(f"{where}: the field 'text' is {type(text).__name__}, not a string")
@@ -124,14 +123,14 @@ def _text_field(line: bytes, where: str, first: bool) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: the text holds the lone surrogate \\u{ord(text[error.start]):04x}, which has no "
-            "UTF-8 form; remove it or write the whole pair"
+            f"{where}: the text contains the lone surrogate \\u{ord(text[error.start]):04x}, which has no "
+            "UTF-8 form; remove it or write the complete pair"
         ) from error
     return text
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain, gzip or zstd file, by its suffix."""
+    """Lines of a file, decompressed according to its suffix: .gz, .zst, .zstd or plain."""
     try:
         with path.open("rb") as raw:
             stream: BinaryIO | io.BufferedReader = raw
@@ -150,9 +149,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a zstd file of one or more frames; windows up to 2 GB (`zstd --long=31`).
+    """Decompressed bytes of a zstd file with one or more frames and windows up to 2 GB (`zstd --long=31`).
 
-    The library's own stream reader takes a cut file for a short one; here a frame without its end is an error.
+    A frame without an end raises DataError. The stream reader of the library accepts such a file as a short one.
     """
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
@@ -166,7 +165,7 @@ class _ZstdFile(io.RawIOBase):
         self._frame = self._context.decompressobj()
         self._rest = b""  # compressed bytes after the end of the last frame
         self._ready = b""
-        self._inside = False  # part of a frame has been read
+        self._inside = False  # the last frame has begun and not ended
 
     def readable(self) -> bool:
         return True
@@ -177,12 +176,12 @@ class _ZstdFile(io.RawIOBase):
             block = self._rest or self._raw.read(_BLOCK // 8)
             if not block:
                 if self._inside:
-                    raise DataError(f"{self._path} is truncated: its last zstd frame has no end; fetch it again")
+                    raise DataError(f"{self._path} is truncated: its last zstd frame has no end; download it again")
                 return 0
             try:
                 self._ready = self._frame.decompress(block)
             except self._error as error:
-                raise DataError(f"{self._path} is a corrupt zstd file: {error}; fetch it again") from error
+                raise DataError(f"{self._path} is a corrupt zstd file: {error}; download it again") from error
             self._inside, self._rest = True, b""
             if self._frame.eof:
                 self._rest = self._frame.unused_data
@@ -196,11 +195,11 @@ class _ZstdFile(io.RawIOBase):
 
 def _directory(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
-        yield from split_text(_text_lines(path), DIR_DOCUMENT_BYTES)
+        yield from cut_text(_text_lines(path), DIR_DOCUMENT_BYTES)
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with their ends as they are; very long ones in pieces."""
+    """Lines of a UTF-8 file with unchanged line ends. Lines above DIR_DOCUMENT_BYTES come in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     number = 1
     try:
@@ -211,8 +210,8 @@ def _text_lines(path: Path) -> Iterator[str]:
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or rename "
-            "it so that its suffix is not that of a text file"
+            f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or rename it "
+            "to a suffix that is not one of a text file"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error

@@ -1,8 +1,9 @@
-"""Which split a document belongs to, and the proof that the splits share none.
+"""Assigns documents to the training or validation split, and proves that the splits share no document (rule B7).
 
-A document is known by an 8-byte hash of its text. Without a validation source of its own, the hash decides (so
-a text and its copies always fall on the same side); with one, training documents equal to a validation document
-are dropped. The hashes of both splits are stored beside the shards, so anyone can check the intersection.
+A document is identified by an 8-byte hash of its text. Without a validation source the hash decides, so equal texts are
+always in the same split. With a validation source, training documents that equal a validation document are dropped.
+The hashes of both splits are stored beside the shards, so anyone can compute the intersection. docs/rules.md explains
+the rule codes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from bitgolf.errors import DataError
 
 TRAIN_HASHES = "train_documents.bin"
 VAL_HASHES = "val_documents.bin"
-_CHUNK = 1 << 22  # hashes compared at a time (32 MB)
+_CHUNK = 1 << 22  # number of hashes compared at a time (32 MB)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text with its place in the source, its hash and its size in UTF-8 bytes."""
+    """A text, its position in the source, its hash, and its size in UTF-8 bytes."""
 
     text: str
     index: int
@@ -33,13 +34,15 @@ class Document:
 
 
 def hash_document(data: bytes) -> int:
-    """64-bit BLAKE2b of a document (UTF-8 text, or uint16 tokens where the text is not at hand)."""
+    """64-bit BLAKE2b of a document (UTF-8 text, or uint16 tokens if the text is unknown)."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda: None) -> Iterator[Document]:
-    """Documents of a source with index, hash and size; for empty ones, which keep their number, `on_empty` is
-    called instead."""
+    """Yield the documents of a source with index, hash and size.
+
+    An empty text counts in the numbering but is not yielded; `on_empty` is called instead.
+    """
     for index, text in enumerate(texts):
         if text:
             data = text.encode()
@@ -49,13 +52,14 @@ def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda
 
 
 class Splitter:
-    """Assigns the documents of one source to 'train' or 'val', in order; the same order gives the same split.
+    """Assigns the documents of one source to 'train' or 'val'. The same documents in the same order give the same
+    split.
 
     Args:
-        val_fraction: share of documents (by hash) that validation takes; 0 when it has its own source.
-        val_bytes, train_bytes: a split is full once it has this many raw bytes (the document that reaches the
-            limit is still taken); 0 = no limit. What validation no longer takes goes to training.
-        val_hashes: hashes of an own validation source, any order.
+        val_fraction: share of the hash range that belongs to validation; 0 if validation has its own source.
+        val_bytes, train_bytes: raw bytes after which a split is full; 0 = no limit. The document that reaches the limit
+            is still taken. When validation is full, its share goes to training.
+        val_hashes: document hashes of the validation source, in any order.
     """
 
     def __init__(
@@ -63,23 +67,23 @@ class Splitter:
     ) -> None:
         self._threshold = int(val_fraction * 2**64)
         self._room = {"val": val_bytes or float("inf"), "train": train_bytes or float("inf")}
-        self._taken = array("Q")  # hashes of validation so far
-        self._frozen = None if val_hashes is None else np.sort(val_hashes)
+        self._taken = array("Q")  # hashes of the validation documents so far
+        self._val_hashes = None if val_hashes is None else np.sort(val_hashes)
         self.dropped_duplicates = 0
         self.empty_documents = 0
 
     @property
     def full(self) -> bool:
-        """Whether neither split takes more."""
-        wants_val = self._threshold > 0 and self._room["val"] > 0
-        return not wants_val and self._room["train"] <= 0
+        """Whether both splits are full."""
+        val_is_open = self._threshold > 0 and self._room["val"] > 0
+        return not val_is_open and self._room["train"] <= 0
 
     def count_empty(self) -> None:
-        """Note a document without text."""
+        """Count a document without text."""
         self.empty_documents += 1
 
     def assign(self, document: Document) -> str:
-        """'train', 'val', or '' for a document that neither split takes."""
+        """'train' or 'val', or '' for a document that belongs to neither split."""
         if document.hash < self._threshold and self._room["val"] > 0:
             self._taken.append(document.hash)
             return self._take("val", document)
@@ -93,17 +97,19 @@ class Splitter:
         return split
 
     def _is_val(self, value: int) -> bool:
-        if self._frozen is None:
+        if self._val_hashes is None:
             if value >= self._threshold:
                 return False
-            self._frozen = np.sort(np.array(self._taken, dtype=np.uint64))  # validation is full: nothing is added
-        place = int(np.searchsorted(self._frozen, np.uint64(value)))
-        return place < len(self._frozen) and int(self._frozen[place]) == value
+            self._val_hashes = np.sort(np.array(self._taken, dtype=np.uint64))  # validation is full: the set is final
+        place = int(np.searchsorted(self._val_hashes, np.uint64(value)))
+        return place < len(self._val_hashes) and int(self._val_hashes[place]) == value
 
 
 def read_hashes(path: Path) -> np.ndarray:
-    """Document hashes stored at `path`, (documents,) uint64, memory-mapped. Raises DataError when the file is
-    missing or not a multiple of 8 bytes."""
+    """The document hashes in the file `path`, (documents,) uint64, memory-mapped.
+
+    Raises DataError if the file is missing or its size is not a multiple of 8 bytes.
+    """
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -123,13 +129,13 @@ def check_disjoint(directory: str | Path) -> tuple[int, int, int]:
 
 
 def count_overlap(train: np.ndarray, val: np.ndarray) -> int:
-    """Entries of `train` that occur in `val`; both (n,) uint64. Memory: a sorted copy of `val` and one chunk."""
+    """The number of entries of `train` that occur in `val`; both (n,) uint64. Needs the memory of `val` once more."""
     if not len(val):
         return 0
-    known = np.sort(val)
+    val = np.sort(val)
     overlap = 0
     for start in range(0, len(train), _CHUNK):
         chunk = np.asarray(train[start : start + _CHUNK])
-        places = np.minimum(np.searchsorted(known, chunk), len(known) - 1)
-        overlap += int((known[places] == chunk).sum())
+        places = np.minimum(np.searchsorted(val, chunk), len(val) - 1)
+        overlap += int((val[places] == chunk).sum())
     return overlap

@@ -1,8 +1,7 @@
-"""What a serialized SentencePiece model says about itself: its pieces and how it normalizes text.
+"""Reads the pieces and the normalizer settings of a serialized SentencePiece model.
 
-The tokenizer needs the kind of every piece and the normalizer's switches to decide whether a model can give a
-text back unchanged. Both are read straight from the protobuf wire format (sentencepiece_model.proto of
-google/sentencepiece), so the protobuf package is not needed.
+The tokenizer needs them to decide whether a model is lossless. This module reads the protobuf wire format
+(sentencepiece_model.proto of google/sentencepiece) itself, so the protobuf package is not needed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from enum import IntEnum
 
 from bitgolf.errors import DataError
 
-SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
+SPACE = "\u2581"  # a space inside a piece of SentencePiece
 
 
 class PieceKind(IntEnum):
@@ -29,7 +28,7 @@ class PieceKind(IntEnum):
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Pieces by id and the switches of the normalizer, with the defaults of sentencepiece_model.proto."""
+    """Pieces by id, and the settings of the normalizer with the defaults of sentencepiece_model.proto."""
 
     pieces: tuple[tuple[str, PieceKind], ...]
     identity: bool  # no normalization table: code points are kept as they are
@@ -40,8 +39,11 @@ class ModelSettings:
 
     @property
     def lossless(self) -> bool:
-        """Whether any text survives encoding and decoding: identity normalization, no white space added or
-        removed, all 256 byte pieces, a piece for the space alone and one for the newline."""
+        """Whether every text is equal to itself after encoding and decoding.
+
+        This needs identity normalization, no added or removed white space, all 256 byte pieces, a piece for the space
+        and one for the newline.
+        """
         texts = {text for text, _ in self.pieces}
         num_bytes = sum(kind is PieceKind.BYTE for _, kind in self.pieces)
         return (
@@ -57,8 +59,10 @@ class ModelSettings:
 
     @property
     def words_are_independent(self) -> bool:
-        """Whether no piece reaches over a newline or from a word into the space after it, so that words (with
-        the spaces before them) can be encoded one by one with the same result."""
+        """Whether words, each with the spaces before it, can be encoded one by one with the same result.
+
+        This holds if no piece contains a newline and other characters, or a space after another character.
+        """
         return all(
             "\n" not in text[1:] and (not text.startswith("\n") or text == "\n") and SPACE not in text.lstrip(SPACE)
             for text, kind in self.pieces
@@ -67,7 +71,7 @@ class ModelSettings:
 
 
 def read_model(data: bytes) -> ModelSettings:
-    """Read `data`, a serialized ModelProto. Raises DataError when it is not one."""
+    """Read `data`, a serialized ModelProto. Raises DataError if it is not one."""
     pieces: list[tuple[str, PieceKind]] = []
     normalizer: dict[int, int | bytes] = {}
     trainer: dict[int, int | bytes] = {}
@@ -84,7 +88,7 @@ def read_model(data: bytes) -> ModelSettings:
             elif number == 3 and isinstance(value, bytes):
                 normalizer = dict(_fields(value))
         if not pieces:
-            raise ValueError("it holds no pieces")
+            raise ValueError("it contains no pieces")
     except (ValueError, IndexError) as error:
         raise DataError(f"not a SentencePiece model ({len(data):,} bytes): {error}") from error
     return ModelSettings(
@@ -98,7 +102,7 @@ def read_model(data: bytes) -> ModelSettings:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of one message: an int for varints, bytes for everything else."""
+    """(field number, value) of one message. The value is an int for varints, otherwise bytes."""
     position = 0
     while position < len(data):
         key, position = _varint(data, position)
@@ -114,7 +118,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             raise ValueError(f"unknown wire type {wire} at byte {position}")
         if position + size > len(data):
-            raise ValueError(f"field {number} at byte {position} wants {size} bytes, {len(data) - position} are left")
+            raise ValueError(
+                f"field {number} at byte {position} has {size} bytes, but only {len(data) - position} are left"
+            )
         yield number, data[position : position + size]
         position += size
 

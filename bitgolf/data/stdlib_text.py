@@ -1,9 +1,8 @@
-"""The embedded corpus: what Python carries about itself, about 9 MB of English and code on every machine.
+"""The source `stdlib`: about 9 MB of English and code that every Python installation contains.
 
-Documentation topics (`pydoc_data.topics`), docstrings of modules written in C (those of Python modules stand in
-their sources), and the sources of the standard library without its tests and tables. Files are visited in a
-fixed, hash-shuffled order, so that any prefix is a mixture; long ones are cut at blank lines. The text depends
-on the version of Python, not on the machine.
+It consists of documentation topics (`pydoc_data.topics`), docstrings of modules written in C, and the sources of the
+standard library without tests and tables. Files are read in a fixed order by hash, so every prefix is a mixture of all
+kinds. Long files are cut at blank lines. The text depends on the version of Python, not on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import BuiltinFunctionType, ModuleType
 
-from bitgolf.data.text_split import split_text
+from bitgolf.data.cut_text import cut_text
 from bitgolf.errors import DataError
 
 DOCUMENT_BYTES = 16 * 1024
@@ -57,7 +56,7 @@ _C_MODULES = (
 def stdlib_documents() -> Iterator[str]:
     """Documents of the embedded corpus, at most 16 KB each, in a fixed order.
 
-    Raises DataError when this Python has no library sources (a stripped or frozen installation).
+    Raises DataError if this Python has no library sources (a stripped or frozen installation).
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     keys = [
@@ -79,11 +78,11 @@ def stdlib_documents() -> Iterator[str]:
             text = topics[name]
         else:
             text = _docstrings(importlib.import_module(name))
-        yield from split_text(text.splitlines(keepends=True), DOCUMENT_BYTES)
+        yield from cut_text(text.splitlines(keepends=True), DOCUMENT_BYTES)
 
 
 def _source(path: Path) -> str:
-    """A Python source in the encoding that it declares (PEP 263)."""
+    """The text of a Python source, decoded as the file declares (PEP 263)."""
     try:
         with tokenize.open(path) as handle:
             return handle.read()
@@ -92,9 +91,9 @@ def _source(path: Path) -> str:
 
 
 def _docstrings(module: ModuleType) -> str:
-    """Docstring of `module` and those of its public functions and types, each under its name.
+    """The docstrings of `module` and of its public functions and types, each under its name.
 
-    Members that the interpreter's start-up adds to `builtins` (exit, copyright) are Python objects, not built in.
+    Members that the start-up of the interpreter adds to `builtins` (exit, copyright) are left out.
     """
     parts = [f"{module.__name__}\n\n{module.__doc__ or ''}\n"]
     for name, member in sorted(vars(module).items()):

@@ -1,15 +1,15 @@
-"""Tokenizers whose bytes add up: SentencePiece BPE with an exact byte cost for every token.
+"""Tokenizers: SentencePiece BPE with an exact byte cost per token.
 
-A lossless tokenizer (identity normalization, byte fallback, newline as a symbol) gives every text back and
-charges each token its original UTF-8 bytes. Any other model is scored the challenge's way: bytes of the
-normalized text, the space of a word charged unless a document boundary stands before it (docs/rules.md, section 3).
-`encode_proven` checks both claims document by document and is what `prepare` writes shards with.
+A lossless tokenizer (identity normalization, byte fallback, newline as a symbol) decodes its tokens to the original
+text and charges each token its UTF-8 bytes. All other models use the challenge's accounting: the bytes of the
+normalized text, where the space before a word is charged unless a document boundary precedes it (docs/rules.md, section
+3). `encode_proven` checks both for every document; `prepare` writes shards with it.
 
-SentencePiece writes a space as U+2581; a literal U+2581 of the text is therefore encoded as its three byte
-pieces. Where no piece of the vocabulary reaches over a word boundary, merges never cross one either, so words
-are encoded once and remembered: the result is the same, several times faster.
+SentencePiece writes a space as U+2581, so a U+2581 in the text is encoded as its three byte pieces. If no piece of the
+vocabulary crosses a word boundary, words are encoded once and cached. The tokens are the same, and encoding is several
+times faster.
 
-Legend: V vocabulary, N tokens.
+Legend: V vocabulary size, N tokens.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from bitgolf.errors import DataError
 
 Tokens = np.ndarray  # (N,) uint16
 
-_MAX_VOCAB = 65_536  # ids are stored as uint16
+_MAX_VOCAB = 65_536  # ids are uint16
 _WORDS = re.compile(f"{SPACE}|\n| *[^ \n{SPACE}]+| +")
-_CACHE_CHARACTERS = 2_000_000  # about 80 MB of remembered words, then they are forgotten
-_LONG_WORD = 64  # characters; rarer than once, so not worth remembering
+_CACHE_CHARACTERS = 2_000_000  # about 80 MB of cached words; above it the cache is emptied
+_LONG_WORD = 64  # characters; longer words are not cached
 
 
 @dataclass(frozen=True)
 class EncodedDocuments:
-    """Documents as one token stream, BOS before each, with the proven byte counts."""
+    """Documents as one token stream with BOS before each, and the proven byte counts."""
 
     tokens: Tokens  # (N,) uint16
     num_documents: int
@@ -50,9 +50,9 @@ class Tokenizer:
 
     Attributes:
         vocab_size: V, at most 65,536.
-        bos_id: the id that stands before each document.
-        lossless: True: bytes are those of the original text; False: the challenge's accounting.
-        name: what the manifest calls it.
+        bos_id: the id before each document.
+        lossless: True: tokens are charged the bytes of the original text; False: the challenge's accounting.
+        name: the name in the manifest.
         model_bytes: the serialized SentencePiece model.
     """
 
@@ -75,10 +75,10 @@ class Tokenizer:
         self.vocab_size = len(settings.pieces)
         self.bos_id = int(self._processor.bos_id())
         if self.vocab_size > _MAX_VOCAB:
-            raise DataError(f"tokenizer {name} has {self.vocab_size:,} pieces; shards hold at most {_MAX_VOCAB:,}")
+            raise DataError(f"tokenizer {name} has {self.vocab_size:,} pieces; shards allow at most {_MAX_VOCAB:,}")
         if self.bos_id < 0:
             raise DataError(
-                f"tokenizer {name} has no BOS piece, which marks the start of every document; train it with bos_id >= 0"
+                f"tokenizer {name} has no BOS piece, which marks the start of every document; train with bos_id >= 0"
             )
         self._literal_space: list[int] = []
         if self.lossless:
@@ -103,10 +103,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path | bytes, lossless: bool | None = None, name: str = "") -> Tokenizer:
-        """Load a model file or its bytes; `lossless` None means: find out from the model.
+        """Load a model from a file or from bytes.
 
-        Raises DataError when the file is missing, is not a model, has no BOS, has more than 65,536 pieces, or
-        is asked to be lossless and is not.
+        Args:
+            lossless: the accounting; None = lossless if the model is.
+
+        Raises:
+            DataError: the file is missing, is not a model, has no BOS or more than 65,536 pieces, or `lossless` is True
+                and the model is not lossless.
         """
         if isinstance(source, bytes):
             return cls(source, lossless, name or "tokenizer")
@@ -134,7 +138,7 @@ class Tokenizer:
         return "original" if self.lossless else "challenge"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without BOS. Raises DataError when it holds lone surrogates (no UTF-8 form)."""
+        """Ids of `text`, without BOS. Raises DataError for lone surrogates, which have no UTF-8 form."""
         return [int(i) for i in self.encode_documents([text])[0]]
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokens]:
@@ -152,11 +156,11 @@ class Tokenizer:
         return [np.array(ids, dtype=np.uint16) for ids in self._processor.encode(list(texts), num_threads=1)]
 
     def encode_proven(self, texts: Sequence[str], indices: Sequence[int] | None = None) -> EncodedDocuments:
-        """Encode and prove: BOS before each text, every byte accounted for.
+        """Encode texts with BOS before each, and prove that no byte is lost.
 
-        Lossless: the bytes of the tokens, joined, are the UTF-8 bytes of the text (so it decodes to itself).
-        Otherwise: decoding gives the normalized text. Both: the byte costs of the stream add up to that text.
-        Raises DataError that names the first document (`indices`, else its position) for which this fails.
+        Lossless: the joined bytes of the tokens are the UTF-8 bytes of the text. Otherwise: decoding gives the
+        normalized text. In both cases the byte costs of the tokens add up to the bytes of that text. Raises DataError
+        with the number of the first document (from `indices`, or its position) for which this is false.
         """
         numbers = range(len(texts)) if indices is None else indices
         encoded = self.encode_documents(texts)
@@ -187,14 +191,14 @@ class Tokenizer:
                 what = "original" if self.lossless else "normalized"
                 raise DataError(
                     f"document {numbers[position]} does not survive tokenizer {self.name}: its tokens "
-                    f"stand for {charged[position]:,} bytes, the {what} text has {len(expected):,}"
-                    f"{'' if survived else ', and decoding does not give it back'}; "
+                    f"are charged {charged[position]:,} bytes, the {what} text has {len(expected):,}"
+                    f"{'' if survived else ', and decoding gives another text'}; "
                     f"it begins {text[:40]!r}"
                 )
         return EncodedDocuments(stream, len(texts), raw_bytes, int(charged.sum()))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """Text of `ids`. Control tokens give no text; bytes that are not UTF-8 give U+FFFD."""
         listed = np.asarray(ids, dtype=np.int64).tolist()
         bad = next((i for i in listed if not 0 <= i < self.vocab_size), None)
         if bad is not None:
@@ -204,11 +208,11 @@ class Tokenizer:
         return str(self._processor.decode(listed))
 
     def byte_costs(self, tokens: Tokens) -> np.ndarray:
-        """Bytes charged to the targets `tokens[1:]`; (N-1,) int32. The first token is only context.
+        """Bytes charged to the targets `tokens[1:]`: (N-1,) int32. The first token is only context.
 
-        Lossless: the UTF-8 bytes of the token. Challenge: a byte piece 1; control, unknown and unused 0;
-        otherwise the piece without its leading U+2581, plus 1 for it unless the token before is a control,
-        unknown or unused piece.
+        Lossless: the UTF-8 bytes of the token. Challenge: 1 for a byte piece; 0 for control, unknown and unused pieces;
+        otherwise the bytes of the piece without its leading U+2581, plus 1 for that space unless the previous token is
+        a control, unknown or unused piece.
         """
         targets = tokens[1:]
         if self.lossless:
@@ -216,7 +220,7 @@ class Tokenizer:
         return self._inner_cost[targets] + (self._leads[targets] & ~self._boundary[tokens[:-1]])
 
     def token_text_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for (a leading space included); empty for control tokens."""
+        """The bytes of a token's text, a leading space included; empty for control tokens."""
         return self._text[token]
 
     def _encode_around_literal_spaces(self, text: str) -> list[int]:
@@ -228,7 +232,7 @@ class Tokenizer:
 
 
 class _WordIds(dict[str, bytes]):
-    """Ids of words as uint16 bytes, encoded at first sight and remembered up to _CACHE_CHARACTERS."""
+    """A cache of at most _CACHE_CHARACTERS: word -> its ids as uint16 bytes."""
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         super().__init__()
@@ -259,6 +263,6 @@ def _utf8(text: str, index: int) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"text {index} holds the lone surrogate U+{ord(text[error.start]):04X} at character "
+            f"text {index} contains the lone surrogate U+{ord(text[error.start]):04X} at character "
             f"{error.start}, which has no UTF-8 form; remove it"
         ) from error

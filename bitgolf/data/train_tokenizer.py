@@ -1,9 +1,9 @@
-"""Train a SentencePiece BPE model on documents: lossless, or with the challenge's own options.
+"""Trains a SentencePiece BPE model on documents, with lossless options or with those of the challenge.
 
-Lossless keeps every code point (identity normalization), leaves white space alone and makes the newline a
-symbol. Challenge repeats the options of the challenge's SP1024 (data/download_hf_docs_and_tokenize.py of
-openai/parameter-golf): nmt_nfkc normalization, white space collapsed. Both: byte fallback, digits split,
-0.999 of the characters covered, pad 0, BOS 1, EOS 2, unknown 3. The same documents give the same model.
+Lossless options keep every code point (identity normalization), do not change white space, and make the newline a
+symbol. The challenge's options are those of its SP1024 (data/download_hf_docs_and_tokenize.py of
+openai/parameter-golf): nmt_nfkc normalization and collapsed white space. Both have byte fallback, split digits, a
+character coverage of 0.999, and the ids pad 0, BOS 1, EOS 2, unknown 3. The same documents give the same model.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bitgolf.data.spm_model import SPACE
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
 
-_SENTENCE = 4_000  # characters; SentencePiece skips sentences above max_sentence_length bytes
+_SENTENCE = 4_000  # characters per sentence; SentencePiece skips sentences above max_sentence_length bytes
 _MAX_VOCAB = 65_536
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, name: str = "") -> Tokenizer:
-    """Train on all of `documents` (the caller limits them; they are held in memory by SentencePiece).
+    """Train on all of `documents`. SentencePiece keeps them in memory, so the caller limits their bytes.
 
-    Raises DataError when there is no text, or too little of it (or too many distinct characters) for
-    `vocab_size`; the message says which sizes are possible.
+    Raises DataError if there is no text, or if there is too little text or there are too many distinct characters for
+    `vocab_size`. The message gives the possible sizes.
     """
     if vocab_size > _MAX_VOCAB:
         raise DataError(f"model.vocab_size {vocab_size:,} is above the {_MAX_VOCAB:,} that shards can hold")
@@ -73,10 +73,11 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, n
 
 
 class _Sentences:
-    """Documents as training sentences, cut where no piece may reach over the cut anyway: at newlines when
-    they are symbols of their own (lossless), else at spaces. NUL and U+2581 cannot be trained on and are left out.
+    """Cuts documents into training sentences at places that no piece may cross.
 
-    An error of the documents is kept in `failure`, because SentencePiece would turn it into its own.
+    These places are newlines if the newline is a symbol (lossless), otherwise spaces. NUL and U+2581 are left out
+    because SentencePiece cannot train on them. An exception of `documents` is kept in `failure`, because SentencePiece
+    would replace it by its own.
     """
 
     def __init__(self, documents: Iterable[str], lossless: bool) -> None:
@@ -99,7 +100,7 @@ class _Sentences:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """Cut `line` before a space into at most _SENTENCE characters each; nothing for an empty line."""
+    """Cut `line` before spaces into sentences of at most _SENTENCE characters. An empty line gives none."""
     start = 0
     while start < len(line):
         end = min(start + _SENTENCE, len(line))
@@ -113,7 +114,7 @@ def _pieces(line: str) -> Iterator[str]:
 def _explain(message: str, num_characters: int, vocab_size: int) -> DataError:
     asked = f"cannot train a tokenizer of {vocab_size:,} tokens on {num_characters:,} characters of text: "
     if high := re.search(r"value <= (\d+)", message):
-        return DataError(f"{asked}they support at most {int(high[1]):,}; lower model.vocab_size or give more text")
+        return DataError(f"{asked}the text supports at most {int(high[1]):,}; lower model.vocab_size or give more text")
     if low := re.search(r"required_chars\. (\d+) vs (\d+)", message):
         return DataError(
             f"{asked}the byte pieces and the distinct characters alone need {int(low[2]):,}; raise model.vocab_size"

@@ -1,9 +1,11 @@
-"""The quantization grid: range, step, rounding and clip search, in one object with three users.
+"""The quantization grid: its range, steps, rounding and clip search.
 
-Training fakes it (quantization-aware training), GPTQ rounds to it and the artifact stores it, so the three
-cannot disagree. A grid is symmetric: codes are the integers of [-qmax, qmax], qmax = 2^(bits-1) - 1, and
-every row of a matrix has one step ("scale") that is stored as fp16. All rounding uses the scale *as stored*.
-Clip search by percentile: GPTQ-lite, challenge PR 414. Legend: R rows (outputs), C columns (inputs).
+Quantization-aware training, GPTQ and the artifact use the same `Grid` object, so they agree on every code. A grid is
+symmetric: codes are the integers from -qmax to qmax with qmax = 2^(bits-1) - 1. Every row of a matrix has one step
+("scale"), stored as fp16, and all rounding uses the stored value.
+Source of the clip search by percentile: GPTQ-lite, PR 414 of openai/parameter-golf.
+
+Legend: R rows (outputs), C columns (inputs).
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from torch import Tensor
 
 from bitgolf.errors import ConfigError
 
-PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # the row clips of challenge PR 414
-SMALLEST_SCALE = 2.0**-24  # smallest positive fp16 number: the step of all-zero and of vanishing rows
+PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # row clips of PR 414
+SMALLEST_SCALE = 2.0**-24  # smallest positive fp16 number; the step of rows that are zero or almost zero
 LARGEST_SCALE = 65504.0  # largest finite fp16 number
 MAX_BITS = 12
-_CHUNK_ELEMENTS = 1 << 22  # clip search works on this many weights at a time
+_CHUNK_ELEMENTS = 1 << 22  # number of weights that the clip search processes at a time
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class Grid:
     """Symmetric per-row integer grid.
 
     Args:
-        bits: width of a code, 2 to 12.
-        floor: smallest step that a row may have; 0 = no floor beyond fp16. The published int5 systems used
-            1 / qmax, which coarsens rows of small norm.
+        bits: bits per code, 2 to 12.
+        floor: smallest step of a row; 0 = the smallest fp16 number. The published int5 systems used 1 / qmax, which
+            makes rows of small norm coarser.
         clip_sigmas: clip every row at this many standard deviations instead of searching percentiles (SDClip,
-            challenge PR 1394): it sets the rate directly. 0 = search.
+            PR 1394). 0 = search.
+
     Raises:
         ConfigError: bits or floor out of range.
     """
@@ -44,10 +47,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if type(self.bits) is not int or not 2 <= self.bits <= MAX_BITS:
-            raise ConfigError(f"a grid of {self.bits!r} bits does not exist; choose an integer from 2 to {MAX_BITS}")
+            raise ConfigError(f"a grid of {self.bits!r} bits is impossible; choose an integer from 2 to {MAX_BITS}")
         if not 0.0 <= self.floor <= LARGEST_SCALE:
             raise ConfigError(f"the scale floor {self.floor!r} must lie between 0 and {LARGEST_SCALE:.0f}")
-
         if not 0.0 <= self.clip_sigmas < math.inf:
             raise ConfigError(f"clip_sigmas {self.clip_sigmas!r} must be 0 (search the clips) or a positive number")
 
@@ -65,10 +67,10 @@ class Grid:
         self,
         clip: Tensor,  # (..., R) largest magnitude that each row represents, >= 0
     ) -> Tensor:  # (..., R) fp32
-        """Steps of rows that reach up to `clip`, rounded to fp16 as the artifact stores them.
+        """Steps of rows whose largest magnitude is `clip`, rounded to fp16 as in the artifact.
 
-        Unchecked and free of branches on data, so it can be compiled into a training step. A step below the
-        smallest fp16 number becomes that number; one above the largest becomes infinite (see `scales`).
+        The function has no checks and no branches on data, so a training step that contains it can be compiled. A step
+        below the smallest fp16 number becomes that number. A step above the largest becomes infinite (see `scales`).
         """
         step = (clip.detach().float() / self.qmax).clamp_min(max(self.floor, SMALLEST_SCALE))
         return step.to(torch.float16).float()
@@ -78,11 +80,11 @@ class Grid:
         weight: Tensor,  # (..., R, C) any float dtype
         clip: Tensor | None = None,  # (..., R); None = the largest magnitude of each row
     ) -> Tensor:  # (..., R) fp32, every value an fp16 number > 0
-        """Checked steps of `weight`'s rows.
+        """Steps of the rows of `weight`, with checks.
 
         Raises:
-            ConfigError: NaN or infinite weights, a negative or non-finite clip, or a row so large that its
-                step does not fit fp16; the message names the row.
+            ConfigError: NaN or infinite weights, a negative or non-finite clip, or a step that is too large for
+                fp16. The message names the row.
         """
         weight = _matrix(weight)
         require_finite(weight)
@@ -107,7 +109,7 @@ class Grid:
         weight: Tensor,  # (..., R, C) or one column (..., R) with unsqueezed scales; float
         steps: Tensor,  # broadcastable to weight
     ) -> Tensor:  # like weight, integer-valued floats in [-qmax, qmax]
-        """Nearest codes (half to even), unchecked; the inner operation of every user of the grid."""
+        """Nearest codes, half to even, without checks."""
         return torch.round(weight / steps).clamp(-self.qmax, self.qmax)
 
     def quantize(
@@ -115,7 +117,7 @@ class Grid:
         weight: Tensor,  # (..., R, C) any float dtype
         scales: Tensor,  # (..., R) fp32 from `scales`
     ) -> Tensor:  # (..., R, C) of `code_dtype`
-        """Round `weight` to the nearest code. Raises ConfigError on NaN, infinity or mismatched shapes."""
+        """Round `weight` to the nearest codes. Raises ConfigError for NaN, infinity or shapes that do not fit."""
         weight = _matrix(weight)
         require_finite(weight)
         _require_rows(scales, weight, "scales")
@@ -126,7 +128,7 @@ class Grid:
         codes: Tensor,  # (..., R, C) integers
         scales: Tensor,  # (..., R) fp32
     ) -> Tensor:  # (..., R, C) fp32
-        """The weights that `codes` stand for: code times the row's step."""
+        """The weights of `codes`: code * step of the row."""
         _require_rows(scales, codes, "scales")
         return scale_levels(codes, scales)
 
@@ -135,14 +137,14 @@ class Grid:
         weight: Tensor,  # (..., R, C) any float dtype, may require gradients
         scales: Tensor,  # (..., R) fp32
     ) -> Tensor:  # like weight
-        """Exactly `dequantize(quantize(weight))` forward, identity backward (straight-through).
+        """Forward: `dequantize(quantize(weight))`. Backward: identity (straight-through estimator).
 
-        Unchecked and free of branches on data, so it can be compiled into a training step. Gradients pass to
-        clipped weights too; none flow to `scales`.
+        The function has no checks and no branches on data, so a training step that contains it can be compiled.
+        Clipped weights receive gradients too; `scales` receive none.
         """
         steps = scales.detach().float().unsqueeze(-1)
         rounded = self.round_codes(weight.detach().float(), steps) * steps
-        # The bracket is exactly zero; its gradient is not.
+        # The value of the bracket is zero, and its gradient is one.
         return rounded.to(weight.dtype) + (weight - weight.detach())
 
     @torch.no_grad()
@@ -152,15 +154,15 @@ class Grid:
         percentiles: Sequence[float] = PERCENTILES,
         importance: Tensor | None = None,  # (C,) >= 0, for example the diagonal of the Hessian
     ) -> Tensor:  # (R,) fp32
-        """For each row, the percentile of |w| whose *stored* scale leaves the least squared error.
+        """For each row, the percentile of |w| whose *stored* scale gives the least squared error.
 
-        With `clip_sigmas` nothing is searched: the clip is that many population standard deviations of the row.
-        Percentiles interpolate linearly between order statistics, as `torch.quantile` does. With `importance`
-        the squared error of column j counts importance[j] times.
+        With `clip_sigmas` there is no search: the clip is that many population standard deviations of the row.
+        Percentiles are interpolated linearly between order statistics, as in `torch.quantile`. With `importance`,
+        the squared error of column j is multiplied by importance[j].
 
         Raises:
-            ConfigError: non-finite weights, percentiles outside (0, 1], or importance of another shape or
-                with a negative or non-finite value.
+            ConfigError: non-finite weights, percentiles outside (0, 1], or an importance of another shape or with a
+                negative or non-finite value.
         """
         if weight.ndim != 2:
             raise ConfigError(f"clip search takes a matrix (R, C), not a tensor of {tuple(weight.shape)}")
@@ -188,7 +190,7 @@ class Grid:
         positions = [p * (num_columns - 1) for p in levels]  # ascending order statistics, fractional
         depth = num_columns - math.floor(min(positions))
         top = weight.abs().topk(depth, dim=1).values  # (rows, depth) descending: top[:, i] is rank C-1-i
-        best_clip = top[:, 0]  # stays where every squared error overflows; `scales` then refuses the row
+        best_clip = top[:, 0]  # kept if every squared error overflows; `scales` then refuses the row
         best_error = torch.full_like(best_clip, math.inf)
         for position in positions:
             low = num_columns - 1 - math.floor(position)
@@ -204,7 +206,7 @@ class Grid:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """`weight` as fp32 with at least two dimensions and one element a row."""
+    """`weight` as fp32. It must have at least two dimensions and one element per row."""
     if weight.ndim < 2 or weight.shape[-1] == 0 or not weight.is_floating_point():
         raise ConfigError(
             f"a grid quantizes float matrices (R, C) with C >= 1, not {weight.dtype} of shape {tuple(weight.shape)}"
@@ -217,13 +219,13 @@ def scale_levels(
     scales: Tensor,  # (..., R) fp32
     column_scales: Tensor | None = None,  # (..., C) fp32
 ) -> Tensor:  # (..., R, C) fp32
-    """level * row scale * column scale, multiplied in this order by whoever restores a weight, so all agree."""
+    """level * row scale * column scale. Every reader multiplies in this order, so all get the same weights."""
     weight = levels.float() * scales.float().unsqueeze(-1)
     return weight if column_scales is None else weight * column_scales.float().unsqueeze(-2)
 
 
 def require_finite(weight: Tensor) -> None:
-    """Raise ConfigError, with the first place, when `weight` holds NaN or infinity."""
+    """Raise ConfigError with the first index if `weight` contains NaN or infinity."""
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         where = tuple(int(i) for i in (~finite).nonzero()[0])

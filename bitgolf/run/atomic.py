@@ -1,36 +1,75 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one.
+"""Atomic writes: a reader sees the earlier file or the complete new one.
 
-A file is written beside its destination under a temporary name, flushed to disk and renamed. When anything
-fails on the way (a full disk, an interrupt) the temporary file is removed and the earlier file stays as it was.
+A file or directory is written beside its destination under a temporary name and then renamed. If writing fails (a full
+disk, an interrupt), the temporary one is removed and the destination stays as it was.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `destination`; rename it over `destination` when the block succeeds.
+    """Yield a temporary path beside `destination`, and rename it over `destination` if the block succeeds.
 
-    Raises whatever the block or the file system raises (`OSError` with ENOSPC on a full disk), after removing
-    the temporary file; `destination` is then untouched.
+    The new file has the permissions of any file that this process creates (0666 less the umask), also if a library
+    wrote it with fewer. Errors of the block and of the file system (`OSError` with ENOSPC on a full disk) are raised
+    after the temporary file is removed.
     """
     target = Path(destination)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(destination: Path) -> Iterator[Path]:
+    """Yield an empty temporary directory beside `destination`, and rename it to `destination` if the block succeeds.
+
+    `destination` must not exist, or must be an empty directory. Temporary directories of killed processes are removed.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for stale in destination.parent.glob(f".{escape(destination.name)}.*.partial"):
+        if not _process_lives(stale.name.split(".")[-2]):
+            shutil.rmtree(stale)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(destination)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _process_lives(pid: str) -> bool:
+    """Whether process `pid` of this machine may be alive; True for text that is not a number."""
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_bytes(destination: str | os.PathLike[str], data: bytes) -> None:
@@ -45,5 +84,5 @@ def write_text(destination: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(destination: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON to `destination` atomically. NaN and infinity are refused."""
+    """Write `value` as indented JSON to `destination` atomically. Raises ValueError for NaN and infinity."""
     write_text(destination, json.dumps(value, indent=2, allow_nan=False) + "\n")

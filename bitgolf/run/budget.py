@@ -1,11 +1,10 @@
-"""The three budgets (bytes, train seconds, eval seconds) and the ledger of what was charged to them.
+"""The budget ledger: the bytes, training seconds and evaluation seconds that each stage used.
 
-Every stage charges what it used, with a word on what for, and the ledger is a file of the run directory
-(`budget.json`), so the audit and the report read the same entries. Anything that touches training data
-(optimizer steps, calibration, replay) is charged to `train_seconds`; everything between opening the artifact
-and the last score is charged to `eval_seconds`. Work that is outside both clocks by the rules (compile
-warm-up, packing) is recorded too, as kind `untimed_seconds`, so nothing is hidden.
-Source: rules B1-B6 of the challenge.
+Every stage adds its charges to `budget.json` in the run directory, and the audit and the report read them there.
+All work on training data (optimizer steps, calibration, replay) is charged to `train_seconds`. All work between opening
+the artifact and the last score is charged to `eval_seconds`. Work that the rules put outside both clocks (compilation
+warm-up, packing) is recorded as `untimed_seconds`.
+Source: rules B1 to B6 (docs/rules.md).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ KINDS = ("artifact_bytes", "train_seconds", "eval_seconds", "untimed_seconds")
 
 @dataclass(frozen=True)
 class Charge:
-    """One entry of the ledger: `amount` of `kind` used by `stage` for `what`."""
+    """One entry of the ledger: `stage` used `amount` of `kind` for the purpose `what`."""
 
     kind: str
     stage: str
@@ -31,11 +30,15 @@ class Charge:
 
 
 class Budget:
-    """Limits and charges of one run, kept in `path` (a JSON file) after every change.
+    """Limits and charges of one run. Every change is written to `path`.
 
     Args:
-        limits: allowed amount by kind; a kind without a limit is recorded, never refused.
-        path: the ledger file, or None to keep it in memory.
+        limits: kind -> allowed amount; a kind that is missing has no limit.
+        path: the ledger, a JSON file; None keeps the ledger in memory.
+
+    Raises:
+        BudgetError: an unknown kind.
+        RunError: `path` is not a ledger.
     """
 
     def __init__(self, limits: dict[str, float], path: Path | None = None) -> None:
@@ -53,24 +56,26 @@ class Budget:
                 raise RunError(f"{path} is not a budget ledger ({error}); remove it to start the run anew") from error
 
     def charge(self, kind: str, stage: str, what: str, amount: float) -> None:
-        """Add an entry. Raises BudgetError for an unknown kind or a negative amount; overspending is recorded
-        here and refused by the stages and the audit, so that the evidence survives."""
+        """Add an entry. Raises BudgetError for an unknown kind or a negative amount.
+
+        An amount above the limit is recorded too, so that the evidence is kept; the stages and the audit refuse it.
+        """
         if kind not in KINDS or not amount >= 0:
             raise BudgetError(f"cannot charge {amount} of {kind!r}: kinds are {', '.join(KINDS)}, amounts >= 0")
         self.charges.append(Charge(kind, stage, what, float(amount)))
         self._save()
 
     def forget(self, stage: str) -> None:
-        """Drop the charges of `stage`, which is about to run again and replace its product."""
+        """Remove the charges of `stage`, which is about to run again and replace its product."""
         self.charges = [entry for entry in self.charges if entry.stage != stage]
         self._save()
 
     def spent(self, kind: str, stage: str | None = None) -> float:
-        """Sum of the charges of `kind` (of one stage when given)."""
+        """Sum of the charges of `kind`, of one stage or of all."""
         return sum(c.amount for c in self.charges if c.kind == kind and stage in (None, c.stage))
 
     def remaining(self, kind: str) -> float:
-        """What is left of `kind`; infinite when it has no limit."""
+        """The rest of the limit of `kind`; infinite if it has no limit."""
         return self.limits.get(kind, float("inf")) - self.spent(kind)
 
     def _save(self) -> None:

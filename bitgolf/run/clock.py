@@ -1,4 +1,4 @@
-"""The training clock of rank 0, and deadlines on it that all ranks keep alike."""
+"""The training clock of rank 0, and deadlines on it that are equal on all ranks (rule B4, docs/rules.md)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from bitgolf.run.ranks import World
 
-SAFETY = 1.15  # measured work is given this many times its seconds
+SAFETY = 1.15  # time reserved for repeated work, divided by its measured time
 
 
 @dataclass
 class Clock:
-    """Rank 0's training clock: seconds spent before this process plus seconds since `start`."""
+    """Rank 0's training clock: seconds that earlier processes spent plus seconds since `start`."""
 
     spent_before: float
     started: float | None = None
@@ -25,14 +25,14 @@ class Clock:
 
 
 class Deadline:
-    """Asks between rounds of alike work whether another round fits before `until`; all ranks get rank 0's answer."""
+    """Decides after each round of equal work whether another one ends before `until`. All ranks use rank 0's clock."""
 
     def __init__(self, world: World, clock: Clock, until: float) -> None:
         self.world, self.clock, self.until = world, clock, until
         self._last, self._longest = clock.elapsed(), 0.0
 
     def another_fits(self) -> bool:
-        """Call it after each round."""
+        """Whether a round as long as the longest so far ends in time. Call it after each round, on every rank."""
         self.world.synchronize()
         now = self.clock.elapsed()
         self._longest, self._last = max(self._longest, now - self._last), now

@@ -1,8 +1,15 @@
-"""The run directory: the only state of a run, and the names of the products in it.
+"""The run directory: the only state of a run.
 
-`prepare` -> data/, `train` -> train.jsonl, checkpoint/, weights.safetensors, calibration/, `pack` ->
-model.bitgolf, `score` -> score.json and nll.npy, `audit` -> audit.json, `report` -> report.html. Each stage
-asks for the product before it through `require`, so a missing stage is named rather than met as a stack trace.
+| stage | products |
+|---|---|
+| prepare | data/ |
+| train | train.jsonl, checkpoint/, weights.safetensors, calibration/ |
+| pack | model.bitgolf, pack.json |
+| score | score.json, nll.npy, tape.json |
+| audit | audit.json |
+| report | report.html |
+
+A stage gets the products of earlier stages with `require`, which names the stage to run if a product is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +38,7 @@ _MADE_BY = {
 
 
 class RunDirectory:
-    """Paths of one run. Build it with `create` (new or resumed run) or `open` (stage on an existing run)."""
+    """The path and configuration of one run. Use `create` for a new or resumed run, `open` for an existing one."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
@@ -41,9 +48,12 @@ class RunDirectory:
     def create(cls, path: str | Path, config: Config, *, resume: bool = False) -> RunDirectory:
         """Make `path` the directory of a run of `config`.
 
-        A directory that already belongs to the same configuration is reused only with `resume=True`; one that
-        holds nothing but a configuration (its first stage failed) is taken over.
-        Raises RunError when it exists and belongs to another configuration, or holds something else.
+        Args:
+            resume: allow a directory that already belongs to a run of this configuration.
+
+        Raises:
+            RunError: `path` belongs to another configuration, or is not a run. A directory that contains only
+                config.toml, because its first stage failed, may be used with any configuration.
         """
         root = Path(path)
         stored = root / "config.toml"
@@ -69,7 +79,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """Open an existing run. Raises RunError when `path` is not one."""
+        """Open an existing run. Raises RunError if `path` is not a run directory."""
         root = Path(path)
         stored = root / "config.toml"
         if not stored.is_file():
@@ -87,7 +97,7 @@ class RunDirectory:
         return self.path / name
 
     def require(self, name: str) -> Path:
-        """Path of the product `name`; RunError that names the stage to run when it is missing."""
+        """Path of the product `name`. Raises RunError with the command to run if the product is missing."""
         product = self.path / name
         if not product.exists():
             stage = _MADE_BY.get(name, "run")
@@ -98,7 +108,7 @@ class RunDirectory:
         return product
 
     def budget(self) -> Budget:
-        """The run's ledger with the limits of its configuration."""
+        """The run's budget ledger with the limits of its configuration."""
         limits = self.config.budget
         return Budget(
             {

@@ -1,7 +1,7 @@
-"""How the library reports progress: through a callback that it is handed, never by printing.
+"""The progress callback. The library never prints; every long stage takes a `Progress` and calls it.
 
-`Progress` is what every long stage takes; the command line passes one that draws (rich bars on a terminal,
-plain log lines elsewhere), tests and library users pass nothing.
+The command line passes a callback that draws a bar on a terminal and writes log lines elsewhere. Other callers usually
+leave the default, `silent`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called as `progress(stage, done, total, note)`; `done` and `total` share one unit, `total` 0 = unknown."""
+    """Called as `progress(stage, done, total, note)`. `done` and `total` have the same unit; `total` 0 = unknown."""
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None: ...
 
 
 def silent(stage: str, done: float, total: float, note: str = "") -> None:
-    """The progress callback that reports nothing."""
+    """The progress callback that does nothing."""

@@ -1,7 +1,7 @@
-"""One process a device: who am I, how many are we, and the few collectives the stages need.
+"""The ranks: one process per device, and the collective operations that the stages need.
 
-`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK; this is the only module that reads them. NCCL on GPUs, gloo on
-CPUs. With one process every collective is the identity, so the stages have a single code path.
+`torchrun` sets RANK, WORLD_SIZE and LOCAL_RANK, and only this module reads them. The backend is NCCL on GPUs and gloo
+on CPUs. With one process every collective operation returns its input, so the stages need no second code path.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from bitgolf.errors import ConfigError
 
-_TIMEOUT = timedelta(hours=2)  # the other ranks wait while rank 0 prepares a large corpus
+_TIMEOUT = timedelta(hours=2)  # rank 0 prepares a large corpus while the other ranks wait
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process and the number of all processes."""
 
     rank: int
     size: int
@@ -33,14 +33,14 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that prints and writes."""
+        """True on rank 0, the only rank that prints and writes."""
         return self.rank == 0
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """Average every tensor over the ranks, in place, in one collective a dtype."""
+        """Average every tensor over the ranks, in place, with one all-reduce per dtype."""
         if self.size == 1:
             return
-        for dtype in dict.fromkeys(t.dtype for t in tensors):  # in one order on every rank
+        for dtype in dict.fromkeys(t.dtype for t in tensors):  # the same order on every rank
             group = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in group])
             dist.all_reduce(flat)
@@ -49,7 +49,7 @@ class World:
                 tensor.copy_(piece.view_as(tensor))
 
     def gather_slices(self, mine: Tensor) -> Tensor:
-        """Concatenate each rank's (n, ...) slice along the first axis, in rank order."""
+        """All ranks' (n, ...) slices, concatenated along the first axis in rank order: (size * n, ...)."""
         if self.size == 1:
             return mine
         slices = [torch.empty_like(mine) for _ in range(self.size)]
@@ -57,7 +57,7 @@ class World:
         return torch.cat(slices)
 
     def from_main(self, value: float) -> float:
-        """The value that rank 0 holds."""
+        """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
         box = torch.tensor([value], dtype=torch.float64, device=self.device)
@@ -65,7 +65,7 @@ class World:
         return float(box.item())
 
     def synchronize(self) -> None:
-        """Wait until this rank's device has done all work queued so far, so that a clock tells the truth."""
+        """Wait until this rank's device has finished all queued work. Call it before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -76,14 +76,14 @@ class World:
 
 
 def choose_device(requested: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the CUDA device of this local rank when there is one, else the CPU.
+    """The device of this local rank. `auto` is its CUDA device, or the CPU if there is no CUDA device.
 
-    Raises ConfigError when CUDA is asked for and absent, or has fewer devices than local ranks.
+    Raises ConfigError if CUDA is requested and there is no device, or if there are fewer devices than local ranks.
     """
     if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda' but PyTorch finds no CUDA device; use --device cpu or auto")
+        raise ConfigError("device is 'cuda', but PyTorch finds no CUDA device; use --device cpu or auto")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} found; start torchrun "
@@ -93,7 +93,7 @@ def choose_device(requested: str, local_rank: int = 0) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What the hardware calls itself: the GPU's name, or the CPU's model."""
+    """The name of the hardware: the GPU's name, or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -106,7 +106,7 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def world(requested_device: str) -> Iterator[World]:
-    """Join the processes that torchrun started (or be alone) for the length of the block."""
+    """Join the process group that torchrun started, for the length of the block. Without torchrun: one process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = choose_device(requested_device, int(os.environ.get("LOCAL_RANK", "0")))

@@ -155,7 +155,7 @@ def hub(files: dict[str, bytes]) -> Iterator[Hub]:
     thread.join()
 
 
-def fetch(hub: Hub, tmp_path: Path, shards: int = 0, variant: str = "sp400") -> existing_shards.FoundShards:
+def fetch(hub: Hub, tmp_path: Path, shards: int = 0, variant: str = "sp400") -> existing_shards.ExistingShards:
     return fineweb.fetch_fineweb(variant, shards, endpoint=hub.url, cache=tmp_path / "cache")
 
 
@@ -221,7 +221,7 @@ def test_after_a_kill_only_the_file_under_way_is_fetched(
 )
 def test_a_corrupted_file_is_caught_and_fetched_anew(hub: Hub, tmp_path: Path, name: str) -> None:
     hub.damaged.add(name)
-    with pytest.raises(DataError, match=f"{name} arrived damaged: its hash is .* the hub says"):
+    with pytest.raises(DataError, match=f"{name} is damaged: its hash is .* the hub says"):
         fetch(hub, tmp_path, shards=1)
     hub.damaged.clear()
     assert fetch(hub, tmp_path, shards=1).tokenizer.vocab_size == 400
@@ -233,7 +233,7 @@ def test_a_file_damaged_in_the_cache_is_caught(hub: Hub, tmp_path: Path) -> None
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"fineweb_train_000000.bin arrived damaged"):
+    with pytest.raises(DataError, match=r"fineweb_train_000000.bin is damaged"):
         fetch(hub, tmp_path, shards=1)
     fetch(hub, tmp_path, shards=1)
 
@@ -242,14 +242,14 @@ def test_the_manifests_own_hashes_are_checked(hub: Hub, files: dict[str, bytes],
     manifest = json.loads(files["datasets/manifest.json"])
     manifest["datasets"][0]["files"] = [{"path": "x/fineweb_val_000000.bin", "sha256": "0" * 64}]
     files["datasets/manifest.json"] = json.dumps(manifest).encode()
-    with pytest.raises(DataError, match=f"fineweb_val_000000.bin arrived damaged: .* the manifest says {'0' * 64}"):
+    with pytest.raises(DataError, match=f"fineweb_val_000000.bin is damaged: .* the manifest says {'0' * 64}"):
         fetch(hub, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("variant", "shards", "message"),
     [
-        ("sp9999", 1, "no variant 'sp9999'; published are: byte260, sp400"),
+        ("sp9999", 1, "no variant 'sp9999'; published variants: byte260, sp400"),
         ("sp400", 4, "train_shards is 4; .* has 3"),
         ("byte260", 1, "has no SentencePiece tokenizer"),
     ],
@@ -261,16 +261,16 @@ def test_what_is_not_published(hub: Hub, tmp_path: Path, variant: str, shards: i
 
 def test_missing_files_and_strange_manifests(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     del files["datasets/datasets/fineweb10B_sp400/fineweb_train_000001.bin"]
-    with pytest.raises(DataError, match=r"cannot fetch .*fineweb_train_000001.bin .* What was fetched is kept"):
+    with pytest.raises(DataError, match=r"cannot download .*fineweb_train_000001.bin .* Complete files are kept"):
         fetch(hub, tmp_path)
     files["datasets/manifest.json"] = b'{"datasets": [{}]}'
-    with pytest.raises(DataError, match="is not understood"):
+    with pytest.raises(DataError, match="has an unknown form"):
         fineweb.fetch_fineweb("sp400", endpoint=hub.url, cache=tmp_path / "other")
 
 
 def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the hub's own retries
-    with pytest.raises(DataError, match=r"cannot fetch datasets/manifest.json .* from http://127.0.0.1:9: "):
+    with pytest.raises(DataError, match=r"cannot download datasets/manifest.json .* from http://127.0.0.1:9: "):
         fineweb.fetch_fineweb("sp400", endpoint="http://127.0.0.1:9", cache=tmp_path / "cache")
 
 

@@ -139,7 +139,7 @@ def test_a_given_model_is_used_as_it_is(
     path.write_bytes(challenge.model_bytes)
     data = prepare(config(write_jsonl(documents), tokenizer=str(path)), 400, tmp_path / "out")
     assert data.tokenizer.model_bytes == challenge.model_bytes and data.tokenizer.name == "mine"
-    with pytest.raises(DataError, match=r"has 400 pieces, model.vocab_size is 500; set model.vocab_size to 400"):
+    with pytest.raises(DataError, match=r"has 400 pieces, but model.vocab_size is 500; set model.vocab_size to 400"):
         prepare(config(write_jsonl(documents), tokenizer=str(path)), 500, tmp_path / "other")
     with pytest.raises(DataError, match="cannot read the tokenizer"):
         prepare(config(write_jsonl(documents), tokenizer=str(tmp_path / "none.model")), 400, tmp_path / "other")
@@ -149,10 +149,10 @@ def test_a_given_model_is_used_as_it_is(
     ("texts", "options", "message"),
     [
         ([], {}, "the corpus is empty"),
-        (["", "\n" * 3], {"tokenizer": "given"}, "no training documents|fell into validation"),
-        ([""], {"tokenizer": "given"}, "holds no text"),
-        (["only one"], {"tokenizer": "given", "val_fraction": 1e-9}, "none of the 1 documents .* fell into validation"),
-        (["only one"], {"tokenizer": "given", "val_fraction": 0.999999}, "leaves no training documents"),
+        (["", "\n" * 3], {"tokenizer": "given"}, "no training documents|in the validation split"),
+        ([""], {"tokenizer": "given"}, "has no text"),
+        (["only one"], {"tokenizer": "given", "val_fraction": 1e-9}, "none of the 1 documents .* in the validation"),
+        (["only one"], {"tokenizer": "given", "val_fraction": 0.999999}, "has no training documents"),
         (["too small"], {"val_fraction": 1e-9}, r"cannot train a tokenizer of 400 tokens on 9 characters.*at most"),
     ],
 )
@@ -250,7 +250,7 @@ class TestOpening:
         shard.write_bytes(data[:-2])
         self.refused(made, "val_000000.bin is truncated")
         write_shard(shard, np.arange(7))
-        self.refused(made, "val_000000.bin holds 7 tokens, the manifest says")
+        self.refused(made, "val_000000.bin has 7 tokens, the manifest says")
         shard.unlink()
         self.refused(made, "cannot read shard .*val_000000.bin")
 

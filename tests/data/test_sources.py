@@ -13,8 +13,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitgolf.data.cut_text import cut_text
 from bitgolf.data.sources import iterate_documents, parse_source, source_files
-from bitgolf.data.text_split import split_text
 from bitgolf.errors import ConfigError, DataError
 
 TEXTS = ["first", "second\nwith lines", "", "café 😀 \0 ▁", "last " * 50_000]
@@ -54,14 +54,14 @@ def test_jsonl_globs_in_sorted_order(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b'{"text": "caf\xe9"}', "line 2 is not UTF-8: byte 0xE9 at position 13"),
-        (b'{"body": "x", "id": 3}', r"line 2 has no field 'text': found keys \['body', 'id'\]"),
-        (b'["text"]', "line 2 has no field 'text': found a list"),
+        (b'{"body": "x", "id": 3}', r"line 2 has no field 'text': it is keys \['body', 'id'\]"),
+        (b'["text"]', "line 2 has no field 'text': it is a list"),
         (b'{"text": 5}', "line 2: the field 'text' is int"),
         (b'{"text": null}', "line 2: the field 'text' is NoneType"),
         (b'{"text": "cut', "line 2 is not JSON"),
         (b"plain words", "line 2 is not JSON"),
         (b"[" * 100_000, "line 2 is not JSON"),
-        (b'{"text": "ab\\ud800"}', r"line 2: the text holds the lone surrogate \\ud800"),
+        (b'{"text": "ab\\ud800"}', r"line 2: the text contains the lone surrogate \\ud800"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
@@ -140,15 +140,15 @@ def test_a_long_file_without_newlines_is_cut_between_characters(tmp_path: Path) 
 
 @given(st.text(st.sampled_from("ab \n\né😀"), max_size=300), st.integers(4, 40))
 @settings(max_examples=300, deadline=None)
-def test_split_text_keeps_everything(text: str, limit: int) -> None:
-    parts = list(split_text(text.splitlines(keepends=True), limit))
+def test_cut_text_keeps_everything(text: str, limit: int) -> None:
+    parts = list(cut_text(text.splitlines(keepends=True), limit))
     assert "".join(parts) == text
     assert all(0 < len(part.encode()) <= limit for part in parts)
 
 
-def test_split_text_prefers_blank_lines() -> None:
+def test_cut_text_prefers_blank_lines() -> None:
     paragraphs = ["a" * 30 + "\n", "b" * 30 + "\n", "\n", "c" * 30 + "\n"]
-    assert list(split_text(paragraphs, 80)) == ["".join(paragraphs[:3]), paragraphs[3]]
+    assert list(cut_text(paragraphs, 80)) == ["".join(paragraphs[:3]), paragraphs[3]]
 
 
 def test_stdlib_is_deterministic_bounded_and_mixed() -> None:
@@ -174,7 +174,7 @@ def test_bad_source_names(source: str, message: str) -> None:
 
 
 def test_token_sources_hold_no_text() -> None:
-    with pytest.raises(ConfigError, match="holds tokens"):
+    with pytest.raises(ConfigError, match="contains tokens"):
         iterate_documents("shards:x")
 
 

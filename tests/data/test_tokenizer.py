@@ -141,14 +141,14 @@ def test_space_after_a_boundary_is_free_only_in_the_challenge(lossless: Tokenize
 def test_proof_catches_a_tokenizer_that_loses_bytes(lossless: Tokenizer) -> None:
     broken = Tokenizer(lossless.model_bytes)
     broken._text[broken.encode("\n")[0]] = b"\r"
-    with pytest.raises(DataError, match=r"document 7 does not survive.*decoding does not give it back"):
+    with pytest.raises(DataError, match=r"document 7 does not survive.*decoding gives another text"):
         broken.encode_proven(["fine", "two\nlines"], indices=[4, 7])
 
 
 def test_proof_catches_wrong_costs(lossless: Tokenizer) -> None:
     broken = Tokenizer(lossless.model_bytes)
     broken._cost[broken.encode("\n")[0]] += 1
-    with pytest.raises(DataError, match=r"document 1 .* stand for 10 bytes, the original text has 9"):
+    with pytest.raises(DataError, match=r"document 1 .* are charged 10 bytes, the original text has 9"):
         broken.encode_proven(["fine", "two\nlines"])
 
 

@@ -1,6 +1,6 @@
-"""Cut long texts into documents of bounded size, at blank lines where there are any.
+"""Cuts long texts into documents of limited size, at blank lines where possible.
 
-Joined, the documents are the text again: nothing is stripped or added. Used by `dir:` and `stdlib`.
+The documents joined are the text again. The sources `dir:` and `stdlib` use it.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 
-def split_text(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
+def cut_text(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
     """Join `lines` (with their line ends) into documents of at most `limit_bytes` UTF-8 bytes.
 
-    A document ends after the last blank line that leaves it at least half full; failing that after the last
-    line that fits; a line longer than the limit is cut between characters. Empty input gives no document.
+    A document ends after the last blank line that leaves it at least half full. If there is none, it ends after the
+    last line that fits. A line above the limit is cut between characters. Empty input gives no document.
     """
     held: list[str] = []
     sizes: list[int] = []
     total = 0
     for line in lines:
-        for part in _short(line, limit_bytes):
+        for part in _parts(line, limit_bytes):
             size = len(part.encode())
             while total + size > limit_bytes:
-                cut = _cut(held, sizes, limit_bytes)
-                yield "".join(held[:cut])
-                total -= sum(sizes[:cut])
-                del held[:cut], sizes[:cut]
+                count = _lines_of_next_document(held, sizes, limit_bytes)
+                yield "".join(held[:count])
+                total -= sum(sizes[:count])
+                del held[:count], sizes[:count]
             if size:
                 held.append(part)
                 sizes.append(size)
@@ -33,8 +33,7 @@ def split_text(lines: Iterable[str], limit_bytes: int) -> Iterator[str]:
         yield "".join(held)
 
 
-def _cut(held: list[str], sizes: list[int], limit_bytes: int) -> int:
-    """Number of lines of the next document."""
+def _lines_of_next_document(held: list[str], sizes: list[int], limit_bytes: int) -> int:
     kept = sum(sizes)
     for count in range(len(held), 0, -1):
         if 2 * kept < limit_bytes:
@@ -45,8 +44,8 @@ def _cut(held: list[str], sizes: list[int], limit_bytes: int) -> int:
     return len(held)
 
 
-def _short(line: str, limit_bytes: int) -> Iterator[str]:
-    """`line`, cut into parts of at most `limit_bytes` bytes when it is longer."""
+def _parts(line: str, limit_bytes: int) -> Iterator[str]:
+    """`line`, cut into parts of at most `limit_bytes` bytes."""
     if len(line.encode()) <= limit_bytes:
         yield line
         return

@@ -1,0 +1,177 @@
+"""Text to token shards, in three steps: read the documents, get a tokenizer, write the splits.
+
+The documents are read twice if a tokenizer is trained: the first pass stops after `data.tokenizer_bytes` of training
+documents, and validation text never enters the tokenizer (rule B7, docs/rules.md). Each document is encoded, proven to
+decode to the same bytes, and appended to its split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitgolf.config import DataConfig
+from bitgolf.data.encode_stream import encode_batches, make_batches
+from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
+from bitgolf.data.shards import ShardWriter, file_sha256
+from bitgolf.data.sources import iterate_documents
+from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, Document, Splitter, check_disjoint, number_documents
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.data.train_tokenizer import train_tokenizer
+from bitgolf.errors import DataError
+from bitgolf.run import atomic
+from bitgolf.run.progress import Progress
+
+_HASH_FILES = {"train": TRAIN_HASHES, "val": VAL_HASHES}
+
+
+def prepare_text(config: DataConfig, vocab_size: int, work: Path, progress: Progress) -> dict[str, Any]:
+    """Write the shards, the tokenizer and the document hashes of a text source into `work`.
+
+    Returns the manifest's entries about them. Raises DataError for bad text and for empty splits.
+    """
+    documents = _Documents.of(config)
+    tokenizer = _get_tokenizer(config, vocab_size, documents, progress)
+    atomic.write_bytes(work / TOKENIZER, tokenizer.model_bytes)
+    splitter = documents.splitter()
+    splits = _write_splits(documents.labeled(splitter), tokenizer, config, work, progress)
+    for split in SPLITS:
+        if not splits[split]["documents"]:
+            raise DataError(_empty_split(split, config, splits))
+    num_train, num_val, overlap = check_disjoint(work)
+    assert (num_train, num_val, overlap) == (splits["train"]["documents"], splits["val"]["documents"], 0)
+    return {
+        **describe_tokenizer(tokenizer),
+        "splits": splits,
+        "document_hashes": {
+            s: {"file": name, "sha256": file_sha256(work / name), "of": "utf-8 text"} for s, name in _HASH_FILES.items()
+        },
+        "disjoint": True,
+        "overlap": 0,
+        "dropped_duplicates": splitter.dropped_duplicates,
+        "empty_documents": splitter.empty_documents,
+    }
+
+
+def is_new_tokenizer(config: DataConfig) -> bool:
+    """Whether `data.tokenizer` names a kind of tokenizer to train, not the path of a model."""
+    return config.tokenizer in ("lossless", "challenge")
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """The documents of the configured sources. They can be read more than once.
+
+    Attributes:
+        val_hashes: document hashes of the validation source; None if validation is a share of `data.source`.
+    """
+
+    config: DataConfig
+    val_hashes: np.ndarray | None  # (validation documents,) uint64
+
+    @classmethod
+    def of(cls, config: DataConfig) -> _Documents:
+        hashes = None
+        if config.val_source:
+            hashes = np.fromiter((d.hash for d in _validation_source(config)), dtype=np.uint64)
+        return cls(config, hashes)
+
+    def splitter(self) -> Splitter:
+        if self.val_hashes is None:
+            return Splitter(self.config.val_fraction, self.config.val_bytes, self.config.train_bytes)
+        return Splitter(0.0, 0, self.config.train_bytes, self.val_hashes)
+
+    def labeled(self, splitter: Splitter) -> Iterator[tuple[str, Document]]:
+        """(split, document) for every document that a split takes, validation source first."""
+        if self.config.val_source:
+            for document in _validation_source(self.config):
+                yield "val", document
+        for document in number_documents(iterate_documents(self.config.source), splitter.count_empty):
+            if splitter.full:
+                return
+            if split := splitter.assign(document):
+                yield split, document
+
+    def tokenizer_text(self) -> Iterator[str]:
+        """The first `data.tokenizer_bytes` of the training documents."""
+        splitter = self.splitter()
+        room = self.config.tokenizer_bytes
+        for document in number_documents(iterate_documents(self.config.source)):
+            if room <= 0 or splitter.full:
+                return
+            if splitter.assign(document) == "train":
+                room -= document.size
+                yield document.text
+
+
+def _validation_source(config: DataConfig) -> Iterator[Document]:
+    """Documents of `data.val_source` up to `data.val_bytes`."""
+    room = config.val_bytes or float("inf")
+    for document in number_documents(iterate_documents(config.val_source)):
+        yield document
+        room -= document.size
+        if room <= 0:
+            return
+
+
+def _get_tokenizer(config: DataConfig, vocab_size: int, documents: _Documents, progress: Progress) -> Tokenizer:
+    """Train a tokenizer on the first training documents, or load the configured model."""
+    if is_new_tokenizer(config):
+        progress("prepare", 0, 0, f"training a {config.tokenizer} tokenizer of {vocab_size} pieces")
+        return train_tokenizer(documents.tokenizer_text(), vocab_size, config.tokenizer == "lossless")
+    tokenizer = Tokenizer.load(config.tokenizer)
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"tokenizer {config.tokenizer} has {tokenizer.vocab_size} pieces, but model.vocab_size is {vocab_size}; "
+            f"set model.vocab_size to {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _write_splits(
+    labeled: Iterator[tuple[str, Document]], tokenizer: Tokenizer, config: DataConfig, work: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Encode the documents and write shards and document hashes. Returns the manifest's entry per split."""
+    splits: dict[str, dict[str, Any]] = {
+        s: {"documents": 0, "tokens": 0, "raw_bytes": 0, "counted_bytes": 0} for s in SPLITS
+    }
+    done, expected = 0, config.train_bytes + config.val_bytes if config.train_bytes and config.val_bytes else 0
+    with ExitStack() as stack:
+        writers = {s: stack.enter_context(ShardWriter(work, s, config.shard_tokens)) for s in SPLITS}
+        hash_files = {s: stack.enter_context((work / name).open("wb")) for s, name in _HASH_FILES.items()}
+        for batch, encoded in encode_batches(make_batches(labeled), tokenizer, config.workers):
+            writers[batch.split].append(encoded.tokens)
+            hash_files[batch.split].write(np.array([d.hash for d in batch.documents], dtype="<u8").tobytes())
+            entry = splits[batch.split]
+            entry["documents"] += encoded.num_documents
+            entry["tokens"] += len(encoded.tokens)
+            entry["raw_bytes"] += encoded.raw_bytes
+            entry["counted_bytes"] += encoded.counted_bytes
+            done += encoded.raw_bytes
+            progress("prepare", done, expected, f"{splits['train']['documents']:,} training documents")
+    for split, writer in writers.items():
+        splits[split]["shards"] = [asdict(info) for info in writer.shards]
+    return splits
+
+
+def _empty_split(split: str, config: DataConfig, splits: dict[str, dict[str, Any]]) -> str:
+    """The message for an empty split."""
+    total = sum(entry["documents"] for entry in splits.values())
+    if not total:
+        return f"source {config.source!r} has no text"
+    if split == "val" and config.val_source:
+        return f"the validation source {config.val_source!r} has no text"
+    if split == "val":
+        return (
+            f"none of the {total} documents of {config.source!r} is in the validation split (data.val_fraction "
+            f"{config.val_fraction}); raise data.val_fraction, add documents, or set data.val_source"
+        )
+    return (
+        f"source {config.source!r} has no training documents ({splits['val']['documents']} are validation); "
+        "lower data.val_fraction or add documents"
+    )
