@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import bz2
+import copy
 import functools
 import json
 import re
@@ -45,6 +46,10 @@ _FILE = (
     "PARTS={literal}\n"
     "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
 )
+# The program reads no configuration of an earlier version, so it does without the table of moved and removed keys.
+_REPLACED = {
+    "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values"
+}
 # Modules whose own source or signatures are read while they run keep both as they are.
 _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
 
@@ -126,7 +131,8 @@ class _Sources(Mapping[str, ast.Module]):
 
     def __getitem__(self, name: str) -> ast.Module:
         if name not in self.trees:
-            self.trees[name] = ast.parse(self.files[name].read_text(encoding="utf-8"), str(self.files[name]))
+            source = _REPLACED.get(name) or self.files[name].read_text(encoding="utf-8")
+            self.trees[name] = ast.parse(source, str(self.files[name]))
         return self.trees[name]
 
     def __contains__(self, name: object) -> bool:
@@ -143,9 +149,29 @@ class _Sources(Mapping[str, ast.Module]):
 def _program(root: Path) -> tuple[dict[str, str], str]:
     """Minified source of every module that the program needs, and of the code that the file starts with."""
     sources = _Sources(root)
-    modules = {name: minified(ast.unparse(tree)) for name, tree in trace(sources, *ENTRY).items()}
+    modules = {
+        name: minified(ast.unparse(without_texts(tree))) for name, tree in trace(sources, *ENTRY).items()
+    }
     start = ast.unparse(sources[_IMPORTER]) + _START.format(module=ENTRY[0], function=ENTRY[1])
     return modules, minified(start)
+
+
+def without_texts(module: ast.Module) -> ast.Module:
+    """The module without two kinds of text that the program can do without.
+
+    The descriptions of settings (`Field(..., description=...)`) are printed by the command line alone. The messages of
+    ArtifactError concern damaged files; `source/train_gpt.py` shows them.
+    """
+    for node in ast.walk(module := copy.deepcopy(module)):
+        if isinstance(node, ast.Call) and _is_name(node.func, "Field"):
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and _is_name(node.exc.func, "ArtifactError"):
+            node.exc = node.exc.func
+    return module
+
+
+def _is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
 
 
 def minified(source: str) -> str:
@@ -166,6 +192,7 @@ def minified(source: str) -> str:
         remove_literal_statements=True,
         remove_annotations=annotations,
         rename_locals=not untouched,
+        preserve_locals=["self"],  # one name in all methods compresses better than several short ones
         hoist_literals=False,  # repeated literals compress well
         constant_folding=False,
     )
