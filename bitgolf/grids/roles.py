@@ -73,3 +73,9 @@ def grid_of(name: str, shape: tuple[int, ...], config: PackConfig) -> Grid | Non
         bits = config.grid.attention_bits or bits
     floor = 1 / (2 ** (bits - 1) - 1) if config.grid.scale_floor else 0.0
     return Grid(bits, floor, config.grid.clip_sigmas)
+
+
+def grids_of(shapes: Mapping[str, tuple[int, ...]], config: PackConfig) -> dict[str, Grid]:
+    """The grids of all tensors that are quantized, by name, in the order of `shapes`."""
+    grids = {name: grid_of(name, shape, config) for name, shape in shapes.items()}
+    return {name: grid for name, grid in grids.items() if grid is not None}

@@ -1,8 +1,11 @@
-"""Calibration statistics: the second moments of what every matrix multiplies, gathered on the training clock.
+"""Calibration: the second moments of the inputs of every matrix, gathered on the training clock.
 
-For each linear layer H = mean over tokens of x x^T, with x the layer's input under the weights that will be
-packed; query, key and value share one. The tied embedding, as the output head, multiplies the final normalized
-hidden state. `pack` reads these files and no text (rules B4 and B7).
+For each linear layer H = mean over tokens of x x^T, where x is the layer's input under the final weights. Query, key
+and value read the same input, so they share one H. The tied embedding is also the output head; its input is the final
+normalized hidden state. `pack` rounds with these Hessians and reads no text itself (rules B4 and B7 in docs/rules.md).
+Source: GPTQ (arXiv 2210.17323).
+
+Legend: B batch, T time, C inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -13,16 +16,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from bitgolf.config import TrainConfig
-from bitgolf.data.loader import BatchShape
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
-from bitgolf.run.clock import SAFETY
+from bitgolf.run.clock import SAFETY, seconds_of_second_run
 from bitgolf.run.ranks import World
 
 
 def hessian_key(parameter: str) -> str | None:
-    """Name of the Hessian that belongs to a parameter, or None for those that multiply no activations."""
+    """Name of the Hessian that belongs to a parameter, or None for parameters that multiply no activations."""
     if parameter == "embedding":
         return "head"
     if not parameter.endswith(".weight"):
@@ -35,7 +36,7 @@ def hessian_key(parameter: str) -> str | None:
 
 
 class HessianCollector:
-    """Accumulates H for every matrix of `model` over forward passes; fp32 on the model's device."""
+    """Sums H for every matrix of `model` over forward passes, in fp32 on the model's device."""
 
     def __init__(self, model: GPT) -> None:
         self.model = model
@@ -78,40 +79,28 @@ class HessianCollector:
         self.sums[key].addmm_(rows.mT, rows)
 
 
-def gather(
-    model: GPT, batches: Iterable[Tensor], world: World, keep_going: Callable[[], bool]
+def gather_hessians(
+    model: GPT, batches: Iterable[Tensor], world: World, another_fits: Callable[[], bool]
 ) -> tuple[dict[str, Tensor], int]:
-    """Hessians over `batches` of this rank's tokens, (B, T) each, while `keep_going()`; at least one batch.
+    """Hessians over this rank's `batches` of tokens, (B, T) int64 each.
 
+    Args:
+        another_fits: asked after each batch; the first False ends the gathering.
     Returns:
-        (key -> (C, C) fp32 CPU, tokens used by this rank).
+        (key -> (C, C) fp32 on the CPU, averaged over all ranks; tokens that this rank used).
     """
     collector = HessianCollector(model)
     for tokens in batches:
         collector.add(tokens)
-        if not keep_going():
+        if not another_fits():
             break
     return collector.finish(world), collector.num_tokens
 
 
-def num_batches(config: TrainConfig, shape: BatchShape, world_size: int) -> int:
-    """Micro-batches a rank gathers its share of the statistics from."""
-    return max(1, config.measure.calibration_tokens // (shape.micro_rows * config.seq_len * world_size))
-
-
-def calibration_seconds(model: GPT, config: TrainConfig, shape: BatchShape, world: World) -> float:
-    """Seconds to reserve for calibration, from two passes over random tokens (the first one warms up)."""
+def calibration_seconds(model: GPT, tokens: Tensor, num_batches: int, world: World) -> float:
+    """Seconds to reserve for `num_batches` batches of the size of `tokens`, (B, T), measured on `tokens`."""
     collector = HessianCollector(model)
-    seconds = 0.0
-    for _ in range(2):
-        tokens = torch.randint(model.config.vocab_size, (shape.micro_rows, config.seq_len), device=world.device)
-        begin = time.perf_counter()
-        collector.add(tokens)
-        world.synchronize()
-        seconds = time.perf_counter() - begin
+    batch_seconds = seconds_of_second_run(lambda: collector.add(tokens), world)
     begin = time.perf_counter()
     collector.finish(world)
-    finish = time.perf_counter() - begin
-    if config.measure.reserve_seconds:
-        return config.measure.reserve_seconds
-    return SAFETY * (seconds * num_batches(config, shape, world.size) + finish)
+    return SAFETY * (batch_seconds * num_batches + time.perf_counter() - begin)

@@ -1,30 +1,53 @@
-"""How much the loss rises when one matrix is rounded: measured with the noise that GPTQ would leave.
+"""Curvature: how much the loss rises when one matrix is rounded, measured with the noise that GPTQ would leave.
 
-GPTQ with step s leaves errors e_ij, about uniform in [-s/2, s/2], in the coordinates of its feedback; in the weights
-that is the noise N = (e / pivots) U with U the inverse factor of the Hessian. For one matrix after the other, +N and
--N are added to the weights and the mean cross entropy on the same held-out training rows is compared with the float
-one: the average of both signs has no linear term, so what remains is curvature * s^2. `pack` divides the bytes among
-the tensors by these numbers (equal slope of loss against bits). All of it happens on the training clock.
-Source: WaterSIC (arXiv:2603.04956) for steps a column.
+GPTQ with step s leaves errors e_ij, about uniform in [-s/2, s/2], in the coordinates of its error feedback. In the
+weights this is the noise N = (e / pivots) U, with U the inverse factor of the Hessian. For one matrix after the other,
++N and -N are added to the weights, and the mean cross entropy on held-out training rows is compared with that of the
+float weights. The average of both signs has no linear term, so the increase is curvature * s^2. `pack` divides the
+bytes among the tensors by these numbers, so that one more bit lowers the loss equally in each. All of it happens on the
+training clock.
+Source: WaterSIC (arXiv 2603.04956) for one step per column.
 
 Legend: B rows of text, T time, R outputs and C inputs of a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitgolf.config import Config
 from bitgolf.measure.inverse_factor import InverseFactor, inverse_factor
 from bitgolf.model.gpt import GPT
+from bitgolf.run.clock import SAFETY, seconds_of_second_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
 
-_MAX_TOKENS = 65_536  # of one forward pass; bounds the memory of the logits
+_MAX_TOKENS = 65_536  # tokens per forward pass; bounds the memory of the logits
+
+
+@dataclass(frozen=True)
+class TrialNoise:
+    """How the noise of a measurement is made.
+
+    Attributes:
+        relative_step: rounding step, as a share of the tensor's root mean square.
+        damping: of the inverse factor, as in GPTQ.
+        column_steps: one step per column instead of one per tensor.
+    """
+
+    relative_step: float
+    damping: float
+    column_steps: bool
+
+    @classmethod
+    def of(cls, config: Config) -> TrialNoise:
+        """The noise of the rounding that `config` will pack with."""
+        return cls(config.train.measure.curvature_step, config.pack.gptq.damping, config.pack.rate.column_steps)
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,8 @@ class Curvature:
     """Cost of rounding one tensor.
 
     Attributes:
-        step: distance of two levels that was tried (mean over columns if they have steps of their own).
-        increase_nats: rise of the mean loss a token, both signs averaged.
+        step: rounding step of the trial (the geometric mean over columns with one step per column).
+        increase_nats: increase of the mean loss per token, averaged over both signs.
         error_nats: its standard error over rows of text.
     """
 
@@ -43,7 +66,7 @@ class Curvature:
 
     @property
     def nats_per_squared_step(self) -> float:
-        """Loss increase divided by step^2: the number that allocation works with."""
+        """Increase of the loss divided by step^2, from which the allocation predicts other steps."""
         return self.increase_nats / self.step**2
 
 
@@ -55,7 +78,7 @@ def shaped_noise(
     column_steps: bool,
     device: torch.device,
 ) -> Tensor:  # (R, C) fp32
-    """Rounding errors of unit step as GPTQ distributes them over the weights; plain uniform noise without a factor.
+    """Rounding errors of step 1 as GPTQ distributes them over the weights; plain uniform noise without a factor.
 
     With `column_steps` the step of column j is proportional to its pivot 1 / sqrt(D_j), with geometric mean 1.
     """
@@ -65,7 +88,7 @@ def shaped_noise(
     live = ~factor.dead[factor.order]
     if not bool(live.any()):
         return torch.zeros_like(errors)
-    pivots = factor.pivots.float()  # (C,) in rounding order: the steps that columns should have, up to a factor
+    pivots = factor.pivots.float()  # (C,) in rounding order, proportional to the step per column
     mean = pivots[live].log().mean().exp()
     scaled = errors / mean if column_steps else errors / pivots
     noise = (scaled * live) @ factor.upper.float()
@@ -75,67 +98,90 @@ def shaped_noise(
 @torch.no_grad()
 def measure_curvature(
     model: GPT,
-    hessians: dict[str, Tensor | None],
-    rows: Sequence[Tensor],
+    hessians: Mapping[str, Tensor | None],
+    rows: Tensor,
+    noise: TrialNoise,
     *,
-    relative_step: float,
-    damping: float,
-    column_steps: bool,
-    generator: torch.Generator,
+    seed: int,
     world: World,
-    keep_going: Callable[[], bool] = lambda: True,
+    another_fits: Callable[[], bool] = lambda: True,
     progress: Progress = silent,
 ) -> dict[str, Curvature]:
-    """Measure every named parameter of `model` in turn; the weights are the same bits afterwards.
+    """Measure the named parameters of `model` one after the other; the weights are the same bits afterwards.
 
     Args:
-        hessians: parameter name -> (C, C) moments of its inputs, or None for tables (unshaped noise).
-        rows: this rank's held-out training rows, each (B, T + 1) int64; all ranks give equally many.
-        relative_step: step tried, as a share of the root mean square of the tensor.
-        damping: of the inverse factor, as in GPTQ.
-        column_steps: shape the noise as steps a column would.
-        generator: of the noise, on the model's device and in the same state on every rank.
-        keep_going: asked before each tensor, the same answer on every rank; when it says no, the rest is left out.
+        hessians: parameter name -> (C, C) moments of its inputs, or None for tables (noise that is not shaped).
+        rows: this rank's held-out training rows, (B, T + 1) int64; all ranks have equally many.
+        seed: of the noise; the same on every rank.
+        another_fits: asked before each parameter but the first; the first False ends the measurement. Its answer is
+            the same on every rank.
     Returns:
         Curvature by parameter name, the same on every rank, in the order of `hessians`.
     """
     parameters = dict(model.named_parameters())
-    base = _row_losses(model, rows)
-    found: dict[str, Curvature] = {}
+    generator = torch.Generator(device=world.device).manual_seed(seed)
+    float_losses = _row_losses(model, rows)
+    curvature: dict[str, Curvature] = {}
     for number, (name, hessian) in enumerate(hessians.items()):
-        if not keep_going():
+        if number and not another_fits():
             break
         weight = parameters[name].data
-        step = relative_step * float(weight.square().mean().sqrt())
+        step = noise.relative_step * float(weight.square().mean().sqrt())
         if step == 0:  # a table that was never used
             continue
-        factor = None if hessian is None else inverse_factor(hessian.to(weight.device), damping, torch.float32)
-        noise = step * shaped_noise(
-            (weight.size(0), weight.size(1)), factor, generator, column_steps=column_steps, device=weight.device
+        factor = None if hessian is None else inverse_factor(hessian.to(weight.device), noise.damping, torch.float32)
+        errors = step * shaped_noise(
+            (weight.size(0), weight.size(1)), factor, generator, column_steps=noise.column_steps, device=weight.device
         )
-        before = weight.clone()
-        weight.add_(noise)
-        above = _row_losses(model, rows)
-        weight.copy_(before).sub_(noise)
-        below = _row_losses(model, rows)
-        weight.copy_(before)
-        rise = (above + below) / 2 - base  # (rows of this rank,)
-        moments = torch.stack((rise.mean(), rise.square().mean()))
-        world.mean_([moments])
-        mean, square = moments.tolist()
-        spread = max(0.0, square - mean**2) / (rise.numel() * world.size)
-        found[name] = Curvature(step, mean, spread**0.5)
+        increases = _increases(model, weight, errors, rows, float_losses)
+        curvature[name] = Curvature(step, *_mean_and_error(increases, world))
         if world.is_main:
             progress("curvature", number + 1, len(hessians), name)
-    return found
+    return curvature
 
 
-def _row_losses(model: GPT, rows: Sequence[Tensor]) -> Tensor:
-    """Mean cross entropy of every row, (total rows,) float64."""
+def _increases(model: GPT, weight: Tensor, errors: Tensor, rows: Tensor, float_losses: Tensor) -> Tensor:
+    """Increase of every row's loss with `weight` + and - `errors`, averaged over both signs, (B,) float64."""
+    before = weight.clone()
+    weight.add_(errors)
+    above = _row_losses(model, rows)
+    weight.copy_(before).sub_(errors)
+    below = _row_losses(model, rows)
+    weight.copy_(before)
+    return (above + below) / 2 - float_losses
+
+
+def _mean_and_error(increases: Tensor, world: World) -> tuple[float, float]:
+    """Mean over the rows of all ranks, and its standard error."""
+    moments = torch.stack((increases.mean(), increases.square().mean()))
+    world.mean_([moments])
+    mean, square = moments.tolist()
+    variance = max(0.0, square - mean**2) / (increases.numel() * world.size)
+    return mean, variance**0.5
+
+
+def _row_losses(model: GPT, rows: Tensor) -> Tensor:
+    """Mean cross entropy of every row of (B, T + 1), (B,) float64."""
     losses = []
-    for batch in rows:
-        for part in batch.split(max(1, _MAX_TOKENS // batch.size(1))):
-            logits = model(part[:, :-1])  # (B, T, V)
-            nll = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none")
-            losses.append(nll.view(part.size(0), -1).double().mean(1))
+    for part in rows.split(max(1, _MAX_TOKENS // rows.size(1))):
+        logits = model(part[:, :-1])  # (B, T, V)
+        nll = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none")
+        losses.append(nll.view(part.size(0), -1).double().mean(1))
     return torch.cat(losses)
+
+
+def curvature_seconds(model: GPT, names: Sequence[str], rows: Tensor, noise: TrialNoise, world: World) -> float:
+    """Seconds to reserve for the curvature of the parameters `names`, measured on the widest of them.
+
+    `rows` are as many as will be used, (B, T + 1) int64. Returns 0 when `names` is empty.
+    """
+    parameters = dict(model.named_parameters())
+    widest = max(names, key=lambda name: parameters[name].size(1), default="")
+    if not widest:
+        return 0.0
+    hessians = {widest: torch.eye(parameters[widest].size(1), device=world.device)}
+    tensor_seconds = seconds_of_second_run(
+        lambda: measure_curvature(model, hessians, rows, noise, seed=0, world=world), world
+    )
+    # On an H200 a tensor took 1.7 times as long after 300 s of training as in the warm-up.
+    return 2 * SAFETY * (len(names) + 1) * tensor_seconds

@@ -1,18 +1,20 @@
-"""What an error in each matrix costs at the loss, to second order: weighted input moments and row importances.
+"""Fisher statistics: the cost of an error in each matrix, to second order in the loss.
 
-For y = W x and the loss L a token, the Fisher information of W is E[dy dy^T (x) x x^T]. Two factors of it are kept:
-the input moments weighted by how much each token's output matters, H = E[|dy|^2 x x^T] / E[|dy|^2], and the diagonal
-on the output side, g_i = E[dy_i^2], so that an error E in W costs about 1/2 sum_i g_i E_i H E_i^T nats a token.
-Labels are drawn from the model itself, which makes the Fisher information equal the curvature of the cross entropy;
-they need no text beyond the inputs. Gathered on the training clock, beside the plain moments of `calibration`.
-Sources: K-FAC (Martens and Grosse 2015), the output side as in YAQA (arXiv:2505.22988).
+For y = W x and the loss L per token, the Fisher information of W is E[dy dy^T (x) x x^T]. Two factors of it are
+stored. One is the input moments, in which each token counts by its squared output gradient:
+H = E[|dy|^2 x x^T] / E[|dy|^2]. The other is the diagonal on the output side, g_i = E[dy_i^2]. An error E in W then
+costs about 1/2 sum_i g_i E_i H E_i^T nats per token. The labels are drawn from the model itself. This makes the Fisher
+information equal to the curvature of the cross entropy, and it needs no text beyond the inputs.
+The statistics are gathered on the training clock, after the plain moments of `calibration`.
+Sources: K-FAC (Martens and Grosse 2015); the output side as in YAQA (arXiv 2505.22988).
 
 Legend: B batch, T time, V vocabulary, R outputs and C inputs of a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +23,10 @@ from torch import Tensor, nn
 
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
+from bitgolf.run.clock import SAFETY, seconds_of_second_run
 from bitgolf.run.ranks import World
 
-_ROWS_TOKENS = 32_768  # tokens of one backward pass: bounds the memory of an eager graph
+_ROWS_TOKENS = 32_768  # tokens per backward pass; bounds the memory of an eager graph
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Fisher:
     """Second-order statistics of one matrix.
 
     Attributes:
-        inputs: (C, C) fp32 moments of the inputs, weighted by the squared gradient at the output; weights average 1.
-        rows: (R,) fp32 mean squared gradient of a token's output; nats^2 per squared unit of output.
+        inputs: (C, C) fp32 moments of the inputs, weighted by the squared output gradient; the mean weight is 1.
+        rows: (R,) fp32 mean over tokens of the squared output gradient, in nats^2 per squared unit of output.
     """
 
     inputs: Tensor
@@ -40,10 +43,10 @@ class Fisher:
 
 
 class FisherCollector:
-    """Accumulates `Fisher` for every linear layer of `model` and for the tied embedding as the output head.
+    """Sums `Fisher` for every linear layer of `model`, and for the tied embedding as the output head.
 
     Args:
-        model: evaluated as it is (float weights, no fake quantization).
+        model: evaluated with its float weights, without fake quantization.
         generator: draws the labels, on the model's device.
     """
 
@@ -73,7 +76,7 @@ class FisherCollector:
     def _add(self, tokens: Tensor) -> None:
         model = self.model
         trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        # Only the tables lead the graph to every layer; gradients of the matrices themselves are not needed.
+        # Gradients of the tables suffice for a graph through every layer; those of the matrices are not needed.
         tables = [model.embedding] + [part.table for part in (model.bigram, model.value_embedding) if part is not None]
         hooks = [
             module.register_forward_hook(self._hook(f"{name}.weight"))
@@ -87,7 +90,7 @@ class FisherCollector:
             with torch.enable_grad():
                 hidden = model.hidden(tokens)
                 scores = F.linear(hidden, model.embedding.detach().to(hidden.dtype))
-                self._watch("embedding", hidden.detach(), scores)
+                self._add_on_backward("embedding", hidden.detach(), scores)
                 cap = model.config.logit_softcap
                 logits = (cap * torch.tanh(scores.float() / cap)).flatten(0, 1)  # (B * T, V)
                 labels = _draw(logits.detach(), self.generator)
@@ -101,14 +104,14 @@ class FisherCollector:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._watch(name, inputs[0].detach(), output)
+            self._add_on_backward(name, inputs[0].detach(), output)
 
         return hook
 
-    def _watch(self, name: str, x: Tensor, y: Tensor) -> None:
-        """When the gradient of `y` (..., R) arrives, add it with its input `x` (..., C)."""
+    def _add_on_backward(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add the statistics of input `x` (..., C) when the backward pass has the gradient of output `y` (..., R)."""
 
-        def arrive(gradient: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
             rows = x.reshape(-1, x.size(-1)).float()
             squared = gradient.reshape(-1, gradient.size(-1)).float().square()  # (B * T, R)
             if name not in self.sums:
@@ -118,10 +121,38 @@ class FisherCollector:
             moments.addmm_(rows.mT * squared.sum(1), rows)
             importance.add_(squared.sum(0))
 
-        y.register_hook(arrive)
+        y.register_hook(add)
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One label a row from softmax(logits), (N, V) fp32 -> (N,) int64, by the Gumbel maximum."""
+    """One label per row from softmax(logits), (N, V) fp32 -> (N,) int64, by the Gumbel-max method."""
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(1e-20, 1.0)
     return (logits - (-uniform.log()).log()).argmax(-1)
+
+
+def gather_fisher(
+    model: GPT, batches: Iterable[Tensor], seed: int, world: World, another_fits: Callable[[], bool]
+) -> dict[str, Fisher]:
+    """Fisher statistics by parameter name over this rank's `batches`, (B, T) int64 each, averaged over all ranks.
+
+    Args:
+        seed: of the labels; each rank draws its own.
+        another_fits: asked after each batch; the first False ends the gathering.
+    """
+    generator = torch.Generator(device=world.device).manual_seed(seed + 1_000_003 * (world.rank + 1))
+    collector = FisherCollector(model, generator)
+    for tokens in batches:
+        collector.add(tokens)
+        if not another_fits():
+            break
+    return collector.finish(world)
+
+
+def fisher_seconds(model: GPT, tokens: Tensor, num_batches: int, world: World) -> float:
+    """Seconds to reserve for `num_batches` batches of the size of `tokens`, (B, T), measured on `tokens`."""
+    collector = FisherCollector(model, torch.Generator(device=world.device).manual_seed(0))
+    batch_seconds = seconds_of_second_run(lambda: collector.add(tokens), world)
+    begin = time.perf_counter()
+    collector.finish(world)
+    # One batch more, because a deadline also stops when a batch of the longest duration might not fit.
+    return SAFETY * ((num_batches + 1) * batch_seconds + time.perf_counter() - begin)

@@ -1,8 +1,10 @@
-"""The ordered, damped inverse factor of a layer's input moments: what GPTQ feeds back with and what shapes its noise.
+"""The ordered, damped inverse factor of a Hessian: the matrix with which GPTQ feeds rounding errors back.
 
-Shared by `compress`, which rounds with it, and by `train`, which measures what that rounding will cost. Order by
-descending diagonal; the factor from one Cholesky of the reversed Hessian and one triangular solve, as in challenge
-PR 1948. Legend: C columns (inputs).
+`quantize` rounds with it, and `measure.curvature` shapes its trial noise with it. Inputs are ordered by descending
+diagonal of the Hessian. The factor takes one Cholesky factorization of the reversed Hessian and one triangular solve,
+as in challenge PR 1948.
+
+Legend: C columns (inputs).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from bitgolf.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _ASYMMETRY = 1e-3  # tolerated |H - H^T| as a share of the largest diagonal element
-_MAX_DAMPING = 1.0  # a Hessian that needs more than its own mean diagonal is not a Hessian
+_MAX_DAMPING = 1.0  # a matrix that needs more than its mean diagonal is far from positive semi-definite
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ def inverse_factor(
     damping: float,
     dtype: torch.dtype,
 ) -> InverseFactor:
-    """Factor of one Hessian with `damping` times the mean diagonal of its live columns added.
+    """Factor of one Hessian, to which `damping` times the mean diagonal of its nonzero columns is added.
 
-    A Hessian that is still not positive definite is raised tenfold, with a warning, up to one mean diagonal.
+    If the sum is not positive definite, the damping is raised tenfold with a warning, up to one mean diagonal.
 
     Raises:
-        ConfigError: NaN or infinity, or not symmetric positive semi-definite.
+        ConfigError: the Hessian holds NaN or infinity, or is not symmetric positive semi-definite.
     """
     hessian = hessian.to(dtype)
     if not bool(torch.isfinite(hessian).all()):

@@ -47,6 +47,10 @@ class GPT(nn.Module):
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter by name."""
+        return {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+
     def initialize_(self, generator: torch.Generator) -> GPT:
         """Draw the initial matrices from `generator` (a CPU generator); gains and scales keep their constants.
 

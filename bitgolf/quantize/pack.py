@@ -25,11 +25,11 @@ from torch import Tensor
 from bitgolf.config import Config, PackConfig
 from bitgolf.config.idle import idle_packing
 from bitgolf.data.prepare import open_data
-from bitgolf.errors import BudgetError, RunError
+from bitgolf.errors import BudgetError
 from bitgolf.grids.roles import idle_passthrough, require_passthrough_names, role
 from bitgolf.measure.curvature import Curvature
 from bitgolf.measure.fisher import Fisher
-from bitgolf.measure.second_order import read_curvature, read_fisher
+from bitgolf.measure.statistics import read_curvature, read_fisher, read_hessians
 from bitgolf.model.build import check_tensors
 from bitgolf.model.weights import read_tensors
 from bitgolf.quantize.fill_cap import fill_cap, measured_tensors
@@ -124,13 +124,7 @@ def _read(run: RunDirectory, device: torch.device) -> _Products:
     hessians, curvature, fisher = {}, {}, {}
     if config.pack.method in ("gptq", "rate"):
         folder = run.require("calibration")
-        path = folder / "hessians.safetensors"
-        if not path.exists():
-            raise RunError(
-                f"{path} is missing; run `bitgolf train {run.path}` again, or pack without statistics: "
-                "pack.method = 'rtn'"
-            )
-        hessians = {name: tensor.to(device) for name, tensor in read_tensors(path, run.path).items()}
+        hessians = {name: tensor.to(device) for name, tensor in read_hessians(folder, run.path).items()}
     if config.pack.method == "rate":
         curvature = read_curvature(folder, run.path)
         fisher = read_fisher(folder, run.path) if config.pack.rate.hessian == "fisher" else {}

@@ -1,13 +1,24 @@
-"""The training clock of rank 0, and deadlines on it that are equal on all ranks (rule B4, docs/rules.md)."""
+"""The training clock of rank 0, deadlines on it that are equal on all ranks (rule B4, docs/rules.md), measured work."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitgolf.run.ranks import World
 
 SAFETY = 1.15  # time reserved for repeated work, divided by its measured time
+
+
+def seconds_of_second_run(work: Callable[[], object], world: World) -> float:
+    """Seconds that `work` takes the second time on this rank; the first time compiles kernels and fills caches."""
+    work()
+    world.synchronize()
+    begin = time.perf_counter()
+    work()
+    world.synchronize()
+    return time.perf_counter() - begin
 
 
 @dataclass

@@ -1,10 +1,11 @@
 """Averages of the weights over training: exponential (EMA), of snapshots (SWA), or a blend of both.
 
-EMA starts at the initial weights, is updated every step and not bias-corrected. SWA is the plain mean of snapshots
-taken at even spacing once the learning rate has fallen below a share of its peak. Both are fp32, also where the weights
-are bf16 (the published sums were kept in the dtype of the parameter, which loses the small differences they average).
-What is shipped is the configured average, or one chosen on held-out training text (see `choose`); never by validation
-text (rule B7, docs/rules.md).
+The EMA starts at the initial weights, is updated after every step and has no bias correction. SWA is the plain mean of
+snapshots taken at even spacing once the learning rate has fallen below a share of its peak. Both are fp32, also where
+the weights are bf16 (the published sums had the dtype of the parameters, which loses the small differences that they
+average). The shipped weights are the configured average, or one chosen on held-out training text (see `choose`), never
+on validation text (rule B7 in docs/rules.md).
+Sources: Polyak averaging; SWA (arXiv 1803.05407).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitgolf.config import TrainConfig
+from bitgolf.config.train import AverageConfig
 
 
 class EMA:
@@ -26,8 +27,8 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Take in the parameters after an optimizer step."""
-        now = [p.detach().float() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.shadow.values()), now, 1.0 - self.decay)
+        current = [p.detach().float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.shadow.values()), current, 1.0 - self.decay)
 
     def state(self) -> dict[str, Tensor]:
         """The shadow by name, live (not copies)."""
@@ -35,7 +36,7 @@ class EMA:
 
 
 class SWA:
-    """Mean of snapshots, one whenever the run's fraction passes a multiple of `spacing` while the rate is low.
+    """Mean of snapshots, taken when the fraction of the run passes a multiple of `spacing` while the rate is low.
 
     Args:
         parameters: live parameters by name.
@@ -73,19 +74,17 @@ class SWA:
 
 
 class Averages:
-    """What `TrainConfig` asks for: EMA, SWA, their blend, or the last weights."""
+    """The averages that `config` asks for: EMA, SWA, their blend, or none."""
 
-    def __init__(self, parameters: dict[str, Tensor], config: TrainConfig) -> None:
-        self.parameters, self.weight = parameters, config.average.swa_weight
-        self.ema = EMA(parameters, config.average.ema_decay) if config.average.ema_decay else None
-        self.swa = (
-            SWA(parameters, config.average.swa_spacing, config.average.swa_start) if config.average.swa_weight else None
-        )
+    def __init__(self, parameters: dict[str, Tensor], config: AverageConfig) -> None:
+        self.parameters, self.swa_weight = parameters, config.swa_weight
+        self.ema = EMA(parameters, config.ema_decay) if config.ema_decay else None
+        self.swa = SWA(parameters, config.swa_spacing, config.swa_start) if config.swa_weight else None
 
     def update(self, fraction: float, lr_scale: float, *, snapshots: bool = True) -> None:
         """Take in the parameters after the step that ran at `fraction` of the run with `lr_scale`.
 
-        Without `snapshots` SWA takes no part (the replay burst).
+        SWA is updated only if `snapshots`; the replay burst leaves it out.
         """
         if self.ema is not None:
             self.ema.update()
@@ -93,37 +92,38 @@ class Averages:
             self.swa.update(fraction, lr_scale)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor to be restored on resumption, live (not copies)."""
+        """Every tensor that a resumed run needs, live (not copies)."""
         return (self.ema.state() if self.ema else {}) | (self.swa.state() if self.swa else {})
 
     def shipped(self) -> tuple[dict[str, Tensor], str]:
-        """The weights that the configuration ships, and how they were made."""
-        told, weights = next(iter(self.candidates().items()))
-        return weights, told
+        """The weights that the configuration ships, and their description."""
+        description, weights = next(iter(self.candidates().items()))
+        return weights, description
 
     def last_weights(self) -> dict[str, Tensor]:
         """The parameters as they are, live (not copies)."""
         return {name: p.detach() for name, p in self.parameters.items()}
 
     def candidates(self) -> dict[str, dict[str, Tensor]]:
-        """Every set of weights that training can ship, by how it was made; first the configured one."""
-        found = {f"ema {self.ema.decay:g}": self.ema.shadow} if self.ema else {}
-        found["last weights"] = self.last_weights()
+        """Every set of weights that training can ship, by its description; the configured one is first."""
+        plain = {f"ema {self.ema.decay:g}": self.ema.shadow} if self.ema else {}
+        plain["last weights"] = self.last_weights()
         if self.swa is None:
-            return found
+            return plain
         mean = self.swa.mean()
-        base_told, base = next(iter(found.items()))
+        base_name, base = next(iter(plain.items()))
         if mean is None:
-            told = f"{base_told} (no swa snapshot was due)"
-            return {told: base} | {name: weights for name, weights in found.items() if name != base_told}
-        swa_told = f"swa of {int(self.swa.count)}"
-        if self.weight == 1:
-            return {swa_told: mean} | found
-        blend = {name: torch.lerp(base[name].float(), mean[name], self.weight) for name in base}
-        return {f"{1 - self.weight:g} x {base_told} + {self.weight:g} x {swa_told}": blend, swa_told: mean} | found
+            rest = {name: weights for name, weights in plain.items() if name != base_name}
+            return {f"{base_name} (no swa snapshot was due)": base} | rest
+        swa_name = f"swa of {int(self.swa.count)}"
+        if self.swa_weight == 1:
+            return {swa_name: mean} | plain
+        blend = {name: torch.lerp(base[name].float(), mean[name], self.swa_weight) for name in base}
+        blend_name = f"{1 - self.swa_weight:g} x {base_name} + {self.swa_weight:g} x {swa_name}"
+        return {blend_name: blend, swa_name: mean} | plain
 
 
-def num_candidates(config: TrainConfig) -> int:
-    """How many sets of weights `Averages.candidates` gives at most."""
-    swa = 0 if not config.average.swa_weight else 1 if config.average.swa_weight == 1 else 2
-    return 1 + bool(config.average.ema_decay) + swa
+def num_candidates(config: AverageConfig) -> int:
+    """The largest number of sets of weights that `Averages.candidates` can return."""
+    swa = 0 if not config.swa_weight else 1 if config.swa_weight == 1 else 2
+    return 1 + bool(config.ema_decay) + swa

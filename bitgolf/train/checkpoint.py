@@ -1,9 +1,9 @@
-"""Resumable checkpoints: safetensors and json, written by a thread, complete or absent.
+"""Resumable checkpoints: safetensors and json, written by a thread, whole or absent.
 
-A checkpoint is a folder `step-00000120` with `state.safetensors` (weights, optimizer, averages, RNG) and
-`state.json` (step, budget spent, digest of the configuration, sha256 of the tensors). It is written under a
-temporary name and renamed when whole; older ones are removed only after that, so the last good one is never
-lost, whatever interrupts the writing. One named `step-00000120-kept` is never removed: other runs branch from it.
+A checkpoint is a folder `step-00000120` with `state.safetensors` (weights, optimizer, averages, random state) and
+`state.json` (step, seconds spent, digest of the configuration, SHA-256 of the tensors). It is written under a temporary
+name and renamed when it is whole. Older checkpoints are removed only after that, so an interruption of the writing
+never costs the last good one. A folder named `step-00000120-kept` is never removed; other runs branch from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NAME = re.compile(r"step-(\d+)(-kept)?")
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where training stands besides its tensors. `origin`: of a branch, "digest@step" of where it began."""
+    """State of a training besides its tensors. `origin`: of a branch, "digest@step" of its first checkpoint."""
 
     step: int
     seconds_spent: float
@@ -51,8 +51,15 @@ def state_digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
+def copy_into_(live: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copy saved tensors over the live ones. Raises KeyError with the name of a missing one."""
+    for name, tensor in live.items():
+        tensor.copy_(saved[name])
+
+
 class CheckpointStore:
-    """Checkpoints under `folder`; the newest `keep` stay, and those that were saved as kept."""
+    """Checkpoints under `folder`: the newest `keep`, and all that were saved as kept."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
@@ -60,13 +67,13 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
 
     def save(self, state: TrainState, tensors: dict[str, Tensor], *, kept: bool = False) -> None:
-        """Copy `tensors` to the CPU now, write them in the background. Raises RunError if the last write failed."""
+        """Copy `tensors` to the CPU now and write them in the background. Raises RunError if the last write failed."""
         self.wait()
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         self._pending = self._writer.submit(self._write, state, copies, kept)
 
     def wait(self) -> None:
-        """Wait for the write in progress. Raises RunError when it failed; earlier checkpoints are then intact."""
+        """Wait for the write in progress. Raises RunError if it failed; earlier checkpoints are then intact."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             try:
@@ -78,49 +85,49 @@ class CheckpointStore:
                 ) from error
 
     def close(self) -> None:
-        """Wait for the writer and end it."""
+        """Wait for the write in progress and end the thread."""
         try:
             self.wait()
         finally:
             self._writer.shutdown()
 
     def load_latest(self, config_digest: str) -> tuple[TrainState, dict[str, Tensor]] | None:
-        """Newest whole checkpoint of this configuration (CPU tensors), or None when there is none.
+        """Newest whole checkpoint of this configuration (CPU tensors), or None if there is no checkpoint.
 
-        A damaged one is reported and the one before it is used. Raises RunError when there are checkpoints but
-        none of them is whole, or they belong to another configuration.
+        A damaged checkpoint is logged, and the one before it is used. Raises RunError if all checkpoints are damaged,
+        or if they belong to another configuration.
         """
-        damage = []
+        damaged = []
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 return self._read(path, config_digest)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 log.warning("checkpoint %s is damaged (%s); trying the one before it", path, error)
-                damage.append(path.name)
-        if damage:
+                damaged.append(path.name)
+        if damaged:
             raise RunError(
-                f"no usable checkpoint in {self.folder}: {', '.join(damage)} damaged; remove the folder to "
+                f"no usable checkpoint in {self.folder}: {', '.join(damaged)} damaged; remove the folder to "
                 "train from the start"
             )
         return None
 
     def load_step(self, step: int, config_digest: str) -> tuple[TrainState, dict[str, Tensor]]:
-        """The checkpoint of one step (CPU tensors). Raises RunError when there is none, or it is damaged."""
+        """The checkpoint of one step (CPU tensors). Raises RunError if it is missing or damaged."""
         for path in sorted(self.folder.glob("step-*")):
             if _step_of(path) == step:
                 try:
                     return self._read(path, config_digest)
                 except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                     raise RunError(f"{path} is damaged ({error}); choose another step") from error
-        there = ", ".join(str(number) for number in self.steps()) or "none"
-        raise RunError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
+        present = ", ".join(str(number) for number in self.steps()) or "none"
+        raise RunError(f"{self.folder} has no checkpoint of step {step}; there are: {present}")
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, rising."""
+        """Steps of all checkpoints, in ascending order."""
         return sorted({step for path in self.folder.glob("step-*") if (step := _step_of(path)) is not None})
 
     def remove_all(self) -> None:
-        """Forget every checkpoint (training starts anew)."""
+        """Delete every checkpoint."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, path: Path, config_digest: str) -> tuple[TrainState, dict[str, Tensor]]:
@@ -137,7 +144,7 @@ class CheckpointStore:
     def _write(self, state: TrainState, tensors: dict[str, Tensor], kept: bool) -> None:
         final = self.folder / f"step-{state.step:08d}{'-kept' if kept else ''}"
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
-        for stale in self.folder.glob(".step-*.tmp"):  # of processes that were killed: there is one writer
+        for stale in self.folder.glob(".step-*.tmp"):  # of killed processes; this is the only writer
             shutil.rmtree(stale, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)

@@ -1,27 +1,26 @@
-"""Which average is shipped, decided on training text that training has never read, on the training clock.
+"""The choice of the average that is shipped, by its loss on training text that training never reads.
 
 The published systems chose between last weights, EMA and SWA by their score on the validation set, which no run may
-do (rule B7). Here the last rows of the training stream are held out (`train.held_out_tokens`), every candidate is
-scored on them row by row (chunked loss), and the least loss is shipped. The ranks share the rows; when the clock ends
-the scoring early, all candidates have been scored on the same rows.
+do (rule B7 in docs/rules.md). Here the last rows of the training stream are held out (`train.held_out_tokens`), every
+candidate is scored on them, each row by itself, and the one with the least loss is shipped. The ranks share the rows.
+If the clock ends the scoring early, all candidates have been scored on the same rows.
 
 Legend: B rows, T time.
 """
 
 from __future__ import annotations
 
-import time
+import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from bitgolf.config import TrainConfig
+from bitgolf.config.train import AverageConfig
 from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import TokenStream
 from bitgolf.model.gpt import GPT
-from bitgolf.run.clock import SAFETY, Deadline
+from bitgolf.run.clock import SAFETY, Deadline, seconds_of_second_run
 from bitgolf.run.ranks import World
 from bitgolf.train.average import num_candidates
 
@@ -38,14 +37,14 @@ def held_out_losses(
     world: World,
     deadline: Deadline,
 ) -> tuple[dict[str, float], int]:
-    """Mean cross entropy of each candidate on the held-out rows, in nats a token; the same on every rank.
+    """Mean cross entropy of each candidate on the held-out rows, in nats per token; the same on every rank.
 
     Args:
         candidates: named sets of weights, each complete.
-        micro_rows: rows of one forward pass on one rank.
-        deadline: asked after each round of `micro_rows` rows a rank.
+        micro_rows: rows per forward pass on one rank.
+        deadline: asked after each round of `micro_rows` rows per rank.
     Returns:
-        (loss by candidate, held-out targets that were scored).
+        (loss by candidate, number of held-out targets that were scored).
     """
     rounds = range(0, held_out.num_rows, micro_rows * world.size)
     sums = torch.zeros(len(candidates) + 1, dtype=torch.float64, device=world.device)
@@ -67,25 +66,22 @@ def held_out_losses(
 
 
 def best(losses: dict[str, float], world: World) -> str:
-    """The candidate of least loss (the first of equals; one without a finite loss never wins), agreed on by all."""
+    """The candidate with the least finite loss on rank 0 (the first of equals; the first of all if none is finite)."""
     names = list(losses)
-    order = sorted(range(len(names)), key=lambda i: losses[names[i]] if np.isfinite(losses[names[i]]) else np.inf)
-    return names[int(world.from_main(float(order[0])))]
+    finite = [loss if math.isfinite(loss) else math.inf for loss in losses.values()]
+    return names[int(world.from_main(float(finite.index(min(finite)))))]
 
 
-def choice_seconds(model: GPT, config: TrainConfig, held_out: HeldOut, micro_rows: int, world: World) -> float:
-    """Seconds to reserve for the choice, from two passes over random tokens (the first one warms up)."""
+def choice_seconds(model: GPT, config: AverageConfig, held_out: HeldOut, tokens: Tensor, world: World) -> float:
+    """Seconds to reserve for the choice, measured on `tokens` (B, T + 1) that are one round on one rank."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    seconds = 0.0
-    for _ in range(2):
-        shape = (micro_rows, config.seq_len + 1)
-        tokens = torch.randint(model.config.vocab_size, shape, device=world.device)
-        world.synchronize()
-        begin = time.perf_counter()
-        with torch.no_grad():
-            functional_call(model, weights, (tokens[:, :-1], tokens[:, 1:]))
-        world.synchronize()
-        seconds = time.perf_counter() - begin
-    rounds = -(-held_out.num_rows // (micro_rows * world.size))
-    # One round more: the deadline stops when a round of the longest kind might not fit.
+
+    @torch.no_grad()
+    def score() -> Tensor:
+        loss: Tensor = functional_call(model, weights, (tokens[:, :-1], tokens[:, 1:]))
+        return loss
+
+    seconds = seconds_of_second_run(score, world)
+    rounds = -(-held_out.num_rows // (tokens.size(0) * world.size))
+    # One round more, because a deadline also stops when a round of the longest duration might not fit.
     return SAFETY * seconds * num_candidates(config) * (rounds + 1)

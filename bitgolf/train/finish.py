@@ -1,13 +1,13 @@
-"""After the last step, still on the training clock: the replay burst, the choice of the average, the statistics.
+"""The timed end of training, after the last step: replay burst, choice of the average, statistics; then the products.
 
-Then, off the clock, the products: float weights, calibration statistics, the charges and the end of the log. All that
-reads training text happens inside the budget (rule B4): each part stops when the next round of work would not fit.
+Everything that reads training text happens inside the budget (rule B4 in docs/rules.md): each part ends when its next
+round of work would not fit. The products are written off the clock: float weights, calibration statistics, the charges
+and the end of the log.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,249 +15,240 @@ import torch
 from torch import Tensor
 
 from bitgolf.data.loader import BatchLoader
-from bitgolf.measure import calibration
-from bitgolf.measure.curvature import Curvature
-from bitgolf.measure.fisher import Fisher
-from bitgolf.measure.second_order import (
-    gather_curvature,
-    gather_fisher,
-    num_fisher_batches,
-    quantized_names,
-    write_second_order,
-)
+from bitgolf.measure.calibration import gather_hessians, hessian_key
+from bitgolf.measure.curvature import Curvature, TrialNoise, measure_curvature
+from bitgolf.measure.fisher import Fisher, gather_fisher
+from bitgolf.measure.statistics import Statistics
 from bitgolf.model.weights import write_tensors
-from bitgolf.run.clock import Deadline
+from bitgolf.run.budget import Budget
+from bitgolf.run.clock import Clock, Deadline
+from bitgolf.run.progress import Progress
+from bitgolf.run.ranks import World
 from bitgolf.train.choose import best, held_out_losses
-from bitgolf.train.replay import replay
-from bitgolf.train.session import Session
+from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog
+from bitgolf.train.pace import EndTimes, Timeline
+from bitgolf.train.replay import ReplayWindow, replay
+from bitgolf.train.rows import TrainingRows
+from bitgolf.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What the end of training gave: weights with their making, statistics, and the seconds of every part."""
+class FinalWeights:
+    """The float weights to ship, by name, with a description of how they were averaged; and the last ones."""
 
-    weights: dict[str, Tensor]
-    last: dict[str, Tensor]  # before averaging
+    shipped: dict[str, Tensor]
     average: str
-    hessians: dict[str, Tensor]
-    calibration_tokens: int
-    fisher: dict[str, Fisher]
-    curvature: dict[str, Curvature]
-    seconds: dict[str, float]
+    last: dict[str, Tensor]
 
 
-def finish(session: Session, loader: BatchLoader, step: int) -> Ending:
-    """The timed end of training after `step` steps; `loader` stands at the next unseen batch."""
-    world, clock = session.world, session.clock
-    world.synchronize()
-    marks = [clock.elapsed()]
-    seconds = {"optimizer steps": marks[0]}
+class Stopwatch:
+    """Seconds of the training clock that each part of the training took."""
 
-    def took(what: str) -> None:
-        world.synchronize()
-        marks.append(clock.elapsed())
-        seconds[what] = marks[-1] - marks[-2]
+    def __init__(self, clock: Clock, world: World) -> None:
+        self.clock, self.world = clock, world
+        self.seconds: dict[str, float] = {}
+        self._total = 0.0
 
-    if session.config.replay.epochs:
-        _replay(session, loader, step)
-        took("replay")
-    if session.config.average.choose == "held_out":
-        weights, average = _choose(session, step)
-        took("choice of the average")
+    def stop(self, part: str) -> None:
+        """Everything since the last stop was `part`. All ranks wait for their device here."""
+        self.world.synchronize()
+        total = self.clock.elapsed()
+        self.seconds[part], self._total = total - self._total, total
+
+
+def finish_weights(
+    trainer: Trainer,
+    rows: TrainingRows,
+    loader: BatchLoader,
+    timeline: Timeline,
+    window: ReplayWindow,
+    choice_end: float,
+    report: StepReport,
+    stopwatch: Stopwatch,
+    step: int,
+) -> FinalWeights:
+    """Replay and choose as configured, and put the final weights into the model.
+
+    `choice_end`: when the choice must be over, in seconds of the training clock.
+    """
+    if trainer.config.replay.epochs:
+        _replay(trainer, loader, timeline, window, report.pipe, report.log, report.progress, step)
+        stopwatch.stop("replay")
+    if trainer.config.average.choose == "held_out":
+        deadline = Deadline(trainer.world, timeline.clock, choice_end)
+        weights, average = _choose(trainer, rows, deadline, report.log, step)
+        stopwatch.stop("choice of the average")
     else:
-        weights, average = session.trainer.final_weights()
-    last = session.trainer.averages.last_weights()
-    session.trainer.install_(weights)
-    hessians, tokens = _calibrate(session, loader)
-    took("calibration")
-    fisher: dict[str, Fisher] = {}
-    curvature: dict[str, Curvature] = {}
-    if session.config.measure.fisher_tokens:
-        fisher = _fisher(session, loader)
-        took("fisher statistics")
-    if session.config.measure.curvature_tokens:
-        curvature = _curvature(session, hessians, step)
-        took("curvature")
-    seconds = {what: world.from_main(spent) for what, spent in seconds.items()}
-    return Ending(weights, last, average, hessians, tokens * world.size, fisher, curvature, seconds)
+        weights, average = trainer.averages.shipped()
+    last = trainer.averages.last_weights()
+    trainer.install_(weights)
+    return FinalWeights(weights, average, last)
 
 
-def _replay(session: Session, loader: BatchLoader, step: int) -> None:
-    batches = session.window.batches(step)
-    done = replay(
-        session.trainer,
-        loader,
-        batches,
-        step,
-        session.pace,
-        session.clock,
-        session.pipe,
-        session.division.replay_end,
-        session.progress,
-    )
-    session.world.synchronize()
-    if done.steps < done.planned:
-        log.warning("the clock stopped the replay after %d of %d steps", done.steps, done.planned)
-    session.log.write(
+def _replay(
+    trainer: Trainer,
+    loader: BatchLoader,
+    timeline: Timeline,
+    window: ReplayWindow,
+    pipe: MetricsPipe,
+    train_log: TrainLog,
+    progress: Progress,
+    step: int,
+) -> None:
+    batches = window.batches(step)
+    replayed = replay(trainer, loader, batches, step, timeline, pipe, progress)
+    trainer.world.synchronize()
+    if replayed.steps < replayed.planned:
+        log.warning("the clock stopped the replay after %d of %d steps", replayed.steps, replayed.planned)
+    train_log.write(
         "replay",
         step=step,
-        batches=done.batches,
+        batches=replayed.batches,
         first_batch=batches.start if batches else None,
-        replay_steps=done.steps,
-        planned_steps=done.planned,
-        lr_scale=session.config.replay.lr,
-        losses=list(done.losses),
-        elapsed_seconds=session.clock.elapsed(),
+        replay_steps=replayed.steps,
+        planned_steps=replayed.planned,
+        lr_scale=trainer.config.replay.lr,
+        losses=list(replayed.losses),
+        elapsed_seconds=timeline.clock.elapsed(),
     )
 
 
-def _choose(session: Session, step: int) -> tuple[dict[str, Tensor], str]:
-    """The candidate of least loss on the held-out rows; all of them are logged."""
-    trainer, world = session.trainer, session.world
-    candidates = trainer.averages.candidates()
-    reserves = session.reserves
-    until = session.division.limit - reserves.calibration - reserves.fisher - reserves.curvature
-    losses, tokens = held_out_losses(
-        trainer.model,
-        candidates,
-        session.held_out,
-        session.stream,
-        session.shape.micro_rows,
-        world,
-        Deadline(world, session.clock, until),
+def _choose(
+    trainer: Trainer, rows: TrainingRows, deadline: Deadline, train_log: TrainLog, step: int
+) -> tuple[dict[str, Tensor], str]:
+    """The candidate with the least loss on the held-out rows, and its description; all losses are logged."""
+    candidates, held_out = trainer.averages.candidates(), rows.held_out
+    losses, num_tokens = held_out_losses(
+        trainer.model, candidates, held_out, rows.stream, rows.shape.micro_rows, trainer.world, deadline
     )
-    chosen = best(losses, world)
-    wanted = session.held_out.num_rows * session.held_out.seq_len
-    if tokens < wanted:
-        log.warning("the clock stopped the choice of the average after %d of %d held-out tokens", tokens, wanted)
-    session.log.write(
+    chosen, all_tokens = best(losses, trainer.world), held_out.num_rows * held_out.seq_len
+    if num_tokens < all_tokens:
+        log.warning("the clock stopped the choice of the average after %d of %d tokens", num_tokens, all_tokens)
+    train_log.write(
         "choice",
         step=step,
         chosen=chosen,
         configured=next(iter(candidates)),
         losses=losses,
-        tokens=tokens,
-        elapsed_seconds=session.clock.elapsed(),
+        tokens=num_tokens,
+        elapsed_seconds=deadline.clock.elapsed(),
     )
-    return candidates[chosen], f"{chosen}, chosen of {len(candidates)} on {tokens} held-out training tokens"
+    return candidates[chosen], f"{chosen}, chosen of {len(candidates)} on {num_tokens} held-out training tokens"
 
 
-def _calibrate(session: Session, loader: BatchLoader) -> tuple[dict[str, Tensor], int]:
-    """Gather the Hessians of the model as it is now from the next rows of the stream."""
-    config, world, shape = session.config, session.world, session.shape
-    wanted = calibration.num_batches(config, shape, world.size)
-    done = 0
-    until = session.division.limit - session.reserves.fisher - session.reserves.curvature
-    deadline = Deadline(world, session.clock, until)
+def gather_statistics(
+    trainer: Trainer,
+    rows: TrainingRows,
+    loader: BatchLoader,
+    ends: EndTimes,
+    quantized: list[str],
+    noise: TrialNoise,
+    seed: int,
+    report: StepReport,
+    stopwatch: Stopwatch,
+    step: int,
+) -> Statistics:
+    """Measure the model, which holds the final weights, as far as the clock allows.
 
-    def keep_going() -> bool:
-        nonlocal done
-        done += 1
-        return deadline.another_fits()
+    Args:
+        loader: gives the next rows that training has not read.
+        ends: when each measurement must be over.
+        quantized: names of the parameters whose curvature is measured.
+        noise: of that measurement.
+        seed: of the Fisher labels and of the noise.
+    """
+    model, measure, world, clock = trainer.model, trainer.config.measure, trainer.world, stopwatch.clock
+    count = rows.num_micro_batches(measure.calibration_tokens, world.size)
+    deadline = Deadline(world, clock, ends.calibration)
+    hessians, num_tokens = gather_hessians(model, rows.micro_batches(loader, count), world, deadline.another_fits)
+    if num_tokens < count * rows.shape.micro_rows * rows.order.seq_len:
+        log.warning("the clock stopped calibration after %d tokens per rank", num_tokens)
+    stopwatch.stop("calibration")
+    fisher: dict[str, Fisher] = {}
+    if measure.fisher_tokens:
+        count = rows.num_micro_batches(measure.fisher_tokens, world.size)
+        deadline = Deadline(world, clock, ends.fisher)
+        fisher = gather_fisher(model, rows.micro_batches(loader, count), seed, world, deadline.another_fits)
+        stopwatch.stop("fisher statistics")
+    curvature: dict[str, Curvature] = {}
+    if measure.curvature_tokens:
+        held_out = rows.held_out_share(measure.curvature_tokens, world)
+        curvature = measure_curvature(
+            model,
+            {name: hessians.get(hessian_key(name) or "") for name in quantized},
+            held_out,
+            noise,
+            seed=seed,
+            world=world,
+            another_fits=Deadline(world, clock, ends.curvature).another_fits,
+            progress=report.progress,
+        )
+        _log_curvature(curvature, len(quantized), measure.curvature_tokens, report.log, step, clock.elapsed())
+        stopwatch.stop("curvature")
+    return Statistics(hessians, num_tokens * world.size, fisher, curvature)
 
-    batches = _next_batches(session, loader, wanted)
-    hessians, tokens = calibration.gather(session.trainer.model, batches, world, keep_going)
-    if done < wanted:
-        log.warning("the clock stopped calibration after %d of %d batches", done, wanted)
-    return hessians, tokens
 
-
-def _next_batches(session: Session, loader: BatchLoader, wanted: int) -> Iterator[Tensor]:
-    """The next `wanted` micro-batches of inputs of this rank, (B, T) each."""
-    left = wanted
-    while left:
-        for micro in next(loader)[0].split(session.shape.micro_rows)[:left]:
-            left -= 1
-            yield micro
-
-
-def _fisher(session: Session, loader: BatchLoader) -> dict[str, Fisher]:
-    """Second-order statistics on the rows of the stream that follow."""
-    config, world = session.run.config, session.world
-    until = session.division.limit - session.reserves.curvature
-    wanted = num_fisher_batches(config.train, session.shape, world.size)
-    return gather_fisher(
-        session.trainer.model,
-        _next_batches(session, loader, wanted),
-        config,
-        world,
-        Deadline(world, session.clock, until),
-    )
-
-
-def _curvature(session: Session, hessians: dict[str, Tensor], step: int) -> dict[str, Curvature]:
-    """Curvature of every tensor that will be rounded, on held-out rows."""
-    config, world = session.run.config, session.world
-    model = session.trainer.model
-    found = gather_curvature(
-        model,
-        hessians,
-        session.held_out,
-        session.stream,
-        config,
-        world,
-        Deadline(world, session.clock, session.division.limit),
-        session.progress,
-    )
-    wanted = len(quantized_names(model, config))
-    if len(found) < wanted:
-        log.warning("the clock stopped the measurement of curvature after %d of %d tensors", len(found), wanted)
-    session.log.write(
+def _log_curvature(
+    curvature: dict[str, Curvature], num_tensors: int, num_tokens: int, train_log: TrainLog, step: int, elapsed: float
+) -> None:
+    if len(curvature) < num_tensors:
+        log.warning("the curvature of %d of %d tensors was measured", len(curvature), num_tensors)
+    train_log.write(
         "curvature",
         step=step,
-        tensors=len(found),
-        of=wanted,
-        tokens=config.train.measure.curvature_tokens,
-        increase_nats=sum(measured.increase_nats for measured in found.values()),
-        elapsed_seconds=session.clock.elapsed(),
+        tensors=len(curvature),
+        of=num_tensors,
+        tokens=num_tokens,
+        increase_nats=sum(value.increase_nats for value in curvature.values()),
+        elapsed_seconds=elapsed,
     )
-    return found
 
 
-def write_products(session: Session, step: int, ending: Ending) -> None:
-    """Rank 0 writes the weights, the statistics, the charges and the end of the log; the others wait."""
-    if not session.world.is_main:
-        session.world.barrier()
-        return
-    session.store.close()
-    run, total = session.run, sum(ending.seconds.values())
-    write_tensors(
-        run / "calibration" / "hessians.safetensors",
-        ending.hessians,
-        {"tokens": str(ending.calibration_tokens)},
-    )
-    write_second_order(run / "calibration", ending.fisher, ending.curvature)
-    _write_weights(run / "weights.safetensors", ending.weights, step, ending.average)
-    if run.config.score.last_reference:
-        _write_weights(run / "weights-last.safetensors", ending.last, step, "last weights")
-    budget = run.budget()
+def write_weights(folder: Path, weights: FinalWeights, step: int, *, last_too: bool) -> None:
+    """Write weights.safetensors, and weights-last.safetensors if `last_too`, in fp32."""
+    _write_weights(folder / "weights.safetensors", weights.shipped, step, weights.average)
+    if last_too:
+        _write_weights(folder / "weights-last.safetensors", weights.last, step, "last weights")
+
+
+def _write_weights(path: Path, weights: dict[str, Tensor], step: int, average: str) -> None:
+    tensors = {name: tensor.float().cpu() for name, tensor in weights.items()}
+    write_tensors(path, tensors, {"step": str(step), "average": average})
+
+
+def charge_and_log_end(
+    budget: Budget,
+    train_log: TrainLog,
+    seconds: dict[str, float],
+    step: int,
+    tokens: int,
+    statistics: Statistics,
+    average: str,
+) -> None:
+    """Charge the seconds of every part to the budget, in place of those of an earlier training, and end the log.
+
+    `tokens`: trained on in all steps.
+    """
     budget.forget("train")
-    for what, seconds in ending.seconds.items():
-        budget.charge("train_seconds", "train", what, seconds)
-    session.log.write(
+    for part, amount in seconds.items():
+        budget.charge("train_seconds", "train", part, amount)
+    total, steps_seconds = sum(seconds.values()), seconds["optimizer steps"]
+    train_log.write(
         "calibration",
         step=step,
-        tokens=ending.calibration_tokens,
-        seconds=ending.seconds["calibration"],
+        tokens=statistics.calibration_tokens,
+        seconds=seconds["calibration"],
         elapsed_seconds=total,
     )
-    device = session.world.device
-    tokens, steps_seconds = step * session.config.batch_tokens, ending.seconds["optimizer steps"]
-    session.log.write(
+    train_log.write(
         "end",
         step=step,
         tokens=tokens,
         elapsed_seconds=total,
         steps_seconds=steps_seconds,
         tokens_per_second=tokens / max(steps_seconds, 1e-9),
-        average=ending.average,
-        peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0,
+        average=average,
+        peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
     )
-    session.world.barrier()
-
-
-def _write_weights(path: Path, weights: dict[str, Tensor], step: int, average: str) -> None:
-    tensors = {name: tensor.float().cpu() for name, tensor in weights.items()}
-    write_tensors(path, tensors, {"step": str(step), "average": average})

@@ -1,7 +1,7 @@
-"""The timed optimizer steps: until their share of the budget is spent, or `max_steps` are made.
+"""The timed optimizer steps, until their share of the budget is spent or `train.max_steps` are made.
 
-All ranks take every decision from the same shared numbers (`Pace`). Around the step stand the schedules, the switch to
-the late phase, the metrics with their lag, and the checkpoints.
+Everything around a step happens here: the schedules, the switch to the late phase, the metrics, the checkpoints. All
+ranks take every decision from the same numbers (`Timeline`).
 """
 
 from __future__ import annotations
@@ -9,147 +9,125 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
+from bitgolf.config.train import CheckpointConfig
 from bitgolf.data.loader import BatchLoader
-from bitgolf.train.checkpoint import TrainState
+from bitgolf.run.ranks import World
+from bitgolf.train.checkpoint import CheckpointStore, TrainState
+from bitgolf.train.late import LatePhase
+from bitgolf.train.metrics import StepReport, TrainLog
+from bitgolf.train.pace import Timeline
+from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.schedule import lr_multiplier, muon_momentum
-from bitgolf.train.session import Session
+from bitgolf.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-class StepLoop:
-    """Makes the steps of one session.
+def make_steps(
+    trainer: Trainer,
+    loader: BatchLoader,
+    timeline: Timeline,
+    window: ReplayWindow,
+    checkpoints: Checkpoints,
+    report: StepReport,
+    step: int,
+) -> int:
+    """Train from `step` steps on until the steps are over. Returns the number of steps of the whole run."""
+    config, late = trainer.config, trainer.late
+    late_has_begun = False
+    while not timeline.steps_are_over(step):
+        inputs, targets = next(loader)
+        fraction = timeline.fraction(step)
+        lr_scale = lr_multiplier(fraction, config.warmdown, config.min_lr)
+        late_is_on = late is not None and late.config.is_on(fraction, lr_scale)
+        if late is not None and late_is_on and not late_has_begun:
+            late_has_begun = True
+            _begin_late(late, step, fraction, lr_scale, report.log)
+        window.note(step, lr_scale)
+        momentum = muon_momentum(fraction, config.muon)
+        metrics = trainer.step(inputs, targets, lr_scale, momentum, timeline.clock.elapsed(), fraction, late_is_on)
+        step += 1
+        report.add(step, metrics, lr_scale)
+        keep = checkpoints.must_keep(step)
+        if keep or checkpoints.are_due(step):
+            report.drain()
+            checkpoints.save(step, keep=keep)
+    report.drain()
+    checkpoints.save_last(step)
+    return step
+
+
+def _begin_late(late: LatePhase, step: int, fraction: float, lr_scale: float, train_log: TrainLog) -> None:
+    """Switch the late phase on, and log how far it changes the weights that the model computes with."""
+    train_log.write(
+        "late",
+        step=step,
+        fraction=fraction,
+        lr_scale=lr_scale,
+        mode=late.config.mode,
+        crown_lambda=late.config.crown.weight,
+        relative_change=late.begin(fraction),
+    )
+
+
+class Checkpoints:
+    """Saves the state of one training when it is due: at given fractions of the steps, and every so many seconds.
 
     Args:
-        session: what is trained, and with what.
-        step: steps made before (of the checkpoint).
+        store: takes the checkpoints.
+        live: every tensor of the state but the random generator's.
+        state: step and seconds at the beginning, and what stays the same in all checkpoints of this run.
+        config: when checkpoints are due.
     """
 
-    def __init__(self, session: Session, step: int) -> None:
-        self.session, self.step = session, step
-        self.recent: list[float] = []  # losses since the last log line
-        self.lr_scales: dict[int, float] = {}  # of the steps whose metrics are in flight
-        self.last_logged = (step, session.pace.elapsed)
-        self.last_checkpoint = session.pace.elapsed
-        fraction = self._fraction()
-        self.keep_at = [at for at in session.config.checkpoint.at if at > fraction]
+    def __init__(
+        self,
+        store: CheckpointStore,
+        live: dict[str, Tensor],
+        state: TrainState,
+        config: CheckpointConfig,
+        timeline: Timeline,
+        train_log: TrainLog,
+        world: World,
+    ) -> None:
+        self.store, self.live, self.config = store, live, config
+        self.timeline, self.log, self.world = timeline, train_log, world
+        self.config_digest, self.origin = state.config_digest, state.origin
+        self.last_saved = state.seconds_spent
+        fraction = timeline.fraction(state.step)
+        self.keep_at = [at for at in config.at if at > fraction]
 
-    def run(self, loader: BatchLoader) -> int:
-        """Step until done. Returns the number of steps made in the whole run."""
-        session = self.session
-        config, qat = session.config, session.run.config.qat
-        late_began = False
-        while not self._done():
-            inputs, targets = next(loader)
-            fraction = self._fraction()
-            lr_scale = lr_multiplier(fraction, config.warmdown, config.min_lr)
-            late = qat.is_on(fraction, lr_scale)
-            if late and not late_began:
-                late_began = True
-                self._begin_late(fraction, lr_scale)
-            session.window.note(self.step, lr_scale)
-            metrics = session.trainer.step(
-                inputs, targets, lr_scale, muon_momentum(fraction, config), session.clock.elapsed(), fraction, late
-            )
-            self.step += 1
-            self.lr_scales[self.step] = lr_scale
-            for due in session.pipe.push(self.step, metrics):
-                self._note(due)
-            self._checkpoint_if_due()
-        self._drain()
-        if self.keep_at and not config.max_steps:  # the clock ended the steps just before the fraction was reached
-            self._checkpoint(kept=True)
-        elif self.keep_at:
-            log.warning(
-                "the clock ended the steps at fraction %.3g: no checkpoint at %s", self._fraction(), self.keep_at
-            )
-        return self.step
+    def must_keep(self, step: int) -> bool:
+        """Whether a fraction of `train.checkpoint.at` has been reached."""
+        return bool(self.keep_at) and self.timeline.fraction(step) >= self.keep_at[0]
 
-    def _fraction(self) -> float:
-        """Share of the run that is spent: by steps when they are capped, else by the clock."""
-        session = self.session
-        if session.config.max_steps:
-            return min(1.0, self.step / session.config.max_steps)
-        return min(1.0, session.pace.predict(self.step) / self._steps_end())
+    def are_due(self, step: int) -> bool:
+        """Whether `train.checkpoint.seconds` have passed since the last checkpoint."""
+        seconds = self.config.seconds
+        return bool(seconds) and self.timeline.pace.predict(step) - self.last_saved > seconds
 
-    def _steps_end(self) -> float:
-        return self.session.division.steps_end(self.session.pace.mean_seconds)
-
-    def _done(self) -> bool:
-        if self.session.config.max_steps and self.step >= self.session.config.max_steps:
-            return True
-        return self.step > 0 and self.session.pace.predict(self.step + 1) > self._steps_end()
-
-    def _drain(self) -> None:
-        for due in self.session.pipe.drain():
-            self._note(due)
-
-    def _note(self, due: tuple[int, list[float]]) -> None:
-        """Take in one step's metrics: the shared clock, the progress bar, every `log_every` steps a log line."""
-        session, config = self.session, self.session.config
-        step, values = due
-        elapsed, loss, grad_norm, lr_scale = values[0], values[1], values[-1], self.lr_scales.pop(step)
-        session.pace.observe(step, elapsed)
-        self.recent.append(loss)
-        if session.world.is_main:
-            end = self._steps_end()
-            done, total = (step, config.max_steps) if config.max_steps else (min(elapsed, end), end)
-            session.progress("train", done, total, f"step {step} loss {loss:.4f}")
-        if step % config.log_every and step != 1:
-            return
-        before_step, before = self.last_logged
-        # The clock is read when a step is launched, so the first reading times nothing; the warm-up's step does.
-        seconds = session.pace.seconds_per_step if step == 1 else elapsed - before
-        session.log.write(
-            "step",
-            step=step,
-            loss=sum(self.recent) / len(self.recent),
-            lr_scale=lr_scale,
-            tokens=step * config.batch_tokens,
-            elapsed_seconds=elapsed,
-            grad_norm=grad_norm,
-            tokens_per_second=(step - before_step) * config.batch_tokens / max(seconds, 1e-9),
-        )
-        self.recent = []
-        self.last_logged = step, elapsed
-
-    def _begin_late(self, fraction: float, lr_scale: float) -> None:
-        """Switch the late phase on and write down that it changes the weights that are used."""
-        session = self.session
-        assert session.trainer.late is not None
-        moved = session.trainer.late.begin(fraction)
-        qat = session.run.config.qat
-        session.log.write(
-            "late",
-            step=self.step,
-            fraction=fraction,
-            lr_scale=lr_scale,
-            mode=qat.mode,
-            crown_lambda=qat.crown.weight,
-            relative_change=moved,
-        )
-
-    def _checkpoint_if_due(self) -> None:
-        """A kept checkpoint at each fraction of `checkpoint_at`, others `checkpoint_seconds` apart."""
-        session = self.session
-        kept = bool(self.keep_at) and self._fraction() >= self.keep_at[0]
-        every = session.config.checkpoint.seconds
-        if kept or (every and session.pace.predict(self.step) - self.last_checkpoint > every):
-            self._drain()
-            self.last_checkpoint = session.pace.predict(self.step)
-            self._checkpoint(kept)
-
-    def _checkpoint(self, kept: bool) -> None:
-        session = self.session
-        if kept:
-            # The first is served even if a newer reading of the clock puts the run a little before it again.
-            fraction = self._fraction()
+    def save(self, step: int, *, keep: bool) -> None:
+        """Save the state after `step` steps; `keep` serves the next fraction of `train.checkpoint.at`."""
+        self.last_saved = self.timeline.pace.predict(step)
+        if keep:
+            # A newer reading of the clock may set the run back before the fraction; it counts as reached all the same.
+            fraction = self.timeline.fraction(step)
             self.keep_at = [at for at in self.keep_at[1:] if at > fraction]
-        if not session.world.is_main:
+        if not self.world.is_main:
             return
-        spent = session.clock.elapsed()
-        state = TrainState(self.step, spent, session.run.config.digest(), session.world.size, session.origin)
-        tensors = session.trainer.tensors() | session.window.state() | {"rng": torch.get_rng_state()}
-        session.store.save(state, tensors, kept=kept)
-        session.log.write("checkpoint", step=self.step, elapsed_seconds=spent, fraction=self._fraction(), kept=kept)
+        seconds = self.timeline.clock.elapsed()
+        state = TrainState(step, seconds, self.config_digest, self.world.size, self.origin)
+        self.store.save(state, self.live | {"rng": torch.get_rng_state()}, kept=keep)
+        self.log.write(
+            "checkpoint", step=step, elapsed_seconds=seconds, fraction=self.timeline.fraction(step), kept=keep
+        )
+
+    def save_last(self, step: int) -> None:
+        """After the last step: save what the clock ended just before its fraction was reached."""
+        if self.keep_at and not self.timeline.max_steps:
+            self.save(step, keep=True)
+        elif self.keep_at:
+            fraction = self.timeline.fraction(step)
+            log.warning("the clock ended the steps at fraction %.3g: no checkpoint at %s", fraction, self.keep_at)

@@ -1,7 +1,7 @@
-"""What training writes down while it runs: `train.jsonl` (one event a line) and `train.log` (the same as text).
+"""The training log: `train.jsonl` (one JSON object per line) and `train.log` (the same as text).
 
-Events: start, step, late, checkpoint, resume, branch; after the steps replay, choice, calibration, curvature, end.
-Metrics travel from the device with a lag of a few steps, so that reading them never stalls the GPU.
+Events: start or branch, step, late, checkpoint, resume; after the steps replay, choice, calibration, curvature, end.
+Metrics are copied from the device a few steps late, so that reading them never makes a GPU wait.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitgolf.config import TrainConfig
 from bitgolf.errors import RunError, TrainingDiverged
 from bitgolf.run import atomic
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import World
+from bitgolf.train.pace import LAG, Timeline
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +35,11 @@ class TrainLog:
         self.events, self.text, self.enabled = folder / "train.jsonl", folder / "train.log", enabled
 
     def begin(self, resumed_step: int | None, history: Path | None = None) -> None:
-        """Start new files, or go on after a checkpoint: what was logged after its step is dropped.
+        """Start new files, or go on from a checkpoint, without the lines that were written after its step.
 
         Args:
             resumed_step: step of the checkpoint; None = a new run.
-            history: the `train.jsonl` to go on from when it is not this run's own (a branch starts with its trunk's).
+            history: the `train.jsonl` to go on from, if it is not this run's own (a branch takes over its trunk's).
         """
         if not self.enabled:
             return
@@ -64,9 +68,9 @@ class TrainLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Events of a `train.jsonl`; a last line cut short by an interrupt is left out.
+    """Events of a `train.jsonl`, without a last line that an interruption cut short.
 
-    Raises RunError when it holds anything but events.
+    Raises RunError if the file holds anything but events.
     """
     events = []
     again = f"train again with `bitgolf train {path.parent}`"
@@ -80,7 +84,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
         if not isinstance(event, dict) or "event" not in event:
-            raise RunError(f"{path} is damaged: line {number} is no event; {again}")
+            raise RunError(f"{path} is damaged: line {number} is not an event; {again}")
         events.append(event)
     return events
 
@@ -99,12 +103,12 @@ class MetricsPipe:
     Each vector is [elapsed seconds on rank 0, loss, gradient norm of every parameter.., global norm].
     """
 
-    def __init__(self, device: torch.device, names: list[str], lag: int = 2) -> None:
+    def __init__(self, device: torch.device, names: list[str], lag: int = LAG) -> None:
         self.device, self.names, self.lag = device, names, lag
-        self._flight: deque[tuple[int, Tensor, Any]] = deque()
+        self._in_flight: deque[tuple[int, Tensor, Any]] = deque()
 
     def push(self, step: int, metrics: Tensor) -> list[tuple[int, list[float]]]:
-        """Send one vector off; return those that are due as (step, values), oldest first."""
+        """Start the copy of one vector. Returns those that are due as (step, values), oldest first."""
         event = None
         if self.device.type == "cuda":
             host = torch.empty(metrics.shape, dtype=metrics.dtype, pin_memory=True)
@@ -112,25 +116,25 @@ class MetricsPipe:
             event = torch.cuda.Event()
             event.record()
             metrics = host
-        self._flight.append((step, metrics, event))
+        self._in_flight.append((step, metrics, event))
         return self._take(self.lag)
 
     def drain(self) -> list[tuple[int, list[float]]]:
-        """Wait for everything in flight."""
+        """Wait for all vectors, and return them."""
         return self._take(0)
 
-    def _take(self, left: int) -> list[tuple[int, list[float]]]:
+    def _take(self, num_left: int) -> list[tuple[int, list[float]]]:
         due = []
-        while len(self._flight) > left:
-            step, metrics, event = self._flight.popleft()
+        while len(self._in_flight) > num_left:
+            step, metrics, event = self._in_flight.popleft()
             if event is not None:
                 event.synchronize()
             values = metrics.tolist()
-            self._check(step, values)
+            self._require_finite(step, values)
             due.append((step, values))
         return due
 
-    def _check(self, step: int, values: list[float]) -> None:
+    def _require_finite(self, step: int, values: list[float]) -> None:
         _, loss, *norms, total = values
         if math.isfinite(loss) and math.isfinite(total):
             return
@@ -142,3 +146,66 @@ class MetricsPipe:
             f"step {step}: loss {loss}, not finite in {where}; lower the learning rates, set "
             "train.grad_clip, or continue from the last checkpoint with --resume"
         )
+
+
+class StepReport:
+    """Passes the metrics of the steps on: to the shared clock, the log and the progress bar.
+
+    Args:
+        pipe: the metrics on their way.
+        timeline: gets rank 0's clock readings.
+        config: tokens per step, and steps between lines of the log.
+        progress: called on rank 0.
+    """
+
+    def __init__(
+        self,
+        pipe: MetricsPipe,
+        timeline: Timeline,
+        train_log: TrainLog,
+        config: TrainConfig,
+        world: World,
+        progress: Progress = silent,
+    ) -> None:
+        self.pipe, self.timeline, self.log = pipe, timeline, train_log
+        self.batch_tokens, self.log_every = config.batch_tokens, config.log_every
+        self.progress = progress if world.is_main else silent
+        self._losses: list[float] = []  # since the last log line
+        self._lr_scales: dict[int, float] = {}  # of the steps whose metrics are in flight
+        self._last_logged = (timeline.pace.step, timeline.pace.elapsed)
+
+    def add(self, step: int, metrics: Tensor, lr_scale: float) -> None:
+        """Send the metrics of `step` off, and handle those that arrive."""
+        self._lr_scales[step] = lr_scale
+        for due in self.pipe.push(step, metrics):
+            self._handle(*due)
+
+    def drain(self) -> None:
+        """Wait for the metrics of all steps, and handle them."""
+        for due in self.pipe.drain():
+            self._handle(*due)
+
+    def _handle(self, step: int, values: list[float]) -> None:
+        elapsed, loss, grad_norm, lr_scale = values[0], values[1], values[-1], self._lr_scales.pop(step)
+        self.timeline.pace.observe(step, elapsed)
+        self._losses.append(loss)
+        end, max_steps = self.timeline.steps_end(), self.timeline.max_steps
+        done, total = (step, max_steps) if max_steps else (min(elapsed, end), end)
+        self.progress("train", done, total, f"step {step} loss {loss:.4f}")
+        if step % self.log_every and step != 1:
+            return
+        logged_step, logged_elapsed = self._last_logged
+        # A reading is taken at the launch of a step, so that of step 1 measures nothing; the warm-up's step is used.
+        seconds = self.timeline.pace.seconds_per_step if step == 1 else elapsed - logged_elapsed
+        self.log.write(
+            "step",
+            step=step,
+            loss=sum(self._losses) / len(self._losses),
+            lr_scale=lr_scale,
+            tokens=step * self.batch_tokens,
+            elapsed_seconds=elapsed,
+            grad_norm=grad_norm,
+            tokens_per_second=(step - logged_step) * self.batch_tokens / max(seconds, 1e-9),
+        )
+        self._losses = []
+        self._last_logged = step, elapsed

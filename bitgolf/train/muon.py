@@ -1,10 +1,15 @@
-"""Muon: momentum whose matrix updates are replaced by their nearest orthogonal matrix (Jordan et al. 2024).
+"""Muon: momentum whose matrix updates are replaced by nearly orthogonal ones (Jordan et al. 2024).
 
-Matrices of one shape are stacked and orthogonalized together by a quintic Newton-Schulz iteration, in bf16 on
-GPUs and fp32 on CPUs (where bf16 rounding would drive runs on one and two ranks apart); over several ranks each
-iterates its share of a stack and the results are gathered, so every rank holds the same weights. Formula:
-buf = mu buf + g; u = g + mu buf; X = NS(u / ||u||_F); p *= 1 - lr wd;
-p -= lr max(1, rows / cols)^0.5 X.
+The formula, for a matrix p with gradient g, momentum mu, learning rate lr and weight decay wd:
+
+    buf = mu buf + g;  u = g + mu buf;  X = NS(u / ||u||_F)
+    p *= 1 - lr wd;  p -= lr max(1, rows / cols)^0.5 X
+
+NS is a quintic Newton-Schulz iteration. Matrices of one shape are stacked and iterated together, in bf16 on GPUs and in
+fp32 on CPUs (where the rounding of bf16 would make runs on one and on two ranks differ). Each rank iterates its share
+of a stack, and the results are gathered, so every rank holds the same weights.
+
+Legend: N matrices of one shape, R rows, C columns.
 """
 
 from __future__ import annotations
@@ -17,11 +22,11 @@ from torch import Tensor
 
 from bitgolf.run.ranks import World
 
-QUINTIC = (3.4445, -4.7750, 2.0315)
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steep at 0, so that small singular values rise fast
 
 
 def orthogonalize(update: Tensor, steps: int) -> Tensor:
-    """Approximate polar factor of every matrix of a stack.
+    """The nearest orthogonal matrix to every matrix of a stack, approximately.
 
     Args:
         update: (N, R, C), any float dtype.
@@ -52,10 +57,10 @@ class Muon:
 
     Args:
         parameters: name -> (R, C) fp32 parameter; order is kept.
-        world: stacks are shared out over its ranks.
+        world: its ranks share the stacks.
         steps: Newton-Schulz iterations.
-        weight_decay: decoupled, times the scheduled learning rate.
-        transform: wraps the numeric functions (`torch.compile` on GPUs, identity on CPUs).
+        weight_decay: decoupled, multiplied by the scheduled learning rate.
+        transform: applied to the numeric functions (`torch.compile` on GPUs, identity on CPUs).
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class Muon:
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
         """Update every matrix from its `.grad`."""
-        self._coefficient.fill_(momentum)  # a tensor, so that a compiled update does not specialize on the number
+        self._coefficient.fill_(momentum)  # a tensor, so that the update is compiled once for all values
         for shape, names in self.stacks.items():
             matrices = [self.parameters[name] for name in names]
             grads = torch.stack([m.grad for m in matrices if m.grad is not None])

@@ -1,8 +1,9 @@
-"""The optimizer of a whole model: Muon for the block matrices, AdamW for tables and scalars, one clip over all.
+"""The optimizer of a whole model: Muon for matrices, AdamW for the rest, one clip of the gradient over both.
 
-Group rule: two-dimensional weights of linear layers go to Muon; tables (token, bigram and value embeddings)
-and everything else to AdamW with their own learning rates. The gradient norm of every tensor is measured on the way
-to the clip, so a NaN can be named.
+The weights of linear layers go to Muon. Tables (token, bigram and value embeddings) and all other parameters go to
+AdamW, with one learning rate each. The clip measures the gradient norm of every tensor, so a tensor with NaN can be
+named.
+Source: the challenge's baseline.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bitgolf.train.muon import Muon
 
 
 class ModelOptimizer:
-    """Updates `model` from its gradients; see the module's docstring for the groups."""
+    """Updates `model` from its gradients."""
 
     def __init__(self, model: GPT, config: TrainConfig, world: World, *, compile_updates: bool = False) -> None:
         self.config = config
@@ -52,7 +53,7 @@ class ModelOptimizer:
         self._create_adam_state()
 
     def _create_adam_state(self) -> None:
-        """Give AdamW its zero state now, so that a snapshot before the first step holds everything."""
+        """Create AdamW's state, all zero, so that it is complete before the first step."""
         for group in self.adam.param_groups:
             for parameter in group["params"]:
                 on_device = parameter.device if self.adam.defaults["fused"] else None
@@ -72,32 +73,35 @@ class ModelOptimizer:
 
     @torch.no_grad()
     def step(self, lr_scale: float, momentum: float) -> Tensor:
-        """Clip, update, clear the gradients.
+        """Clip the gradients, update the parameters, clear the gradients.
 
         Returns:
-            (P + 1,) fp32: gradient norm of every parameter in the order of `names`, then the global norm, both
+            (P + 1,) fp32: the gradient norm of every parameter in the order of `names`, then the global norm, all
             before clipping.
         """
-        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
-        # Each dtype for itself (tables may be bf16): one kernel for many tensors takes one dtype.
-        alike = [
-            [i for i, g in enumerate(grads) if g.dtype == dtype] for dtype in dict.fromkeys(g.dtype for g in grads)
-        ]
-        by_place: dict[int, Tensor] = {}
-        for places in alike:
-            some = torch._foreach_norm([grads[i] for i in places], dtype=torch.float32)
-            by_place |= dict(zip(places, some, strict=True))
-        norms = torch.stack([by_place[i] for i in range(len(grads))])
-        total = norms.norm()
-        if self.config.grad_clip:
-            share = (self.config.grad_clip / (total + 1e-6)).clamp(max=1.0)
-            for places in alike:
-                torch._foreach_mul_([grads[i] for i in places], share)
+        norms = self._clip_()
         self.muon.step(self.config.matrix_lr * lr_scale, momentum)
         for group, lr in zip(self.adam.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * lr_scale
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        for parameter in self.muon.parameters.values():
+        for parameter in self.parameters.values():
             parameter.grad = None
+        return norms
+
+    def _clip_(self) -> Tensor:
+        """Scale all gradients down until their global norm is at most `train.grad_clip`; returns the norms before."""
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        by_dtype: dict[torch.dtype, list[int]] = {}  # one kernel takes one dtype, and tables may be bf16
+        for index, grad in enumerate(grads):
+            by_dtype.setdefault(grad.dtype, []).append(index)
+        norm_of: dict[int, Tensor] = {}
+        for indices in by_dtype.values():
+            values = torch._foreach_norm([grads[i] for i in indices], dtype=torch.float32)
+            norm_of |= dict(zip(indices, values, strict=True))
+        norms = torch.stack([norm_of[index] for index in range(len(grads))])
+        total = norms.norm()
+        if self.config.grad_clip:
+            scale = (self.config.grad_clip / (total + 1e-6)).clamp(max=1.0)
+            for indices in by_dtype.values():
+                torch._foreach_mul_([grads[i] for i in indices], scale)
         return torch.cat((norms, total[None]))

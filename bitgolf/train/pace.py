@@ -1,8 +1,9 @@
-"""The training clock: what is spent, what every rank believes is spent, and how the budget is divided.
+"""The training budget over time: how it is divided, how much is spent, and which fraction of the steps is done.
 
-Rank 0's reading rules. It travels with the metrics and arrives a few steps late, so every rank predicts "now" from the
-same numbers (`Pace`) and all take the same decisions. The budget is divided between the optimizer steps, the replay
-burst that may follow them, and what is measured on the final weights (`Division`): all of it ends inside the budget.
+All ranks use rank 0's clock. Its reading is sent with the all-reduced metrics and arrives a few steps late, so every
+rank predicts the present from the same numbers (`Pace`) and all take the same decisions. The budget is divided
+(`Division`) between the optimizer steps, the replay burst that may follow them, and the measurements on the final
+weights (`Reserves`). All of it ends inside the budget (rule B4 in docs/rules.md).
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitgolf.config import TrainConfig
+from bitgolf.run.clock import Clock
 
-LAG = 2  # steps between launching work and reading its metrics
-MARGIN_SECONDS = 0.1  # kept free for the last launches and the transfer of the statistics
+LAG = 2  # steps between the launch of a step and the reading of its metrics
+MARGIN_SECONDS = 0.1  # for the last launches and the transfer of the statistics
 
 
 class Pace:
-    """Elapsed time as every rank knows it: the last shared reading and the seconds a step takes.
+    """Elapsed time as every rank knows it: the last shared reading and the seconds per step.
 
     Args:
-        step: first step of this process.
-        elapsed: seconds spent before it.
+        step: number of steps made before this process.
+        elapsed: seconds spent before this process.
         seconds_per_step: as measured in the warm-up.
 
     Attributes:
-        seconds_per_step: running average that forgets (the last ten steps or so): for predicting "now".
-        mean_seconds: average over all steps of this process: for dividing the budget.
+        seconds_per_step: running average over about the last ten steps, for predicting the present.
+        mean_seconds: average over all steps of this process, for dividing the budget.
     """
 
     def __init__(self, step: int, elapsed: float, seconds_per_step: float) -> None:
@@ -42,7 +44,7 @@ class Pace:
         """Take in rank 0's reading at the launch of `step`, counted from 1."""
         if step <= self.step:
             return
-        # A step is read when it is launched, so the first reading times nothing.
+        # A reading is taken at the launch of a step, so the first one measures no completed step.
         steps, seconds = step - max(self.step, self._first + 1), elapsed - self.elapsed
         if steps > 0:
             self.seconds_per_step += 0.1 * (seconds / steps - self.seconds_per_step)
@@ -55,14 +57,51 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class EndTimes:
+    """When each part that follows the replay burst must be over, in seconds of the training clock."""
+
+    choice: float
+    calibration: float
+    fisher: float
+    curvature: float
+
+
+@dataclass(frozen=True)
+class Reserves:
+    """Seconds that the budget reserves after the last step, by part, in the order of the parts.
+
+    `in_flight` is for the steps that are launched but not yet completed when the last one is decided on.
+    """
+
+    choice: float = 0.0
+    calibration: float = 0.0
+    fisher: float = 0.0
+    curvature: float = 0.0
+    in_flight: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.choice + self.calibration + self.fisher + self.curvature + self.in_flight
+
+    def end_times(self, limit: float) -> EndTimes:
+        """When the parts must be over, so that those after them still fit into a budget of `limit` seconds."""
+        return EndTimes(
+            choice=limit - self.calibration - self.fisher - self.curvature,
+            calibration=limit - self.fisher - self.curvature,
+            fisher=limit - self.curvature,
+            curvature=limit,
+        )
+
+
+@dataclass(frozen=True)
 class Division:
     """How the training budget is divided.
 
     Attributes:
-        limit: the whole budget, seconds.
-        reserve: seconds at its end for what is measured on the final weights and for work in flight.
-        replay_steps: at most this many steps of the replay burst.
-        replay_share: at most this many replayed steps for every step before them.
+        limit: the whole budget in seconds.
+        reserve: seconds at its end for the measurements on the final weights and for the work in flight.
+        replay_steps: upper limit on the steps of the replay burst.
+        replay_share: upper limit on replayed steps per step before the burst.
     """
 
     limit: float
@@ -72,7 +111,7 @@ class Division:
 
     @classmethod
     def of(cls, limit: float, reserve: float, config: TrainConfig) -> Division:
-        """The division for `config`: the burst replays batches of the last, slow part of the warm-down."""
+        """The division for `config`. The burst replays batches of the last part of the warm-down."""
         epochs = config.replay.epochs
         return cls(
             limit, reserve, epochs * config.replay.batches, epochs * config.warmdown * config.replay.lr_scale_below
@@ -80,13 +119,46 @@ class Division:
 
     @property
     def replay_end(self) -> float:
-        """When the replay burst must be over, seconds."""
+        """When the replay burst must be over, in seconds."""
         return self.limit - self.reserve
 
     def steps_end(self, step_seconds: float) -> float:
-        """When the optimizer steps, and with them the warm-down, are over, if a replayed step takes `step_seconds`.
+        """When the optimizer steps and the warm-down are over, if one replayed step takes `step_seconds`.
 
         The burst replays min(replay_steps, replay_share * steps) steps, so the end E solves
         E + min(replay_steps * step_seconds, replay_share * E) = replay_end.
         """
         return max(self.replay_end - self.replay_steps * step_seconds, self.replay_end / (1 + self.replay_share))
+
+
+@dataclass
+class Timeline:
+    """How far the optimizer steps are. Every answer but the clock's is the same on all ranks.
+
+    Attributes:
+        clock: rank 0's clock.
+        pace: what all ranks know of it.
+        division: of the budget.
+        max_steps: end after this many steps; 0 = the clock alone ends the steps.
+    """
+
+    clock: Clock
+    pace: Pace
+    division: Division
+    max_steps: int = 0
+
+    def steps_end(self) -> float:
+        """When the optimizer steps are over, in seconds, at the pace so far."""
+        return self.division.steps_end(self.pace.mean_seconds)
+
+    def fraction(self, step: int) -> float:
+        """Share of the optimizer steps that is done after `step` of them: by number if it is limited, else by time."""
+        if self.max_steps:
+            return min(1.0, step / self.max_steps)
+        return min(1.0, self.pace.predict(step) / self.steps_end())
+
+    def steps_are_over(self, step: int) -> bool:
+        """Whether `step` steps are all of them. The clock never ends them before the first."""
+        if self.max_steps and step >= self.max_steps:
+            return True
+        return step > 0 and self.pace.predict(step + 1) > self.steps_end()

@@ -1,11 +1,12 @@
-"""Quantization-aware training on the export grid, and the CROWN-Q penalty.
+"""Quantization-aware training: fake quantization on the grid of the artifact, and the CROWN-Q penalty.
 
-Each linear layer gets a `WeightFaker` that knows the grid its weight will be packed on. A training step is traced
-twice, with fake quantization off and on, and the switch is an *argument* of the traced function: a flag that the
-compiler can fold away is how published scripts trained for months without the QAT they describe (found
-in PR 315). `ste` rounds in the forward pass and passes gradients straight through; `soft_round` is the
-differentiable s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)), r = y - floor(y) - 1/2, with a annealed upward
-(PR 606). Steps use the clip ratios that the export search would choose, refreshed from time to time.
+Each linear layer gets a `WeightFaker` that knows the grid of its weight. A training step is traced twice, with fake
+quantization off and on. The switch is an *argument* of the traced function. Published scripts used a flag, which the
+compiler removed, so they trained for months without the quantization that they describe (see PR 315).
+
+`ste` rounds in the forward pass and passes gradients straight through. `soft_round` is the differentiable
+s_a(y) = floor(y) + 1/2 + tanh(a r) / (2 tanh(a / 2)), r = y - floor(y) - 1/2, with a rising sharpness a (PR 606;
+arXiv 2006.09952). The steps follow the row clips that `pack` would choose; they are searched again from time to time.
 
 Legend: R rows (outputs), C columns (inputs).
 """
@@ -25,9 +26,9 @@ class WeightFaker(nn.Module):
     """Fake quantization of one weight.
 
     Args:
-        grid: the grid of the export.
+        grid: of the artifact.
         rows: R.
-        percentiles: row clips that the export will try.
+        percentiles: row clips that `pack` will try.
         soft: soft rounding instead of straight-through.
     """
 
@@ -38,7 +39,7 @@ class WeightFaker(nn.Module):
         self.register_buffer("ratio", torch.ones(rows), persistent=False)
 
     def forward(self, weight: Tensor, sharpness: Tensor) -> Tensor:
-        """The weight (R, C) as the artifact would give it back; `sharpness` is the scalar a of soft rounding."""
+        """The weight (R, C) as the artifact would give it back; `sharpness` is a scalar, the a of soft rounding."""
         scales = self.grid.round_scales(weight.detach().abs().amax(dim=1) * self.ratio)
         if not self.soft:
             return self.grid.fake_quantize(weight, scales)
@@ -48,7 +49,7 @@ class WeightFaker(nn.Module):
 
     @torch.no_grad()
     def refresh_(self, weight: Tensor) -> None:
-        """Search the row clips again, as the export will."""
+        """Search the row clips again, as `pack` will."""
         if self.percentiles == (1.0,):
             return
         clip = self.grid.search_clip(weight, self.percentiles)
@@ -56,7 +57,7 @@ class WeightFaker(nn.Module):
 
 
 def soft_round(y: Tensor, sharpness: Tensor) -> Tensor:
-    """s_a(y): the identity for small a, rounding to nearest for large a; differentiable everywhere but at integers."""
+    """s_a(y) for any shape: nearly the identity for small a, nearly rounding for large a."""
     floor = y.detach().floor()
     inside = torch.tanh(sharpness * (y - floor - 0.5)) / torch.tanh(sharpness / 2)
     return floor + 0.5 + 0.5 * inside
@@ -65,26 +66,26 @@ def soft_round(y: Tensor, sharpness: Tensor) -> Tensor:
 def attach_fakers(
     model: nn.Module, grid_of: Callable[[str], Grid | None], percentiles: Sequence[float], *, soft: bool
 ) -> dict[str, tuple[Linear, WeightFaker]]:
-    """Give every linear layer whose weight has a grid its faker.
+    """Give a faker to every linear layer whose weight has a grid.
 
     Args:
-        grid_of: parameter name -> grid of the export, or None for weights that stay in float.
+        grid_of: parameter name -> grid of the artifact, or None for weights that stay in float.
     Returns:
-        The layers that got one with it, by parameter name.
+        The layers with their fakers, by parameter name.
     """
-    found = {}
+    layers = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear) and (grid := grid_of(f"{name}.weight")) is not None:
             faker = WeightFaker(grid, module.out_features, percentiles, soft=soft).to(module.weight.device)
             module.faker = faker
-            found[f"{name}.weight"] = module, faker
-    return found
+            layers[f"{name}.weight"] = module, faker
+    return layers
 
 
 def crown_penalty(weights: Sequence[Tensor], levels: int = 15) -> Tensor:
-    """Sum over matrices and rows of mean_j(w_rj^2) * delta_r^2 / 12, delta_r = max_j |w_rj| / levels (PR 693).
+    """CROWN-Q: sum over matrices and rows of mean_j(w_rj^2) * delta_r^2 / 12, delta_r = max_j |w_rj| / levels (PR 693).
 
-    A differentiable price on rows that a coarse grid would round badly; the gradient flows through the maximum too.
+    The penalty is the variance that rounding adds to the outputs. Its gradient flows through the maximum too.
     """
     total = torch.zeros((), device=weights[0].device)
     for weight in weights:

@@ -1,10 +1,10 @@
-"""The replay burst: after the warm-down, a few quick passes over the last batches, at a small constant rate (PR 693).
+"""The replay burst: a few quick passes over the last batches after the warm-down, at a small constant rate (PR 693).
 
-Published: two passes over the last 100 batches (or fewer) that were seen while the rate multiplier was below 0.2, at
-0.1 of the base rates, with the EMA going on and without fake quantization or its penalty. There it ran after the
-clock had stopped; here it is part of the training budget (rule B4): `Division` reserves its time at the measured pace,
-the warm-down ends where it begins, and the clock can cut it short. It reads batches that training has seen, nothing
-else. No checkpoint is taken in it: a run that dies there resumes before it and repeats it.
+The published burst makes two passes over the last 100 batches that were seen while the learning-rate multiplier was
+below 0.2, at 0.1 of the base rates. The EMA goes on; fake quantization and its penalty are off. There it ran after the
+clock had stopped. Here it is part of the training budget (rule B4 in docs/rules.md): `Division` reserves its time, the
+warm-down ends where it begins, and the clock can end it early. It reads only batches that training has seen. No
+checkpoint is saved in it, so a run that is interrupted there resumes before it and repeats it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitgolf.config import TrainConfig
+from bitgolf.config.train import ReplayConfig
 from bitgolf.data.loader import BatchLoader
-from bitgolf.run.clock import Clock
 from bitgolf.run.progress import Progress, silent
 from bitgolf.train.metrics import MetricsPipe
-from bitgolf.train.pace import Pace
+from bitgolf.train.pace import Timeline
 from bitgolf.train.schedule import muon_momentum
 from bitgolf.train.trainer import Trainer
 
@@ -27,29 +26,25 @@ from bitgolf.train.trainer import Trainer
 class ReplayWindow:
     """Remembers since which step the learning rate has been low enough for a batch to be replayed."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.enabled, self.below, self.most = (
-            config.replay.epochs > 0,
-            config.replay.lr_scale_below,
-            config.replay.batches,
-        )
-        self.first = torch.full((), -1, dtype=torch.int64)  # step number of the first such batch; negative = none yet
+    def __init__(self, config: ReplayConfig) -> None:
+        self.config = config
+        self.first = torch.full((), -1, dtype=torch.int64)  # number of the first such batch; negative = none yet
 
     def note(self, step: int, lr_scale: float) -> None:
-        """Batch `step` was trained on with this rate multiplier."""
-        if lr_scale >= self.below:
+        """Batch `step` was trained on with this learning-rate multiplier."""
+        if lr_scale >= self.config.lr_scale_below:
             self.first.fill_(-1)
         elif int(self.first) < 0:
             self.first.fill_(step)
 
     def batches(self, step: int) -> range:
-        """Step numbers of the batches to replay when `step` steps are done: the last ones of low rate."""
+        """Numbers of the batches to replay after `step` steps: the last ones with a low rate."""
         first = int(self.first)
-        return range(max(first, step - self.most), step) if first >= 0 else range(0)
+        return range(max(first, step - self.config.batches), step) if first >= 0 else range(0)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, live (not copies)."""
-        return {"replay.first": self.first} if self.enabled else {}
+        return {"replay.first": self.first} if self.config.epochs else {}
 
 
 @dataclass(frozen=True)
@@ -57,9 +52,9 @@ class Replayed:
     """What the burst did.
 
     Attributes:
-        batches: how many different ones were planned.
-        planned, steps: optimizer steps planned, and made before the clock.
-        losses: mean training loss of each pass, nats; the last one may be cut short.
+        batches: number of different batches planned.
+        planned, steps: optimizer steps planned, and made before the clock ended the burst.
+        losses: mean training loss of each pass in nats; the last pass may be incomplete.
     """
 
     batches: int
@@ -73,35 +68,32 @@ def replay(
     loader: BatchLoader,
     batches: range,
     step: int,
-    pace: Pace,
-    clock: Clock,
+    timeline: Timeline,
     pipe: MetricsPipe,
-    until: float,
     progress: Progress = silent,
 ) -> Replayed:
-    """Train again on `batches`, `replay_epochs` times in order; no step is launched after `until`.
+    """Train again on `batches`, `train.replay.epochs` times in order, until `Division.replay_end` at the latest.
 
     Args:
-        loader: gives this rank's rows of a batch by its step number.
-        batches: step numbers, each below `step`.
-        step: optimizer steps made so far; the burst's count on from it for `pace` and `pipe`.
-        until: elapsed seconds; what is in flight then has room in the reserve.
+        loader: gives this rank's rows of a batch by its number.
+        batches: numbers of batches, each below `step`.
+        step: optimizer steps made so far. The steps of the burst count on from it for the pace and the metrics.
     """
-    config, world = trainer.config, trainer.world
+    config, world, pace = trainer.config, trainer.world, timeline.pace
     order = [number for _ in range(config.replay.epochs) for number in batches]
-    momentum = muon_momentum(1.0, config)
+    momentum = muon_momentum(1.0, config.muon)
     losses: list[float] = []
 
-    def note(due: list[tuple[int, list[float]]]) -> None:
+    def take_in(due: list[tuple[int, list[float]]]) -> None:
         for number, values in due:
             pace.observe(number, values[0])
             losses.append(values[1])
 
     made = 0
     for number in order:
-        if pace.predict(step + made + 1) > until:
+        if pace.predict(step + made + 1) > timeline.division.replay_end:
             break
-        assert number < step  # only what has been seen
+        assert number < step  # only batches that have been seen
         rows = loader.rows(number)
         tokens = (rows.pin_memory() if world.device.type == "cuda" else rows).to(world.device, non_blocking=True).long()
         metrics = trainer.step(
@@ -109,16 +101,15 @@ def replay(
             tokens[:, 1:],
             config.replay.lr,
             momentum,
-            clock.elapsed(),
+            timeline.clock.elapsed(),
             fraction=1.0,
             late=False,
             snapshots=False,
         )
         made += 1
-        note(pipe.push(step + made, metrics))
-        if world.is_main:
-            progress("replay", made, len(order))
-    note(pipe.drain())
+        take_in(pipe.push(step + made, metrics))
+        progress("replay", made, len(order))
+    take_in(pipe.drain())
     size = max(1, len(batches))
     passes = [losses[start : start + size] for start in range(0, len(losses), size)]
     return Replayed(len(batches), len(order), made, tuple(sum(part) / len(part) for part in passes))

@@ -1,7 +1,10 @@
-"""One optimizer step, and everything that a run must carry from step to step.
+"""One optimizer step, and the tensors that a run carries from step to step.
 
-The trainer owns the live tensors (weights, optimizer state, average); the loop around it owns time. Compile
-warm-up runs real steps on random token ids and puts every tensor back, which is proved by a hash.
+The trainer owns the live tensors (weights, optimizer state, averages); the loop around it keeps time. The compile
+warm-up makes real steps on random token ids and puts every tensor back. A hash of all of them proves it (rule B5 in
+docs/rules.md).
+
+Legend: P parameters, T time.
 """
 
 from __future__ import annotations
@@ -18,16 +21,17 @@ from bitgolf.data.loader import BatchShape
 from bitgolf.errors import BudgetError
 from bitgolf.grids.roles import is_table
 from bitgolf.model.gpt import GPT
+from bitgolf.run.clock import seconds_of_second_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
 from bitgolf.train.average import Averages
-from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 from bitgolf.train.optimizer import ModelOptimizer
 
 
 def halve_tables_(model: GPT) -> None:
-    """Make the token, bigram and value tables bf16, as in the published seed systems; Adam's moments follow.
+    """Make the token, bigram and value tables bf16, as in the published seed systems. Adam's moments become bf16 too.
 
     Matrices, gains and scales stay fp32. The tables are rounded to bf16 after every update.
     """
@@ -47,7 +51,7 @@ class Trainer:
             halve_tables_(model)
         self.compiled = config.compile and world.device.type == "cuda"
         self.optimizer = ModelOptimizer(model, config, world, compile_updates=self.compiled)
-        self.averages = Averages(self.optimizer.parameters, config)
+        self.averages = Averages(self.optimizer.parameters, config.average)
         self._loss: Callable[..., Tensor] = torch.compile(model, dynamic=False) if self.compiled else model
         if late is not None:
             self._late_loss = torch.compile(late.loss, dynamic=False) if self.compiled else late.loss
@@ -69,13 +73,13 @@ class Trainer:
             inputs, targets: (rank_rows, T) int64.
             lr_scale: multiplier on every learning rate.
             momentum: Muon momentum.
-            elapsed: rank 0's clock, carried to every rank with the metrics.
-            fraction: share of the run that is spent (for the averages and the late phase).
+            elapsed: rank 0's clock, which every rank gets with the metrics.
+            fraction: share of the run that is done (for the averages and the late phase).
             late: use the loss of the late phase (quantized or penalized).
-            snapshots: SWA may take one after this step.
+            snapshots: SWA may take a snapshot after this step.
         Returns:
-            (P + 3,) fp32 on the device: elapsed on rank 0, mean loss over all ranks in nats, the gradient norms
-            of `ModelOptimizer.step`.
+            (P + 3,) fp32 on the device: elapsed seconds on rank 0, mean loss over all ranks in nats, the gradient
+            norms of `ModelOptimizer.step`.
         """
         total = torch.zeros((), device=self.world.device)
         if late and self.late is not None:
@@ -101,33 +105,24 @@ class Trainer:
         return tensors | self.averages.state() | (self.late.state() if self.late is not None else {})
 
     @torch.no_grad()
-    def load_(self, saved: dict[str, Tensor]) -> None:
-        """Copy saved tensors over the live ones. Raises KeyError naming one that is missing."""
-        for name, tensor in self.tensors().items():
-            tensor.copy_(saved[name])
-
-    def final_weights(self) -> tuple[dict[str, Tensor], str]:
-        """The weights to ship (the configured average) and how they were made."""
-        return self.averages.shipped()
-
-    @torch.no_grad()
     def install_(self, weights: dict[str, Tensor]) -> None:
-        """Put final weights into the model, in fp32; training is over after this."""
+        """Put the final weights into the model, in fp32. No step can follow."""
         for name, parameter in self.optimizer.parameters.items():
             parameter.data = weights[name].detach().float()
 
-    def warm_up(self, vocab_size: int, progress: Progress = silent, limit_seconds: float = math.inf) -> float:
-        """Compile and touch every kernel on random tokens, then restore all state.
+    def warm_up(self, progress: Progress = silent, limit_seconds: float = math.inf) -> float:
+        """Compile and run every kernel on random tokens, then restore all state.
 
         Args:
             limit_seconds: of the whole training.
         Returns:
-            Seconds of one step once everything is compiled.
+            Seconds per step once everything is compiled.
         Raises:
-            BudgetError: a step of many micro-batches would outlast `limit_seconds`; found out with two of them.
+            BudgetError: a step of many micro-batches would take longer than `limit_seconds`, as two of them show.
         """
         self._require_short_steps(limit_seconds)
-        before = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+        live = self.tensors()
+        before = {name: tensor.detach().clone() for name, tensor in live.items()}
         digest = state_digest(before)
         generator = torch.Generator(device=self.world.device).manual_seed(0)
         seconds = 0.0
@@ -137,7 +132,7 @@ class Trainer:
             if self.world.is_main:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
             shape = (self.shape.rank_rows, self.config.seq_len + 1)
-            tokens = torch.randint(vocab_size, shape, generator=generator, device=self.world.device)
+            tokens = torch.randint(self.model.config.vocab_size, shape, generator=generator, device=self.world.device)
             self.world.synchronize()
             begin = time.perf_counter()
             self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon.momentum, late=late)
@@ -145,21 +140,16 @@ class Trainer:
             seconds = time.perf_counter() - begin
         if self.world.is_main:
             progress("warm-up", total, total)
-        self.load_(before)
+        copy_into_(live, before)
         if state_digest(self.tensors()) != digest:
-            raise AssertionError("compile warm-up left a trace in the training state")
+            raise AssertionError("the compile warm-up changed the training state")
         return seconds
 
     def _require_short_steps(self, limit_seconds: float) -> None:
         if self.shape.accumulation < 4:
             return
         tokens = torch.zeros(self.shape.micro_rows, self.config.seq_len, dtype=torch.int64, device=self.world.device)
-        seconds = 0.0
-        for _ in range(2):  # the first one compiles
-            begin = time.perf_counter()
-            self._micro_loss(tokens, tokens, late=False).backward()
-            self.world.synchronize()
-            seconds = time.perf_counter() - begin
+        seconds = seconds_of_second_run(lambda: self._micro_loss(tokens, tokens, late=False).backward(), self.world)
         for parameter in self.optimizer.parameters.values():
             parameter.grad = None
         if (step := self.world.from_main(seconds) * self.shape.accumulation) > limit_seconds:

@@ -1,0 +1,90 @@
+"""The files of a run's `calibration/` folder: `train` writes them with `write_statistics`, `pack` reads them.
+
+`hessians.safetensors` holds one Hessian per key of `calibration.hessian_key`, `fisher.safetensors` two tensors per
+parameter, `curvature.json` three numbers per parameter. The last two exist only if training was asked to measure them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from bitgolf.errors import RunError
+from bitgolf.measure.curvature import Curvature
+from bitgolf.measure.fisher import Fisher
+from bitgolf.model.weights import read_tensors, write_tensors
+from bitgolf.run import atomic
+
+_HESSIANS, _FISHER, _CURVATURE = "hessians.safetensors", "fisher.safetensors", "curvature.json"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured on the final weights.
+
+    Attributes:
+        hessians: key -> (C, C) fp32 on the CPU.
+        calibration_tokens: training tokens of the Hessians, over all ranks.
+        fisher, curvature: by parameter name; empty if they were not asked for.
+    """
+
+    hessians: dict[str, Tensor]
+    calibration_tokens: int
+    fisher: dict[str, Fisher] = field(default_factory=dict)
+    curvature: dict[str, Curvature] = field(default_factory=dict)
+
+
+def write_statistics(folder: Path, statistics: Statistics) -> None:
+    """Write the files; those of an earlier training that this one did not measure are removed."""
+    write_tensors(folder / _HESSIANS, statistics.hessians, {"tokens": str(statistics.calibration_tokens)})
+    if statistics.fisher:
+        inputs = {f"{name}.inputs": fisher.inputs for name, fisher in statistics.fisher.items()}
+        rows = {f"{name}.rows": fisher.rows for name, fisher in statistics.fisher.items()}
+        write_tensors(folder / _FISHER, inputs | rows, {})
+    else:
+        (folder / _FISHER).unlink(missing_ok=True)
+    if statistics.curvature:
+        atomic.write_json(folder / _CURVATURE, {name: asdict(value) for name, value in statistics.curvature.items()})
+    else:
+        (folder / _CURVATURE).unlink(missing_ok=True)
+
+
+def read_hessians(folder: Path, run: Path) -> dict[str, Tensor]:
+    """Hessians by key, on the CPU. Raises RunError if the file is missing or damaged."""
+    path = folder / _HESSIANS
+    if not path.exists():
+        raise RunError(f"{path} is missing; run `bitgolf train {run}` again, or pack with pack.method 'rtn'")
+    return read_tensors(path, run)
+
+
+def read_fisher(folder: Path, run: Path) -> dict[str, Fisher]:
+    """Fisher statistics by parameter name. Raises RunError if the file is missing or damaged."""
+    path = folder / _FISHER
+    if not path.exists():
+        raise RunError(
+            f"{path} is missing; set train.measure.fisher_tokens and run `bitgolf train {run}` again, or pack with "
+            "pack.rate.hessian 'plain'"
+        )
+    tensors = read_tensors(path, run)
+    names = [key.removesuffix(".rows") for key in tensors if key.endswith(".rows")]
+    return {name: Fisher(tensors[f"{name}.inputs"], tensors[f"{name}.rows"]) for name in names}
+
+
+def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
+    """Curvature by parameter name. Raises RunError if the file is missing or damaged."""
+    path = folder / _CURVATURE
+    if not path.exists():
+        raise RunError(
+            f"{path} is missing; set train.measure.curvature_tokens and run `bitgolf train {run}` again, or pack with "
+            "pack.method 'gptq'"
+        )
+    try:
+        return {
+            name: Curvature(float(entry["step"]), float(entry["increase_nats"]), float(entry["error_nats"]))
+            for name, entry in json.loads(path.read_text()).items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({error}); run `bitgolf train {run}` again") from error

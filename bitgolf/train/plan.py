@@ -1,0 +1,125 @@
+"""The plan of a training, made before its clock starts: how long a step takes, and how the budget is divided.
+
+The warm-up runs every kind of work on random tokens, off the clock (rule B5 in docs/rules.md), and measures it. The
+plan reserves the seconds for everything that follows the steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bitgolf.errors import BudgetError
+from bitgolf.measure.calibration import calibration_seconds
+from bitgolf.measure.curvature import TrialNoise, curvature_seconds
+from bitgolf.measure.fisher import fisher_seconds
+from bitgolf.run.progress import Progress, silent
+from bitgolf.train.choose import choice_seconds
+from bitgolf.train.pace import LAG, MARGIN_SECONDS, Division, EndTimes, Reserves
+from bitgolf.train.rows import TrainingRows
+from bitgolf.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Seconds as measured in the warm-up; the same on every rank.
+
+    Attributes:
+        warm_up_seconds: duration of the warm-up itself, which is off the clock.
+        step_seconds: one optimizer step.
+        reserves: for everything after the steps.
+        division: of the training budget.
+    """
+
+    warm_up_seconds: float
+    step_seconds: float
+    reserves: Reserves
+    division: Division
+
+    @property
+    def steps_end(self) -> float:
+        """When the optimizer steps end, in seconds, at the pace of the warm-up."""
+        return self.division.steps_end(self.step_seconds)
+
+    @property
+    def end_times(self) -> EndTimes:
+        """When each part after the replay burst must be over."""
+        return self.reserves.end_times(self.division.limit)
+
+    def figures(self) -> dict[str, float]:
+        """Values of the first log line."""
+        return {
+            "warm_up_seconds": self.warm_up_seconds,
+            "warm_up_step_seconds": self.step_seconds,
+            "calibration_reserve_seconds": self.reserves.calibration,
+            "reserve_seconds": self.reserves.total,
+            "replay_reserve_seconds": self.division.replay_end - self.steps_end,
+        }
+
+    def require_time(self, step: int, seconds: float) -> None:
+        """Raises BudgetError unless a training that has made `step` steps in `seconds` seconds can go on."""
+        limit, reserve = self.division.limit, self.division.reserve
+        if step == 0 and self.step_seconds + reserve > limit:
+            raise BudgetError(
+                f"budget.train_seconds = {limit:g} does not hold one optimizer step ({self.step_seconds:.3g} s) and "
+                f"the work after the steps ({reserve:.3g} s reserved for calibration and other measurements on the "
+                "final weights); allow more seconds, or make the batch, the model or train.measure.calibration_tokens "
+                "smaller"
+            )
+        if seconds >= limit:
+            raise BudgetError(
+                f"budget.train_seconds = {limit:g} is spent: the checkpoint at step {step} was taken after "
+                f"{seconds:.3g} s, which leaves no time to calibrate; train from the start, without --resume"
+            )
+
+
+def make_plan(
+    trainer: Trainer,
+    rows: TrainingRows,
+    limit_seconds: float,
+    quantized: Sequence[str],
+    noise: TrialNoise,
+    progress: Progress = silent,
+) -> Plan:
+    """Warm up, measure, and divide the budget of `limit_seconds`.
+
+    Args:
+        quantized: names of the parameters whose curvature will be measured.
+        noise: of that measurement.
+    """
+    begin = time.perf_counter()
+    step_seconds = trainer.world.from_main(trainer.warm_up(progress, limit_seconds))
+    reserves = _measure_reserves(trainer, rows, quantized, noise, (LAG + 2) * step_seconds)
+    division = Division.of(limit_seconds, reserves.total, trainer.config)
+    return Plan(time.perf_counter() - begin, step_seconds, reserves, division)
+
+
+def _measure_reserves(
+    trainer: Trainer, rows: TrainingRows, quantized: Sequence[str], noise: TrialNoise, in_flight: float
+) -> Reserves:
+    """Seconds to reserve for everything after the steps, measured on random tokens; rank 0's numbers."""
+    model, config, world = trainer.model, trainer.config, trainer.world
+    measure, vocab_size = config.measure, model.config.vocab_size
+    tokens = torch.randint(vocab_size, (rows.shape.micro_rows, config.seq_len + 1), device=world.device)
+    choice = fisher = curvature = 0.0
+    if config.average.choose == "held_out":
+        choice = choice_seconds(model, config.average, rows.held_out, tokens, world)
+    batches = rows.num_micro_batches(measure.calibration_tokens, world.size)
+    calibration = calibration_seconds(model, tokens[:, 1:], batches, world)  # measured in any case, as a warm-up
+    if measure.fisher_tokens:
+        batches = rows.num_micro_batches(measure.fisher_tokens, world.size)
+        fisher = fisher_seconds(model, tokens[:, 1:], batches, world)
+    if measure.curvature_tokens:
+        shape = (rows.num_held_out_rows(measure.curvature_tokens, world.size), config.seq_len + 1)
+        held_out = torch.randint(vocab_size, shape, device=world.device)
+        curvature = curvature_seconds(model, quantized, held_out, noise, world)
+    return Reserves(
+        choice=world.from_main(choice),
+        calibration=world.from_main(MARGIN_SECONDS + (measure.reserve_seconds or calibration)),
+        fisher=world.from_main(fisher),
+        curvature=world.from_main(curvature),
+        in_flight=in_flight,
+    )

@@ -1,0 +1,91 @@
+"""The rows of text that one training reads: their order, their division into batches, and the rows it holds out.
+
+Legend: B rows, T time (seq_len).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from bitgolf.config import Config
+from bitgolf.data.held_out import HeldOut
+from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
+from bitgolf.data.prepare import PreparedData
+from bitgolf.data.shards import TokenShards
+from bitgolf.errors import ConfigError
+from bitgolf.run.ranks import World
+
+
+class CheckedTokens:
+    """The training tokens. Reading an id that the model has no embedding for is a DataError."""
+
+    def __init__(self, stream: TokenShards, vocab_size: int) -> None:
+        self.stream, self.vocab_size, self.num_tokens = stream, vocab_size, stream.num_tokens
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length) of the stream, (length,) uint16."""
+        tokens = self.stream.read(start, length)
+        if length and int(tokens.max()) >= self.vocab_size:
+            self.stream.validate(self.vocab_size)  # raises, with file, position and id
+        return tokens
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Which rows are read, in which order, and in which pieces.
+
+    Attributes:
+        stream: the tokens of all training shards.
+        order: of the rows that training may read.
+        shape: how a batch is divided over ranks and micro-batches.
+        held_out: the rows that training may not read.
+    """
+
+    stream: CheckedTokens
+    order: RowOrder
+    shape: BatchShape
+    held_out: HeldOut
+
+    @classmethod
+    def plan(cls, data: PreparedData, config: Config, num_ranks: int) -> TrainingRows:
+        """The rows for `config`. Raises ConfigError if its vocabulary, rows or batches do not fit the data."""
+        vocab_size, train = data.tokenizer.vocab_size, config.train
+        if vocab_size != config.model.vocab_size:
+            raise ConfigError(
+                f"model.vocab_size {config.model.vocab_size} but the tokenizer of the data has {vocab_size} entries; "
+                f"set --model.vocab_size {vocab_size}"
+            )
+        shape = BatchShape.plan(train.batch_tokens, train.micro_batch_tokens, train.seq_len, num_ranks)
+        held_out = HeldOut.of(data.train.num_tokens, train)
+        order = RowOrder(held_out.first, train.seq_len, train.loader == "shuffled", config.seed)
+        return cls(CheckedTokens(data.train, vocab_size), order, shape, held_out)
+
+    def loader(self, world: World, first_step: int) -> BatchLoader:
+        """This rank's batches from step `first_step` on."""
+        return BatchLoader(
+            self.stream, self.order, self.shape, rank=world.rank, device=world.device, first_step=first_step
+        )
+
+    def num_micro_batches(self, tokens: int, num_ranks: int) -> int:
+        """Micro-batches per rank that hold about `tokens` tokens over all ranks; at least one if `tokens` is not 0."""
+        return max(1, tokens // (self.shape.micro_rows * self.order.seq_len * num_ranks)) if tokens else 0
+
+    def micro_batches(self, loader: BatchLoader, count: int) -> Iterator[Tensor]:
+        """The inputs of the loader's next `count` micro-batches, (B, T) int64 each."""
+        while count:
+            for micro in next(loader)[0].split(self.shape.micro_rows)[:count]:
+                count -= 1
+                yield micro
+
+    def num_held_out_rows(self, tokens: int, num_ranks: int) -> int:
+        """Held-out rows per rank that hold about `tokens` tokens over all ranks; at least one."""
+        return max(1, tokens // (self.order.seq_len * num_ranks))
+
+    def held_out_share(self, tokens: int, world: World) -> Tensor:
+        """This rank's share of the first `tokens` held-out tokens, (B, T + 1) int64."""
+        count = self.num_held_out_rows(tokens, world.size)
+        return self.held_out.rows(self.stream, world.rank * count, count).to(world.device)
