@@ -1,4 +1,4 @@
-"""The language model: `GPT(config, context_length)` maps token ids to logits or to the mean loss."""
+"""The network: `GPT(config, context_length)` maps token ids to logits, or with targets to the mean loss."""
 
 from bitgolf.model.gpt import GPT, count_parameters
 

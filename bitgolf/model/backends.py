@@ -1,10 +1,10 @@
-"""Which implementation computes attention: found by trying, chosen by name, recorded in the run.
+"""The implementation of attention: chosen by name or by trial, and recorded in the run.
 
-`auto` takes the fastest that works for the device, dtype and head width, in the order measured on Hopper
-(FlashAttention 3, cuDNN, flash, memory-efficient, math). A backend asked for by name is used or refused,
-never replaced. With document-aware attention the choice is among `documents.DOCUMENT_BACKENDS` (in the order of
-published figures, not measured here); there "works" means that results and gradients are those of the definition,
-since a kernel that ignored the borders would run as well.
+`auto` takes the first backend that works for the device, dtype and head width, in the order of speed measured on
+Hopper (FlashAttention 3, cuDNN, flash, memory-efficient, math). A backend that is asked for by name is used or refused,
+never replaced. With `model.attention.within_documents` the choice is among `DOCUMENT_BACKENDS` of `document_borders`,
+in the order of published figures (not measured here). Such a backend must also give the results and gradients of
+`math`, because a kernel that ignored the borders would run as well.
 
 Legend: B batch, T time, H query heads, G key/value heads, K head width.
 """
@@ -32,8 +32,8 @@ _SDPA = {
 }
 BACKENDS = ("fa3", "cudnn", "flash", "efficient", "math")
 _NEED_GPU = ("fa3", "cudnn", "flex", "varlen")
-# Largest difference from the definition that rounding explains in `_try_with_documents`; four times what was measured
-# on a CPU. One token too many in sight moves results by more than 1.
+# Largest difference from `math` that rounding explains in `_try_with_documents`: four times the one measured on a CPU.
+# Attention to one token of another document changes results by more than 1.
 _ROUNDING = {torch.float32: 2e-2, torch.bfloat16: 0.15, torch.float16: 2e-2}
 
 
@@ -41,10 +41,10 @@ def attention_function(backend: str) -> AttentionFunction:
     """Causal attention by one named backend.
 
     Returns:
-        f(q, k, v) -> y with q (B, T, H, K), k and v (B, T, G, K), y (B, T, H, K); scale 1/sqrt(K), query head
-        h reads key/value head h // (H / G).
+        f(q, k, v) -> y with q (B, T, H, K), k and v (B, T, G, K), y (B, T, H, K). The scale is 1/sqrt(K). Query head h
+        reads key/value head h // (H / G).
     Raises:
-        ConfigError: the name is unknown, or FlashAttention 3 is asked for and not installed.
+        ConfigError: the name is unknown, or the package of FlashAttention 3 is not installed.
     """
     if backend == "fa3":
         try:
@@ -84,18 +84,18 @@ def available_backends(
     kv_heads: int = 2,
     documents: bool = False,
 ) -> dict[str, str]:
-    """Every backend with '' when a small forward and backward pass works there, else the reason it does not.
+    """Every backend with '' if a small forward and backward pass works, else with the reason why it does not.
 
-    `documents` asks for those that document-aware attention can use, and checks their results.
+    With `documents`, the backends for attention within documents, whose results are checked too.
     """
     names = DOCUMENT_BACKENDS if documents else BACKENDS
     return {name: _problem(name, device, dtype, (heads, kv_heads, head_dim), documents) for name in names}
 
 
 def reproducible_backend(documents: bool) -> str:
-    """The backend on CUDA whose gradients are the same bits each time, when deterministic algorithms are asked for.
+    """The CUDA backend whose gradients are the same bits each time with deterministic algorithms.
 
-    cuDNN's and the memory-efficient one have none such; flash takes no masks of documents.
+    cuDNN and the memory-efficient backend have no deterministic gradients. flash does not support document masks.
     """
     return "math" if documents else "flash"
 
@@ -110,19 +110,16 @@ def choose_backend(
     kv_heads: int,
     documents: bool = False,
 ) -> str:
-    """Resolve `auto` to the fastest backend that works here; check that a named one does.
+    """The fastest backend that works on this device for `auto`; a named one only after a check that it works.
 
-    Raises ConfigError with the reason when the named backend does not work on this device, or not with
-    document-aware attention (`documents`).
+    Raises ConfigError, with the reason, if the named backend does not work on this device, or not with attention within
+    `documents`.
     """
     names = DOCUMENT_BACKENDS if documents else BACKENDS
     if requested not in ("auto", *names):
         problem = f"unknown attention backend {requested!r}"
         if requested in BACKENDS:
-            problem = (
-                f"attention backend {requested!r} cannot be told where documents begin "
-                "(model.attention.within_documents)"
-            )
+            problem = f"attention backend {requested!r} does not support model.attention.within_documents = true"
         elif requested in DOCUMENT_BACKENDS:
             problem = f"attention backend {requested!r} is for model.attention.within_documents = true only"
         raise ConfigError(f"{problem}; allowed: auto, {', '.join(names)}")
@@ -148,20 +145,20 @@ def _problem(
     sizes: tuple[int, int, int],  # H, G, K
     documents: bool,
 ) -> str:
-    """Why a backend does not work here; '' when it does."""
+    """The reason why a backend does not work here; '' if it works."""
     if backend == "fa3" and importlib.util.find_spec("flash_attn_interface") is None:
         return "package flash_attn_interface is not installed"
     if backend in _NEED_GPU and device.type != "cuda":
         return "needs an NVIDIA GPU"
     try:
         return _try_with_documents(backend, device, dtype, sizes) if documents else _try(backend, device, dtype, sizes)
-    except (RuntimeError, ValueError) as error:  # ConfigError is one of the latter
+    except (RuntimeError, ValueError) as error:  # ConfigError is a ValueError
         return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _try(backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int]) -> str:
     H, G, K = sizes
-    generator = torch.Generator().manual_seed(0)  # a trial must not move the generator of what follows
+    generator = torch.Generator().manual_seed(0)  # the global generator must not advance
     q, k = (torch.randn(1, 128, n, K, generator=generator).to(device, dtype).requires_grad_() for n in (H, G))
     attention_function(backend)(q, k, k).sum().backward()
     return ""
@@ -178,9 +175,9 @@ def _try_with_documents(backend: str, device: torch.device, dtype: torch.dtype, 
 
     def run(name: str, dtype: torch.dtype) -> list[Tensor]:
         q, k, v, upstream = (tensor.to(device, dtype, copy=True) for tensor in drawn)
-        found = document_backend(name)
+        implementation = document_backend(name)
         inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
-        y = found.attend(q, k, v, found.layout(tokens.to(device)))
+        y = implementation.attend(q, k, v, implementation.layout(tokens.to(device)))
         return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
 
     difference = max(
@@ -188,5 +185,5 @@ def _try_with_documents(backend: str, device: torch.device, dtype: torch.dtype, 
         for ours, theirs in zip(run(backend, dtype), run("math", torch.float32), strict=True)
     )
     if not difference <= _ROUNDING[dtype]:
-        return f"its result is not that of document-aware attention (off by {difference:.3g})"
+        return f"its result differs from attention within documents by {difference:.3g}"
     return ""

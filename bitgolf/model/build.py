@@ -1,4 +1,4 @@
-"""From a configuration to a model on a device, with its dtype and attention backend; and named weights put into it."""
+"""A model on a device, with its dtype and attention backend, from a configuration; and weights copied into it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bitgolf.model.gpt import GPT
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs, fp32 on CPUs (which have no fast bf16 everywhere, and where results must be bit-exact)."""
+    """bf16 on GPUs; fp32 on CPUs, where bf16 is often slow and results must be bit-exact."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def build_model(
     config: ModelConfig, context_length: int, device: torch.device, attention: str = "auto"
 ) -> tuple[GPT, str]:
-    """An uninitialized model on `device` and the name of the attention backend it uses.
+    """An uninitialized model on `device`, and the name of its attention backend.
 
     Args:
         config: sizes and components.
-        context_length: tokens of a full window.
+        context_length: tokens per full window.
         attention: a backend name or `auto`.
     Raises:
-        ConfigError: the backend asked for does not work here.
+        ConfigError: the named backend does not work on this device.
     """
     dtype = compute_dtype(device)
     backend = choose_backend(
@@ -47,13 +47,13 @@ def build_model(
 
 def check_tensors(config: ModelConfig, window: int, tensors: dict[str, Tensor], origin: str) -> None:
     """Raise ArtifactError unless `tensors` have the names and shapes of the model that `config` describes."""
-    with torch.device("meta"):  # sizes first: a damaged header must not make this process allocate them
+    with torch.device("meta"):  # no memory is allocated for the sizes in a damaged header
         _check_tensors(dict(GPT(config, window).named_parameters()), tensors, origin)
 
 
 @torch.no_grad()
 def load_weights_(model: GPT, tensors: dict[str, Tensor], origin: str) -> None:
-    """Copy named tensors into a model's parameters. Raises ArtifactError when names or shapes do not match."""
+    """Copy named tensors into a model's parameters. Raises ArtifactError if names or shapes do not match."""
     parameters = dict(model.named_parameters())
     _check_tensors(parameters, tensors, origin)
     for name, parameter in parameters.items():
@@ -62,8 +62,8 @@ def load_weights_(model: GPT, tensors: dict[str, Tensor], origin: str) -> None:
 
 def _check_tensors(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], origin: str) -> None:
     if set(parameters) != set(tensors):
-        odd = sorted(set(parameters) ^ set(tensors))
-        raise ArtifactError(f"{origin}: tensors do not match the model, first differing name {odd[0]!r}")
+        unmatched = sorted(set(parameters) ^ set(tensors))
+        raise ArtifactError(f"{origin}: tensors do not match the model, first differing name {unmatched[0]!r}")
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise ArtifactError(

@@ -1,9 +1,12 @@
-"""What a model remembers of the tokens it has seen, to continue from them: their ids, keys and values.
+"""Keys and values of the tokens so far, so that generation computes only the new ones.
 
-A `GenerationCache` grows with what it is given. A `FixedCache` has room for so many positions from the beginning and
-takes one token a pass; its shapes never change and its position is a tensor, so a pass can be recorded as a CUDA graph.
+`GPT.hidden(tokens, cache)` adds the tokens to the cache and computes their outputs. There are two caches:
 
-Legend: B batch, T new positions, S positions with the new ones, H query heads, G key/value heads, K head width.
+- `GenerationCache` takes any number of tokens per pass, and grows.
+- `FixedCache` takes one token per pass and has a fixed number of positions. Its shapes never change and its position is
+  a tensor, so one pass can be recorded as a CUDA graph and replayed. It starts from a `GenerationCache`.
+
+Legend: B batch, T new positions, S all positions, H query heads, G key/value heads, K head width.
 """
 
 from __future__ import annotations
@@ -16,38 +19,37 @@ from torch import Tensor
 
 from bitgolf.model.document_borders import document_mask
 
-_LOOKS_BACK = 2  # tokens that the embedding of one looks back at most: the smeared one before, and its bigram
+_LOOKS_BACK = 2  # tokens before it that a token's embedding depends on: the smear takes one, the bigram of that another
 
 
 class LayerCache(Protocol):
-    """Keys and values of one layer, each (B, S, G, K)."""
+    """Keys and values of one layer."""
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of the new positions, (B, T, G, K), and return all there are."""
+        """Add keys and values of new positions, (B, T, G, K), and return those of all positions, (B, S, G, K)."""
         ...
 
 
 class Cache(Protocol):
-    """What `GPT.hidden` continues from and extends."""
+    """The tokens so far, and the keys and values of every layer."""
 
     layers: list[LayerCache]
 
     def take(self, tokens: Tensor, documents: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add tokens (B, T).
 
+        Args:
+            documents: attention stays within documents.
         Returns:
-            those that their embeddings look at, (B, up to _LOOKS_BACK + T); their positions, (T,) fp32; which keys
-            they may attend to, bool (T, S) or with `documents` (B, 1, T, S), or None for all up to themselves.
+            The new tokens with those before them that their embeddings depend on, (B, up to _LOOKS_BACK + T).
+            The positions of the new tokens, (T,) fp32.
+            A mask of the keys that they may attend to, bool (T, S) or (B, 1, T, S); None = all up to themselves.
         """
         ...
 
 
 class GenerationCache:
-    """Grows by what each pass adds.
-
-    Args:
-        num_layers: of the model.
-    """
+    """A cache that takes any number of tokens per pass. `num_layers`: of the model."""
 
     def __init__(self, num_layers: int) -> None:
         self.tokens: Tensor | None = None
@@ -69,15 +71,15 @@ class GenerationCache:
 
 
 class _GrowingLayer:
-    """Keys and values in buffers with room for more, twice as much each time that they are full."""
+    """Keys and values in buffers whose size doubles when they are full."""
 
     def __init__(self) -> None:
         self.length = 0
-        self._keys: Tensor | None = None  # (B, room, G, K)
+        self._keys: Tensor | None = None  # (B, S or more, G, K)
         self._values: Tensor | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        self._keys, self._values = self._with_room(self._keys, k), self._with_room(self._values, v)
+        self._keys, self._values = self._enlarged(self._keys, k), self._enlarged(self._values, v)
         end = self.length + k.size(1)
         self._keys[:, self.length : end], self._values[:, self.length : end] = k, v
         self.length = end
@@ -88,7 +90,8 @@ class _GrowingLayer:
         assert self._keys is not None and self._values is not None
         return self._keys[:, : self.length], self._values[:, : self.length]
 
-    def _with_room(self, buffer: Tensor | None, new: Tensor) -> Tensor:
+    def _enlarged(self, buffer: Tensor | None, new: Tensor) -> Tensor:
+        """The buffer, or a larger copy of it if `new` does not fit."""
         end = self.length + new.size(1)
         if buffer is not None and end <= buffer.size(1):
             return buffer
@@ -99,30 +102,30 @@ class _GrowingLayer:
 
 
 class FixedCache:
-    """Room for a number of positions, filled one by one after a beginning of at least _LOOKS_BACK tokens.
+    """A cache of fixed size, which takes one token per pass.
 
     Args:
-        beginning: the cache of the tokens so far; its contents are copied.
-        room: positions S, more than the beginning has.
+        beginning: the cache of the tokens so far, at least _LOOKS_BACK of them; its contents are copied.
+        size: number of positions S, more than the beginning has.
     """
 
-    def __init__(self, beginning: GenerationCache, room: int) -> None:
+    def __init__(self, beginning: GenerationCache, size: int) -> None:
         assert beginning.tokens is not None and self.fits(beginning)
         device = beginning.tokens.device
-        self.fixed = [_FixedLayer(layer, room) for layer in beginning.grown]
+        self.fixed = [_FixedLayer(layer, size) for layer in beginning.grown]
         self.layers: list[LayerCache] = list(self.fixed)
         self.recent = torch.zeros_like(beginning.tokens[:, -_LOOKS_BACK:])  # (B, _LOOKS_BACK)
-        self.places = torch.arange(room, device=device)
+        self.places = torch.arange(size, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of the next token
         self.load(beginning)
 
     @staticmethod
     def fits(beginning: GenerationCache) -> bool:
-        """Whether there are enough tokens to begin with."""
+        """Whether the cache has enough tokens to begin with."""
         return beginning.length >= _LOOKS_BACK
 
     def load(self, beginning: GenerationCache) -> None:
-        """Go on from another cache of the same batch."""
+        """Copy the contents of another cache of the same batch."""
         assert beginning.tokens is not None and self.fits(beginning)
         for fixed, layer in zip(self.fixed, beginning.grown, strict=True):
             fixed.load(layer)
@@ -130,7 +133,7 @@ class FixedCache:
         self.position.fill_(beginning.length)
 
     def take(self, tokens: Tensor, documents: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See `Cache`; one token a pass, which does not count before `advance`."""
+        """See `Cache`; one token per pass, which is not part of the cache before `advance`."""
         assert tokens.size(1) == 1 and not documents
         here = self.places == self.position  # (S,)
         for layer in self.fixed:
@@ -138,17 +141,17 @@ class FixedCache:
         return torch.cat((self.recent, tokens), dim=1), self.position.float(), (self.places <= self.position)[None, :]
 
     def advance(self, tokens: Tensor) -> None:
-        """The token of the last pass, (B, 1), is one of those seen."""
+        """Make the token of the last pass, (B, 1), part of the cache."""
         self.recent.copy_(torch.cat((self.recent[:, 1:], tokens), dim=1))
         self.position += 1
 
 
 class _FixedLayer:
-    here: Tensor  # (1, S, 1, 1) bool, where the next key and value go
+    here: Tensor  # (1, S, 1, 1) bool, the position of the next key and value
 
-    def __init__(self, layer: _GrowingLayer, room: int) -> None:
+    def __init__(self, layer: _GrowingLayer, size: int) -> None:
         keys, values = layer.contents()
-        shape = (keys.size(0), room, *keys.shape[2:])
+        shape = (keys.size(0), size, *keys.shape[2:])
         self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
 
     def load(self, layer: _GrowingLayer) -> None:
@@ -161,15 +164,14 @@ class _FixedLayer:
 
 
 def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of the last T positions to all S >= T of them, or to those that `mask` (B, 1, T, S) or (T, S) bool
-    allows.
+    """Causal attention of the last T positions, q (B, T, H, K), to all S positions, k and v (B, S, G, K).
 
-    q (B, T, H, K), k, v (B, S, G, K); returns (B, T, H, K).
+    A `mask`, bool (B, 1, T, S) or (T, S), replaces the causal mask. Returns (B, T, H, K).
     """
     (B, T, H, K), S, G = q.shape, k.size(1), k.size(2)
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    # Fast kernels that take masks know no head groups: the query heads of a group become more queries of its one head.
+    # Fast kernels with masks do not support head groups, so the query heads of a group become queries of one head.
     folded = q.view(B, T, G, H // G, K).permute(0, 2, 3, 1, 4).reshape(B, G, -1, K)
     mask = torch.cat([mask] * (H // G), dim=-2)
     y = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)

@@ -1,19 +1,20 @@
-"""Document-aware attention: inside a row, a token attends only to tokens of its own document.
+"""Attention within documents: a token attends only to earlier tokens of its own document in the row.
 
-A document begins at each BOS; what stands before the first BOS of a row is a document of its own, whose beginning was
-cut off. Positions go on counting from the start of the row: rotary attention sees differences of positions alone, so
-a document in the middle of a row is computed as it would be in a row of its own, up to rounding.
+A document begins at each BOS. The tokens before the first BOS of a row are a document whose beginning was cut off.
+Positions count from the start of the row. Rotary attention depends only on differences of positions, so a document in
+the middle of a row is computed as in a row of its own, up to rounding.
 
-Kernels are told of documents in different ways. A *layout* is made from the token ids once a pass, for all layers; its
-shapes depend on those of the row alone, so that a compiled model is one graph:
+Every attention backend needs the borders in another form, its *layout*. The layout is made from the token ids once per
+pass, for all layers. Its shape depends only on the shape of the batch, so a compiled model is one graph:
 
     math, efficient, flash (CPU)   boolean mask (B, 1, T, T)
     flex                           block mask of FlexAttention (arXiv 2412.05496), which skips empty blocks
     fa3, varlen                    borders (N + 1,) of sequences laid end to end (FlashAttention's varlen calls)
 
-Source of variable-length training and document-bounded evaluation: PR 1530.
+To add a backend: one more `DocumentBackend`, with its layout and its kernel. `backends` proves it against `math`.
+Source of variable-length training and of evaluation within documents: PR 1530.
 
-Legend: B batch, T time, S >= T time with what is cached, H query heads, G key/value heads, K head width, N documents.
+Legend: B batch, T time, S all positions of a row, H query heads, G key/value heads, K head width, N documents.
 """
 
 from __future__ import annotations
@@ -37,19 +38,25 @@ if TYPE_CHECKING:
 BOS = 1  # id of the document start in every challenge tokenizer
 DOCUMENT_BACKENDS = ("fa3", "flex", "varlen", "flash", "efficient", "math")
 
-# Borders have room for documents of this many tokens on average, and some more for short batches. Kernels pay for
-# room (FlashAttention's backward pads its workspace by 128 tokens a sequence); web text has 500 to 1,200 a document.
+# The borders have space for this many documents per batch: one per 128 tokens, and 128 more for small batches. Unused
+# space costs time (FlashAttention's backward pads its workspace by 128 tokens per sequence). Documents of web text have
+# 500 to 1,200 tokens.
 _SHORTEST_AVERAGE = 128
 _SPARE_DOCUMENTS = 128
 
 Layout = Any
-"""What a backend's kernel is told of documents: a Tensor or a BlockMask."""
+"""The borders of the documents in the form that a backend's kernel needs: a Tensor or a BlockMask."""
 
 
 @dataclass(frozen=True)
 class DocumentBackend:
-    """One implementation: `layout(tokens)` with tokens (B, T) int64, and `attend(q, k, v, layout)` with q (B, T, H, K),
-    k and v (B, T, G, K), returning (B, T, H, K); scale and head groups as in `backends.attention_function`."""
+    """One implementation of attention within documents.
+
+    Attributes:
+        layout: tokens (B, T) int64 -> the layout.
+        attend: q (B, T, H, K), k and v (B, T, G, K), layout -> (B, T, H, K). Scale and head groups are those of
+            `backends.attention_function`.
+    """
 
     layout: Callable[[Tensor], Layout]
     attend: Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
@@ -61,7 +68,7 @@ def document_ids(tokens: Tensor) -> Tensor:
 
 
 def document_mask(tokens: Tensor, last: int = 0) -> Tensor:
-    """Which position may attend to which: (B, 1, T, S) bool for the `last` T positions (0 = all) of tokens (B, S)."""
+    """True where a position may attend to another: bool (B, 1, T, S), the `last` T positions (0 = all) of (B, S)."""
     ids, total = document_ids(tokens), tokens.size(1)
     last = last or total
     causal = torch.ones(last, total, dtype=torch.bool, device=tokens.device).tril(total - last)
@@ -69,28 +76,28 @@ def document_mask(tokens: Tensor, last: int = 0) -> Tensor:
 
 
 def document_borders(tokens: Tensor) -> Tensor:
-    """Where documents begin when rows (B, T) are laid end to end: (N + 1,) int32, filled up with B * T.
+    """Beginnings of the documents when rows (B, T) are laid end to end: (N + 1,) int32, filled up with B * T.
 
-    N depends on the shape alone. Raises RuntimeError when there are more than N documents (on a GPU a device-side
-    assertion): merged ones would see each other.
+    N depends only on the shape. Raises RuntimeError (on a GPU a device-side assertion) if there are more than N
+    documents, because merged documents would see each other.
     """
     B, T = tokens.shape
-    room = min(B * T, B + B * T // _SHORTEST_AVERAGE + _SPARE_DOCUMENTS)
+    most = min(B * T, B + B * T // _SHORTEST_AVERAGE + _SPARE_DOCUMENTS)
     starts = ((tokens == BOS) | (torch.arange(T, device=tokens.device) == 0)).flatten()
     torch._assert_async(
-        starts.sum() <= room,
-        f"document_attention: a batch of {B} x {T} tokens has more than {room} documents, for which backends fa3 and "
-        "varlen keep no room; use attention = flex, efficient or math",
+        starts.sum() <= most,
+        f"model.attention.within_documents: a batch of {B} x {T} tokens has more than {most} documents, the limit of "
+        "backends fa3 and varlen; use train.attention = flex, efficient or math",
     )
-    first = torch.nonzero_static(starts, size=room, fill_value=B * T).squeeze(1)
+    first = torch.nonzero_static(starts, size=most, fill_value=B * T).squeeze(1)
     return F.pad(first, (0, 1), value=B * T).to(torch.int32)
 
 
 def document_backend(backend: str) -> DocumentBackend:
-    """Document-aware causal attention by one named backend of `DOCUMENT_BACKENDS`.
+    """The backend of `DOCUMENT_BACKENDS` with this name.
 
     Raises:
-        ConfigError: there is none of this name, or its package is not installed.
+        ConfigError: the name is unknown, or the package of the backend is not installed.
     """
     if backend in _MASKED:
         return DocumentBackend(document_mask, functools.partial(_attend_masked, backend))
@@ -101,9 +108,8 @@ def document_backend(backend: str) -> DocumentBackend:
     if backend == "varlen":
         return DocumentBackend(document_borders, functools.partial(_attend_packed, _varlen_kernel()))
     raise ConfigError(
-        f"attention backend {backend!r} cannot be told where documents begin (model.attention.within_documents = "
-        "true); "
-        f"allowed: auto, {', '.join(DOCUMENT_BACKENDS)}"
+        f"attention backend {backend!r} does not support model.attention.within_documents = true; allowed: auto, "
+        f"{', '.join(DOCUMENT_BACKENDS)}"
     )
 
 
@@ -117,7 +123,7 @@ _MASKED = {
 def _attend_masked(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention under a boolean mask (B, 1, T, T)."""
     group = q.size(2) // k.size(2)
-    if backend == "efficient" and group > 1:  # the one kernel of the three that knows no head groups
+    if backend == "efficient" and group > 1:  # this kernel does not support head groups
         k, v, group = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2), 1
     with sdpa_kernel(_MASKED[backend]):
         y = F.scaled_dot_product_attention(
@@ -139,11 +145,11 @@ def _block_mask(tokens: Tensor) -> BlockMask:
 
 
 def _attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention under a block mask. Its kernel exists only compiled: in an eager model it is compiled by itself."""
+    """FlexAttention under a block mask. Its kernel must be compiled, so an eager model compiles it separately."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    plain = torch.compiler.is_compiling() or q.device.type == "cpu"  # compiled from outside, or without a kernel
-    kernel: Any = flex_attention if plain else _compiled_flex()
+    is_compiled = torch.compiler.is_compiling() or q.device.type == "cpu"  # on CPUs it runs without a kernel
+    kernel: Any = flex_attention if is_compiled else _compiled_flex()
     y: Tensor = kernel(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -194,23 +200,23 @@ def _fa3_kernel() -> Callable[..., Tensor]:
 
 def _varlen_kernel() -> Callable[..., Tensor]:
     """PyTorch's own varlen call, which runs FlashAttention 2 on most GPUs."""
-    known: Sequence[str] = ()
+    parameters: Sequence[str] = ()
     try:
         from torch.nn.attention.varlen import varlen_attn
 
-        known = list(inspect.signature(varlen_attn).parameters)
+        parameters = list(inspect.signature(varlen_attn).parameters)
     except ImportError:
         pass  # before PyTorch 2.10
-    if "window_size" not in known:
+    if "window_size" not in parameters:
         raise ConfigError(
             "attention backend varlen needs torch.nn.attention.varlen.varlen_attn with its argument window_size, which "
             f"PyTorch {torch.__version__} does not have; use auto, flex, efficient or math"
         )
-    says_grouped = "enable_gqa" in known  # before it had this argument, it took grouped heads without being told
+    has_enable_gqa = "enable_gqa" in parameters  # earlier versions accept grouped heads without this argument
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
-        options: dict[str, Any] = {"window_size": (-1, 0)}  # to the left all, to the right nothing
-        if says_grouped and q.size(1) != k.size(1):
+        options: dict[str, Any] = {"window_size": (-1, 0)}  # all positions to the left, none to the right
+        if has_enable_gqa and q.size(1) != k.size(1):
             options["enable_gqa"] = True
         y = varlen_attn(q, k, v, borders, borders, longest, longest, **options)
         assert isinstance(y, Tensor)

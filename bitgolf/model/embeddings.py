@@ -1,12 +1,12 @@
-"""What enters the first block: token embedding, hashed bigrams, a smear of the previous token; and value embeddings.
+"""The input of the first block (token embedding, hashed bigrams, smear of the previous token), and value embeddings.
 
-Order, as in PR 348, 576, 585 and 693: x = E[t] + bigram -> RMS norm -> smear -> x0. "Previous token" is absent at a
-window's first position. At a document's first token it is absent too for the smear with `smear_document_mask`, and for
-the hash with `document_attention`; then nothing leaks from one document into the next.
-Sources: BigramHash and SmearGate v1 from PR 65 and 287, v2 from PR 1667 with the BOS fix of PR 1851, shared value
-embeddings from PR 374.
+Order, as in PR 348, 576, 585 and 693: x = E[t] + bigram -> RMS norm -> smear -> x0. The first position of a window has
+no previous token. With `smear.document_mask` the first token of a document has none for the smear, and with
+`attention.within_documents` none for the bigram hash, so nothing leaks from one document into the next.
+Sources: BigramHash and smear v1 from PR 65 and 287; smear v2 from PR 1667 with the BOS fix of PR 1851; value
+embeddings (VE) from PR 374.
 
-Legend: B batch, T time, D model width, V vocabulary.
+Legend: B batch, T time, D model width, V vocabulary, G key/value heads, K head width.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bitgolf.config import ModelConfig
 from bitgolf.model.document_borders import BOS
 from bitgolf.model.layers import Linear
 
-_SMEAR_WINDOW = 12  # channels that the gate of SmearGate v2 reads
+_SMEAR_WINDOW = 12  # channels that the gate of smear v2 reads (PR 1667)
 
 
 def bigram_rows(tokens: Tensor, rows: int, documents: bool = False) -> Tensor:
-    """Row of the bigram table for every position: (B, T) int64 in, (B, T) int64 below `rows` out.
+    """Row of the bigram table for every position of `tokens` (B, T) int64: (B, T) int64 below `rows`.
 
-    Position 0, and with `documents` every BOS, has no previous token and takes the last row; the others hash the pair
-    into rows 0 .. rows - 2.
+    Position 0, and with `documents` every BOS, has no previous token and gets the last row. The other positions hash
+    the pair of tokens into rows 0 .. rows - 2.
     """
     hashed = (36313 * tokens[:, 1:] ^ 27191 * tokens[:, :-1]) % (rows - 1)
     if documents:
@@ -35,7 +35,7 @@ def bigram_rows(tokens: Tensor, rows: int, documents: bool = False) -> Tensor:
 
 
 class BigramHash(nn.Module):
-    """A learned vector a hashed pair of tokens, projected to the model width and scaled."""
+    """One learned vector per hashed pair of tokens, projected to the model width and scaled."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class BigramHash(nn.Module):
 
 
 class Smear(nn.Module):
-    """Mixes the previous token's embedding into each position (`smear` v1 or v2)."""
+    """Mixes the previous token's embedding into each position, by the gate of `smear.gate` (v1 or v2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Smear(nn.Module):
 
 
 class ValueEmbedding(nn.Module):
-    """One table of token vectors whose projection is added to the values of chosen layers."""
+    """One table of token vectors, whose projection is added to the values of the layers in `value_embedding.layers`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -85,5 +85,5 @@ class ValueEmbedding(nn.Module):
         self.layer_scales = nn.Parameter(torch.ones(len(config.value_embedding.layers)))
 
     def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> (B, T, G * K): the contribution before a layer's own scale."""
+        """tokens (B, T) -> (B, T, G * K), before the scale of a layer."""
         return self.scale.to(dtype) * self.project(F.embedding(tokens, self.table).to(dtype), fake)

@@ -1,11 +1,12 @@
 """The whole network: tied embedding, blocks with U-Net skips, softcapped logits.
 
-Order, that of the challenge's baseline: E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T
--> c tanh(z / c). The first L // 2 layers push their output; every later layer adds the last one pushed, times a
-learned weight a channel, while any is left. With `document_attention` nothing passes from one document of a row to
-the next, neither by attention nor by smear or bigram hash; all the rest is a function of single tokens.
+    tokens -> E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T -> c tanh(z / c) -> logits
 
-Legend: B batch, T time, D model width, V vocabulary, L layers.
+The first L // 2 layers keep their output. Every later layer adds the last output kept, times one learned weight per
+channel, while any is left (as in the challenge's baseline, main:train_gpt.py). With `attention.within_documents`
+nothing passes from one document of a row to the next. `layers` has the parts of a block, `embeddings` those before it.
+
+Legend: B batch, T time, D model width, V vocabulary, L layers, G key/value heads, K head width.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
 from bitgolf.model.cache import Cache
-from bitgolf.model.document_borders import Layout, document_backend
+from bitgolf.model.document_borders import document_backend
 from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
-from bitgolf.model.layers import Block, Linear, rms_norm
+from bitgolf.model.layers import Block, Linear, Pass, rms_norm
 from bitgolf.model.rotary import rotary_frequencies
 
 
@@ -27,8 +28,8 @@ class GPT(nn.Module):
 
     Args:
         config: sizes and components.
-        context_length: tokens of a full window; fixes the rotary base (NTK rule), not the sizes.
-        compute_dtype: dtype of activations and of the matrices at use; parameters are fp32.
+        context_length: tokens per full window. It decides the rotary base (NTK rule), but no size.
+        compute_dtype: of activations, and of the matrices when they are used; parameters are fp32.
     """
 
     def __init__(self, config: ModelConfig, context_length: int, *, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -52,14 +53,14 @@ class GPT(nn.Module):
         return {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
 
     def initialize_(self, generator: torch.Generator) -> GPT:
-        """Draw the initial matrices from `generator` (a CPU generator); gains and scales keep their constants.
+        """Draw the initial matrices from `generator`, a CPU generator; gains and scales keep their constants.
 
-        `uniform` is the baseline's U(+-1/sqrt(in)); `orthogonal` is the seeds' (gain 1 where both sides are at
-        least 64, and gain 1/sqrt(2L) for the projections of bigram and value embedding). Both start the output
-        projections of attention and MLP at zero.
+        `uniform` is the baseline's U(+-1/sqrt(in)). `orthogonal` is that of the seed systems: gain 1 if both sides are
+        at least 64, and gain 1/sqrt(2L) for the projections of bigram and value embedding. With both, the output
+        projections of attention and MLP start at zero.
         """
         config, device = self.config, self.embedding.device
-        self.to("cpu")  # where the generator is: the same seed gives the same weights on any device
+        self.to("cpu")  # so that one seed gives the same weights on any device
         with torch.no_grad():
             self.embedding.normal_(0.0, config.embed_init_std, generator=generator)
             if self.bigram is not None:
@@ -102,38 +103,38 @@ class GPT(nn.Module):
 
         Args:
             tokens: (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens.
-            cache: continued and extended.
+            cache: of the tokens before them; they are added to it.
             fake: sharpness of fake quantization (training only); None = the float weights.
         Returns:
             (B, T, D) in `compute_dtype`.
         """
-        documents: Layout | None = None
         if cache is None:
             x = self.embed(tokens, fake)
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
-            if self.document_layout is not None:
-                documents = self.document_layout(tokens)
+            documents = None if self.document_layout is None else self.document_layout(tokens)
         else:
-            seen, positions, documents = cache.take(tokens, self.config.attention.within_documents)
-            x = self.embed(seen)[:, -tokens.size(1) :]
+            recent, positions, documents = cache.take(tokens, self.config.attention.within_documents)
+            x = self.embed(recent)[:, -tokens.size(1) :]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
-        extra = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
+        shared = Pass(cos, sin, documents, fake)
+        ve = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
+
         x0, first_value = x, None
         skips: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if layer >= self.num_encoder and skips:
-                x = self._take_skip(x, skips.pop(), layer - self.num_encoder)
-            ve = self._layer_value_embedding(extra, layer)
+                x = self._add_skip(x, skips.pop(), layer - self.num_encoder)
             layer_cache = None if cache is None else cache.layers[layer]
-            x, v = block(x, x0, cos, sin, ve, first_value, layer_cache, fake, documents)
+            x, v = block(x, x0, shared, self._layer_value_embedding(ve, layer), first_value, layer_cache)
             if layer == 0 and self.config.attention.value_residual:
                 first_value = v
             if layer < self.num_encoder and self.skip_weights is not None:
                 skips.append(x)
         return rms_norm(x)
 
-    def _take_skip(self, x: Tensor, skip: Tensor, index: int) -> Tensor:
+    def _add_skip(self, x: Tensor, skip: Tensor, index: int) -> Tensor:
+        """The stream x with an earlier layer's output, both (B, T, D); `index` of the skip's weights and gates."""
         assert self.skip_weights is not None
         skip = self.skip_weights[index].to(x.dtype) * skip
         if self.skip_gates is None:
@@ -141,12 +142,12 @@ class GPT(nn.Module):
         gate = torch.sigmoid(self.skip_gates[index].to(x.dtype))
         return gate * x + (1 - gate) * skip
 
-    def _layer_value_embedding(self, extra: Tensor | None, layer: int) -> Tensor | None:
-        if extra is None or self.value_embedding is None or layer not in self.config.value_embedding.layers:
+    def _layer_value_embedding(self, ve: Tensor | None, layer: int) -> Tensor | None:
+        """The value embedding (B, T, G * K) with the scale of this layer; None if the layer has none."""
+        layers = self.config.value_embedding.layers
+        if ve is None or self.value_embedding is None or layer not in layers:
             return None
-        return (
-            self.value_embedding.layer_scales[self.config.value_embedding.layers.index(layer)].to(extra.dtype) * extra
-        )
+        return self.value_embedding.layer_scales[layers.index(layer)].to(ve.dtype) * ve
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Softcapped fp32 logits (..., V) of the output of `hidden`, (..., D)."""

@@ -1,20 +1,23 @@
-"""The two branches of a block: grouped-query causal attention with normalized queries and keys, and the MLP.
+"""The layers of a block: grouped-query causal attention with normalized queries and keys, and the MLP.
 
-Matrices are fp32 parameters cast to the dtype of the activations at use; gains and scales stay fp32.
+Matrices are fp32 parameters that are cast to the dtype of the activations when they are used. Gains and scales stay
+fp32 too. A new activation is a case in `activate`; a new part of attention goes into `Attention.forward`.
 Source: the challenge's baseline (main:train_gpt.py).
 
-Legend: B batch, T time, D model width, H query heads, G key/value heads, K head width, F MLP width.
+Legend: B batch, T time, D model width, H query heads, G key/value heads, K head width, F MLP width, r rotated channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
+from bitgolf.config.model import MLPConfig
 from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import LayerCache, attend_to_cache
 from bitgolf.model.document_borders import Layout, document_backend
@@ -24,8 +27,8 @@ from bitgolf.model.rotary import rotate
 class Linear(nn.Linear):
     """Bias-free linear layer whose fp32 weight (out, in) is cast to the dtype of its input.
 
-    `faker`, when training has attached one, maps the weight to what the artifact would give back; it is used only in
-    passes that hand down `fake` (its sharpness), never because of a flag that a compiler could fold away.
+    Training may attach a `faker`, which maps the weight to the one that the artifact would give back. It is applied
+    only in passes that get `fake`, its sharpness: an argument, because a compiler could remove a flag.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -42,10 +45,19 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
-class Attention(nn.Module):
-    """Causal self-attention: QK-norm, rotary positions, a learned gain a query head, grouped keys and values.
+class Pass(NamedTuple):
+    """What all layers of one forward pass share."""
 
-    Options: values get a token embedding (VE) and the first layer's values (VRL) before they are attended to;
+    cos: Tensor  # (T, r/2) of the angles of these positions
+    sin: Tensor  # (T, r/2)
+    documents: Layout | None = None  # layout of the backend, or mask of the cache; None = every row is one document
+    fake: Tensor | None = None  # sharpness of fake quantization, a scalar; None = the float weights
+
+
+class Attention(nn.Module):
+    """Causal self-attention with QK-norm, rotary positions, a learned gain per query head, grouped keys and values.
+
+    Options, by `AttentionConfig`: a token embedding (VE) and the first layer's values (VRL) are added to the values;
     the component of a head's output along the token's own value is removed (XSA, PR 265); attention stays within
     documents (`bitgolf.model.document_borders`).
     """
@@ -64,22 +76,20 @@ class Attention(nn.Module):
         self.use_backend("math", config.attention.within_documents)
 
     def use_backend(self, backend: str, documents: bool) -> None:
-        """Attend by the named backend: of `bitgolf.model.backends`, or of `bitgolf.model.document_borders`."""
+        """Attend by the named backend of `bitgolf.model.backends`, or with `documents` of `document_borders`."""
         self.attend = document_backend(backend).attend if documents else attention_function(backend)
 
     def forward(
         self,
         x: Tensor,  # (B, T, D) normalized input
-        cos: Tensor,  # (T, r/2) of these positions
-        sin: Tensor,  # (T, r/2)
+        shared: Pass,
         value_embedding: Tensor | None = None,  # (B, T, G * K)
         first_value: Tensor | None = None,  # (B, T, G, K) of layer 0
         cache: LayerCache | None = None,
-        fake: Tensor | None = None,  # sharpness of fake quantization; None = off
-        documents: Layout | None = None,  # of the backend, or a mask of the cache; None = rows are one document
     ) -> tuple[Tensor, Tensor]:
-        """Returns the branch output (B, T, D) and the values that were used (B, T, G, K)."""
+        """Returns the output (B, T, D), and the values that were attended to (B, T, G, K)."""
         B, T, _ = x.shape
+        cos, sin, documents, fake = shared
         q = self.query(x, fake).view(B, T, self.num_heads, self.head_dim)
         k = self.key(x, fake).view(B, T, self.num_kv_heads, self.head_dim)
         flat = self.value(x, fake)
@@ -103,7 +113,7 @@ class Attention(nn.Module):
 
 
 def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
-    """y - (y . v^) v^ a query head, v^ the direction of the token's own value; y (B, T, H, K), v (B, T, G, K)."""
+    """XSA: y - (y . u) u per query head of y (B, T, H, K), with u the direction of the own value in v (B, T, G, K)."""
     B, T, H, K = y.shape
     direction = F.normalize(v, dim=-1)[:, :, :, None, :]
     grouped = y.view(B, T, v.size(2), H // v.size(2), K)
@@ -111,21 +121,30 @@ def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers around a squared (leaky) ReLU."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config.mlp
         self.up = Linear(config.model_dim, config.mlp_dim)
         self.down = Linear(config.mlp_dim, config.model_dim)
-        self.slope = config.mlp.leaky_slope if config.mlp.activation == "leaky_relu2" else 0.0
 
     def forward(self, x: Tensor, fake: Tensor | None = None) -> Tensor:
         """x (B, T, D) normalized input; returns (B, T, D)."""
-        return self.down(F.leaky_relu(self.up(x, fake), self.slope).square(), fake)
+        return self.down(activate(self.up(x, fake), self.config), fake)
+
+
+def activate(x: Tensor, config: MLPConfig) -> Tensor:
+    """The activation of the MLP, element by element, (B, T, F)."""
+    match config.activation:
+        case "relu2":
+            return F.relu(x).square()
+        case "leaky_relu2":
+            return F.leaky_relu(x, config.leaky_slope).square()
 
 
 class Block(nn.Module):
-    """Residual mix with the embedding, attention branch, MLP branch; all scales a channel."""
+    """Mix of the stream with the embedding, then attention, then the MLP; every scale is one number per channel."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -140,19 +159,14 @@ class Block(nn.Module):
         self,
         x: Tensor,  # (B, T, D) stream
         x0: Tensor,  # (B, T, D) normalized embedding
-        cos: Tensor,
-        sin: Tensor,
-        value_embedding: Tensor | None = None,
-        first_value: Tensor | None = None,
+        shared: Pass,
+        value_embedding: Tensor | None = None,  # (B, T, G * K)
+        first_value: Tensor | None = None,  # (B, T, G, K) of layer 0
         cache: LayerCache | None = None,
-        fake: Tensor | None = None,
-        documents: Layout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the new stream and the layer's values; see `Attention.forward` for the arguments."""
+        """Returns the new stream (B, T, D), and the layer's values (B, T, G, K)."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y, v = self.attention(
-            rms_norm(x) * self.norm_scale, cos, sin, value_embedding, first_value, cache, fake, documents
-        )
+        y, v = self.attention(rms_norm(x) * self.norm_scale, shared, value_embedding, first_value, cache)
         x = x + self.attn_scale.to(x.dtype) * y
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale, fake), v
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale, shared.fake), v

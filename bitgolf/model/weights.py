@@ -1,6 +1,6 @@
-"""Tensors of a run as safetensors files: written atomically, read with errors that name the command to run.
+"""Tensors of a run directory as safetensors files, written atomically and read with errors that name a command.
 
-`train` writes the float weights and the Hessians with these; `pack` and `score` read them.
+`train` writes the float weights and the calibration statistics with these functions; `pack` and `score` read them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bitgolf.run import atomic
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically. Raises OSError (a full disk) with the earlier file intact."""
+    """Write tensors as safetensors, atomically. Raises OSError (a full disk); the earlier file is then intact."""
     with atomic.atomic_path(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
@@ -26,7 +26,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_tensors(path: Path, run: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU. Raises RunError when the file (of the run directory `run`) is damaged."""
+    """Tensors by name, on the CPU. Raises RunError if the file (of the run directory `run`) cannot be read."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

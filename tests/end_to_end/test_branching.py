@@ -16,7 +16,8 @@ from tiny_run import MAX_STEPS, cli, done, events, read_json, refused, settings,
 from bitgolf.config import load_config
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.checkpoint import state_digest
-from bitgolf.train.loop import StepLoop
+from bitgolf.train.metrics import StepReport
+from bitgolf.train.pace import Timeline
 
 Make = Callable[..., Path]
 STEPS = 20
@@ -66,14 +67,14 @@ def test_no_fraction_is_kept_twice_when_a_newer_reading_of_the_clock_falls_back(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behind: list[float] = [0.0]
-    fraction, drain = StepLoop._fraction, StepLoop._drain
+    fraction, drain = Timeline.fraction, StepReport.drain
 
-    def drain_and_fall_back(loop: StepLoop) -> None:
-        drain(loop)
+    def drain_and_fall_back(report: StepReport) -> None:
+        drain(report)
         behind[0] = 0.06
 
-    monkeypatch.setattr(StepLoop, "_drain", drain_and_fall_back)
-    monkeypatch.setattr(StepLoop, "_fraction", lambda loop: fraction(loop) - behind[0])
+    monkeypatch.setattr(StepReport, "drain", drain_and_fall_back)
+    monkeypatch.setattr(Timeline, "fraction", lambda timeline, step: fraction(timeline, step) - behind[0])
     run = make("back", train__checkpoint__at=[0.25, 0.6])
     done("train", run)
     assert [event["step"] for event in events(run, "checkpoint")] == [5, 14]

@@ -142,13 +142,13 @@ def test_the_best_on_held_out_training_text_is_shipped(untrained: Make, monkeypa
 
 
 def test_held_out_tokens_are_never_read_before_the_choice(untrained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitgolf.train.session import KnownTokens
+    from bitgolf.train.rows import CheckedTokens
 
     run = untrained(**CHOICE, train__loader="sequential", train__replay__epochs=1)
     last: list[tuple[int, bool]] = []
-    real, choosing = KnownTokens.read, False
+    real, choosing = CheckedTokens.read, False
 
-    def watched(self: KnownTokens, first: int, length: int) -> Any:
+    def watched(self: CheckedTokens, first: int, length: int) -> Any:
         last.append((self.num_tokens - (first + length), choosing))
         return real(self, first, length)
 
@@ -162,7 +162,7 @@ def test_held_out_tokens_are_never_read_before_the_choice(untrained: Make, monke
         finally:
             choosing = False
 
-    monkeypatch.setattr(KnownTokens, "read", watched)
+    monkeypatch.setattr(CheckedTokens, "read", watched)
     monkeypatch.setattr(bitgolf.train.finish, "held_out_losses", noted)
     done("train", run)
     assert min(left for left, inside in last if inside) == 0

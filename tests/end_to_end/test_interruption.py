@@ -15,7 +15,6 @@ import pytest
 from tiny_run import cli, done, events, read_json, refused, settings, start, tree_digest, weights_digest
 
 import bitgolf.cli
-import bitgolf.measure.calibration
 import bitgolf.train.finish
 from bitgolf.train.trainer import Trainer
 
@@ -197,7 +196,7 @@ def test_a_run_that_dies_after_its_steps_resumes_before_them_and_ends_the_same(
     for owner, name, replacement in (
         (Trainer, "step", dies_in_the_burst),
         (bitgolf.train.finish, "held_out_losses", dies),
-        (bitgolf.measure.calibration, "gather", dies),
+        (bitgolf.train.finish, "gather_hessians", dies),
     ):
         run = untrained(f"dies in {name}", **ENDING)
         with monkeypatch.context() as patch:

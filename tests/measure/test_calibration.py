@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bitgolf.config import ModelConfig
-from bitgolf.measure.calibration import HessianCollector, gather, hessian_key
+from bitgolf.measure.calibration import HessianCollector, gather_hessians, hessian_key
 from bitgolf.model import GPT
 from bitgolf.model.layers import Linear
 from bitgolf.run.ranks import World
@@ -68,7 +68,7 @@ def reference(model: GPT, tokens: list[torch.Tensor]) -> dict[str, np.ndarray]:
 
 def test_every_matrix_has_the_second_moments_of_its_inputs(model: GPT) -> None:
     tokens = batches(3)
-    hessians, count = gather(model, tokens, ALONE, lambda: True)
+    hessians, count = gather_hessians(model, tokens, ALONE, lambda: True)
     expected = reference(model, tokens)
     assert count == 3 * 3 * 8
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
@@ -99,17 +99,17 @@ def test_gathering_stops_when_told_but_not_before_one_batch(model: GPT) -> None:
         asked.append(1)
         return len(asked) < 2
 
-    hessians, count = gather(model, batches(9), ALONE, enough)
+    hessians, count = gather_hessians(model, batches(9), ALONE, enough)
     assert count == 2 * 3 * 8
     np.testing.assert_allclose(
         hessians["head"].numpy(), reference(model, batches(2))["embedding"], rtol=1e-4, atol=1e-5
     )
-    assert gather(model, batches(9), ALONE, lambda: False)[1] == 3 * 8
+    assert gather_hessians(model, batches(9), ALONE, lambda: False)[1] == 3 * 8
 
 
 def test_gathering_leaves_the_model_as_it_was(model: GPT) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    gather(model, batches(1), ALONE, lambda: True)
+    gather_hessians(model, batches(1), ALONE, lambda: True)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -132,6 +132,6 @@ def test_ranks_are_averaged() -> None:
                 tensor.mul_(1.5)
 
     model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
-    alone, _ = gather(model, batches(1), ALONE, lambda: True)
-    both, _ = gather(model, batches(1), Pair(0, 2, torch.device("cpu")), lambda: True)
+    alone, _ = gather_hessians(model, batches(1), ALONE, lambda: True)
+    both, _ = gather_hessians(model, batches(1), Pair(0, 2, torch.device("cpu")), lambda: True)
     torch.testing.assert_close(both["head"], 1.5 * alone["head"])

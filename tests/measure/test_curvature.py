@@ -9,7 +9,7 @@ from grid_gptq import gptq
 
 from bitgolf.config import ModelConfig
 from bitgolf.grids.grid import Grid
-from bitgolf.measure.curvature import measure_curvature, shaped_noise
+from bitgolf.measure.curvature import TrialNoise, measure_curvature, shaped_noise
 from bitgolf.measure.inverse_factor import inverse_factor
 from bitgolf.model import GPT
 from bitgolf.quantize.gptq import output_error
@@ -73,9 +73,8 @@ def test_rise_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> 
     hessian = correlated(16, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found = measure_curvature(
-        model, {name: hessian, "bigram.table": None}, [rows[:4], rows[4:]], relative_step=1e-3, damping=0.01,
-        column_steps=True, generator=torch.Generator().manual_seed(7), world=ALONE,
-    )  # fmt: skip
+        model, {name: hessian, "bigram.table": None}, rows, TrialNoise(1e-3, 0.01, True), seed=7, world=ALONE
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert list(found) == [name, "bigram.table"] and found[name].error_nats > 0
     rng = torch.Generator().manual_seed(7)
@@ -97,9 +96,8 @@ def test_unused_tables_and_a_stopped_clock_are_left_out() -> None:
     model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))  # bigram table and outputs are zero
     rows = torch.randint(260, (2, 9), generator=torch.Generator().manual_seed(2))
     names = {"bigram.table": None, "embedding": None, "blocks.0.mlp.up.weight": None}
-    answers = iter([True, True, False])
+    answers = iter([True, False])  # the first tensor is measured without asking
     found = measure_curvature(
-        model, names, [rows], relative_step=0.1, damping=0.01, column_steps=False,
-        generator=torch.Generator().manual_seed(0), world=ALONE, keep_going=lambda: next(answers),
-    )  # fmt: skip
+        model, names, rows, TrialNoise(0.1, 0.01, False), seed=0, world=ALONE, another_fits=lambda: next(answers)
+    )
     assert list(found) == ["embedding"]

@@ -262,7 +262,11 @@ def test_backends_are_tried_for_their_results() -> None:
 @pytest.mark.parametrize(
     "requested, aware, words",
     [
-        ("cudnn", True, ["'cudnn' cannot be told where documents begin", "within_documents", "flex", "efficient"]),
+        (
+            "cudnn",
+            True,
+            ["'cudnn' does not support model.attention.within_documents", "within_documents", "flex", "efficient"],
+        ),
         ("flex", True, ["'flex' does not work on cpu", "within_documents", "needs an NVIDIA GPU", "here: ", "math"]),
         ("flex", False, ["'flex' is for model.attention.within_documents", "allowed: auto, fa3, cudnn"]),
         ("varlen", False, ["'varlen' is for model.attention.within_documents"]),
@@ -302,7 +306,7 @@ def test_a_kernel_that_looks_over_a_border_is_found_out(
         with monkeypatch.context() as patch:
             patch.setattr("bitgolf.model.backends.document_backend", tampered)
             found = available_backends(CPU, dtype, 16, documents=True, **sizes)
-        assert "its result is not that of document-aware attention" in found["flash"] and found["math"] == ""
+        assert "its result differs from attention within documents" in found["flash"] and found["math"] == ""
 
 
 def test_settings_that_would_leak_are_refused() -> None:

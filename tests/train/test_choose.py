@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bitgolf.train.choose
+import bitgolf.run.clock
 from bitgolf.config import ModelConfig, TrainConfig
+from bitgolf.config.train import AverageConfig
 from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import RowOrder
 from bitgolf.errors import ConfigError
@@ -206,7 +207,7 @@ def test_the_least_finite_loss_wins_and_the_first_of_equals(losses: dict[str, fl
 def test_candidates_are_everything_that_was_averaged_the_configured_one_first(
     changes: dict[str, float], snapshots: int, expected: list[str]
 ) -> None:
-    config = TrainConfig.model_validate(changes | {"swa_start": 0.5, "swa_spacing": 0.1})
+    config = AverageConfig(**changes, swa_start=0.5, swa_spacing=0.1)
     parameter = torch.zeros(1)
     averages = Averages({"p": parameter}, config)
     for step in range(3):
@@ -237,8 +238,9 @@ def test_time_is_reserved_for_every_candidate_and_round(
         seq_len=8, batch_tokens=8, micro_batch_tokens=8, ema_decay=0.5, swa_weight=0.5, held_out_tokens=8000
     )
     ticks = itertools.count()
-    monkeypatch.setattr(bitgolf.train.choose.time, "perf_counter", lambda: float(next(ticks)))
-    seconds = choice_seconds(model, config, HeldOut.of(10_000, config), micro_rows, World(0, size, CPU))
+    monkeypatch.setattr(bitgolf.run.clock.time, "perf_counter", lambda: float(next(ticks)))
+    tokens = torch.zeros(micro_rows, 9, dtype=torch.int64)
+    seconds = choice_seconds(model, config.average, HeldOut.of(10_000, config), tokens, World(0, size, CPU))
     assert seconds == pytest.approx(SAFETY * 4 * (rounds + 1))  # a second a pass, four candidates, one round to spare
 
 

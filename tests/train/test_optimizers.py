@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bitgolf.config import ModelConfig, TrainConfig, load_config
+from bitgolf.config.train import AverageConfig, MuonConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT
 from bitgolf.run.ranks import World
@@ -89,7 +90,7 @@ def test_clipping_scales_all_gradients_to_the_limit() -> None:
 def test_schedules() -> None:
     assert [lr_multiplier(f, 0.5, 0.1) for f in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.1]
     assert lr_multiplier(1.0, 0.0, 0.0) == 1.0
-    config = TrainConfig(muon_momentum_start=0.8, muon_momentum=0.9, muon_momentum_warmup=0.1)
+    config = MuonConfig(momentum_start=0.8, momentum=0.9, momentum_warmup=0.1)
     assert muon_momentum(0.0, config) == pytest.approx(0.8)
     assert muon_momentum(0.05, config) == pytest.approx(0.85)
     assert muon_momentum(0.7, config) == pytest.approx(0.9)
@@ -111,7 +112,7 @@ def test_swa_is_the_mean_of_snapshots_at_even_fractions_below_the_start() -> Non
 
 
 def test_blend_ships_the_configured_mixture_and_survives_a_restart() -> None:
-    config = TrainConfig(ema_decay=0.5, swa_weight=0.25, swa_start=0.9, swa_spacing=0.5)
+    config = AverageConfig(ema_decay=0.5, swa_weight=0.25, swa_start=0.9, swa_spacing=0.5)
     parameter = torch.zeros(1)
     averages = Averages({"p": parameter}, config)
     for step in range(4):

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgolf.config import ModelConfig, TrainConfig
+from bitgolf.config.train import ReplayConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.run.clock import Clock
 from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.metrics import MetricsPipe
-from bitgolf.train.pace import Pace
+from bitgolf.train.pace import Division, Pace, Timeline
 from bitgolf.train.replay import Replayed, ReplayWindow, replay
 from bitgolf.train.trainer import Trainer
 
@@ -50,13 +51,14 @@ class Rows:
 def burst(trainer: Trainer, batches: range, step: int, until: float = 1e9, pace: float = 1e-6) -> tuple[Replayed, Rows]:
     rows, clock = Rows(), Clock(0.0)
     clock.start()
+    timeline = Timeline(clock, Pace(step, 0.0, pace), Division(until, 0.0))
     pipe = MetricsPipe(CPU, trainer.optimizer.names)
-    return replay(trainer, rows, batches, step, Pace(step, 0.0, pace), clock, pipe, until), rows  # type: ignore[arg-type]
+    return replay(trainer, rows, batches, step, timeline, pipe), rows  # type: ignore[arg-type]
 
 
 @given(st.lists(st.sampled_from([0.05, 0.19999, 0.2, 0.3, 1.0])), st.integers(1, 6))
 def test_the_window_is_the_last_batches_of_the_unbroken_stretch_of_low_rate(scales: list[float], most: int) -> None:
-    window = ReplayWindow(TrainConfig(replay_epochs=1, replay_batches=most))
+    window = ReplayWindow(ReplayConfig(epochs=1, batches=most))
     for step, scale in enumerate(scales):
         window.note(step, scale)
     expected: list[int] = []
@@ -68,13 +70,13 @@ def test_the_window_is_the_last_batches_of_the_unbroken_stretch_of_low_rate(scal
 
 
 def test_the_window_survives_a_restart_and_costs_nothing_when_there_is_no_burst() -> None:
-    window, again = (ReplayWindow(TrainConfig(replay_epochs=1)) for _ in range(2))
+    window, again = (ReplayWindow(ReplayConfig(epochs=1)) for _ in range(2))
     for step in range(40):
         window.note(step, 1.0 if step < 25 else 0.1)
     for name, tensor in again.state().items():
         tensor.copy_(window.state()[name])
     assert again.batches(40) == window.batches(40) == range(25, 40)
-    assert ReplayWindow(TrainConfig()).state() == {}
+    assert ReplayWindow(ReplayConfig()).state() == {}
 
 
 def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_snapshots() -> None:
@@ -113,7 +115,8 @@ def test_no_step_of_the_burst_is_launched_after_its_end(
     monkeypatch.setattr(Clock, "elapsed", lambda self: float(len(rows.asked) - 1))  # a second a step
     rows = Rows()
     pipe = MetricsPipe(CPU, trainer.optimizer.names)
-    done = replay(trainer, rows, range(5, 8), 8, Pace(8, 0.0, 1.0), Clock(0.0), pipe, room)  # type: ignore[arg-type]
+    timeline = Timeline(Clock(0.0), Pace(8, 0.0, 1.0), Division(room, 0.0))
+    done = replay(trainer, rows, range(5, 8), 8, timeline, pipe)  # type: ignore[arg-type]
     assert (done.steps, done.planned) == (made, 6)
     assert rows.asked == [5, 6, 7, 5, 6, 7][:made]
 

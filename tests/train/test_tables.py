@@ -11,7 +11,7 @@ from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.run.ranks import World
-from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +93,7 @@ def test_what_is_shipped_is_fp32_and_is_what_the_model_then_holds() -> None:
     trainer = make(ema_decay=0.9)
     for number in range(3):
         trainer.step(*batch(number), 1.0, 0.9)
-    weights, _ = trainer.final_weights()
+    weights, _ = trainer.averages.shipped()
     expected = {name: tensor.clone() for name, tensor in weights.items()}
     trainer.install_(weights)
     for name, parameter in trainer.model.named_parameters():
@@ -104,12 +104,12 @@ def test_what_is_shipped_is_fp32_and_is_what_the_model_then_holds() -> None:
 
 def test_the_warm_up_and_a_restart_leave_every_bit_as_it_was() -> None:
     trainer, untouched = make(ema_decay=0.9), make(ema_decay=0.9)
-    trainer.warm_up(260)
+    trainer.warm_up()
     assert state_digest(trainer.tensors()) == state_digest(untouched.tensors())
     trainer.step(*batch(0), 1.0, 0.9)
     saved = {name: tensor.detach().clone() for name, tensor in trainer.tensors().items()}
     resumed = make(seed=5, ema_decay=0.9)
-    resumed.load_(saved)
+    copy_into_(resumed.tensors(), saved)
     for other in (trainer, resumed):
         other.step(*batch(1), 1.0, 0.9)
     assert state_digest(resumed.tensors()) == state_digest(trainer.tensors())
