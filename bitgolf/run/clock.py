@@ -1,4 +1,4 @@
-"""The training clock of rank 0, deadlines on it that are equal on all ranks (rule B4, docs/rules.md), measured work."""
+"""The training clock of rank 0, deadlines on it that are equal on all ranks (rule B4, docs/rules.md), and timing."""
 
 from __future__ import annotations
 
