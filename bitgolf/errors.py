@@ -37,3 +37,7 @@ class TrainingDiverged(BitgolfError, RuntimeError):
 
 class RuleViolation(BitgolfError, RuntimeError):
     """Code tried to score or adapt against the rules (docs/rules.md), for example to score a target twice."""
+
+
+class ForeignError(BitgolfError, ValueError):
+    """Text, JSON or a number in a file from elsewhere is malformed or above a limit (`bitgolf.foreign`)."""
