@@ -51,6 +51,14 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
+def test_functions_that_a_page_points_to_exist(page: Path) -> None:
+    """A pointer is the name of a file, a colon and a function or class in it."""
+    for name, function in re.findall(r"`((?:bitgolf|tests|benchmarks)/[\w/.-]+\.py):(\w+)`", page.read_text("utf-8")):
+        source = (ROOT / name).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(?:def|class) {function}\b", source, re.MULTILINE), f"{page.name}: {name}:{function}"
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
 def test_settings_that_a_page_names_exist(page: Path) -> None:
     settings = set(all_settings())
     groups = {key.rsplit(".", depth)[0] for key in settings for depth in (1, 2, 3)}
