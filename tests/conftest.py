@@ -1,4 +1,4 @@
-"""One tiny complete run, made once a session through the command line and shared by the tests of the whole path."""
+"""One tiny complete run, made once per session by the command line and shared by many tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tiny_run import done, settings, write_jsonl
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus as one file of JSON lines; not to be changed."""
+    """The corpus as one file of JSON lines. Tests must not change it."""
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "letters.jsonl")
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """A complete run: data, weights, artifact, scores, audit, report; not to be changed."""
+    """A complete run: data, weights, artifact, scores, audit, report. Tests must not change it."""
     root = tmp_path_factory.mktemp("runs") / "tiny"
     done("run", *settings(corpus), "--out", root)
     return root
@@ -33,7 +33,7 @@ def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def untrained(tiny_run: Path, tmp_path: Path, corpus: Path) -> Callable[..., Path]:
-    """Makes run directories with the tiny run's data and another configuration, nothing trained yet."""
+    """Makes untrained run directories with the data of the tiny run and another configuration."""
     from bitgolf.config import load_config
     from bitgolf.run.directory import RunDirectory
 
@@ -50,7 +50,7 @@ def untrained(tiny_run: Path, tmp_path: Path, corpus: Path) -> Callable[..., Pat
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One torch thread for the length of a test: tiny models are fastest with it, and bit-exact to compare."""
+    """One torch thread for the length of a test. Tiny models are fastest with it, and their results bit-exact."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

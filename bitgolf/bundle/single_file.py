@@ -149,9 +149,7 @@ class _Sources(Mapping[str, ast.Module]):
 def _program(root: Path) -> tuple[dict[str, str], str]:
     """Minified source of every module that the program needs, and of the code that the file starts with."""
     sources = _Sources(root)
-    modules = {
-        name: minified(ast.unparse(without_texts(tree))) for name, tree in trace(sources, *ENTRY).items()
-    }
+    modules = {name: minified(ast.unparse(without_texts(tree))) for name, tree in trace(sources, *ENTRY).items()}
     start = ast.unparse(sources[_IMPORTER]) + _START.format(module=ENTRY[0], function=ENTRY[1])
     return modules, minified(start)
 

@@ -19,38 +19,14 @@ from bitgolf.data.cut_text import cut_text
 from bitgolf.errors import DataError
 
 DOCUMENT_BYTES = 16 * 1024
-_SKIPPED = frozenset(
-    (
-        "test",
-        "tests",
-        "site-packages",
-        "dist-packages",
-        "idlelib",
-        "pydoc_data",
-        "lib2to3",
-        "__pycache__",
-        "encodings",
-        "ensurepip",
-        "turtledemo",
-    )
-)
+_SKIPPED = frozenset((
+    "test", "tests", "site-packages", "dist-packages", "idlelib", "pydoc_data", "lib2to3", "__pycache__",
+    "encodings", "ensurepip", "turtledemo",
+))  # fmt: skip
 _C_MODULES = (
-    "array",
-    "atexit",
-    "binascii",
-    "builtins",
-    "cmath",
-    "errno",
-    "gc",
-    "itertools",
-    "marshal",
-    "math",
-    "select",
-    "signal",
-    "sys",
-    "time",
-    "unicodedata",
-)
+    "array", "atexit", "binascii", "builtins", "cmath", "errno", "gc", "itertools", "marshal", "math", "select",
+    "signal", "sys", "time", "unicodedata",
+)  # fmt: skip
 
 
 def stdlib_documents() -> Iterator[str]:

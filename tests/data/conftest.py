@@ -1,4 +1,4 @@
-"""Small corpora and tokenizers trained on them; nothing here reads a file outside the test's own directory."""
+"""Small corpora and tokenizers trained on them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def challenge(documents: list[str]) -> Tokenizer:
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path) -> Callable[..., str]:
-    """Write documents as JSON lines; the source string that reads them."""
+    """Write documents as JSON lines. The result is the source string that reads them."""
 
     def write(texts: list[str], name: str = "corpus.jsonl") -> str:
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Shards that somebody else wrote: taken in place when they fit their tokenizer, refused when they do not."""
+"""Shards that somebody else wrote are linked if they fit their tokenizer, otherwise refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published shards, from a loopback server that speaks the hub's protocol.
+"""The published shards from a loopback server that speaks the hub's protocol.
 
 Large files are redirected to a second address, as the hub does, with their SHA-256 as linked ETag; small files
 are answered directly with their git hash. The server can cut a connection or flip bytes, and keeps a log.

@@ -1,4 +1,4 @@
-"""Stage `prepare` on text: what is written is exactly what the source says, or nothing is."""
+"""Stage `prepare` on text: the data directory contains every byte of the source, or there is no directory."""
 
 from __future__ import annotations
 

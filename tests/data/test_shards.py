@@ -1,4 +1,4 @@
-"""The shard format, byte by byte, and the stream over many files."""
+"""The shard format, byte by byte, and streams over many files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources: every document, in a fixed order, and bad input named by file and line."""
+"""Sources yield every document in a fixed order, and name file and line of bad input."""
 
 from __future__ import annotations
 

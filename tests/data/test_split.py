@@ -1,4 +1,4 @@
-"""Splitting by hash: deterministic, disjoint, within its limits; against sets and loops."""
+"""Splitting by hash against sets and loops: deterministic, disjoint, within the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers: nothing is lost, and the bytes of every token follow the rule, on any text."""
+"""Tokenizers lose no byte of any text, and the bytes charged per token follow the rule."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A tiny corpus, a tiny configuration and the means to run the command line on them, for tests of the whole path.
+"""A tiny corpus, a tiny configuration, and functions that run the command line on them.
 
-The corpus is 400 KB of invented English with structure to learn: about 120 words of skewed frequency in a handful
-of sentence patterns. The model takes seconds to train on one core. Everything is deterministic.
+The corpus is 400 KB of artificial English: about 120 words of skewed frequency in a few sentence patterns. Training the
+model takes seconds on one core. Everything is deterministic.
 """
 
 from __future__ import annotations
@@ -30,41 +30,13 @@ PRESET = Path(__file__).with_name("tiny.toml")
 NUM_DOCUMENTS = 640
 MAX_STEPS = 40  # of the preset
 _NOUNS = [
-    "river",
-    "lantern",
-    "garden",
-    "harbor",
-    "miller",
-    "window",
-    "orchard",
-    "letter",
-    "bridge",
-    "winter",
-    "candle",
-    "market",
-    "captain",
-    "forest",
-    "meadow",
-    "engine",
-    "village",
-    "teacher",
-    "mountain",
-    "kettle",
-]
+    "river", "lantern", "garden", "harbor", "miller", "window", "orchard", "letter", "bridge", "winter", "candle",
+    "market", "captain", "forest", "meadow", "engine", "village", "teacher", "mountain", "kettle",
+]  # fmt: skip
 _VERBS = [
-    "finds",
-    "carries",
-    "paints",
-    "follows",
-    "opens",
-    "remembers",
-    "crosses",
-    "mends",
-    "watches",
-    "leaves",
-    "keeps",
+    "finds", "carries", "paints", "follows", "opens", "remembers", "crosses", "mends", "watches", "leaves", "keeps",
     "answers",
-]
+]  # fmt: skip
 _ADJECTIVES = ["quiet", "golden", "broken", "distant", "narrow", "patient", "hollow", "bright", "early", "heavy"]
 _PLACES = ["behind the mill", "near the old harbor", "under the bridge", "across the valley", "at the end of the road"]
 _ENDINGS = ["and nobody asks why", "because the evening is long", "before the bells ring", "until the rain comes"]
@@ -104,7 +76,7 @@ def write_jsonl(path: Path, texts: tuple[str, ...] | None = None) -> Path:
 
 
 def settings(corpus: Path, **changes: Any) -> list[str]:
-    """The preset and the overrides of a run on `corpus`; `changes` as `train__max_steps=5`."""
+    """The preset and the overrides of a run on `corpus`. `changes` are written as `train__max_steps=5`."""
     values = {"data.source": f"jsonl:{corpus}"} | {key.replace("__", "."): value for key, value in changes.items()}
     return [str(PRESET), *(word for key, value in values.items() for word in (f"--{key}", _as_toml(value)))]
 
@@ -125,7 +97,7 @@ class Outcome:
 
     @property
     def json(self) -> Any:
-        """The standard output, which must be one JSON document."""
+        """The standard output as one JSON document."""
         return json.loads(self.stdout)
 
 
@@ -153,9 +125,9 @@ def done(*arguments: str | Path) -> Outcome:
 
 
 def refused(*arguments: str | Path) -> str:
-    """`cli`, which must end with status 2, print nothing but one line of error, and return that line.
+    """`cli`, which must end with status 2 and print only one line of error. Returns that line.
 
-    Lines of progress before it, of work that takes longer than two seconds, are not its concern.
+    Lines of progress, which long work prints, are allowed before it.
     """
     outcome = cli(*arguments)
     lines = [line for line in outcome.stderr.strip().splitlines() if not re.match(r"\[[\w -]+\] +\d+% ", line)]
@@ -167,7 +139,7 @@ def refused(*arguments: str | Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Of a process that runs bitgolf on one thread a rank."""
+    """Environment variables of a process that runs bitgolf with one thread per rank."""
     here = str(Path(__file__).resolve().parents[2])
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return kept | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": here, "TERM": "dumb"}
@@ -176,7 +148,7 @@ def environment() -> dict[str, str]:
 def start(
     *arguments: str | Path, ranks: int = 1, program: tuple[str, ...] = ("-m", "bitgolf")
 ) -> subprocess.Popen[str]:
-    """Start `bitgolf ARGUMENTS` (or another `program`) in processes of its own, under torchrun for several ranks."""
+    """Start `bitgolf ARGUMENTS`, or another `program`, in new processes, with torchrun if there are several ranks."""
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -216,5 +188,5 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def weights_digest(run: Path) -> str:
-    """Hash of the float weights of a run (that of the file would hang on the order of its metadata)."""
+    """Hash of the float weights of a run, without the metadata of the file."""
     return state_digest(load_file(run / "weights.safetensors"))
