@@ -14,8 +14,8 @@ import torch
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
-from bitgolf.evaluate.scorers import make_scorer
 from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.evaluate.window_scorer import make_scorer
 
 
 @dataclass(frozen=True)

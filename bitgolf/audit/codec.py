@@ -23,15 +23,15 @@ import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule
-from bitgolf.codec.document_program import DocumentProgram
+from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import exact_arithmetic
-from bitgolf.codec.program import fresh_adapters, fresh_program
-from bitgolf.codec.range_coder import Program, decode_streams, encode_streams
+from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
+from bitgolf.codec.range_coder import Predictor, decode_streams, encode_streams
 from bitgolf.config import Config, TTTConfig
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ArtifactError, ConfigError, RunError
-from bitgolf.evaluate.adapters import adapted_name
-from bitgolf.evaluate.scorers import METHODS
+from bitgolf.evaluate.adapted_pass import adapted_pass_name
+from bitgolf.evaluate.window_scorer import METHODS, Windows
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import choose_device, device_name
@@ -64,16 +64,16 @@ def codec_check(
         with exact_arithmetic(packed.device, torch.get_num_threads()):
             begin = time.perf_counter()
             payloads: list[bytes] = []
-            for program, batch in plan.programs():
+            for predictor, batch in plan.predictors():
                 payloads += encode_streams(
-                    program, plan.streams[batch], _ticker(progress, sum(map(len, plan.streams[: batch.start])), total)
+                    predictor, plan.streams[batch], _ticker(progress, sum(map(len, plan.streams[: batch.start])), total)
                 )
             middle = time.perf_counter()
             done = plan.num_targets
-            for program, batch in plan.programs():
+            for predictor, batch in plan.predictors():
                 tick = _ticker(progress, done, total)
                 try:
-                    decoded += decode_streams(program, payloads[batch], plan.limits[batch], plan.stop_token, tick)
+                    decoded += decode_streams(predictor, payloads[batch], plan.limits[batch], plan.stop_token, tick)
                 except ArtifactError as error:
                     return CODEC.failed(f"decoding breaks down: {error}", targets=plan.num_targets)
                 done = plan.num_targets + sum(map(len, decoded))
@@ -95,7 +95,7 @@ class _Text:
 
 
 class _Plan:
-    """How the text falls into streams, and the programs that code them, batch after batch.
+    """How the text falls into streams, and the predictors that code them, batch after batch.
 
     Attributes:
         streams: targets of each stream; one, or one a document where documents adapt.
@@ -114,25 +114,28 @@ class _Plan:
         self.limits = [self.num_targets] * (len(self.streams) - 1) + [len(self.streams[-1])]
         self.stop_token = self.bos_id if self.documents else None
 
-    def programs(self) -> Iterator[tuple[Program, slice]]:
-        """A program for each batch of streams, before its first target."""
-        size = self.config.ttt.lora.documents if self.documents else 1
-        a = fresh_adapters(self.packed, self.config, size) if self.documents else None
+    def predictors(self) -> Iterator[tuple[Predictor, slice]]:
+        """A predictor for each batch of streams, before its first target."""
+        ttt, seed = self.config.ttt, self.config.seed
+        size = ttt.lora.documents if self.documents else 1
+        a = fresh_adapters(self.packed, ttt.lora, seed, size) if self.documents else None
         for begin in range(0, len(self.streams), size):
             count = min(size, len(self.streams) - begin)
-            with fresh_program(
+            with fresh_predictor(
                 self.packed,
-                self.config,
+                ttt,
+                Windows.of(self.config),
+                seed=seed,
                 num_streams=count,
                 longest=self.num_targets,
                 num_targets=self.whole_targets,
                 first_token=self.bos_id if begin else self.first_token,
                 a=None if a is None else [tensor[:count] for tensor in a],
-            ) as program:
-                yield program, slice(begin, begin + count)
-                if a is not None and self.config.ttt.lora.keep_a:
-                    assert isinstance(program, DocumentProgram)
-                    for tensor, handed in zip(a, program.hand_down(), strict=True):
+            ) as predictor:
+                yield predictor, slice(begin, begin + count)
+                if a is not None and ttt.lora.keep_a:
+                    assert isinstance(predictor, DocumentPredictor)
+                    for tensor, handed in zip(a, predictor.hand_down(), strict=True):
                         tensor[:count] = handed
 
     @property
@@ -217,7 +220,7 @@ def _scored_with(run: RunDirectory) -> Config:
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     config = run.config
-    if headline == adapted_name(config):
+    if headline == adapted_pass_name(config.ttt, config.score.methods[-1]):
         return config
     if headline not in METHODS:
         raise MissingEvidence(f"the headline method {headline!r} cannot be rebuilt by the codec")

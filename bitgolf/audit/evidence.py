@@ -21,9 +21,9 @@ from bitgolf.audit import flips
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.config import Config
 from bitgolf.errors import DataError, RunError
-from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, adapted_name
-from bitgolf.evaluate.scorers import METHODS, make_scorer
+from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass, adapted_pass_name
 from bitgolf.evaluate.tape import Adapter, Scorer
+from bitgolf.evaluate.window_scorer import METHODS, Windows, make_scorer
 from bitgolf.model.backends import reproducible_backend
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
@@ -170,7 +170,7 @@ class Evidence:
     @property
     def adapted(self) -> bool:
         """Whether the headline is the configuration's adapted pass."""
-        return bool(self.score["headline"] == adapted_name(self.config))
+        return bool(self.score["headline"] == adapted_pass_name(self.config.ttt, self.config.score.methods[-1]))
 
     @property
     def by_documents(self) -> bool:
@@ -222,19 +222,20 @@ class Evidence:
             return self.config
         return self.config.updated({"ttt.weights.chunk_tokens": chunk_tokens})
 
-    def adapted_evaluation(self, config: Config, num_targets: int, batch_tokens: int) -> AdaptedEvaluation:
+    def adapted_evaluation(self, config: Config, num_targets: int, batch_tokens: int) -> AdaptedPass:
         """The adapted pass of `config`, eagerly, on a copy of the artifact's model (with reproducible gradients)."""
         model = copy.deepcopy(self.packed.model)
         if self.device.type == "cuda":
             model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
-        return adapted_evaluation(
-            config,
+        return adapted_pass(
+            config.ttt,
+            Windows.of(config, batch_tokens=batch_tokens),
             model,
             model,
             num_targets=num_targets,
             bos_id=self.data.tokenizer.bos_id,
+            seed=config.seed,
             world=World(0, 1, self.device),
-            batch_tokens=batch_tokens,
         )
 
     def scorer(self, batch_tokens: int, rank: int = 0, world_size: int = 1) -> Scorer:

@@ -14,7 +14,7 @@ from typing import Any
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule
 from bitgolf.config import Config
 from bitgolf.data.held_out import HeldOut
-from bitgolf.evaluate.adapters import adapted_name
+from bitgolf.evaluate.adapted_pass import adapted_pass_name
 from bitgolf.run.budget import Charge
 
 HEADLINE = Rule("headline-pass", "C4", "the headline is the pass that the configuration names, not the best of several")
@@ -30,7 +30,7 @@ _PAIR = re.compile(r"(\S+?):(\S*)")
 
 def headline_pass(score: Mapping[str, Any], config: Config) -> Check:
     """C4: score.json has the configured passes and no others, and its headline is the last of them."""
-    adapted = adapted_name(config)
+    adapted = adapted_pass_name(config.ttt, config.score.methods[-1])
     wanted = [*config.score.methods, *([adapted] if adapted else [])]
     found = list(score["methods"])
     problems = []

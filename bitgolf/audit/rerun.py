@@ -29,10 +29,10 @@ from bitgolf.audit.reproduce import compared
 from bitgolf.audit.sandbox import kernel
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule
 from bitgolf.config import Config
-from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation
-from bitgolf.evaluate.scorers import WindowScorer
+from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
 from bitgolf.evaluate.split_model import Model
 from bitgolf.evaluate.tape import ScoreTape
+from bitgolf.evaluate.window_scorer import Windows, WindowScorer
 from bitgolf.run.ranks import World
 
 OTHER_SHAPES = Rule("other-shapes", "re-run", "another batch size and another number of ranks give the same losses")
@@ -162,15 +162,16 @@ def _losses(asked: dict[str, Any], rows: int, world: World) -> np.ndarray:
     return _adapted(asked, rows, world).run(ScoreTape(np.array(asked["tokens"], dtype=np.uint16)))
 
 
-def _adapted(asked: dict[str, Any], rows: int, world: World) -> AdaptedEvaluation:
+def _adapted(asked: dict[str, Any], rows: int, world: World) -> AdaptedPass:
     config = Config.model_validate(asked["config"])
     packed = open_model(asked["artifact"], world.device)
-    return adapted_evaluation(
-        config,
+    return adapted_pass(
+        config.ttt,
+        Windows.of(config, batch_tokens=rows * config.window),
         packed.model,
         packed.model,
         num_targets=len(asked["tokens"]) - 1,
         bos_id=packed.tokenizer.bos_id,
+        seed=config.seed,
         world=world,
-        batch_tokens=rows * config.window,
     )

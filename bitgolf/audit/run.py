@@ -23,8 +23,8 @@ from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedPro
 from bitgolf.audit.verdict import Check, MissingEvidence, Rule, Verdict
 from bitgolf.bundle.single_file import code_bytes
 from bitgolf.errors import BitgolfError, ConfigError, RuleViolation
-from bitgolf.evaluate.scorers import window_plan
 from bitgolf.evaluate.tape import ScoreTape, evaluate, tokens_sha256
+from bitgolf.evaluate.window_scorer import window_plan
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent

@@ -1,9 +1,9 @@
-"""The text codec: lossless compression with the packed model, and the proof that its predictions are causal.
+"""The text codec: lossless compression with a packed model, and the proof that the model's predictions are causal.
 
-    bytes -> token streams -> stepwise program (logits) -> integer counts -> range coder -> file
+    bytes -> token streams -> predictor (logits) -> integer counts -> range coder -> file
 
-`tokens`, `program` (`windows`, `documents`), `counts`, `coder` and `file_format` are the steps; `text` puts them
-together; `exactness` says what both sides must share.
+`text` runs the whole path. `tokens`, `predictors`, `counts`, `range_coder` and `file_format` are its steps, and
+`exactness` lists what the coder and the decoder must share.
 """
 
 from bitgolf.codec.text import CodecModel, Coded, compress_bytes, decompress_bytes

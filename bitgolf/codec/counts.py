@@ -1,9 +1,10 @@
-"""From logits to integer counts: the tables that the range coder works with.
+"""From logits to integer counts: the probability tables of the range coder.
 
-Every token gets a count of at least 1 and the counts add up to 2^24, which is the precision of the coder. All that is
-done to a logit is IEEE arithmetic without freedom (a difference, a product with a power of two, a rounding) and then
-integer arithmetic on two small tables of exp(-x), made with decimal arithmetic: equal logits give equal counts on any
-processor. The cost: V / 2^24 of the probability for the floor of 1, and logits rounded to 2^-14 nats.
+Every token gets a count of at least 1, and the counts add up to 2^24, the precision of the coder. A logit goes through
+IEEE operations with exactly defined results (a difference, a product with a power of two, a rounding) and then through
+integer arithmetic on two small tables of exp(-x), which are computed with decimal arithmetic. So equal logits give
+equal counts on any processor. The cost is V / 2^24 of the probability for the smallest count of 1, and a rounding of
+logits to 2^-14 nats.
 
 Legend: S streams, V vocabulary.
 """
@@ -21,10 +22,10 @@ COUNT_BITS = 24
 TOTAL = 1 << COUNT_BITS
 
 _STEP_BITS = 14  # logits are rounded to multiples of 2^-14 nats
-_LOW_BITS = 9  # of these steps in the fine table; the coarse one has the rest
-_RANGE_BITS = 19  # distances from the largest logit are cut at 2^19 steps = 32 nats, where exp is below 2^-46
-_SCALE_BITS = 31  # of both tables
-_SHARE_BITS = 38  # of TOTAL / sum; (2^24 << 38) just fits int64 and so does every product with it
+_LOW_BITS = 9  # low bits of a distance index the fine table, the others the coarse table
+_RANGE_BITS = 19  # distances to the largest logit are at most 2^19 steps = 32 nats, where exp is below 2^-46
+_SCALE_BITS = 31  # table entries are exp(-x) * 2^31
+_SHARE_BITS = 38  # fractional bits of TOTAL / sum; 2^24 << 38 and all products with it fit in int64
 
 
 def token_counts(logits: np.ndarray) -> np.ndarray:
@@ -35,7 +36,7 @@ def token_counts(logits: np.ndarray) -> np.ndarray:
     Returns:
         (S, V) int64, each at least 1, every row adding up to 2^24.
     Raises:
-        ArtifactError: a logit is NaN, or a row's largest is infinite (the model is damaged).
+        ArtifactError: a logit is NaN, or the largest of a row is infinite; the model is damaged.
     """
     top = logits.max(axis=1, keepdims=True)  # (S, 1)
     if not np.isfinite(top).all():
@@ -48,7 +49,7 @@ def token_counts(logits: np.ndarray) -> np.ndarray:
     share = (spare << _SHARE_BITS) // weights.sum(axis=1, keepdims=True)  # (S, 1)
     counts = 1 + ((weights * share) >> _SHARE_BITS)
     rows = np.arange(len(counts))
-    counts[rows, logits.argmax(axis=1)] += TOTAL - counts.sum(axis=1)  # what rounding down left over
+    counts[rows, logits.argmax(axis=1)] += TOTAL - counts.sum(axis=1)  # the remainder of rounding down
     return counts
 
 

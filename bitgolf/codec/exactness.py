@@ -1,9 +1,9 @@
-"""What two sides must share for equal arithmetic, and how to ask for it.
+"""What coder and decoder must share for equal arithmetic, and the settings that make arithmetic reproducible.
 
-Floating-point sums depend on the kernels: the release of PyTorch, the processor it chose them for, the number of
-threads. Encoder and decoder run the same program on the same shapes; with the same fingerprint, threads and
-deterministic kernels they get the same bits. Threads are no part of the fingerprint: the decoder takes as many as the
-encoder had.
+Floating-point sums depend on the kernels, which depend on the release of PyTorch, the processor and the number of
+threads. Coder and decoder run the same operations on the same shapes. With the same fingerprint, the same number of
+threads and deterministic kernels they get the same bits. The number of threads is not part of the fingerprint, because
+the decoder uses the number that the file names.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bitgolf.version import __version__
 
 
 def fingerprint(device: torch.device) -> dict[str, str]:
-    """What arithmetic on `device` depends on, as far as it can be told."""
-    found = {
+    """The versions and hardware that arithmetic on `device` depends on, as far as they can be determined."""
+    platform = {
         "bitgolf": __version__,
         "torch": torch.__version__,
         "device": device_name(device),
         "dtype": str(compute_dtype(device)).removeprefix("torch."),
     }
     if device.type == "cuda":
-        found["cudnn"] = str(torch.backends.cudnn.version())
+        platform["cudnn"] = str(torch.backends.cudnn.version())
     else:
-        found["simd"] = torch.backends.cpu.get_cpu_capability()
-    return found
+        platform["simd"] = torch.backends.cpu.get_cpu_capability()
+    return platform
 
 
 def describe(platform: dict[str, str]) -> str:
@@ -42,10 +42,10 @@ def describe(platform: dict[str, str]) -> str:
 
 @contextmanager
 def exact_arithmetic(device: torch.device, threads: int) -> Iterator[None]:
-    """Inside the block: this many threads, full float32 products, and only deterministic kernels on CUDA.
+    """Inside the block PyTorch uses `threads` threads, full float32 products, and on CUDA only deterministic kernels.
 
-    Raises ConfigError when an operation has no deterministic kernel, when cuBLAS was not told to use its own, and when
-    the device's memory is too small.
+    Raises ConfigError when an operation has no deterministic kernel, when cuBLAS has no workspace setting that makes it
+    deterministic, and when the device's memory is too small.
     """
     before_threads, before_precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -55,13 +55,13 @@ def exact_arithmetic(device: torch.device, threads: int) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
-        memory.fill_uninitialized_memory = False  # a kernel a tensor, and nothing reads such memory
+        memory.fill_uninitialized_memory = False  # one kernel per tensor, for memory that is never read
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"{device} has too little memory for these streams side by side: code with fewer (--streams), decode where "
-            "there is as much memory"
+            f"{device} has too little memory for this number of streams: code with fewer (--streams), or decode on a "
+            "device with as much memory as the coder's"
         ) from error
     except RuntimeError as error:
         if "determinis" not in str(error):

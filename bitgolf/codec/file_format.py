@@ -1,4 +1,4 @@
-"""A coded text as a file: what decoding needs to know, then one range-coder payload a stream.
+"""A coded text as a file: the header that decoding needs, then one range-coder payload per stream.
 
     offset  bytes  field
     0       4      magic
@@ -7,10 +7,10 @@
     7       4      CRC-32 of all other bytes of the file
     11      8      first bytes of the model's SHA-256
     19      16     first bytes of the text's SHA-256
-    35      ...    header (JSON, raw deflate with a preset dictionary), then the payloads; then nothing
+    35      ...    header (JSON, raw deflate with the preset dictionary of the version), then the payloads
 
-The header is small because it counts: a short text is coded in a few hundred bytes. Reading treats it as hostile:
-everything is bounded and checked before anything is allocated or run.
+The header is small, because a short text is coded in a few hundred bytes. Reading treats every field as hostile: it is
+bounded and checked before memory is allocated or the model runs. Version 2 differs from version 1 in its dictionary.
 """
 
 from __future__ import annotations
@@ -29,34 +29,45 @@ from bitgolf.config import TTTConfig
 from bitgolf.errors import ArtifactError
 
 MAGIC = b"\x93bgt"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES = 8, 16
 MAX_STREAMS = 4096
-MAX_THREADS = 256  # a hostile file shall not start thousands
+MAX_THREADS = 256  # so that a hostile file cannot start thousands
 MAX_TEXT_BYTES = 1 << 31  # default bound on what decoding may produce
 
 _PREAMBLE = struct.Struct(f"<4sBHI{MODEL_DIGEST_BYTES}s{TEXT_DIGEST_BYTES}s")
 _CRC_AT = 7
 _MAX_JSON_BYTES = 1 << 18
 _KEYS = {"bytes", "platform", "streams", "stride", "threads", "ttt"}
-# What headers have in common, the most common last. Part of format 1: it must never change.
-_DICTIONARY = (
-    b'{"beta1":0.9,"beta2":0.999,"method":"lora","method":"last_blocks","optimizer":"adamw","ttt":{"batch_rows":32,'
-    b'"beta1":0.9,"beta2":0.999,"chunk_tokens":32768,"epochs":3,"freeze_blocks":0,"grad_clip":1.0,"last_blocks":2,'
-    b'"lora_alpha":8.0,"lora_beta1":0.9,"lora_beta2":0.95,"lora_chunk_tokens":256,"lora_documents":64,"lora_keep_a":false,'
-    b'"lora_lr":0.01,"lora_rank":8,"lora_targets":["q","v","head"],"lora_weight_decay":0.0,"lr":0.002,'
-    b'"method":"full","momentum":0.9,"optimizer":"sgd","rescore_temperature":0.0,"step_cosine_floor":1.0,'
-    b'"temperature":1.0,"temperature_lr":0.0,"weight_decay":0.0}}'
+# Text that headers have in common, the most common last. The dictionary of a version must never change.
+_PLATFORMS = (
     b'"AVX2","cudnn":"91900","device":"NVIDIA H100 80GB HBM3","NVIDIA H200","dtype":"bfloat16","torch":"2.11.0+cu130"}'
     b'"AMD EPYC 64-Core Processor","Intel(R) Core(TM) CPU @ 2.","Intel(R) Xeon(R) Platinum Processor @ 2.60GHz",'
     b'"dtype":"float32","simd":"AVX512","torch":"2.13.0+cpu"},"streams":[[1,0],[0,"stride":64,"threads":1,"ttt":null}'
     b'{"bytes":,"platform":{"bitgolf":"0.1.0","device":"'
 )
+_DICTIONARY_1 = (
+    b'{"beta1":0.9,"beta2":0.999,"method":"lora","method":"last_blocks","optimizer":"adamw","ttt":{"batch_rows":32,'
+    b'"beta1":0.9,"beta2":0.999,"chunk_tokens":32768,"epochs":3,"freeze_blocks":0,"grad_clip":1.0,"last_blocks":2,'
+    b'"lora_alpha":8.0,"lora_beta1":0.9,"lora_beta2":0.95,"lora_chunk_tokens":256,"lora_documents":64,"lora_keep_a":false,'
+    b'"lora_lr":0.01,"lora_rank":8,"lora_targets":["q","v","head"],"lora_weight_decay":0.0,"lr":0.002,'
+    b'"method":"full","momentum":0.9,"optimizer":"sgd","rescore_temperature":0.0,"step_cosine_floor":1.0,'
+    b'"temperature":1.0,"temperature_lr":0.0,"weight_decay":0.0}}' + _PLATFORMS
+)
+_DICTIONARY_2 = (
+    b'"method":"lora","method":"last_blocks","optimizer":"adamw",'
+    b'"ttt":{"lora":{"alpha":8.0,"beta1":0.9,"beta2":0.95,"chunk_tokens":256,"documents":64,"keep_a":false,"lr":0.01,'
+    b'"rank":8,"targets":["q","v","head"],"weight_decay":0.0},"method":"full","rescore_temperature":0.0,"weights":{'
+    b'"batch_rows":32,"beta1":0.9,"beta2":0.999,"chunk_tokens":32768,"epochs":3,"freeze_blocks":0,"grad_clip":1.0,'
+    b'"last_blocks":2,"lr":0.002,"momentum":0.9,"optimizer":"sgd","step_cosine_floor":1.0,"weight_decay":0.0}}}'
+    + _PLATFORMS
+)
+_DICTIONARIES = {1: _DICTIONARY_1, 2: _DICTIONARY_2}  # by format version
 
 
 @dataclass(frozen=True)
 class CodedStream:
-    """One stream: its tokens, its payload, and whether its bytes are to be joined (see `TokenStream`)."""
+    """One stream: the number of its tokens, its payload, and whether it is joined (see `TokenStream`)."""
 
     num_tokens: int
     payload: bytes
@@ -65,16 +76,16 @@ class CodedStream:
 
 @dataclass(frozen=True)
 class CodedText:
-    """Everything that a coded file says.
+    """All fields of a coded file.
 
     Attributes:
-        num_bytes: of the text.
+        num_bytes: length of the text.
         text_digest: first 16 bytes of its SHA-256.
         model_digest: first 8 bytes of the SHA-256 of the artifact.
-        platform: the fingerprint of what coded it.
+        platform: fingerprint of the coder's platform.
         threads: of the arithmetic.
         stride: of the sliding windows.
-        ttt: what learned from the text, or None.
+        ttt: test-time training, or None.
         streams: in the order of the text.
     """
 
@@ -104,7 +115,7 @@ def write(coded: CodedText) -> bytes:
         "ttt": None if coded.ttt is None else coded.ttt.model_dump(mode="json"),
     }
     raw = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_DICTIONARY)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_DICTIONARIES[FORMAT_VERSION])
     header = deflate.compress(raw) + deflate.flush()
     if len(raw) > _MAX_JSON_BYTES or len(header) >= 1 << 16:
         raise ArtifactError(
@@ -122,7 +133,7 @@ def read(data: bytes, *, max_text_bytes: int = MAX_TEXT_BYTES) -> CodedText:
     Args:
         max_text_bytes: the longest text that may be declared.
     Raises:
-        ArtifactError: not such a file, truncated, damaged, hostile or of a newer version; says which.
+        ArtifactError: another kind of file, or truncated, damaged, hostile or of a newer version.
     """
     if data[: len(MAGIC)] != MAGIC:
         begins = f"it begins with {data[: len(MAGIC)]!r}" if data else "it is empty"
@@ -134,14 +145,14 @@ def read(data: bytes, *, max_text_bytes: int = MAX_TEXT_BYTES) -> CodedText:
         raise ArtifactError(
             f"coded by a newer bitgolf (format v{version}), this one reads up to v{FORMAT_VERSION}: upgrade bitgolf"
         )
-    if version < 1:
+    if version not in _DICTIONARIES:
         raise ArtifactError(f"format version {version} does not exist; the coded text is damaged")
     if _checksum(data) != checksum:
         raise ArtifactError(f"checksum mismatch over {len(data):,} bytes; the coded text is truncated or damaged")
     end = _PREAMBLE.size + header_bytes
     if end > len(data):
         raise ArtifactError(f"the coded text is truncated in its header: {len(data)} of {end} bytes")
-    value = _json(_inflate(data[_PREAMBLE.size : end]))
+    value = _json(_inflate(data[_PREAMBLE.size : end], _DICTIONARIES[version]))
     return _coded(value, data[end:], model_digest, text_digest, max_text_bytes)
 
 
@@ -150,8 +161,8 @@ def _checksum(data: bytes) -> int:
     return zlib.crc32(data[_CRC_AT + 4 :], zlib.crc32(data[:_CRC_AT]))
 
 
-def _inflate(packed: bytes) -> bytes:
-    inflate = zlib.decompressobj(-15, zdict=_DICTIONARY)
+def _inflate(packed: bytes, dictionary: bytes) -> bytes:
+    inflate = zlib.decompressobj(-15, zdict=dictionary)
     try:
         raw = inflate.decompress(packed, _MAX_JSON_BYTES + 1)
     except zlib.error as error:
@@ -172,7 +183,7 @@ def _json(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the header is not valid JSON ({error})") from error
     if not isinstance(value, dict) or set(value) != _KEYS:
-        raise ArtifactError(f"the header must be an object with the keys {sorted(_KEYS)}, found {_short(value)}")
+        raise ArtifactError(f"the header must be an object with the keys {sorted(_KEYS)}, not {_short(value)}")
     return value
 
 
@@ -182,7 +193,7 @@ def _coded(
     num_bytes = _count(value["bytes"], "bytes", 0, max_text_bytes)
     platform, rows = value["platform"], value["streams"]
     if not isinstance(platform, dict) or not all(map(_is_label, [*platform, *platform.values()])):
-        raise ArtifactError(f"header: platform must be an object of short printable texts, found {_short(platform)}")
+        raise ArtifactError(f"header: platform must be an object of short printable texts, not {_short(platform)}")
     if not isinstance(rows, list) or len(rows) > MAX_STREAMS or bool(rows) != bool(num_bytes):
         raise ArtifactError(f"header: {_short(rows)} cannot be the streams of {num_bytes} bytes")
     # Every token but a first one stands for a byte, and no stream is more than a little longer than the others.
@@ -191,7 +202,7 @@ def _coded(
     for index, row in enumerate(rows):
         where = f"stream {index}"
         if not isinstance(row, list) or len(row) != 3:
-            raise ArtifactError(f"header: {where} must be [tokens, words, joined], found {_short(row)}")
+            raise ArtifactError(f"header: {where} must be [tokens, words, joined], not {_short(row)}")
         size = WORD_BYTES * _count(row[1], f"{where}: words", 0, len(payloads) // WORD_BYTES)
         num_tokens = _count(row[0], f"{where}: tokens", 1, longest)
         if num_tokens > _most_tokens(size):
@@ -216,8 +227,8 @@ def _coded(
 
 
 def _most_tokens(payload_bytes: int) -> int:
-    """More tokens than so many bytes can hold: each of at least 256 others keeps 2^-24, so every token takes more than
-    255 / 2^24 bits."""
+    """An upper bound on the tokens in a payload. At least 256 other tokens keep a probability of 2^-24 each, so every
+    token takes more than 255 / 2^24 bits."""
     return (8 * payload_bytes + 64) * TOTAL // 255
 
 
@@ -227,7 +238,7 @@ def _ttt(value: Any) -> TTTConfig | None:
     try:
         return TTTConfig.model_validate(value)
     except (ValidationError, RecursionError) as error:
-        raise ArtifactError(f"header: {_short(value)} are no settings of test-time training") from error
+        raise ArtifactError(f"header: {_short(value)} are not settings of test-time training") from error
 
 
 def _is_label(value: Any) -> bool:

@@ -1,10 +1,11 @@
-"""Token streams to bytes and back: one range coder a stream, all streams driven by one stepwise program.
+"""Token streams to bytes and back: one range coder per stream, and one predictor for all streams.
 
-Both sides run the same program on the same values: it predicts the next token of every stream, the coder writes or
-reads the tokens, the program is told what they were. A decoder has nothing else to predict from, so what it gets
-back proves that no prediction looked at its own target or later ones. The range coder is constriction's (64-bit
-state, 32-bit words, 24-bit probabilities). Its models take floats; counts minus one are whole numbers below 2^24 that
-add up to just the weight it distributes, so it scales by exactly 1 and codes with exactly our counts.
+Coder and decoder run the same loop: the predictor gives logits for the next token of every stream, the coder writes or
+the decoder reads the tokens, and the predictor receives them. The decoder has no other source for predictions, so an
+exact result proves that no prediction used its own target or later tokens. The range coder is that of the library
+constriction (arXiv 2201.01741; 64-bit state, 32-bit words, 24-bit probabilities). Its models take floats. Counts minus
+one are whole numbers below 2^24 whose sum is the weight that the library distributes. It scales them by exactly 1 and
+so codes with exactly these counts.
 
 Legend: S streams, V vocabulary.
 """
@@ -23,67 +24,67 @@ from bitgolf.errors import ArtifactError
 WORD_BYTES = 4  # a payload is a whole number of words
 
 
-class Program(Protocol):
-    """Predicts the next token of S streams in step; encoder and decoder call it in exactly the same way."""
+class Predictor(Protocol):
+    """Predicts the next token of S streams that advance together; encoder and decoder call it in the same way."""
 
     def logits(self, going: np.ndarray) -> np.ndarray:
-        """(S, V) float32 logits of every stream's next token; rows of streams that are not `going`, (S,) bool, are
-        arbitrary."""
+        """Logits (S, V) float32 of every stream's next token. `going` (S,) bool: streams that have a next token; the
+        rows of the others are arbitrary."""
         ...
 
     def accept(self, tokens: np.ndarray) -> None:
-        """The tokens that came, (S,) int64; 0 for streams that were not going."""
+        """The next tokens, (S,) int64; 0 for streams that have none."""
         ...
 
 
 def encode_streams(
-    program: Program,
+    predictor: Predictor,
     streams: Sequence[np.ndarray],  # S of (n,) integers below V
-    tick: Callable[[int], None] = lambda done: None,  # told the tokens of all streams done so far
+    tick: Callable[[int], None] = lambda done: None,  # called with the number of tokens done in all streams
 ) -> list[bytes]:
-    """One payload a stream."""
+    """One payload per stream."""
     coders = [_Encoder() for _ in streams]
     lengths = np.array([len(stream) for stream in streams], dtype=np.int64)
     done = 0
     for step in range(int(lengths.max(initial=0))):
         going = lengths > step
         rows = np.flatnonzero(going)
-        tables = _tables(program.logits(going)[rows])
+        tables = _tables(predictor.logits(going)[rows])
         tokens = np.zeros(len(streams), dtype=np.int64)
         for table, stream in zip(tables, rows.tolist(), strict=True):
             tokens[stream] = streams[stream][step]
             coders[stream].encode(table, int(tokens[stream]))
-        program.accept(tokens)
+        predictor.accept(tokens)
         done += len(rows)
         tick(done)
     return [coder.payload() for coder in coders]
 
 
 def decode_streams(
-    program: Program,
+    predictor: Predictor,
     payloads: Sequence[bytes],  # S
-    lengths: Sequence[int],  # tokens of each stream, or the most it may have when a token ends it
-    stop_token: int | None = None,  # ends a stream (and is its last token)
+    lengths: Sequence[int],  # tokens of each stream; the most tokens if `stop_token` ends it
+    stop_token: int | None = None,  # the last token of a stream, wherever it occurs
     tick: Callable[[int], None] = lambda done: None,
 ) -> list[np.ndarray]:
     """The streams, S of (n,) int64.
 
-    Raises ArtifactError when a payload cannot have been written by `encode_streams` (as far as a range coder can
-    tell: damaged words mostly decode to other tokens).
+    Raises ArtifactError when a payload is not one that `encode_streams` writes. A range coder notices only some
+    damage; most damaged words decode to other tokens.
     """
     coders = [_Decoder(payload, stream) for stream, payload in enumerate(payloads)]
     limits = np.array(lengths, dtype=np.int64)
-    found: list[list[int]] = [[] for _ in payloads]
+    streams: list[list[int]] = [[] for _ in payloads]
     going = limits > 0
     done = step = 0
     while going.any():
         rows = np.flatnonzero(going)
-        tables = _tables(program.logits(going)[rows])
+        tables = _tables(predictor.logits(going)[rows])
         tokens = np.zeros(len(payloads), dtype=np.int64)
         for table, stream in zip(tables, rows.tolist(), strict=True):
             tokens[stream] = coders[stream].decode(table)
-            found[stream].append(int(tokens[stream]))
-        program.accept(tokens)
+            streams[stream].append(int(tokens[stream]))
+        predictor.accept(tokens)
         step += 1
         done += len(rows)
         tick(done)
@@ -92,11 +93,11 @@ def decode_streams(
             going &= tokens != stop_token
     for coder in coders:
         coder.finish()
-    return [np.array(tokens, dtype=np.int64) for tokens in found]
+    return [np.array(tokens, dtype=np.int64) for tokens in streams]
 
 
 def _tables(logits: np.ndarray) -> np.ndarray:
-    """What constriction is given for each row: counts less the 1 it adds to every token itself; (S, V) float32."""
+    """The weights for constriction, (S, V) float32: counts minus the 1 that it adds to every token."""
     return (token_counts(logits) - 1).astype(np.float32)
 
 
@@ -116,7 +117,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """Turns whatever constriction does with damaged words, panics included, into an ArtifactError."""
+    """Turns every failure of constriction on damaged words, panics included, into an ArtifactError."""
 
     def __init__(self, payload: bytes, stream: int) -> None:
         self._stream = stream
@@ -136,7 +137,7 @@ class _Decoder:
 
     def finish(self) -> None:
         if not self._coder.maybe_exhausted():
-            raise ArtifactError(f"the payload of stream {self._stream} goes on after its last token; it is damaged")
+            raise ArtifactError(f"the payload of stream {self._stream} continues after its last token; it is damaged")
 
     def _refuse(self, error: BaseException) -> NoReturn:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):

@@ -4,9 +4,9 @@
     coded = compress_bytes(b"...", model)
     assert decompress_bytes(coded.data, model) == b"..."
 
-The text is cut into streams, which are coded side by side, each without context from the others. Decoding repeats
-what coding did, so it needs the same model and the same arithmetic; what cannot be guaranteed is refused, and a
-digest of the text decides in the end.
+The text is cut into streams that are coded side by side, each without context from the others. Decoding repeats the
+coder's predictions, so it needs the same model and the same arithmetic. A file from another model or platform is
+refused, and a digest of the text decides in the end.
 """
 
 from __future__ import annotations
@@ -18,35 +18,37 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.codec import file_format
-from bitgolf.codec.document_program import DocumentProgram
+from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import describe, exact_arithmetic, fingerprint
 from bitgolf.codec.file_format import MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES, CodedStream, CodedText
-from bitgolf.codec.program import fresh_program
+from bitgolf.codec.predictors import fresh_predictor
 from bitgolf.codec.range_coder import decode_streams, encode_streams
 from bitgolf.codec.tokens import TokenStream, detokenize, split_bytes, tokenize
-from bitgolf.codec.window_program import WindowProgram
+from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config, TTTConfig, resolve
 from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.progress import Progress, silent
 
 _logger = logging.getLogger(__name__)
 
-# A stream loses what its first window lacks in context: 0.14 % of the score at 8 windows, measured with a baseline
-# model. docs/codec.md has more.
-_WINDOWS_A_STREAM = 8
-_BYTES_A_TOKEN = 3  # about; vocabularies of 1,024 to 8,192 pieces have 2.4 to 3.7
+# The first window of each stream has less context than later ones. With 8 windows per stream this costs 0.14 % of the
+# score, measured with a baseline model; docs/codec.md has the figures.
+_WINDOWS_PER_STREAM = 8
+_BYTES_PER_TOKEN = 3  # rounded; vocabularies of 1,024 to 8,192 pieces have 2.4 to 3.7
 _AUTOMATIC_STREAMS = 128
-# Of the adapters' forward passes. Part of the format: sums are rounded in the order of their pieces.
+# Of the adapters' forward passes. It is part of the format, because sums are rounded in the order of their pieces.
 _BATCH_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
 class CodecModel:
-    """A model on a device and the SHA-256 (32 bytes) of the artifact that it came from."""
+    """A model on a device and the SHA-256 (32 bytes) of its artifact."""
 
     packed: PackedModel
     sha256: bytes
@@ -60,7 +62,7 @@ class CodecModel:
 
 @dataclass(frozen=True)
 class Coded:
-    """A coded text: the bytes of its file and what they are made of."""
+    """A coded text: the bytes of its file, and the fields in it."""
 
     data: bytes
     text: CodedText
@@ -72,7 +74,7 @@ class Coded:
 
     @property
     def bpb(self) -> float:
-        """Bits of the whole file a byte of text; 0 for an empty text."""
+        """Bits of the whole file per byte of text; 0 for an empty text."""
         return 8 * len(self.data) / self.text.num_bytes if self.text.num_bytes else 0.0
 
 
@@ -85,13 +87,13 @@ def compress_bytes(
     ttt: TTTConfig | None = None,
     progress: Progress = silent,
 ) -> Coded:
-    """Code `data` so that `decompress_bytes` gives exactly it back.
+    """Code `data`; `decompress_bytes` restores it exactly.
 
     Args:
-        data: anything; UTF-8 text of the model's kind is what it shrinks.
-        streams: parts coded side by side, at most a byte each and 4,096; 0 = by size.
-        stride: targets of a sliding window, 1 to the window; 0 = the artifact's. Small ones code smaller and slower.
-        ttt: score-first adaptation; None, or settings that change nothing, for none.
+        data: any bytes. Text of the kind that the model was trained on becomes small.
+        streams: parts coded side by side, at most 4,096 and one per byte; 0 = by size.
+        stride: targets per sliding window, 1 to the window; 0 = the artifact's. Small strides code smaller and slower.
+        ttt: score-first adaptation; None, or method "none", for none.
         progress: called with stage "compress" and the number of tokens done.
     Raises:
         ConfigError: more than 2 GiB, settings out of range, or bytes that the tokenizer has no tokens for.
@@ -101,23 +103,10 @@ def compress_bytes(
     packed = model.packed
     config = codec_configuration(packed, stride, ttt)
     parts = split_bytes(data, _num_streams(streams, len(data), config.window)) if data else []
-    found = tokenize(parts, packed.tokenizer)
-    lengths = [len(stream.tokens) for stream in found]
-    if config.ttt.between_chunks and lengths and config.ttt.weights.chunk_tokens >= max(lengths):
-        _logger.warning(
-            "ttt.weights.chunk_tokens %d holds the longest stream of %d tokens: nothing is learned before it ends; "
-            "use smaller "
-            "chunks or fewer streams",
-            config.ttt.weights.chunk_tokens,
-            max(lengths),
-        )
+    token_streams = tokenize(parts, packed.tokenizer)
+    _warn_of_long_chunks(config.ttt, token_streams)
     threads = min(torch.get_num_threads(), file_format.MAX_THREADS)
-    payloads: list[bytes] = []
-    if found:
-        total = sum(lengths)
-        with exact_arithmetic(packed.device, threads), _program(packed, config, lengths) as program:
-            tokens = [stream.tokens for stream in found]
-            payloads = encode_streams(program, tokens, lambda done: progress("compress", done, total))
+    payloads = _encode(packed, config, [stream.tokens for stream in token_streams], threads, progress)
     text = CodedText(
         num_bytes=len(data),
         text_digest=_digest(data),
@@ -128,7 +117,7 @@ def compress_bytes(
         ttt=config.ttt if config.ttt.enabled else None,
         streams=tuple(
             CodedStream(len(stream.tokens), payload, stream.joined)
-            for stream, payload in zip(found, payloads, strict=True)
+            for stream, payload in zip(token_streams, payloads, strict=True)
         ),
     )
     return Coded(file_format.write(text), text)
@@ -142,16 +131,17 @@ def decompress_bytes(
     max_text_bytes: int = file_format.MAX_TEXT_BYTES,
     progress: Progress = silent,
 ) -> bytes:
-    """The bytes that `compress_bytes` was given.
+    """The bytes that `compress_bytes` coded.
 
     Args:
         data: the coded file.
-        model: the one that coded it.
-        allow_platform_mismatch: try although the arithmetic may differ; the digest of the text still decides.
+        model: the model that coded it.
+        allow_platform_mismatch: decode although the arithmetic may differ; the digest of the text still decides.
         max_text_bytes: the longest text that is accepted.
         progress: called with stage "decompress" and the number of tokens done.
     Raises:
-        ArtifactError: damaged, hostile, coded with another model or elsewhere, or decoded to another text.
+        ArtifactError: the file is damaged or hostile, was coded with another model or on another platform, or decodes
+            to another text.
     """
     text = file_format.read(data, max_text_bytes=max_text_bytes)
     packed = model.packed
@@ -162,28 +152,22 @@ def decompress_bytes(
     here = fingerprint(packed.device)
     if text.platform != here and not allow_platform_mismatch:
         raise ArtifactError(
-            f"coded on another platform ({describe(text.platform)}); here is {describe(here)}. Predictions may differ "
-            "in their last bits, and then everything after that is lost. Decode where it was coded, or try with "
-            "--allow-platform-mismatch: a digest tells whether the text is right"
+            f"coded on another platform ({describe(text.platform)}); this one is {describe(here)}. Predictions may "
+            "differ in their last bits, and a single difference makes the rest of the text wrong. Decode it on the "
+            "platform of the coder, or try --allow-platform-mismatch: a digest decides whether the text is right"
         )
     try:
         config = codec_configuration(packed, text.stride, text.ttt)
     except ConfigError as error:
         raise ArtifactError(f"the header asks for what the model cannot do: {error}") from error
-    lengths = [stream.num_tokens for stream in text.streams]
-    pieces: list[bytes] = []
-    if lengths:
-        total = sum(lengths)
-        arithmetic = exact_arithmetic(packed.device, text.threads)
-        with arithmetic, _program(packed, config, lengths) as program:
-            payloads = [stream.payload for stream in text.streams]
-            found = decode_streams(program, payloads, lengths, tick=lambda done: progress("decompress", done, total))
-        for tokens, stream in zip(found, text.streams, strict=True):
-            pieces.append(detokenize(TokenStream(tokens, stream.joined), packed.tokenizer))
-    decoded = b"".join(pieces)
+    tokens = _decode(packed, config, text, progress)
+    decoded = b"".join(
+        detokenize(TokenStream(each, stream.joined), packed.tokenizer)
+        for each, stream in zip(tokens, text.streams, strict=True)
+    )
     if len(decoded) != text.num_bytes or _digest(decoded) != text.text_digest:
         why = "the arithmetic here is not that of the coder" if text.platform != here else "the file is damaged"
-        raise ArtifactError(f"what was decoded is not the text that was coded (its SHA-256 differs): {why}")
+        raise ArtifactError(f"the decoded text is not the text that was coded (its SHA-256 differs): {why}")
     return decoded
 
 
@@ -193,7 +177,7 @@ def codec_configuration(
     ttt: TTTConfig | None = None,
     overrides: Mapping[str, str] | None = None,  # as in `load_config`
 ) -> Config:
-    """The evaluation that codes: sliding windows of the model's length, and what adapts.
+    """The configuration of the evaluation whose predictions are coded: sliding windows and test-time training.
 
     Raises ConfigError when the settings do not fit the model.
     """
@@ -214,18 +198,54 @@ def codec_configuration(
     )
 
 
-def _program(
+def _encode(
+    packed: PackedModel, config: Config, streams: list[np.ndarray], threads: int, progress: Progress
+) -> list[bytes]:
+    """One payload per stream of tokens."""
+    if not streams:
+        return []
+    lengths = [len(stream) for stream in streams]
+    total = sum(lengths)
+    with exact_arithmetic(packed.device, threads), _predictor(packed, config, lengths) as predictor:
+        return encode_streams(predictor, streams, lambda done: progress("compress", done, total))
+
+
+def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Progress) -> list[np.ndarray]:
+    """The tokens of each stream."""
+    if not text.streams:
+        return []
+    lengths = [stream.num_tokens for stream in text.streams]
+    total = sum(lengths)
+    payloads = [stream.payload for stream in text.streams]
+    with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths) as predictor:
+        return decode_streams(predictor, payloads, lengths, tick=lambda done: progress("decompress", done, total))
+
+
+def _predictor(
     packed: PackedModel, config: Config, lengths: list[int]
-) -> AbstractContextManager[WindowProgram | DocumentProgram]:
+) -> AbstractContextManager[WindowPredictor | DocumentPredictor]:
     longest = max(lengths)
-    return fresh_program(
+    return fresh_predictor(
         packed,
-        config,
+        config.ttt,
+        Windows.of(config),
+        seed=config.seed,
         num_streams=len(lengths),
         longest=longest,
         num_targets=longest,
         first_token=packed.tokenizer.bos_id,
     )
+
+
+def _warn_of_long_chunks(ttt: TTTConfig, streams: list[TokenStream]) -> None:
+    longest = max((len(stream.tokens) for stream in streams), default=0)
+    if ttt.between_chunks and streams and ttt.weights.chunk_tokens >= longest:
+        _logger.warning(
+            "ttt.weights.chunk_tokens %d holds the longest stream of %d tokens: nothing is learned before it ends; "
+            "use smaller chunks or fewer streams",
+            ttt.weights.chunk_tokens,
+            longest,
+        )
 
 
 def _num_streams(asked: int, num_bytes: int, window: int) -> int:
@@ -234,7 +254,7 @@ def _num_streams(asked: int, num_bytes: int, window: int) -> int:
         if not 1 <= asked <= highest:
             raise ConfigError(f"{asked} streams of {num_bytes:,} bytes are not possible; choose from 1 to {highest:,}")
         return asked
-    return max(1, min(_AUTOMATIC_STREAMS, num_bytes // (_WINDOWS_A_STREAM * window * _BYTES_A_TOKEN)))
+    return max(1, min(_AUTOMATIC_STREAMS, num_bytes // (_WINDOWS_PER_STREAM * window * _BYTES_PER_TOKEN)))
 
 
 def _digest(data: bytes) -> bytes:

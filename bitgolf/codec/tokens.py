@@ -1,9 +1,11 @@
 """Any bytes as token streams and back.
 
-A file is cut into streams of about equal length, at the end of a line or word where there is one near. A lossless
-tokenizer says the bytes of each token, so its streams may mix the text they hold with byte pieces for what is not
-UTF-8. A tokenizer that is not lossless gives only some texts back; a stream that it changes is written in byte
-pieces throughout. Each stream is decoded again before it is coded.
+A file is cut into streams of about equal length, near each cut at the end of a line or word if there is one. A lossless
+tokenizer defines the bytes of each token, so its streams may mix text with byte pieces for bytes that are not UTF-8. A
+tokenizer that is not lossless restores only some texts; a stream that it would change consists of byte pieces alone.
+Each stream is decoded again as a check before it is coded.
+
+Legend: n tokens of a stream.
 """
 
 from __future__ import annotations
@@ -24,18 +26,21 @@ _SEARCH_SHARE = 16  # a cut is moved back by at most a sixteenth of a stream
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Tokens without the BOS before them, (n,) int64; `joined`: byte pieces took part, so that the bytes of the
-    tokens are to be joined rather than read by the tokenizer's own rules."""
+    """Tokens without the BOS before them, (n,) int64.
+
+    `joined` means that the stream holds byte pieces: its bytes are the bytes of its tokens, joined, and not what the
+    tokenizer's own decoding gives.
+    """
 
     tokens: np.ndarray
     joined: bool
 
 
 def split_bytes(data: bytes, num_streams: int) -> list[bytes]:
-    """Cut `data` into `num_streams` parts, none empty, that joined are `data` again.
+    """Cut `data` into `num_streams` parts, none empty, whose concatenation is `data`.
 
-    `num_streams` is at most len(data). A cut is made after a line, else before a space, else before a character, the
-    last one in the sixteenth of a stream before the even cut; else evenly.
+    `num_streams` is at most len(data). A cut moves back from the even position, by at most a sixteenth of a stream, to
+    the last end of a line there; else to the last space; else to the beginning of a character.
     """
     cuts = [0]
     for index in range(1, num_streams):
@@ -59,11 +64,11 @@ def _cut(data: bytes, lowest: int, even: int) -> int:
 
 
 def tokenize(parts: list[bytes], tokenizer: Tokenizer) -> list[TokenStream]:
-    """Tokens that give each part back, proven by decoding them.
+    """Tokens that decode to each part; decoding them is tried here.
 
-    Raises ConfigError when byte pieces are needed and the vocabulary has none.
+    Raises ConfigError when a part needs byte pieces and the vocabulary has none.
     """
-    ids: dict[bytes, int] = {}  # the first token that stands for just these bytes
+    ids: dict[bytes, int] = {}  # bytes -> the first token with exactly these bytes
     for token in range(tokenizer.vocab_size):
         ids.setdefault(tokenizer.token_text_bytes(token), token)
 
@@ -80,7 +85,7 @@ def tokenize(parts: list[bytes], tokenizer: Tokenizer) -> list[TokenStream]:
 
 
 def detokenize(stream: TokenStream, tokenizer: Tokenizer) -> bytes:
-    """The bytes that a stream stands for.
+    """The bytes of a stream.
 
     Raises ArtifactError for tokens that `tokenize` never uses (controls, ids outside the vocabulary).
     """
@@ -100,13 +105,13 @@ def _tokenize_lossless(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePiec
     texts = iter(tokenizer.encode_documents(pieces[::2]))
     tokens: list[np.ndarray] = []
     for index, piece in enumerate(pieces):
-        found = byte_pieces(piece.encode("utf-8", "surrogateescape")) if index % 2 else next(texts)
-        tokens.append(found.astype(np.int64))
+        ids = byte_pieces(piece.encode("utf-8", "surrogateescape")) if index % 2 else next(texts)
+        tokens.append(ids.astype(np.int64))
     stream = TokenStream(np.concatenate(tokens), len(pieces) > 1)
     if detokenize(stream, tokenizer) != part:
         raise ConfigError(
-            f"tokenizer {tokenizer.name} is called lossless and does not give a part of the file back that "
-            f"begins {part[:40]!r}; the artifact is damaged"
+            f"tokenizer {tokenizer.name} is declared lossless but changes the part of the file that begins "
+            f"{part[:40]!r}; the artifact is damaged"
         )
     return stream
 
@@ -116,6 +121,6 @@ def _tokenize(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> To
         stream = TokenStream(tokenizer.encode_documents([part.decode()])[0].astype(np.int64), False)
         if detokenize(stream, tokenizer) == part:
             return stream
-    except (UnicodeDecodeError, ArtifactError):  # not UTF-8, or with pieces that stand for nothing
+    except (UnicodeDecodeError, ArtifactError):  # not UTF-8, or with pieces without bytes
         pass
     return TokenStream(byte_pieces(part), True)

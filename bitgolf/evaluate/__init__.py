@@ -1,12 +1,14 @@
-"""Evaluation: the score tape, window scorers and bits per byte.
+"""Evaluation: the losses of a text, by windows or with a model that learns while it is scored, and bits per byte.
 
-`evaluate(ScoreTape(tokens), make_scorer(...))` gives one loss a target; `bits_per_byte` turns losses and byte
-counts into the score; the tape's `ledger` is the evidence that the audit reads.
+    tokens -> ScoreTape -> scorer (and adapter) -> one loss per target -> bits_per_byte
+
+Stage `score` (`score.py`) runs it on an artifact. The codec runs the same predictions with a range coder, and the audit
+repeats them. Every pass goes through a score tape, which reveals tokens only after their losses are committed.
 """
 
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
-from bitgolf.evaluate.scorers import make_scorer, window_plan
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, TokenReader, evaluate
+from bitgolf.evaluate.window_scorer import make_scorer, window_plan
 
 __all__ = [
     "Adapter",

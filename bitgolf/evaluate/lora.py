@@ -1,10 +1,10 @@
-"""Low-rank adapters, one set a document: delta = (alpha / r) B (A x), added to a model that stays as it is.
+"""Low-rank adapters, one set per document: delta = (alpha / r) B (A x), added to a model that stays as it is.
 
-Where deltas enter: the outputs of the query, key and value projections; with `o` and `mlp` the outputs of a layer's
-attention and MLP, as a bypass that reads the same normalized input as the branch; with `head` the logits before
-their softcap, from the final norm. Query, key, value and head adapters are exactly a change of the weight,
-W + (alpha / r) B A. The deltas are added by hooks, so that there is one definition of the model. A starts uniform in
-+-1 / sqrt(inputs), B at zero. Source: LoRA (arXiv 2106.09685); for documents the challenge's baseline and PR 1530.
+The deltas of q, k and v are added to the outputs of these projections. Those of `o` and `mlp` are added to the outputs
+of a layer's attention and MLP, as a bypass that reads the same normalized input. The delta of `head` is added to the
+logits before their softcap, from the final norm. Query, key, value and head adapters are exactly a change of the
+weight, W + (alpha / r) B A. Forward hooks add the deltas, so the model is defined in one place. A starts uniform in
++-1 / sqrt(inputs), B at zero. Source: LoRA (arXiv 2106.09685); per document the challenge's baseline and PR 1530.
 
 Legend: N documents side by side, W tokens of their windows, r rank, D model width, V vocabulary.
 """
@@ -20,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitgolf.config import TTTConfig
+from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Block, Linear
+
+# Of AdamW in the published per-document runs; B's first gradients are far below the usual 1e-8.
+_EPS = 1e-10
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Site:
 
 
 def lora_sites(model: GPT, targets: Sequence[str]) -> list[Site]:
-    """Places of the adapters for `targets` (of q, k, v, o, mlp, head), layer by layer, the head last."""
+    """Places of the adapters for `targets` (of q, k, v, o, mlp, head), layer by layer, and the head last."""
     sites: list[Site] = []
     width = model.config.model_dim
     for layer, block in enumerate(model.blocks):
@@ -58,11 +61,11 @@ def lora_sites(model: GPT, targets: Sequence[str]) -> list[Site]:
 def initial_a(sites: Sequence[Site], rank: int, seed: int, device: torch.device) -> list[Tensor]:
     """A of every site, (r, inputs) fp32, drawn on the CPU: the same for every document, device and rank."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = []
+    matrices = []
     for site in sites:
         bound = site.inputs**-0.5
-        drawn.append(torch.empty(rank, site.inputs).uniform_(-bound, bound, generator=generator).to(device))
-    return drawn
+        matrices.append(torch.empty(rank, site.inputs).uniform_(-bound, bound, generator=generator).to(device))
+    return matrices
 
 
 class DocumentAdapters:
@@ -74,11 +77,11 @@ class DocumentAdapters:
         config: rank, alpha and the settings of AdamW.
     """
 
-    def __init__(self, sites: Sequence[Site], a: Sequence[Tensor], config: TTTConfig) -> None:
+    def __init__(self, sites: Sequence[Site], a: Sequence[Tensor], config: LoraTTTConfig) -> None:
         self.sites, self.config = list(sites), config
         self.a = [tensor.clone() for tensor in a]
         self.b = [
-            tensor.new_zeros(len(tensor), site.outputs, config.lora.rank) for site, tensor in zip(sites, a, strict=True)
+            tensor.new_zeros(len(tensor), site.outputs, config.rank) for site, tensor in zip(sites, a, strict=True)
         ]
         self.mean = [torch.zeros_like(p) for p in self.parameters]
         self.square = [torch.zeros_like(p) for p in self.parameters]
@@ -99,32 +102,28 @@ class DocumentAdapters:
         """One AdamW update of every document; `gradients` in the order of `parameters`."""
         config = self.config
         self.num_steps += 1
-        torch._foreach_lerp_(self.mean, gradients, 1 - config.lora.beta1)
-        torch._foreach_mul_(self.square, config.lora.beta2)
-        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - config.lora.beta2)
+        torch._foreach_lerp_(self.mean, gradients, 1 - config.beta1)
+        torch._foreach_mul_(self.square, config.beta2)
+        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - config.beta2)
         parameters = self.parameters
-        torch._foreach_mul_(parameters, 1 - config.lora.lr * config.lora.weight_decay)
+        torch._foreach_mul_(parameters, 1 - config.lr * config.weight_decay)
         root = torch._foreach_sqrt(self.square)
-        torch._foreach_div_(root, (1 - config.lora.beta2**self.num_steps) ** 0.5)
+        torch._foreach_div_(root, (1 - config.beta2**self.num_steps) ** 0.5)
         torch._foreach_add_(root, _EPS)
-        torch._foreach_addcdiv_(parameters, self.mean, root, -config.lora.lr / (1 - config.lora.beta1**self.num_steps))
-
-
-# Of the published per-document runs; B's first gradients are far below AdamW's usual 1e-8.
-_EPS = 1e-10
+        torch._foreach_addcdiv_(parameters, self.mean, root, -config.lr / (1 - config.beta1**self.num_steps))
 
 
 def adapted_logits(model: GPT, adapters: DocumentAdapters, tokens: Tensor, last: int) -> Tensor:
-    """Logits of the last positions of one window a document, each with its document's adapters.
+    """Logits of the last positions of one window per document, each with its document's adapters.
 
     Args:
         tokens: (N, W) int64.
-        last: positions wanted, 1..W.
+        last: number of positions, 1..W.
     Returns:
         (N, last, V) float32, softcapped.
     """
     config = adapters.config
-    scale = config.lora.alpha / config.lora.rank
+    scale = config.alpha / config.rank
     deltas = {site.name: _delta(a, b, scale) for site, a, b in zip(adapters.sites, adapters.a, adapters.b, strict=True)}
     head = deltas.pop("head", None)
     with _hooked(model, deltas):
@@ -148,7 +147,7 @@ def _delta(a: Tensor, b: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _hooked(model: nn.Module, deltas: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Inside the block the named modules add a delta of their input to their output (the first of a tuple)."""
+    """Inside the block the named modules add a delta of their input to their output (to its first part if a tuple)."""
 
     def hook(delta: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

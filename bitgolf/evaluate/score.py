@@ -1,9 +1,11 @@
 """Stage `score`: artifact and validation tokens -> bits per byte by each method, under the evaluation clock.
 
-The clock runs from opening the artifact to the last score: reading, decompressing, compiling and every method.
-A configuration that adapts while scoring has one more pass, which is then the headline. Reference figures that are
-no part of the evaluation (the float weights, general-purpose compressors on the same text, a second pass with the
-adapted weights) are computed after the clock has stopped and marked as such.
+The clock runs from opening the artifact to the last score. It covers reading, decompressing, compiling and every pass
+(rule B6, docs/rules.md#b6). A configuration that adapts while scoring has one more pass, whose score is the headline.
+Reference figures are no part of the evaluation: the float weights, general-purpose compressors on the same text, and a
+second pass with the adapted weights. They are computed after the clock has stopped and labeled as such.
+
+Legend: N tokens, T window, B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,240 +14,226 @@ import hashlib
 import logging
 import lzma
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zstandard
+from torch import Tensor
 
 from bitgolf.artifact.open import open_model
-from bitgolf.config import Config
+from bitgolf.config import Config, ModelConfig, TTTConfig
 from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
+from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass, adapted_pass_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
-from bitgolf.evaluate.scorers import make_scorer
-from bitgolf.evaluate.split_model import CompiledModel, Tempered
+from bitgolf.evaluate.split_model import Model, Tempered, scoring_model
 from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.gpt import GPT
 from bitgolf.model.weights import read_tensors
 from bitgolf.run import atomic
+from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 
 _logger = logging.getLogger(__name__)
 
+_FLOAT_WEIGHTS = {"float": "weights", "last": "weights-last"}  # key in score.json -> file name without its ending
+
 
 def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> None:
     """Score the artifact on all validation tokens and write score.json, nll.npy and tape.json.
 
-    None of them is written before all is scored. Raises RunError when a product is missing, ArtifactError when the
+    No file is written before everything is scored. Raises RunError when a product is missing, ArtifactError when the
     artifact is damaged, ConfigError when the tokenizer of the artifact is not that of the data.
     """
     config, budget = run.config, run.budget()
-    data = open_data(run.require("data"))
-    data.val.validate(config.model.vocab_size)
-    tokens = data.val.read(0, data.val.num_tokens)
-    costs = data.tokenizer.byte_costs(tokens)
-    path = run.require("model.bitgolf")
-    floats = _float_weights(run) if config.score.float_reference or config.score.last_reference else {}
+    data, path = open_data(run.require("data")), run.require("model.bitgolf")
+    passes = _Passes(*_validation_text(data, config.model.vocab_size), Windows.of(config), world, progress)
+    asked = {"float": config.score.float_reference, "last": config.score.last_reference}
+    references = _float_weights(run.path, [key for key in asked if asked[key]], config.model, config.window)
+
     world.barrier()
     begin = time.perf_counter()
     packed = open_model(path, world.device, config.train.attention)
     if packed.tokenizer.model_bytes != data.tokenizer.model_bytes:
         raise ConfigError(f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again")
     load_seconds = time.perf_counter() - begin
-    model = scoring_model(packed.model, config, world.device)
-    results: dict[str, Any] = {}
-    tape = ScoreTape(tokens)
-    headline: str = config.score.methods[-1]
-    for method in config.score.methods:
-        started = time.perf_counter()
-        tape = _run_method(method, model, tokens, config, world, progress)
-        results[method] = bits_per_byte(tape.nll, costs).to_json() | {"seconds": time.perf_counter() - started}
+    forward = scoring_model(packed.model, compiled=config.score.compile)
+    scored = [passes.plain(method, forward) for method in config.score.methods]
     diagnostic: dict[str, Any] = {}
     with preserved(packed.model):
         if config.ttt.enabled:
-            started, headline = time.perf_counter(), adapted_name(config)
-            tape, details = _run_adapted(packed.model, model, tokens, data.tokenizer.bos_id, config, world, progress)
-            results[headline] = bits_per_byte(tape.nll, costs).to_json() | {
-                "seconds": time.perf_counter() - started,
-                **details,
-            }
+            scored.append(passes.adapted(config.ttt, packed.model, forward, data.tokenizer.bos_id, config.seed))
         evaluation_seconds = time.perf_counter() - begin
         if config.ttt.rescore_temperature:
-            diagnostic["rescored"] = _rescored(model, tokens, costs, config, world, progress)
+            diagnostic["rescored"] = passes.rescored(forward, config.ttt.rescore_temperature)
+
     first = config.score.methods[0]
-    reference = (
-        _float_score(run, floats, "weights", tokens, costs, world, progress) if config.score.float_reference else None
-    )
-    last = (
-        _float_score(run, floats, "weights-last", tokens, costs, world, progress)
-        if config.score.last_reference
-        else None
-    )
+    float_scores = {
+        key: passes.plain(first, _float_model(tensors, config, world), f"score float {_FLOAT_WEIGHTS[key]}").score
+        for key, tensors in references.items()
+    }
     if not world.is_main:
         return
-    compressors = _general_purpose(data, tokens, progress) if config.score.compressors else {}
+    compressors = _general_purpose(data, passes.tokens, progress) if config.score.compressors else {}
+    tape = scored[-1].tape
     _save_array(run / "nll.npy", tape.nll)
     atomic.write_json(run / "tape.json", tape.event_log)
+    _charge(budget, load_seconds, scored)
+    record = _scores(scored, first, float_scores, diagnostic) | {
+        "accounting": data.manifest["accounting"],
+        "val_tokens": data.val.num_tokens,
+        "val_bytes": scored[-1].score.bytes,
+        "val_documents": data.manifest["splits"]["val"]["documents"],
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "window": config.window,
+        "stride": config.score.stride,
+        "evaluation_seconds": evaluation_seconds,
+        "device": device_name(world.device),
+        "attention": packed.attention,
+        "world_size": world.size,
+        "compressors": compressors,
+    }
+    atomic.write_json(run / "score.json", record)
+
+
+@dataclass(frozen=True)
+class _ScoredPass:
+    """One pass over the text: its tape, its score, its seconds, and what else score.json says about it."""
+
+    name: str
+    tape: ScoreTape
+    score: BitsPerByte
+    seconds: float
+    details: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.score.to_json() | {"seconds": self.seconds, **self.details}
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Passes over one text: `tokens` (N,) uint16 and `byte_costs` (N-1,), the bytes of text per target."""
+
+    tokens: np.ndarray
+    byte_costs: np.ndarray
+    windows: Windows
+    world: World
+    progress: Progress
+
+    def plain(self, method: str, forward: Model, label: str = "score") -> _ScoredPass:
+        """A pass without adaptation. `label` stands before the method in progress reports."""
+        begin, tape = time.perf_counter(), ScoreTape(self.tokens)
+        scorer = replace(self.windows, method=method).scorer(forward, self.world)
+        evaluate(tape, scorer, progress=self._reporter(f"{label} {method}"))
+        return self._scored(method, tape, begin)
+
+    def adapted(self, ttt: TTTConfig, model: GPT, forward: Model, bos_id: int, seed: int) -> _ScoredPass:
+        """The adapted pass; it changes the weights of `model`, which `forward` runs."""
+        begin, tape = time.perf_counter(), ScoreTape(self.tokens)
+        if ttt.between_chunks and ttt.weights.chunk_tokens >= tape.num_targets:
+            _logger.warning(
+                "ttt.weights.chunk_tokens %d holds all %d targets: nothing is learned before the text ends",
+                ttt.weights.chunk_tokens,
+                tape.num_targets,
+            )
+        name = adapted_pass_name(ttt, self.windows.method)
+        adapted = adapted_pass(
+            ttt,
+            self.windows,
+            model,
+            forward,
+            num_targets=tape.num_targets,
+            bos_id=bos_id,
+            seed=seed,
+            world=self.world,
+        )
+        adapted.run(tape, self._reporter(f"score {name}"))
+        return self._scored(name, tape, begin, updates=tape.state)
+
+    def rescored(self, forward: Model, temperature: float) -> dict[str, Any]:
+        """The two-pass figure of PR 576: all targets again, with the weights that the adapted pass left."""
+        again = self.plain(self.windows.method, Tempered(forward, temperature), "diagnostic")
+        return again.score.to_json() | {"temperature": temperature, "label": NOT_ADMISSIBLE}
+
+    def _scored(self, name: str, tape: ScoreTape, begin: float, **details: Any) -> _ScoredPass:
+        score = bits_per_byte(tape.nll, self.byte_costs)
+        return _ScoredPass(name, tape, score, time.perf_counter() - begin, details)
+
+    def _reporter(self, label: str) -> Progress:
+        def report(stage: str, done: float, total: float, note: str = "") -> None:
+            self.progress(label, done, total, note)
+
+        return report
+
+
+def _validation_text(data: PreparedData, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """All validation tokens (N,), checked, and the bytes of text per target (N-1,)."""
+    data.val.validate(vocab_size)
+    tokens = data.val.read(0, data.val.num_tokens)
+    return tokens, data.tokenizer.byte_costs(tokens)
+
+
+def _float_weights(folder: Path, keys: Iterable[str], model: ModelConfig, window: int) -> dict[str, dict[str, Tensor]]:
+    """Float weights to score beside the artifact, by the key of their score; those without a file are left out.
+
+    Raises RunError when a file is damaged or holds values that are not finite, ArtifactError when it belongs to
+    another model.
+    """
+    weights: dict[str, dict[str, Tensor]] = {}
+    for key in keys:
+        path = folder / f"{_FLOAT_WEIGHTS[key]}.safetensors"
+        if not path.exists():
+            continue
+        tensors = weights[key] = read_tensors(path, folder)
+        check_tensors(model, window, tensors, str(path))
+        broken = next((name for name, values in tensors.items() if not bool(values.isfinite().all())), None)
+        if broken is not None:
+            raise RunError(
+                f"{path}: tensor {broken!r} has values that are not finite; run `bitgolf train {folder}` again"
+            )
+    return weights
+
+
+def _float_model(tensors: dict[str, Tensor], config: Config, world: World) -> Model:
+    """A model with float weights, as the scorers call it."""
+    model, _ = build_model(config.model, config.window, world.device, config.train.attention)
+    load_weights_(model, tensors, "float weights")
+    return scoring_model(model.eval().requires_grad_(False), compiled=config.score.compile)
+
+
+def _charge(budget: Budget, load_seconds: float, scored: list[_ScoredPass]) -> None:
+    """Replace the evaluation seconds of an earlier `score` in the budget ledger."""
     budget.forget("score")
     budget.charge("eval_seconds", "score", "read and decompress", load_seconds)
-    for name, result in results.items():
-        budget.charge("eval_seconds", "score", name, result["seconds"])
-    results[headline]["nll_file"] = "nll.npy"
-    atomic.write_json(
-        run / "score.json",
-        {
-            "methods": results,
-            "headline": headline,
-            "headline_bpb": results[headline]["bpb"],
-            "diagnostic": diagnostic,
-            "last": {first: last.to_json()} if last else {},
-            "float": {first: reference.to_json()} if reference else {},
-            "quantization_tax": results[first]["bpb"] - reference.bpb if reference else None,
-            "accounting": data.manifest["accounting"],
-            "val_tokens": data.val.num_tokens,
-            "val_bytes": results[headline]["bytes"],
-            "val_documents": data.manifest["splits"]["val"]["documents"],
-            "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "window": config.window,
-            "stride": config.score.stride,
-            "evaluation_seconds": evaluation_seconds,
-            "device": device_name(world.device),
-            "attention": packed.attention,
-            "world_size": world.size,
-            "compressors": compressors,
-        },
-    )
+    for each in scored:
+        budget.charge("eval_seconds", "score", each.name, each.seconds)
 
 
-def scoring_model(model: GPT, config: Config, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The model as the scorers call it: compiled on a GPU when the configuration says so."""
-    if config.score.compile and device.type == "cuda":
-        return CompiledModel(model)
-    return model
-
-
-def _run_method(
-    method: str,
-    model: Callable[[torch.Tensor], torch.Tensor],
-    tokens: np.ndarray,
-    config: Config,
-    world: World,
-    progress: Progress,
-    label: str = "score",
-) -> ScoreTape:
-    tape = ScoreTape(tokens)
-    scorer = make_scorer(
-        method,
-        model,
-        window=config.window,
-        stride=config.score.stride,
-        batch_tokens=config.score.batch_tokens,
-        device=world.device,
-        rank=world.rank,
-        world_size=world.size,
-    )
-
-    def report(stage: str, done: float, total: float, note: str = "") -> None:
-        progress(f"{label} {method}", done, total, note)
-
-    evaluate(tape, scorer, progress=report)
-    return tape
-
-
-def _run_adapted(
-    model: GPT,  # changed by what it learns
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    tokens: np.ndarray,
-    bos_id: int,
-    config: Config,
-    world: World,
-    progress: Progress,
-) -> tuple[ScoreTape, dict[str, Any]]:
-    """The adapted pass: its tape, and how often it adapted."""
-    tape = ScoreTape(tokens)
-    if config.ttt.between_chunks and config.ttt.weights.chunk_tokens >= tape.num_targets:
-        _logger.warning(
-            "ttt.weights.chunk_tokens %d holds all %d targets: nothing is learned before the text ends",
-            config.ttt.weights.chunk_tokens,
-            tape.num_targets,
-        )
-    adapted = adapted_evaluation(config, model, forward, num_targets=tape.num_targets, bos_id=bos_id, world=world)
-
-    def report(stage: str, done: float, total: float, note: str = "") -> None:
-        progress(f"score {adapted_name(config)}", done, total, note)
-
-    adapted.run(tape, report)
-    return tape, {"updates": tape.state}
-
-
-def _rescored(
-    model: Callable[[torch.Tensor], torch.Tensor],
-    tokens: np.ndarray,
-    costs: np.ndarray,
-    config: Config,
-    world: World,
-    progress: Progress,
+def _scores(
+    scored: list[_ScoredPass], first: str, float_scores: dict[str, BitsPerByte], diagnostic: dict[str, Any]
 ) -> dict[str, Any]:
-    """The two-pass figure of PR 576: all targets again, with the weights that the adapted pass left."""
-    temperature = config.ttt.rescore_temperature
-    tempered = Tempered(model, temperature)
-    tape = _run_method(config.score.methods[-1], tempered, tokens, config, world, progress, "diagnostic")
-    return bits_per_byte(tape.nll, costs).to_json() | {"temperature": temperature, "label": NOT_ADMISSIBLE}
-
-
-def _float_weights(run: RunDirectory) -> dict[str, dict[str, torch.Tensor]]:
-    """The float weights that are scored beside the artifact, by the name of their file, as far as there are files.
-
-    Raises RunError when one is damaged or holds values that are not finite, ArtifactError when it is another model's.
-    """
-    config = run.config
-    wanted = {"weights": config.score.float_reference, "weights-last": config.score.last_reference}
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for name, asked in wanted.items():
-        path = run / f"{name}.safetensors"
-        if asked and path.exists():
-            tensors = found[name] = read_tensors(path, run.path)
-            check_tensors(config.model, config.window, tensors, str(path))
-            if broken := [key for key, values in tensors.items() if not bool(torch.isfinite(values).all())]:
-                raise RunError(
-                    f"{path}: tensor {broken[0]!r} has values that are not finite; run `bitgolf train {run.path}` again"
-                )
-    return found
-
-
-def _float_score(
-    run: RunDirectory,
-    floats: dict[str, dict[str, torch.Tensor]],
-    name: str,
-    tokens: np.ndarray,
-    costs: np.ndarray,
-    world: World,
-    progress: Progress,
-) -> BitsPerByte | None:
-    """Score of float weights by the first method, or None when there are none of this name."""
-    if name not in floats:
-        return None
-    config = run.config
-    model, _ = build_model(config.model, config.window, world.device, config.train.attention)
-    load_weights_(model, floats[name], str(run / f"{name}.safetensors"))
-    model.eval().requires_grad_(False)
-    tape = _run_method(
-        config.score.methods[0],
-        scoring_model(model, config, world.device),
-        tokens,
-        config,
-        world,
-        progress,
-        f"score float {name}",
-    )
-    return bits_per_byte(tape.nll, costs)
+    """The scores in score.json. The last pass is the headline; float weights are scored by the method `first`."""
+    headline = scored[-1]
+    methods = {each.name: each.to_json() for each in scored}
+    methods[headline.name]["nll_file"] = "nll.npy"
+    references = {key: {first: score.to_json()} for key, score in float_scores.items()}
+    tax = methods[first]["bpb"] - float_scores["float"].bpb if "float" in float_scores else None
+    return {
+        "methods": methods,
+        "headline": headline.name,
+        "headline_bpb": headline.score.bpb,
+        "diagnostic": diagnostic,
+        "last": references.get("last", {}),
+        "float": references.get("float", {}),
+        "quantization_tax": tax,
+    }
 
 
 def _general_purpose(data: PreparedData, tokens: np.ndarray, progress: Progress) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""A language model in two halves: hidden states of whole windows, and logits of chosen positions.
+"""A language model in two parts: hidden states of whole windows, and logits of chosen positions.
 
 A sliding window of T tokens scores its last `stride` positions only, and the head is the widest matrix of a small
-model, so the scorers run it on nothing else. A `GPT` has both halves; `CompiledModel` and `Tempered` hand
-them on; of any other model, which maps tokens to all logits at once, the logits are the "hidden states" and the second
-half leaves them as they are.
+model, so the scorers run the head on no other position. A `GPT` has both parts. `CompiledModel` and `Tempered` pass
+them on. For any other model, which maps tokens to all logits at once, the logits count as the hidden states, and the
+second part returns them unchanged.
 
 Legend: B rows, T window, D model width, P positions, V vocabulary.
 """
@@ -23,7 +23,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 class SplitModel(Protocol):
-    """Both halves; the logits of a position depend on its hidden state alone."""
+    """Both parts; the logits of a position depend on its hidden state alone."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> (B, T, D), causal."""
@@ -35,17 +35,22 @@ class SplitModel(Protocol):
 
 
 def split(model: Model) -> SplitModel:
-    """The halves of a model that has them, else all of it as the first half."""
-    # Asked of the class: what `torch.compile` returns shows the halves of the model inside, which are not compiled.
-    if all(callable(getattr(type(model), half, None)) for half in ("hidden", "logits")):
+    """The two parts of a model that has them; else a view whose first part is the whole model."""
+    # The class is asked, because the result of `torch.compile` shows the methods of the uncompiled model inside.
+    if all(callable(getattr(type(model), part, None)) for part in ("hidden", "logits")):
         return cast(SplitModel, model)
     return _Whole(model)
 
 
-class CompiledModel:
-    """A GPT compiled by halves for scoring, and as a whole for those who train on what is scored.
+def scoring_model(model: GPT, *, compiled: bool) -> Model:
+    """The model as the scorers call it; it is compiled only on a GPU, and only if `compiled` asks for it."""
+    return CompiledModel(model) if compiled and model.embedding.device.type == "cuda" else model
 
-    Each is compiled when it is first called, for the one shape that it is called with.
+
+class CompiledModel:
+    """A GPT with both parts compiled for scoring, and the whole compiled for training on scored text.
+
+    Each is compiled at its first call, for the one shape of that call.
     """
 
     def __init__(self, model: GPT, backend: str = "inductor") -> None:
@@ -71,7 +76,7 @@ class Tempered:
 
     def __init__(self, model: Model, temperature: float) -> None:
         self.model, self.temperature = model, temperature
-        self._halves = split(model)
+        self._parts = split(model)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) float32."""
@@ -79,15 +84,15 @@ class Tempered:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """(B, T, D)."""
-        return self._halves.hidden(tokens)
+        return self._parts.hidden(tokens)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(P, V) float32."""
-        return self._halves.logits(hidden) / self.temperature
+        return self._parts.logits(hidden) / self.temperature
 
 
 class _Whole:
-    """A model that gives all logits at once."""
+    """A model that computes all logits at once."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
+from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, adapted, config, text, tiny_gpt
 from torch import Tensor
 
 from bitgolf.audit.checks import SCORE_FIRST, score_first, scored_once
@@ -16,11 +16,10 @@ from bitgolf.audit.distribution import losses_match, normalization
 from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, future_flip, target_flip, trace
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
-from bitgolf.evaluate.adapters import adapted_evaluation
+from bitgolf.evaluate.chunk_training import ChunkTTT
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
 from bitgolf.evaluate.tape import TokenReader, tokens_sha256
-from bitgolf.evaluate.ttt import ChunkTTT
 from bitgolf.model.backends import reproducible_backend
 from bitgolf.model.build import build_model
 from bitgolf.run.ranks import World
@@ -40,9 +39,7 @@ def evaluation_of(device: str = "cpu", **ttt: Any):
             model.set_attention_backend(reproducible_backend(documents=False))
         model.load_state_dict(tiny_gpt().state_dict())
         model.eval().requires_grad_(False)
-        found = adapted_evaluation(
-            config(**ttt), model, model, num_targets=len(tokens) - 1, bos_id=BOS, world=World(0, 1, place)
-        )
+        found = adapted(config(**ttt), model, len(tokens) - 1, world=World(0, 1, place))
         return found.scorer, found.adapter
 
     return evaluation
@@ -119,7 +116,7 @@ class EagerTTT(ChunkTTT):
 def cheating_ttt(cheat: type[ChunkTTT], **extra: Any):
     def evaluation(tokens: np.ndarray):
         settings, model = config(method="full", lr=0.05), tiny_gpt()
-        found = adapted_evaluation(settings, model, model, num_targets=len(tokens) - 1, bos_id=BOS, world=ALONE)
+        found = adapted(settings, model, len(tokens) - 1)
         smuggled = dict.fromkeys(extra, tokens)
         return found.scorer, cheat(
             model,
@@ -181,9 +178,7 @@ class LearnsBeforeScoring:
 def test_optimizing_on_the_chunk_before_scoring_is_caught() -> None:
     def evaluation(tokens: np.ndarray):
         model = tiny_gpt()
-        found = adapted_evaluation(
-            config(method="full", lr=0.05), model, model, num_targets=len(tokens) - 1, bos_id=BOS, world=ALONE
-        )
+        found = adapted(config(method="full", lr=0.05), model, len(tokens) - 1)
         return LearnsBeforeScoring(found.scorer, model), found.adapter
 
     for check in (future_flip, target_flip):
@@ -217,17 +212,17 @@ class SlotDocuments(DocumentScorer):
 class LeakyBatch(DocumentScorer):
     """Documents whose adapters start from what the batch's last document says."""
 
-    def _run(self, batch, slots, with_distributions):
+    def _score_batch(self, batch, slots, a, with_log_p):
         favorite = float(batch.tokens[-1][:-1].sum() % 97) / 97
-        batch.a[0][:] = self.first_a[0] * (1 + favorite)
-        return super()._run(batch, slots, with_distributions)
+        a[0][:] = self.first_a[0] * (1 + favorite)
+        return super()._score_batch(batch, slots, a, with_log_p)
 
 
 @pytest.mark.parametrize("cheat, checks", [(SlotDocuments, (future_flip, target_flip)), (LeakyBatch, (future_flip,))])
 def test_documents_that_cheat_are_caught(cheat: type[DocumentScorer], checks: tuple[Any, ...]) -> None:
     def evaluation(tokens: np.ndarray):
         settings = config(method="lora", lora_documents=3)
-        return cheat(tiny_gpt(), settings.ttt, window=WINDOW, bos_id=BOS, seed=0, world=ALONE), None
+        return cheat(tiny_gpt(), settings.ttt.lora, window=WINDOW, bos_id=BOS, seed=0, world=ALONE), None
 
     for check in checks:
         found = check(evaluation, TOKENS, **OPTIONS)

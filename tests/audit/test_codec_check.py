@@ -15,12 +15,13 @@ from tiny_run import cli, done, read_json, refused
 from bitgolf.audit import codec
 from bitgolf.audit.codec import CODEC, codec_check
 from bitgolf.audit.verdict import Check
-from bitgolf.codec.window_program import WindowProgram
+from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import resolve
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate import ScoreTape
-from bitgolf.evaluate.adapters import adapted_evaluation, adapted_name
+from bitgolf.evaluate.adapted_pass import adapted_pass, adapted_pass_name
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.language_model import load
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
@@ -41,11 +42,21 @@ def adapt(run: Path, num_bytes: int, **ttt: Any) -> None:
     gpt = load(run / "model.bitgolf", "cpu").model
     nll = np.zeros(len(np.load(run / "nll.npy")), dtype=np.float32)
     world = World(0, 1, torch.device("cpu"))
-    adapted = adapted_evaluation(config, gpt, gpt, num_targets=len(nll), bos_id=int(tokens[0]), world=world)
+    adapted = adapted_pass(
+        config.ttt,
+        Windows.of(config),
+        gpt,
+        gpt,
+        num_targets=len(nll),
+        bos_id=int(tokens[0]),
+        seed=config.seed,
+        world=world,
+    )
     nll[:num_targets] = adapted.run(ScoreTape(tokens))
     np.save(run / "nll.npy", nll)
     score = read_json(run / "score.json")
-    (run / "score.json").write_text(json.dumps(score | {"headline": adapted_name(config)}))
+    headline = adapted_pass_name(config.ttt, config.score.methods[-1])
+    (run / "score.json").write_text(json.dumps(score | {"headline": headline}))
 
 
 def test_a_run_passes_with_evidence(tiny_run: Path) -> None:
@@ -99,16 +110,16 @@ def test_predictions_that_know_their_target_cannot_be_decoded(tiny_run: Path, mo
     """A program that looks into the text: it scores splendidly, and its code cannot be read."""
     text = codec._beginning(RunDirectory.open(tiny_run), 400).tokens
     programs = []
-    honest = WindowProgram.logits
+    honest = WindowPredictor.logits
 
-    def peeking(self: WindowProgram, going: np.ndarray) -> np.ndarray:
+    def peeking(self: WindowPredictor, going: np.ndarray) -> np.ndarray:
         logits = honest(self, going)
         programs.append(id(self))
         if programs[0] == id(self):  # the coder has the text, the decoder does not
             logits[0, text[self.position + 1]] += 3
         return logits
 
-    monkeypatch.setattr(WindowProgram, "logits", peeking)
+    monkeypatch.setattr(WindowPredictor, "logits", peeking)
     check = checked(tiny_run)
     assert check.verdict == "FAIL"
     assert "decoding breaks down" in check.reason or "decoding gives another text from target" in check.reason

@@ -334,15 +334,15 @@ def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest
     new = old.model_copy(update={"ttt": old.ttt.model_validate(ttt)})
     (root / "config.toml").write_text(new.to_toml())
     score(RunDirectory.open(root), World(0, 1, torch.device("cpu")))
-    honest = DocumentScorer._run
+    honest = DocumentScorer._score_batch
 
-    def smeared(self: DocumentScorer, batch: Any, *arguments: Any) -> Any:
+    def smeared(self: DocumentScorer, batch: Any, slots: list[int], a: list[torch.Tensor], with_log_p: bool) -> Any:
         for slot, before in enumerate(batch.tokens[:-1]):
-            for a in batch.a:
-                a[slot + 1] *= 1 + float(before[-2]) / 100
-        return honest(self, batch, *arguments)
+            for tensor in a:
+                tensor[slot + 1] *= 1 + float(before[-2]) / 100
+        return honest(self, batch, slots, a, with_log_p)
 
-    monkeypatch.setattr(DocumentScorer, "_run", smeared)
+    monkeypatch.setattr(DocumentScorer, "_score_batch", smeared)
 
 
 @in_a_run("warm-up on validation", "score-first", "were scored with state 1 when 0 updates had been made")

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, config, text, tiny_gpt
+from tiny_gpt import adapted as adapted_pass
 from toy_models import CausalModel
 
 from bitgolf.audit import borders, records, rerun
@@ -20,7 +21,6 @@ from bitgolf.config import Config
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
 from bitgolf.evaluate import make_scorer
-from bitgolf.evaluate.adapters import adapted_evaluation
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.run.budget import Charge
 from bitgolf.run.directory import RunDirectory
@@ -239,7 +239,7 @@ def test_overlap_is_looked_for_in_the_shards(tmp_path: Path, monkeypatch: pytest
 def adapted(model: Any = tiny_gpt, **ttt: Any) -> Any:
     def evaluation(tokens: np.ndarray) -> Any:
         gpt = model()
-        found = adapted_evaluation(config(**ttt), gpt, gpt, num_targets=len(tokens) - 1, bos_id=BOS, world=ALONE)
+        found = adapted_pass(config(**ttt), gpt, len(tokens) - 1)
         return found.scorer, found.adapter
 
     return evaluation
@@ -261,25 +261,25 @@ def test_honest_evaluations_do_not_know_where_documents_end(ttt: dict[str, Any])
 class ShortDocumentsDifferently(DocumentScorer):
     """PR 2014: what is learned depends on how long the document will be."""
 
-    def _run(self, batch: Any, slots: slice, with_distributions: bool) -> Any:
+    def _score_batch(self, batch: Any, slots: list[int], a: Any, with_log_p: bool) -> Any:
         for slot, tokens in enumerate(batch.tokens):
-            for a in batch.a:
-                a[slot] *= 0.2 if len(tokens) < 20 else 1
-        return super()._run(batch, slots, with_distributions)
+            for tensor in a:
+                tensor[slot] *= 0.2 if len(tokens) < 20 else 1
+        return super()._score_batch(batch, slots, a, with_log_p)
 
 
 class Leaks(DocumentScorer):
     """PR 1667: the last token of the document before reaches over the border."""
 
-    def _run(self, batch: Any, slots: slice, with_distributions: bool) -> Any:
+    def _score_batch(self, batch: Any, slots: list[int], a: Any, with_log_p: bool) -> Any:
         for slot in range(1, len(batch.tokens)):
-            batch.a[0][slot] = self.first_a[0] * (1 + float(batch.tokens[slot - 1][-2]) / 50)
-        return super()._run(batch, slots, with_distributions)
+            a[0][slot] = self.first_a[0] * (1 + float(batch.tokens[slot - 1][-2]) / 50)
+        return super()._score_batch(batch, slots, a, with_log_p)
 
 
 def cheating_documents(cheat: type[DocumentScorer]) -> Any:
     def evaluation(tokens: np.ndarray) -> Any:
-        ttt = config(method="lora", lora_documents=8, lora_lr=0.1).ttt
+        ttt = config(method="lora", lora_documents=8, lora_lr=0.1).ttt.lora
         return cheat(tiny_gpt(), ttt, window=16, bos_id=BOS, seed=0, world=ALONE), None
 
     return evaluation

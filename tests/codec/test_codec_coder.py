@@ -116,7 +116,7 @@ def test_random_words_decode_to_something_or_are_refused() -> None:
 
 def test_a_payload_that_goes_on_is_refused() -> None:
     (payload,) = encode_streams(Memory(1), draw(0, [20]))
-    with pytest.raises(ArtifactError, match="stream 0 goes on after its last token"):
+    with pytest.raises(ArtifactError, match="stream 0 continues after its last token"):
         decode_streams(Memory(1), [payload + b"\1\2\3\4" * 4], [20])
 
 

@@ -58,10 +58,10 @@ def test_what_is_written_is_read(
 def test_the_layout_is_the_documented_one() -> None:
     data = write(CODED)
     magic, version, header, checksum, model, text = struct.unpack_from("<4sBHI8s16s", data)
-    assert (magic, version, model, text) == (b"\x93bgt", 1, CODED.model_digest, CODED.text_digest)
+    assert (magic, version, model, text) == (b"\x93bgt", 2, CODED.model_digest, CODED.text_digest)
     assert checksum == zlib.crc32(data[:7] + data[11:])
     assert data[35 + header :] == b"abcdefgh"
-    value = json.loads(zlib.decompressobj(-15, zdict=file_format._DICTIONARY).decompress(data[35 : 35 + header]))
+    value = json.loads(zlib.decompressobj(-15, zdict=file_format._DICTIONARIES[2]).decompress(data[35 : 35 + header]))
     assert value == {
         "bytes": 400,
         "platform": PLATFORM,
@@ -72,8 +72,19 @@ def test_the_layout_is_the_documented_one() -> None:
     }
 
 
-def test_the_dictionary_of_format_1_never_changes() -> None:
-    assert zlib.crc32(file_format._DICTIONARY) == 4030696221
+def test_the_dictionaries_never_change() -> None:
+    checksums = {version: zlib.crc32(dictionary) for version, dictionary in file_format._DICTIONARIES.items()}
+    assert checksums == {1: 4030696221, 2: 526565327}
+
+
+def test_a_file_of_version_1_is_read() -> None:
+    """Written by commit 237e293, whose settings were flat."""
+    data = bytes.fromhex(
+        "93626774013a00a24c4f9baaaaaaaaaaaaaaaa000102030405060708090a0b0c0d0e0f83eb303130205a533030f180028580ff88f29da5"
+        "818e11d88316063a063a86b1b138fc69349c8a0678294062c960604ccba20156580fa6a201006162636465666768"
+    )
+    lora = {"lora.chunk_tokens": 64, "lora.lr": 0.003}
+    assert read(data) == replace(CODED, ttt=TTTConfig(method="lora").updated(lora))
 
 
 def test_headers_are_small() -> None:
@@ -108,7 +119,7 @@ def test_every_truncation_extension_and_flipped_byte_is_refused() -> None:
         (b"", "it is empty"),
         (b"plain text", "it begins with b'plai'"),
         (b"\x93bgt\x01", "truncated: 5 of 35"),
-        (b"\x93bgt\x02" + bytes(40), r"newer bitgolf \(format v2\)"),
+        (b"\x93bgt\x03" + bytes(40), r"newer bitgolf \(format v3\)"),
         (b"\x93bgt\x00" + bytes(40), "version 0 does not exist"),
     ],
 )
@@ -204,5 +215,5 @@ def test_files_of_earlier_versions_are_read_unless_they_used_a_removed_setting(
     if is_read:
         assert file_format._ttt(ttt) == TTTConfig(method="full")
     else:
-        with pytest.raises(ArtifactError, match="no settings of test-time training"):
+        with pytest.raises(ArtifactError, match="not settings of test-time training"):
             file_format._ttt(ttt)

@@ -1,4 +1,4 @@
-"""Stepwise programs predict what the evaluation scores: windows, adaptation between chunks, documents."""
+"""Predictors give token by token what the evaluation scores: windows, adaptation between chunks, documents."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_gpt import ALONE, BOS, WINDOW, config, text, tiny_gpt
+from tiny_gpt import BOS, WINDOW, adapted, config, text, tiny_gpt
 
-from bitgolf.codec import document_program as documents
-from bitgolf.codec import token_steps as steps
-from bitgolf.codec import window_program as windows
-from bitgolf.codec.document_program import DocumentProgram
-from bitgolf.codec.program import fresh_adapters, fresh_program
-from bitgolf.codec.window_program import WindowProgram
+from bitgolf.codec import cached_steps, document_predictor, window_predictor
+from bitgolf.codec.document_predictor import DocumentPredictor
+from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
+from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.adapters import adapted_evaluation
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.language_model import LanguageModel
 from bitgolf.model.gpt import GPT
 
@@ -32,7 +30,7 @@ CLOSE = 2e-4  # nats; cached and whole passes round differently, and updates car
 def caches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps as they are on a CPU, and at fixed shapes as they are recorded on CUDA (here run anew each time)."""
     if request.param == "fixed":
-        for module in (windows, documents):
+        for module in (window_predictor, document_predictor):
             monkeypatch.setattr(module, "recorder_for", lambda model: lambda run: run)
 
 
@@ -42,31 +40,33 @@ def language_model(gpt: GPT, lossless: Tokenizer) -> LanguageModel:
     return found
 
 
-def losses(program: WindowProgram | DocumentProgram, streams: list[np.ndarray]) -> list[np.ndarray]:
-    """The loss of every token of every stream, by running the program over them."""
+def losses(predictor: WindowPredictor | DocumentPredictor, streams: list[np.ndarray]) -> list[np.ndarray]:
+    """The loss of every token of every stream, by running the predictor over them."""
     found: list[list[float]] = [[] for _ in streams]
     for step in range(max(map(len, streams))):
         going = np.array([len(stream) > step for stream in streams])
-        log_p = torch.log_softmax(torch.from_numpy(program.logits(going)).double(), -1)
+        log_p = torch.log_softmax(torch.from_numpy(predictor.logits(going)).double(), -1)
         tokens = np.zeros(len(streams), dtype=np.int64)
         for s in np.flatnonzero(going):
             tokens[s] = streams[s][step]
             found[s].append(-float(log_p[s, tokens[s]]))
-        program.accept(tokens)
+        predictor.accept(tokens)
     return [np.array(values) for values in found]
 
 
 def run(settings: Config, gpt: GPT, lossless: Tokenizer, streams: list[np.ndarray], targets: int) -> list[np.ndarray]:
     longest = max(map(len, streams))
-    with fresh_program(
+    with fresh_predictor(
         language_model(gpt, lossless),
-        settings,
+        settings.ttt,
+        Windows.of(settings),
+        seed=settings.seed,
         num_streams=len(streams),
         longest=longest,
         num_targets=targets,
         first_token=BOS,
-    ) as program:
-        return losses(program, streams)
+    ) as predictor:
+        return losses(predictor, streams)
 
 
 def with_stride(settings: Config, stride: int, method: str = "sliding") -> Config:
@@ -89,7 +89,7 @@ def with_stride(settings: Config, stride: int, method: str = "sliding") -> Confi
 def test_windows_are_those_of_the_scorer(
     method: str, stride: int, piece: int, lossless: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
+    monkeypatch.setattr(cached_steps, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
     gpt = tiny_gpt()
     streams = [text(n + 1, seed=n)[1:].astype(np.int64) for n in (45, 3, 38)]
     found = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
@@ -124,7 +124,7 @@ def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless:
     tokens = text(151, period=13)
     tape = ScoreTape(tokens)
     gpt = tiny_gpt()
-    adapted_evaluation(settings, gpt, gpt, num_targets=150, bos_id=BOS, world=ALONE).run(tape)
+    adapted(settings, gpt, 150).run(tape)
     gpt = tiny_gpt()
     (found,) = run(settings, gpt, lossless, [tokens[1:].astype(np.int64)], 150)
     assert np.abs(found - tape.nll).max() < CLOSE
@@ -141,22 +141,22 @@ def test_streams_share_what_their_chunks_teach_round_by_round(lossless: Tokenize
     streams = [text(n + 1, seed=n, period=9)[1:].astype(np.int64) for n in (100, 95, 45)]
     gpt = tiny_gpt()
     found = run(settings, gpt, lossless, streams, 100)
-    adapted = adapted_evaluation(settings, gpt, gpt, num_targets=100, bos_id=BOS, world=ALONE)
-    assert adapted.adapter is not None
+    by_chunks = adapted(settings, gpt, 100)
+    assert by_chunks.adapter is not None
     texts = [np.concatenate([[BOS], stream]) for stream in streams]
     expected: list[list[np.ndarray]] = [[] for _ in streams]
     for start in range(0, 100, 40):
         rounds = [(s, min(start + 40, len(streams[s]))) for s in range(3) if len(streams[s]) > start]
         for s, stop in rounds:
-            expected[s].append(adapted.scorer.score(lambda a, b, s=s: texts[s][a:b], start, stop))  # type: ignore[misc]
+            expected[s].append(by_chunks.scorer.score(lambda a, b, s=s: texts[s][a:b], start, stop))  # type: ignore[misc]
         for s, stop in rounds if start < 80 else []:
-            adapted.adapter.update(lambda a, b, s=s: texts[s][a:b], start, stop)  # type: ignore[misc]
+            by_chunks.adapter.update(lambda a, b, s=s: texts[s][a:b], start, stop)  # type: ignore[misc]
     for mine, theirs in zip(found, expected, strict=True):
         assert np.abs(mine - np.concatenate(theirs)).max() < CLOSE
 
 
 def test_an_adapter_cannot_read_ahead() -> None:
-    program = WindowProgram(tiny_gpt(), num_streams=2, longest=9, window=WINDOW, stride=4, first_token=BOS)
+    program = WindowPredictor(tiny_gpt(), num_streams=2, longest=9, window=WINDOW, stride=4, first_token=BOS)
     for token in (5, 6):
         program.logits(np.array([True, True]))
         program.accept(np.array([token, token + 10]))
@@ -181,28 +181,30 @@ def test_documents_adapt_as_the_evaluation_does(ttt: dict[str, Any], lossless: T
     tokens = text(400, seed=4, period=17)
     tape = ScoreTape(tokens)
     gpt = tiny_gpt()
-    adapted_evaluation(settings, gpt, gpt, num_targets=399, bos_id=BOS, world=ALONE).run(tape)
+    adapted(settings, gpt, 399).run(tape)
     borders = [0, *(np.flatnonzero(tokens[1:-1] == BOS) + 1).tolist(), 399]
     streams = [tokens[a + 1 : b + 1].astype(np.int64) for a, b in pairwise(borders)]
     found: list[np.ndarray] = []
     size = settings.ttt.lora.documents
     model = language_model(gpt, lossless)
-    a = fresh_adapters(model, settings, size)
+    a = fresh_adapters(model, settings.ttt.lora, settings.seed, size)
     for begin in range(0, len(streams), size):
         batch = streams[begin : begin + size]
-        with fresh_program(
+        with fresh_predictor(
             model,
-            settings,
+            settings.ttt,
+            Windows.of(settings),
+            seed=settings.seed,
             num_streams=len(batch),
             longest=399,
             num_targets=399,
             first_token=BOS,
             a=[tensor[: len(batch)] for tensor in a],
-        ) as program:
-            assert isinstance(program, DocumentProgram)
-            found += losses(program, batch)
+        ) as predictor:
+            assert isinstance(predictor, DocumentPredictor)
+            found += losses(predictor, batch)
             if settings.ttt.lora.keep_a:
-                for tensor, handed in zip(a, program.hand_down(), strict=True):
+                for tensor, handed in zip(a, predictor.hand_down(), strict=True):
                     tensor[: len(batch)] = handed
     assert np.abs(np.concatenate(found) - tape.nll).max() < CLOSE
     plain = np.concatenate(run(with_stride(config(), 4), gpt, lossless, streams, 399))

@@ -24,7 +24,8 @@ from bitgolf.config import TTTConfig
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.adapters import adapted_evaluation, preserved
+from bitgolf.evaluate.adapted_pass import adapted_pass, preserved
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.ranks import World
 
 MakeModel = Callable[..., CodecModel]
@@ -63,7 +64,16 @@ def score_bytes(text: bytes, model: CodecModel, streams: int, stride: int, ttt: 
         else:
             with preserved(gpt):
                 world = World(0, 1, torch.device("cpu"))
-                adapted_evaluation(config, gpt, gpt, num_targets=tape.num_targets, bos_id=1, world=world).run(tape)
+                adapted_pass(
+                    ttt,
+                    Windows.of(config),
+                    gpt,
+                    gpt,
+                    num_targets=tape.num_targets,
+                    bos_id=1,
+                    seed=config.seed,
+                    world=world,
+                ).run(tape)
         total += float(tape.nll.sum(dtype=np.float64))
     return total / math.log(2) / 8
 
@@ -167,7 +177,7 @@ def test_another_model_is_refused(make_model: MakeModel, model: CodecModel, loss
     with pytest.raises(ArtifactError, match=f"begins {model.sha256[:8].hex()}; this one is {other.sha256.hex()}"):
         decompress_bytes(coded.data, other)
     liar = CodecModel(other.packed, model.sha256)  # what a changed artifact under the old name would be
-    with pytest.raises(ArtifactError, match=r"damaged|goes on"):
+    with pytest.raises(ArtifactError, match=r"damaged|continues"):
         decompress_bytes(compress_bytes(b"some longer text" * 9, model).data, liar)
 
 

@@ -79,7 +79,7 @@ def test_a_tokenizer_that_only_claims_to_be_lossless_is_found_out(lossy: Tokeniz
         encode_documents=lossy.encode_documents,
         token_text_bytes=lossy.token_text_bytes,
     )
-    with pytest.raises(ConfigError, match="liar is called lossless"):
+    with pytest.raises(ConfigError, match="liar is declared lossless"):
         tokenize([b"two  spaces"], cast(Tokenizer, liar))
 
 

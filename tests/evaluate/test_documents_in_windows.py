@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
+from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, adapted, config, text, tiny_gpt
 from tiny_run import done, events, read_json
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from bitgolf.audit.flips import future_flip, target_flip
 from bitgolf.audit.run import audit_run
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.adapters import adapted_evaluation
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
@@ -80,7 +79,7 @@ def test_test_time_training_learns_from_documents_one_by_one() -> None:
     tapes, weights = [], []
     for forward in (lambda model: model, piecewise):
         model, tape = tiny_gpt(settings.model), ScoreTape(TOKENS)
-        adapted_evaluation(settings, model, forward(model), num_targets=170, bos_id=BOS, world=ALONE).run(tape)
+        adapted(settings, model, 170, forward=forward(model)).run(tape)
         tapes.append(tape)
         weights.append(model.blocks[1].mlp.up.weight.detach())
     np.testing.assert_allclose(tapes[0].nll, tapes[1].nll, rtol=0, atol=3e-5)
@@ -93,7 +92,7 @@ def test_adapters_a_document_see_one_document_in_any_case() -> None:
     for value in (True, False):
         settings = aware(value, method="lora", lora_targets=["q", "v", "o", "mlp", "head"])
         model = tiny_gpt(settings.model)
-        scorer = DocumentScorer(model, settings.ttt, window=WINDOW, bos_id=BOS, seed=5, world=ALONE)
+        scorer = DocumentScorer(model, settings.ttt.lora, window=WINDOW, bos_id=BOS, seed=5, world=ALONE)
         nll.append(evaluate_documents(ScoreTape(TOKENS), scorer))
     np.testing.assert_allclose(nll[0], nll[1], rtol=0, atol=2e-5)
 
@@ -103,8 +102,8 @@ def test_flips_prove_it_causal() -> None:
 
     def evaluation(tokens: np.ndarray):
         model = tiny_gpt(settings.model)
-        found = adapted_evaluation(settings, model, model, num_targets=len(tokens) - 1, bos_id=BOS, world=ALONE)
-        return found.scorer, found.adapter
+        chunks = adapted(settings, model, len(tokens) - 1)
+        return chunks.scorer, chunks.adapter
 
     for check in (future_flip, target_flip):
         found = check(evaluation, TOKENS[:91], vocab_size=VOCAB, bos_id=BOS, num_flips=4, chunk_targets=40)

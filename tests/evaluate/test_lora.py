@@ -32,7 +32,7 @@ TOKENS = text(240, seed=4)
 
 
 def scorer_of(settings_: Config, world: World = ALONE) -> DocumentScorer:
-    return DocumentScorer(tiny_gpt(settings_.model), settings_.ttt, window=WINDOW, bos_id=BOS, seed=5, world=world)
+    return DocumentScorer(tiny_gpt(settings_.model), settings_.ttt.lora, window=WINDOW, bos_id=BOS, seed=5, world=world)
 
 
 def run(tokens: np.ndarray = TOKENS, **ttt: Any) -> ScoreTape:
@@ -77,7 +77,9 @@ def test_each_document_sees_its_own_merged_weights(targets: tuple[str, ...]) -> 
     settings_ = config(method="lora", lora_targets=list(targets))
     model, generator = tiny_gpt(), torch.Generator().manual_seed(2)
     sites = lora_sites(model, targets)
-    adapters = DocumentAdapters(sites, [torch.randn(4, 3, s.inputs, generator=generator) for s in sites], settings_.ttt)
+    adapters = DocumentAdapters(
+        sites, [torch.randn(4, 3, s.inputs, generator=generator) for s in sites], settings_.ttt.lora
+    )
     tokens = torch.randint(VOCAB, (4, 11), generator=generator)
     plain = model(tokens)[:, -5:]
     torch.testing.assert_close(adapted_logits(model, adapters, tokens, 5), plain, rtol=0, atol=2e-5)  # B is zero

@@ -79,7 +79,7 @@ def test_score_does_not_depend_on_batches_or_slabs(monkeypatch: pytest.MonkeyPat
     model, tokens = CausalModel(), toy_tokens(300)
     results = []
     for rows, slab in ((1, 16_384), (3, 1), (64, 20), (7, 16_384)):
-        monkeypatch.setattr("bitgolf.evaluate.scorers._SLAB_POSITIONS", slab)
+        monkeypatch.setattr("bitgolf.evaluate.window_scorer._SLAB_POSITIONS", slab)
         scorer = make_scorer("sliding", model, window=16, stride=3, batch_tokens=rows * 16, device="cpu")
         results.append(evaluate(ScoreTape(tokens), scorer))
     for other in results[1:]:

@@ -13,8 +13,8 @@ from tiny_gpt import VOCAB, text, tiny_gpt
 from torch import Tensor
 
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.scorers import METHODS
 from bitgolf.evaluate.split_model import CompiledModel, Tempered, split
+from bitgolf.evaluate.window_scorer import METHODS
 from bitgolf.model.gpt import GPT
 
 MODEL = tiny_gpt()
@@ -72,7 +72,7 @@ def test_the_head_runs_on_what_is_scored() -> None:
 
 
 def test_slabs_of_a_batch_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitgolf.evaluate.scorers._SLAB_POSITIONS", 20)
+    monkeypatch.setattr("bitgolf.evaluate.window_scorer._SLAB_POSITIONS", 20)
     watched = Watched()
     nll = evaluate(ScoreTape(text(97)), scorer_of("chunked", watched, 16, 16, 3))
     assert [p for p, _ in watched.positions] == [16] * 6, "48 positions in three slabs, not 20 + 20 + 8"

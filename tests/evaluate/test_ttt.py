@@ -16,17 +16,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gpt import ALONE, BOS, WINDOW, config, free_port, text, tiny_gpt
+from tiny_gpt import ALONE, WINDOW, adapted, config, free_port, text, tiny_gpt
 
 from bitgolf.audit.run import audit_run
 from bitgolf.config import Config, ModelConfig, load_config
 from bitgolf.errors import ConfigError, RuleViolation, TrainingDiverged
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.adapters import NOT_ADMISSIBLE, adapted_evaluation, adapted_name, preserved
-from bitgolf.evaluate.chunk_rows import chunk_rows, share
+from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass_name, preserved
+from bitgolf.evaluate.chunk_training import ChunkTTT, chunk_rows, cosine_lr, learning_parameters, share, step_scale
 from bitgolf.evaluate.score import score
 from bitgolf.evaluate.split_model import CompiledModel
-from bitgolf.evaluate.ttt import ChunkTTT, cosine_lr, learning_parameters, step_scale
 from bitgolf.model.gpt import GPT
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
@@ -36,7 +35,7 @@ TOKENS = text(171)  # targets 0..169: four whole chunks of 40 and one of 10
 
 def run(settings_: Config, model: GPT, tokens: np.ndarray = TOKENS, world: World = ALONE) -> ScoreTape:
     tape = ScoreTape(tokens)
-    adapted_evaluation(settings_, model, model, num_targets=tape.num_targets, bos_id=BOS, world=world).run(tape)
+    adapted(settings_, model, tape.num_targets, world=world).run(tape)
     return tape
 
 
@@ -142,10 +141,10 @@ def test_equals_a_plain_loop(ttt: dict[str, Any], methods: list[str]) -> None:
 def test_scores_up_to_the_first_update_are_those_without_it() -> None:
     plain = ScoreTape(TOKENS)
     evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
-    adapted = run(config(method="full", lr=0.05), tiny_gpt())
-    np.testing.assert_allclose(adapted.nll[:40], plain.nll[:40], rtol=0, atol=1e-6)
-    assert np.abs(adapted.nll[40:] - plain.nll[40:]).max() > 1e-3
-    updates = [event["tokens"] for event in adapted.event_log["events"] if event["event"] == "update"]
+    trained = run(config(method="full", lr=0.05), tiny_gpt())
+    np.testing.assert_allclose(trained.nll[:40], plain.nll[:40], rtol=0, atol=1e-6)
+    assert np.abs(trained.nll[40:] - plain.nll[40:]).max() > 1e-3
+    updates = [event["tokens"] for event in trained.event_log["events"] if event["event"] == "update"]
     assert updates == [[c * 40, c * 40 + 33] for c in range(4)], "two rows of 16 and their targets"
 
 
@@ -153,8 +152,8 @@ def test_it_helps_on_text_that_repeats() -> None:
     tokens = text(600, period=25)
     plain = ScoreTape(tokens)
     evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
-    adapted = run(config(method="full", lr=0.05), tiny_gpt(), tokens).nll
-    assert adapted[300:].mean() < plain.nll[300:].mean() - 0.3
+    adapted_nll = run(config(method="full", lr=0.05), tiny_gpt(), tokens).nll
+    assert adapted_nll[300:].mean() < plain.nll[300:].mean() - 0.3
 
 
 def test_gradients_are_accumulated_over_forward_passes() -> None:
@@ -162,15 +161,7 @@ def test_gradients_are_accumulated_over_forward_passes() -> None:
     for batch_tokens in (WINDOW, 48):
         model = tiny_gpt()
         tape = ScoreTape(TOKENS)
-        adapted_evaluation(
-            config(method="full", lr=0.05),
-            model,
-            model,
-            num_targets=170,
-            bos_id=BOS,
-            world=ALONE,
-            batch_tokens=batch_tokens,
-        ).run(tape)
+        adapted(config(method="full", lr=0.05), model, 170, batch_tokens=batch_tokens).run(tape)
         nll.append(tape.nll)
     np.testing.assert_allclose(nll[0], nll[1], rtol=0, atol=1e-5)
 
@@ -183,9 +174,7 @@ def test_a_compiled_forward_sees_what_is_learned(halves: bool) -> None:
     compiled: Any = torch.compile(model, dynamic=False, backend="aot_eager")
     if halves:
         compiled = CompiledModel(model, backend="aot_eager")
-    adapted_evaluation(config(method="full", lr=0.05), model, compiled, num_targets=170, bos_id=BOS, world=ALONE).run(
-        tape
-    )
+    adapted(config(method="full", lr=0.05), model, 170, forward=compiled).run(tape)
     np.testing.assert_allclose(tape.nll, eager, rtol=0, atol=1e-4)
 
 
@@ -348,10 +337,9 @@ def test_bad_settings_are_named(ttt: dict[str, Any], words: list[str]) -> None:
 
 
 def test_the_pass_has_a_name_for_what_it_does() -> None:
-    assert adapted_name(config()) == ""
-    assert adapted_name(config(method="full")) == "sliding+ttt"
-    assert adapted_name(config(method="last_blocks")) == "sliding+ttt"
-    assert adapted_name(config(method="lora")) == "documents+lora"
+    names = {"none": "", "full": "chunked+ttt", "last_blocks": "chunked+ttt", "lora": "documents+lora"}
+    for method, name in names.items():
+        assert adapted_pass_name(config(method=method).ttt, "chunked") == name
 
 
 def reconfigure(root: Path, **ttt: Any) -> RunDirectory:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from bitgolf.config import Config, ModelConfig, resolve
+from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
 
@@ -56,6 +58,23 @@ def tiny_gpt(model_config: ModelConfig | None = None, seed: int = 0) -> GPT:
                 parameter.normal_(0, 0.1, generator=generator)
         model.embedding.mul_(20)
     return model.eval().requires_grad_(False)
+
+
+def adapted(
+    settings: Config,
+    model: GPT,
+    num_targets: int,
+    *,
+    forward: Any = None,  # the model in another form
+    batch_tokens: int = 0,
+    world: World = ALONE,
+) -> AdaptedPass:
+    """The adapted pass of a configuration over a text of BOS-separated documents."""
+    windows = Windows.of(settings, batch_tokens=batch_tokens)
+    forward = model if forward is None else forward
+    return adapted_pass(
+        settings.ttt, windows, model, forward, num_targets=num_targets, bos_id=BOS, seed=settings.seed, world=world
+    )
 
 
 def text(length: int, seed: int = 0, period: int = 0) -> np.ndarray:

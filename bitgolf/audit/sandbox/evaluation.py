@@ -13,11 +13,11 @@ import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.config import Config
-from bitgolf.evaluate.adapters import AdaptedEvaluation, adapted_evaluation, preserved
+from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass, preserved
 from bitgolf.evaluate.document_scorer import DocumentScorer
-from bitgolf.evaluate.scorers import make_scorer
-from bitgolf.evaluate.split_model import CompiledModel, Model
+from bitgolf.evaluate.split_model import scoring_model
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape
+from bitgolf.evaluate.window_scorer import Windows, make_scorer
 from bitgolf.run.ranks import World
 
 
@@ -45,10 +45,8 @@ class HeadlineEvaluation:
     settings: dict[str, Any]
 
     def __post_init__(self) -> None:
-        model = self.packed.model
         # As `score` calls it: the same kernels give the same losses.
-        compiled = self.config.score.compile and self.device.type == "cuda"
-        self.forward: Model = CompiledModel(model) if compiled else model
+        self.forward = scoring_model(self.packed.model, compiled=self.config.score.compile)
         self._make()
 
     def _make(self) -> None:
@@ -67,13 +65,15 @@ class HeadlineEvaluation:
         adapted = self._adapted(self.config)
         self.scorer, self.adapter = adapted.scorer, adapted.adapter
 
-    def _adapted(self, config: Config) -> AdaptedEvaluation:
-        return adapted_evaluation(
-            config,
+    def _adapted(self, config: Config) -> AdaptedPass:
+        return adapted_pass(
+            config.ttt,
+            Windows.of(config),
             self.packed.model,
             self.forward,
             num_targets=self.settings["num_targets"],
             bos_id=self.packed.tokenizer.bos_id,
+            seed=config.seed,
             world=World(0, 1, self.device),
         )
 

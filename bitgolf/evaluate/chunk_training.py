@@ -1,14 +1,19 @@
-"""Chunk test-time training: after a chunk is scored, the weights take a few steps on it before the next one.
+"""Chunk test-time training: after a chunk is scored, the weights take a few steps on it before the next chunk.
 
-An `Adapter` of the score tape: it is called with a chunk's tokens once their losses are final, so it is score-first
-by construction. Each chunk is learned for a few epochs over its rows with SGD or AdamW, whose state is kept across
-chunks; the learning rate falls by a cosine over the chunks and, with a floor below 1, by another over the steps of
-each chunk; the gradient is that of the evaluation forward (no fake quantization). The scorer uses the same live
-weights. Nothing is learned from the last chunk, and nothing that is learned outlives the pass: see
-`adapters.preserved`. Sources: full weights PR 461 (first two blocks frozen) and 549, the second cosine PR 693, last
-blocks and all scales with AdamW PR 576 and 585.
+`ChunkTTT` is an `Adapter` of the score tape. It receives a chunk's tokens after their losses are final, so it is
+score-first by construction (rule C3, docs/rules.md#c3). A chunk of C targets gives C // T rows of T inputs and their
+targets; the remainder is scored but not learned. Each chunk is learned for a few epochs with SGD or AdamW, whose state
+is kept across chunks. The learning rate falls by a cosine over the chunks and, with a floor below 1, by another cosine
+over the steps of each chunk. Gradients are those of the evaluation forward (no fake quantization), and the scorer uses
+the same live weights. Nothing is learned from the last chunk, and `adapted_pass.preserved` restores the weights.
 
-Legend: B rows of a forward pass, R rows of a chunk, T window, V vocabulary.
+A batch of R rows is defined over all ranks and dealt out in turn. Shares are filled up with rows of weight zero, so
+every rank takes part in every collective, and any number of ranks does the same arithmetic.
+
+Sources: full weights PR 461 (first two blocks frozen) and 549, the second cosine PR 693, last blocks and all scales
+with AdamW PR 576 and 585.
+
+Legend: B rows of a forward pass, R rows of a batch or chunk, T window, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,18 +29,17 @@ from torch import Tensor, nn
 from bitgolf.config import TTTConfig
 from bitgolf.config.evaluate import WeightsTTTConfig
 from bitgolf.errors import TrainingDiverged
-from bitgolf.evaluate.chunk_rows import chunk_rows, share
 from bitgolf.evaluate.tape import TokenReader
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
 
 
 def learning_parameters(model: nn.Module, config: TTTConfig) -> dict[str, nn.Parameter]:
-    """What test-time training may change, by name.
+    """The parameters that test-time training changes, by name.
 
     `full`: everything but the first `freeze_blocks` blocks. `last_blocks`: the last n blocks, and every scale
-    (attention and MLP scales of all blocks, bigram and value embedding scales); the tied embedding, which is also the
-    head, stays as it is.
+    (attention and MLP scales of all blocks, bigram and value embedding scales). The tied embedding, which is also the
+    head, does not learn with `last_blocks`.
     """
     parameters = dict(model.named_parameters())
     if config.method == "full":
@@ -61,16 +65,43 @@ def step_scale(floor: float, step: int, num_steps: int) -> float:
     return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * step / max(1, num_steps - 1)))
 
 
+def chunk_rows(
+    revealed: TokenReader,
+    start: int,  # first target of the chunk
+    stop: int,  # one past the last
+    window: int,  # T
+) -> np.ndarray:
+    """Rows of the chunk, (R, T + 1) int64: T inputs, and shifted by one their targets. R = (stop - start) // T."""
+    count = (stop - start) // window
+    tokens = revealed(start, start + count * window + 1) if count else np.zeros(1)
+    starts = np.arange(count)[:, None] * window
+    return tokens.astype(np.int64)[starts + np.arange(window + 1)]
+
+
+def share(rows: np.ndarray, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """This rank's rows of a batch and their weights.
+
+    Args:
+        rows: (R, ...) the batch of all ranks, R >= 1.
+    Returns:
+        ceil(R / ranks) rows on every rank, and their weights (float32): ranks / R, or 0 for a row that fills up.
+        The mean over ranks of each rank's weighted sum is the mean over the batch.
+    """
+    picked = np.arange(world.rank, world.rank + -(-len(rows) // world.size) * world.size, world.size)
+    real = picked < len(rows)
+    return rows[np.where(real, picked, 0)], np.where(real, world.size / len(rows), 0).astype(np.float32)
+
+
 class ChunkTTT:
     """Adapter that trains a model on each scored chunk.
 
     Args:
         model: its parameters are changed in place; only those of `learning_parameters` get gradients.
-        forward: tokens (B, T) int64 -> logits (B, T, V) float32 with those parameters: `model`, or it compiled.
-        config: optimizer, schedule and batch.
-        window: T, tokens of a row.
+        forward: tokens (B, T) int64 -> logits (B, T, V) float32 with those parameters: `model` or its compiled form.
+        config: what learns, and optimizer, schedule and batch.
+        window: T, tokens per row.
         num_targets: of the whole tape, for the schedule.
-        batch_tokens: tokens of one forward pass on one rank; gradients of a larger batch are accumulated.
+        batch_tokens: tokens per forward pass on one rank; gradients of a larger batch are accumulated.
         world: all ranks call `update` with the same chunks and keep equal weights.
     """
 
@@ -85,30 +116,31 @@ class ChunkTTT:
         batch_tokens: int,
         world: World,
     ) -> None:
-        self.forward, self.config, self.window, self.world = forward, config, window, world
-        self.num_chunks = -(-num_targets // config.weights.chunk_tokens)
+        self.forward, self.config, self.window, self.world = forward, config.weights, window, world
+        self.num_chunks = -(-num_targets // self.config.chunk_tokens)
         self.rows_at_once = max(1, batch_tokens // window)
         self.num_steps = 0
         learning = learning_parameters(model, config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in learning)
         self.parameters = list(learning.values())
-        self.optimizer = _optimizer(self.parameters, config.weights)
+        self.optimizer = _optimizer(self.parameters, self.config)
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
         """Learn from targets start..stop-1.
 
         Raises TrainingDiverged when a gradient is not finite; the weights are then those of the step before.
         """
+        config = self.config
         rows = chunk_rows(revealed, start, stop, self.window)  # (R, T + 1)
-        chunk = start // self.config.weights.chunk_tokens
-        lr = cosine_lr(self.config.weights.lr, chunk, self.num_chunks)
-        size = self.config.weights.batch_rows
-        batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)] * self.config.weights.epochs
-        for step, batch in enumerate(batches):
+        chunk = start // config.chunk_tokens
+        lr = cosine_lr(config.lr, chunk, self.num_chunks)
+        batches = [rows[begin : begin + config.batch_rows] for begin in range(0, len(rows), config.batch_rows)]
+        num_steps = config.epochs * len(batches)
+        for step in range(num_steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = lr * step_scale(self.config.weights.step_cosine_floor, step, len(batches))
-            self._step(batch, chunk)
+                group["lr"] = lr * step_scale(config.step_cosine_floor, step, num_steps)
+            self._step(batches[step % len(batches)], chunk)
 
     @torch.enable_grad()
     def _step(self, batch: np.ndarray, chunk: int) -> None:
@@ -119,11 +151,11 @@ class ChunkTTT:
             losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             (losses.view(len(tokens), -1).mean(1) * weights).sum().backward()
         self.world.mean_([p.grad for p in self.parameters if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.weights.grad_clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise TrainingDiverged(
                 f"test-time training: the gradient norm is {float(norm)} in chunk {chunk} (step "
-                f"{self.num_steps}); lower ttt.weights.lr ({self.config.weights.lr:g})"
+                f"{self.num_steps}); lower ttt.weights.lr ({self.config.lr:g})"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,10 +1,10 @@
-"""The stepwise form of a window evaluation: sliding windows with cached keys and values, adapted between rounds.
+"""The window evaluation token by token: sliding windows with cached keys and values, adapted between rounds.
 
-The windows are those of the scorer (`window_plan`): target t is predicted from the inputs of its window up to t. Where
-a window begins, and after every adaptation, the cache is filled anew with one pass over the window's inputs so far;
-the other targets of the window take one step each. S streams advance together, each from a context of its own. After
-each round of C targets of every stream the adapter learns from the streams' chunks, one after the other; with one
-stream that is the run's own evaluation.
+The windows are those of `evaluate.window_scorer`: target t is predicted from the inputs of its window up to t. At the
+beginning of a window, and after every adaptation, one pass over the window's inputs so far fills the cache. The other
+targets of the window take one step each. S streams advance together, each with a context of its own. After each round
+of C targets of every stream, the adapter learns from the streams' chunks in turn. With one stream the predictions are
+those of the run's own evaluation.
 
 Legend: S streams, T window, C targets between two updates, V vocabulary.
 """
@@ -15,25 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitgolf.codec.token_steps import Stepper, recorder_for
+from bitgolf.codec.cached_steps import CachedSteps, recorder_for
 from bitgolf.errors import RuleViolation
-from bitgolf.evaluate.adapters import AdaptedEvaluation
-from bitgolf.evaluate.scorers import window_plan
+from bitgolf.evaluate.adapted_pass import AdaptedPass
 from bitgolf.evaluate.tape import TokenReader
+from bitgolf.evaluate.window_scorer import window_plan
 from bitgolf.model.cache import Cache
 from bitgolf.model.gpt import GPT
 
 
-class WindowProgram:
-    """A `Program` of sliding windows.
+class WindowPredictor:
+    """A `Predictor` of sliding windows.
 
     Args:
         model: on its device; its weights change as the adapter learns.
         num_streams: S.
-        longest: most tokens of a stream (without the one before it).
+        longest: most tokens of a stream, without `first_token`.
         window: T.
         stride: targets of a window after the first.
-        first_token: what every stream begins after (the BOS).
+        first_token: before every stream (the BOS).
         adapted: adapter and chunk, or None.
     """
 
@@ -46,7 +46,7 @@ class WindowProgram:
         window: int,
         stride: int,
         first_token: int,
-        adapted: AdaptedEvaluation | None = None,
+        adapted: AdaptedPass | None = None,
     ) -> None:
         self.model, self.window, self.stride, self.adapted = model, window, stride, adapted
         self.device = model.embedding.device
@@ -55,12 +55,12 @@ class WindowProgram:
         self.lengths = np.zeros(num_streams, dtype=np.int64)  # tokens accepted of each stream
         self.going = np.ones(num_streams, dtype=bool)
         self.position = 0  # next target; inputs 0..position are known
-        self.begin = -1  # first input of the window that the stepper is in; -1 = none
-        self.stepper = Stepper(model, self._predict, window, recorder_for(model))
+        self.begin = -1  # first input of the window in `steps`; -1 = none
+        self.steps = CachedSteps(model, self._predict, window, recorder_for(model))
 
     @torch.no_grad()
     def logits(self, going: np.ndarray) -> np.ndarray:
-        """See `Program`."""
+        """See `Predictor`."""
         self.going = going
         position = self.position
         if self.adapted is not None and self.adapted.adapter is not None:
@@ -70,16 +70,16 @@ class WindowProgram:
                 self.begin = -1
         begin = int(window_plan(position, position + 1, self.window, self.stride)[0, 0])
         if begin != self.begin:
-            logits, self.begin = self.stepper.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
+            logits, self.begin = self.steps.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
         else:
-            logits = self.stepper.step(self.tokens[:, position : position + 1])
+            logits = self.steps.step(self.tokens[:, position : position + 1])
         return logits.cpu().numpy()
 
     def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
         return self.model.logits(self.model.hidden(tokens, cache)[:, -1])
 
     def accept(self, tokens: np.ndarray) -> None:
-        """See `Program`."""
+        """See `Predictor`."""
         self.position += 1
         self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
         self.lengths += self.going

@@ -1,9 +1,10 @@
-"""The stepwise form of the document evaluation: every stream is a document with low-rank adapters of its own.
+"""The document evaluation token by token: every stream is a document with low-rank adapters of its own.
 
-What `evaluate.documents` does with whole chunks is done here token by token: inside a chunk the keys and values are
-cached and the adapters stand still; at its end every document that goes on takes one AdamW step on the chunk's mean
-loss. Windows end where the chunk would end in a longer document, as there. A document that has ended leaves the batch
-at the next chunk border; its A matrices can be handed down to the next document in its slot.
+It predicts what `evaluate.document_scorer` predicts by whole chunks (LoRA per document, PR 1530). Inside a chunk the
+keys and values are cached and the adapters do not change. At the end of a chunk every document that continues takes one
+AdamW step on the chunk's mean loss. A chunk's window ends C targets after its start, wherever the document ends. A
+document that has ended leaves the batch at the next chunk border. Its A matrices can start the next document in its
+slot.
 
 Legend: N documents (streams), C targets of a chunk, T window, V vocabulary, r rank.
 """
@@ -17,30 +18,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.codec.token_steps import Stepper, recorder_for
-from bitgolf.config import TTTConfig
+from bitgolf.codec.cached_steps import CachedSteps, recorder_for
+from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits
 from bitgolf.model.cache import Cache
 from bitgolf.model.gpt import GPT
 
 
-class DocumentProgram:
-    """A `Program` of documents that adapt; the model stays as it is.
+class DocumentPredictor:
+    """A `Predictor` of documents with adapters that learn; the model does not change.
 
     Args:
         model: on its device.
         config: adapters and chunks.
-        sites: where the adapters are, see `lora_sites`.
-        a: A of every site as the documents start, (N, r, inputs) fp32.
+        sites: places of the adapters, see `lora_sites`.
+        a: initial A of every site, (N, r, inputs) fp32.
         longest: most targets of a document.
         window: T.
-        first_token: what every document begins with (BOS).
+        first_token: the first token of every document (BOS).
     """
 
     def __init__(
         self,
         model: GPT,
-        config: TTTConfig,
+        config: LoraTTTConfig,
         sites: list[Site],
         a: list[Tensor],
         *,
@@ -53,29 +54,29 @@ class DocumentProgram:
         self.tokens = torch.zeros(len(a[0]), longest + 1, dtype=torch.int64, device=self.device)
         self.tokens[:, 0] = first_token
         self.adapters = DocumentAdapters(sites, a, config)
-        self.active = np.arange(len(a[0]))  # documents still in `adapters`, in this order
+        self.active = np.arange(len(a[0]))  # documents whose adapters are in `adapters`, in this order
         self.handed = [tensor.clone() for tensor in a]
         self.position = 0
-        self.stepper = self._fresh_stepper()
+        self.steps = self._fresh_steps()
 
     def logits(self, going: np.ndarray) -> np.ndarray:
-        """See `Program`."""
-        size, position = self.config.lora.chunk_tokens, self.position
+        """See `Predictor`."""
+        size, position = self.config.chunk_tokens, self.position
         border = position % size == 0
         if border and position:
             self._leave(going)
             self._learn(position - size, position)
         rows = torch.from_numpy(self.active).to(self.device)
         if border:
-            logits = self.stepper.begin(self.tokens[rows, max(0, position + size - self.window) : position + 1])
+            logits = self.steps.begin(self.tokens[rows, max(0, position + size - self.window) : position + 1])
         else:
-            logits = self.stepper.step(self.tokens[rows, position : position + 1])
+            logits = self.steps.step(self.tokens[rows, position : position + 1])
         out = np.zeros((len(self.tokens), logits.size(-1)), dtype=np.float32)
         out[self.active] = logits.cpu().numpy()
         return out
 
     def accept(self, tokens: np.ndarray) -> None:
-        """See `Program`."""
+        """See `Predictor`."""
         self.position += 1
         self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
 
@@ -95,10 +96,10 @@ class DocumentProgram:
             handed[slots] = a[ended]
         self.adapters.keep(torch.from_numpy(np.flatnonzero(stays)).to(self.device))
         self.active = self.active[stays]
-        self.stepper = self._fresh_stepper()  # for the smaller batch
+        self.steps = self._fresh_steps()  # for the smaller batch
 
-    def _fresh_stepper(self) -> Stepper:
-        return Stepper(self.model, self._predict, self.window, recorder_for(self.model))
+    def _fresh_steps(self) -> CachedSteps:
+        return CachedSteps(self.model, self._predict, self.window, recorder_for(self.model))
 
     def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
         view = cast(GPT, _Continued(self.model, cache))
@@ -122,7 +123,7 @@ class DocumentProgram:
 
 
 class _Continued:
-    """A model whose `hidden` continues a cache, for functions that know only whole windows."""
+    """A model whose `hidden` continues a cache, for functions that are written for whole windows."""
 
     def __init__(self, model: GPT, cache: Cache) -> None:
         self._model, self._cache = model, cache

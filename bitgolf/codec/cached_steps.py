@@ -1,8 +1,9 @@
-"""One token after the other: a pass over what a window begins with fills a cache, then each token takes a step.
+"""Predictions token by token: one pass over the beginning of a window fills a cache, then each token takes one step.
 
-On CUDA a step is recorded once as a graph and replayed: launching its few hundred kernels one by one would take
-several times what they take. A recorded step has fixed shapes, so it attends to a cache with room for the whole window
-and a mask. Models that keep documents apart are stepped unrecorded, their masks depend on the tokens.
+On CUDA a step is recorded once as a graph and replayed, because launching its few hundred kernels one by one takes
+several times longer than running them. A recorded step has fixed shapes, so its cache has room for the whole window and
+it attends with a mask. Steps of models with document attention are not recorded, because their masks depend on the
+tokens.
 
 Legend: S streams, T window, V vocabulary.
 """
@@ -17,20 +18,20 @@ from torch import Tensor
 from bitgolf.model.cache import Cache, FixedCache, GenerationCache
 from bitgolf.model.gpt import GPT
 
-# Tokens of a forward pass that fills caches: bounds what a pass and its mask take.
+# Most tokens of one forward pass that fills caches; it bounds the memory of the pass and its mask.
 FILL_TOKENS = 16_384
 
 Predict = Callable[[Tensor, Cache], Tensor]
-"""Logits (S, V) after the last of the next tokens (S, n), which the cache takes in."""
+"""Logits (S, V) after the last of the next tokens (S, n); the tokens are added to the cache."""
 
 Recorder = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""Makes something that can be run again and again out of what is run once."""
+"""Turns a function that is run once into a function that can be run repeatedly."""
 
 
 def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Record what `run` launches; the result replays it and returns the tensor that `run` returned, written anew.
+    """Record the kernels of `run`; the result replays them and returns the tensor of `run`, overwritten.
 
-    `run` is called several times first (libraries allocate in their first calls), so it must not count.
+    `run` is called three times (libraries allocate in their first calls), so its effects must be repeatable.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -55,26 +56,26 @@ def recorder_for(model: GPT) -> Recorder | None:
     return cuda_graph if on_cuda and not model.config.attention.within_documents else None
 
 
-class Stepper:
+class CachedSteps:
     """Predicts the next token of S streams that advance together.
 
     Args:
-        model: on its device; its weights may change in place between steps.
-        predict: what the model predicts; for one token it must launch the same work each time.
+        model: on its device; its weights may change in place between two windows.
+        predict: the prediction; for one token it must launch the same kernels each time.
         window: most positions of a window, T.
-        recorder: how to record a step, or None not to.
+        recorder: how to record a step, or None to run each step anew.
     """
 
     def __init__(self, model: GPT, predict: Predict, window: int, recorder: Recorder | None) -> None:
         self.model, self.predict, self.window, self.recorder = model, predict, window, recorder
-        self._grown: GenerationCache | None = None  # the window while it grows
+        self._grown: GenerationCache | None = None  # of the current window, until a recorded step takes over
         self._fixed: FixedCache | None = None
-        self._token: Tensor | None = None  # (S, 1), what the recorded step reads
+        self._token: Tensor | None = None  # (S, 1), input of the recorded step
         self._replay: Callable[[], Tensor] | None = None
 
     @torch.no_grad()
     def begin(self, tokens: Tensor) -> Tensor:
-        """Forget the window and begin one with tokens (S, n); returns logits (S, V)."""
+        """Start a window with tokens (S, n); returns the logits (S, V) after the last of them."""
         cache = GenerationCache(len(self.model.blocks))
         step = max(1, FILL_TOKENS // len(tokens))
         pieces = [tokens[:, i : i + step] for i in range(0, tokens.size(1), step)]
@@ -86,7 +87,7 @@ class Stepper:
 
     @torch.no_grad()
     def step(self, token: Tensor) -> Tensor:
-        """Logits (S, V) after the next token (S, 1); the tensor may be written again by the next step."""
+        """Logits (S, V) after the next token (S, 1); a later step may overwrite the tensor."""
         if self.recorder is None or (self._grown is not None and not FixedCache.fits(self._grown)):
             assert self._grown is not None, "a step before the beginning of a window"
             return self.predict(token, self._grown)
@@ -100,7 +101,7 @@ class Stepper:
         return logits
 
     def _fix(self, grown: GenerationCache, token: Tensor) -> None:
-        """Go on in a cache of fixed size; the first time record the step that goes on in it."""
+        """Continue in a cache of fixed size; the first call also records the step that runs on it."""
         if self._fixed is not None:
             self._fixed.load(grown)
             return

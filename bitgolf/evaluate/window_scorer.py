@@ -1,32 +1,64 @@
-"""Window scorers: from a causal model on fixed windows to one loss a target, each target exactly once.
+"""Window scorers: from a causal model on windows of fixed length to one loss per target, each target exactly once.
 
-Windows of T inputs start every `stride` tokens; the first scores all its targets, every later one its last
-`stride`, so all but the first T targets see more than T - stride tokens of context. `chunked` is the same
-with stride T (non-overlapping windows). Which window scores a target is a closed formula of its index: it
-depends neither on the length of the text nor on batches, ranks or chunk borders. Inputs are padded on the
-right to one shape (B, T): a causal model cannot notice, and a compiled one is compiled once. The head runs only on
-positions that are scored, laid end to end and padded to P at a time.
+Windows of T inputs start every `stride` tokens. The first window scores all its targets, every later one its last
+`stride` targets, so all but the first T targets see more than T - stride tokens of context. Method `chunked` is the
+same with stride T: windows that do not overlap. Which window scores a target is a closed formula of the target's
+index. It depends neither on the length of the text nor on batches, ranks or chunk borders. Inputs are padded on the
+right to one shape (B, T): later inputs cannot change earlier outputs of a causal model, and a compiled model is
+compiled once. The head runs only on positions that are scored, in slabs of P positions.
 Source: sliding evaluation of the challenge, with the tail fix of PR 1218.
 
-Legend: B rows of a batch, T window, D model width, P positions of a slab, V vocabulary.
+Legend: W windows, B rows of a batch, T window, D model width, P positions of a slab, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bitgolf.config import Config
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.split_model import Model, split
 from bitgolf.evaluate.tape import Scorer, TokenReader
+from bitgolf.run.ranks import World
 
 METHODS = ("chunked", "sliding")
 # Most positions whose logits are held at once: 64 MiB of float32 at V = 1,024, 512 MiB at V = 8,192.
 _SLAB_POSITIONS = 16_384
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a pass cuts the text: `length` (T) and `stride` in tokens, `batch_tokens` per forward pass on one rank."""
+
+    method: str
+    length: int
+    stride: int
+    batch_tokens: int
+
+    @classmethod
+    def of(cls, config: Config, method: str = "", batch_tokens: int = 0) -> Windows:
+        """The windows of a configuration; by default those of its last method, with its batch."""
+        score = config.score
+        return cls(method or score.methods[-1], config.window, score.stride, batch_tokens or score.batch_tokens)
+
+    def scorer(self, model: Model, world: World) -> Scorer:
+        """The scorer of `method`; see `make_scorer`."""
+        return make_scorer(
+            self.method,
+            model,
+            window=self.length,
+            stride=self.stride,
+            batch_tokens=self.batch_tokens,
+            device=world.device,
+            rank=world.rank,
+            world_size=world.size,
+        )
 
 
 def window_plan(
@@ -38,7 +70,7 @@ def window_plan(
     """Windows that score targets start..stop-1: rows (first input, first scored target, one past the last).
 
     Window k begins at input k * stride. Window 0 scores targets 0..T-1; window k > 0 scores targets
-    k*stride + T - stride .. k*stride + T - 1. Rows are cut to [start, stop): a plan never reads past it.
+    k*stride + T - stride .. k*stride + T - 1. Rows are cut to [start, stop), so the plan reads no later token.
     """
     first_k = _window_of(start, window, stride)
     last_k = _window_of(stop - 1, window, stride)
@@ -53,7 +85,7 @@ def _window_of(target: int, window: int, stride: int) -> int:
 
 
 class WindowScorer:
-    """Scores with one forward pass a window; see `make_scorer` for the arguments."""
+    """Scores with one forward pass per batch of windows; see `make_scorer` for the arguments."""
 
     def __init__(
         self,
@@ -68,7 +100,7 @@ class WindowScorer:
         self.model = split(model)
         self.window = window
         self.stride = stride
-        self.rows = batch_tokens // window
+        self.rows = batch_tokens // window  # B
         scored = self.rows * stride  # positions of a full batch, in equal slabs
         self.slab = -(-scored // -(-scored // _SLAB_POSITIONS))  # P
         self.device = device
@@ -78,9 +110,8 @@ class WindowScorer:
     @torch.no_grad()
     def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses (stop - start,) float32 of targets start..stop-1, in nats, the same on every rank."""
-        plan = window_plan(start, stop, self.window, self.stride)
-        out = torch.zeros(stop - start, dtype=torch.float32, device=self.device)  # (stop - start,)
-        for number, rows in enumerate(self._batches(plan)):
+        losses = torch.zeros(stop - start, dtype=torch.float32, device=self.device)
+        for number, rows in enumerate(self._batches(start, stop)):
             if number % self.world_size != self.rank:
                 continue
             first, last = int(rows[0, 1]), int(rows[-1, 2])
@@ -88,38 +119,38 @@ class WindowScorer:
             for low, logits in self._logits(read, rows):
                 high = low + len(logits)
                 chosen = logits.gather(-1, targets[low - first : high - first, None]).squeeze(-1)
-                out[low - start : high - start] = torch.logsumexp(logits, dim=-1) - chosen
+                losses[low - start : high - start] = torch.logsumexp(logits, dim=-1) - chosen
             if tick is not None:
                 tick(last - start)
-        return self._gather(out).cpu().numpy()
+        return self._gather(losses).cpu().numpy()
 
     @torch.no_grad()
     def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
-        """Log-probabilities (stop - start, V) float32 of targets start..stop-1; no sharing between ranks."""
-        plan = window_plan(start, stop, self.window, self.stride)
+        """Log-probabilities (stop - start, V) float32 of targets start..stop-1; every rank computes all of them."""
         parts: list[Tensor] = []
-        for rows in self._batches(plan):
+        for rows in self._batches(start, stop):
             parts += [torch.log_softmax(logits, dim=-1).cpu() for _, logits in self._logits(read, rows)]
         return torch.cat(parts).numpy()
 
-    def _batches(self, plan: np.ndarray) -> Iterator[np.ndarray]:
+    def _batches(self, start: int, stop: int) -> Iterator[np.ndarray]:
+        plan = window_plan(start, stop, self.window, self.stride)
         for i in range(0, len(plan), self.rows):
             yield plan[i : i + self.rows]
 
     def _logits(self, read: TokenReader, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
-        """A batch's targets in order, a slab at a time: the first target and the logits (up to P, V) float32."""
+        """The targets of a batch in order, per slab: the first target, and logits (up to P, V) float32."""
         hidden = self._hidden(read, rows).flatten(0, 1)  # (B * T, D)
         positions = np.concatenate(
             [row * self.window + np.arange(low - begin, high - begin) for row, (begin, low, high) in enumerate(rows)]
         )
         for done in range(0, len(positions), self.slab):
-            wanted = positions[done : done + self.slab]
-            padded = np.pad(wanted, (0, self.slab - len(wanted)), mode="edge")  # (P,)
+            scored = positions[done : done + self.slab]
+            padded = np.pad(scored, (0, self.slab - len(scored)), mode="edge")  # (P,)
             chosen = hidden[torch.from_numpy(padded).to(self.device)]  # (P, D)
-            yield int(rows[0, 1]) + done, self.model.logits(chosen)[: len(wanted)].float()
+            yield int(rows[0, 1]) + done, self.model.logits(chosen)[: len(scored)].float()
 
     def _hidden(self, read: TokenReader, rows: np.ndarray) -> Tensor:
-        """First half (B, T, D) of the model on a batch of windows, padded on the right and below with token 0."""
+        """Hidden states (B, T, D) of a batch of windows, padded on the right and below with token 0."""
         origin = int(rows[0, 0])
         block = read(origin, int(rows[-1, 2])).astype(np.int64)
         inputs = np.zeros((self.rows, self.window), dtype=np.int64)
@@ -127,11 +158,11 @@ class WindowScorer:
             inputs[row, : high - begin] = block[begin - origin : high - origin]
         return self.model.hidden(torch.from_numpy(inputs).to(self.device))
 
-    def _gather(self, out: Tensor) -> Tensor:
-        """Put the ranks' shares together; exact, because each target is nonzero on one rank only."""
+    def _gather(self, losses: Tensor) -> Tensor:
+        """Sum the losses of all ranks; the sum is exact, because each target is nonzero on one rank only."""
         if self.world_size == 1:
-            return out
-        shared = out if "nccl" in str(dist.get_backend()) else out.cpu()
+            return losses
+        shared = losses if "nccl" in str(dist.get_backend()) else losses.cpu()
         dist.all_reduce(shared, op=dist.ReduceOp.SUM)
         return shared
 
@@ -151,14 +182,14 @@ def make_scorer(
 
     Args:
         method: "chunked" (stride is ignored) or "sliding".
-        model: causal, tokens (B, T) int64 -> logits (B, T, V) float32. One that has halves (see `split_model`) is run
-            by halves; compiled ones see one shape each, (B, T) and (P, D).
+        model: causal, tokens (B, T) int64 -> logits (B, T, V) float32. A model with hidden states and a head of its
+            own (see `split_model`) runs as two parts; compiled parts see one shape each, (B, T) and (P, D).
         window: T, tokens of context and width of every forward pass.
         stride: targets newly scored by each sliding window, 1..T.
-        batch_tokens: tokens of one forward pass on one rank; B = batch_tokens // window rows.
-        device: where the model lives.
-        rank, world_size: this process's share of the windows; with world_size > 1 every rank must score the
-            same ranges, and torch.distributed must be initialized (the result is gathered on all ranks).
+        batch_tokens: tokens per forward pass on one rank; B = batch_tokens // window rows.
+        device: where the model is.
+        rank, world_size: this process's share of the windows. With world_size > 1 every rank must score the
+            same ranges, and torch.distributed must be initialized (all ranks get all losses).
     Raises:
         ConfigError: unknown method or impossible sizes.
     """

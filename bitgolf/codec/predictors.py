@@ -1,0 +1,102 @@
+"""The predictor of an evaluation: sliding windows, plain or learning between chunks, or documents with adapters.
+
+A predictor (`range_coder.Predictor`) computes token by token what the evaluation's scorer computes by whole windows.
+The codec and the audit's check *codec* run it on both sides of the range coder.
+
+Legend: r rank of the adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from bitgolf.artifact.open import PackedModel
+from bitgolf.codec.document_predictor import DocumentPredictor
+from bitgolf.codec.window_predictor import WindowPredictor
+from bitgolf.config import TTTConfig
+from bitgolf.config.evaluate import LoraTTTConfig
+from bitgolf.evaluate.adapted_pass import adapted_pass, preserved
+from bitgolf.evaluate.lora import initial_a, lora_sites
+from bitgolf.evaluate.window_scorer import Windows
+from bitgolf.model.backends import reproducible_backend
+from bitgolf.run.ranks import World
+
+
+@contextmanager
+def fresh_predictor(
+    packed: PackedModel,
+    ttt: TTTConfig,
+    windows: Windows,
+    *,
+    seed: int,
+    num_streams: int,
+    longest: int,  # most tokens of a stream
+    num_targets: int,  # of the whole text, for the learning rate schedule
+    first_token: int,  # before every stream
+    a: list[Tensor] | None = None,  # initial A of document adapters, (num_streams, r, inputs) each; None = fresh
+) -> Iterator[WindowPredictor | DocumentPredictor]:
+    """The predictor of an evaluation before its first target; afterwards the model has its own weights again.
+
+    `ttt.method` decides the kind: documents with adapters of their own, or windows (plain, or with weights that learn
+    between chunks).
+    """
+    model = packed.model
+    with preserved(model), _deterministic_attention(packed):
+        if ttt.method == "lora":
+            yield DocumentPredictor(
+                model,
+                ttt.lora,
+                lora_sites(model, ttt.lora.targets),
+                a or fresh_adapters(packed, ttt.lora, seed, num_streams),
+                longest=longest,
+                window=windows.length,
+                first_token=first_token,
+            )
+            return
+        adapted = None
+        if ttt.enabled:
+            adapted = adapted_pass(
+                ttt,
+                windows,
+                model,
+                model,
+                num_targets=num_targets,
+                bos_id=packed.tokenizer.bos_id,
+                seed=seed,
+                world=World(0, 1, packed.device),
+            )
+        yield WindowPredictor(
+            model,
+            num_streams=num_streams,
+            longest=longest,
+            window=windows.length,
+            stride=windows.length if windows.method == "chunked" else windows.stride,
+            first_token=first_token,
+            adapted=adapted,
+        )
+
+
+def fresh_adapters(packed: PackedModel, config: LoraTTTConfig, seed: int, num_documents: int) -> list[Tensor]:
+    """Initial A of every site for documents without predecessor, (num_documents, r, inputs) each."""
+    sites = lora_sites(packed.model, config.targets)
+    return [
+        tensor.expand(num_documents, *tensor.shape).clone()
+        for tensor in initial_a(sites, config.rank, seed, packed.device)
+    ]
+
+
+@contextmanager
+def _deterministic_attention(packed: PackedModel) -> Iterator[None]:
+    """On CUDA train with the attention whose gradients are reproducible; predictions attend to caches instead."""
+    if packed.device.type != "cuda":
+        yield
+        return
+    model = packed.model
+    model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
+    try:
+        yield
+    finally:
+        model.set_attention_backend(packed.attention)
