@@ -203,13 +203,13 @@ def resealed(data: bytes) -> bytes:
 def header_text(data: bytes) -> bytes:
     """The JSON text in the header of an undamaged file."""
     (size,) = struct.unpack_from("<H", data, _HEADER_AT)
-    return file_format._inflate(data[_BODY_AT : _BODY_AT + size])
+    return file_format._inflate(data[_BODY_AT : _BODY_AT + size], file_format._DICTIONARIES[data[4]])
 
 
 def with_header(data: bytes, text: bytes) -> bytes:
     """An undamaged file with the JSON `text` in its header, and the right checksum."""
     (size,) = struct.unpack_from("<H", data, _HEADER_AT)
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=file_format._DICTIONARY)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=file_format._DICTIONARIES[data[4]])
     header = deflate.compress(text) + deflate.flush()
     start = data[:_HEADER_AT] + struct.pack("<H", len(header)) + data[_HEADER_AT + 2 : _BODY_AT]
     return resealed(start + header + data[_BODY_AT + size :])

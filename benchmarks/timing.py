@@ -43,9 +43,9 @@ from bitgolf.config import Config, resolve
 from bitgolf.data.sources import iterate_documents
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
-from bitgolf.evaluate.adapters import adapted_evaluation, preserved
-from bitgolf.evaluate.scorers import make_scorer
+from bitgolf.evaluate.adapted_pass import adapted_pass, preserved
 from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.grids.grid import Grid
 from bitgolf.quantize.column_steps import Steps
 from bitgolf.quantize.tensors import QuantizeTask, quantize_tensors
@@ -219,24 +219,27 @@ def score_bytes(text: bytes, model: CodecModel, config: Config, streams: int) ->
     if config.ttt.between_chunks and streams > 1:
         return 0.0
     packed = model.packed
-    bos_id, device = packed.tokenizer.bos_id, packed.device
+    bos_id = packed.tokenizer.bos_id
     total = 0.0
     for stream in tokenize(split_bytes(text, streams), packed.tokenizer):
         tape = ScoreTape(np.concatenate([[bos_id], stream.tokens]))
         with preserved(packed.model):
+            gpt, world = packed.model, World(0, 1, packed.device)
+            windows = Windows.of(config, "sliding", 16 * config.window)
             if config.ttt.enabled:
-                gpt, world = packed.model, World(0, 1, device)
-                adapted_evaluation(config, gpt, gpt, num_targets=tape.num_targets, bos_id=bos_id, world=world).run(tape)
-            else:
-                scorer = make_scorer(
-                    "sliding",
-                    packed.model,
-                    window=config.window,
-                    stride=config.score.stride,
-                    batch_tokens=16 * config.window,
-                    device=device,
+                learning = adapted_pass(
+                    config.ttt,
+                    windows,
+                    gpt,
+                    gpt,
+                    num_targets=tape.num_targets,
+                    bos_id=bos_id,
+                    seed=config.seed,
+                    world=world,
                 )
-                evaluate(tape, scorer)
+                learning.run(tape)
+            else:
+                evaluate(tape, windows.scorer(gpt, world))
         total += float(tape.nll.sum(dtype=np.float64))
     return total / math.log(2) / 8
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from bitgolf.audit import codec
 from bitgolf.audit.codec import CODEC, codec_check
 from bitgolf.audit.verdict import Check
 from bitgolf.codec.window_predictor import WindowPredictor
-from bitgolf.config import resolve
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate import ScoreTape
@@ -31,12 +29,10 @@ def checked(run: Path, num_bytes: int = 400) -> Check:
     return CODEC.attempt(lambda: codec_check(RunDirectory.open(run), num_bytes))
 
 
-def adapt(run: Path, num_bytes: int, **ttt: Any) -> None:
-    """Give a run another [ttt] section, and losses of that evaluation for its first bytes (zeros for the rest)."""
+def adapt(run: Path, num_bytes: int, ttt: dict[str, Any]) -> None:
+    """Change dotted keys of a run's [ttt]; write the losses of that evaluation for the first bytes, zeros after."""
     num_targets = len(codec._beginning(RunDirectory.open(run), num_bytes).tokens) - 1
-    values = tomllib.loads((run / "config.toml").read_text())
-    values["ttt"] |= ttt
-    config = resolve(values, {})
+    config = RunDirectory.open(run).config.updated({f"ttt.{key}": value for key, value in ttt.items()})
     (run / "config.toml").write_text(config.to_toml())
     tokens = open_data(run / "data").val.read(0, num_targets + 1)
     gpt = load(run / "model.bitgolf", "cpu").model
@@ -81,19 +77,19 @@ def test_the_whole_text_is_enough(tiny_run: Path) -> None:
 
 
 ADAPTED: list[dict[str, Any]] = [
-    {"method": "full", "chunk_tokens": 64, "lr": 0.02},
-    {"method": "lora", "lora_chunk_tokens": 32, "lora_documents": 2, "lora_keep_a": True},
+    {"method": "full", "weights.chunk_tokens": 64, "weights.lr": 0.02},
+    {"method": "lora", "lora.chunk_tokens": 32, "lora.documents": 2, "lora.keep_a": True},
 ]
 
 
 @pytest.mark.parametrize("settings", ADAPTED, ids=lambda settings: settings["method"])
 def test_adapted_runs_pass_and_their_updates_took_part(settings: dict[str, Any], run_copy: Path) -> None:
-    num_bytes = 1300 if "lora_keep_a" in settings else 450
-    adapt(run_copy, num_bytes, **settings)
+    num_bytes = 1300 if "lora.keep_a" in settings else 450
+    adapt(run_copy, num_bytes, settings)
     check = checked(run_copy, num_bytes)
     assert check.verdict == "PASS", check.reason
     assert check.evidence["updates"] >= 2 and f"{check.evidence['updates']} updates on the way" in check.reason
-    if "lora_keep_a" in settings:
+    if "lora.keep_a" in settings:
         assert check.evidence["streams"] == 3, "two batches, so that adapters were handed down"
     np.save(run_copy / "nll.npy", np.load(run_copy / "nll.npy") * np.float32(3))
     failed = checked(run_copy, num_bytes)
@@ -101,7 +97,7 @@ def test_adapted_runs_pass_and_their_updates_took_part(settings: dict[str, Any],
 
 
 def test_text_shorter_than_a_chunk_says_that_nothing_was_learned(run_copy: Path) -> None:
-    adapt(run_copy, 64, method="full", chunk_tokens=64)
+    adapt(run_copy, 64, {"method": "full", "weights.chunk_tokens": 64})
     check = checked(run_copy, 60)
     assert check.verdict == "PASS" and "nothing was learned on the way, give more bytes" in check.reason
 
