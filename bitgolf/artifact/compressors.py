@@ -1,10 +1,10 @@
 """General-purpose byte compressors behind one interface, each at its strongest setting.
 
-The container hands every stream to one of them; "range" codes numbers by itself (see `streams`) and is here what it
-does with any other bytes: the shortest of zstd, lzma and, for a tokenizer, lzma after `pieces`, told in a first byte.
-Compression is deterministic; decompression is told the exact size to expect, never produces more, and refuses damaged,
-truncated or over-long input with `ArtifactError`.
-A compressor that is not installed is a `ConfigError` that names the package: nothing is ever substituted.
+The container compresses every stream with one of them. "range" is the entropy coder for numbers (see `streams`); given
+other bytes, it takes the shortest of zstd, lzma and, for a tokenizer, lzma of the rearranged file (see
+`tokenizer_bytes`), and its first byte says which. Compression is deterministic. Decompression is told the exact size to
+expect, never produces more, and raises ArtifactError for damaged, truncated or longer input. A compressor that is not
+installed raises ConfigError that names its package. No other compressor is used instead.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ import zstandard
 from bitgolf.artifact import tokenizer_bytes as pieces
 from bitgolf.errors import ArtifactError, ConfigError
 
-_ZSTD_LEVEL = 22
-_ZSTD_MAX_WINDOW = 1 << 27  # what level 22 uses at most; frames that ask for more are refused
+_ZSTD_LEVEL = 22  # the strongest
+_ZSTD_MAX_WINDOW = 1 << 27  # the largest that level 22 uses; frames that ask for more are refused
 _ZSTD_MAX_EXPANSION = 1 << 15  # a block of 4 bytes yields at most 128 KiB
-_ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = b"\0", b"\1", b"\3"  # first bytes of "range"; 2 is a message of numbers
+_ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = (
+    b"\0",
+    b"\1",
+    b"\3",
+)  # first byte of "range"; 2 is an entropy-coded message
 _PIECES_SIZE = struct.Struct("<I")
-_LZMA_MIN_DICTIONARY, _LZMA_MAX_DICTIONARY = 1 << 12, 1 << 26  # of the format; of preset 9
+_LZMA_MIN_DICTIONARY = 1 << 12  # the least that the format allows
+_LZMA_MAX_DICTIONARY = 1 << 26  # of preset 9
 
 
 @dataclass(frozen=True)
 class Compressor:
-    """One backend: `compress(data)` and `decompress(data, raw_size)`; the latter raises ArtifactError."""
+    """One backend: `compress(data)`, and `decompress(data, raw_size)`, which raises ArtifactError."""
 
     name: str
     compress: Callable[[bytes], bytes]
@@ -40,12 +45,12 @@ class Compressor:
 
 
 def compressor_names() -> list[str]:
-    """Names that `compress` knows, installed or not."""
+    """Names of all compressors, installed or not."""
     return list(_COMPRESSORS)
 
 
 def missing_package(name: str) -> str | None:
-    """The package that compressor `name` lacks here, or None when it can be used. ConfigError if unknown."""
+    """The package that compressor `name` needs and that is not installed, or None. Raises ConfigError if unknown."""
     try:
         _find(name)
     except _MissingPackage as error:

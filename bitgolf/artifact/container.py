@@ -1,15 +1,17 @@
-"""The artifact file: written once by `pack`, read by everything after it. Data only, never code.
+"""The artifact file: `pack` writes it once, and every later stage reads it. It holds data only, never code.
 
     offset  bytes  field
     0       8      magic
-    8       2      format version, little-endian as all that follows
+    8       2      format version; all numbers are little-endian
     10      4      bytes of the header in the file (zstd)
     14      4      bytes of the header before compression (JSON, see `header`)
     18      4      CRC-32 of the 18 bytes before and of the header as it lies in the file
-    22      ...    header, then the streams back to back, in the order of `header.stream_layout`; then nothing
+    22      ...    header, then the streams back to back, in the order of `header.stream_layout`, then nothing
 
-What a stream holds (scales, the codes of a group, floats, the tokenizer) follows from the header; how it is
-compressed is told in `streams`. Reading verifies every length and checksum before it allocates.
+The header says what each stream holds: scales, the codes of a group, floats, or the tokenizer. `streams` describes how
+one is compressed. Reading checks every length and checksum before it allocates memory.
+
+Legend: R rows, C columns.
 """
 
 from __future__ import annotations
@@ -38,11 +40,10 @@ from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.grids.grid import scale_levels
 from bitgolf.grids.roles import role
-from bitgolf.run import atomic
 
-MAGIC = b"\x93bitgolf"  # the first byte is no ASCII and no UTF-8 start: not mistaken for text
+MAGIC = b"\x93bitgolf"  # no text begins with this byte, neither in ASCII nor in UTF-8
 FORMAT_VERSION = 1
-MAX_BYTES = 1 << 31  # default bound on what reading may allocate
+MAX_BYTES = 1 << 31  # most bytes that reading may allocate, by default
 _PREAMBLE = struct.Struct("<8sHIII")
 _SCALE_DTYPE = FLOAT_KINDS["fp16"]
 _Scales = tuple[Tensor | None, Tensor | None]  # (R,) and (C,), fp32
@@ -57,12 +58,12 @@ class Artifact:
         model_config: what the model is built from.
         tokenizer: the tokenizer's own file, byte for byte.
         tokenizer_meta: how to use it.
-        meta: everything else the writer recorded.
+        meta: everything else that the writer recorded.
         tensors: fp32 tensors by name, dequantized.
-        kinds: how each was stored ("int6", "fp16", ...).
-        groups: the role of each.
-        sizes: where the bytes went.
-        compressor: what the streams were compressed with.
+        kinds: form in which each is stored ("int6", "fp16", ...).
+        groups: group of each (see `StoredTensor`).
+        sizes: bytes of each part.
+        compressor: of the streams.
         version: the format version of the file.
     """
 
@@ -76,29 +77,6 @@ class Artifact:
     sizes: ArtifactSizes
     compressor: str
     version: int
-
-
-def write_artifact(
-    path: str | os.PathLike[str],
-    *,
-    model_config: dict[str, Any],
-    tokenizer: bytes,
-    tokenizer_meta: dict[str, Any],
-    tensors: dict[str, StoredTensor],
-    meta: dict[str, Any],
-    compressor: str = "zstd",
-) -> ArtifactSizes:
-    """Write an artifact atomically and say where its bytes went; see `encode_artifact`."""
-    data, sizes = encode_artifact(
-        model_config=model_config,
-        tokenizer=tokenizer,
-        tokenizer_meta=tokenizer_meta,
-        tensors=tensors,
-        meta=meta,
-        compressor=compressor,
-    )
-    atomic.write_bytes(path, data)
-    return sizes
 
 
 def encode_artifact(
@@ -118,13 +96,13 @@ def encode_artifact(
         tensors: by name (letters, digits and `_.-`, at most 200 characters).
         compressor: a name of `compressors.compressor_names()`; "range" is the coder made for weights.
     Raises:
-        ArtifactError: data that could not be read back.
+        ArtifactError: data that readers would refuse.
         ConfigError: an unknown compressor, or one that is not installed.
     """
     entries = _entries(tensors)
     layout = header.stream_layout(entries, len(tokenizer))
     work = {name: _slots(name, entries) for name in layout if name != "tokenizer"}
-    # The compressors release the interpreter lock; a stream's bytes do not depend on what runs beside it.
+    # The compressors release the interpreter lock. The bytes of a stream do not depend on the other streams.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         futures = [
             pool.submit(streams.encode, compressor, _arrays(name, entries, tensors), slots)
@@ -145,10 +123,9 @@ def encode_artifact(
 
 
 def predict_bytes(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """Bytes of each stream that `encode_artifact(..., compressor="range")` would write for `tensors`.
+    """Bytes of each stream that `encode_artifact(..., compressor="range")` would write, without tokenizer and header.
 
-    Good to 0.05 % and a few bytes, from ideal code lengths; faster than encoding. The tokenizer and the header, whose
-    size hardly depends on the weights, are not among them.
+    From ideal code lengths, to 0.05 % and a few bytes; faster than encoding.
     """
     entries = _entries(tensors)
     names = [name for name in header.stream_layout(entries, 0) if name != "tokenizer"]
@@ -164,20 +141,20 @@ def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MA
 
     Args:
         source: path, or the bytes themselves.
-        max_bytes: the most that the file, and its streams with the fp32 tensors made from them, may take.
+        max_bytes: most bytes of the file, and of its streams together with the fp32 tensors made from them.
     Raises:
-        ArtifactError: missing, truncated, damaged, hostile or made by a newer version; says where.
+        ArtifactError: the file is missing, truncated, damaged, hostile or made by a newer version; says where.
         ConfigError: the streams need a compressor that is not installed.
     """
     data = _load(source, max_bytes)
-    with _blaming(source):
+    with _naming(source):
         return _decode(data, max_bytes)
 
 
 def read_stored(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, StoredTensor]:
-    """The tensors of an artifact as they are stored: codes and scales instead of weights. See `read_artifact`."""
+    """The tensors of an artifact as codes and scales instead of weights. See `read_artifact`."""
     data = _load(source, max_bytes)
-    with _blaming(source):
+    with _naming(source):
         described, _, located = _locate(data, max_bytes)
         return {
             entry.name: StoredTensor(
@@ -188,8 +165,8 @@ def read_stored(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_
 
 
 @contextlib.contextmanager
-def _blaming(source: str | os.PathLike[str] | bytes) -> Iterator[None]:
-    """Names the file in errors about its contents."""
+def _naming(source: str | os.PathLike[str] | bytes) -> Iterator[None]:
+    """Puts the file's name in front of errors about its contents."""
     try:
         yield
     except ArtifactError as error:
@@ -215,12 +192,12 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
     described, header_bytes, located = _locate(data, max_bytes)
     tensors: dict[str, Tensor] = {}
     entropies: dict[str, float] = {}
-    for entry, values, halves, (rows, columns) in _tensors(described, located):
+    for entry, values, quantizers, (rows, columns) in _tensors(described, located):
         if rows is None:
             tensors[entry.name] = torch.from_numpy(values.astype(np.float32))
         else:
             entropies[entry.name] = entropy_bits(values)
-            tensors[entry.name] = scale_levels(_levels(values, halves, entry.trellis), rows, columns)
+            tensors[entry.name] = scale_levels(_levels(values, quantizers, entry.trellis), rows, columns)
     return Artifact(
         model_config=described.model_config,
         tokenizer=_expand_bytes(described.compressor, *located["tokenizer"]),
@@ -236,7 +213,7 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
 
 
 def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
-    """The verified header, the bytes before the streams, and where each stream lies."""
+    """The verified header, the number of bytes before the streams, and the place of each stream."""
     described, position = _read_header(data, max_bytes)
     header_bytes = position
     end = position + sum(stream.stored_bytes for stream in described.streams)
@@ -254,16 +231,16 @@ def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
 def _tensors(
     described: Header, located: _Located
 ) -> Iterator[tuple[TensorEntry, np.ndarray, np.ndarray | None, _Scales]]:
-    """Every tensor, stream by stream: its codes or floats, the bits z of a trellis where known, and its scales."""
+    """Every tensor, stream by stream: its codes or floats, the quantizers of a trellis if known, and its scales."""
     scales = _scales(described, located)
     for name in located:
         inside = [entry for entry in described.tensors if entry.stream == name]
         if not inside:
             continue
         arrays = _expand(described.compressor, *located[name], _slots(name, described.tensors))
-        for entry, (values, halves) in zip(inside, arrays, strict=True):
+        for entry, (values, quantizers) in zip(inside, arrays, strict=True):
             _verify(entry, values)
-            yield entry, values, halves, scales.get(entry.name, (None, None))
+            yield entry, values, quantizers, scales.get(entry.name, (None, None))
 
 
 def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
@@ -302,7 +279,7 @@ def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
 def _expand(
     compressor: str, stream: StreamEntry, stored: memoryview, offset: int, slots: list[Slot]
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The arrays of a stream, its checksum verified; an error says where."""
+    """The arrays of a stream after its checksum was verified. Errors name the stream and its bytes."""
     where = _verified(stream, stored, offset)
     try:
         yield from streams.decode(compressor, stored, slots)
@@ -345,7 +322,7 @@ def _scales(described: Header, located: _Located) -> dict[str, _Scales]:
 
 
 def _verify(entry: TensorEntry, values: np.ndarray) -> None:
-    """Codes lie on their grid, floats are finite."""
+    """Raise ArtifactError unless codes lie on their grid and floats are finite."""
     if entry.kind in FLOAT_KINDS:
         if not bool(np.isfinite(values).all()):
             raise ArtifactError(f"stream {entry.stream}: tensor {entry.name} holds NaN or infinite values")
@@ -357,10 +334,10 @@ def _verify(entry: TensorEntry, values: np.ndarray) -> None:
         )
 
 
-def _levels(codes: np.ndarray, halves: np.ndarray | None, trellis: int) -> Tensor:
-    """(R, C) integer levels that codes stand for."""
-    if halves is not None:
-        return torch.from_numpy(2 * codes + halves)
+def _levels(codes: np.ndarray, quantizers: np.ndarray | None, trellis: int) -> Tensor:
+    """(R, C) integer levels of codes."""
+    if quantizers is not None:
+        return torch.from_numpy(2 * codes + quantizers)
     return trellis_levels(torch.from_numpy(codes.astype(np.int32, copy=False)), trellis)
 
 
@@ -374,7 +351,7 @@ def _entries(tensors: Mapping[str, StoredTensor]) -> tuple[TensorEntry, ...]:
 
 
 def _slots(stream: str, entries: tuple[TensorEntry, ...]) -> list[Slot]:
-    """What the stream holds, array by array."""
+    """Type and shape of the arrays in the stream."""
     if stream == "scales":
         return [Slot(_SCALE_DTYPE, (count,)) for entry in entries for count in entry.scale_counts]
     return [Slot(entry.dtype, entry.shape, entry.trellis) for entry in entries if entry.stream == stream]

@@ -1,9 +1,12 @@
-"""Integer frequency tables of a generalized Gaussian: the same on every machine, from a few small integers.
+"""Integer frequency tables of generalized Gaussians: the same on every machine, from a few small integers.
 
-An entropy decoder that rebuilds its tables in floating point breaks as soon as two math libraries disagree in the last
-bit. Here nothing but integer arithmetic is used: 2^(i / 4096) comes from integer square roots, logarithms from
-searching that table. The density at distance x is 2^-((|x| / alpha)^beta), alpha on a grid of 64 steps an octave,
-beta on a grid of 1/8: 2 is the Gaussian, 1 the Laplacian. Used by `coder`; the fit, in floats, is in `scale_model`.
+An entropy decoder that computes its tables in floating point fails as soon as two math libraries differ in the last
+bit. Only integer arithmetic is used here. Powers 2^(i / 4096) come from integer square roots, and logarithms from
+searching that table. The density at distance x from the center is 2^-((|x| / alpha)^beta). alpha has 64 steps per
+octave, beta has 8 per unit: beta 2 is the Gaussian, 1 the Laplacian. All of this is part of the artifact's format, so
+every constant here is fixed. `integer_coder` codes with these tables; `scale_model` fits the laws, in floating point.
+
+Legend: K contexts, N symbols, S samples per bin.
 """
 
 from __future__ import annotations
@@ -14,34 +17,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PRECISION = 24  # every table sums to 2^24, what constriction's models work with
-SCALE_STEPS = 64  # steps of `scale` an octave; a scale class is 8 of them
-SMALLEST_LOG2 = -12  # of alpha; far below 1 all values are 0
-MAX_SCALE = 28 * SCALE_STEPS
-BETA_STEPS = 8
-BETAS = range(8, 40)
-SPIKE_BITS = 16  # spikes are counted in 2^-16 of the total
-MAX_VALUE = 1 << 18  # largest magnitude that a law describes
-MAX_CELLS = 1 << 18  # classes times symbols of a law: bounds the work that a hostile one can ask for
+PRECISION = 24  # every table sums to 2^24, the default of constriction's models
+SCALE_STEPS = 64  # values of `scale` per octave of alpha
+CLASS_STEPS = 8  # scale classes per octave of alpha
+SMALLEST_LOG2 = -12  # log2 of alpha at scale 0; far below 1 all values are 0
+MAX_SCALE = 28 * SCALE_STEPS  # alpha from 2^-12 to 2^16, beyond the largest value
+BETA_STEPS = 8  # values of `beta` per unit
+BETAS = range(8, 40)  # from the Laplacian to nearly uniform
+GAUSSIAN = 2 * BETA_STEPS  # the `beta` of the Gaussian
+SPIKE_BITS = 16  # spikes are in units of 2^-16 of the total
+MAX_VALUE = 1 << 18  # largest magnitude of a value
+MAX_CELLS = 1 << 18  # scale classes times symbols of one tensor; bounds the work that a file can ask for
 _FRACTION = 12  # bits after the point of logarithms
-_MANTISSA = 30
-_NARROWEST_LOG2 = -4  # of alpha; what is narrower falls between the samples, and is as good as constant anyway
-# How a bin is sampled, by log2 of alpha in bins: up to which, samples, bins from the center that have any density.
+_MANTISSA = 30  # bits after the point of powers
+_NARROWEST_LOG2 = -4  # of alpha: the density of a narrower law lies between the samples
+# The bins are sampled according to log2 of alpha in bins: (used below this, samples per bin, bins from the center).
 _SAMPLING = ((1, 16, 128), (4, 4, 1024), (64, 1, MAX_VALUE))
-_SAMPLED_UP_TO = np.array([SCALE_STEPS * most for most, _, _ in _SAMPLING])
-_CELLS_AT_ONCE = 1 << 13
+_SAMPLED_BELOW = np.array([SCALE_STEPS * below for below, _, _ in _SAMPLING])
+_CELLS_AT_ONCE = 1 << 13  # table entries that are computed together: stays in the cache
+_PRIOR_BITS = 4  # `adapt`: the first table counts as much as 2^4 symbols
 
 
 @dataclass(frozen=True)
 class Law:
-    """The distribution of a tensor's integers, but for the scale class of each.
+    """The distribution of a tensor's integers in scale class 0.
 
     Attributes:
         low, high: smallest and largest symbol.
         beta: shape in units of 1/8.
-        scale: alpha of class 0 is 2^(scale / 64 - 12).
-        shift: a symbol stands for 2^shift neighboring integers, equiprobable.
-        ends: extra probability of `low` and `high` together (values clipped to the ends of a grid), in units of 2^-16.
+        scale: alpha is 2^(scale / 64 - 12).
+        shift: a symbol stands for 2^shift neighboring integers of equal probability.
+        ends: extra probability of `low` and `high` together, for values that were clipped; in units of 2^-16.
         spike: extra probability of the symbol `spike_at`, in the same units.
     """
 
@@ -60,20 +66,41 @@ class Law:
         return self.high - self.low + 1
 
 
-def tables(
-    law: Law,
-    classes: np.ndarray,  # (K,) int64 scale classes >= 0, each 1/8 octave
-    halves: np.ndarray,  # (K,) int64, 1 where the value stands for itself plus 1/2
-) -> np.ndarray:  # (K, N) int64, every entry >= 1, every row with sum 2^24
-    """Frequencies of the symbols low ... high of `law`, one row a class."""
+@dataclass(frozen=True)
+class Contexts:
+    """K contexts. Each has its own table of frequencies.
+
+    Attributes:
+        scale_classes: (K,) int64 >= 0. A class k multiplies alpha by 2^(k / 8).
+        quantizers: (K,) int64: which of a trellis's two quantizers. In quantizer 1 a value v stands for v + 1/2.
+            Without a trellis all are 0.
+    """
+
+    scale_classes: np.ndarray
+    quantizers: np.ndarray
+
+    @classmethod
+    def one(cls, scale_class: int = 0, quantizer: int = 0) -> Contexts:
+        """A single context."""
+        return cls(np.array([scale_class]), np.array([quantizer]))
+
+    def __len__(self) -> int:
+        return len(self.scale_classes)
+
+    def __getitem__(self, chosen: np.ndarray) -> Contexts:
+        return Contexts(self.scale_classes[chosen], self.quantizers[chosen])
+
+
+def tables(law: Law, contexts: Contexts) -> np.ndarray:  # (K, N) int64, every entry >= 1, every row with sum 2^24
+    """Frequencies of the symbols low ... high of `law`, one row per context."""
     spikes = (law.spike + law.ends) << (PRECISION - SPIKE_BITS)
-    table = normalize(_densities(law, classes, halves), (1 << PRECISION) - spikes)
+    table = normalize(_densities(law, contexts), (1 << PRECISION) - spikes)
     if law.spike:
         table[:, law.spike_at - law.low] += law.spike << (PRECISION - SPIKE_BITS)
     if law.ends:
-        half = law.ends << (PRECISION - SPIKE_BITS - 1)
-        table[:, 0] += half
-        table[:, -1] += half
+        one_end = law.ends << (PRECISION - SPIKE_BITS - 1)
+        table[:, 0] += one_end
+        table[:, -1] += one_end
     return table
 
 
@@ -81,7 +108,7 @@ def normalize(
     weights: np.ndarray,  # (K, N) int64 >= 0, at most 2^38 each
     total: int = 1 << PRECISION,
 ) -> np.ndarray:  # (K, N) int64 >= 1
-    """Frequencies in proportion to `weights` that sum to `total` in every row; no symbol is impossible."""
+    """Frequencies in proportion to `weights` that sum to `total` in every row. No symbol has frequency 0."""
     num_symbols = weights.shape[1]
     sums = weights.sum(axis=1, keepdims=True)
     weights = np.where(sums > 0, weights, 1)
@@ -94,25 +121,25 @@ def normalize(
 
 def adapt(
     table: np.ndarray,  # (N,) int64 with sum 2^24
-    counts: np.ndarray,  # (N,) int64 how often each symbol occurred, 2^24 in all at most
+    counts: np.ndarray,  # (N,) int64: how often each symbol has occurred, 2^24 in all at most
 ) -> np.ndarray:  # (N,) int64 with sum 2^24
-    """`table` as the symbols so far correct it: it weighs as much as 16 of them."""
-    return normalize(((table << 4) + (counts << PRECISION) >> 12)[None])[0]
+    """`table` corrected by the symbols so far. The table itself weighs as much as 16 symbols."""
+    return normalize(((table << _PRIOR_BITS) + (counts << PRECISION) >> 12)[None])[0]
 
 
-def _densities(law: Law, classes: np.ndarray, halves: np.ndarray) -> np.ndarray:
-    """(K, N) int64 unnormalized probabilities of the bins, in units of 2^-30 of the peak density and the sample."""
-    scales = law.scale + SCALE_STEPS // 8 * classes
-    weights = np.zeros((len(classes), law.num_symbols), dtype=np.int64)
+def _densities(law: Law, contexts: Contexts) -> np.ndarray:
+    """(K, N) int64 unnormalized probabilities of the bins, in units of 2^-30 of the peak density per sample."""
+    scales = law.scale + SCALE_STEPS // CLASS_STEPS * contexts.scale_classes
+    weights = np.zeros((len(contexts), law.num_symbols), dtype=np.int64)
     at_once = max(1, _CELLS_AT_ONCE // law.num_symbols)
-    width = scales - SCALE_STEPS * (law.shift - SMALLEST_LOG2)  # of alpha in bins, 64 an octave
-    kinds = 2 * np.searchsorted(_SAMPLED_UP_TO, width, side="right") + halves
+    width = scales - SCALE_STEPS * (law.shift - SMALLEST_LOG2)  # of alpha in bins, 64 per octave
+    kinds = 2 * np.searchsorted(_SAMPLED_BELOW, width, side="right") + contexts.quantizers
     for kind in set(kinds.tolist()):
-        rows, half = np.flatnonzero(kinds == kind), kind & 1
-        _, samples, reach = _SAMPLING[kind >> 1]
+        rows, quantizer = np.flatnonzero(kinds == kind), kind & 1
+        _, num_samples, reach = _SAMPLING[kind >> 1]
         low, high = max(law.low, -reach), min(law.high, reach)
         if low <= high:
-            points = _points(low, high, law.shift, half, samples)
+            points = _points(low, high, law.shift, quantizer, num_samples)
             for start in range(0, len(rows), at_once):
                 some = rows[start : start + at_once]
                 weights[some, low - law.low : high - law.low + 1] = _sample(points, law.beta, scales[some])
@@ -120,12 +147,12 @@ def _densities(law: Law, classes: np.ndarray, halves: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _points(low: int, high: int, shift: int, half: int, samples: int) -> np.ndarray:
+def _points(low: int, high: int, shift: int, quantizer: int, num_samples: int) -> np.ndarray:
     """(N, S) int64 log2 of the distances from the center at which the bins are sampled, 12 bits after the point."""
-    offsets = (2 * np.arange(samples, dtype=np.int64) + 1) * (16 // samples) << shift  # in units of 1/32
+    offsets = (2 * np.arange(num_samples, dtype=np.int64) + 1) * (16 // num_samples) << shift  # in units of 1/32
     symbols = np.arange(low, high + 1, dtype=np.int64)
-    distance = np.abs((symbols[:, None] << (shift + 5)) - 16 + 16 * half + offsets)
-    # A sample on 0 itself is taken just beside it.
+    distance = np.abs((symbols[:, None] << (shift + 5)) - 16 + 16 * quantizer + offsets)
+    # A sample at the center itself is taken 1/32 beside it.
     return _log2(np.maximum(distance, 1)) - (5 << _FRACTION)
 
 
@@ -134,7 +161,7 @@ def _sample(points: np.ndarray, beta: int, scales: np.ndarray) -> np.ndarray:
     log_alpha = (scales << _FRACTION) // SCALE_STEPS + (SMALLEST_LOG2 << _FRACTION)
     log_alpha = np.maximum(log_alpha, _NARROWEST_LOG2 << _FRACTION)
     exponent = (beta * (points - log_alpha[:, None, None])) // BETA_STEPS  # log2 of (x / alpha)^beta
-    exponent = np.minimum(exponent, 6 << _FRACTION)  # 2^-64 is nothing
+    exponent = np.minimum(exponent, 6 << _FRACTION)  # 2^-64 is below the smallest unit
     power = _exp2(exponent, _FRACTION)
     return _exp2(-power, _MANTISSA).sum(axis=2)
 

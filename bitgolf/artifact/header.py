@@ -1,8 +1,8 @@
-"""The header of an artifact: what the streams are, what the tensors are, and whether to believe it.
+"""The header of an artifact: the list of its tensors and streams, and the checks that make it safe to use.
 
-The header is JSON, compressed with zstd. `decode` treats it as hostile: sizes, names, kinds, shapes and the
-total that reading would allocate are checked here, before anything is allocated for the streams. The streams
-and their raw lengths follow from the tensors, so they cannot contradict each other.
+The header is JSON, compressed with zstd. `decode` treats it as hostile. It checks sizes, names, kinds, shapes and the
+total that reading would allocate, before anything is allocated for the streams. Names and raw lengths of the streams
+follow from the tensors, so they cannot contradict each other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEYS = {"compressor", "meta", "model_config", "streams", "tensors", "tokenizer_
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: its name, kind, group and shape; for codes, whether columns have scales and the trellis's states."""
+    """One tensor: name, kind, group and shape; for codes also whether columns have scales, and the trellis's states."""
 
     name: str
     kind: str
@@ -45,7 +45,7 @@ class TensorEntry:
 
     @property
     def raw_bytes(self) -> int:
-        """Its bytes in that stream: one a code (two above 8 bits), two or four a float."""
+        """Its bytes in that stream: one per code (two above 8 bits), two or four per float."""
         return num_elements(self.shape) * self.dtype.itemsize
 
     @property
@@ -62,7 +62,7 @@ class TensorEntry:
 
     @property
     def scale_counts(self) -> tuple[int, ...]:
-        """How many row scales it has, and how many column scales if any."""
+        """The number of its row scales and, if it has any, of its column scales."""
         if self.kind not in CODE_KINDS:
             return ()
         return self.shape if self.column_scales else self.shape[:1]
@@ -99,18 +99,18 @@ def stream_layout(tensors: tuple[TensorEntry, ...], tokenizer_bytes: int) -> dic
     scale_bytes = sum(entry.scale_bytes for entry in tensors)
     if scale_bytes:
         layout["scales"] = scale_bytes
-    for wanted in (CODE_KINDS, FLOAT_KINDS):
+    for kinds in (CODE_KINDS, FLOAT_KINDS):
         for entry in tensors:
-            if entry.kind in wanted:
+            if entry.kind in kinds:
                 layout[entry.stream] = layout.get(entry.stream, 0) + entry.raw_bytes
     layout["tokenizer"] = tokenizer_bytes
     return layout
 
 
 def encode(header: Header) -> bytes:
-    """The header as JSON bytes; the same header gives the same bytes.
+    """The header as JSON bytes. The same header gives the same bytes.
 
-    Raises ArtifactError when a name, shape or dictionary could not be read back.
+    Raises ArtifactError if `decode` would refuse a name, shape or dictionary.
     """
     value = {
         "compressor": header.compressor,
@@ -143,9 +143,9 @@ def decode(raw: bytes, *, max_bytes: int) -> Header:
 
     Args:
         raw: JSON bytes, at most MAX_HEADER_BYTES of them.
-        max_bytes: the most that all streams and the fp32 tensors made from them may take together.
+        max_bytes: most bytes of all streams and of the fp32 tensors made from them together.
     Raises:
-        ArtifactError: anything malformed, contradictory, unknown or too large; the message says which entry.
+        ArtifactError: an entry is malformed, contradictory, unknown or too large; names the entry.
     """
     try:
         value = json.loads(

@@ -1,10 +1,11 @@
 """One entropy-coded message: numbers, plain bits and symbols, pushed on an ANS stack and popped again.
 
-`Writer` collects what is to be coded and counts its ideal length; `finish` hands it to constriction's ANS coder in
-reverse order, so that `Reader` pops it forward. Symbols are coded with integer tables of sum 2^24 that constriction
-takes over unchanged: a weight of frequency - 1 leaves its rounding nothing to do. A damaged message pops garbage, never
-an error, so whoever reads one checks what it means; that a message ends where it should is checked here.
-Source: Bamler 2022, arXiv 2201.01741 (constriction); Duda et al. 2015 (ANS).
+`Writer` collects what is to be coded and counts its ideal length. `finish` gives it to constriction's ANS coder in
+reverse order, so that `Reader` pops it forward. Symbols are coded with integer tables of sum 2^24. constriction takes
+them over unchanged: with weights of frequency - 1 its own rounding has nothing to change. A damaged message pops
+arbitrary values, never an error, so the caller checks their meaning. That a message ends where it should is checked
+here.
+Sources: Bamler 2022, arXiv 2201.01741 (constriction); Duda et al. 2015 (ANS, asymmetric numeral systems).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from bitgolf.artifact.frequency import PRECISION
 from bitgolf.errors import ArtifactError
 
-MAX_PREFIX = 32  # of a number; longer ones are damage
+MAX_PREFIX = 32  # bits that tell the length of a number; more are damage
 _MAX_PLAIN = 16  # bits of one plain value
 _model = constriction.stream.model
 _AnsCoder = constriction.stream.stack.AnsCoder
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 class Writer:
-    """Collects a message; with `dry` only its length is kept.
+    """Collects a message. With `dry` it keeps only the length.
 
     Attributes:
         bits: ideal length so far.
@@ -41,7 +42,7 @@ class Writer:
         self._pieces: list[tuple[np.ndarray, Any]] = []
 
     def count_cells(self, num_cells: int) -> None:
-        """Take note of a table of so many entries."""
+        """Count a table of so many entries."""
         self.cells += num_cells
 
     def plain(
@@ -55,7 +56,7 @@ class Writer:
             self._pieces.append((values.astype(np.int32), 1 << num_bits))
 
     def number(self, value: int, low_bits: int = 0) -> None:
-        """Append one number >= 0 (exponential Golomb code: 1 + 2 log2 of what is above `low_bits`)."""
+        """Append one number >= 0 in the exponential Golomb code, its lowest `low_bits` bits as they are."""
         above = (value >> low_bits) + 1
         length = above.bit_length() - 1
         prefix = [0] * length + [1]
@@ -86,16 +87,16 @@ class Writer:
 
     @property
     def num_bytes(self) -> int:
-        """Length that `finish` is expected to give, to a few bytes: the first symbols may cost less or more."""
+        """Expected length of `finish()`, to a few bytes."""
         return math.ceil(self.bits / 8) + 1
 
 
 class Reader:
-    """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError when the bytes are no message.
+    """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError if the bytes are no message.
 
     Args:
-        data: what `Writer.finish` gave.
-        max_cells: entries of tables that the message may ask for.
+        data: the bytes that `Writer.finish` returned.
+        max_cells: table entries that the message may ask for.
     """
 
     def __init__(self, data: bytes | memoryview, *, max_cells: int = 1 << 23) -> None:
@@ -107,10 +108,12 @@ class Reader:
         self._cells_left = max_cells
 
     def count_cells(self, num_cells: int) -> None:
-        """Raise ArtifactError when the message has now asked for more than `max_cells`."""
+        """Raise ArtifactError if the message has now asked for more than `max_cells` table entries."""
         self._cells_left -= num_cells
         if self._cells_left < 0:
-            raise ArtifactError("entropy-coded message asks for larger tables than its numbers deserve; it is damaged")
+            raise ArtifactError(
+                "entropy-coded message asks for more table entries than allowed for its length; it is damaged"
+            )
 
     def plain(self, count: int, num_bits: int) -> np.ndarray:  # (count,) int32
         """`count` values of `num_bits` bits each."""
@@ -159,7 +162,7 @@ class Reader:
 
 
 def _as_model(table: Any) -> Any:
-    """The model of a table, or of equiprobable values when only their number is given."""
+    """The model of a table, or of so many equally likely values if `table` is a number."""
     if isinstance(table, int):
         return _uniform(table)
     return _model.Categorical((table - 1).astype(np.float32), perfect=False)
@@ -173,7 +176,7 @@ _UNIFORM = [_model.Uniform(2 << i) for i in range(_MAX_PLAIN)]
 
 
 def _guarded(use: Callable[[], T]) -> T:
-    """`use()`, with any failure of constriction as ArtifactError; its panics are no `Exception`."""
+    """`use()`; any failure of constriction is raised as ArtifactError. Its panics are not instances of `Exception`."""
     try:
         return use()
     except BaseException as error:

@@ -1,6 +1,6 @@
-"""An artifact opened: its model on a device with its tokenizer, and text continued with it.
+"""Opens an artifact: the model on a device with its tokenizer, ready to score or to continue a text.
 
-Scoring, the codec, the audit and the report work on a `PackedModel`; `bitgolf.language_model` is the public object
+Scoring, the codec, the audit and the report work on a `PackedModel`. `bitgolf.language_model` is the public object
 around it.
 """
 
@@ -32,7 +32,7 @@ class PackedModel:
         model: weights in place, on its device, in evaluation mode.
         tokenizer: of the same vocabulary.
         window: context in tokens that the model was trained for.
-        stride: targets that a sliding window newly scores.
+        stride: number of targets that each step of a sliding window scores.
         attention: name of the attention backend.
     """
 
@@ -44,7 +44,7 @@ class PackedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.embedding.device
 
     @torch.no_grad()
@@ -60,11 +60,11 @@ class PackedModel:
         """Continue `prompt` token by token, with cached keys and values.
 
         Args:
-            prompt: may be empty (a document is started).
-            max_tokens: tokens to add; generation also ends when the model ends the document.
+            prompt: an empty prompt starts a document.
+            max_tokens: tokens to add at most. Generation also ends where the model ends the document.
             temperature: 0 takes the most likely token each time.
             top_k: sample among the k most likely tokens; 0 = all.
-            seed: of the sampling; None draws a fresh one.
+            seed: of the sampling; None = a fresh one.
         Returns:
             The continuation without the prompt.
         """

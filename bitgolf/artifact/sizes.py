@@ -1,9 +1,9 @@
-"""Where the bytes of an artifact go: by stream, and shared out to the tensors inside each stream.
+"""The bytes of an artifact, by stream and by tensor.
 
-A compressed stream holds many tensors; no byte of it belongs to one alone. The rule here: inside a stream of
-codes a tensor's share is its order-0 entropy (what an ideal coder of independent codes would spend on it);
-inside every other stream it is its share of the raw bytes. Shares are rounded to whole bytes by largest
-remainder, so they add up exactly. Used by the pack stage's table and the report's chart.
+A compressed stream holds many tensors, and none of its bytes belongs to one tensor alone. So they are shared out: in a
+stream of codes in proportion to order-0 entropy, which is what an ideal coder of independent codes would spend on each
+tensor; in every other stream in proportion to raw bytes. Shares are rounded to whole bytes so that they add up exactly.
+`pack` and the report show them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ PRORATING_RULE = (
 
 @dataclass(frozen=True)
 class ArtifactSizes:
-    """Bytes of an artifact: `total` = `header` + the sum of `streams`; `tensors` sums to all streams but
-    "tokenizer".
+    """Bytes of an artifact.
+
+    `total` is `header` plus the sum of `streams`. `tensors` sums to all streams except "tokenizer".
 
     Attributes:
         total: the whole file.
@@ -51,12 +52,10 @@ def entropy_bits(
 
 
 def share_out(total: int, weights: Sequence[float]) -> list[int]:
-    """`total` split in whole numbers in proportion to `weights` (all >= 0; all zero means equally).
+    """`total` split into whole numbers in proportion to `weights`, which are >= 0; equally if all are zero.
 
-    The parts sum to `total` exactly and each is within 1 of its exact share (largest remainder).
+    The parts sum to `total` exactly, and each is within 1 of its exact share (method of largest remainders).
     """
-    if not weights:
-        raise ValueError("nothing to share out to")
     scale = sum(weights)
     exact = [total * (w / scale) if scale > 0 else total / len(weights) for w in weights]
     parts = [int(x) for x in exact]

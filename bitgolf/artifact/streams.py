@@ -1,8 +1,9 @@
-"""A stream of an artifact: arrays that belong together -> bytes, by a general-purpose compressor or by the coder.
+"""A stream of an artifact: arrays that belong together, compressed by a general-purpose compressor or entropy-coded.
 
-The general-purpose compressors are given codes one after another (one or two bytes each, by byte plane) and floats by
-byte plane over the whole stream, because the high bytes of floats resemble each other. "range" gives codes and fp16
-numbers to `coder`, where that is shorter, and says in the first byte of the stream what it did.
+A general-purpose compressor gets the codes of one matrix after another, as one or two bytes each, and the floats of the
+whole stream; all low bytes come before all high bytes, because high bytes resemble each other. The compressor "range"
+gives codes and fp16 numbers to `entropy_coder` where that is shorter. The first byte of a "range" stream says which was
+used.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from bitgolf.artifact.entropy_coder import Matrix
 from bitgolf.artifact.sizes import entropy_bits
 from bitgolf.artifact.stored import FLOAT_KINDS
 
-CODED = b"\2"  # first byte of a "range" stream that is a message of the coder
-_QUICK_LEVEL = 3
-_QUICK_RATIO = 1.25  # a quick compressor that comes this close may win at its strongest setting
+CODED = b"\2"  # first byte of a "range" stream that is a message of the entropy coder
+_QUICK_LEVEL = 3  # of zstd
+_QUICK_RATIO = 1.25  # to the coded size: if a quick compressor comes this close, its strongest setting is tried
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a reader expects of an array in a stream: its type, shape and, for codes, the states of its trellis."""
+    """Type and shape of an array in a stream, and for codes the states of their trellis."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -44,9 +45,9 @@ def encode(
     arrays: Sequence[np.ndarray],
     slots: Sequence[Slot],
 ) -> bytes:
-    """The bytes of a stream with `arrays`, which are as `slots` say: all codes, or all floats of one type.
+    """The bytes of a stream. `slots` describe `arrays`: all are codes, or all are floats of one type.
 
-    Raises ConfigError when the compressor is unknown or not installed.
+    Raises ConfigError if the compressor is unknown or not installed.
     """
     raw = to_planes(arrays, slots)
     if compressor != "range" or slots[0].dtype == FLOAT_KINDS["fp32"]:
@@ -57,9 +58,9 @@ def encode(
         return min(message, compressors.compress(compressor, raw), key=len)
     message = CODED + coder.encode_matrices(_matrices(arrays, slots))
     _require_reversible(message, arrays, slots)
-    return (
-        min(message, compressors.compress(compressor, raw), key=len) if _repeats(arrays, raw, len(message)) else message
-    )
+    if not _repeats(arrays, raw, len(message)):
+        return message
+    return min(message, compressors.compress(compressor, raw), key=len)
 
 
 def predict_bytes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> int:
@@ -69,15 +70,15 @@ def predict_bytes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> int:
         return len(compressors.compress("range", raw))
     floats = slots[0].dtype == FLOAT_KINDS["fp16"]
     message = 1 + (coder.predict_float_bytes(arrays) if floats else coder.predict_bytes(_matrices(arrays, slots)))
-    return (
-        min(message, len(compressors.compress("range", raw))) if floats or _repeats(arrays, raw, message) else message
-    )
+    if not floats and not _repeats(arrays, raw, message):
+        return message
+    return min(message, len(compressors.compress("range", raw)))
 
 
 def decode(
     compressor: str, data: bytes | memoryview, slots: Sequence[Slot]
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The arrays of a stream as `slots` say (codes of a message as int32), and the bits z of a trellis where known.
+    """The arrays of a stream, and the quantizers of a trellis if the decoder knows them. Codes may come as int32.
 
     Raises:
         ArtifactError: `data` is damaged or holds something else.
@@ -97,7 +98,7 @@ def decode(
 
 
 def _require_reversible(message: bytes, arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> None:
-    """Decoding takes a third of the time of encoding, and a run is lost when its weights do not come back."""
+    """Decode what was just encoded. It takes a third of the time of encoding and guards the weights of the run."""
     for before, (after, _), slot in zip(arrays, decode("range", message, slots), slots, strict=True):
         equal = (
             np.array_equal(before.view("<u2"), after.view("<u2"))
@@ -108,7 +109,7 @@ def _require_reversible(message: bytes, arrays: Sequence[np.ndarray], slots: Seq
 
 
 def to_planes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> bytes:
-    """The bytes that a general-purpose compressor is given: low bytes, then high bytes, of the stream or each array."""
+    """The bytes that a general-purpose compressor gets: low bytes first, of all floats together or of each matrix."""
     flat = [array.reshape(-1).astype(slot.dtype, copy=False) for array, slot in zip(arrays, slots, strict=True)]
     pieces = [np.concatenate(flat)] if slots[0].dtype.kind == "f" else flat
     return b"".join(piece.view(np.uint8).reshape(-1, piece.itemsize).T.tobytes() for piece in pieces)
@@ -139,9 +140,9 @@ def _matrices(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> list[Matri
 
 
 def _repeats(arrays: Sequence[np.ndarray], raw: bytes, coded: int) -> bool:
-    """Whether codes hold so much repetition that a general-purpose compressor may beat the coder.
+    """Whether codes repeat so much that a general-purpose compressor may be shorter than the entropy coder.
 
-    A quick one that gets below the order-0 entropy has found repetition; its strongest setting is slow on codes.
+    If a quick setting gets below the order-0 entropy, it has found repetition. The strongest setting is slow on codes.
     """
     quick = len(zstandard.ZstdCompressor(level=_QUICK_LEVEL).compress(raw))
     return quick < _QUICK_RATIO * coded and 8 * quick < sum(entropy_bits(array) for array in arrays)

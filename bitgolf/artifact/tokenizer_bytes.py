@@ -1,9 +1,9 @@
-"""The bytes of a SentencePiece model rearranged so that they compress, and back, byte for byte.
+"""Rearranges the bytes of a SentencePiece model so that they compress better, and restores them byte for byte.
 
-Such a file is a list of (piece, score, type) in protocol-buffer encoding, then the settings. The scores of a BPE
-vocabulary count down by one; between the pieces they cost a general-purpose compressor as much as the pieces do. Here
-the fields come one after another: types, scores by byte plane (exclusive-or with the score before less one, mostly
-nothing), pieces, settings. A vocabulary of 8,192 takes 24.5 KB instead of 45.9.
+The file is a list of (piece, score, type) in protocol-buffer encoding, then the settings. The scores of a BPE
+vocabulary count down by one. Between the pieces, they take a general-purpose compressor as many bytes as the pieces.
+Here the fields come one after another: types; scores by byte plane, each exclusive-or the score before minus one, so
+mostly zero; pieces; settings. A vocabulary of 8,192 pieces takes 24.5 KB instead of 45.9 KB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLOAT, _BITS = struct.Struct("<f"), struct.Struct("<I")
 
 
 def rearrange(data: bytes) -> bytes | None:
-    """`data` field by field, or None when it is no such file or could not be put back exactly."""
+    """`data` field by field, or None if it is no such file or could not be restored exactly."""
     entries, position = [], 0
     while (entry := _entry(data, position)) is not None:
         entries.append(entry)
@@ -50,7 +50,7 @@ def rearrange(data: bytes) -> bytes | None:
 
 
 def restore(rearranged: bytes) -> bytes:
-    """The file that `rearrange` was given. Raises ArtifactError when its output was something else."""
+    """The file that `rearrange` was given. Raises ArtifactError if `rearranged` is not an output of it."""
     if len(rearranged) < _HEAD.size:
         raise ArtifactError("list of pieces is truncated")
     count, separator = _HEAD.unpack_from(rearranged)
@@ -73,7 +73,7 @@ def restore(rearranged: bytes) -> bytes:
 
 
 def _entry(data: bytes, position: int) -> tuple[bytes, float, int] | None:
-    """Piece, score and type (0 = none) of the entry at `position`, or None when there is anything else."""
+    """Piece, score and type (0 = none) of the entry at `position`, or None if there is no such entry."""
     if data[position : position + 1] != _LIST or len(data) < position + 4:
         return None
     body = data[position + 2 : position + 2 + data[position + 1]]

@@ -228,7 +228,7 @@ def test_bad_values_inside_sound_streams_are_named(artifact: bytes, take_apart: 
     num_scales = raws["scales"] // 2
     for value in (np.nan, np.inf, 0.0, -1.0):
         planes = np.full(num_scales, value, dtype="<f2").view(np.uint8).reshape(-1, 2).T.tobytes()
-        assert "stream scales: tensor blocks.0.q.weight has a row scale" in with_stream("scales", planes)
+        assert "stream scales: tensor embedding.weight has a row scale" in with_stream("scales", planes)
     q = "codes/q"
     assert "code outside the int6 grid" in with_stream(q, bytes([32]) * raws[q])
     assert "code outside the int8 grid" in with_stream("codes/embedding", b"\x80" * raws["codes/embedding"])
@@ -257,9 +257,9 @@ def test_bad_values_inside_sound_messages_are_named(
     for value in (np.nan, np.inf, 0.0, -1.0):
         scales = [np.full(n, value, dtype="<f2") for n in counts]
         result = with_stream("scales", CODED + coder.encode_floats(scales))
-        assert "stream scales: tensor blocks.0.down.weight has a row scale" in result
+        assert "stream scales: tensor constant.weight has a row scale" in result
     scales = [np.full(n, 1.0, dtype="<f2") for n in counts]
-    scales[1][3] = -1.0
+    scales[2][3] = -1.0
     assert "blocks.0.down.weight has a column scale" in with_stream("scales", CODED + coder.encode_floats(scales))
     for group, code, kind in (("embedding", 128, "int8"), ("q", -32, "int6 grid")):
         message = coder.encode_matrices([coder.Matrix(np.full(shape, code)) for shape in shapes(group)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import lzma
 import math
@@ -17,13 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.artifact import entropy_coder as coder
-from bitgolf.artifact import scale_model
+from bitgolf.artifact import integer_coder, scale_model
 from bitgolf.artifact.entropy_coder import Matrix, decode_floats, decode_matrices, encode_floats, encode_matrices
 from bitgolf.artifact.frequency import Law
 from bitgolf.artifact.message import Writer
-from bitgolf.artifact.parities import quantizer_bits
+from bitgolf.artifact.parities import quantizers_of
 from bitgolf.artifact.scale_model import ScaleModel
 from bitgolf.artifact.sizes import entropy_bits
+from bitgolf.artifact.symbol_counts import Integers
 from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.quantize.viterbi import trellis_quantize
@@ -69,12 +71,12 @@ def back(data: bytes, matrices: list[Matrix]) -> list[tuple[np.ndarray, np.ndarr
 
 def require_round_trip(matrices: list[Matrix]) -> bytes:
     data = encode_matrices(matrices)
-    for matrix, (codes, halves) in zip(matrices, back(data, matrices), strict=True):
+    for matrix, (codes, quantizers) in zip(matrices, back(data, matrices), strict=True):
         assert codes.dtype == np.int32 and np.array_equal(codes, matrix.codes)
-        assert (halves is None) == (matrix.num_states == 0)
-        if halves is not None:
+        assert (quantizers is None) == (matrix.num_states == 0)
+        if quantizers is not None:
             levels = trellis_levels(torch.from_numpy(codes), matrix.num_states).numpy()
-            assert np.array_equal(2 * codes + halves, levels)
+            assert np.array_equal(2 * codes + quantizers, levels)
     return data
 
 
@@ -203,7 +205,7 @@ def test_within_three_thousandths_of_the_models_own_code_length() -> None:
     matrices = [Matrix(gaussian(256, 128, s, 0.3, 0.3, seed=i)[0]) for i, s in enumerate((1.0, 3.0, 12.0))]
     bits = 0.0
     for matrix in matrices:
-        bits += scale_model.fit(matrix.codes).bits
+        bits += scale_model.fit(Integers(matrix.codes)).bits
     size = 8 * len(encode_matrices(matrices))
     side = 8 * sum(math.ceil((256 + 128) * 4.2 / 8 + 24) for _ in matrices)
     assert bits < size < 1.003 * bits + side
@@ -246,7 +248,7 @@ def test_a_learned_table_is_used_where_the_law_does_not_fit() -> None:
 def test_pruned_and_clipped_weights_have_spikes() -> None:
     codes = gaussian(256, 256, 12.0)[0].clip(-31, 31)
     codes[np.random.default_rng(1).random(codes.shape) < 0.1] = 0
-    law = scale_model.fit(codes).law
+    law = scale_model.fit(Integers(codes)).law
     assert law.spike_at == 0 and abs(law.spike / 2**16 - 0.1) < 0.02
     assert law.ends / 2**16 == pytest.approx(2 * 0.9 * 0.5 * math.erfc(31.5 / 12 / math.sqrt(2)), rel=0.2)
     assert 8 * len(encode_matrices([Matrix(codes)])) < 1.003 * entropy_bits(codes)
@@ -270,7 +272,7 @@ def test_a_mean_direction_is_found() -> None:
     codes = rng.normal(0, 30, (400, 96))
     codes[:150] = rng.normal(0, 20, 96) + rng.normal(0, 1, (150, 96))
     codes = np.rint(codes).astype(np.int32)
-    model = scale_model.fit(codes)
+    model = scale_model.fit(Integers(codes))
     assert model.mean is not None and model.coefficients is not None
     assert np.count_nonzero(model.coefficients[:150]) == 150 > 4 * np.count_nonzero(model.coefficients[150:])
     data = require_round_trip([Matrix(codes)])
@@ -294,7 +296,7 @@ def test_trellis_codes_cost_what_they_are_worth_given_their_quantizer(states: in
 def test_quantizers_follow_from_parities(rows: int, columns: int, states: int, seed: int) -> None:
     codes = torch.randint(-9, 10, (rows, columns), generator=torch.Generator().manual_seed(seed))
     expected = trellis_levels(codes, states) - 2 * codes
-    assert np.array_equal(quantizer_bits((codes & 1).numpy(), states), expected.numpy())
+    assert np.array_equal(quantizers_of((codes & 1).numpy(), states), expected.numpy())
 
 
 @settings(max_examples=25, deadline=None)
@@ -349,6 +351,10 @@ def test_floats_cost_their_noise() -> None:
     assert len(encode_floats([half_and_half])) < len(encode_floats([half_and_half.reshape(-1)]))
 
 
+def test_the_example_of_the_module_runs() -> None:
+    assert doctest.testmod(coder) == (0, 9)
+
+
 def test_messages_of_the_format_decode_to_the_same_for_ever() -> None:
     matrices = [Matrix(gaussian(24, 20, 3.0, 0.5, 0.5, seed=5)[0]), Matrix(gaussian(40, 9, 1.2, seed=6)[0], 8)]
     floats = [np.linspace(-1, 1, 40).astype("<f2").reshape(2, 20), np.ones(3, dtype="<f2")]
@@ -373,17 +379,16 @@ def demanding_message(num_matrices: int, states: int, monkeypatch: pytest.Monkey
     """Matrices of 8 x 8 small integers, each coded with a table of 65,536 symbols for either class of row."""
     law = Law(-(1 << 15), (1 << 15) - 1, 16, 1500)
     with monkeypatch.context() as patched:
-        fit = scale_model.fit
-        patched.setattr(
-            coder,
-            "fit",
-            lambda values, halves=None: (
-                fit(values, halves) if len(values) == 1 else ScaleModel(0, 0, law, rows=np.arange(8) % 2)
-            ),
-        )
+
+        def fit(integers: Integers) -> ScaleModel:
+            if len(integers.values) == 1:
+                return scale_model.fit(integers)
+            return ScaleModel(0, 0, law, rows=np.arange(8) % 2)
+
+        patched.setattr(integer_coder, "fit", fit)
         out = Writer()
         for _ in range(num_matrices):
-            coder._put_matrix(out, np.arange(64).reshape(8, 8) % 5, states)
+            integer_coder.put_integers(out, np.arange(64).reshape(8, 8) % 5, states)
         assert out.cells > (1 << 17) * num_matrices
         return out.finish()
 
@@ -396,7 +401,7 @@ def test_tables_are_no_larger_than_the_numbers_deserve(states: int, monkeypatch:
         np.array_equal(c, np.arange(64).reshape(8, 8) % 5) for c, _ in decode_matrices(few, [(8, 8)] * 4, [states] * 4)
     )
     begin = time.process_time()
-    with pytest.raises(ArtifactError, match="larger tables than its numbers deserve"):
+    with pytest.raises(ArtifactError, match="more table entries than allowed"):
         list(decode_matrices(many, [(8, 8)] * 100, [states] * 100))
     assert time.process_time() - begin < 1.0
 
@@ -404,7 +409,7 @@ def test_tables_are_no_larger_than_the_numbers_deserve(states: int, monkeypatch:
 def test_a_writer_refuses_what_no_reader_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = [Matrix(np.array([[-32767, 32767], [3, 0]], dtype=np.int16), 8)] * 12
     require_round_trip(wide)
-    monkeypatch.setattr(coder, "_MOST_CELLS", 1 << 18)
+    monkeypatch.setattr(coder, "_FREE_CELLS", 1 << 18)
     with pytest.raises(ArtifactError, match="choose another compressor than range"):
         encode_matrices(wide)
 
@@ -450,7 +455,7 @@ def test_descriptions_that_ask_for_too_much_are_refused() -> None:
 
     def describe(model: ScaleModel, trellis: int = 0) -> None:
         out = Writer()
-        coder._put_model(out, model, True)
+        integer_coder._put_model(out, model, True)
         out.plain(np.zeros(64, dtype=np.int64), 16)
         with pytest.raises(ArtifactError):
             list(decode_matrices(out.finish(), [(6, 6)], [trellis]))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.artifact.frequency import BETAS, MAX_SCALE, PRECISION, Law, adapt, normalize, tables
+from bitgolf.artifact.frequency import BETAS, MAX_SCALE, PRECISION, Contexts, Law, adapt, normalize, tables
 
 ZERO = np.zeros(1, dtype=np.int64)
 
@@ -19,15 +19,15 @@ def scale(log2_alpha: float) -> int:
     return round(64 * (log2_alpha + 12))
 
 
-def of_class(law: Law, scale_class: int = 0, half: int = 0) -> np.ndarray:
-    return tables(law, np.array([scale_class]), np.array([half]))[0]
+def of_class(law: Law, scale_class: int = 0, quantizer: int = 0) -> np.ndarray:
+    return tables(law, Contexts.one(scale_class, quantizer))[0]
 
 
-def by_definition(law: Law, scale_class: int, half: int) -> np.ndarray:
+def by_definition(law: Law, scale_class: int, quantizer: int) -> np.ndarray:
     """Probabilities in float64, every bin integrated by 4000 points."""
     alpha = 2.0 ** ((law.scale + 8 * scale_class) / 64 - 12)
     width = 2**law.shift
-    points = (np.arange(4000) + 0.5) / 4000 * width - 0.5 + 0.5 * half
+    points = (np.arange(4000) + 0.5) / 4000 * width - 0.5 + 0.5 * quantizer
     symbols = np.arange(law.low, law.high + 1)
     density = np.exp2(-((np.abs(symbols[:, None] * width + points) / alpha) ** (law.beta / 8))).mean(axis=1)
     density *= (1 - (law.spike + law.ends) / 2**16) / density.sum()
@@ -37,24 +37,24 @@ def by_definition(law: Law, scale_class: int, half: int) -> np.ndarray:
     return density
 
 
-@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("quantizer", [0, 1])
 @pytest.mark.parametrize("beta", [8, 12, 16, 25, 39])
 @pytest.mark.parametrize("log2_alpha", [-1.5, 0.0, 0.9, 1.1, 3.9, 4.1, 6.0])
-def test_tables_are_the_distribution(log2_alpha: float, beta: int, half: int) -> None:
+def test_tables_are_the_distribution(log2_alpha: float, beta: int, quantizer: int) -> None:
     for law in (
         Law(-127, 127, beta, scale(log2_alpha)),
         Law(-31, 20, beta, scale(log2_alpha - 0.5), ends=500, spike=3000, spike_at=-7),
         Law(-40, 90, beta, scale(log2_alpha + 1), shift=3),
     ):
         scale_class = 4 if law.ends else 0
-        exact = by_definition(law, scale_class, half)
-        table = of_class(law, scale_class, half) / 2**PRECISION
+        exact = by_definition(law, scale_class, quantizer)
+        table = of_class(law, scale_class, quantizer) / 2**PRECISION
         divergence = float((exact * np.log2(np.maximum(exact, 1e-300) / table)).sum())
         # Bits a symbol; the least frequency of 255 symbols alone takes 2e-5, the edges of a narrow law more.
         assert -1e-9 < divergence < (6e-4 if log2_alpha < 0 else 6e-5)
 
 
-def in_python_integers(law: Law, scale_class: int, half: int) -> list[int]:
+def in_python_integers(law: Law, scale_class: int, quantizer: int) -> list[int]:
     """The format's arithmetic once more, one number at a time and without numpy."""
     one, root, powers = 1 << 60, 2 << 60, [1 << 60]
     for _ in range(12):
@@ -79,7 +79,7 @@ def in_python_integers(law: Law, scale_class: int, half: int) -> list[int]:
         weight = 0
         for sample in range(samples if abs(symbol) <= reach else 0):
             offset = (2 * sample + 1) * (16 // samples) << law.shift
-            distance = abs((symbol << (law.shift + 5)) - 16 + 16 * half + offset)
+            distance = abs((symbol << (law.shift + 5)) - 16 + 16 * quantizer + offset)
             exponent = min(law.beta * (log2(max(distance, 1)) - (5 << 12) - log_alpha) // 8, 6 << 12)
             weight += exp2(-exp2(exponent, 12), 30)
         weights.append(weight)
@@ -105,16 +105,16 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("law", "scale_class", "half"), LAWS)
-def test_tables_agree_with_plain_integers(law: Law, scale_class: int, half: int) -> None:
-    assert of_class(law, scale_class, half).tolist() == in_python_integers(law, scale_class, half)
+@pytest.mark.parametrize(("law", "scale_class", "quantizer"), LAWS)
+def test_tables_agree_with_plain_integers(law: Law, scale_class: int, quantizer: int) -> None:
+    assert of_class(law, scale_class, quantizer).tolist() == in_python_integers(law, scale_class, quantizer)
 
 
 def test_tables_are_the_same_everywhere() -> None:
     """The tables are part of the format: artifacts in the world decode with these and no others."""
     digest = hashlib.sha256()
-    for law, scale_class, half in LAWS:
-        digest.update(of_class(law, scale_class, half).astype("<i8").tobytes())
+    for law, scale_class, quantizer in LAWS:
+        digest.update(of_class(law, scale_class, quantizer).astype("<i8").tobytes())
     assert digest.hexdigest() == "ec59f104f31c3ba2cceddd21c1ea67ba69e6c32baf0a2ca7eb895603f5723dae"
 
 
@@ -128,7 +128,7 @@ def test_tables_are_the_same_everywhere() -> None:
     spikes=st.tuples(st.integers(0, 1 << 15), st.integers(0, 1 << 14)),
     place=st.integers(0, 10**6),
     scale_class=st.integers(0, 255),
-    half=st.integers(0, 1),
+    quantizer=st.integers(0, 1),
 )
 def test_every_table_sums_up_and_has_no_zero(
     low: int,
@@ -139,12 +139,12 @@ def test_every_table_sums_up_and_has_no_zero(
     spikes: tuple[int, int],
     place: int,
     scale_class: int,
-    half: int,
+    quantizer: int,
 ) -> None:
     law = Law(low, low + count - 1, beta, log_scale, shift, *spikes, spike_at=low + place % count)
-    rows = tables(law, np.array([scale_class, 0]), np.array([half, half]))
+    rows = tables(law, Contexts(np.array([scale_class, 0]), np.array([quantizer, quantizer])))
     assert rows.shape == (2, count) and rows.min() >= 1 and (rows.sum(axis=1) == 1 << PRECISION).all()
-    assert np.array_equal(rows[1], of_class(law, 0, half))  # a row does not depend on its company
+    assert np.array_equal(rows[1], of_class(law, 0, quantizer))  # a row does not depend on its company
     assert adapt(rows[0], rows[1] >> 10).sum() == 1 << PRECISION
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitgolf.artifact.container import write_artifact
+from bitgolf.artifact.container import encode_artifact
 from bitgolf.artifact.stored import StoredTensor
 from bitgolf.config import resolve
 from bitgolf.data.prepare import prepare
@@ -55,14 +55,14 @@ def test_report_of_a_small_corpus_and_an_untrained_model(tmp_path: Path) -> None
     run = RunDirectory.create(tmp_path / "run", config)
     data = prepare(config.data, config.model.vocab_size, run / "data")
     model = GPT(config.model, 64).initialize_(torch.Generator().manual_seed(1))
-    write_artifact(
-        run / "model.bitgolf",
+    artifact, _ = encode_artifact(
         model_config=config.model.model_dump(mode="json"),
         tokenizer=data.tokenizer.model_bytes,
         tokenizer_meta={"lossless": data.tokenizer.lossless, "name": data.tokenizer.name},
         tensors={name: StoredTensor.fp32(p.detach()) for name, p in model.named_parameters()},
         meta={"window": 64, "stride": 16},
     )
+    (run / "model.bitgolf").write_bytes(artifact)
     nll = np.full(data.val.num_tokens - 1, np.log(300), np.float32)
     np.save(run / "nll.npy", nll)
     html = report(run).read_text(encoding="utf-8")
