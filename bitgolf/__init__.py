@@ -1,8 +1,9 @@
 """bitgolf: train the best language model that fits in N bytes, in T seconds, and prove its score.
 
-import bitgolf
-model = bitgolf.load("model.bitgolf")
-model.bits_per_byte("some text"), model.generate("Once"), model.logprobs("some text")
+    import bitgolf
+
+    model = bitgolf.load("model.bitgolf")
+    model.bits_per_byte("some text"), model.generate("Once"), model.logprobs("some text")
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ __all__ = ["CodecModel", "LanguageModel", "__version__", "compress_bytes", "deco
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model only when asked for, so that `bitgolf --help` does not wait for PyTorch."""
+    """Import PyTorch only when a model is used, so that `bitgolf --help` is fast."""
     if name in ("LanguageModel", "load"):
         from bitgolf import language_model
 

@@ -1,6 +1,11 @@
 """An artifact as a library object: log-probabilities, bits per byte and generation.
 
-`bitgolf.load("model.bitgolf")` needs nothing but the file: it carries the weights, the sizes and the tokenizer.
+    model = bitgolf.load("model.bitgolf")
+    model.bits_per_byte("some text"), model.logprobs("some text"), model.generate("Once")
+
+The file is all that `load` needs: it holds the weights, the configuration of the model and the tokenizer.
+
+Legend: n tokens of a text, without the BOS before it.
 """
 
 from __future__ import annotations
@@ -20,7 +25,13 @@ from bitgolf.evaluate.window_scorer import make_scorer
 
 @dataclass(frozen=True)
 class LogProbs:
-    """Score of one text: `tokens[i]` got `logprobs[i]` nats given everything before it (and a document start)."""
+    """Log-probabilities of one text as a document of its own.
+
+    Attributes:
+        tokens: (n) ids.
+        pieces: the bytes of each token.
+        logprobs: (n,) float32, nats; `logprobs[i]` is that of `tokens[i]` given the BOS and all tokens before it.
+    """
 
     tokens: list[int]
     pieces: list[bytes]
@@ -28,24 +39,24 @@ class LogProbs:
 
 
 class LanguageModel(PackedModel):
-    """A packed model that scores and continues text; `load` makes it."""
+    """A packed model that scores and continues text; `load` returns one."""
 
     def logprobs(self, text: str) -> LogProbs:
-        """Log-probability in nats of every token of `text` as a document of its own.
+        """Log-probabilities of every token of `text` as a document of its own.
 
-        Texts longer than the window are scored by sliding windows, each token once with at least
-        `window - stride` tokens before it. Raises ConfigError for an empty text.
+        A text longer than the window is scored by sliding windows, each token once, from at least `window - stride`
+        tokens before it. Raises ConfigError for an empty text.
         """
         ids, nll = self._score(text)
         tokens = [int(i) for i in ids[1:]]
         return LogProbs(tokens, [self.tokenizer.token_text_bytes(i) for i in tokens], -nll)
 
     def bits_per_byte(self, text: str) -> float:
-        """Bits that the model spends on a UTF-8 byte of `text`. Raises ConfigError for an empty text."""
+        """Bits per UTF-8 byte of `text`. Raises ConfigError for an empty text."""
         return self.score(text).bpb
 
     def score(self, text: str) -> BitsPerByte:
-        """Bits per byte of `text` with the counts it is made of."""
+        """Bits per byte of `text`, with its loss and counts."""
         ids, nll = self._score(text)
         return bits_per_byte(nll, self.tokenizer.byte_costs(ids))
 
@@ -72,9 +83,9 @@ def load(path: str | Path, device: str | torch.device = "auto", attention: str =
 
     Args:
         path: a `.bitgolf` file.
-        device: auto, cpu, cuda, or a device.
-        attention: backend name or auto.
+        device: auto, cpu, cuda, or a torch.device.
+        attention: name of an attention backend, or auto.
     Raises:
-        ArtifactError: the file is missing, damaged, or made by a newer version.
+        ArtifactError: the file is missing, damaged, or written by a newer version.
     """
     return LanguageModel(**vars(open_model(path, device, attention)))

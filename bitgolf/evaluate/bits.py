@@ -1,8 +1,10 @@
-"""Bits per byte: the score of a run, from one loss a target and one byte count a target.
+"""Bits per byte: the score of a run, from one loss and one byte count per target.
 
-The denominator is the bytes of the original documents, so scores of different tokenizers compare. For one
-tokenizer and one text the ratio of bits per byte to nats per token is a constant, tokens / (bytes ln 2), and
-the audit recomputes it from every number that a run reports.
+The denominator counts the bytes of the original documents, so scores of different tokenizers are comparable. For one
+tokenizer and one text the ratio of bits per byte to nats per token is a constant, tokens / (bytes ln 2). The audit
+recomputes it from all reported numbers (check *identity*, docs/rules.md#identity).
+
+Legend: N tokens, N-1 targets.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BitsPerByte:
-    """A score: `bpb` bits per byte of original text, `loss_nats` mean nats a target."""
+    """A score: `bpb` bits per byte of original text, `loss_nats` mean nats per target."""
 
     bpb: float
     loss_nats: float
@@ -29,7 +31,7 @@ class BitsPerByte:
 
 
 def bpb_per_nat(tokens: int, num_bytes: int) -> float:
-    """Bits per byte that one nat per token amounts to. Raises ValueError unless both counts are positive."""
+    """Bits per byte for a loss of one nat per token. Raises ValueError unless both counts are positive."""
     if tokens <= 0 or num_bytes <= 0:
         raise ValueError(
             f"bits per byte need at least one token and one byte, got {tokens} tokens and {num_bytes} bytes"
@@ -42,13 +44,13 @@ def bits_per_byte(nll_nats: np.ndarray, byte_costs: np.ndarray) -> BitsPerByte:
 
     Args:
         nll_nats: (N-1,) floats, loss of each target; summed pairwise in float64.
-        byte_costs: (N-1,) integers, bytes of the original text that each target stands for (0 for BOS).
+        byte_costs: (N-1,) integers, bytes of the original text per target (0 for BOS).
     Raises:
         ValueError: lengths differ, no targets, no bytes, negative byte counts, or losses that are not finite.
     """
     if nll_nats.ndim != 1 or nll_nats.shape != byte_costs.shape:
         raise ValueError(
-            f"one byte count a target is needed: got {nll_nats.shape} losses and {byte_costs.shape} byte counts"
+            f"one byte count per target is needed: got {nll_nats.shape} losses and {byte_costs.shape} byte counts"
         )
     if byte_costs.dtype.kind not in "iu":
         raise ValueError(f"byte counts are integers, got {byte_costs.dtype}")

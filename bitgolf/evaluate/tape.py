@@ -1,12 +1,11 @@
-"""The score tape: one left-to-right pass in which every target is scored once and only then revealed.
+"""The score tape: one left-to-right pass that scores every target once and reveals it only afterwards.
 
-A tape of N tokens has N-1 targets; target t is token t+1 given tokens 0..t, and token 0 is given. A scorer is
-handed the tokens of a chunk and commits one loss a target; only what has been committed can be read by an
-adapter, which may then change the model for the chunks to come. Scores are append-only, and every score and
-update goes into a ledger with its range and the version of the model's state, so that score-first adaptation
-is legal by construction *between* chunks. *Inside* a chunk causality is the model's, and the audit's flip
-tests prove it. A codec runs the same loop on `Scorer.distributions`, which never reads the target.
-Source: conditions C3 and C4 of the challenge (issue 1017); test 3 of its audit rules.
+A tape of N tokens has N-1 targets. Target t is token t+1 given tokens 0..t; token 0 is given. A scorer reads the tokens
+of a chunk and commits one loss per target. An adapter can read committed targets only, and may then change the model
+for later chunks. Scores are append-only. Every score and update enters the event log with its range and the version of
+the model's state. So adaptation *between* chunks is score-first by construction. *Inside* a chunk causality is a
+property of the model, which the audit's flip tests prove.
+Source: rules C3 and C4 of the challenge (docs/rules.md#c3; issue 1017 of openai/parameter-golf).
 
 Legend: N tokens, N-1 targets, V vocabulary.
 """
@@ -23,14 +22,14 @@ from bitgolf.errors import DataError, RuleViolation
 from bitgolf.run.progress import Progress, silent
 
 EVENT_LOG_FORMAT = 1
-# float32 rounding of logsumexp - logit stays below this for logits up to several hundred.
+# The float32 rounding error of logsumexp - logit is smaller than this for logits up to several hundred.
 NEGATIVE_NLL_TOLERANCE = 1e-4
 # The chunk of the published score-first runs with the largest gain (PR 576 and 585).
 ADAPTER_CHUNK_TARGETS = 131_072
 _HASH_BLOCK = 1 << 22
 
 TokenReader = Callable[[int, int], np.ndarray]
-"""`read(start, stop)`: a copy of tokens start..stop-1, or RuleViolation when some may not be seen yet."""
+"""`read(start, stop)`: a copy of tokens start..stop-1; RuleViolation when one of them may not be read yet."""
 
 
 class Scorer(Protocol):
@@ -39,8 +38,8 @@ class Scorer(Protocol):
     def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses of targets start..stop-1: (stop - start,) float32, nats.
 
-        `read` gives tokens 0..stop, the last of which is the last target's token; `tick(done)` is called with
-        the number of targets done.
+        `read` gives tokens 0..stop; token `stop` is that of the last target. `tick(done)` is called with the number
+        of targets done.
         """
         ...
 
@@ -50,20 +49,20 @@ class Scorer(Protocol):
 
 
 class Adapter(Protocol):
-    """Changes the model between chunks, learning from tokens that are already scored."""
+    """Changes the model between chunks; it learns from tokens that are already scored."""
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
-        """Called after targets start..stop-1 are committed. `revealed` gives tokens 0..stop, never more."""
+        """Learn after targets start..stop-1 are committed. `revealed` gives tokens 0..stop only."""
         ...
 
 
 class ScoreTape:
-    """Tokens to be scored, the losses committed so far and the ledger of how they came about.
+    """Tokens to be scored, the losses committed so far, and the log of scores and updates.
 
     Args:
-        tokens: (N,) integers, N >= 2; not copied (a memory map is fine) and never changed.
+        tokens: (N,) integers, N >= 2; neither copied (a memory map works) nor changed.
     Raises:
-        DataError: not one-dimensional, not integers, or fewer than two tokens.
+        DataError: the tokens are not one-dimensional, not integers, or fewer than two.
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
@@ -110,7 +109,7 @@ class ScoreTape:
         return self._nll[: self._num_scored].copy()
 
     def chunk(self, stop: int) -> TokenReader:
-        """What a scorer of targets below `stop` may read: tokens 0..stop, its own targets included."""
+        """The reader for a scorer of targets below `stop`: tokens 0..stop, its own targets included."""
         if not self._num_scored < stop <= self.num_targets:
             raise RuleViolation(
                 f"a chunk that ends at target {stop} cannot be opened: {self._num_scored} of "
@@ -135,8 +134,8 @@ class ScoreTape:
         Args:
             nll: (stop - start,) floats, nats.
         Raises:
-            RuleViolation: a gap, an overlap or second score, a range outside the tape, a wrong number of
-                losses, or a loss that is NaN, infinite or negative beyond rounding; nothing is committed.
+            RuleViolation: a gap, an overlap, a range outside the tape, a wrong number of losses, or a loss that is
+                NaN, infinite or negative beyond rounding. Nothing is committed then.
         """
         if start < self._num_scored:
             raise RuleViolation(
@@ -181,9 +180,9 @@ class ScoreTape:
             self._events.append({"event": "score", "targets": [start, stop], "state": self._state})
 
     def record_update(self, start: int, stop: int) -> None:
-        """Note that the model's state changed, having learned from tokens start..stop-1.
+        """Log that the model's state changed after it learned from tokens start..stop-1.
 
-        An empty range means that nothing was read. Raises RuleViolation when a token is not yet scored.
+        An empty range means that no token was read. Raises RuleViolation when a token is not yet scored.
         """
         if not 0 <= start <= stop or stop > self._num_scored + 1:
             raise RuleViolation(
@@ -195,11 +194,10 @@ class ScoreTape:
 
     @property
     def event_log(self) -> dict[str, Any]:
-        """The record for `tape.json`: sizes, the tokens' SHA-256 and the events in order.
+        """The contents of `tape.json`: sizes, the tokens' SHA-256 and the events in order; a copy.
 
-        `score` events hold `targets` [start, stop) and the `state` they were scored with (scores in a row
-        under one state are one event); `update` events hold the `tokens` [start, stop) learned from and the
-        new `state`.
+        A `score` event holds its `targets` [start, stop) and the `state` of the model (consecutive scores with one
+        state are one event). An `update` event holds the `tokens` [start, stop) that were read and the new `state`.
         """
         events = [
             {**event, **{k: list(event[k]) for k in ("targets", "tokens") if k in event}} for event in self._events
@@ -225,7 +223,7 @@ class ScoreTape:
 
 
 def tokens_sha256(parts: Iterable[np.ndarray]) -> str:
-    """SHA-256 of the concatenated token ids as little-endian uint32, whatever type they are held in."""
+    """SHA-256 of the concatenated token ids as little-endian uint32, whatever their dtype."""
     digest = hashlib.sha256()
     for tokens in parts:
         for start in range(0, len(tokens), _HASH_BLOCK):
@@ -236,21 +234,21 @@ def tokens_sha256(parts: Iterable[np.ndarray]) -> str:
 def evaluate(
     tape: ScoreTape, scorer: Scorer, adapter: Adapter | None = None, progress: Progress = silent, chunk_targets: int = 0
 ) -> np.ndarray:
-    """Score what is left of the tape, chunk by chunk: score, commit, reveal, adapt.
+    """Score the unscored targets of the tape, chunk by chunk: score, commit, reveal, adapt.
 
     Args:
-        tape: usually fresh; a tape that is scored in part is continued.
+        tape: usually without scores; a partly scored tape is continued.
         scorer: see `Scorer`; with several ranks every rank calls `evaluate` with the same tape.
-        adapter: called after each chunk but the last (nothing is left to gain from that one).
+        adapter: called after each chunk except the last, after which no target follows.
         progress: called with stage "score" and the number of targets scored.
-        chunk_targets: targets of a chunk; 0 means the whole tape without an adapter, else 131,072.
+        chunk_targets: targets per chunk; 0 means the whole tape without an adapter, and 131,072 with one.
     Returns:
         The losses of all targets, (N-1,) float32, nats.
     Raises:
-        RuleViolation: what the scorer commits is not admissible, or someone reads ahead.
+        RuleViolation: the scorer's losses are not admissible, or the scorer or adapter reads ahead.
     """
     if chunk_targets < 0:
-        raise ValueError(f"chunk_targets {chunk_targets} must be 0 (automatic) or the targets of one chunk")
+        raise ValueError(f"chunk_targets {chunk_targets} must be 0 (automatic) or the number of targets per chunk")
     size = chunk_targets or (tape.num_targets if adapter is None else ADAPTER_CHUNK_TARGETS)
     progress("score", tape.num_scored, tape.num_targets)
     while not tape.complete:
@@ -267,7 +265,7 @@ def evaluate(
 
 
 def _adapt(tape: ScoreTape, adapter: Adapter, start: int, stop: int) -> None:
-    """Let the adapter learn, and enter the hull of the tokens it really read into the ledger."""
+    """Let the adapter learn; log the smallest range that holds all tokens that it read."""
     reads: list[tuple[int, int]] = []
 
     def revealed(first: int, last: int) -> np.ndarray:

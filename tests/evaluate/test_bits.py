@@ -44,8 +44,8 @@ def test_constant() -> None:
 @pytest.mark.parametrize(
     "nll, costs, message",
     [
-        (np.ones(3), np.ones(2, int), "one byte count a target"),
-        (np.ones((2, 2)), np.ones((2, 2), int), "one byte count a target"),
+        (np.ones(3), np.ones(2, int), "one byte count per target"),
+        (np.ones((2, 2)), np.ones((2, 2), int), "one byte count per target"),
         (np.ones(2), np.ones(2), "integers"),
         (np.ones(2), np.array([3, -1]), "byte count -1 of target 1"),
         (np.ones(0), np.ones(0, int), "at least one token"),
