@@ -9,8 +9,8 @@ STUDY is a TOML file; benchmarks/studies/ holds examples. Its keys:
     base        preset name, .toml file, or finished run as RUN or RUN@STEP; `{seed}` in it stands for the seed
     seeds       list of seeds; every arm is made once per seed
     stages      stages of every arm, for example ["train", "pack", "score"]
-    [settings]  settings of every arm
-    [trunk]     settings of one training per seed from which all arms start (optional)
+    [settings]  settings of every run
+    [trunk]     present: one training per seed is made first, with these settings too, and all arms start from it
     [arms.NAME] settings of one arm; `like` names an earlier arm whose settings it adds to. The first arm is the one
                 that the others are compared with.
 
@@ -149,17 +149,18 @@ def plan(study: Study, out: Path) -> tuple[list[Job], list[Job]]:
     trunks: list[Job] = []
     arms: list[Job] = []
     first = STAGES.index(study.stages[0])
+    common = study.settings | (study.trunk or {})
     for seed in study.seeds:
         base, origin, step = base_of(study, seed)
         if study.trunk is not None:
             if origin is not None:
                 raise ConfigError("a study has a [trunk] or a finished run as its base, not both")
             origin = out / f"trunk-seed{seed}"
-            trunks.append(Job(origin, changed(base, seed, study.trunk), STAGES[: max(first, 1)]))
+            trunks.append(Job(origin, changed(base, seed, common), STAGES[: max(first, 1)]))
         elif origin is None and first > 0:
             raise ConfigError(f"stage {study.stages[0]!r} needs a finished run as `base`, or a [trunk] to make it")
         for arm, changes in study.arms.items():
-            config = changed(base, seed, (study.trunk or {}) | study.settings | changes)
+            config = changed(base, seed, common | changes)
             arms.append(Job(out / f"{folder_name(arm)}-seed{seed}", config, study.stages, origin, step))
     return trunks, arms
 
@@ -201,7 +202,8 @@ def make(job: Job, data: Path, gpu: str, run_stage: RunStage) -> bool:
                 words += ["--branch", f"{job.origin}@{job.step}" if job.step else str(job.origin)]
         log = job.path.parent / f"{job.path.name}.txt"
         if run_stage(words, log, gpu):
-            say(job, gpu, f"{stage} failed, see {log}")
+            reason = log.read_text().splitlines()[-1:] if log.exists() else []
+            say(job, gpu, " ".join([f"{stage} failed, see {log}:", *reason]))
             return False
     return True
 
@@ -340,7 +342,7 @@ def collect(out: Path) -> dict[str, Any]:
         "commits": list(dict.fromkeys((out / "commits.txt").read_text().split())),
         "devices": sorted({row["device"] for row in rows if "device" in row}),
         "val_bytes": sorted({row["val_bytes"] for row in rows if "val_bytes" in row}),
-        "settings": (study.trunk or {}) | study.settings,
+        "settings": study.settings | (study.trunk or {}),
         "not_finished": missing,
         "arms": {
             arm: {"settings": study.arms[arm], "runs": by_seed, "against_first": against_first[arm]}

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tomllib
 from pathlib import Path
 
 import experiment
 import pytest
 import torch
-from tiny_run import PRESET, documents, done, write_jsonl
+from tiny_run import PRESET, documents, done, events, write_jsonl
 
 from bitgolf.cli import main
 from bitgolf.errors import ConfigError
 
 STUDIES = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.toml"))
 STUDY = f"""
-question = "What a warm-down of 0.8 is worth"
+question = "What a fast average is worth"
 base = "{PRESET}"
-seeds = [7, 8]
+seeds = [7]
 stages = ["train", "pack", "score"]
 
 [settings]
 budget.train_seconds = 60
-train.max_steps = 3
+train.max_steps = 4
 train.measure.calibration_tokens = 1024
 score.methods = ["chunked"]
 score.compressors = false
 
+[trunk]
+train.checkpoint.at = [0.5]
+
 [arms."as it is"]
 
-[arms."long warm-down"]
-train.warmdown = 0.8
+[arms."fast average"]
+train.average.ema_decay = 0.2
 """
 REPACK = """
 question = "What five bits cost"
@@ -76,19 +80,33 @@ def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "study"
 
 
-def test_arms_are_compared_with_the_first_by_seed(made: Path) -> None:
+def test_arms_branch_from_one_trunk_and_are_compared_with_the_first(made: Path) -> None:
     results = experiment.collect(made)
     arms, page = results["arms"], experiment.table(results)
-    assert list(arms) == ["as it is", "long warm-down"]
-    assert set(arms["as it is"]["against_first"].values()) == {0.0}
-    for seed in (7, 8):
-        difference = headline(made / f"long-warm-down-seed{seed}") - headline(made / f"as-it-is-seed{seed}")
-        assert difference != 0
-        assert arms["long warm-down"]["against_first"][seed] == difference
-        assert arms["long warm-down"]["runs"][seed]["steps"] == 3
-    assert "| long warm-down | 2 | 3 |" in page
-    assert "`train.warmdown = 0.8`" in page
+    assert list(arms) == ["as it is", "fast average"]
+    assert arms["as it is"]["against_first"] == {7: 0.0}
+    difference = headline(made / "fast-average-seed7") - headline(made / "as-it-is-seed7")
+    assert difference != 0
+    assert arms["fast average"]["against_first"] == {7: difference}
+    for arm in ("as-it-is", "fast-average"):
+        (branch,) = events(made / f"{arm}-seed7", "branch")
+        assert branch["step"] == 2
+    assert "| fast average | 1 | 4 |" in page
+    assert "`train.average.ema_decay = 0.2`" in page
     assert "Not finished" not in page
+
+
+def test_differences_are_paired_by_seed() -> None:
+    runs = {
+        "first": {1: {"headline_bpb": 1.5}, 2: {"headline_bpb": 1.7}},
+        "second": {1: {"headline_bpb": 1.4}, 2: {"headline_bpb": 1.65}, 3: {"headline_bpb": 9.0}},
+        "unfinished": {2: {}},
+    }
+    differences = experiment.differences(runs)
+    assert differences["second"] == pytest.approx({1: -0.1, 2: -0.05})
+    assert differences["unfinished"] == {}
+    cell = experiment.mean_cell(list(differences["second"].values()), "+.5f", spread=True)
+    assert cell == f"-0.07500 +- {statistics.stdev([-0.1, -0.05]):.5f}"
 
 
 def test_what_is_finished_is_kept(made: Path, data: Path) -> None:
@@ -125,30 +143,30 @@ def test_a_failed_run_does_not_stop_the_others(made: Path, data: Path, tmp_path:
     assert results["arms"]["five"]["against_first"] == {}
 
 
-def test_branches_begin_from_one_trunk(tmp_path: Path) -> None:
-    study = STUDY.replace("[settings]", "[trunk]\ntrain.checkpoint.at = [0.5]\n\n[settings]")
-    (tmp_path / "study.toml").write_text(study)
+def test_every_seed_has_its_trunk(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(STUDY.replace("seeds = [7]", "seeds = [7, 8]"))
     trunks, arms = experiment.plan(experiment.read_study(tmp_path / "study.toml"), tmp_path)
     assert [(job.path.name, job.stages) for job in trunks] == [("trunk-seed7", ("train",)), ("trunk-seed8", ("train",))]
-    assert [job.origin for job in arms[:2]] == [tmp_path / "trunk-seed7"] * 2
-    assert trunks[0].config.train.checkpoint.at == arms[0].config.train.checkpoint.at == (0.5,)
+    assert [job.origin for job in arms] == [tmp_path / f"trunk-seed{seed}" for seed in (7, 7, 8, 8)]
     assert [job.config.seed for job in arms] == [7, 7, 8, 8]
+    assert trunks[0].config.train.max_steps == 4, "settings of every run are those of the trunk too"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("train.warmdown", "train.warmdwn", "did you mean 'train.warmdown'"),
-        ("seeds = [7, 8]", "seed = [7, 8]", "unknown key 'seed'"),
+        ("average.ema_decay", "average.ema_dcay", "did you mean 'train.average.ema_decay'"),
+        ("seeds = [7]", "seed = [7]", "unknown key 'seed'"),
         ('"train", "pack", "score"', '"train", "score"', "without a gap"),
-        ('"train", "pack", "score"', '"pack", "score"', "needs a finished run"),
-        ('arms."long warm-down"', 'arms."As it is"', "share one folder"),
-        ("train.warmdown = 0.8", 'like = "other"', "no arm before it"),
+        ("[trunk]", "", "needs a finished run"),
+        ('arms."fast average"', 'arms."As it is"', "share one folder"),
+        ("train.average.ema_decay = 0.2", 'like = "other"', "no arm before it"),
         ("[arms.", "arms = {}\n[other.", "unknown key 'other'"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
-    (tmp_path / "study.toml").write_text(STUDY.replace(old, new))
+    study = STUDY.replace(old, new).replace('["train", "pack", "score"]', '["pack", "score"]')
+    (tmp_path / "study.toml").write_text(study)
     with pytest.raises(ConfigError, match=message):
         experiment.plan(experiment.read_study(tmp_path / "study.toml"), tmp_path)
 
