@@ -1,4 +1,4 @@
-"""Calibration statistics against float64 sums over what the layers were really given."""
+"""Hessians against float64 sums over the recorded inputs of every layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from bitgolf.config import ModelConfig
 from bitgolf.measure.calibration import HessianCollector, gather_hessians, hessian_key
 from bitgolf.model import GPT
 from bitgolf.model.layers import Linear
@@ -17,19 +16,6 @@ from bitgolf.run.ranks import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))
-CONFIG = ModelConfig(
-    vocab_size=260, num_layers=3, model_dim=16, num_heads=4, num_kv_heads=2, bigram_rows=20, bigram_dim=4,
-    smear="v2", value_residual=True, ve_layers=(1, 2), ve_dim=6, xsa_layers=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():  # the zero ones too, so that every layer is given something
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return model
 
 
 def batches(count: int) -> list[torch.Tensor]:
@@ -38,12 +24,12 @@ def batches(count: int) -> list[torch.Tensor]:
 
 
 def reference(model: GPT, tokens: list[torch.Tensor]) -> dict[str, np.ndarray]:
-    """H of every matrix under its parameter's name: a sum over positions, one outer product at a time."""
-    given: dict[str, list[np.ndarray]] = {}
+    """H of every matrix by parameter name, as a sum of one outer product per position."""
+    inputs_of: dict[str, list[np.ndarray]] = {}
 
     def remember(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            given.setdefault(name, []).append(inputs[0].detach().double().reshape(-1, inputs[0].size(-1)).numpy())
+            inputs_of.setdefault(name, []).append(inputs[0].detach().double().reshape(-1, inputs[0].size(-1)).numpy())
 
         return hook
 
@@ -53,17 +39,17 @@ def reference(model: GPT, tokens: list[torch.Tensor]) -> dict[str, np.ndarray]:
     with torch.no_grad():
         for batch in tokens:
             hidden = model.hidden(batch)
-            given.setdefault("embedding", []).append(hidden.double().reshape(-1, hidden.size(-1)).numpy())
+            inputs_of.setdefault("embedding", []).append(hidden.double().reshape(-1, hidden.size(-1)).numpy())
     for hook in hooks:
         hook.remove()
-    found = {}
-    for name, parts in given.items():
+    hessians = {}
+    for name, parts in inputs_of.items():
         total = np.zeros((parts[0].shape[1],) * 2)
         rows = np.concatenate(parts)
         for row in rows:
             total += np.outer(row, row)
-        found[name] = total / len(rows)
-    return found
+        hessians[name] = total / len(rows)
+    return hessians
 
 
 def test_every_matrix_has_the_second_moments_of_its_inputs(model: GPT) -> None:
@@ -73,11 +59,11 @@ def test_every_matrix_has_the_second_moments_of_its_inputs(model: GPT) -> None:
     assert count == 3 * 3 * 8
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
     assert set(expected) == linear | {"embedding"}
-    for name, wanted in expected.items():
+    for name, moments in expected.items():
         key = hessian_key(name)
         assert key is not None
         assert hessians[key].dtype == torch.float32
-        np.testing.assert_allclose(hessians[key].numpy(), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+        np.testing.assert_allclose(hessians[key].numpy(), moments, rtol=1e-4, atol=1e-5 * np.abs(moments).max())
     assert set(hessians) == {hessian_key(name) for name in expected}
 
 
@@ -88,18 +74,18 @@ def test_query_key_and_value_share_one(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("name", ["bigram.table", "blocks.0.resid_mix", "skip_weights", "blocks.1.attention.q_gain"])
-def test_what_multiplies_no_activations_has_none(name: str) -> None:
+def test_parameters_that_multiply_no_activations_have_none(name: str) -> None:
     assert hessian_key(name) is None
 
 
-def test_gathering_stops_when_told_but_not_before_one_batch(model: GPT) -> None:
-    asked: list[int] = []
+def test_gathering_stops_at_the_first_no_but_not_before_one_batch(model: GPT) -> None:
+    calls: list[int] = []
 
-    def enough() -> bool:
-        asked.append(1)
-        return len(asked) < 2
+    def another_fits() -> bool:
+        calls.append(1)
+        return len(calls) < 2
 
-    hessians, count = gather_hessians(model, batches(9), ALONE, enough)
+    hessians, count = gather_hessians(model, batches(9), ALONE, another_fits)
     assert count == 2 * 3 * 8
     np.testing.assert_allclose(
         hessians["head"].numpy(), reference(model, batches(2))["embedding"], rtol=1e-4, atol=1e-5
@@ -107,7 +93,7 @@ def test_gathering_stops_when_told_but_not_before_one_batch(model: GPT) -> None:
     assert gather_hessians(model, batches(9), ALONE, lambda: False)[1] == 3 * 8
 
 
-def test_gathering_leaves_the_model_as_it_was(model: GPT) -> None:
+def test_gathering_does_not_change_the_model(model: GPT) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     gather_hessians(model, batches(1), ALONE, lambda: True)
     for name, parameter in model.named_parameters():
@@ -123,15 +109,14 @@ def test_hooks_are_removed_when_the_model_fails(model: GPT) -> None:
     assert all(not module._forward_pre_hooks for module in model.modules())
 
 
-def test_ranks_are_averaged() -> None:
+def test_ranks_are_averaged(model: GPT) -> None:
     class Pair(World):
-        """Stands for two ranks of which the other one saw twice as much of everything."""
+        """The mean over two ranks, of which the other one has twice the sums."""
 
         def mean_(self, tensors: list[torch.Tensor]) -> None:
             for tensor in tensors:
                 tensor.mul_(1.5)
 
-    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
     alone, _ = gather_hessians(model, batches(1), ALONE, lambda: True)
     both, _ = gather_hessians(model, batches(1), Pair(0, 2, torch.device("cpu")), lambda: True)
     torch.testing.assert_close(both["head"], 1.5 * alone["head"])

@@ -1,4 +1,4 @@
-"""Measured curvature against exact second derivatives, and noise against what GPTQ really leaves."""
+"""Measured curvature against exact second derivatives, and its noise against the errors that GPTQ leaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from bitgolf.run.ranks import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))
-CONFIG = ModelConfig(vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, bigram_rows=20)
+CONFIG = ModelConfig().updated(
+    {"vocab_size": 260, "num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "bigram.rows": 20}
+)
 
 
 def correlated(columns: int, seed: int) -> torch.Tensor:
@@ -60,10 +62,10 @@ def test_dead_inputs_get_no_noise() -> None:
     assert not shaped_noise((2, 4), dead, torch.Generator(), column_steps=True, device=cpu).any()
 
 
-def test_rise_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_increase_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0)).double()
     model.compute_dtype = torch.float64
-    # The head's fp32 would drown so small a rise.
+    # In fp32 the rounding errors of the head are larger than this increase.
     monkeypatch.setattr(model, "logits", lambda hidden: 30 * torch.tanh(hidden @ model.embedding.T / 30))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -72,11 +74,11 @@ def test_rise_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> 
     name = "blocks.1.mlp.up.weight"
     hessian = correlated(16, 5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = measure_curvature(
+    curvature = measure_curvature(
         model, {name: hessian, "bigram.table": None}, rows, TrialNoise(1e-3, 0.01, True), seed=7, world=ALONE
     )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert list(found) == [name, "bigram.table"] and found[name].error_nats > 0
+    assert list(curvature) == [name, "bigram.table"] and curvature[name].error_nats > 0
     rng = torch.Generator().manual_seed(7)
     factor = inverse_factor(hessian, 0.01, torch.float32)
     parameters = dict(model.named_parameters())
@@ -88,16 +90,16 @@ def test_rise_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPatch) -> 
         loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
         (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
         (product,) = torch.autograd.grad((gradient * noise).sum(), weight)
-        assert found[key].increase_nats == pytest.approx(float((product * noise).sum()) / 2, rel=1e-3)
-        assert found[key].nats_per_squared_step == found[key].increase_nats / found[key].step ** 2
+        assert curvature[key].increase_nats == pytest.approx(float((product * noise).sum()) / 2, rel=1e-3)
+        assert curvature[key].nats_per_squared_step == curvature[key].increase_nats / curvature[key].step ** 2
 
 
-def test_unused_tables_and_a_stopped_clock_are_left_out() -> None:
+def test_unused_tables_and_tensors_after_the_deadline_are_left_out() -> None:
     model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))  # bigram table and outputs are zero
     rows = torch.randint(260, (2, 9), generator=torch.Generator().manual_seed(2))
     names = {"bigram.table": None, "embedding": None, "blocks.0.mlp.up.weight": None}
     answers = iter([True, False])  # the first tensor is measured without asking
-    found = measure_curvature(
+    curvature = measure_curvature(
         model, names, rows, TrialNoise(0.1, 0.01, False), seed=0, world=ALONE, another_fits=lambda: next(answers)
     )
-    assert list(found) == ["embedding"]
+    assert list(curvature) == ["embedding"]

@@ -1,4 +1,4 @@
-"""Second-order statistics against loops in float64 over what the layers were given and got back."""
+"""Fisher statistics against loops in float64 over the recorded inputs and output gradients of every layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bitgolf.config import ModelConfig
 from bitgolf.measure import fisher
 from bitgolf.measure.fisher import FisherCollector
 from bitgolf.model import GPT
@@ -20,25 +19,12 @@ from bitgolf.run.ranks import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))
-CONFIG = ModelConfig(
-    vocab_size=260, num_layers=3, model_dim=16, num_heads=4, num_kv_heads=2, bigram_rows=20, bigram_dim=4,
-    smear="v2", value_residual=True, ve_layers=(1, 2), ve_dim=6, xsa_layers=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():  # the zero ones too, so that every layer has a gradient
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return model
 
 
 def reference(
     model: GPT, batches: list[torch.Tensor], labels: list[torch.Tensor]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(weighted input moments, row importances) a matrix, one token at a time."""
+    """(weighted input moments, row importances) per matrix, one token at a time."""
     pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def remember(name: str) -> Any:
@@ -49,16 +35,16 @@ def reference(
         return hook
 
     hooks = [m.register_forward_hook(remember(f"{n}.weight")) for n, m in model.named_modules() if type(m) is Linear]
-    for tokens, wanted in zip(batches, labels, strict=True):
+    for tokens, targets in zip(batches, labels, strict=True):
         hidden = model.hidden(tokens)
         scores = hidden @ model.embedding.T
         scores.retain_grad()
         pairs.setdefault("embedding", []).append((hidden, scores))
-        F.cross_entropy((30 * torch.tanh(scores / 30)).flatten(0, 1), wanted, reduction="sum").backward()
+        F.cross_entropy((30 * torch.tanh(scores / 30)).flatten(0, 1), targets, reduction="sum").backward()
     for hook in hooks:
         hook.remove()
     model.zero_grad(set_to_none=True)
-    found = {}
+    statistics_of = {}
     for name, parts in pairs.items():
         moments, importance, weight, count = np.zeros(()), np.zeros(()), 0.0, 0
         for x, y in parts:
@@ -70,8 +56,8 @@ def reference(
                 importance = importance + b * b
                 weight += float(b @ b)
                 count += 1
-        found[name] = moments / weight, importance / count
-    return found
+        statistics_of[name] = moments / weight, importance / count
+    return statistics_of
 
 
 def test_statistics_equal_the_loop(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,11 +72,15 @@ def test_statistics_equal_the_loop(model: GPT, monkeypatch: pytest.MonkeyPatch) 
     collector = FisherCollector(model, rng)
     for tokens in batches:
         collector.add(tokens)
-    found = collector.finish(ALONE)
-    assert found.keys() == expected.keys()
+    statistics_of = collector.finish(ALONE)
+    assert statistics_of.keys() == expected.keys()
     for name, (moments, importance) in expected.items():
-        assert torch.allclose(found[name].inputs.double(), torch.from_numpy(moments), rtol=2e-4, atol=1e-6), name
-        assert torch.allclose(found[name].rows.double(), torch.from_numpy(importance), rtol=2e-4, atol=1e-9), name
+        assert torch.allclose(statistics_of[name].inputs.double(), torch.from_numpy(moments), rtol=2e-4, atol=1e-6), (
+            name
+        )
+        assert torch.allclose(statistics_of[name].rows.double(), torch.from_numpy(importance), rtol=2e-4, atol=1e-9), (
+            name
+        )
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
     assert all(p.grad is None for p in model.parameters())
 
@@ -102,12 +92,12 @@ def test_labels_follow_the_model() -> None:
 
 
 def test_fisher_is_the_curvature_of_a_row_of_the_head(model: GPT) -> None:
-    """Exact where the factors are: for one direction of one row, E[dz^2 (x.d)^2] is the second derivative."""
+    """For one direction of one row the factors are exact: E[dz^2 (x.d)^2] is the second derivative."""
     rng = torch.Generator().manual_seed(3)
     tokens = torch.randint(260, (40, 8), generator=rng)
     model = copy.deepcopy(model)
     with torch.no_grad():
-        model.embedding.mul_(8.0)  # sure of some tokens, so that rows differ
+        model.embedding.mul_(8.0)  # probable tokens, so that rows differ
     collector = FisherCollector(model, rng)
     for _ in range(30):  # more labels for the same inputs
         collector.add(tokens)

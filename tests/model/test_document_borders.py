@@ -1,4 +1,4 @@
-"""Document-aware attention: every document of a row is computed as in a row of its own, and sees nothing else."""
+"""Attention within documents: every document is computed as in a row of its own, and nothing else affects it."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from bitgolf.model.embeddings import bigram_rows
 
 CPU = torch.device("cpu")
 EVERYTHING = {
-    "document_attention": True,
+    "attention.within_documents": True,
     "num_layers": 4,
-    "bigram_rows": 40,
-    "bigram_dim": 6,
-    "smear": "v1",
-    "smear_document_mask": True,
-    "value_residual": True,
-    "ve_layers": (1, 3),
-    "ve_dim": 5,
-    "xsa_layers": 2,
-    "rope_dims": 4,
+    "bigram.rows": 40,
+    "bigram.dim": 6,
+    "smear.gate": "v1",
+    "smear.document_mask": True,
+    "attention.value_residual": True,
+    "value_embedding.layers": (1, 3),
+    "value_embedding.dim": 5,
+    "attention.xsa_layers": 2,
+    "rope.dims": 4,
     "ln_scale": True,
 }
 
@@ -71,22 +71,22 @@ def borders_of(rows: np.ndarray) -> list[int]:
     "changes",
     [
         EVERYTHING,
-        EVERYTHING | {"smear": "v2", "skip_gates": True, "rope_train_length": 8},
-        {"document_attention": True, "num_kv_heads": 1, "bigram_rows": 7, "bigram_dim": 6},
+        EVERYTHING | {"smear.gate": "v2", "skip_gates": True, "rope.train_length": 8},
+        {"attention.within_documents": True, "num_kv_heads": 1, "bigram.rows": 7, "bigram.dim": 6},
     ],
     ids=["v1", "v2", "plain"],
 )
 def test_every_document_is_computed_as_in_a_row_of_its_own(changes: dict, starts: tuple[int, ...]) -> None:
-    model, tokens = make(**changes), row(11, starts)
-    found = model(torch.from_numpy(tokens)[None])[0].detach().numpy()
+    model, tokens = make(changes), row(11, starts)
+    logits = model(torch.from_numpy(tokens)[None])[0].detach().numpy()
     expected = np.concatenate([slow_logits(model, tokens[start:stop]) for start, stop in pieces(tokens)])
-    np.testing.assert_allclose(found, expected, rtol=3e-4, atol=3e-4)
+    np.testing.assert_allclose(logits, expected, rtol=3e-4, atol=3e-4)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=10), st.integers(0, 99))
-def test_any_borders(marks: list[bool], seed: int) -> None:
-    model = make(**EVERYTHING)
+def test_documents_with_random_borders_are_computed_as_alone(marks: list[bool], seed: int) -> None:
+    model = make(EVERYTHING)
     tokens = row(len(marks), tuple(np.flatnonzero(marks)), seed)
     batch = torch.from_numpy(np.stack([tokens, row(len(marks), (), seed)]))
     with torch.no_grad():
@@ -95,17 +95,17 @@ def test_any_borders(marks: list[bool], seed: int) -> None:
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_without_it_documents_do_see_each_other() -> None:
-    model = make(**EVERYTHING | {"document_attention": False})
+def test_without_the_setting_documents_affect_each_other() -> None:
+    model = make(EVERYTHING | {"attention.within_documents": False})
     tokens = row(11, (0, 5))
-    found = model(torch.from_numpy(tokens)[None])[0, 5:].detach().numpy()
-    assert np.abs(found - slow_logits(model, tokens[5:])).max() > 0.1
+    logits = model(torch.from_numpy(tokens)[None])[0, 5:].detach().numpy()
+    assert np.abs(logits - slow_logits(model, tokens[5:])).max() > 0.1
 
 
 @pytest.mark.parametrize("smear", ["v1", "v2"])
 @pytest.mark.parametrize("backend", ["math", "flash"])
-def test_tokens_of_one_document_move_no_bit_of_another(backend: str, smear: str) -> None:
-    model = make(**EVERYTHING | {"smear": smear})
+def test_tokens_of_one_document_change_no_bit_of_another(backend: str, smear: str) -> None:
+    model = make(EVERYTHING | {"smear.gate": smear})
     model.set_attention_backend(backend)
     tokens = torch.from_numpy(np.stack([row(200, (0, 3, 64, 65, 130), 1), row(200, (100,), 2)]))
     with torch.no_grad():
@@ -114,14 +114,14 @@ def test_tokens_of_one_document_move_no_bit_of_another(backend: str, smear: str)
             changed = tokens.clone()
             own = changed[0, start:stop]
             own[own != BOS] = (own[own != BOS] + 41) % 250 + 2
-            found = model(changed)
-            moved = (found != base).any(-1)
-            assert not moved[1].any() and not moved[0, :start].any() and not moved[0, stop:].any()
-            assert moved[0, start + 1 : stop].all()
+            logits = model(changed)
+            differs = (logits != base).any(-1)
+            assert not differs[1].any() and not differs[0, :start].any() and not differs[0, stop:].any()
+            assert differs[0, start + 1 : stop].all()
 
 
 def test_gradients_are_those_of_the_documents_one_by_one() -> None:
-    model, tokens = make(**EVERYTHING), row(24, (0, 7, 8, 15))
+    model, tokens = make(EVERYTHING), row(24, (0, 7, 8, 15))
     inputs, targets = torch.from_numpy(tokens[:-1])[None], torch.from_numpy(tokens[1:])[None]
     parameters = list(model.parameters())
     together = torch.autograd.grad(model(inputs, targets), parameters)
@@ -138,25 +138,25 @@ def test_gradients_are_those_of_the_documents_one_by_one() -> None:
 
 @pytest.mark.parametrize("steps", [(5, 1, 1, 1, 1, 1, 1, 1, 1, 1), (1,) * 14, (8, 6), (14,), (3, 4, 7)], ids=str)
 def test_cached_generation_keeps_to_its_document(steps: tuple[int, ...]) -> None:
-    model = make(**EVERYTHING)
+    model = make(EVERYTHING)
     tokens = torch.from_numpy(np.stack([row(14, (0, 6, 7)), row(14, (8, 13), 3)]))
-    cache, found, done = GenerationCache(len(model.blocks)), [], 0
+    cache, outputs, done = GenerationCache(len(model.blocks)), [], 0
     with torch.no_grad():
         for step in steps:
-            found.append(model.hidden(tokens[:, done : done + step], cache))
+            outputs.append(model.hidden(tokens[:, done : done + step], cache))
             done += step
-        torch.testing.assert_close(torch.cat(found, 1), model.hidden(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(outputs, 1), model.hidden(tokens), atol=1e-5, rtol=1e-5)
 
 
-def test_a_row_that_is_one_document_is_computed_as_ever() -> None:
+def test_a_row_with_one_document_is_computed_as_without_the_setting() -> None:
     tokens = torch.from_numpy(np.stack([row(20, (0,)), row(20, ())]))
-    plain, aware = make(**EVERYTHING | {"document_attention": False}), make(**EVERYTHING)
+    plain, aware = make(EVERYTHING | {"attention.within_documents": False}), make(EVERYTHING)
     torch.testing.assert_close(aware(tokens), plain(tokens), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 12), st.data())
-def test_layouts_are_the_definition(num_rows: int, length: int, data: st.DataObject) -> None:
+def test_layouts_equal_their_definition(num_rows: int, length: int, data: st.DataObject) -> None:
     tokens = np.array(data.draw(st.lists(st.integers(0, 3), min_size=num_rows * length, max_size=num_rows * length)))
     rows = tokens.reshape(num_rows, length)
     batch = torch.from_numpy(rows)
@@ -176,7 +176,7 @@ def test_layouts_are_the_definition(num_rows: int, length: int, data: st.DataObj
     assert ((bigram_rows(batch, 50, True) == 49).flatten().tolist()) == previous
 
 
-def test_borders_have_one_size_and_refuse_what_does_not_fit() -> None:
+def test_borders_have_one_size_and_too_many_documents_are_refused() -> None:
     few, many = torch.full((4, 1024), 5), torch.full((4, 1024), 5)
     many[:, ::32] = BOS
     assert document_borders(few).shape == document_borders(many).shape == (4 + 32 + 128 + 1,)
@@ -208,10 +208,10 @@ def fake_flash_attention(calls: list[dict]) -> types.ModuleType:
     return package
 
 
-def test_packed_kernels_are_told_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlashAttention 3 and PyTorch's varlen call, with slow stand-ins that take the arguments of the real ones."""
+def test_packed_kernels_get_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 3 and PyTorch's varlen call, as slow functions with the arguments of the real ones."""
     tokens = torch.from_numpy(np.stack([row(30, (0, 4, 5)), row(30, (17, 29), 3)]))
-    model = make(**EVERYTHING)
+    model = make(EVERYTHING)
     expected = model(tokens)
     calls: list[dict] = []
     monkeypatch.setitem(sys.modules, "flash_attn_interface", fake_flash_attention(calls))
@@ -243,19 +243,19 @@ def test_flex_attention_computes_the_same() -> None:
     for b, i, j in np.ndindex(2, 2, 2):
         part = allowed[b, 128 * i : 128 * (i + 1), 128 * j : 128 * (j + 1)]
         assert bool(computed[b, i, j]) == bool(part.any()), (b, i, j)
-    model = make(context=160, **EVERYTHING)
+    model = make(EVERYTHING, context=160)
     with torch.no_grad():
         expected = model(tokens)
         model.set_attention_backend("flex")
         torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_backends_are_tried_for_their_results() -> None:
-    found = available_backends(CPU, torch.float32, documents=True)
-    assert tuple(found) == DOCUMENT_BACKENDS
-    assert found["math"] == "" and "GPU" in found["flex"] and "GPU" in found["varlen"]
+def test_auto_takes_the_first_backend_with_right_results() -> None:
+    reasons = available_backends(CPU, torch.float32, documents=True)
+    assert tuple(reasons) == DOCUMENT_BACKENDS
+    assert reasons["math"] == "" and "GPU" in reasons["flex"] and "GPU" in reasons["varlen"]
     chosen = choose_backend("auto", CPU, torch.float32, 64, heads=4, kv_heads=2, documents=True)
-    assert chosen == next(name for name in DOCUMENT_BACKENDS if not found[name])
+    assert chosen == next(name for name in DOCUMENT_BACKENDS if not reasons[name])
     assert choose_backend("math", CPU, torch.float32, 64, heads=4, kv_heads=2, documents=True) == "math"
 
 
@@ -273,7 +273,7 @@ def test_backends_are_tried_for_their_results() -> None:
         ("fast", True, ["unknown attention backend 'fast'", "flex"]),
     ],
 )
-def test_backends_that_cannot_are_refused(requested: str, aware: bool, words: list[str]) -> None:
+def test_unsuitable_backends_are_refused(requested: str, aware: bool, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         choose_backend(requested, CPU, torch.float32, 64, heads=4, kv_heads=2, documents=aware)
     for word in words:
@@ -293,7 +293,7 @@ def _misses_the_last_border(q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("wrong", [_ignores_borders, _misses_the_last_border])
-def test_a_kernel_that_looks_over_a_border_is_found_out(
+def test_a_kernel_that_ignores_a_border_is_rejected(
     monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Tensor], dtype: torch.dtype
 ) -> None:
     real = document_backend
@@ -305,22 +305,26 @@ def test_a_kernel_that_looks_over_a_border_is_found_out(
         assert available_backends(CPU, dtype, 16, documents=True, **sizes)["math"] == ""
         with monkeypatch.context() as patch:
             patch.setattr("bitgolf.model.backends.document_backend", tampered)
-            found = available_backends(CPU, dtype, 16, documents=True, **sizes)
-        assert "its result differs from attention within documents" in found["flash"] and found["math"] == ""
+            reasons = available_backends(CPU, dtype, 16, documents=True, **sizes)
+        assert "its result differs from attention within documents" in reasons["flash"] and reasons["math"] == ""
 
 
-def test_settings_that_would_leak_are_refused() -> None:
+def test_settings_with_a_leak_between_documents_are_refused() -> None:
     for smear in ("v1", "v2"):
         with pytest.raises(ValueError, match=r"within_documents needs smear.document_mask = true: smear.gate 'v\d'"):
-            ModelConfig(document_attention=True, smear=smear)
-        assert ModelConfig(document_attention=True, smear=smear, smear_document_mask=True).attention.within_documents
-    assert ModelConfig(document_attention=True).smear.gate == "none"
+            ModelConfig().updated({"attention.within_documents": True, "smear.gate": smear})
+        assert (
+            ModelConfig()
+            .updated({"attention.within_documents": True, "smear.gate": smear, "smear.document_mask": True})
+            .attention.within_documents
+        )
+    assert ModelConfig().updated({"attention.within_documents": True}).smear.gate == "none"
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+@pytest.mark.filterwarnings("ignore")  # of torch, while it traces
 def test_a_compiled_model_is_one_graph_for_all_borders() -> None:
     """Traced forward and backward as on a GPU; run by PyTorch itself, since compiling C++ takes half a minute."""
-    model = make(num_layers=1, document_attention=True, bigram_rows=40, bigram_dim=6)
+    model = make({"num_layers": 1, "attention.within_documents": True, "bigram.rows": 40, "bigram.dim": 6})
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(model, dynamic=False, fullgraph=True, backend="aot_eager")

@@ -1,4 +1,4 @@
-"""Document-aware attention with the kernels of a GPU: compiled and eager, against `math`, and bit by bit."""
+"""Attention within documents with the kernels of a GPU: compiled and eager, against `math`, and bit by bit."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda")
-CONFIG = ModelConfig(
-    vocab_size=512,
-    num_layers=4,
-    model_dim=256,
-    num_heads=4,
-    num_kv_heads=2,
-    document_attention=True,
-    bigram_rows=64,
-    smear="v1",
-    smear_document_mask=True,
-    value_residual=True,
-    ve_layers=(1, 3),
-    xsa_layers=2,
+CONFIG = ModelConfig().updated(
+    {
+        "vocab_size": 512,
+        "num_layers": 4,
+        "model_dim": 256,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "attention.within_documents": True,
+        "bigram.rows": 64,
+        "smear.gate": "v1",
+        "smear.document_mask": True,
+        "attention.value_residual": True,
+        "value_embedding.layers": (1, 3),
+        "attention.xsa_layers": 2,
+    }
 )
 
 
@@ -60,10 +62,10 @@ def rows(seed: int) -> Tensor:
 
 def test_flex_attention_works_on_every_gpu(working: dict[str, str]) -> None:
     assert (working["flex"], working["math"]) == ("", "")
-    assert working["flash"], "SDPA's flash kernel takes no mask on a GPU"
+    assert working["flash"], "SDPA's flash kernel does not support masks on a GPU"
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+@pytest.mark.filterwarnings("ignore")  # of torch, while it traces
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("backend", [name for name in DOCUMENT_BACKENDS if name not in ("math", "flash")])
 def test_a_training_step_is_that_of_math(working: dict[str, str], backend: str, compiled: bool) -> None:
@@ -80,9 +82,9 @@ def test_a_training_step_is_that_of_math(working: dict[str, str], backend: str, 
         ours = torch.autograd.grad(loss, list(model.parameters()))
         theirs = torch.autograd.grad(expected, list(reference.parameters()))
         for (name, parameter), a, b in zip(model.named_parameters(), ours, theirs, strict=True):
-            if parameter.ndim > 1:  # the sums that make a scalar's gradient cancel, which leaves bf16 noise
+            if parameter.ndim > 1:  # the terms of a scalar's gradient cancel, so only bf16 noise is left
                 assert float((a - b).norm()) <= 0.05 * float(b.norm()), name
-    if compiled and backend != "fa3":  # whether FlashAttention 3 can be traced is a matter of its version
+    if compiled and backend != "fa3":  # only some versions of FlashAttention 3 can be traced
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 

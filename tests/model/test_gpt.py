@@ -10,26 +10,38 @@ from bitgolf.errors import ConfigError
 from bitgolf.model import GPT, count_parameters
 from bitgolf.model.backends import available_backends, choose_backend
 from bitgolf.model.cache import GenerationCache
+from bitgolf.model.layers import Linear
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"num_layers": 4, "activation": "leaky_relu2", "leaky_slope": 0.5},
-        {"rope_dims": 4, "rope_train_length": 8, "num_kv_heads": 4},
+        {"num_layers": 4, "mlp.activation": "leaky_relu2", "mlp.leaky_slope": 0.5},
+        {"rope.dims": 4, "rope.train_length": 8, "num_kv_heads": 4},
+        {"rope.train_length": 5, "rope.base": 500.0},
         {"skips": False, "num_kv_heads": 1, "logit_softcap": 5.0},
         {"num_layers": 1},
-        {"bigram_rows": 40, "bigram_dim": 6, "smear": "v1"},
-        {"bigram_rows": 7, "bigram_dim": 6, "smear": "v2", "smear_document_mask": True},
-        {"smear": "v1", "smear_document_mask": True, "skip_gates": True, "num_layers": 5},
-        {"ve_layers": (1, 2), "ve_dim": 5, "value_residual": True, "ln_scale": True},
-        {"xsa_layers": 2, "value_residual": True, "ve_layers": (0,), "ve_dim": 5},
-        {"xsa_layers": 3, "num_kv_heads": 4, "rope_dims": 2, "ln_scale": True},
+        {"bigram.rows": 40, "bigram.dim": 6, "smear.gate": "v1"},
+        {"bigram.rows": 7, "bigram.dim": 6, "smear.gate": "v2", "smear.document_mask": True},
+        {"smear.gate": "v1", "smear.document_mask": True, "skip_gates": True, "num_layers": 5},
+        {
+            "value_embedding.layers": (1, 2),
+            "value_embedding.dim": 5,
+            "attention.value_residual": True,
+            "ln_scale": True,
+        },
+        {
+            "attention.xsa_layers": 2,
+            "attention.value_residual": True,
+            "value_embedding.layers": (0,),
+            "value_embedding.dim": 5,
+        },
+        {"attention.xsa_layers": 3, "num_kv_heads": 4, "rope.dims": 2, "ln_scale": True},
     ],
 )
 def test_forward_equals_the_slow_definition(changes: dict[str, object]) -> None:
-    model = make(**changes)
+    model = make(changes)
     tokens = np.random.default_rng(1).integers(0, 300, 11)
     tokens[[0, 6]] = 1
     fast = model(torch.from_numpy(tokens)[None])[0].detach().numpy()
@@ -51,38 +63,38 @@ def test_baseline_has_the_published_number_of_parameters() -> None:
 SEED_585 = {
     "num_layers": 11,
     "num_kv_heads": 8,
-    "mlp_multiple": 3.5,
-    "rope_dims": 16,
+    "mlp.multiple": 3.5,
+    "rope.dims": 16,
     "ln_scale": True,
-    "xsa_layers": 11,
-    "bigram_rows": 8192,
-    "smear": "v1",
-    "ve_layers": (9, 10),
+    "attention.xsa_layers": 11,
+    "bigram.rows": 8192,
+    "smear.gate": "v1",
+    "value_embedding.layers": (9, 10),
     "init": "orthogonal",
 }
 SEED_693 = SEED_585 | {
     "num_kv_heads": 4,
-    "mlp_multiple": 3.0,
-    "bigram_rows": 3072,
-    "xsa_layers": 4,
-    "value_residual": True,
+    "mlp.multiple": 3.0,
+    "bigram.rows": 3072,
+    "attention.xsa_layers": 4,
+    "attention.value_residual": True,
 }
-SEED_348 = {"num_layers": 10, "mlp_multiple": 3.0, "bigram_rows": 12_288, "smear": "v1"}
+SEED_348 = {"num_layers": 10, "mlp.multiple": 3.0, "bigram.rows": 12_288, "smear.gate": "v1"}
 
 
 @pytest.mark.parametrize(
     ("sizes", "published"), [(SEED_585, 33_580_124), (SEED_693, 27_124_848), (SEED_348, 25_779_281)]
 )
 def test_the_seed_systems_have_the_published_number_of_parameters(sizes: dict[str, object], published: int) -> None:
-    assert count_parameters(ModelConfig(**sizes)) == published
+    assert count_parameters(ModelConfig().updated(sizes)) == published
 
 
 def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> None:
-    model = GPT(ModelConfig(**SEED_585), 2048).initialize_(torch.Generator().manual_seed(0))
+    sizes = {"model_dim": 64, "num_heads": 1, "num_kv_heads": 1, "bigram.dim": 64, "value_embedding.dim": 64}
+    model = GPT(ModelConfig().updated(SEED_585 | sizes), 2048).initialize_(torch.Generator().manual_seed(0))
     for weight in (model.bigram.project.weight, model.value_embedding.project.weight):
         values = torch.linalg.svdvals(weight)
-        assert values.min().item() == pytest.approx(0.2132, abs=2e-4)
-        assert values.max().item() == pytest.approx(0.2132, abs=2e-4)
+        assert values.tolist() == pytest.approx([0.2132] * 64, abs=2e-4)  # 1 / sqrt(2 * 11 layers)
     assert model.bigram.table.abs().max() == 0
     assert model.value_embedding.table.std().item() == pytest.approx(0.01, rel=0.02)
 
@@ -90,36 +102,36 @@ def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"bigram_rows": 1}, "bigram.rows 1"),
-        ({"xsa_layers": 12}, "xsa_layers 12 is above num_layers 9"),
-        ({"ve_layers": (8, 9)}, "from 0 to 8"),
-        ({"ve_layers": (2, 2)}, "different layers"),
+        ({"bigram.rows": 1}, "bigram.rows 1"),
+        ({"attention.xsa_layers": 12}, "xsa_layers 12 is above num_layers 9"),
+        ({"value_embedding.layers": (8, 9)}, "from 0 to 8"),
+        ({"value_embedding.layers": (2, 2)}, "different layers"),
         ({"skip_gates": True, "skips": False}, "skip_gates need skips"),
     ],
 )
 def test_impossible_components_are_named(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ModelConfig(**changes)
+        ModelConfig().updated(changes)
 
 
-def test_initialization_follows_the_catalogue() -> None:
-    config = load_config("baseline").model
+def test_initialization_is_that_of_the_published_systems() -> None:
+    config = load_config("baseline").model.updated({"num_layers": 2, "model_dim": 128})
     model = GPT(config, 1024).initialize_(torch.Generator().manual_seed(0))
     assert model.embedding.std().item() == pytest.approx(0.005, rel=0.02)
     weights = dict(model.named_parameters())
     assert weights["blocks.0.attention.out.weight"].abs().max() == 0
-    assert weights["blocks.8.mlp.down.weight"].abs().max() == 0
-    up = weights["blocks.4.mlp.up.weight"]
-    assert up.abs().max().item() == pytest.approx(512**-0.5, rel=1e-3)
-    assert weights["blocks.4.attention.q_gain"].tolist() == [1.5] * 8
-    orthogonal = GPT(ModelConfig(init="orthogonal"), 1024).initialize_(torch.Generator().manual_seed(0))
-    query = dict(orthogonal.named_parameters())["blocks.2.attention.query.weight"]
-    torch.testing.assert_close(query @ query.T, torch.eye(512), atol=1e-4, rtol=0)
+    assert weights["blocks.1.mlp.down.weight"].abs().max() == 0
+    up = weights["blocks.1.mlp.up.weight"]
+    assert up.abs().max().item() == pytest.approx(128**-0.5, rel=1e-3)
+    assert weights["blocks.1.attention.q_gain"].tolist() == [1.5] * 8
     again = GPT(config, 1024).initialize_(torch.Generator().manual_seed(0))
     assert torch.equal(again.embedding, model.embedding)
+    orthogonal = GPT(config.updated({"init": "orthogonal"}), 1024).initialize_(torch.Generator().manual_seed(0))
+    query = dict(orthogonal.named_parameters())["blocks.1.attention.query.weight"]
+    torch.testing.assert_close(query @ query.T, torch.eye(128), atol=1e-4, rtol=0)
 
 
-def test_later_tokens_never_reach_earlier_logits() -> None:
+def test_later_tokens_never_change_earlier_logits() -> None:
     model = make()
     model.set_attention_backend("flash")
     tokens = torch.randint(300, (1, 16), generator=torch.Generator().manual_seed(5))
@@ -131,14 +143,16 @@ def test_later_tokens_never_reach_earlier_logits() -> None:
 
 def test_cached_generation_gives_the_logits_of_the_whole_sequence() -> None:
     model = make(
-        num_layers=4,
-        bigram_rows=40,
-        bigram_dim=6,
-        smear="v1",
-        value_residual=True,
-        ve_layers=(3,),
-        ve_dim=5,
-        xsa_layers=2,
+        {
+            "num_layers": 4,
+            "bigram.rows": 40,
+            "bigram.dim": 6,
+            "smear.gate": "v1",
+            "attention.value_residual": True,
+            "value_embedding.layers": (3,),
+            "value_embedding.dim": 5,
+            "attention.xsa_layers": 2,
+        }
     )
     tokens = torch.randint(300, (2, 14), generator=torch.Generator().manual_seed(7))
     cache = GenerationCache(len(model.blocks))
@@ -147,11 +161,11 @@ def test_cached_generation_gives_the_logits_of_the_whole_sequence() -> None:
     torch.testing.assert_close(model.logits(torch.cat(pieces, 1)), model(tokens), atol=1e-4, rtol=1e-4)
 
 
-def test_backends_are_tried_and_a_named_one_is_never_replaced() -> None:
+def test_every_working_backend_gives_the_same_logits_and_a_named_one_is_never_replaced() -> None:
     cpu = torch.device("cpu")
-    found = available_backends(cpu, torch.float32)
-    assert found["math"] == ""
-    assert found["cudnn"] == "needs an NVIDIA GPU"
+    reasons = available_backends(cpu, torch.float32)
+    assert reasons["math"] == ""
+    assert reasons["cudnn"] == "needs an NVIDIA GPU"
     with pytest.raises(ConfigError, match=r"'cudnn' does not work on cpu.*math"):
         choose_backend("cudnn", cpu, torch.float32, 64, heads=4, kv_heads=2)
     with pytest.raises(ConfigError, match="unknown attention backend 'fast'"):
@@ -159,6 +173,37 @@ def test_backends_are_tried_and_a_named_one_is_never_replaced() -> None:
     model = make()
     tokens = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(5))
     reference = model(tokens)
-    for name in [name for name, reason in found.items() if not reason]:
+    for name in [name for name, reason in reasons.items() if not reason]:
         model.set_attention_backend(name)
         torch.testing.assert_close(model(tokens), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_the_rotary_base_grows_with_the_published_exponent() -> None:
+    """PR 585 trains 2,048 tokens on base 10,000 for 1,024 with 16 rotated channels: base 10,000 * 2^(16/14)."""
+    config = ModelConfig().updated({"rope.dims": 16, "rope.train_length": 1024})
+    frequencies = GPT(config, 2048).frequencies
+    assert frequencies.tolist() == pytest.approx([22081.9 ** (-i / 8) for i in range(8)], rel=1e-4)
+    assert GPT(config, 1024).frequencies.tolist() == pytest.approx([10_000 ** (-i / 8) for i in range(8)], rel=1e-5)
+
+
+def test_fake_quantization_reaches_every_linear_layer() -> None:
+    """Each layer in turn gets a faker that doubles its weight; the logits are those of a model with that weight."""
+    changes = {
+        "bigram.rows": 20, "bigram.dim": 6, "value_embedding.layers": (1,), "value_embedding.dim": 5, "num_layers": 2
+    }  # fmt: skip
+    tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(3))
+    sharpness = torch.tensor(1.0)
+    layers = [name for name, module in make(changes).named_modules() if isinstance(module, Linear)]
+    assert len(layers) == 2 * 6 + 2
+
+    class Doubler(torch.nn.Module):
+        def forward(self, weight: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    for name in layers:
+        faked, doubled = make(changes), make(changes)
+        faked.get_submodule(name).faker = Doubler()
+        with torch.no_grad():
+            doubled.get_submodule(name).weight.mul_(2)
+        torch.testing.assert_close(faked(tokens, fake=sharpness), doubled(tokens), atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(faked(tokens), make(changes)(tokens), atol=0, rtol=0)

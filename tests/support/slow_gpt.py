@@ -1,22 +1,22 @@
-"""A tiny network with nothing left at zero or one, and its slow definition in float64 numpy."""
+"""A tiny network, and its slow definition in float64 numpy, which shares no code with `bitgolf.model`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from bitgolf.config import ModelConfig
 from bitgolf.model import GPT
-from bitgolf.model.rotary import rotary_base
 
-TINY = {"vocab_size": 300, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "mlp_multiple": 2.5}
+TINY = {"vocab_size": 300, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "mlp.multiple": 2.5}
 
 
-def make(seed: int = 0, context: int = 16, **changes: object) -> GPT:
-    """A tiny model whose every parameter is drawn at random, so that no term hides behind a zero or a one."""
-    model = GPT(ModelConfig(**(TINY | changes)), context)
+def make(changes: Mapping[str, object] | None = None, seed: int = 0, context: int = 16) -> GPT:
+    """A tiny model with the dotted settings of `changes`; all parameters are random, so every term has an effect."""
+    model = GPT(ModelConfig().updated(TINY | dict(changes or {})), context)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -36,10 +36,12 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
     def norm(x: np.ndarray) -> np.ndarray:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
 
-    base = rotary_base(c, model.context_length)
-    r, width = c.rope.dims or c.head_dim, c.head_dim
+    width = c.model_dim // c.num_heads
+    r, base, longer = c.rope.dims or width, c.rope.base, model.context_length / (c.rope.train_length or math.inf)
+    if longer > 1:
+        base *= longer ** (r / (r - 2))  # NTK
 
-    def turn(x: np.ndarray, position: int) -> np.ndarray:
+    def rotated(x: np.ndarray, position: int) -> np.ndarray:
         y = x.copy()
         for i in range(r // 2):
             angle = position * base ** (-2 * i / r)
@@ -93,8 +95,8 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
             wq = p[q + "attention.query.weight"][h * width : (h + 1) * width]
             wk = p[q + "attention.key.weight"][g * width : (g + 1) * width]
             vs = values[:, g * width : (g + 1) * width]
-            qs = [turn(norm(wq @ n[t]), t) * p[q + "attention.q_gain"][h] for t in range(T)]
-            ks = [turn(norm(wk @ n[t]), t) for t in range(T)]
+            qs = [rotated(norm(wq @ n[t]), t) * p[q + "attention.q_gain"][h] for t in range(T)]
+            ks = [rotated(norm(wk @ n[t]), t) for t in range(T)]
             for t in range(T):
                 scores = np.array([qs[t] @ ks[s] / math.sqrt(width) for s in range(t + 1)])
                 weights = np.exp(scores - scores.max())

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent; the last good one survives whatever happens to the next."""
+"""Checkpoints are whole or absent, and the last good one survives a failure of the next."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert loaded[1][name].dtype == tensor.dtype
 
 
-def test_what_is_saved_is_the_moment_of_the_call(tmp_path: Path) -> None:
+def test_the_tensors_are_saved_as_they_are_at_the_call(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     live = tensors(1)
     store.save(state(1), live)
@@ -83,7 +83,7 @@ def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000005"]
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_without_checkpoints_there_is_nothing_to_load(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "never").load_latest("config") is None
 
 
@@ -99,7 +99,7 @@ def flip(path: Path) -> None:
     file.write_bytes(bytes(data))
 
 
-def forget_state(path: Path) -> None:
+def delete_state(path: Path) -> None:
     (path / "state.json").unlink()
 
 
@@ -111,7 +111,7 @@ def strip_state(path: Path) -> None:
     (path / "state.json").write_text(json.dumps({"step": 2, "tensors_sha256": "0"}))
 
 
-@pytest.mark.parametrize("damage", [cut, flip, forget_state, garble_state, strip_state])
+@pytest.mark.parametrize("damage", [cut, flip, delete_state, garble_state, strip_state])
 def test_a_damaged_one_is_reported_and_the_one_before_it_used(
     tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(
     assert "step-00000002 is damaged" in caplog.text
 
 
-def test_when_all_are_damaged_the_user_decides(tmp_path: Path) -> None:
+def test_if_all_are_damaged_none_is_loaded_or_removed(tmp_path: Path) -> None:
     store = saved(tmp_path, 1, 2)
     for name in names(tmp_path):
         cut(tmp_path / name)
@@ -132,7 +132,7 @@ def test_when_all_are_damaged_the_user_decides(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_those_of_another_configuration_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_of_another_configuration_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="another configuration"):
         saved(tmp_path, 1).load_latest("other")
 
@@ -158,7 +158,7 @@ def test_a_folder_left_by_a_killed_writer_is_ignored_and_then_removed(tmp_path: 
     ],
     ids=["write", "safetensors"],
 )
-def test_a_full_disk_is_told_at_the_next_call_and_the_earlier_checkpoint_stays(
+def test_a_full_disk_raises_at_the_next_call_and_the_earlier_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     store = saved(tmp_path, 1)
@@ -181,7 +181,7 @@ def test_a_full_disk_is_told_at_the_next_call_and_the_earlier_checkpoint_stays(
     assert names(tmp_path) == ["step-00000001", "step-00000004"]
 
 
-def test_the_digest_sees_names_shapes_types_and_bits_but_not_the_order() -> None:
+def test_the_digest_depends_on_names_shapes_types_and_bits_but_not_on_the_order() -> None:
     base = {"a": torch.arange(6.0), "b": torch.ones(2)}
     same = state_digest(dict(reversed(base.items())))
     assert state_digest(base) == same
@@ -194,7 +194,7 @@ def test_the_digest_sees_names_shapes_types_and_bits_but_not_the_order() -> None
     assert len({same, *map(state_digest, others)}) == 5
 
 
-def test_removing_all_forgets_them(tmp_path: Path) -> None:
+def test_all_can_be_removed(tmp_path: Path) -> None:
     store = saved(tmp_path / "checkpoint", 1, 2)
     store.remove_all()
     assert store.load_latest("config") is None
@@ -207,7 +207,7 @@ def test_kept_ones_stay_and_the_newest_of_all_is_loaded(tmp_path: Path) -> None:
         store.save(state(step), tensors(step), kept=kept)
     store.close()
     assert names(tmp_path) == ["step-00000002-kept", "step-00000004-kept", "step-00000005", "step-00000006"]
-    (tmp_path / "step-notes").mkdir()  # somebody's own
+    (tmp_path / "step-notes").mkdir()  # not a checkpoint
     assert store.steps() == [2, 4, 5, 6]
     loaded = store.load_step(4, "config")
     assert loaded[0] == state(4)
@@ -219,7 +219,7 @@ def test_kept_ones_stay_and_the_newest_of_all_is_loaded(tmp_path: Path) -> None:
     assert newest[0].step == 4
 
 
-def test_a_step_that_is_not_there_damaged_or_of_another_run_is_named(tmp_path: Path) -> None:
+def test_a_missing_damaged_or_foreign_step_is_named(tmp_path: Path) -> None:
     store = saved(tmp_path, 7, 9)
     with pytest.raises(RunError, match="no checkpoint of step 8; there are: 7, 9"):
         store.load_step(8, "config")
@@ -232,7 +232,7 @@ def test_a_step_that_is_not_there_damaged_or_of_another_run_is_named(tmp_path: P
         CheckpointStore(tmp_path / "never").load_step(1, "config")
 
 
-def test_where_a_branch_began_is_remembered_and_older_checkpoints_began_nowhere(tmp_path: Path) -> None:
+def test_the_origin_of_a_branch_is_stored_and_older_checkpoints_have_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(TrainState(3, 0.5, "config", 2, "digest@1"), tensors(3))
     store.close()

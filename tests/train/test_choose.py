@@ -1,4 +1,4 @@
-"""The choice of the average: rows that training never reads, losses by definition, the same verdict everywhere."""
+"""The choice of the average: its rows are never trained on, its losses follow the definition, all ranks agree."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
     return {name: p.detach() + 0.1 for name, p in model.named_parameters()}
 
 
-def never(world: World = ALONE) -> Deadline:
+def no_deadline(world: World = ALONE) -> Deadline:
     return Deadline(world, Clock(0.0), math.inf)
 
 
@@ -106,7 +106,7 @@ def slow_loss(candidate: dict[str, torch.Tensor], held_out: HeldOut, stream: Str
 
 
 @pytest.fixture(scope="module")
-def scene() -> tuple[GPT, dict[str, Any], HeldOut, Stream]:
+def setting() -> tuple[GPT, dict[str, Any], HeldOut, Stream]:
     stream = Stream(200)
     held_out = HeldOut.of(200, TrainConfig(seq_len=8, batch_tokens=8, micro_batch_tokens=8, held_out_tokens=60))
     assert held_out.num_rows == 7
@@ -119,10 +119,10 @@ def scene() -> tuple[GPT, dict[str, Any], HeldOut, Stream]:
 
 
 @pytest.mark.parametrize("micro_rows", [1, 3, 7, 50])
-def test_losses_are_the_mean_over_all_held_out_targets(scene: Any, micro_rows: int) -> None:
-    model, candidates, held_out, stream = scene
+def test_losses_are_the_mean_over_all_held_out_targets(setting: Any, micro_rows: int) -> None:
+    model, candidates, held_out, stream = setting
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses, tokens = held_out_losses(model, candidates, held_out, stream, micro_rows, ALONE, never())
+    losses, tokens = held_out_losses(model, candidates, held_out, stream, micro_rows, ALONE, no_deadline())
     assert tokens == 56
     assert list(losses) == list(candidates)
     for name, candidate in candidates.items():
@@ -133,8 +133,8 @@ def test_losses_are_the_mean_over_all_held_out_targets(scene: Any, micro_rows: i
 
 
 @pytest.mark.parametrize(("size", "micro_rows"), [(2, 1), (2, 3), (3, 2), (4, 2), (5, 7)])
-def test_ranks_share_the_rows_and_get_the_loss_of_all_of_them(scene: Any, size: int, micro_rows: int) -> None:
-    model, candidates, held_out, stream = scene
+def test_ranks_share_the_rows_and_get_the_loss_of_all_of_them(setting: Any, size: int, micro_rows: int) -> None:
+    model, candidates, held_out, stream = setting
     sums: list[torch.Tensor] = []
 
     class Rank(World):
@@ -149,15 +149,15 @@ def test_ranks_share_the_rows_and_get_the_loss_of_all_of_them(scene: Any, size: 
 
     for rank in range(size):
         world = Rank(rank, size, CPU)
-        held_out_losses(model, candidates, held_out, stream, micro_rows, world, never(world))
+        held_out_losses(model, candidates, held_out, stream, micro_rows, world, no_deadline(world))
     total = torch.stack(sums).sum(0)
     assert float(total[-1]) == held_out.num_rows  # each row once
-    alone, _ = held_out_losses(model, candidates, held_out, stream, 7, ALONE, never())
+    alone, _ = held_out_losses(model, candidates, held_out, stream, 7, ALONE, no_deadline())
     assert (total[:-1] / total[-1]).tolist() == pytest.approx(list(alone.values()), rel=1e-6)
 
 
-def test_when_the_clock_ends_it_all_candidates_have_seen_the_same_rows(scene: Any) -> None:
-    model, candidates, held_out, stream = scene
+def test_if_the_clock_ends_the_scoring_all_candidates_have_the_same_rows(setting: Any) -> None:
+    model, candidates, held_out, stream = setting
 
     class Twice(Deadline):
         asked = 0
@@ -200,7 +200,11 @@ def test_the_least_finite_loss_wins_and_the_first_of_equals(losses: dict[str, fl
             3,
             ["0.5 x ema 0.5 + 0.5 x swa of 3", "swa of 3", "ema 0.5", "last weights"],
         ),
-        ({"swa_weight": 0.5, "ema_decay": 0.5}, 0, ["ema 0.5 (no swa snapshot was due)", "last weights"]),
+        (
+            {"swa_weight": 0.5, "ema_decay": 0.5},
+            0,
+            ["ema 0.5 (no swa snapshot was due)", "last weights"],
+        ),
         ({"swa_weight": 1.0}, 0, ["last weights (no swa snapshot was due)"]),
     ],
 )
@@ -213,20 +217,20 @@ def test_candidates_are_everything_that_was_averaged_the_configured_one_first(
     for step in range(3):
         parameter.fill_(2.0**step)
         averages.update(step / 4, 0.1 if snapshots else 0.9)
-    found = averages.candidates()
-    assert list(found) == expected
-    assert len(found) <= num_candidates(config)
+    candidates = averages.candidates()
+    assert list(candidates) == expected
+    assert len(candidates) <= num_candidates(config)
     assert averages.shipped()[1] == expected[0]
     ema, swa, last = 0.125 * 1 + 0.25 * 2 + 0.5 * 4, 7 / 3, 4.0
     base = ema if "ema_decay" in changes else last
-    for name, candidate in found.items():
+    for name, candidate in candidates.items():
         if name.startswith("swa"):
-            wanted = swa
+            expected_value = swa
         elif " x " in name:
-            wanted = (1 - changes["swa_weight"]) * base + changes["swa_weight"] * swa
+            expected_value = (1 - changes["swa_weight"]) * base + changes["swa_weight"] * swa
         else:
-            wanted = ema if name.startswith("ema") else last
-        assert candidate["p"].item() == pytest.approx(wanted)
+            expected_value = ema if name.startswith("ema") else last
+        assert candidate["p"].item() == pytest.approx(expected_value)
 
 
 @pytest.mark.parametrize(("micro_rows", "size", "rounds"), [(1, 1, 1000), (500, 1, 2), (300, 2, 2), (400, 2, 2)])
@@ -234,14 +238,21 @@ def test_time_is_reserved_for_every_candidate_and_round(
     micro_rows: int, size: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(0))
-    config = TrainConfig(
-        seq_len=8, batch_tokens=8, micro_batch_tokens=8, ema_decay=0.5, swa_weight=0.5, held_out_tokens=8000
+    config = TrainConfig().updated(
+        {
+            "seq_len": 8,
+            "batch_tokens": 8,
+            "micro_batch_tokens": 8,
+            "average.ema_decay": 0.5,
+            "average.swa_weight": 0.5,
+            "held_out_tokens": 8000,
+        }
     )
     ticks = itertools.count()
     monkeypatch.setattr(bitgolf.run.clock.time, "perf_counter", lambda: float(next(ticks)))
     tokens = torch.zeros(micro_rows, 9, dtype=torch.int64)
     seconds = choice_seconds(model, config.average, HeldOut.of(10_000, config), tokens, World(0, size, CPU))
-    assert seconds == pytest.approx(SAFETY * 4 * (rounds + 1))  # a second a pass, four candidates, one round to spare
+    assert seconds == pytest.approx(SAFETY * 4 * (rounds + 1))  # one second per pass, four candidates, one more round
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
-"""How the training budget is divided, what ranks believe the clock says, and who stops in time."""
+"""How the training budget is divided, how the ranks predict the clock, and how deadlines stop in time."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
@@ -12,13 +10,13 @@ from hypothesis import strategies as st
 from bitgolf.config import TrainConfig
 from bitgolf.run.clock import Clock, Deadline
 from bitgolf.run.ranks import World
-from bitgolf.train.pace import Division, Pace
+from bitgolf.train.pace import Division, EndTimes, Pace, Reserves, Timeline
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-class Hands(Clock):
-    """A clock that a test sets."""
+class ReadingsClock(Clock):
+    """A clock with given readings."""
 
     def __init__(self, *readings: float) -> None:
         super().__init__(0.0)
@@ -50,7 +48,9 @@ def simulate(config: TrainConfig, limit: float, reserve: float, step_seconds: fl
 def test_steps_and_burst_fill_the_budget_but_for_a_few_steps_and_never_exceed_it_by_more(
     limit: float, share: float, steps: int, epochs: int, batches: int, warmdown: float, below: float
 ) -> None:
-    config = TrainConfig(replay_epochs=epochs, replay_batches=batches, warmdown=warmdown, replay_lr_scale_below=below)
+    config = TrainConfig().updated(
+        {"replay.epochs": epochs, "replay.batches": batches, "warmdown": warmdown, "replay.lr_scale_below": below}
+    )
     reserve, step_seconds = limit * share, limit / steps
     _, end = simulate(config, limit, reserve, step_seconds)
     rounding = (2 * epochs + 2) * step_seconds  # whole steps on both sides, and one batch more or less in each pass
@@ -63,7 +63,9 @@ def test_without_a_burst_the_steps_get_all_but_the_reserve() -> None:
 
 
 def test_the_burst_gets_what_its_steps_take_at_this_pace() -> None:
-    config = TrainConfig(replay_epochs=2, replay_batches=100, warmdown=0.7, replay_lr_scale_below=0.2)
+    config = TrainConfig().updated(
+        {"replay.epochs": 2, "replay.batches": 100, "warmdown": 0.7, "replay.lr_scale_below": 0.2}
+    )
     division = Division.of(300.0, 7.0, config)
     assert division.steps_end(0.08) == pytest.approx(293 - 2 * 100 * 0.08)
     # So slow that fewer than 100 batches are seen at a low rate: 14 % of the steps, twice.
@@ -77,24 +79,42 @@ def test_the_pace_is_the_mean_of_all_steps_and_the_prediction_follows_the_last_o
     expected = 1.0
     for step, reading in zip(range(11, 16), readings, strict=True):
         pace.observe(step, reading)
-        if step > 11:  # the first reading times nothing
+        if step > 11:  # the first reading measures no completed step
             expected += 0.1 * (reading - readings[step - 12] - expected)
     assert pace.seconds_per_step == pytest.approx(expected)
     assert pace.mean_seconds == pytest.approx((11.0 - 5.0) / 4)
     assert pace.predict(17) == pytest.approx(11.0 + 2 * expected)
-    pace.observe(15, 99.0)  # old news
+    pace.observe(15, 99.0)  # older than the last reading
     assert pace.elapsed == 11.0
 
 
-def test_a_deadline_stops_before_a_round_of_the_longest_kind_would_end_too_late() -> None:
-    deadline = Deadline(ALONE, Hands(10.0, 12.0, 13.0, 15.9, 16.1), until=18.9)
+def test_a_deadline_stops_if_another_round_of_the_longest_duration_would_end_too_late() -> None:
+    deadline = Deadline(ALONE, ReadingsClock(10.0, 12.0, 13.0, 15.9, 16.1), until=18.9)
     assert [deadline.another_fits() for _ in range(4)] == [True, True, True, False]  # rounds of 2, 1, 2.9, 0.2 s
 
 
-def test_the_clock_starts_when_told_and_goes_on_from_what_was_spent() -> None:
+def test_the_clock_starts_when_asked_and_adds_to_the_seconds_spent_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([1000.0, 1000.25, 1007.0])
+    monkeypatch.setattr("bitgolf.run.clock.time.perf_counter", lambda: next(readings))
     clock = Clock(12.5)
     assert clock.elapsed() == 12.5
     clock.start()
-    first = clock.elapsed()
-    assert 12.5 <= first <= clock.elapsed() < 13.5
-    assert math.isfinite(first)
+    assert [clock.elapsed(), clock.elapsed()] == [12.75, 19.5]
+
+
+def test_a_part_ends_early_enough_for_those_after_it() -> None:
+    reserves = Reserves(choice=1.0, calibration=2.0, fisher=4.0, curvature=8.0, in_flight=16.0)
+    assert reserves.total == 31.0
+    assert reserves.end_times(100.0) == EndTimes(choice=86.0, calibration=88.0, fisher=92.0, curvature=100.0)
+
+
+@pytest.mark.parametrize(("max_steps", "fractions"), [(0, [0.0, 0.25, 0.5, 1.0]), (8, [0.0, 0.125, 0.25, 0.5])])
+def test_the_fraction_follows_the_clock_unless_the_number_of_steps_is_limited(
+    max_steps: int, fractions: list[float]
+) -> None:
+    timeline = Timeline(Clock(0.0), Pace(0, 0.0, 2.5), Division(13.0, 3.0), max_steps)
+    assert [timeline.fraction(step) for step in (0, 1, 2, 4)] == fractions
+    assert timeline.fraction(99) == 1.0
+    assert [timeline.steps_are_over(step) for step in (0, 3, 4, 8)] == [False, False, True, True]
+    assert not Timeline(Clock(0.0), Pace(0, 0.0, 99.0), Division(13.0, 3.0)).steps_are_over(0)
+    assert Timeline(Clock(0.0), Pace(0, 0.0, 0.1), Division(13.0, 3.0), max_steps=5).steps_are_over(5)

@@ -1,4 +1,4 @@
-"""Settings that change nothing are said before training; those that do are not complained of."""
+"""Settings without effect are named before training; settings with effect are not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from bitgolf.model import GPT
 from bitgolf.train.effects import without_effect
 
 
-def complaints(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> list[str]:
-    """What is said of the defaults with these overrides (`__` for the dot)."""
+def sentences(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> list[str]:
+    """The sentences about the defaults with these overrides (`__` for the dot)."""
     config = resolve({}, {key.replace("__", "."): value for key, value in overrides.items()})
     shapes = {name: tuple(p.shape) for name, p in GPT(config.model, 8).named_parameters()}
     return without_effect(config, shapes, num_steps, begun)
@@ -32,8 +32,8 @@ def complaints(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> li
     ],
     ids=str,
 )  # fmt: skip
-def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) -> None:
-    assert complaints(**overrides) == []
+def test_settings_with_effect_are_not_named(overrides: dict[str, str]) -> None:
+    assert sentences(**overrides) == []
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_settings_that_take_effect_are_not_mentioned(overrides: dict[str, str]) 
     ],
     ids=str,
 )
-def test_settings_that_change_nothing_are_named(overrides: dict[str, str], words: str) -> None:
-    (sentence,) = complaints(**overrides)
+def test_settings_without_effect_are_named(overrides: dict[str, str], words: str) -> None:
+    (sentence,) = sentences(**overrides)
     assert words in sentence
 
 
-def test_a_run_too_short_for_its_schedule_is_told_so() -> None:
+def test_parts_of_the_schedule_that_a_short_run_never_reaches_are_named() -> None:
     short = {"train__warmdown": "0.5"}
     # Of four steps the last one starts at fraction 0.75, with multiplier 0.5; of a hundred at 0.02.
     for setting, words in [
@@ -70,13 +70,13 @@ def test_a_run_too_short_for_its_schedule_is_told_so() -> None:
         ({"train__average__swa_weight": "0.5"}, "no snapshot"),
         ({"qat__mode": "ste", "qat__start_lr_scale": "0.3"}, "train plain weights"),
     ]:
-        (sentence,) = complaints(4, **(short | setting))
+        (sentence,) = sentences(4, **(short | setting))
         assert words in sentence
         assert "none of the 4 steps" in sentence
-        assert complaints(100, **(short | setting)) == []
+        assert sentences(100, **(short | setting)) == []
 
 
-def test_a_branch_cannot_keep_what_lies_before_it() -> None:
-    (sentence,) = complaints(begun=0.6, train__checkpoint__at="[0.5, 0.9]")
+def test_checkpoints_before_the_branch_point_are_named() -> None:
+    (sentence,) = sentences(begun=0.6, train__checkpoint__at="[0.5, 0.9]")
     assert "train.checkpoint.at 0.5" in sentence
     assert "0.6" in sentence

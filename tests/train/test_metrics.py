@@ -51,7 +51,7 @@ def test_resumption_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("last", ["replay", "choice", "calibration", "end"])
-def test_what_follows_the_steps_is_dropped_on_resumption(tmp_path: Path, last: str) -> None:
+def test_events_after_the_steps_are_dropped_on_resumption(tmp_path: Path, last: str) -> None:
     log = TrainLog(tmp_path, enabled=True)
     log.begin(None)
     log.write("checkpoint", step=3)
@@ -80,7 +80,7 @@ def test_a_branch_begins_with_the_lines_of_its_trunk_up_to_its_step(tmp_path: Pa
     assert log.text.read_text().count("\n") == 4
     assert trunk.events.read_bytes() == before
     log.begin(2)
-    assert [e["event"] for e in read_events(log.events)] == ["step"] * 3 + ["branch"]  # a resumed branch stays one
+    assert [e["event"] for e in read_events(log.events)] == ["step"] * 3 + ["branch"]  # a resumed branch keeps its line
 
 
 def test_a_line_cut_by_an_interrupt_ends_the_log(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_line_cut_by_an_interrupt_ends_the_log(tmp_path: Path) -> None:
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "resume"]
 
 
-def test_there_may_be_no_log(tmp_path: Path) -> None:
+def test_without_a_file_there_are_no_events(tmp_path: Path) -> None:
     assert read_events(tmp_path / "none.jsonl") == []
 
 
@@ -118,7 +118,7 @@ def test_the_tensor_with_a_bad_gradient_is_named_with_its_step(bad: float) -> No
         pipe.push(8, torch.tensor([0.2, 2.0, 1.0, 1.0, 1.0, 1.0]))
 
 
-def test_a_bad_loss_with_good_gradients_is_called_that() -> None:
+def test_a_loss_that_is_not_finite_is_named() -> None:
     pipe = MetricsPipe(CPU, ["embedding"], lag=0)
     with pytest.raises(TrainingDiverged, match="step 3: loss nan, not finite in the loss"):
         pipe.push(3, torch.tensor([0.1, math.nan, 1.0, 1.0]))

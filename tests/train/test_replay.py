@@ -1,4 +1,4 @@
-"""The replay burst: which batches it reads, at which rate, what goes on in it and what does not, and when it stops."""
+"""The replay burst: its batches, its rate, what it updates, and when it stops."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_trainer import ALONE, make_trainer
 
-from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.config.train import ReplayConfig
-from bitgolf.data.loader import BatchShape
-from bitgolf.model import GPT
 from bitgolf.run.clock import Clock
-from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.metrics import MetricsPipe
 from bitgolf.train.pace import Division, Pace, Timeline
@@ -22,23 +19,14 @@ from bitgolf.train.replay import Replayed, ReplayWindow, replay
 from bitgolf.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
-MODEL = ModelConfig(vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1)
-BURST: dict[str, Any] = {"replay_epochs": 2, "replay_batches": 3, "replay_lr": 0.25, "muon_momentum": 0.9}
-
-
-def make(**settings: object) -> Trainer:
-    base: dict[str, object] = {"seq_len": 8, "batch_tokens": 32, "micro_batch_tokens": 32, "ema_decay": 0.9}
-    config = TrainConfig.model_validate(
-        base | {"swa_weight": 0.5, "swa_start": 1.0, "swa_spacing": 0.001} | BURST | settings
-    )
-    model = GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(3))
-    return Trainer(model, config, BatchShape(4, 4, 4), ALONE)
+BURST: dict[str, Any] = {
+    "replay.epochs": 2, "replay.batches": 3, "replay.lr": 0.25, "muon.momentum": 0.9, "average.ema_decay": 0.9,
+    "average.swa_weight": 0.5, "average.swa_start": 1.0, "average.swa_spacing": 0.001,
+}  # fmt: skip
 
 
 class Rows:
-    """Stands for the loader: rows by step number; remembers which were asked for."""
+    """In place of the loader: random rows by batch number, and a list of the numbers that were asked for."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -52,7 +40,7 @@ def burst(trainer: Trainer, batches: range, step: int, until: float = 1e9, pace:
     rows, clock = Rows(), Clock(0.0)
     clock.start()
     timeline = Timeline(clock, Pace(step, 0.0, pace), Division(until, 0.0))
-    pipe = MetricsPipe(CPU, trainer.optimizer.names)
+    pipe = MetricsPipe(ALONE.device, trainer.optimizer.names)
     return replay(trainer, rows, batches, step, timeline, pipe), rows  # type: ignore[arg-type]
 
 
@@ -69,7 +57,7 @@ def test_the_window_is_the_last_batches_of_the_unbroken_stretch_of_low_rate(scal
     assert list(window.batches(len(scales))) == expected
 
 
-def test_the_window_survives_a_restart_and_costs_nothing_when_there_is_no_burst() -> None:
+def test_the_window_survives_a_restart_and_has_no_state_without_a_burst() -> None:
     window, again = (ReplayWindow(ReplayConfig(epochs=1)) for _ in range(2))
     for step in range(40):
         window.note(step, 1.0 if step < 25 else 0.1)
@@ -80,7 +68,7 @@ def test_the_window_survives_a_restart_and_costs_nothing_when_there_is_no_burst(
 
 
 def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_snapshots() -> None:
-    trainer, by_hand = make(), make()
+    trainer, by_hand = make_trainer(BURST), make_trainer(BURST)
     done, rows = burst(trainer, range(5, 8), step=8)
     assert rows.asked == [5, 6, 7, 5, 6, 7]
     losses = []
@@ -94,13 +82,13 @@ def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_sna
     assert averages.swa is not None
     assert averages.ema is not None
     assert int(averages.swa.count) == 0
-    fresh = make().averages.ema
+    fresh = make_trainer(BURST).averages.ema
     assert fresh is not None
     assert not torch.equal(averages.ema.shadow["embedding"], fresh.shadow["embedding"])
 
 
-def test_snapshots_are_what_the_flag_leaves_out() -> None:
-    trainer = make()
+def test_a_step_takes_a_snapshot_unless_told_not_to() -> None:
+    trainer = make_trainer(BURST)
     tokens = Rows().rows(1).long()
     trainer.step(tokens[:, :-1], tokens[:, 1:], 0.1, 0.9, fraction=1.0)
     assert trainer.averages.swa is not None
@@ -111,18 +99,18 @@ def test_snapshots_are_what_the_flag_leaves_out() -> None:
 def test_no_step_of_the_burst_is_launched_after_its_end(
     room: float, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make()
-    monkeypatch.setattr(Clock, "elapsed", lambda self: float(len(rows.asked) - 1))  # a second a step
+    trainer = make_trainer(BURST)
+    monkeypatch.setattr(Clock, "elapsed", lambda self: float(len(rows.asked) - 1))  # one second per step
     rows = Rows()
-    pipe = MetricsPipe(CPU, trainer.optimizer.names)
+    pipe = MetricsPipe(ALONE.device, trainer.optimizer.names)
     timeline = Timeline(Clock(0.0), Pace(8, 0.0, 1.0), Division(room, 0.0))
     done = replay(trainer, rows, range(5, 8), 8, timeline, pipe)  # type: ignore[arg-type]
     assert (done.steps, done.planned) == (made, 6)
     assert rows.asked == [5, 6, 7, 5, 6, 7][:made]
 
 
-def test_nothing_to_replay_is_no_step() -> None:
-    trainer = make()
+def test_without_batches_no_step_is_made() -> None:
+    trainer = make_trainer(BURST)
     before = state_digest(trainer.tensors())
     done, rows = burst(trainer, range(0), step=8)
     assert done == Replayed(0, 0, 0, ())
@@ -130,6 +118,6 @@ def test_nothing_to_replay_is_no_step() -> None:
     assert state_digest(trainer.tensors()) == before
 
 
-def test_a_batch_that_was_not_seen_is_a_bug() -> None:
+def test_a_batch_that_was_not_seen_is_refused() -> None:
     with pytest.raises(AssertionError):
-        burst(make(), range(7, 9), step=8)
+        burst(make_trainer(BURST), range(7, 9), step=8)

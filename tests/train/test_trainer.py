@@ -1,4 +1,4 @@
-"""One optimizer step, the state that it carries, and the warm-up that must leave no trace."""
+"""One optimizer step, the state that it needs, and the warm-up that must leave no trace."""
 
 from __future__ import annotations
 
@@ -7,90 +7,90 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_trainer import MODEL, batch, make_steps, make_trainer
 
 import bitgolf.train.trainer
-from bitgolf.config import ModelConfig, TrainConfig
-from bitgolf.data.loader import BatchShape
+from bitgolf.config import PackConfig, QATConfig
 from bitgolf.errors import BudgetError
 from bitgolf.model import GPT
-from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import copy_into_, state_digest
-from bitgolf.train.trainer import Trainer
+from bitgolf.train.late import LatePhase
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ALONE = World(0, 1, torch.device("cpu"))
-MODEL = ModelConfig(
-    vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, bigram_rows=20, bigram_dim=4, smear="v1"
-)
-
-
-def make(seed: int = 0, micro_rows: int = 4, **settings: object) -> Trainer:
-    """A trainer of a small model on 4 rows of 8 tokens."""
-    config = TrainConfig.model_validate({"seq_len": 8, "batch_tokens": 32, "micro_batch_tokens": 32} | settings)
-    model = GPT(MODEL, 8).initialize_(torch.Generator().manual_seed(seed))
-    return Trainer(model, config, BatchShape(4, 4, micro_rows), ALONE)
-
-
-def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(260, (4, 9), generator=torch.Generator().manual_seed(seed))
-    return tokens[:, :-1], tokens[:, 1:]
-
-
-def steps(trainer: Trainer, first: int, last: int) -> list[torch.Tensor]:
-    return [trainer.step(*batch(seed), 1.0, 0.9) for seed in range(first, last)]
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ema_decay": 0.9}, {"warmup_steps": 4, "grad_clip": 0.1}, {"micro_rows": 1}], ids=str
+    ("changes", "micro_rows"),
+    [
+        ({"average.ema_decay": 0.9, "warmup_steps": 3, "grad_clip": 0.1}, 4),
+        ({"table_dtype": "bf16", "average.ema_decay": 0.9}, 4),
+        ({}, 1),
+    ],
+    ids=str,
 )
-def test_the_warm_up_leaves_no_trace(settings: dict[str, Any]) -> None:
-    trainer, untouched = make(**settings), make(**settings)
-    steps(trainer, 0, 2)
-    steps(untouched, 0, 2)
-    random_state = torch.get_rng_state()
-    before = state_digest(trainer.tensors())
+def test_the_warm_up_leaves_no_trace(changes: dict[str, Any], micro_rows: int) -> None:
+    trainer, untouched = (make_trainer(changes, micro_rows=micro_rows) for _ in range(2))
+    make_steps(trainer, 0, 2)
+    make_steps(untouched, 0, 2)
+    random_state, before = torch.get_rng_state(), state_digest(trainer.tensors())
     assert trainer.warm_up() > 0
     assert state_digest(trainer.tensors()) == before
     assert torch.equal(torch.get_rng_state(), random_state)
-    steps(trainer, 2, 4)
-    steps(untouched, 2, 4)
+    make_steps(trainer, 2, 4)
+    make_steps(untouched, 2, 4)
     assert state_digest(trainer.tensors()) == state_digest(untouched.tensors())
 
 
-def test_a_warm_up_that_does_leave_a_trace_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make()
+def test_a_warm_up_that_leaves_a_trace_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bitgolf.train.trainer, "copy_into_", lambda live, saved: None)
-    with pytest.raises(AssertionError, match="changed the training state"):
-        trainer.warm_up()
+    with pytest.raises(AssertionError):
+        make_trainer().warm_up()
 
 
-def test_a_step_longer_than_the_budget_is_found_without_making_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make(micro_rows=1)
+def test_the_warm_up_makes_the_late_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer({"warmup_steps": 2})
+    pack = PackConfig().updated({"small_tensor": 1, "grid.matrix_bits": 4})
+    trainer.late = LatePhase.of(trainer.model, QATConfig().updated({"mode": "ste", "start_fraction": 0.5}), pack)
+    trainer._late_loss = trainer.late.loss
+    late_steps: list[bool] = []
+    real = trainer.step
+
+    def watched(*args: Any, late: bool = False, **kwargs: Any) -> torch.Tensor:
+        late_steps.append(late)
+        return real(*args, late=late, **kwargs)
+
+    monkeypatch.setattr(trainer, "step", watched)
+    trainer.warm_up()
+    assert late_steps == [False, False, True, True]
+
+
+def test_a_step_longer_than_the_budget_is_refused_without_making_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(micro_rows=1)
     before = state_digest(trainer.tensors())
+    monkeypatch.setattr(bitgolf.train.trainer, "seconds_of_second_run", lambda work, world: (work(), 2.5)[1])
     monkeypatch.setattr(trainer, "step", lambda *_, **__: pytest.fail("a whole step was made"))
-    with pytest.raises(BudgetError, match=r"train_seconds = 1e-06 .* its 4 micro-batches take .* train.batch_tokens"):
-        trainer.warm_up(limit_seconds=1e-6)
+    with pytest.raises(BudgetError, match=r"train_seconds = 9.9 .* 4 micro-batches .* 10 s"):
+        trainer.warm_up(limit_seconds=9.9)
     assert state_digest(trainer.tensors()) == before
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
-def test_saved_state_continues_bit_for_bit() -> None:
-    whole = make(ema_decay=0.9)
-    steps(whole, 0, 3)
+@pytest.mark.parametrize("changes", [{}, {"table_dtype": "bf16"}], ids=str)
+def test_saved_state_continues_bit_for_bit(changes: dict[str, Any]) -> None:
+    changes = changes | {"average.ema_decay": 0.9, "average.swa_weight": 0.5, "average.swa_start": 1.0}
+    whole, resumed = make_trainer(changes), make_trainer(changes, seed=99)
+    make_steps(whole, 0, 3)
     saved = {name: tensor.detach().clone() for name, tensor in whole.tensors().items()}
-    steps(whole, 3, 6)
-    resumed = make(seed=99, ema_decay=0.9)
+    make_steps(whole, 3, 6)
     copy_into_(resumed.tensors(), saved)
-    steps(resumed, 3, 6)
+    make_steps(resumed, 3, 6)
     assert state_digest(resumed.tensors()) == state_digest(whole.tensors())
-    shipped, how = resumed.averages.shipped()
-    assert how == whole.averages.shipped()[1]
-    for name, weight in whole.averages.shipped()[0].items():
-        assert torch.equal(weight, shipped[name])
+    assert resumed.averages.shipped()[1] == whole.averages.shipped()[1]
+    assert state_digest(resumed.averages.shipped()[0]) == state_digest(whole.averages.shipped()[0])
 
 
 def test_saved_state_that_lacks_a_tensor_names_it() -> None:
-    trainer = make()
+    trainer = make_trainer()
     saved = dict(trainer.tensors())
     del saved["model.embedding"]
     with pytest.raises(KeyError, match=r"model\.embedding"):
@@ -99,7 +99,7 @@ def test_saved_state_that_lacks_a_tensor_names_it() -> None:
 
 @pytest.mark.parametrize("micro_rows", [4, 2, 1])
 def test_a_step_reports_the_clock_the_loss_and_the_gradient_norms(micro_rows: int) -> None:
-    trainer, reference = make(micro_rows=micro_rows), GPT(MODEL, 8)
+    trainer, reference = make_trainer(micro_rows=micro_rows), GPT(MODEL, 8)
     reference.load_state_dict(trainer.model.state_dict())
     inputs, targets = batch(5)
     loss = reference(inputs, targets)
@@ -112,29 +112,27 @@ def test_a_step_reports_the_clock_the_loss_and_the_gradient_norms(micro_rows: in
     assert float(metrics[-1]) == pytest.approx(math.sqrt(sum(norm**2 for norm in norms)), rel=1e-4)
 
 
-def test_only_the_average_is_shipped_when_there_is_one() -> None:
-    trainer = make(ema_decay=0.5)
-    initial = trainer.optimizer.parameters["embedding"].detach().clone()
-    expected = initial.double()
+def test_the_average_is_shipped_if_there_is_one() -> None:
+    trainer = make_trainer({"average.ema_decay": 0.5})
+    expected = trainer.optimizer.parameters["embedding"].detach().double()
     for seed in range(4):
         trainer.step(*batch(seed), 1.0, 0.9)
         expected = 0.5 * expected + 0.5 * trainer.optimizer.parameters["embedding"].detach().double()
     shipped = trainer.averages.shipped()[0]["embedding"]
     torch.testing.assert_close(shipped.double(), expected, atol=1e-6, rtol=1e-5)
-    plain = make()
-    steps(plain, 0, 2)
+    plain = make_trainer()
+    make_steps(plain, 0, 2)
     assert torch.equal(plain.averages.shipped()[0]["embedding"], plain.optimizer.parameters["embedding"])
 
 
-def test_a_learning_rate_of_zero_moves_nothing() -> None:
-    trainer = make()
-    before = {name: p.detach().clone() for name, p in trainer.optimizer.parameters.items()}
+def test_a_learning_rate_of_zero_changes_nothing() -> None:
+    trainer = make_trainer({"muon.weight_decay": 0.1, "adam.weight_decay": 0.1})
+    before = state_digest(dict(trainer.model.named_parameters()))
     trainer.step(*batch(0), 0.0, 0.9)
-    for name, parameter in trainer.optimizer.parameters.items():
-        assert torch.equal(parameter, before[name]), name
+    assert state_digest(dict(trainer.model.named_parameters())) == before
 
 
 def test_training_lowers_the_loss_of_what_it_sees() -> None:
-    trainer = make()
+    trainer = make_trainer()
     losses = [float(trainer.step(*batch(0), 1.0, 0.9)[1]) for _ in range(25)]
     assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,50 @@
+"""The files of calibration/: what is written is read, old measurements are removed, missing and damaged files named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitgolf.errors import RunError
+from bitgolf.measure.curvature import Curvature
+from bitgolf.measure.fisher import Fisher
+from bitgolf.measure.statistics import Statistics, read_curvature, read_fisher, read_hessians, write_statistics
+
+ALL = Statistics(
+    {"head": torch.eye(3)},
+    96,
+    {"embedding": Fisher(2 * torch.eye(3), torch.arange(4.0))},
+    {"embedding": Curvature(0.25, 1e-3, 2e-4)},
+)
+READERS = {
+    "hessians.safetensors": read_hessians,
+    "fisher.safetensors": read_fisher,
+    "curvature.json": read_curvature,
+}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_statistics(tmp_path, ALL)
+    assert torch.equal(read_hessians(tmp_path, tmp_path)["head"], torch.eye(3))
+    fisher = read_fisher(tmp_path, tmp_path)["embedding"]
+    assert torch.equal(fisher.inputs, 2 * torch.eye(3)) and torch.equal(fisher.rows, torch.arange(4.0))
+    assert read_curvature(tmp_path, tmp_path) == ALL.curvature
+
+
+def test_a_later_training_without_a_measurement_removes_its_file(tmp_path: Path) -> None:
+    write_statistics(tmp_path, ALL)
+    write_statistics(tmp_path, Statistics(ALL.hessians, 96))
+    assert [path.name for path in tmp_path.iterdir()] == ["hessians.safetensors"]
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"a": 1}'])
+def test_missing_and_damaged_files_are_named_with_the_command_to_run(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunError, match=rf"{name}.* run `bitgolf train"):
+        READERS[name](tmp_path, tmp_path / "run")

@@ -1,0 +1,98 @@
+"""The plan: seconds measured in the warm-up, reserved for the work after the steps, and the budgets that are refused.
+
+Time is simulated: a step takes 0.5 s, a batch of Hessians or Fisher statistics 0.25 s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from simulated_time import simulate_time
+from tiny_trainer import ALONE, make_trainer
+
+from bitgolf.config import TrainConfig
+from bitgolf.data.held_out import HeldOut
+from bitgolf.data.loader import BatchShape, RowOrder
+from bitgolf.errors import BudgetError
+from bitgolf.measure.curvature import TrialNoise
+from bitgolf.run.ranks import World
+from bitgolf.train.pace import Division, Reserves
+from bitgolf.train.plan import Plan, make_plan
+from bitgolf.train.rows import TrainingRows
+from bitgolf.train.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NOISE = TrialNoise(1.0, 0.01, False)
+
+
+class Ranks(World):
+    """Rank 0 of several, without communication."""
+
+    def mean_(self, tensors: list[torch.Tensor]) -> None: ...
+
+    def gather_slices(self, mine: torch.Tensor) -> torch.Tensor:
+        return torch.cat([mine] * self.size)
+
+    def from_main(self, value: float) -> float:
+        return value
+
+
+def rows_of(config: TrainConfig, held_out_rows: int = 8) -> TrainingRows:
+    """Batches of 4 rows of 8 tokens in one micro-batch; the stream itself is not read."""
+    return TrainingRows(
+        None, RowOrder(1000, 8, False, 0), BatchShape(4, 4, 4), HeldOut(900, held_out_rows, config.seq_len)
+    )  # type: ignore[arg-type]
+
+
+def plan_of(trainer: Trainer, world: World = ALONE, limit: float = 100.0) -> Plan:
+    trainer.world = trainer.optimizer.muon.world = world
+    return make_plan(trainer, rows_of(trainer.config), limit, ["embedding"], NOISE)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_calibration_and_fisher_reserve_their_batches_per_rank_with_a_margin(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: int
+) -> None:
+    simulate_time(monkeypatch, step_seconds=0.5, batch_seconds=0.25)
+    trainer = make_trainer({"measure.calibration_tokens": 32 * 16, "measure.fisher_tokens": 32 * 8})
+    plan = plan_of(trainer, Ranks(0, num_ranks, torch.device("cpu")))
+    assert plan.step_seconds == 0.5
+    assert plan.reserves.calibration == pytest.approx(0.1 + 1.15 * 0.25 * 16 / num_ranks)
+    assert plan.reserves.fisher == pytest.approx(1.15 * 0.25 * (8 / num_ranks + 1))
+    assert plan.reserves.in_flight == 4 * 0.5
+    assert plan.reserves.choice == plan.reserves.curvature == 0
+    assert plan.division == Division(100.0, plan.reserves.total)
+
+
+def test_a_configured_reserve_replaces_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_time(monkeypatch, batch_seconds=0.25)
+    plan = plan_of(make_trainer({"measure.calibration_tokens": 3200, "measure.reserve_seconds": 7.0}))
+    assert plan.reserves.calibration == pytest.approx(7.1)
+
+
+def test_curvature_and_choice_reserve_time_if_they_are_asked_for() -> None:
+    changes: dict[str, Any] = {"held_out_tokens": 64, "measure.curvature_tokens": 16}
+    trainer = make_trainer(changes | {"average.choose": "held_out", "average.ema_decay": 0.5})
+    reserves = plan_of(trainer).reserves
+    assert reserves.choice > 0 and reserves.curvature > 0 and reserves.fisher == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "step", "seconds", "words"),
+    [
+        (3.9, 0, 0.0, "does not hold one optimizer step"),
+        (4.0, 0, 0.0, ""),
+        (4.0, 7, 3.9, ""),
+        (4.0, 7, 4.0, "is spent"),
+        (4.0, 7, 99.0, "is spent"),
+    ],
+)
+def test_a_budget_without_time_is_refused(limit: float, step: int, seconds: float, words: str) -> None:
+    plan = Plan(1.0, 1.0, Reserves(calibration=3.0), Division(limit, 3.0))
+    if not words:
+        plan.require_time(step, seconds)
+        return
+    with pytest.raises(BudgetError, match=rf"budget.train_seconds = {limit:g} {words}"):
+        plan.require_time(step, seconds)
