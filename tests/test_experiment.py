@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import experiment
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tiny_run import PRESET, documents, done, events, write_jsonl
 
+from bitgolf.bundle import single_file
 from bitgolf.cli import main
 from bitgolf.errors import ConfigError
 
@@ -62,6 +64,17 @@ def no_stage(words: list[str], log: Path, gpu: str) -> int:
     raise AssertionError(f"{words} was made again")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_stages() -> Iterator[None]:
+    """One thread, and no single-file program made to count its bytes: that takes seconds and is tested elsewhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single_file, "code_bytes", lambda config: 75_000)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
@@ -73,7 +86,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study with two arms and two seeds."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs")
     (out / "written.toml").write_text(STUDY)
     assert experiment.run_study(out / "written.toml", data, out / "study", [""], run_stage=in_this_process) == []
