@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("run", type=Path, help="run directory")
         if name == "train":
             sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+            sub.add_argument("--overwrite", action="store_true", help="train again a run that is already trained")
             sub.add_argument("--branch", metavar="RUN[@STEP]", default="", help="begin from another run's checkpoint")
         if name == "pack":
             sub.add_argument("--artifact-bytes", type=int, help="cap to use instead of the configured one")
@@ -179,7 +181,7 @@ def _run(arguments: Arguments, out: Console) -> int:
     from bitgolf.train.stage import is_finished
 
     config = load_config(arguments.preset, arguments.overrides)
-    with world(config.device) as peers:
+    with world(config.device) as peers, ExitStack() as hold:
 
         def begin() -> None:
             require_libraries()
@@ -189,7 +191,7 @@ def _run(arguments: Arguments, out: Console) -> int:
                 )
             if arguments.branch:
                 find_trunk(arguments.branch, config, arguments.out)
-            run = RunDirectory.create(arguments.out, config, resume=arguments.resume)
+            run = RunDirectory.create(arguments.out, config, resume=arguments.resume, hold=hold)
             if not (arguments.resume and (run / "data").exists()):
                 prepare_data(run, arguments.progress)
 
@@ -294,8 +296,14 @@ def _prepare(arguments: Arguments, out: Console) -> int:
 def _train(arguments: Arguments, out: Console) -> int:
     from bitgolf.run.ranks import world
     from bitgolf.train.metrics import read_events
+    from bitgolf.train.stage import is_finished
 
     run = RunDirectory.open(arguments.run)
+    if is_finished(run) and not arguments.overwrite:
+        raise RunError(
+            f"{run.path} is trained already, and training again would replace its weights, log and results; use "
+            "--overwrite to do so, or start another run with `bitgolf run PRESET --out DIR`"
+        )
     with world(run.config.device) as peers:
         train_stage(run, peers, arguments.progress, arguments.resume, arguments.branch)
     end = read_events(run / "train.jsonl")[-1]

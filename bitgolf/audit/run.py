@@ -27,6 +27,7 @@ from bitgolf.evaluate.tape import ScoreTape, evaluate, tokens_sha256
 from bitgolf.evaluate.window_scorer import window_plan
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import writes_run
 from bitgolf.run.progress import Progress, silent
 
 _REPRODUCED_UPDATES = {True: 1, False: 3}  # chunks that an adapter learns from in the reproduction, by `quick`
@@ -36,6 +37,7 @@ _NUM_BLOCKS = {True: 4, False: 16}
 _SHARED_ROWS = 3  # rows of a chunk that two ranks learn from: an odd number, so that one of them has more
 
 
+@writes_run
 def audit_run(
     run: RunDirectory,
     *,

@@ -24,6 +24,7 @@ from bitgolf.data.sources import parse_source, source_files
 from bitgolf.data.split import check_disjoint
 from bitgolf.errors import DataError
 from bitgolf.run import atomic
+from bitgolf.run.lock import locked_directory
 from bitgolf.run.progress import Progress, silent
 
 __all__ = ["PreparedData", "check_disjoint", "open_data", "prepare"]
@@ -42,11 +43,22 @@ def prepare(config: DataConfig, vocab_size: int, out: str | Path, progress: Prog
         ConfigError: an unknown source, or settings that do not apply to it.
         DataError: bad text, tokens or tokenizer; an empty split; a corpus too small for the tokenizer; an `out` that
             contains something else; a full disk.
+        RunError: another process prepares `out`.
     """
     root = Path(out)
     settings = _fingerprint(config, vocab_size)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _reuse(root, settings)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with locked_directory(root.parent, "prepare", f".{root.name}"):
+        if not root.exists() or not any(root.iterdir()):  # another process may have finished it
+            _prepare_locked(config, vocab_size, root, settings, progress)
+        return _reuse(root, settings)
+
+
+def _prepare_locked(
+    config: DataConfig, vocab_size: int, root: Path, settings: dict[str, Any], progress: Progress
+) -> None:
     try:
         with atomic.atomic_directory(root) as work:
             manifest = {
@@ -63,7 +75,6 @@ def prepare(config: DataConfig, vocab_size: int, out: str | Path, progress: Prog
         raise DataError(
             f"the disk is full: preparing {root} failed ({error.strerror}); free some space, or choose another --out"
         ) from error
-    return open_data(root)
 
 
 def _write_data(config: DataConfig, vocab_size: int, work: Path, progress: Progress) -> dict[str, Any]:

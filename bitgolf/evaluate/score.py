@@ -38,6 +38,7 @@ from bitgolf.model.weights import read_tensors
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 
@@ -46,6 +47,7 @@ _logger = logging.getLogger(__name__)
 _FLOAT_WEIGHTS = {"float": "weights", "last": "weights-last"}  # key in score.json -> file name without its ending
 
 
+@writes_run
 def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> None:
     """Score the artifact on all validation tokens and write score.json, nll.npy and tape.json.
 

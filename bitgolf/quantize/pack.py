@@ -39,11 +39,13 @@ from bitgolf.quantize.prune import prune
 from bitgolf.quantize.tensors import QuantizedTensor
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import writes_run
 from bitgolf.run.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
 
+@writes_run
 def pack(
     run: RunDirectory,
     device: torch.device,

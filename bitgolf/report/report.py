@@ -19,6 +19,7 @@ from bitgolf.report.document_losses import read_losses
 from bitgolf.report.page import markup, render_page, require_libraries
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.version import __version__
 
@@ -50,6 +51,7 @@ class Texts:
     surprisal_missing: tuple[str, str] = ("", "")
 
 
+@writes_run
 def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silent) -> Path:
     """Write `report.html` into the run directory, atomically.
 

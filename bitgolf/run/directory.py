@@ -14,13 +14,18 @@ A stage gets the products of earlier stages with `require`, which names the stag
 
 from __future__ import annotations
 
-import tomllib
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from bitgolf.config import Config, differing_keys, resolve
-from bitgolf.errors import RunError
+from bitgolf.errors import ForeignError, RunError
+from bitgolf.foreign import parse_toml, read_bytes
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
+from bitgolf.run.lock import LOCK_FILES, locked_directory
+
+_MAX_CONFIG_BYTES = 1_000_000
 
 _MADE_BY = {
     "config.toml": "run",
@@ -35,6 +40,9 @@ _MADE_BY = {
     "tape.json": "score",
     "audit.json": "audit",
 }
+_LATER_PRODUCTS = (
+    "model.bitgolf", "pack.json", "score.json", "nll.npy", "tape.json", "audit.json", "report.html",
+)  # fmt: skip
 
 
 class RunDirectory:
@@ -45,19 +53,32 @@ class RunDirectory:
         self.config = config
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, *, resume: bool = False) -> RunDirectory:
+    def create(
+        cls, path: str | Path, config: Config, *, resume: bool = False, hold: ExitStack | None = None
+    ) -> RunDirectory:
         """Make `path` the directory of a run of `config`.
 
         Args:
             resume: allow a directory that already belongs to a run of this configuration.
+            hold: keeps the lock of the directory; None releases it when this method returns.
 
         Raises:
-            RunError: `path` belongs to another configuration, or is not a run. A directory that contains only
-                config.toml, because its first stage failed, may be used with any configuration.
+            RunError: `path` belongs to another configuration, is not a run, or is in use by another process. A
+                directory that contains only config.toml, because its first stage failed, may be used with any
+                configuration.
         """
         root = Path(path)
+        if root.exists() and not (root / "config.toml").exists() and (not root.is_dir() or _entries(root)):
+            raise RunError(f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out")
+        root.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            (hold or stack).enter_context(locked_directory(root, "run"))
+            return cls._create_locked(root, config, resume)
+
+    @classmethod
+    def _create_locked(cls, root: Path, config: Config, resume: bool) -> RunDirectory:
         stored = root / "config.toml"
-        if stored.exists() and [entry.name for entry in root.iterdir()] != ["config.toml"]:
+        if stored.exists() and _entries(root) != {"config.toml"}:
             existing = cls.open(root).config
             if existing.digest() != config.digest():
                 changed = ", ".join(differing_keys(existing, config)) or "nothing visible"
@@ -71,9 +92,6 @@ class RunDirectory:
                     "run one stage on it (for example `bitgolf score`), or choose another --out"
                 )
             return cls(root, config)
-        if root.exists() and not stored.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise RunError(f"{root} exists and is not a bitgolf run (no config.toml in it); choose another --out")
-        root.mkdir(parents=True, exist_ok=True)
         atomic.write_text(stored, config.to_toml())
         return cls(root, config)
 
@@ -88,8 +106,8 @@ class RunDirectory:
                 f"`bitgolf run PRESET --out {root}`"
             )
         try:
-            values = tomllib.loads(stored.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            values = parse_toml(read_bytes(stored, _MAX_CONFIG_BYTES))
+        except (FileNotFoundError, ForeignError) as error:
             raise RunError(f"{stored} is damaged: {error}") from error
         return cls(root, resolve(values, {}, origin=str(stored)))
 
@@ -105,7 +123,14 @@ class RunDirectory:
             if stage in ("run", "prepare"):
                 command = f"run {self.path}/config.toml --out {self.path} --resume"
             raise RunError(f"{product} is missing; run `bitgolf {command}` first")
+        if not os.access(product, os.R_OK):
+            raise RunError(f"{product} cannot be read: permission denied; ask its owner, or run as that user")
         return product
+
+    def remove_products_of_later_stages(self) -> None:
+        """Remove what `pack`, `score`, `audit` and `report` made of earlier weights, before training replaces these."""
+        for name in _LATER_PRODUCTS:
+            (self.path / name).unlink(missing_ok=True)
 
     def budget(self) -> Budget:
         """The run's budget ledger with the limits of its configuration."""
@@ -118,3 +143,8 @@ class RunDirectory:
             },
             self.path / "budget.json",
         )
+
+
+def _entries(directory: Path) -> set[str]:
+    """Names in `directory`, without those of the lock."""
+    return {entry.name for entry in directory.iterdir()} - LOCK_FILES

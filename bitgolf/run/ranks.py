@@ -75,6 +75,11 @@ class World:
             dist.barrier()
 
 
+def is_main_process() -> bool:
+    """Whether this process is rank 0, the only one that prints and writes. True without torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def choose_device(requested: str, local_rank: int = 0) -> torch.device:
     """The device of this local rank. `auto` is its CUDA device, or the CPU if there is no CUDA device.
 

@@ -23,6 +23,7 @@ from bitgolf.measure.statistics import write_statistics
 from bitgolf.model.build import build_model
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 from bitgolf.train.branch import find_trunk, require_same_data
@@ -43,6 +44,7 @@ from bitgolf.version import __version__
 log = logging.getLogger(__name__)
 
 
+@writes_run
 def train(
     run: RunDirectory, world: World, *, resume: bool = False, branch: str = "", progress: Progress = silent
 ) -> None:
@@ -81,6 +83,7 @@ def train(
         skipped = start.fraction(config.train.max_steps, plan.steps_end)
         for sentence in without_effect(config, shapes, num_steps, skipped):
             log.warning("no effect: %s", sentence)
+        run.remove_products_of_later_stages()
         start.open_files(store, train_log, state)
     train_log.write(
         start.event,

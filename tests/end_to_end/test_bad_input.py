@@ -27,8 +27,8 @@ PREAMBLE = struct.Struct("<8sHIII")
         (["run", "demo", "--out", "x", "--train.matrix_lr"], ["--train.matrix_lr needs a value"]),
         (["run", "demo", "--out", "x", "--seed", "1", "--seed=2"], ["--seed is given twice"]),
         (["run", "demo", "--out", "x", "--model.num_heads", "3"], ["num_heads 3", "model_dim 128"]),
-        (["run", "demo", "--out", "x", "--model.rope.dims", "7"], ["rope_dims 7", "even"]),
-        (["run", "demo", "--out", "x", "--model.rope.dims", "64"], ["rope_dims 64", "head width 32"]),
+        (["run", "demo", "--out", "x", "--model.rope.dims", "7"], ["rope.dims 7", "even"]),
+        (["run", "demo", "--out", "x", "--model.rope.dims", "64"], ["rope.dims 64", "head width 32"]),
         (["run", "demo", "--out", "x", "--device", "tpu"], ["device", "'tpu'", "'cpu'"]),
         (["run", "demo", "--out", "x", "surprise"], ["surprise"]),
         (["run", "demo"], ["--out"]),
@@ -60,6 +60,17 @@ def test_bad_arguments_are_named_and_leave_nothing_behind(
     for word in expected:
         assert word in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trained_run_is_trained_again_only_with_overwrite(run_copy: Path) -> None:
+    before = tree_digest(run_copy)
+    for words in ([], ["--resume"]):
+        assert "use --overwrite" in refused("train", run_copy, *words)
+    assert tree_digest(run_copy) == before
+    done("train", run_copy, "--overwrite")
+    left = {path.name for path in run_copy.iterdir()}
+    assert "weights.safetensors" in left
+    assert not left & {"model.bitgolf", "pack.json", "score.json", "nll.npy", "tape.json", "audit.json", "report.html"}
 
 
 def test_the_directory_of_another_configuration_is_left_alone(run_copy: Path, corpus: Path) -> None:
@@ -97,7 +108,7 @@ def test_a_stage_too_early_names_the_command_that_comes_first(
     gone = run_copy / missing
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     before = tree_digest(run_copy)
-    message = refused(stage, run_copy)
+    message = refused(stage, run_copy, *(["--overwrite"] if stage == "train" else []))
     assert str(gone) in message
     assert f"`{command} {run_copy}" in message
     assert tree_digest(run_copy) == before
@@ -240,7 +251,7 @@ def test_a_damaged_shard_stops_every_stage_that_opens_the_data(
         shard.write_bytes({"empty": b"", "truncated": contents[:-2], "magic": b"\7" + contents[1:]}[kind])
     before = tree_digest(run_copy)
     for stage in ("train", "pack", "score"):
-        message = refused(stage, run_copy)
+        message = refused(stage, run_copy, *(["--overwrite"] if stage == "train" else []))
         assert shard.name in message
         assert words in message
     assert tree_digest(run_copy) == before
@@ -308,8 +319,8 @@ def test_a_damaged_product_is_named_with_the_command_that_makes_it(run_copy: Pat
         ("tape.json", b"[]", "compare", "`bitgolf score"),
         ("nll.npy", b"", "report", "`bitgolf score"),
         ("train.jsonl", b"\xff\xfe", "report", "is damaged"),
-        ("train.jsonl", b"[1]\n", "compare", "line 1 is no event"),
-        ("train.jsonl", b'{"step": 1}\n', "submit", "line 1 is no event"),
+        ("train.jsonl", b"[1]\n", "compare", "line 1 is not an event"),
+        ("train.jsonl", b'{"step": 1}\n', "submit", "line 1 is not an event"),
         ("train.log", b"\xff\xfe", "submit", "is damaged"),
     ],
 )

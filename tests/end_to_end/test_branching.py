@@ -179,15 +179,15 @@ def test_resuming_with_the_flag_goes_on_from_the_runs_own_checkpoint(trunk: Path
     run = make("branch", train__checkpoint__at=[0.8])
     done("train", run, "--branch", trunk, "--resume")  # nothing of its own yet: it begins
     assert [e["step"] for e in events(run, "branch")] == [AT]
-    done("train", run, "--branch", trunk, "--resume")
+    done("train", run, "--branch", trunk, "--resume", "--overwrite")
     assert [e["step"] for e in events(run, "resume")] == [16]
-    done("train", run, "--branch", f"{trunk}@{AT}", "--resume")
-    message = refused("train", run, "--branch", f"{trunk}@5", "--resume")
+    done("train", run, "--branch", f"{trunk}@{AT}", "--resume", "--overwrite")
+    message = refused("train", run, "--branch", f"{trunk}@5", "--resume", "--overwrite")
     assert "did not begin from" in message
     own = make("own", train__checkpoint__at=[0.5])
     done("train", own)
     before = tree_digest(own)
-    assert "leave out --branch to resume" in refused("train", own, "--branch", trunk, "--resume")
+    assert "leave out --branch to resume" in refused("train", own, "--branch", trunk, "--resume", "--overwrite")
     assert tree_digest(own) == before
 
 

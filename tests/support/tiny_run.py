@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from bitgolf.cli import main
+from bitgolf.run.lock import LOCK_FILES
 from bitgolf.train.checkpoint import state_digest
 
 PRESET = Path(__file__).with_name("tiny.toml")
@@ -163,10 +164,10 @@ def start(
 
 
 def tree_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files of `folder`."""
+    """SHA-256 over the names and contents of all files of `folder`, without those of its lock."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name not in LOCK_FILES:
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
