@@ -1,4 +1,4 @@
-"""The coder for weights: every bit comes back, in about the fewest bytes, and nothing hostile gets through."""
+"""The entropy coder: every bit comes back, the size is near the ideal one, and hostile messages are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.quantize.viterbi import trellis_quantize
 
-# A format that artifacts in the world are written in: what this decodes to must never change.
+# Existing artifacts are written in this format, so these messages must decode to the same numbers for ever.
 GOLDEN_MATRICES = (
     "16fefdcaa019a59fbab8189f5e025dc1a04c701126cf6dea40aee4cfadee15ccc58eab05b7f2b99cf2449538c5424f50f42c"
     "59e432b275be53971a41832886883e5ceab3092b6f7bacfd0fa7c7b7bdfdbb8c2422e4a0107319b4a2e40508212ee854c972"
@@ -58,7 +58,7 @@ def gaussian(
 
 
 def ideal_bits(codes: np.ndarray, deviations: np.ndarray) -> float:
-    """What an all-knowing coder spends: it is told the deviation of every single weight."""
+    """Bits of a coder that knows the deviation of every single weight."""
     tail = np.vectorize(lambda x: 0.5 * math.erfc(x / math.sqrt(2)))
     outer, inner = (np.abs(codes) + 0.5) / deviations, (np.abs(codes) - 0.5) / deviations
     return float(-np.log2(tail(inner) - tail(outer)).sum())
@@ -80,8 +80,8 @@ def require_round_trip(matrices: list[Matrix]) -> bytes:
     return data
 
 
-def made(kind: str, rows: int, columns: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A matrix of integers up to `size`, of one of many kinds."""
+def integers_of(kind: str, rows: int, columns: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A matrix of integers up to `size`, of one of seven kinds."""
     shape = (rows, columns)
     if kind == "uniform":
         return rng.integers(-size, size + 1, shape)
@@ -119,7 +119,7 @@ def made(kind: str, rows: int, columns: int, size: int, rng: np.random.Generator
 def test_any_integers_come_back(layout: list[tuple[str, int, int, int, int]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     matrices = [
-        Matrix(made(kind, rows, columns, size, rng).astype(np.int16), states)
+        Matrix(integers_of(kind, rows, columns, size, rng).astype(np.int16), states)
         for kind, rows, columns, size, states in layout
     ]
     data = require_round_trip(matrices)
@@ -183,8 +183,8 @@ def test_size_is_near_that_of_a_coder_that_knows_every_scale(
 ) -> None:
     codes, deviations = gaussian(384, 512, sigma, by_row, by_column, seed=3)
     size = 8 * len(encode_matrices([Matrix(codes)]))
-    # Classes of rows and columns cost about 3.5 bits each: 0.009 bit a weight for rows of 512 or columns of 384; more
-    # where scales differ by octaves, down to rows of zeros.
+    # Storing a class of a row or column takes about 3.5 bits: 0.009 bits per weight for rows of 512 or columns of 384.
+    # It takes more if scales differ by octaves, down to rows of zeros.
     assert -0.002 < size / codes.size - ideal_bits(codes, deviations) / codes.size < side_bits
 
 
@@ -237,7 +237,7 @@ def test_small_odd_tensors_beat_plain_adaptive_coding(rows: int) -> None:
         np.rint(rng.laplace(0, 8, (rows, 32))).astype(np.int32),
         rng.choice([-5, 0, 0, 0, 3, 11], (rows, 32)),
     ):
-        assert 8 * len(encode_matrices([Matrix(codes)])) < adaptive_bits(codes) + 120  # of which 60 tell the law
+        assert 8 * len(encode_matrices([Matrix(codes)])) < adaptive_bits(codes) + 120  # of which 60 describe the law
 
 
 def test_a_learned_table_is_used_where_the_law_does_not_fit() -> None:
@@ -259,8 +259,8 @@ def test_a_mean_that_leaves_nothing_is_not_used() -> None:
     rng = np.random.default_rng(0)
     mean = np.append(127, rng.integers(-127, 128, 63))
     codes = np.outer(rng.integers(-20, 21, 300), mean)
-    found = scale_model._rank_one(codes)
-    assert found is not None and np.array_equal(scale_model.predict(*found), codes)
+    rank_one = scale_model._rank_one(codes)
+    assert rank_one is not None and np.array_equal(scale_model.predict(*rank_one), codes)
     require_round_trip([Matrix(codes)])
     codes[7, 9] += 1
     assert len(require_round_trip([Matrix(codes)])) < 400
@@ -279,24 +279,23 @@ def test_a_mean_direction_is_found() -> None:
     assert 8 * len(data) < 250 * 96 * 7.0 + 150 * 96 * 2.7
 
 
-@pytest.mark.parametrize("states", [8])
 @pytest.mark.parametrize("step", [0.3, 0.8, 2.0])
-def test_trellis_codes_cost_what_they_are_worth_given_their_quantizer(states: int, step: float) -> None:
+def test_trellis_codes_take_their_entropy_given_the_quantizer(step: float) -> None:
     x = torch.randn(700, 128, generator=torch.Generator().manual_seed(1))
-    levels = trellis_quantize((x / (step / 2)).T.contiguous(), states).T.to(torch.int32)
+    levels = trellis_quantize((x / (step / 2)).T.contiguous(), 8).T.to(torch.int32)
     codes = (levels >> 1).numpy().astype(np.int16)
-    data = require_round_trip([Matrix(codes, states)])
+    data = require_round_trip([Matrix(codes, 8)])
     given_quantizer = sum(entropy_bits(codes[(levels & 1).numpy() == z]) for z in (0, 1))
     assert 8 * len(data) < given_quantizer + 0.002 * codes.size + 200
-    assert abs(coder.predict_bytes([Matrix(codes, states)]) - len(data)) <= 6 + 2e-4 * len(data)
+    assert abs(coder.predict_bytes([Matrix(codes, 8)]) - len(data)) <= 6 + 2e-4 * len(data)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 1200), st.integers(1, 5), st.just(8), st.integers(0, 10**6))
-def test_quantizers_follow_from_parities(rows: int, columns: int, states: int, seed: int) -> None:
+@given(st.integers(1, 1200), st.integers(1, 5), st.integers(0, 10**6))
+def test_quantizers_follow_from_parities(rows: int, columns: int, seed: int) -> None:
     codes = torch.randint(-9, 10, (rows, columns), generator=torch.Generator().manual_seed(seed))
-    expected = trellis_levels(codes, states) - 2 * codes
-    assert np.array_equal(quantizers_of((codes & 1).numpy(), states), expected.numpy())
+    expected = trellis_levels(codes, 8) - 2 * codes
+    assert np.array_equal(quantizers_of((codes & 1).numpy(), 8), expected.numpy())
 
 
 @settings(max_examples=25, deadline=None)
@@ -339,7 +338,7 @@ def test_floats_of_any_layout_in_memory() -> None:
         assert np.array_equal(restored, tensor)
 
 
-def test_floats_cost_their_noise() -> None:
+def test_floats_take_the_bits_of_their_noise() -> None:
     rng = np.random.default_rng(0)
     gains = [rng.normal(1, 0.01, 512).astype("<f2") for _ in range(8)]
     above, below = math.log2(10.24 * 4.13), math.log2(20.48 * 4.13)  # steps are 2^-10 above 1, 2^-11 below
@@ -394,8 +393,8 @@ def demanding_message(num_matrices: int, states: int, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("states", [0, 8])
-def test_tables_are_no_larger_than_the_numbers_deserve(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few bytes can ask for a table that takes milliseconds to compute, a few thousand bytes for many."""
+def test_tables_are_limited_by_the_number_of_integers(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes can ask for a table that takes milliseconds to compute; a few thousand bytes for many of them."""
     few, many = (demanding_message(n, states, monkeypatch) for n in (4, 100))
     assert all(
         np.array_equal(c, np.arange(64).reshape(8, 8) % 5) for c, _ in decode_matrices(few, [(8, 8)] * 4, [states] * 4)
@@ -426,7 +425,7 @@ def test_large_tables_of_floats_do_not_get_a_model_for_each_row() -> None:
 
 @pytest.mark.parametrize("states", [0, 8])
 def test_garbage_gives_arrays_or_an_error(states: int) -> None:
-    """Random messages, and real ones with bytes changed: what decodes has the right shape and range."""
+    """Random messages, and real ones with bytes changed: what is decoded has the right shape and range."""
     rng = np.random.default_rng(states)
     real = encode_matrices([Matrix(gaussian(12, 9, 3.0, 0.5, 0.5)[0], states)])
     shapes = [(12, 9), (1, 5), (40, 1)]
@@ -451,7 +450,7 @@ def test_garbage_gives_arrays_or_an_error(states: int) -> None:
 
 
 def test_descriptions_that_ask_for_too_much_are_refused() -> None:
-    """Each limit of the description, exceeded by a writer that does not care."""
+    """A writer without checks exceeds each limit of the description."""
 
     def describe(model: ScaleModel, trellis: int = 0) -> None:
         out = Writer()

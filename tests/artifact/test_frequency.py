@@ -1,4 +1,4 @@
-"""Integer tables: the distribution they claim to be, the same on every machine, and never an impossible symbol."""
+"""Integer tables: they approximate their distribution, are the same on every machine, and have no zero."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_tables_agree_with_plain_integers(law: Law, scale_class: int, quantizer:
 
 
 def test_tables_are_the_same_everywhere() -> None:
-    """The tables are part of the format: artifacts in the world decode with these and no others."""
+    """The tables are part of the format: existing artifacts decode with these only."""
     digest = hashlib.sha256()
     for law, scale_class, quantizer in LAWS:
         digest.update(of_class(law, scale_class, quantizer).astype("<i8").tobytes())
@@ -144,7 +144,7 @@ def test_every_table_sums_up_and_has_no_zero(
     law = Law(low, low + count - 1, beta, log_scale, shift, *spikes, spike_at=low + place % count)
     rows = tables(law, Contexts(np.array([scale_class, 0]), np.array([quantizer, quantizer])))
     assert rows.shape == (2, count) and rows.min() >= 1 and (rows.sum(axis=1) == 1 << PRECISION).all()
-    assert np.array_equal(rows[1], of_class(law, 0, quantizer))  # a row does not depend on its company
+    assert np.array_equal(rows[1], of_class(law, 0, quantizer))  # a row does not depend on the other rows
     assert adapt(rows[0], rows[1] >> 10).sum() == 1 << PRECISION
 
 

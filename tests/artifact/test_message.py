@@ -1,4 +1,4 @@
-"""Messages: what is pushed comes back, at its ideal length, and a coder of a dozen lines reads the same."""
+"""Messages: what is pushed comes back, the length is ideal, and an independent coder reads the same symbols."""
 
 from __future__ import annotations
 

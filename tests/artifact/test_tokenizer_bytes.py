@@ -17,7 +17,7 @@ SETTINGS = b"\x12\x05\x0a\x03abc"
 
 
 def model(pieces: list[tuple[bytes, float, int]], rest: bytes = SETTINGS) -> bytes:
-    """The protocol-buffer encoding, written out once more."""
+    """The protocol-buffer encoding, written independently."""
     entries = []
     for piece, score, kind in pieces:
         body = b"\x0a" + bytes([len(piece)]) + piece + b"\x15" + struct.pack("<f", score)
@@ -34,7 +34,7 @@ def vocabulary(size: int) -> list[tuple[bytes, float, int]]:
     return special + [(word, -float(i), 0) for i, word in enumerate(words)]
 
 
-def test_scores_cost_next_to_nothing() -> None:
+def test_scores_take_few_bytes() -> None:
     pieces = vocabulary(2000)
     data = model(pieces)
     packed = compress("range", data)

@@ -1,4 +1,4 @@
-"""Packing to the byte, whole: curvature measured while training, steps from it, a file that fills its cap."""
+"""Method rate from end to end: curvature is measured in training, steps follow from it, the file fills its cap."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 
 
 def bits_of_cap(run: Path, bits: float) -> tuple[int, int]:
-    """A cap that leaves `bits` a quantized weight, and the number of those weights."""
+    """A cap that leaves `bits` per quantized weight, and the number of those weights."""
     pack = read_json(run / "pack.json")
     rounded = [tensor for tensor in pack["tensors"].values() if tensor["kind"] == "int16"]
     weights = sum(math.prod(tensor["shape"]) for tensor in rounded)
@@ -61,7 +61,7 @@ def test_the_file_fills_its_cap_and_is_what_was_scored(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "trellis", "hessian"), [(1.5, 0, "plain"), (3.0, 8, "fisher"), (6.0, 0, "plain")])
-def test_any_cap_is_landed_on(trained: Path, tmp_path: Path, bits: float, trellis: int, hessian: str) -> None:
+def test_the_file_fills_any_cap(trained: Path, tmp_path: Path, bits: float, trellis: int, hessian: str) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     text = (run / "config.toml").read_text()
     text = text.replace("trellis = 8", f"trellis = {trellis}").replace('hessian = "plain"', f'hessian = "{hessian}"')

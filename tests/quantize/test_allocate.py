@@ -1,4 +1,4 @@
-"""Allocation against brute force over steps, and outcome on invented sizes."""
+"""Allocation against brute force over steps, and the search for theta on artificial sizes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def bits(tensors: dict[str, TensorCurvature], steps: dict[str, float]) -> float:
 
 def test_no_other_steps_of_the_same_size_cost_less() -> None:
     best = equal_slope_steps(TENSORS, -3.0)
-    wanted, cost = bits(TENSORS, best), predicted_increase(TENSORS, best)
+    total_bits, cost = bits(TENSORS, best), predicted_increase(TENSORS, best)
     assert cost == pytest.approx(sum(t.nats_per_squared_step * best[n] ** 2 for n, t in TENSORS.items()))
     tried = 0
     for x, y in itertools.product([k / 20 for k in range(-20, 21)], repeat=2):
         other = {"a": best["a"] * 2**x, "b": best["b"] * 2**y}
-        left = wanted - bits(TENSORS, other)
+        left = total_bits - bits(TENSORS, other)
         other["c"] = 2 ** (2.05 - left / TENSORS["c"].num_weights)
-        assert bits(TENSORS, other) == pytest.approx(wanted)
+        assert bits(TENSORS, other) == pytest.approx(total_bits)
         assert predicted_increase(TENSORS, other) >= cost * (1 - 1e-9)
         tried += 1
     assert tried == 41**2
     slopes = [TENSORS[n].nats_per_squared_step * s**2 / TENSORS[n].num_weights for n, s in best.items()]
-    assert slopes == pytest.approx([2**-3.0] * 3)  # loss a bit, up to 2 ln 2
+    assert slopes == pytest.approx([2**-3.0] * 3)  # loss per bit, up to 2 ln 2
 
 
 @settings(max_examples=200, deadline=None)
@@ -41,15 +41,15 @@ def test_no_other_steps_of_the_same_size_cost_less() -> None:
     cap=st.integers(60_000, 900_000), start=st.floats(-30, 10), bend=st.floats(0, 0.4), rough=st.integers(0, 60),
     fixed=st.integers(0, 15_000),
 )  # fmt: skip
-def test_lands_within_the_slack(cap: int, start: float, bend: float, rough: int, fixed: int) -> None:
-    """Sizes that fall as real ones do: linear at high rate, flattening out at low rate, a little rough."""
+def test_the_search_ends_within_the_slack(cap: int, start: float, bend: float, rough: int, fixed: int) -> None:
+    """Sizes that fall as real ones do: linear at fine steps, flatter at coarse ones, a little rough."""
     num_weights = 1_000_000
 
     def size(x: float) -> int:
         bits = math.log1p(math.exp(-(x - 1) * math.log(2) / 2)) / math.log(2)  # per weight
         return fixed + int(num_weights / 8 * bits * (1 + bend * math.exp(-bits))) + hash(round(x * 1e6)) % (rough + 1)
 
-    def straight(x: float) -> float:  # a forecast of the wrong level that knows nothing of the bend
+    def straight(x: float) -> float:  # a forecast of the wrong level and without the bend
         return cap - 200 + (start - x) * num_weights / 16
 
     outcome = find_theta(size, cap, forecast=straight, slack=400, reach=0, max_passes=40, lowest=-40, highest=30)

@@ -1,4 +1,4 @@
-"""Unbounded steps: factors against their definitions, the bits that uniform steps waste, rounding."""
+"""Unbounded steps: column factors against their definitions, the bits that one step wastes, and rounding."""
 
 from __future__ import annotations
 
@@ -200,8 +200,8 @@ def rounded_deviation(moment: float) -> float:
     for _ in range(60):
         sigma = math.sqrt(low * high)
         tail = [math.erfc((k - 0.5) / sigma / 2**0.5) for k in range(1, int(12 * sigma) + 3)]
-        found = sum((2 * k + 1) * p for k, p in enumerate(tail))
-        low, high = (sigma, high) if found < moment else (low, sigma)
+        second_moment = sum((2 * k + 1) * p for k, p in enumerate(tail))
+        low, high = (sigma, high) if second_moment < moment else (low, sigma)
     return math.sqrt(low * high)
 
 

@@ -1,4 +1,4 @@
-"""Bits foreseen against sums written out, and against the codes that quantization then makes."""
+"""Predicted bits against explicit sums, and against the codes that quantization then makes."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def entropy_of_rounded_gaussian(variance: float) -> float:
 def test_bits_of_one_variance(variance: float) -> None:
     same = Spread(np.full(6, variance), np.zeros(6))
     for trellis in (0, 8):
-        found = Forecast([same], [1000], trellis).bits(np.array([1.0]))
-        assert found.shape == (1,)
-        assert found[0] == pytest.approx(1000 * entropy_of_rounded_gaussian(variance), rel=1e-3, abs=0.02)
+        predicted = Forecast([same], [1000], trellis).bits(np.array([1.0]))
+        assert predicted.shape == (1,)
+        assert predicted[0] == pytest.approx(1000 * entropy_of_rounded_gaussian(variance), rel=1e-3, abs=0.02)
 
 
 def test_what_feedback_adds_is_the_sum_over_columns_before() -> None:
@@ -59,12 +59,12 @@ def test_what_feedback_adds_is_the_sum_over_columns_before() -> None:
             for k in range(j):
                 push = factor.upper[k, j] / factor.upper[k, k] * steps[factor.order[k]] / steps[factor.order[j]]
                 added[int(factor.order[j])] += float(push) ** 2
-        found = spread(weight, columns, factor)
-        assert found.variance.shape == found.feedback.shape
-        assert found.feedback.mean() == pytest.approx(np.mean(added), rel=0.1)  # groups of one or two columns
-        assert found.feedback.max() <= max(added) * (1 + 1e-9) and found.feedback.min() >= 0
+        cells = spread(weight, columns, factor)
+        assert cells.variance.shape == cells.feedback.shape
+        assert cells.feedback.mean() == pytest.approx(np.mean(added), rel=0.1)  # groups of one or two columns
+        assert cells.feedback.max() <= max(added) * (1 + 1e-9) and cells.feedback.min() >= 0
         scaled = weight.double() / steps
-        assert found.variance.mean() == pytest.approx(float(scaled.square().mean()), rel=0.1)
+        assert cells.variance.mean() == pytest.approx(float(scaled.square().mean()), rel=0.1)
     assert not spread(weight, None, None).feedback.any()
 
 
@@ -81,7 +81,7 @@ def test_bits_agree_with_codes_that_are_made(trellis: int, columns: str) -> None
         made = quantize_tensors([QuantizeTask("w", weight, levels, "gptq", hessian, None, factor)])[0]
         bits = gaussian_bits(made.codes, trellis) * weight.numel()
         ratios.append(float(forecast.bits(np.array([step]))[0]) / bits)
-    assert ratios[0] == pytest.approx(1, abs=0.04)  # near 1 bit, where errors are no more uniform
+    assert ratios[0] == pytest.approx(1, abs=0.04)  # near 1 bit, where errors are not uniform any more
     assert ratios[1:] == pytest.approx([1.0] * 3, abs=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Stage `pack`: which storage each tensor gets, what the artifact says, and that it needs neither text nor time."""
+"""Stage `pack`: the form of each tensor, the contents of the artifact, the byte cap, and products that are missing."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make)
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
-def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, method: str) -> None:
+def test_restored_weights_are_on_the_grid_and_near_the_original(trained: Make, method: str) -> None:
     run = trained(method=method, grid__matrix_bits="6")
     pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
@@ -76,7 +76,7 @@ def test_what_is_read_back_is_on_the_grid_and_near_the_weights(trained: Make, me
             assert float((restored - weight).norm() / weight.norm()) < (0.03 if is_table(name) else 0.12)
 
 
-def test_rounding_to_nearest_is_what_its_name_says(trained: Make) -> None:
+def test_rtn_equals_rounding_by_hand(trained: Make) -> None:
     run = trained(method="rtn", grid__percentiles="[1.0]")
     pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
@@ -114,7 +114,7 @@ def test_gptq_does_better_than_rounding_on_the_outputs_of_the_layers(trained: Ma
         (lambda weights: weights["blocks.0.attention.q_gain"].fill_(torch.nan), ["blocks.0.attention.q_gain: ", "NaN"]),
     ],
 )
-def test_weights_that_no_reader_could_use_leave_the_earlier_artifact(
+def test_unusable_weights_leave_the_earlier_artifact(
     trained: Make, damage: Callable[[dict[str, torch.Tensor]], object], words: list[str]
 ) -> None:
     run = trained()
@@ -170,7 +170,7 @@ def test_packing_reads_no_text(trained: Make, monkeypatch: pytest.MonkeyPatch) -
     assert (run / "model.bitgolf").exists()
 
 
-def test_the_artifact_says_what_scoring_needs_to_know(trained: Make) -> None:
+def test_the_artifact_holds_all_that_scoring_needs(trained: Make) -> None:
     run = trained()
     pack(run, CPU, CODE_BYTES)
     artifact = read_artifact(run / "model.bitgolf")
@@ -193,7 +193,7 @@ def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:
     assert ((run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()) == before
 
 
-def test_what_passes_through_stays_fp16_and_the_rest_is_as_it_was(trained: Make, tiny_run: Path) -> None:
+def test_passthrough_tensors_stay_fp16_and_the_rest_is_unchanged(trained: Make, tiny_run: Path) -> None:
     run = trained(passthrough='["embedding", "blocks.*.attention.key.weight"]')
     pack(run, CPU, CODE_BYTES)
     artifact, usual = read_artifact(run / "model.bitgolf"), read_artifact(tiny_run / "model.bitgolf")
@@ -218,7 +218,7 @@ def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(tr
             load_config(str(PRESET), {"pack.passthrough": entries})
 
 
-def test_passing_through_what_stays_in_float_anyway_is_said(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_passthrough_without_effect_is_logged(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
     pack(trained(passthrough='["*.q_gain"]'), CPU, CODE_BYTES)
     assert "pack.passthrough '*.q_gain': all tensors that it matches stay in float" in caplog.text
 
@@ -261,7 +261,7 @@ def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run
     assert figures["code_bits"] < before["code_bits"]
 
 
-def test_what_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
+def test_an_artifact_that_fits_is_not_pruned(trained: Make, tiny_run: Path) -> None:
     run = trained(fit__prune="true")
     pack(run, CPU, CODE_BYTES)
     record = read_json(run / "pack.json")["pruned_to_fit"]
@@ -288,7 +288,7 @@ def test_when_no_pruning_is_enough_the_error_says_by_how_much(trained: Make) -> 
     assert ((run / "model.bitgolf").read_bytes(), (run / "pack.json").read_bytes()) == before
 
 
-def test_pruning_to_fit_without_gptq_is_said_and_leaves_the_cap_whole(
+def test_pruning_to_fit_without_gptq_is_logged_and_keeps_the_whole_cap(
     trained: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = trained(fit__prune="true", method="rtn")
@@ -310,8 +310,6 @@ def test_statistics_are_asked_for_only_where_they_are_used(trained: Make) -> Non
 
 
 def test_weights_that_diverged_are_refused_by_name(trained: Make) -> None:
-    from safetensors.torch import save_file
-
     run = trained()
     weights = load_file(run / "weights.safetensors")
     weights["blocks.0.mlp.down.weight"][3, 4] = float("nan")

@@ -1,4 +1,4 @@
-"""Codes of +-1 are zeroed cheapest first and no more of them than the cap asks for."""
+"""Codes of +1 and -1 are zeroed, the cheapest first, and no more of them than the cap needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def system(
 
 def by_hand(tensors: list[QuantizedTensor], hessians: dict[str, torch.Tensor]) -> list[tuple[float, str, int, int]]:
     """Every candidate as (cost, tensor, row, column), cheapest first, by loops in float64."""
-    found = []
+    entries = []
     for tensor in tensors:
         if tensor.method != "gptq" or tensor.name == "embedding":
             continue
@@ -44,8 +44,8 @@ def by_hand(tensors: list[QuantizedTensor], hessians: dict[str, torch.Tensor]) -
             for column in range(tensor.codes.shape[1]):
                 if abs(int(tensor.codes[row, column])) == 1:
                     step, curvature = float(tensor.scales[row]), float(hessians[tensor.name][column, column])
-                    found.append((step * step * curvature, tensor.name, row, column))
-    return sorted(found, key=lambda entry: entry[0])
+                    entries.append((step * step * curvature, tensor.name, row, column))
+    return sorted(entries, key=lambda entry: entry[0])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,12 +56,12 @@ def test_the_cheapest_codes_of_one_in_gptq_matrices_go_first(seed: int) -> None:
     by_name = {tensor.name: tensor for tensor in tensors}
     for count in (0, 1, 7, len(expected) // 2, len(expected)):
         assert candidates.cost(count) == pytest.approx(sum(entry[0] for entry in expected[:count]), rel=1e-9)
-        wanted = {name: tensor.codes.clone() for name, tensor in by_name.items()}
+        expected_codes = {name: tensor.codes.clone() for name, tensor in by_name.items()}
         for _, name, row, column in expected[:count]:
-            wanted[name][row, column] = 0
+            expected_codes[name][row, column] = 0
         changed = candidates.codes(count)
         assert {name for _, name, _, _ in expected[:count]} == set(changed)
-        for name, codes in wanted.items():
+        for name, codes in expected_codes.items():
             assert torch.equal(changed.get(name, by_name[name].codes), codes), name
             assert changed.get(name, codes).dtype == by_name[name].codes.dtype
     assert all(torch.equal(t.codes, s.codes) for t, s in zip(tensors, system(seed)[0], strict=True))  # untouched
@@ -88,7 +88,7 @@ def test_the_entropy_curve_is_the_entropy_of_the_pruned_codes() -> None:
 
 
 class Many(Candidates):
-    """`total` candidates whose entropy curve is given, without any codes."""
+    """`total` candidates with an arbitrary entropy curve and without codes."""
 
     def __init__(self, total: int, bits: np.ndarray) -> None:
         self.total, self._bits = total, bits
@@ -108,7 +108,7 @@ class Many(Candidates):
     noise=st.integers(0, 40),
     seed=st.integers(0, 9),
 )
-def test_the_search_ends_within_tolerance_of_the_fewest_whatever_the_curve_says(
+def test_the_search_ends_within_tolerance_for_any_curve(
     total: int, first: int, share: float, power: float, claims: float, noise: int, seed: int
 ) -> None:
     """Sizes fall from `first` by up to a half, as count^power, with noise; the curve claims `claims` times as much."""
@@ -118,7 +118,7 @@ def test_the_search_ends_within_tolerance_of_the_fewest_whatever_the_curve_says(
     def size_of(count: int) -> int:
         return int(first - first / 2 * (count / max(1, total)) ** power) + int(wobble[count])
 
-    bits = 8 * claims * first * (1 - 0.5 * np.linspace(0, 1, 33))  # straight, which the truth is not
+    bits = 8 * claims * first * (1 - 0.5 * np.linspace(0, 1, 33))  # a straight line, unlike the sizes
     limit = int(first * (0.5 + share / 2))
     asked: list[int] = []
 

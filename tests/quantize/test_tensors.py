@@ -184,7 +184,7 @@ def test_entropy_with_a_trellis_is_given_the_quantizer() -> None:
     assert result.code_bits == pytest.approx(total / z.size, rel=1e-9)
 
 
-def test_the_step_sets_the_rate_with_and_without_a_trellis() -> None:
+def test_the_step_sets_the_bits_with_and_without_a_trellis() -> None:
     weight, hessian = problem(256, 64)
     results = [
         quantize_tensor("w", weight, Steps(0.02, trellis=states, columns="pivot"), "gptq", hessian) for states in (0, 8)
@@ -210,8 +210,8 @@ def test_a_known_factor_saves_the_work_and_changes_nothing() -> None:
     factor = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float32)[0]
     for grid in (Grid(5), Steps(0.03, columns="pivot", trellis=8)):
         own = quantize_tensor("w", weight, grid, "gptq", hessian)
-        known = quantize_tensors([QuantizeTask("w", weight, grid, "gptq", hessian, factor=factor)])[0]
-        assert torch.equal(own.codes, known.codes) and own.hessian_error == known.hessian_error
+        reused = quantize_tensors([QuantizeTask("w", weight, grid, "gptq", hessian, factor=factor)])[0]
+        assert torch.equal(own.codes, reused.codes) and own.hessian_error == reused.hessian_error
         blind = quantize_tensors([QuantizeTask("w", weight, grid, "gptq", None, factor=factor)])[0]
         assert torch.equal(own.codes, blind.codes) and blind.hessian_error is None
 
@@ -250,8 +250,8 @@ def test_steps_at_the_edges(trellis: int) -> None:
     half = weight.half()
     strided = half.t().contiguous().t()
     before = half.clone()
-    found = quantize_tensor("w", strided, steps, "gptq", hessian)
-    assert torch.equal(found.codes, quantize_tensor("w", half.float(), steps, "gptq", hessian).codes)
+    result = quantize_tensor("w", strided, steps, "gptq", hessian)
+    assert torch.equal(result.codes, quantize_tensor("w", half.float(), steps, "gptq", hessian).codes)
     assert torch.equal(half, before)
 
 
@@ -275,6 +275,6 @@ def test_steps_errors_name_the_tensor() -> None:
         (weight, Steps(0.1), "gptq", -hessian, None, "positive semi-definite"),
         (weight[0], Steps(0.1), "rtn", None, None, "matrices"),
     ]
-    for bad, steps, method, statistics, given, message in cases:
+    for bad, steps, method, statistics, rows, message in cases:
         with pytest.raises(ConfigError, match=rf"blocks\.3\.up: .*{message}"):
-            quantize_tensor("blocks.3.up", bad, steps, method, statistics, importance=given)
+            quantize_tensor("blocks.3.up", bad, steps, method, statistics, importance=rows)
