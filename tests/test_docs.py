@@ -75,11 +75,11 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
 
 
 def test_rules_explains_every_check_and_code() -> None:
-    """`Rule("flip", "C1, C3", ...)` in the package: the check is in the page, and each code is an anchor."""
+    """`register("flip", "C1, C3", ...)` in the package: the check is in the page, and each code is an anchor."""
     page = ROOT / "docs" / "rules.md"
     text, known = page.read_text(encoding="utf-8"), anchors(page)
     sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "bitgolf").rglob("*.py")))
-    rules = re.findall(r'\bRule\(\s*"([a-z-]+)",\s*"([^"]+)"', sources)
+    rules = re.findall(r'\bregister\(\s*"([a-z-]+)",\s*"([^"]+)"', sources)
     assert len(rules) >= 40
     for check, codes in rules:
         assert f"| {check} |" in text, check

@@ -1,39 +1,86 @@
 """Checks around document borders: nothing is predicted from where a document will end, or from the one before it.
 
-Length: a later BOS is put in or taken out, and predictions before it must stay. A schedule that looks up a document's
-length (smaller adaptation chunks for short ones, PR 2014) gives itself away. Isolation, where the method claims it
-(adapters reset for each document): the document before is rewritten, and the next one's predictions must stay. A
-smeared embedding that reaches over the BOS (PR 1667, 1797) does not.
-Source: test 5 and the row on cross-document leaks of the challenge's audit rules.
+Length (C1): a later BOS is inserted or removed, and the predictions before it must stay. A schedule that looks up a
+document's length (smaller adaptation chunks for short ones, PR 2014) fails. Isolation, where the method claims it
+(adapters that start afresh for each document): the document before is rewritten, and the next one's predictions must
+stay. A smeared embedding that reaches over the BOS (PR 1667, 1797) fails. Source: docs/rules.md, test 5.
+
+Legend: N tokens of a passage.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from bitgolf.audit.flips import Evaluation, flip_tokens, largest_difference, trace
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
-
-LENGTH_BLIND = Rule("length-blind", "C1", "no prediction depends on where its document will end")
-ISOLATED = Rule("document-isolation", "isolation", "no prediction depends on the document before, as the method claims")
+from bitgolf.audit.evidence import Evidence, run_checks
+from bitgolf.audit.traces import Evaluation, deterministic_kernels, flip_tokens, largest_difference, trace
+from bitgolf.audit.verdict import Finding, MissingEvidence, failed, not_run, passed
 
 # Another border is another batch of documents, whose sums round differently; learning carries that along.
 TOLERANCE_NATS = 1e-3
+_NUM_MOVES = {True: 1, False: 3}  # borders that are removed, and as many inserted, by `quick`
 
 
-def length_blind(
+@run_checks.register("length-blind", "C1", "no prediction depends on where its document will end")
+def length_blind(evidence: Evidence) -> Finding:
+    """C1: move document borders in the passage."""
+    headline = evidence.headline
+    with deterministic_kernels(headline.device):
+        return move_borders(
+            headline.build,
+            headline.passage,
+            vocab_size=headline.vocab_size,
+            bos_id=headline.bos_id,
+            num_moves=_NUM_MOVES[evidence.quick],
+            rng=evidence.rng("length-blind"),
+            chunk_targets=headline.chunk_targets,
+            exact_shapes=headline.device.type == "cpu",
+        )
+
+
+def _claims_isolation(evidence: Evidence) -> bool:
+    ttt = evidence.config.ttt
+    return ttt.method == "lora" and not ttt.lora.keep_a
+
+
+@run_checks.register(
+    "document-isolation",
+    "isolation",
+    "no prediction depends on the document before, as the method claims",
+    applies=_claims_isolation,
+)
+def document_isolation(evidence: Evidence) -> Finding:
+    """Rewrite the documents before a random border of the validation text."""
+    headline, rng = evidence.headline, evidence.rng("document-isolation")
+    if not headline.by_documents:
+        raise MissingEvidence("the headline is not the pass with adapters; run `bitgolf score` again")
+    tokens, length = evidence.tokens, len(headline.passage)
+    inner = np.flatnonzero(tokens[1:-1] == headline.bos_id) + 1
+    if not len(inner):
+        raise MissingEvidence("the validation text is a single document")
+    start = max(0, int(rng.choice(inner)) - length // 2)
+    with deterministic_kernels(headline.device):
+        return rewrite_before(
+            headline.build,
+            tokens[start : start + length],
+            vocab_size=headline.vocab_size,
+            bos_id=headline.bos_id,
+            rng=rng,
+        )
+
+
+def move_borders(
     evaluation: Evaluation,
     tokens: np.ndarray,  # (N,) integers, a piece of text
     *,
     vocab_size: int,
     bos_id: int,
-    num_moves: int,  # borders taken out, and as many put in
-    seed: int,
+    num_moves: int,  # borders that are removed, and as many inserted
+    rng: np.random.Generator,
     chunk_targets: int,  # as in `evaluate`
     exact_shapes: bool,  # this device computes alike in batches of other shapes, up to rounding in fp32
-) -> Check:
-    """C1: take out a BOS, or put one in; the predictions before it must not move."""
-    rng = np.random.default_rng(seed)
+) -> Finding:
+    """Remove a BOS, or insert one; the predictions before it must not move."""
     borders = np.flatnonzero(tokens[2:] == bos_id) + 2
     insides = np.flatnonzero(tokens[2:] != bos_id) + 2
     moves = [
@@ -61,49 +108,47 @@ def length_blind(
         "tolerance": TOLERANCE_NATS,
     }
     if worst > TOLERANCE_NATS and exact_shapes:
-        return LENGTH_BLIND.failed(
+        return failed(
             f"moving the document border at token {where} moved predictions before it by up to {worst:.3g} nats",
             **evidence,
         )
     if worst > TOLERANCE_NATS:
-        return LENGTH_BLIND.not_run(
+        return not_run(
             f"predictions moved by up to {worst:.3g} nats, but other batches alone do that on this device; audit on "
             "the CPU",
             **evidence,
         )
-    return LENGTH_BLIND.passed(
+    return passed(
         f"{compared:,} distributions before {len(moves)} moved borders stayed within {worst:.1e} nats", **evidence
     )
 
 
-def document_isolation(
+def rewrite_before(
     evaluation: Evaluation,
     tokens: np.ndarray,  # (N,) integers, text with a document border in it
     *,
     vocab_size: int,
     bos_id: int,
-    seed: int,
-) -> Check:
-    """Rewrite all that stands before a border, that of the longest document; what follows must be bit-identical."""
+    rng: np.random.Generator,
+) -> Finding:
+    """Rewrite all that stands before the border of the longest document; what follows must be bit-identical."""
     borders = np.flatnonzero(tokens[1:-1] == bos_id) + 1
     if not len(borders):
         raise MissingEvidence(f"the {len(tokens)} tokens hold no document border")
     border = int(borders[np.argmax(np.diff(borders, append=len(tokens)))])
-    rewritten = flip_tokens(tokens, slice(0, border), vocab_size, bos_id, np.random.default_rng(seed))
+    rewritten = flip_tokens(tokens, slice(0, border), vocab_size, bos_id, rng)
     base, again = (trace(evaluation, text).log_p for text in (tokens, rewritten))
     largest = largest_difference(base[border:], again[border:])
     noise = largest_difference(base, trace(evaluation, tokens).log_p)
     evidence = {"border": border, "targets": len(base) - border, "largest_nats": str(largest), "noise_nats": str(noise)}
     if largest > 10 * noise:
-        return ISOLATED.failed(
+        return failed(
             f"rewriting the document before token {border} moved predictions of the next by up to {largest:.3g} nats",
             **evidence,
         )
     if noise > 0:
-        return ISOLATED.not_run(
-            f"two identical runs differ by {noise:.3g} nats on this device; audit on the CPU", **evidence
-        )
-    return ISOLATED.passed(
+        return not_run(f"two identical runs differ by {noise:.3g} nats on this device; audit on the CPU", **evidence)
+    return passed(
         f"{evidence['targets']:,} distributions after the border are bit-identical with another document before it",
         **evidence,
     )

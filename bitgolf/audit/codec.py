@@ -1,92 +1,88 @@
 """The codec check: validation text coded with the run's own evaluation, decoded again, and weighed.
 
 A decoder has the artifact, the configuration and the tokens that it has decoded so far, nothing else. When it gives the
-text back, no prediction can have depended on its own target or on later tokens, adaptation included; when the coded
-bytes are those that the losses on record promise, these are the losses of exactly such predictions. What the decoder
-is told besides: how many targets there are, of how long a text they are the beginning (the schedule of test-time
-training), and, where documents adapt side by side, how many documents. Source: conditions C1 to C4 of the challenge
-(issue 1017); a score is a code length.
+text back, no prediction can have depended on its own target or on later tokens, adaptation included. When the coded
+bytes are those that the losses on record promise, these are the losses of exactly such predictions. The decoder is also
+told how many targets there are, how long the whole text is (for the schedule of test-time training), and, where
+documents adapt side by side, how many documents there are. Source: docs/rules.md, conditions C1 to C4 (issue 1017 of
+openai/parameter-golf); a score is a code length.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.audit.evidence import Evidence, run_checks
+from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
 from bitgolf.codec.range_coder import Predictor, decode_streams, encode_streams
 from bitgolf.config import Config, TTTConfig
-from bitgolf.data.prepare import open_data
+from bitgolf.data.prepared import PreparedData
 from bitgolf.errors import ArtifactError, ConfigError, RunError
 from bitgolf.evaluate.adapted_pass import adapted_pass_name
 from bitgolf.evaluate.window_scorer import METHODS, Windows
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.progress import Progress, silent
-from bitgolf.run.ranks import choose_device, device_name
-
-CODEC = Rule("codec", "C1-C4", "coded with the run's own evaluation, the text comes back, at the size of its score")
+from bitgolf.run.progress import Progress
+from bitgolf.run.ranks import device_name
 
 TOLERANCE_SHARE = 0.005  # counts of 2^-24, and kernels that round in another order than those of the score
-TOLERANCE_BYTES = 8  # a stream: a payload ends with whole words
+TOLERANCE_BYTES = 8  # per stream: a payload ends with whole words
 
 
-def codec_check(
-    run: RunDirectory,
-    num_bytes: int,  # of validation text, from its beginning; all of it when there is less
-    *,
-    device: torch.device | None = None,
-    progress: Progress = silent,
-) -> Check:
-    """Code and decode the beginning of the validation text; needs the data, the artifact, score.json and nll.npy.
+@run_checks.register(
+    "codec",
+    "C1-C4",
+    "coded with the run's own evaluation, the text comes back, at the size of its score",
+    applies=lambda evidence: bool(evidence.codec_bytes),
+)
+def codec(evidence: Evidence) -> Finding:
+    """C1 to C4: code and decode the beginning of the validation text.
 
-    Raises MissingEvidence when one is missing, or the device has no deterministic kernels for the evaluation, and
-    ArtifactError or RunError when one is damaged.
+    NOT RUN when the device has no deterministic kernels for the evaluation.
     """
-    text = _beginning(run, num_bytes)
-    config = _scored_with(run)
-    packed = open_model(_require(run, "model.bitgolf"), device or choose_device(run.config.device))
-    plan = _Plan(packed, config, text)
-    total = 2 * plan.num_targets
-    decoded: list[np.ndarray] = []
+    text = beginning(evidence.data, evidence.nll, evidence.codec_bytes)
+    config = _scored_with(evidence)
+    packed = open_model(evidence.require("model.bitgolf"), evidence.device)
     try:
-        with exact_arithmetic(packed.device, torch.get_num_threads()):
-            begin = time.perf_counter()
-            payloads: list[bytes] = []
-            for predictor, batch in plan.predictors():
-                payloads += encode_streams(
-                    predictor, plan.streams[batch], _ticker(progress, sum(map(len, plan.streams[: batch.start])), total)
-                )
-            middle = time.perf_counter()
-            done = plan.num_targets
-            for predictor, batch in plan.predictors():
-                tick = _ticker(progress, done, total)
-                try:
-                    decoded += decode_streams(predictor, payloads[batch], plan.limits[batch], plan.stop_token, tick)
-                except ArtifactError as error:
-                    return CODEC.failed(f"decoding breaks down: {error}", targets=plan.num_targets)
-                done = plan.num_targets + sum(map(len, decoded))
-            end = time.perf_counter()
+        return code_and_decode(_Plan(packed, config, text), text, evidence.progress)
     except ConfigError as error:
         raise MissingEvidence(str(error)) from error
+
+
+def code_and_decode(plan: _Plan, text: _Text, progress: Progress) -> Finding:
+    """Code all streams of the plan, decode them, and judge."""
+    total = 2 * plan.num_targets
+    decoded: list[np.ndarray] = []
+    payloads: list[bytes] = []
+    with exact_arithmetic(plan.packed.device, torch.get_num_threads()):
+        begin = time.perf_counter()
+        for predictor, batch in plan.predictors():
+            done = sum(map(len, plan.streams[: batch.start]))
+            payloads += encode_streams(predictor, plan.streams[batch], _ticker(progress, done, total))
+        middle = time.perf_counter()
+        for predictor, batch in plan.predictors():
+            tick = _ticker(progress, plan.num_targets + sum(map(len, decoded)), total)
+            try:
+                decoded += decode_streams(predictor, payloads[batch], plan.limits[batch], plan.stop_token, tick)
+            except ArtifactError as error:
+                return failed(f"decoding breaks down: {error}", targets=plan.num_targets)
+        end = time.perf_counter()
     return _judge(plan, text, payloads, decoded, {"coding": middle - begin, "decoding": end - middle})
 
 
 @dataclass(frozen=True)
 class _Text:
-    """The beginning of the validation text: its tokens, (n + 1,) int64, bytes and losses, (n,) float32 nats; and how
-    many targets the whole text has."""
+    """The beginning of the validation text: its tokens, (n + 1,) int64, bytes and losses, (n,) float32 nats; and the
+    number of targets of the whole text."""
 
     tokens: np.ndarray
     num_bytes: int
@@ -95,11 +91,11 @@ class _Text:
 
 
 class _Plan:
-    """How the text falls into streams, and the predictors that code them, batch after batch.
+    """The streams of the text, and the predictors that code them, batch after batch.
 
     Attributes:
-        streams: targets of each stream; one, or one a document where documents adapt.
-        limits: what the decoder knows of their lengths.
+        streams: targets of each stream; one stream, or one per document where documents adapt.
+        limits: the largest length that the decoder is told for each.
         stop_token: ends a stream before its limit.
     """
 
@@ -140,7 +136,7 @@ class _Plan:
 
     @property
     def updates(self) -> int:
-        """How often something learned from coded targets."""
+        """How many updates learned from coded targets."""
         ttt = self.config.ttt
         if self.documents:
             return sum((len(stream) - 1) // ttt.lora.chunk_tokens for stream in self.streams)
@@ -153,8 +149,8 @@ def _ticker(progress: Progress, before: int, total: int) -> Callable[[int], None
 
 def _judge(
     plan: _Plan, text: _Text, payloads: list[bytes], decoded: list[np.ndarray], seconds: dict[str, float]
-) -> Check:
-    """Does the text come back, and does it weigh what its losses say?"""
+) -> Finding:
+    """Whether the text comes back, and whether its code has the size that its losses give."""
     coded_bytes = sum(map(len, payloads))
     promised = float(text.nll.sum(dtype=np.float64)) / math.log(2) / 8
     most = promised * (1 + TOLERANCE_SHARE) + TOLERANCE_BYTES * len(payloads)
@@ -172,7 +168,7 @@ def _judge(
     learned = f", {plan.updates} updates on the way" if adapts else ""
     if adapts and not plan.updates:
         learned = "; nothing was learned on the way, give more bytes"
-    return CODEC.judge(
+    return judge(
         problems,
         f"{text.num_bytes:,} bytes of text coded in {coded_bytes:,} ({coded_bytes / promised - 1:+.2%} of the score), "
         f"decoded exactly{learned}",
@@ -183,24 +179,17 @@ def _judge(
         coded_bytes=coded_bytes,
         score_bytes=promised,
         tolerance_share=TOLERANCE_SHARE,
-        tolerance_bytes_a_stream=TOLERANCE_BYTES,
+        tolerance_bytes_per_stream=TOLERANCE_BYTES,
         device=device_name(plan.packed.device),
         coding_seconds=seconds["coding"],
         decoding_seconds=seconds["decoding"],
     )
 
 
-def _beginning(run: RunDirectory, num_bytes: int) -> _Text:
-    data = open_data(_require(run, "data"))
-    path = _require(run, "nll.npy")
-    try:
-        nll = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise RunError(f"{path} is not an array of losses: {error}") from error
-    if nll.shape != (data.val.num_tokens - 1,) or nll.dtype.kind != "f":
-        raise RunError(
-            f"{path} holds {nll.dtype} of shape {nll.shape}, not a loss for each of {data.val.num_tokens - 1:,} targets"
-        )
+def beginning(data: PreparedData, nll: np.ndarray, num_bytes: int) -> _Text:
+    """The first `num_bytes` of the validation text (all of it when there is less) with its losses, nll (N-1,)."""
+    if nll.shape != (data.val.num_tokens - 1,):
+        raise RunError(f"nll.npy has {len(nll):,} losses, not one for each of {data.val.num_tokens - 1:,} targets")
     taken = min(num_bytes + 1, data.val.num_tokens)
     while True:  # tokens of no bytes, such as BOS, may make more necessary
         tokens = data.val.read(0, taken)
@@ -212,24 +201,12 @@ def _beginning(run: RunDirectory, num_bytes: int) -> _Text:
     return _Text(tokens[: targets + 1].astype(np.int64), int(sizes[targets - 1]), nll[:targets], len(nll))
 
 
-def _scored_with(run: RunDirectory) -> Config:
+def _scored_with(evidence: Evidence) -> Config:
     """The configuration of the headline: the adapted pass, or a plain method."""
-    path = _require(run, "score.json")
-    try:
-        headline = json.loads(path.read_text(encoding="utf-8"))["headline"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-    config = run.config
+    config, headline = evidence.config, evidence.score["headline"]
     if headline == adapted_pass_name(config.ttt, config.score.methods[-1]):
         return config
     if headline not in METHODS:
         raise MissingEvidence(f"the headline method {headline!r} cannot be rebuilt by the codec")
     score = config.score.model_copy(update={"methods": (headline,)})
     return config.model_copy(update={"score": score, "ttt": TTTConfig()})
-
-
-def _require(run: RunDirectory, name: str) -> Path:
-    try:
-        return run.require(name)
-    except RunError as error:
-        raise MissingEvidence(str(error)) from error

@@ -1,56 +1,70 @@
-"""What an audit of a run looks at: the products of the run directory, read when first asked for, and its evaluation.
+"""What an audit of a run looks at: the products of the run directory, read when a check first asks for them.
 
-A product that is missing raises `MissingEvidence` and names the stage that would write it; a damaged one raises
-RunError. The evaluation is rebuilt from the artifact itself: eagerly for the tests that look at distributions, with
-the run's own method, window and stride, on a piece of the validation data; a run that adapts while scoring is tested
-with its adapter, its chunks shortened to one window so that a short text has several updates.
+A product that is missing raises `MissingEvidence`, which names the stage that would write it. A damaged one raises
+RunError. `headline` rebuilds the run's evaluation for the checks that run the model; `again` scores the artifact once
+more in a sealed process. All random choices of an audit (passages, flips, blocks) are drawn from `entropy`, which comes
+from the operating system, so that nobody can know before the audit which targets it will look at.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+import secrets
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from bitgolf.audit import flips
+from bitgolf.artifact.container import read_artifact
+from bitgolf.audit.headline import Headline
+from bitgolf.audit.registry import Registry
+from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
-from bitgolf.config import Config
+from bitgolf.data.prepared import PreparedData, open_data
+from bitgolf.data.sources import parse_source, source_files
 from bitgolf.errors import DataError, RunError
-from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass, adapted_pass_name
-from bitgolf.evaluate.tape import Adapter, Scorer
-from bitgolf.evaluate.window_scorer import METHODS, Windows, make_scorer
-from bitgolf.model.backends import reproducible_backend
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
-from bitgolf.run.ranks import World, choose_device, device_name
-
-if TYPE_CHECKING:
-    from bitgolf.artifact.open import PackedModel
-    from bitgolf.data.prepare import PreparedData
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import choose_device
 
 _BLOCK_TOKENS = 1 << 22  # tokens whose bytes are counted at once
-_FLIP_STRIDES = 3  # sliding windows after the first in a flip test's text
-_FLIP_UPDATES = {True: 1, False: 2}  # chunks that an adapter learns from in a flip test, by `quick`
-FLIP_ROWS = 4  # windows of a forward pass in the tests that run the model
 
 
 class Evidence:
-    """The products of a run and its headline evaluation.
+    """The products of a run, and how thoroughly they are audited.
 
     Args:
         run: the run directory.
-        quick: shorter texts for the tests that run the model.
+        quick: shorter texts, fewer flips and fewer blocks for the checks that run the model.
+        everything: the sealed process scores all targets again, not a sample of them.
+        codec_bytes: validation text to code and decode; 0 = none.
+        entropy: seeds the random choices; None = from the operating system.
+        progress: for checks that take long.
     """
 
-    def __init__(self, run: RunDirectory, quick: bool) -> None:
-        self.run, self.quick, self.config = run, quick, run.config
-        self.limits = run.config.budget
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        quick: bool = False,
+        everything: bool = False,
+        codec_bytes: int = 0,
+        entropy: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.run, self.config = run, run.config
+        self.quick, self.everything, self.codec_bytes, self.progress = quick, everything, codec_bytes, progress
+        self.entropy = secrets.randbits(64) if entropy is None else entropy
         self.device = choose_device("auto" if run.config.device == "cuda" else run.config.device)
+
+    def rng(self, what: str) -> np.random.Generator:
+        """The random numbers of one check, e.g. `rng("blocks")`: independent of those of others."""
+        return np.random.default_rng([self.entropy, int.from_bytes(what.encode(), "big")])
 
     @cached_property
     def budget(self) -> Budget:
@@ -68,7 +82,11 @@ class Evidence:
         """score.json, with an entry for its headline."""
         score = self._json("score.json")
         methods, headline = score.get("methods"), score.get("headline")
-        if not isinstance(methods, dict) or not isinstance(methods.get(headline), dict):
+        if (
+            not isinstance(methods, dict)
+            or not isinstance(headline, str)
+            or not isinstance(methods.get(headline), dict)
+        ):
             raise RunError(
                 f"score.json has no method of the name of its headline {headline!r}; run "
                 f"`bitgolf score {self.run.path}` again"
@@ -96,14 +114,12 @@ class Evidence:
         except (ValueError, EOFError, OSError) as error:
             raise RunError(f"{path} is not an array of losses: {error}") from error
         if nll.ndim != 1 or nll.dtype.kind != "f" or not len(nll):
-            raise RunError(f"{path} holds {nll.dtype} of shape {nll.shape}, not one float a target")
+            raise RunError(f"{path} holds {nll.dtype} of shape {nll.shape}, not one float per target")
         return nll
 
     @cached_property
     def data(self) -> PreparedData:
         """The prepared data."""
-        from bitgolf.data.prepare import open_data
-
         return open_data(self.require("data"))
 
     @cached_property
@@ -129,16 +145,12 @@ class Evidence:
     @cached_property
     def artifact_facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the artifact says of itself: its `meta` and the configuration of its model."""
-        from bitgolf.artifact.container import read_artifact
-
         artifact = read_artifact(self.require("model.bitgolf"))
         return artifact.meta, artifact.model_config
 
     @cached_property
     def calibration_tokens(self) -> int | None:
         """Tokens that the stored statistics were gathered from, as their file says; None without statistics."""
-        from safetensors import SafetensorError, safe_open
-
         path = self.run / "calibration" / "hessians.safetensors"
         if not path.exists():
             return None
@@ -149,112 +161,30 @@ class Evidence:
             raise RunError(f"{path} cannot be read ({error}); run `bitgolf train {self.run.path}` again") from error
 
     @cached_property
-    def packed(self) -> PackedModel:
-        """The artifact, loaded."""
-        from bitgolf.artifact.open import open_model
-
-        return open_model(self.require("model.bitgolf"), device=str(self.device))
-
-    @cached_property
-    def method(self) -> str:
-        """How windows are scored: the headline method, or what it adapts."""
-        method = self.score["headline"]
-        if self.adapted:
-            return str(self.config.score.methods[-1])
-        if method not in METHODS:
-            raise MissingEvidence(
-                f"the headline method {method!r} cannot be rebuilt by the audit (it knows {', '.join(METHODS)})"
-            )
-        return str(method)
-
-    @property
-    def adapted(self) -> bool:
-        """Whether the headline is the configuration's adapted pass."""
-        return bool(self.score["headline"] == adapted_pass_name(self.config.ttt, self.config.score.methods[-1]))
-
-    @property
-    def by_documents(self) -> bool:
-        """Whether the headline scores document by document."""
-        return self.adapted and self.config.ttt.method == "lora"
-
-    @property
-    def stride(self) -> int:
-        """Targets newly scored by a window."""
-        return self.config.window if self.method == "chunked" else self.config.score.stride
-
-    @property
-    def same_device(self) -> bool:
-        """Whether this machine's device is the one that the scores come from."""
-        return bool(self.score.get("device") == device_name(self.device))
-
-    @cached_property
-    def passage(self) -> np.ndarray:
-        """Validation tokens for the tests that run the model: one window (as many as there are updates, with an
-        adapter) and a few strides, (n,) uint16."""
-        window, ttt = self.config.window, self.config.ttt
-        first = window * (_FLIP_UPDATES[self.quick] if self.adapted and ttt.between_chunks else 1)
-        length = min(first + min(_FLIP_STRIDES * self.stride, window) + 1, len(self.tokens))
-        start = int(np.random.default_rng(self.config.seed).integers(len(self.tokens) - length + 1))
-        return self.tokens[start : start + length]
-
-    @cached_property
-    def shown(self) -> flips.Trace:
-        """The distributions and losses of the passage."""
-        with flips.deterministic_kernels(self.device):
-            return flips.trace(self.evaluation, self.passage, self.flip_chunk, with_losses=True)
-
-    def evaluation(self, tokens: np.ndarray) -> tuple[Scorer, Adapter | None]:
-        """The run's headline evaluation from scratch (`flips.Evaluation`)."""
-        batch_tokens = FLIP_ROWS * self.config.window
-        if not self.adapted:
-            return self.scorer(batch_tokens), None
-        found = self.adapted_evaluation(self.with_chunks(self.flip_chunk), len(tokens) - 1, batch_tokens)
-        return found.scorer, found.adapter
-
-    @property
-    def flip_chunk(self) -> int:
-        """Targets between two updates in the tests that run the model; 0 when there are none."""
-        return self.config.window if self.adapted and self.config.ttt.between_chunks else 0
-
-    def with_chunks(self, chunk_tokens: int) -> Config:
-        """The configuration with other chunks, where something is learned between chunks."""
-        if not self.config.ttt.between_chunks:
-            return self.config
-        return self.config.updated({"ttt.weights.chunk_tokens": chunk_tokens})
-
-    def adapted_evaluation(self, config: Config, num_targets: int, batch_tokens: int) -> AdaptedPass:
-        """The adapted pass of `config`, eagerly, on a copy of the artifact's model (with reproducible gradients)."""
-        model = copy.deepcopy(self.packed.model)
-        if self.device.type == "cuda":
-            model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
-        return adapted_pass(
-            config.ttt,
-            Windows.of(config, batch_tokens=batch_tokens),
-            model,
-            model,
-            num_targets=num_targets,
-            bos_id=self.data.tokenizer.bos_id,
-            seed=config.seed,
-            world=World(0, 1, self.device),
+    def headline(self) -> Headline:
+        """The run's evaluation, for checks that run the model."""
+        return Headline(
+            self.score["headline"],
+            self.config,
+            self.require("model.bitgolf"),
+            self.tokens,
+            self.data.tokenizer.bos_id,
+            quick=self.quick,
+            rng=self.rng("passage"),
         )
 
-    def scorer(self, batch_tokens: int, rank: int = 0, world_size: int = 1) -> Scorer:
-        """The plain method that the headline uses, eagerly."""
-        return make_scorer(
-            self.method,
-            self.packed.model,
-            window=self.config.window,
-            stride=self.stride,
-            batch_tokens=batch_tokens,
-            device=self.device,
-            rank=rank,
-            world_size=world_size,
-        )
+    @cached_property
+    def again(self) -> SealedRun:
+        """The artifact scored again in a sealed process."""
+        return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"))
+
+    def close(self) -> None:
+        """End the sealed process, if there is one."""
+        if "again" in self.__dict__:
+            self.again.close()
 
     def text_sources(self) -> list[Path]:
         """Where the run's text and tokens lie: the data directory, its shards, the corpus it was made from."""
-        from bitgolf.data.sources import parse_source, source_files
-
         places = [self.run.path, self.run / "data"]
         if (self.run / "data").exists():
             places += [*self.data.train.paths, *self.data.val.paths]
@@ -279,6 +209,17 @@ class Evidence:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.require(name)
         return _parse(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+run_checks: Registry[Evidence] = Registry()
+
+
+def number(values: Mapping[str, Any], key: str, where: str) -> int | float:
+    """A number of a record. Raises DataError when it is none."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where} has no number {key!r} (it has {value!r})")
+    return value
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:

@@ -1,36 +1,68 @@
-"""What an audit says: one `Check` a rule, each with its evidence, and the `Verdict` over all of them.
+"""What an audit says: one `Check` per rule with its evidence, and the `Verdict` over all of them.
 
-A check that could not be made says `NOT RUN` and why; it is never counted as passed. The verdict fails when any
-check fails, and its JSON is the `audit.json` of a run directory.
+A check function returns a `Finding`: PASS, FAIL or NOT RUN, one sentence of reason, and the numbers behind it. A check
+that cannot be made raises `MissingEvidence`; it is then NOT RUN, which never counts as passed. The verdict fails when
+any check fails. Its JSON is the `audit.json` of a run directory. `registry` collects the check functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from bitgolf.errors import BitgolfError
 from bitgolf.version import __version__
 
 Outcome = Literal["PASS", "FAIL", "NOT RUN"]
 
 
 class MissingEvidence(Exception):
-    """A check cannot be made because a product of the run is not there; says which and what makes it."""
+    """A check cannot be made. The message names the product that is missing and the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check function.
+
+    Attributes:
+        verdict: PASS, FAIL or NOT RUN.
+        reason: one sentence: what was compared, which problems there are, or why the check was not made.
+        evidence: the numbers behind it; plain JSON values.
+    """
+
+    verdict: Outcome
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+def passed(reason: str, **evidence: Any) -> Finding:
+    """The rule holds."""
+    return Finding("PASS", reason, evidence)
+
+
+def failed(reason: str, **evidence: Any) -> Finding:
+    """The rule is broken."""
+    return Finding("FAIL", reason, evidence)
+
+
+def not_run(reason: str, **evidence: Any) -> Finding:
+    """The check cannot decide, because of `reason`."""
+    return Finding("NOT RUN", reason, evidence)
+
+
+def judge(problems: list[str], reason: str, **evidence: Any) -> Finding:
+    """FAIL with all `problems` when there are any, else PASS with `reason`."""
+    return failed("; ".join(problems), **evidence) if problems else passed(reason, **evidence)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule and what was found.
+    """A finding with the rule that it is about.
 
     Attributes:
         name: identifier of the check, e.g. "artifact-bytes".
-        rule: the statement of the challenge it tests, e.g. "B1" (budget) or "C1" (scoring condition).
+        rule: code of the rule in docs/rules.md, e.g. "B1" (budget) or "C1" (scoring condition).
         title: what must hold, in one line.
-        verdict: PASS, FAIL or NOT RUN.
-        reason: one sentence: what was found, or why the check was not made.
-        evidence: the numbers behind it; plain JSON values.
+        verdict, reason, evidence: as in `Finding`.
     """
 
     name: str
@@ -42,44 +74,8 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a check is about, before it is made."""
-
-    name: str
-    rule: str
-    title: str
-
-    def passed(self, reason: str, **evidence: Any) -> Check:
-        """The rule holds."""
-        return Check(self.name, self.rule, self.title, "PASS", reason, evidence)
-
-    def failed(self, reason: str, **evidence: Any) -> Check:
-        """The rule is broken."""
-        return Check(self.name, self.rule, self.title, "FAIL", reason, evidence)
-
-    def not_run(self, reason: str, **evidence: Any) -> Check:
-        """Nothing can be said, because of `reason`."""
-        return Check(self.name, self.rule, self.title, "NOT RUN", reason, evidence)
-
-    def judge(self, problems: list[str], reason: str, **evidence: Any) -> Check:
-        """Failed for `problems` when there are any, else passed with `reason`."""
-        if problems:
-            return self.failed("; ".join(problems), **evidence)
-        return self.passed(reason, **evidence)
-
-    def attempt(self, check: Callable[[], Check]) -> Check:
-        """Make a check. Missing evidence is NOT RUN; damaged evidence and violations of the rules are FAIL."""
-        try:
-            return check()
-        except MissingEvidence as missing:
-            return self.not_run(str(missing))
-        except BitgolfError as error:
-            return self.failed(str(error), error=type(error).__name__)
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """All checks of an audit, in the order they were made."""
+    """All checks of an audit, in the order in which they were made."""
 
     checks: tuple[Check, ...]
 
@@ -100,10 +96,7 @@ class Verdict:
 
     def __getitem__(self, name: str) -> Check:
         """The check of that name; KeyError when there is none."""
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
+        return {check.name: check for check in self.checks}[name]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `audit.json`."""

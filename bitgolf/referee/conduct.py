@@ -1,31 +1,20 @@
-"""What a submission did, as far as code, logs and README show it: the conditions of scoring, and honest settings.
+"""Checks of what a submission did, as far as code, logs and README show it.
 
-Rules about behavior cannot be proven from files: these checks fail when something forbidden is recognized, and are
-otherwise NOT RUN, saying what was looked for. Settings and self-containment can be decided from the files, and are.
-Source: conditions C1 to C4 and section 6 of the challenge's rules.
+Rules about behavior cannot be proven from files. Those checks fail when something forbidden is recognized and are
+otherwise NOT RUN. Settings and self-containment can be decided from the files.
+Source: docs/rules.md, conditions C1 to C4 and section 6.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge, not_run
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
-from bitgolf.referee.folder import SCRIPT, Submission
+from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
 
-UNSEEN = Rule("validation-unseen", "B7", "validation data shaped nothing before the artifact was sealed")
-ONE_PASS = Rule("single-pass", "C4", "each target is scored once, and its first score stands")
-CAUSAL = Rule("causal", "C1, C3", "nothing is predicted with its target or later tokens in hand")
-COMPLETE = Rule("distribution", "C2", "probabilities are a distribution over the tokens, before the target is known")
-SPLIT = Rule("split", "B7", "the data preparation keeps all validation documents out of training")
-SETTINGS_READ = Rule("settings-read", "section 6", "every setting of README's commands is read by the script")
-CLAIMS = Rule("claims-agree", "section 6", "what README says was run is what the logs and the script say")
-SELF_CONTAINED = Rule("self-contained", "B7", "the script neither downloads nor installs anything")
-LOGGED_SOURCE = Rule("logged-source", "section 5", "the source in the logs is the script that was submitted")
-
-_UNPROVEN = "nothing of the kind was recognized in script and logs, which is no proof; only a run can show it"
+_UNPROVEN = "no violation was recognized in script and logs, which is no proof; only a run can show it"
 # Read by launchers and libraries, not by the script.
 _OF_THE_SYSTEM = re.compile(
     r"^(CUDA|NCCL|OMP|MKL|TORCH|PYTORCH|TRITON|PYTHON|HF_|HUGGING|TOKENIZERS|MASTER|NPROC|LD_|PATH$|HOME$|OPENBLAS|GLOO"
@@ -53,7 +42,8 @@ _TECHNIQUES = (
 )
 
 
-def validation_unseen(submission: Submission) -> Check:
+@submission_checks.register("validation-unseen", "B7", "validation data shaped nothing before the artifact was sealed")
+def validation_unseen(submission: Submission) -> Finding:
     """B7: test-time training before quantization, calibration on validation data, checkpoints chosen by it."""
     problems = _matches(submission, patterns.validation_before_seal)
     for log in submission.logs:
@@ -65,10 +55,11 @@ def validation_unseen(submission: Submission) -> Check:
                 break
         if re.search(r"_val[_*]", log.settings.get("train_files", "")):
             problems.append(f"{log.name}: training reads {log.settings['train_files']}")
-    return _unless_proven(UNSEEN, problems)
+    return _unless_proven(problems)
 
 
-def single_pass(submission: Submission) -> Check:
+@submission_checks.register("single-pass", "C4", "each target is scored once, and its first score stands")
+def single_pass(submission: Submission) -> Finding:
     """C4: second passes, the last epoch's score, windows that score the tail again."""
     problems = _matches(submission, patterns.several_passes)
     for log in submission.logs:
@@ -84,10 +75,11 @@ def single_pass(submission: Submission) -> Check:
                 f"{log.name}: validation was scored in {len(epochs)} epochs and the score of a later one "
                 f"({log.final.bpb}) is the headline; the first gave {epochs[0].bpb}"
             )
-    return _unless_proven(ONE_PASS, problems)
+    return _unless_proven(problems)
 
 
-def causal(submission: Submission) -> Check:
+@submission_checks.register("causal", "C1, C3", "no prediction uses its target or later tokens")
+def causal(submission: Submission) -> Finding:
     """C1, C3: SLOT, experts gated by the target, schedules by length, warm-up on validation tokens."""
     problems = _matches(submission, patterns.peeking)
     for log in submission.logs:
@@ -96,15 +88,17 @@ def causal(submission: Submission) -> Check:
             if gates:
                 problems.append(f"{log.name} line {number}: {', '.join(gates)}: hints gated by the word of the target")
                 break
-    return _unless_proven(CAUSAL, problems)
+    return _unless_proven(problems)
 
 
-def distribution(submission: Submission) -> Check:
+@submission_checks.register("distribution", "C2", "probabilities are a distribution over the tokens")
+def distribution(submission: Submission) -> Finding:
     """C2: probabilities for the realized token alone."""
-    return _unless_proven(COMPLETE, _matches(submission, patterns.not_a_distribution))
+    return _unless_proven(_matches(submission, patterns.not_a_distribution))
 
 
-def split(submission: Submission) -> Check:
+@submission_checks.register("split", "B7", "the data preparation keeps all validation documents out of training")
+def split(submission: Submission) -> Finding:
     """B7: default sizes of the validation split in the scripts that prepare data."""
     scripts = [
         read_script(path.name, path.read_bytes())
@@ -114,33 +108,35 @@ def split(submission: Submission) -> Check:
     if not scripts:
         raise MissingEvidence("the folder has no script that prepares data: it uses shards made elsewhere")
     problems = [
-        f"{script.name} line {found.line}: {found.what}"
+        f"{script.name} line {match.line}: {match.what}"
         for script in scripts
-        for found in patterns.small_validation_split(script)
+        for match in patterns.small_validation_split(script)
     ]
     if problems:
-        return SPLIT.failed("; ".join(problems[:5]), scripts=[script.name for script in scripts])
-    return SPLIT.not_run(
+        return failed("; ".join(problems[:5]), scripts=[script.name for script in scripts])
+    return not_run(
         f"{', '.join(script.name for script in scripts)}: no small validation split by default; the documents "
         "themselves are not here to compare"
     )
 
 
-def settings_read(submission: Submission) -> Check:
+@submission_checks.register("settings-read", "section 6", "every setting of README's commands is read by the script")
+def settings_read(submission: Submission) -> Finding:
     """Section 6: an environment variable that nothing reads is a silent no-op."""
     assigned = {name: value for name, value in submission.readme.assigned.items() if not _OF_THE_SYSTEM.match(name)}
     if not assigned:
         raise MissingEvidence("README gives no command with settings")
     source = submission.source
-    known = source.settings | {name.upper() for log in submission.logs for name in log.settings}
-    ignored = sorted(name for name in assigned if name not in known)
+    read = source.settings | {name.upper() for log in submission.logs for name in log.settings}
+    ignored = sorted(name for name in assigned if name not in read)
     problems = [f"{name}={assigned[name]} is never read by {source.name}" for name in ignored]
-    return SETTINGS_READ.judge(
+    return judge(
         problems[:8], f"{len(assigned)} settings of README's commands, all read", assigned=assigned, ignored=ignored
     )
 
 
-def claims_agree(submission: Submission) -> Check:
+@submission_checks.register("claims-agree", "section 6", "README, logs and script agree about what was run")
+def claims_agree(submission: Submission) -> Finding:
     """Section 6: settings in README against those that the logs resolved, techniques against the script."""
     problems = []
     assigned = submission.readme.assigned
@@ -157,31 +153,33 @@ def claims_agree(submission: Submission) -> Check:
         line = submission.readme.claims(claim)
         if line and not any(re.search(needed, word) for word in words):
             problems.append(f"README claims {name} ({line[:60]!r}), {submission.source.name} has nothing of the name")
-    return CLAIMS.judge(
+    return judge(
         list(dict.fromkeys(problems))[:8],
         f"{compared} settings as the logs resolved them, no technique missing",
         compared=compared,
     )
 
 
-def _same_setting(given: str, resolved: str) -> bool:
+def _same_setting(assigned: str, resolved: str) -> bool:
     truths = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
-    if given.lower() in truths and resolved.lower() in truths:
-        return truths[given.lower()] == truths[resolved.lower()]
+    if assigned.lower() in truths and resolved.lower() in truths:
+        return truths[assigned.lower()] == truths[resolved.lower()]
     try:
-        return float(given.replace("_", "")) == float(resolved.replace("_", "").replace(",", ""))
+        return float(assigned.replace("_", "")) == float(resolved.replace("_", "").replace(",", ""))
     except ValueError:
-        return given.lower() == resolved.strip("'\"").lower()
+        return assigned.lower() == resolved.strip("'\"").lower()
 
 
-def self_contained(submission: Submission) -> Check:
+@submission_checks.register("self-contained", "B7", "the script neither downloads nor installs anything")
+def self_contained(submission: Submission) -> Finding:
     """B7: no downloads, no installation at run time."""
     source = submission.source
     problems = [f"{source.name} {what}" for what in source.downloads()]
-    return SELF_CONTAINED.judge(problems[:8], f"{len(source.imports)} imports, none that fetches anything")
+    return judge(problems[:8], f"{len(source.imports)} imports, none that fetches anything")
 
 
-def logged_source(submission: Submission) -> Check:
+@submission_checks.register("logged-source", "section 5", "the source in the logs is the script that was submitted")
+def logged_source(submission: Submission) -> Finding:
     """Section 5: where a log holds the script, it is the submitted one."""
     sources = {log.name: log.source for log in submission.logs if log.source.strip()}
     if not sources:
@@ -198,7 +196,7 @@ def logged_source(submission: Submission) -> Check:
             )
             line = there[first] if first < len(there) else "its end"
             problems.append(f"{name} was written by another script: it differs from {SCRIPT} at {line.strip()[:60]!r}")
-    return LOGGED_SOURCE.judge(problems, f"the source in {len(sources)} logs is {SCRIPT}")
+    return judge(problems, f"the source in {len(sources)} logs is {SCRIPT}")
 
 
 def _code_lines(source: str) -> list[str]:
@@ -206,14 +204,14 @@ def _code_lines(source: str) -> list[str]:
 
 
 def _matches(submission: Submission, pattern: patterns.Pattern) -> list[str]:
-    """What a pattern recognizes in the script, without what the settings in the logs say was switched off."""
+    """The matches of a pattern in the script, without those that the settings in the logs switch off."""
     script = submission.source
-    found = [match for match in pattern(script) if not _switched_off(submission, match.topic)]
-    return [f"{script.name} line {match.line}: {match.what}" for match in sorted(set(found), key=lambda m: m.line)]
+    matches = {match for match in pattern(script) if not _switched_off(submission, match.topic)}
+    return [f"{script.name} line {match.line}: {match.what}" for match in sorted(matches, key=lambda m: m.line)]
 
 
 def _switched_off(submission: Submission, topic: str) -> bool:
-    """Whether every log has a switch of that name, and off."""
+    """Whether every log has a setting of that name that is off."""
     states: list[list[bool]] = []
     for log in submission.logs:
         values = [value.lower() for key, value in log.settings.items() if topic in key]
@@ -221,6 +219,5 @@ def _switched_off(submission: Submission, topic: str) -> bool:
     return all(switches and all(switches) for switches in states)
 
 
-def _unless_proven(rule: Rule, problems: Iterable[str]) -> Check:
-    found = list(problems)
-    return rule.failed("; ".join(found[:5]), recognized=found[:40]) if found else rule.not_run(_UNPROVEN)
+def _unless_proven(problems: list[str]) -> Finding:
+    return failed("; ".join(problems[:5]), recognized=problems[:40]) if problems else not_run(_UNPROVEN)

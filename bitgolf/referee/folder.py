@@ -1,4 +1,7 @@
-"""The files of a submission folder, read once: submission.json, README.md, the script, the logs, what else is there."""
+"""The files of a submission folder, read once: submission.json, README.md, the script, the logs, and all others.
+
+Nothing in the folder is executed. `submission_checks` collects the checks of such folders.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bitgolf.audit.registry import Registry
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.errors import DataError
 from bitgolf.referee.code import Script, read_script
@@ -18,8 +22,20 @@ from bitgolf.referee.readme import Readme
 SCRIPT = "train_gpt.py"
 _SWITCHED_OFF = re.compile(r"\w+:\s*(false|0)$")
 _MOST_FILE_BYTES = 64 << 20  # a longer file is no log and no script
-# Tokenizers of the challenge by what their data sets are called, the more particular first.
+# Tokenizers of the challenge by a word in the name of their data sets, the more specific first.
 TOKENIZERS = ("caseops", "sp8192", "sp4096", "sp1024")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The caps that a submission is held to; by default those of the challenge (docs/rules.md, section 1)."""
+
+    artifact_bytes: float = 16_000_000
+    train_seconds: float = 600.0
+    eval_seconds: float = 600.0
+
+
+CHALLENGE = Limits()
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Submission:
     """A folder with at least one of a submission's files in it."""
 
     path: Path
+    limits: Limits = CHALLENGE
 
     @cached_property
     def files(self) -> list[Path]:
@@ -65,8 +82,10 @@ class Submission:
 
     @cached_property
     def source(self) -> Script:
-        """The script, or where it cannot be read the source that a log begins with. Raises MissingEvidence when there
-        is neither."""
+        """The script, or where it cannot be read, the source that a log begins with.
+
+        Raises MissingEvidence when there is neither.
+        """
         if self.script.tree is not None and not self._is_unreadable_wrapper:
             return self.script
         for log in self.logs:
@@ -93,13 +112,13 @@ class Submission:
 
     @property
     def is_record(self) -> bool:
-        """Whether it competes in the track of ten minutes, as far as it says."""
+        """Whether it says that it competes in the track of ten minutes."""
         track = str(self.metadata.get("track", ""))
         return "non_record" not in track and "non_record" not in str(self.path) and "unlimited" not in track
 
     @cached_property
     def tokenizer(self) -> str:
-        """Which of the challenge's tokenizers the logs tell of, "" when none."""
+        """Which of the challenge's tokenizers the logs name, "" when none."""
         lines = [line.lower() for log in self.logs for line in list(log.lines.values())[:400]]
         text = "\n".join(line for line in lines if not _SWITCHED_OFF.search(line))
         return next((name for name in TOKENIZERS if name in text), "")
@@ -107,11 +126,14 @@ class Submission:
     @cached_property
     def by_seed(self) -> dict[str, list[Log]]:
         """Logs by seed; those without one are left out."""
-        found: dict[str, list[Log]] = {}
+        logs: dict[str, list[Log]] = {}
         for log in self.logs:
             if log.seed is not None:
-                found.setdefault(log.seed, []).append(log)
-        return found
+                logs.setdefault(log.seed, []).append(log)
+        return logs
+
+
+submission_checks: Registry[Submission] = Registry()
 
 
 def _read(path: Path) -> bytes:

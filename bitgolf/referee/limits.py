@@ -1,28 +1,21 @@
-"""What a submission may use: files, bytes, seconds, the whole validation split.
+"""Checks of what a submission may use: files, bytes, seconds, the whole validation split.
 
-Logs are taken as what happened. What the files do not say is MissingEvidence, never a pass.
-Source: sections 1, 2 and 5 of the challenge's rules.
+Logs are taken as true records. A figure that the files do not give is MissingEvidence, never a pass.
+Source: docs/rules.md, sections 1, 2 and 5.
 """
 
 from __future__ import annotations
 
 import lzma
 
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.referee.figures import is_number
-from bitgolf.referee.folder import SCRIPT, Submission
-
-FILES = Rule("files", "section 5", "the folder holds what a reviewer needs")
-SCHEMA = Rule("json-schema", "section 5", "submission.json has its fields, of the right kind and size")
-BYTES = Rule("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed, and are counted")
-TRAIN_CLOCK = Rule("train-clock", "B4", "training data was last read within the training budget")
-EVAL_CLOCK = Rule("eval-clock", "B6", "all scoring work fits the evaluation budget")
-TOKENS = Rule("tokens-scored", "C4", "the whole validation split was scored, each target once")
+from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
 
 # Validation tokens by tokenizer, from the published logs: 50,000 documents, cut to whole windows by most scripts.
 VAL_TOKENS = {"sp1024": 62_021_632, "sp8192": 40_540_160, "caseops": 47_851_520}
 VAL_DOCUMENTS = 50_000
-_CUT_TAIL = 1e-3  # of the tokens: cutting to whole windows of 4,096 leaves out less
+_CUT_TAIL = 1e-3  # share of the tokens: cutting to whole windows of 4,096 leaves out less
 _REQUIRED = ("author", "name", "date", "val_loss", "val_bpb", "bytes_total")
 _TEXT = ("author", "name", "date")
 _NUMBERS = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total", "bytes_code")
@@ -31,7 +24,8 @@ _TIMER = r"(?i)beginning .*eval(uation)? timer"
 _HINTS = r"(?i)^\W*(\w*(ngram|hint|tilt|cache)\w*)\b.*\b(built|build|hints|precomput\w*|in [\d.]+ ?s)"
 
 
-def files(submission: Submission) -> Check:
+@submission_checks.register("files", "section 5", "the folder holds what a reviewer needs")
+def files(submission: Submission) -> Finding:
     """Section 5: README, submission.json, the script and the logs are there."""
     names = {path.name for path in submission.files}
     problems = [f"{name} is missing" for name in ("README.md", "submission.json", SCRIPT) if name not in names]
@@ -40,10 +34,11 @@ def files(submission: Submission) -> Check:
     except MissingEvidence as missing:
         logs = []
         problems.append(str(missing))
-    return FILES.judge(problems, f"{len(names)} files, {len(logs)} logs of training", files=sorted(names), logs=logs)
+    return judge(problems, f"{len(names)} files, {len(logs)} logs of training", files=sorted(names), logs=logs)
 
 
-def schema(submission: Submission) -> Check:
+@submission_checks.register("json-schema", "section 5", "submission.json has its fields, of the right kind and size")
+def schema(submission: Submission) -> Finding:
     """Section 5: fields and their kinds; `val_loss` in nats, `val_bpb` in bits."""
     data = submission.metadata
     problems = []
@@ -71,11 +66,13 @@ def schema(submission: Submission) -> Check:
         listed = {str(seed) for seed in data["seeds"]}
         if listed != set(results):
             problems.append(f"seeds {sorted(listed)} but seed_results of {sorted(results)}")
-    return SCHEMA.judge(problems, f"{len(data)} fields; val_bpb {bpb}, val_loss {loss} nats", fields=sorted(data))
+    return judge(problems, f"{len(data)} fields; val_bpb {bpb}, val_loss {loss} nats", fields=sorted(data))
 
 
-def artifact_bytes(submission: Submission, cap: float) -> Check:
+@submission_checks.register("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed")
+def artifact_bytes(submission: Submission) -> Finding:
     """B1, B2: the totals of the logs, and the files that really ship."""
+    cap = submission.limits.artifact_bytes
     data, script = submission.metadata, submission.script
     problems, notes = [], []
     totals = {log.name: log.total_bytes for log in submission.logs if log.total_bytes is not None}
@@ -110,7 +107,7 @@ def artifact_bytes(submission: Submission, cap: float) -> Check:
     if is_number(code_claimed) and code_claimed < 0.5 * _least_size(script.source):
         problems.append(f"bytes_code {code_claimed:,} is less than any compression makes of {SCRIPT}")
     most = max([*totals.values(), *claimed])
-    return BYTES.judge(
+    return judge(
         list(dict.fromkeys(problems))[:8],
         f"{most:,.0f} of {cap:,.0f} bytes at most" + (f" ({notes[0]}; both fit)" if notes else ""),
         totals=totals,
@@ -122,25 +119,27 @@ def artifact_bytes(submission: Submission, cap: float) -> Check:
 
 
 def _imported_files(submission: Submission) -> dict[str, int]:
-    """Files beside the script that it imports or names as what it compiles, with their sizes."""
+    """Bytes of the files beside the script that it imports or compiles, by name."""
     script = submission.script
-    found = {}
+    sizes = {}
     for path in submission.files:
         if path.name == SCRIPT:
             continue
         imported = path.suffix in (".py", ".so") and path.name.split(".")[0] in script.imports
         compiled = path.suffix in (".c", ".cc", ".cpp", ".cu") and any(path.name in text for text in script.strings)
         if imported or compiled:
-            found[path.name] = path.stat().st_size
-    return found
+            sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 def _least_size(source: str) -> int:
     return len(lzma.compress(source.encode("utf-8", errors="replace"), preset=9)) if source else 0
 
 
-def train_clock(submission: Submission, cap: float) -> Check:
+@submission_checks.register("train-clock", "B4", "training data was last read within the training budget")
+def train_clock(submission: Submission) -> Finding:
     """B4: where training stopped, and what read training data after it. The step that began in time may end late."""
+    cap = submission.limits.train_seconds
     if not submission.is_record:
         raise MissingEvidence("not an entry of the track of ten minutes: it has no training clock")
     problems, ends = [], {}
@@ -166,13 +165,15 @@ def train_clock(submission: Submission, cap: float) -> Check:
             )
     if not ends:
         raise MissingEvidence("no log gives a training time")
-    return TRAIN_CLOCK.judge(
+    return judge(
         problems[:8], f"{max(ends.values()):.2f} of {cap:g} s at most, calibration included", ends_seconds=ends
     )
 
 
-def eval_clock(submission: Submission, cap: float) -> Check:
+@submission_checks.register("eval-clock", "B6", "all scoring work fits the evaluation budget")
+def eval_clock(submission: Submission) -> Finding:
     """B6: the time of the pass that gave the headline, with all that it needed."""
+    cap = submission.limits.eval_seconds
     if not submission.is_record:
         raise MissingEvidence("not an entry of the track of ten minutes: it has no evaluation clock")
     problems, seconds = [], {}
@@ -198,10 +199,11 @@ def eval_clock(submission: Submission, cap: float) -> Check:
     if not seconds and not problems:
         raise MissingEvidence("no log gives the time of the evaluation")
     most = max(seconds.values(), default=0.0)
-    return EVAL_CLOCK.judge(problems[:8], f"{most:.1f} of {cap:g} s at most", eval_seconds=seconds)
+    return judge(problems[:8], f"{most:.1f} of {cap:g} s at most", eval_seconds=seconds)
 
 
-def tokens_scored(submission: Submission) -> Check:
+@submission_checks.register("tokens-scored", "C4", "the whole validation split was scored, each target once")
+def tokens_scored(submission: Submission) -> Finding:
     """C4: validation tokens and documents that the logs count, against the full split."""
     problems, counted = [], {}
     expected = VAL_TOKENS.get(submission.tokenizer)
@@ -227,19 +229,19 @@ def tokens_scored(submission: Submission) -> Check:
         fraction = log.settings.get("val_doc_fraction")
         if fraction and _as_float(fraction) not in (None, 1.0):
             problems.append(f"{log.name}: val_doc_fraction is {fraction}")
-    different = {max(found["val_tokens"] or found["target_tokens"] or [0]) for found in counted.values()} - {0}
+    different = {max(log["val_tokens"] or log["target_tokens"] or [0]) for log in counted.values()} - {0}
     if len(different) > 1:
         problems.append(
             f"the logs scored different amounts: {', '.join(f'{count:,}' for count in sorted(different))} tokens"
         )
     if not counted:
         raise MissingEvidence("no log says how many validation tokens there were")
-    if not problems and not expected and not any(found["documents"] for found in counted.values()):
+    if not problems and not expected and not any(log["documents"] for log in counted.values()):
         raise MissingEvidence(
             f"{max(different, default=0):,} validation tokens were scored; whether that is the full split cannot be "
             "told for this tokenizer"
         )
-    return TOKENS.judge(
+    return judge(
         list(dict.fromkeys(problems))[:8],
         f"{max(different, default=0):,} validation tokens in {len(counted)} logs: the full split",
         counted=counted,

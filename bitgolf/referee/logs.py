@@ -10,14 +10,10 @@ import re
 import statistics
 from itertools import combinations
 
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.referee.figures import is_number
-from bitgolf.referee.folder import Submission
+from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.log import Log, Metric
-
-IDENTITY = Rule("identity", "identity", "bpb / loss is one constant, that of the tokenizer and the validation text")
-DISTINCT = Rule("logs-distinct", "section 6", "each log is of a run of its own")
-ONE_CONFIGURATION = Rule("one-configuration", "section 4", "all seeds ran one configuration")
 
 # bpb / loss by tokenizer on the full split, from the published logs, and how far it may be off: the split of the first
 # baseline gives 0.59071 for sp1024.
@@ -29,7 +25,8 @@ _MEASURED = re.compile(r"(loss|bpb|\bbl|\brl)[:=]\s*\d+\.\d")
 _OWN_TO_A_RUN = ("seed", "run_id", "logfile", "rank", "local_rank", "is_main_process", "artifact_dir", "step", "tokens")
 
 
-def identity(submission: Submission) -> Check:
+@submission_checks.register("identity", "identity", "bpb / loss is one constant, that of the tokenizer")
+def identity(submission: Submission) -> Finding:
     """Test 6: one constant in every log, between the logs, in submission.json, and the tokenizer's own."""
     problems, constants = [], {}
     for log in submission.logs:
@@ -72,7 +69,7 @@ def identity(submission: Submission) -> Check:
             f"the bytes are {known / middle - 1:+.2%} off"
         )
     note = f", that of {submission.tokenizer}" if known else "; no published constant to compare with"
-    return IDENTITY.judge(
+    return judge(
         problems[:8],
         f"bpb / loss is {middle:.6f} in {len(constants)} logs{note}",
         constants=constants,
@@ -86,7 +83,8 @@ def _rounding(metric: Metric) -> float:
     return metric.bpb / metric.loss * (unit / metric.bpb + unit / metric.loss) * 1.01
 
 
-def logs_distinct(submission: Submission) -> Check:
+@submission_checks.register("logs-distinct", "section 6", "each log is of a run of its own")
+def logs_distinct(submission: Submission) -> Finding:
     """Section 6: no log is another one with the seed changed."""
     logs = submission.logs
     if len(logs) < 2:
@@ -106,7 +104,7 @@ def logs_distinct(submission: Submission) -> Check:
         shares[pair] = share = len(a & b) / max(1, min(len(a), len(b)))
         if share > _COPIED_SHARE:
             problems.append(f"{share:.0%} of the lines with measurements are the same in {pair}")
-    return DISTINCT.judge(problems[:8], f"{len(logs)} logs, no two alike", same_lines=shares)
+    return judge(problems[:8], f"{len(logs)} logs, no two alike", same_lines=shares)
 
 
 def _measured_lines(log: Log) -> set[str]:
@@ -114,7 +112,8 @@ def _measured_lines(log: Log) -> set[str]:
     return {line.strip() for line in log.lines.values() if _MEASURED.search(line)}
 
 
-def one_configuration(submission: Submission) -> Check:
+@submission_checks.register("one-configuration", "section 4", "all seeds ran one configuration")
+def one_configuration(submission: Submission) -> Finding:
     """Section 4: the settings that the logs give are the same for all seeds."""
     logs = [log for log in submission.logs if log.settings]
     if len(logs) < 2:
@@ -130,6 +129,4 @@ def one_configuration(submission: Submission) -> Check:
             if min(len(first.settings), len(log.settings)) > 20 and key not in _OWN_TO_A_RUN:
                 differing.setdefault(key, []).append(f"only in {first.name if key in first.settings else log.name}")
     problems = [f"{key} differs ({'; '.join(where)})" for key, where in differing.items()]
-    return ONE_CONFIGURATION.judge(
-        problems[:8], f"{len(first.settings)} settings, the same in {len(logs)} logs", differing=differing
-    )
+    return judge(problems[:8], f"{len(first.settings)} settings, the same in {len(logs)} logs", differing=differing)

@@ -9,18 +9,16 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.referee.figures import figure_of, figures, is_number, shown
-from bitgolf.referee.folder import Submission
+from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.log import Metric
-
-SEEDS = Rule("seeds", "section 4", "the headline is the mean of at least three seeds, not the best of them")
-NUMBERS = Rule("numbers-agree", "section 5", "README and submission.json follow from the logs")
 
 LEAST_SEEDS = 3
 
 
-def seeds(submission: Submission) -> Check:
+@submission_checks.register("seeds", "section 4", "the headline is the mean of at least three seeds, not the best")
+def seeds(submission: Submission) -> Finding:
     """Section 4: three seeds, and their mean in the headline."""
     finals = _finals(submission)
     problems = []
@@ -38,7 +36,7 @@ def seeds(submission: Submission) -> Check:
             )
     spread = f" +- {statistics.stdev(values):.5f}" if len(values) > 1 else ""
     mean = f"{statistics.mean(values):.5f}{spread}" if values else "none"
-    return SEEDS.judge(
+    return judge(
         problems,
         f"{len(values)} seeds, mean {mean} bpb",
         bpb={seed: metric.bpb for seed, metric in finals.items()},
@@ -58,13 +56,14 @@ def _finals(submission: Submission) -> dict[str, Metric]:
     return found
 
 
-def numbers_agree(submission: Submission) -> Check:
+@submission_checks.register("numbers-agree", "section 5", "README and submission.json follow from the logs")
+def numbers_agree(submission: Submission) -> Finding:
     """Section 5: every figure of submission.json and of README's tables that the logs can confirm."""
     problems = [*_json_numbers(submission), *_readme_numbers(submission)]
     compared = len(_finals(submission))
     if not compared:
         raise MissingEvidence("no log gives a seed and its final losses")
-    return NUMBERS.judge(
+    return judge(
         problems[:8],
         f"figures of {compared} seeds follow from the logs",
         num_problems=len(problems),

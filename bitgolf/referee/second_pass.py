@@ -19,6 +19,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 _WRITERS = ("json.dump", "json.dumps")  # they write a container as a whole and read no single value of it
 _READERS = (".get", ".pop", ".setdefault")
 _HEADLINE = re.compile(r"headline|final|^best|(^|_)(bpb|loss|nll|score)$")  # keys of what is reported
+_PRINTS = re.compile(r"(^|\.)(print\w*|log\d?|info|warning|write\w*|dumps?|save\w*)$")
 _PASSED_ON = (ast.Attribute, ast.BoolOp, ast.IfExp, ast.Starred, ast.Await, ast.NamedExpr)
 
 
@@ -63,9 +64,15 @@ class Uses:
                 self.constants[node.value].append(node)
 
     def escape(self, function: Function) -> str:
-        """Where the value of `function` may influence anything but an entry that nothing reads; "" when nowhere."""
+        """Where the value of `function` may influence anything but an entry that nothing reads; "" when nowhere.
+
+        A call whose value is not used, or a function that prints, must have another effect: that counts as well.
+        """
         if _changes_arguments(function):
             return f"line {function.lineno}: {function.name} changes values outside itself"
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            if _PRINTS.search(callee(call)):
+                return f"line {call.lineno}: {function.name} prints `{ast.unparse(call)[:60]}`"
         return _Flow(self).follow(function)
 
     def owner(self, node: ast.AST) -> ast.AST:
@@ -120,8 +127,6 @@ class _Flow:
 
     def use(self, node: ast.expr, parent: ast.AST, holder: bool) -> bool:
         """Follow one use of an expression. False when it is none of those that are known to be harmless."""
-        if isinstance(parent, ast.Expr):
-            return True
         if isinstance(parent, ast.Assign | ast.AnnAssign) and parent.value is node:
             targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
             return all(self.store(target, holder) for target in targets)

@@ -15,15 +15,17 @@ from local_process import LocalProcess
 from tiny_run import file_digest
 from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
 
-from bitgolf.audit.reproduce import reproduction, sample_blocks
+from bitgolf.audit.documents import documents
+from bitgolf.audit.evidence import Evidence
+from bitgolf.audit.reproduction import compare_losses
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox import evaluation as sealed_evaluation
 from bitgolf.audit.sandbox.client import SealedFailure
-from bitgolf.audit.validation_documents import documents
+from bitgolf.audit.sealed_run import sample_blocks
 from bitgolf.audit.verdict import Verdict
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
-from bitgolf.errors import ArtifactError, ConfigError, RunError
+from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
@@ -42,6 +44,7 @@ EVERY_CHECK = [
     "artifact-sealed",
     "one-configuration",
     "train-log",
+    "headline-pass",
     "disjoint-splits",
     "one-order",
     "byte-accounting",
@@ -49,7 +52,6 @@ EVERY_CHECK = [
     "score-first",
     "counts",
     "identity",
-    "headline-pass",
     "numbers-agree",
     "future-flip",
     "target-flip",
@@ -120,13 +122,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         meta = {"config_sha256": config().digest(), "preset": "toy", "window": 16}
         return SimpleNamespace(meta=meta, model_config=config().model.model_dump(mode="json"))
 
-    monkeypatch.setattr("bitgolf.data.prepare.open_data", open_data)
-    monkeypatch.setattr("bitgolf.data.prepare.check_disjoint", lambda path: (40, 7, world.overlap))
-    monkeypatch.setattr("bitgolf.packed.load", load)
-    monkeypatch.setattr(sealed_evaluation, "load", load)
-    monkeypatch.setattr("bitgolf.artifact.container.read_artifact", read_artifact)
-    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", LocalProcess)
-    monkeypatch.setattr("bitgolf.audit.run.code_bytes", lambda config: CODE_BYTES)
+    monkeypatch.setattr("bitgolf.audit.evidence.open_data", open_data)
+    monkeypatch.setattr("bitgolf.audit.documents.check_disjoint", lambda path: (40, 7, world.overlap))
+    monkeypatch.setattr("bitgolf.audit.headline.open_model", load)
+    monkeypatch.setattr(sealed_evaluation, "open_model", load)
+    monkeypatch.setattr("bitgolf.audit.evidence.read_artifact", read_artifact)
+    monkeypatch.setattr("bitgolf.audit.sealed_run.SealedProcess", LocalProcess)
+    monkeypatch.setattr("bitgolf.audit.budgets.code_bytes", lambda config: CODE_BYTES)
     return world
 
 
@@ -390,7 +392,7 @@ def test_unknown_method_is_not_run(run: RunDirectory) -> None:
 
 @pytest.mark.parametrize("num_targets, block, wanted", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])
 def test_sampled_blocks_hold_both_ends(num_targets: int, block: int, wanted: int) -> None:
-    blocks = sample_blocks(num_targets, block, wanted, seed=0)
+    blocks = sample_blocks(num_targets, block, wanted, np.random.default_rng(0))
     assert len(blocks) == max(min(2, -(-num_targets // block)), min(wanted, -(-num_targets // block)))
     assert blocks[0][0] == 0 and blocks[-1][1] == num_targets
     assert all(0 < stop - start <= block and start % block == 0 for start, stop in blocks)
@@ -398,17 +400,13 @@ def test_sampled_blocks_hold_both_ends(num_targets: int, block: int, wanted: int
 
 
 def test_reproduction_across_devices_tolerates_scatter_not_bias() -> None:
-    scorer = make_scorer("sliding", Model(), window=16, stride=4, batch_tokens=48, device="cpu")
-    nll, blocks = score_all(Model(), "sliding").nll, [(0, 200), (200, 399)]
-    scatter = nll + np.random.default_rng(0).normal(0, 0.005, 399).astype(np.float32)
-    assert reproduction(scorer, TOKENS, scatter, blocks, same_kernels=False).verdict == "PASS"
-    assert reproduction(scorer, TOKENS, scatter, blocks, same_kernels=True).verdict == "FAIL"
-    assert reproduction(scorer, TOKENS, nll - np.float32(0.002), blocks, same_kernels=False).verdict == "FAIL"
-    one_off = nll.copy()
-    one_off[300] -= 1.5
-    assert reproduction(scorer, TOKENS, one_off, blocks, same_kernels=False).verdict == "FAIL"
-    with pytest.raises(RunError, match=r"nll\.npy has 398 losses"):
-        reproduction(scorer, TOKENS, nll[:-1], blocks, same_kernels=True)
+    scatter = np.random.default_rng(0).normal(0, 0.005, 399)
+    one_off = np.where(np.arange(399) == 300, -1.5, 0.0)
+    assert compare_losses(scatter, same_kernels=False).verdict == "PASS"
+    assert compare_losses(scatter, same_kernels=True).verdict == "FAIL"
+    assert compare_losses(np.full(399, 0.002), same_kernels=False).verdict == "FAIL"
+    assert compare_losses(one_off, same_kernels=False).verdict == "FAIL"
+    assert compare_losses(np.full(399, np.nan), same_kernels=False).verdict == "FAIL"
 
 
 def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:
@@ -425,11 +423,11 @@ def test_everything_scores_every_target_again(run: RunDirectory) -> None:
     found = audit_run(run, everything=True)
     assert found["reproduction"].evidence["targets"] == len(nll) and found["reproduction"].evidence["whole"]
     assert found["sealed-evaluation"].evidence["targets"] == len(nll)
-    blocks = sample_blocks(len(nll), 16, 4, run.config.seed)
+    blocks = sample_blocks(len(nll), 16, 4, Evidence(run, entropy=7).rng("blocks"))
     missed = next(t for t in range(len(nll)) if not any(start <= t < stop for start, stop in blocks))
     nll[missed] -= 0.5
     save_losses(run, nll)
-    assert audit_run(run, quick=True)["reproduction"].verdict == "PASS", "not in the sample"
+    assert audit_run(run, quick=True, entropy=7)["reproduction"].verdict == "PASS", "not in the sample"
     assert audit_run(run, everything=True)["reproduction"].verdict == "FAIL"
 
 
@@ -439,31 +437,38 @@ def test_some_checks_alone_leave_the_audit_on_record(run: RunDirectory) -> None:
     found = audit_run(run, only=("identity", "counts"))
     assert [check.name for check in found.checks] == ["counts", "identity"]
     assert (run / "audit.json").read_bytes() == before
-    with pytest.raises(ConfigError, match=r"there are no checks luck; this run's are artifact-bytes, "):
+    with pytest.raises(ConfigError, match=r"there are no checks luck; those here are artifact-bytes, "):
         audit_run(run, only=("luck",))
 
 
-class NotBehindWalls(LocalProcess):
-    """A process that cannot load behind walls, as where libraries lie in unusual places."""
+class NotIsolated(LocalProcess):
+    """A process that cannot load when it is isolated, as where libraries lie in unusual places."""
 
     def close_off(self) -> None:
-        if self.walled:
+        if self.isolated:
             raise SealedFailure("the artifact cannot be evaluated in the sealed process: ImportError")
         super().close_off()
-        self.walls = {"files": "", "network": False, "closed": False, "reachable": [], "still_open": [], "refused": []}
+        self.isolation = {
+            "files": "",
+            "network": False,
+            "closed": False,
+            "reachable": [],
+            "still_open": [],
+            "refused": [],
+        }
 
 
-def test_what_cannot_run_behind_walls_is_scored_without_and_not_passed(
+def test_an_evaluation_that_cannot_run_isolated_is_scored_and_not_passed(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", NotBehindWalls)
+    monkeypatch.setattr("bitgolf.audit.sealed_run.SealedProcess", NotIsolated)
     verdict = audit_run(run, quick=True)
     assert verdict["reproduction"].verdict == "PASS" and verdict.passed and not verdict.complete
     check = verdict["sealed-evaluation"]
-    assert check.verdict == "NOT RUN" and "behind walls, the artifact cannot be evaluated" in check.reason
+    assert check.verdict == "NOT RUN" and "isolated, the artifact cannot be evaluated" in check.reason
 
 
-def test_what_fails_behind_walls_on_a_cpu_is_a_violation(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_isolation_on_a_cpu_is_a_violation(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaks(Model):
         calls = 0
 
@@ -474,6 +479,6 @@ def test_what_fails_behind_walls_on_a_cpu_is_a_violation(run: RunDirectory, monk
             return super().forward(tokens)
 
     loaded = SimpleNamespace(model=Breaks())
-    monkeypatch.setattr(sealed_evaluation, "load", lambda *arguments: loaded)
+    monkeypatch.setattr(sealed_evaluation, "open_model", lambda *arguments: loaded)
     check = audit_run(run, quick=True)["reproduction"]
     assert check.verdict == "FAIL" and "PermissionError" in check.reason and "/data/val.bin" in check.reason

@@ -8,25 +8,49 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_evidence import evidence
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, adapted, config, text, tiny_gpt
 from torch import Tensor
 
-from bitgolf.audit.checks import SCORE_FIRST, score_first, scored_once
-from bitgolf.audit.distribution import losses_match, normalization
-from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, future_flip, target_flip, trace
+from bitgolf.audit.distribution import losses_of, normalized
+from bitgolf.audit.flips import all_after, flip_test, only_target
+from bitgolf.audit.registry import attempt
+from bitgolf.audit.tape_log import score_first, scored_once
+from bitgolf.audit.traces import deterministic_kernels, trace
+from bitgolf.audit.verdict import Finding
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.chunk_training import ChunkTTT
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
-from bitgolf.evaluate.tape import TokenReader, tokens_sha256
+from bitgolf.evaluate.tape import TokenReader
 from bitgolf.model.backends import reproducible_backend
 from bitgolf.model.build import build_model
 from bitgolf.run.ranks import World
 
 TOKENS = text(91, seed=3)
 CHUNK = 40
-OPTIONS = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 6}
+
+
+def future_flip(evaluation: Any, chunk_targets: int = 0) -> Finding:
+    return flips(evaluation, all_after, chunk_targets)
+
+
+def target_flip(evaluation: Any, chunk_targets: int = 0) -> Finding:
+    return flips(evaluation, only_target, chunk_targets)
+
+
+def flips(evaluation: Any, span: Any, chunk_targets: int) -> Finding:
+    return flip_test(
+        evaluation,
+        TOKENS,
+        span,
+        vocab_size=VOCAB,
+        bos_id=BOS,
+        num_flips=6,
+        rng=np.random.default_rng(0),
+        chunk_targets=chunk_targets,
+    )
 
 
 def evaluation_of(device: str = "cpu", **ttt: Any):
@@ -74,12 +98,12 @@ def test_honest_adapters_pass_bit_exactly(name: str, device: str) -> None:
     evaluation, chunk = evaluation_of(device, **HONEST[name]), chunk_of(HONEST[name])
     with deterministic_kernels(torch.device(device)):
         for check in (future_flip, target_flip):
-            found = check(evaluation, TOKENS, chunk_targets=chunk, **OPTIONS)
+            found = check(evaluation, chunk_targets=chunk)
             assert found.verdict == "PASS", found
             assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
         shown = trace(evaluation, TOKENS, chunk, with_losses=True)
-    assert normalization(shown.log_p, VOCAB).verdict == "PASS"
-    assert losses_match(shown, TOKENS).verdict == "PASS"
+    assert normalized(shown.log_p, VOCAB).verdict == "PASS"
+    assert losses_of(shown, TOKENS).verdict == "PASS"
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -135,16 +159,16 @@ def cheating_ttt(cheat: type[ChunkTTT], **extra: Any):
 def test_training_on_the_next_chunk_is_caught_by_flips_alone() -> None:
     evaluation = cheating_ttt(PeekingTTT, smuggled=True)
     for check in (future_flip, target_flip):
-        found = check(evaluation, TOKENS, chunk_targets=CHUNK, **OPTIONS)
+        found = check(evaluation, chunk_targets=CHUNK)
         assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
         assert all(leak["moved_target"] >= CHUNK for leak in found.evidence["leaks"]), "the first chunk is honest"
     tape = ScoreTape(TOKENS)
     evaluate(tape, *evaluation(TOKENS), chunk_targets=CHUNK)
-    assert score_first(tape.event_log).verdict == "PASS", "its ledger looks clean"
+    assert score_first(evidence(event_log=tape.event_log)).verdict == "PASS", "its ledger looks clean"
 
 
 def test_asking_the_tape_for_the_next_chunk_is_refused_by_name() -> None:
-    found = FUTURE_FLIP.attempt(lambda: future_flip(cheating_ttt(EagerTTT), TOKENS, chunk_targets=CHUNK, **OPTIONS))
+    found = attempt(lambda evaluation: future_flip(evaluation, chunk_targets=CHUNK), cheating_ttt(EagerTTT))
     assert found.verdict == "FAIL" and "an adapter asked for tokens" in found.reason
     assert found.evidence["error"] == "RuleViolation"
 
@@ -182,7 +206,7 @@ def test_optimizing_on_the_chunk_before_scoring_is_caught() -> None:
         return LearnsBeforeScoring(found.scorer, model), found.adapter
 
     for check in (future_flip, target_flip):
-        found = check(evaluation, TOKENS, chunk_targets=CHUNK, **OPTIONS)
+        found = check(evaluation, chunk_targets=CHUNK)
         assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
 
 
@@ -225,7 +249,7 @@ def test_documents_that_cheat_are_caught(cheat: type[DocumentScorer], checks: tu
         return cheat(tiny_gpt(), settings.ttt.lora, window=WINDOW, bos_id=BOS, seed=0, world=ALONE), None
 
     for check in checks:
-        found = check(evaluation, TOKENS, **OPTIONS)
+        found = check(evaluation)
         assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
 
 
@@ -250,7 +274,7 @@ def test_second_score_in_a_ledger_is_named_by_its_check() -> None:
     tape = adapted_tape()
     ledger = tape.event_log
     ledger["events"].append({"event": "score", "targets": [0, 40], "state": tape.state})
-    found = scored_once(ledger, len(TOKENS), tokens_sha256([TOKENS]), len(tape.nll))
+    found = scored_once(evidence(event_log=ledger, tokens=TOKENS, nll=tape.nll))
     assert found.verdict == "FAIL" and "targets 0..39 are scored a second time" in found.reason
 
 
@@ -258,5 +282,5 @@ def test_learning_ahead_in_a_ledger_is_named_by_its_check() -> None:
     ledger = adapted_tape().event_log
     update = next(event for event in ledger["events"] if event["event"] == "update")
     update["tokens"] = [0, CHUNK + 2]
-    found = SCORE_FIRST.attempt(lambda: score_first(ledger))
+    found = score_first(evidence(event_log=ledger))
     assert found.verdict == "FAIL" and f"learned from tokens {CHUNK + 1}..{CHUNK + 1} before" in found.reason

@@ -12,8 +12,9 @@ import torch
 from tiny_run import cli, done, read_json, refused
 
 from bitgolf.audit import codec
-from bitgolf.audit.codec import CODEC, codec_check
-from bitgolf.audit.verdict import Check
+from bitgolf.audit.evidence import Evidence
+from bitgolf.audit.registry import attempt
+from bitgolf.audit.verdict import Finding
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError
@@ -25,14 +26,19 @@ from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
 
 
-def checked(run: Path, num_bytes: int = 400) -> Check:
-    return CODEC.attempt(lambda: codec_check(RunDirectory.open(run), num_bytes))
+def checked(run: Path, num_bytes: int = 400) -> Finding:
+    return attempt(codec.codec, Evidence(RunDirectory.open(run), codec_bytes=num_bytes))
+
+
+def beginning(run: Path, num_bytes: int) -> Any:
+    evidence = Evidence(RunDirectory.open(run))
+    return codec.beginning(evidence.data, evidence.nll, num_bytes)
 
 
 def adapt(run: Path, num_bytes: int, ttt: dict[str, Any]) -> None:
     """Change dotted keys of a run's [ttt]; write the losses of that evaluation for the first bytes, zeros after."""
-    num_targets = len(codec._beginning(RunDirectory.open(run), num_bytes).tokens) - 1
-    config = RunDirectory.open(run).config.updated({f"ttt.{key}": value for key, value in ttt.items()})
+    num_targets = len(beginning(run, num_bytes).tokens) - 1
+    config = RunDirectory.open(run).config.updated({f"ttt.{name}": value for name, value in ttt.items()})
     (run / "config.toml").write_text(config.to_toml())
     tokens = open_data(run / "data").val.read(0, num_targets + 1)
     gpt = load(run / "model.bitgolf", "cpu").model
@@ -52,6 +58,7 @@ def adapt(run: Path, num_bytes: int, ttt: dict[str, Any]) -> None:
     np.save(run / "nll.npy", nll)
     score = read_json(run / "score.json")
     headline = adapted_pass_name(config.ttt, config.score.methods[-1])
+    score["methods"][headline] = {}
     (run / "score.json").write_text(json.dumps(score | {"headline": headline}))
 
 
@@ -68,10 +75,10 @@ def test_a_run_passes_with_evidence(tiny_run: Path) -> None:
 
 
 def test_the_whole_text_is_enough(tiny_run: Path) -> None:
-    text = codec._beginning(RunDirectory.open(tiny_run), 10**9)
+    text = beginning(tiny_run, 10**9)
     score = read_json(tiny_run / "score.json")
     assert (len(text.tokens), text.num_bytes) == (score["val_tokens"], score["val_bytes"])
-    one = codec._beginning(RunDirectory.open(tiny_run), 1)
+    one = beginning(tiny_run, 1)
     assert len(one.tokens) >= 2 and one.num_bytes >= 1
     assert one.whole_targets == score["val_tokens"] - 1
 
@@ -104,7 +111,7 @@ def test_text_shorter_than_a_chunk_says_that_nothing_was_learned(run_copy: Path)
 
 def test_predictions_that_know_their_target_cannot_be_decoded(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that looks into the text: it scores splendidly, and its code cannot be read."""
-    text = codec._beginning(RunDirectory.open(tiny_run), 400).tokens
+    text = beginning(tiny_run, 400).tokens
     programs = []
     honest = WindowPredictor.logits
 
@@ -139,7 +146,7 @@ def test_what_is_missing_or_damaged_is_named(run_copy: Path) -> None:
     score = (run_copy / "score.json").read_text()
     (run_copy / "score.json").write_text("{")
     assert checked(run_copy).verdict == "FAIL"
-    (run_copy / "score.json").write_text(score.replace('"headline": "sliding"', '"headline": "magic"'))
+    (run_copy / "score.json").write_text(score.replace('"sliding"', '"magic"'))
     assert checked(run_copy).verdict == "NOT RUN" and "'magic'" in checked(run_copy).reason
     (run_copy / "score.json").write_text(score)
     (run_copy / "model.bitgolf").unlink()

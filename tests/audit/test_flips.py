@@ -19,8 +19,11 @@ from toy_models import (
     toy_tokens,
 )
 
-from bitgolf.audit.distribution import losses_match, normalization
-from bitgolf.audit.flips import FUTURE_FLIP, deterministic_kernels, flip_tokens, future_flip, target_flip, trace
+from bitgolf.audit.distribution import losses_of, normalized
+from bitgolf.audit.flips import all_after, flip_test, only_target
+from bitgolf.audit.registry import attempt
+from bitgolf.audit.traces import deterministic_kernels, flip_tokens, trace
+from bitgolf.audit.verdict import Finding
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import make_scorer
 
@@ -41,7 +44,27 @@ def evaluation_of(make_model, method: str = "sliding", wrap=None, scorer_class=N
     return evaluation
 
 
-OPTIONS = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 8}
+def future_flip(evaluation, tokens: np.ndarray = TOKENS, chunk_targets: int = 0) -> Finding:
+    return flips(evaluation, tokens, all_after, chunk_targets)
+
+
+def target_flip(evaluation, tokens: np.ndarray = TOKENS, chunk_targets: int = 0) -> Finding:
+    return flips(evaluation, tokens, only_target, chunk_targets)
+
+
+def flips(evaluation, tokens: np.ndarray, span, chunk_targets: int) -> Finding:
+    return flip_test(
+        evaluation,
+        tokens,
+        span,
+        vocab_size=VOCAB,
+        bos_id=BOS,
+        num_flips=8,
+        rng=np.random.default_rng(0),
+        chunk_targets=chunk_targets,
+    )
+
+
 HONEST = {
     "chunked": evaluation_of(CausalModel, "chunked"),
     "sliding": evaluation_of(CausalModel),
@@ -53,35 +76,35 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_evaluations_pass(name: str) -> None:
     for check in (future_flip, target_flip):
-        found = check(HONEST[name], TOKENS, chunk_targets=20, **OPTIONS)
+        found = check(HONEST[name], chunk_targets=20)
         assert found.verdict == "PASS", found
         assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
         borders = [t for t in (19, 20, 39) if TOKENS[t + 1] != BOS]
         assert borders and set(borders) <= set(found.evidence["flipped_targets"])
     shown = trace(HONEST[name], TOKENS, chunk_targets=20, with_losses=True)
-    assert normalization(shown.log_p, VOCAB).verdict == "PASS"
-    assert losses_match(shown, TOKENS).verdict == "PASS"
+    assert normalized(shown.log_p, VOCAB).verdict == "PASS"
+    assert losses_of(shown, TOKENS).verdict == "PASS"
 
 
 def test_model_that_looks_one_token_ahead_is_caught() -> None:
     """A tiny leak: a millinat-sized whiff of the next token through a bidirectional convolution."""
     for check in (future_flip, target_flip):
-        found = check(evaluation_of(LeakyModel), TOKENS, **OPTIONS)
+        found = check(evaluation_of(LeakyModel), TOKENS)
         assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
         assert all(leak["moved_target"] <= leak["flipped_target"] for leak in found.evidence["leaks"])
-    assert normalization(trace(evaluation_of(LeakyModel), TOKENS).log_p, VOCAB).verdict == "PASS"
+    assert normalized(trace(evaluation_of(LeakyModel), TOKENS).log_p, VOCAB).verdict == "PASS"
 
 
 def test_adapter_that_trains_on_the_next_chunk_is_caught() -> None:
     """Its ledger is clean and each model state causal: only flips through the whole evaluation show it."""
     smuggling = evaluation_of(CausalModel, wrap=SmugglingCache)
-    assert future_flip(smuggling, TOKENS, chunk_targets=20, **OPTIONS).verdict == "FAIL"
-    assert target_flip(smuggling, TOKENS, chunk_targets=20, **OPTIONS).verdict == "FAIL"
+    assert future_flip(smuggling, chunk_targets=20).verdict == "FAIL"
+    assert target_flip(smuggling, chunk_targets=20).verdict == "FAIL"
 
 
 def test_adapter_that_reads_ahead_fails_its_check() -> None:
     eager = evaluation_of(CausalModel, wrap=lambda model, _: EagerCache(model))
-    found = FUTURE_FLIP.attempt(lambda: future_flip(eager, TOKENS, chunk_targets=20, **OPTIONS))
+    found = attempt(lambda evaluation: future_flip(evaluation, chunk_targets=20), eager)
     assert found.verdict == "FAIL" and "an adapter asked for tokens" in found.reason
 
 
@@ -151,14 +174,13 @@ def soft_model(tokens: torch.Tensor) -> torch.Tensor:
 def test_each_cheating_scorer_is_caught_by_name(cheat, caught_by: set[str]) -> None:
     evaluation = evaluation_of(lambda: soft_model, scorer_class=cheat)
     shown = trace(evaluation, TOKENS, with_losses=True)
-    found = [
-        future_flip(evaluation, TOKENS, **OPTIONS),
-        target_flip(evaluation, TOKENS, **OPTIONS),
-        normalization(shown.log_p, VOCAB),
-        losses_match(shown, TOKENS),
-    ]
-    assert {check.name for check in found if check.verdict == "FAIL"} == caught_by
-    assert {check.name for check in found if check.verdict == "PASS"} == {c.name for c in found} - caught_by
+    verdicts = {
+        "future-flip": future_flip(evaluation).verdict,
+        "target-flip": target_flip(evaluation).verdict,
+        "normalization": normalized(shown.log_p, VOCAB).verdict,
+        "losses-match": losses_of(shown, TOKENS).verdict,
+    }
+    assert verdicts == {name: "FAIL" if name in caught_by else "PASS" for name in verdicts}
 
 
 def test_probability_above_one_stops_at_the_tape() -> None:
@@ -184,14 +206,14 @@ def test_noise_is_neither_pass_nor_leak() -> None:
             logits = super().forward(tokens)
             return logits + 1e-6 * torch.randn(logits.shape, generator=generator)
 
-    found = future_flip(evaluation_of(Noisy), TOKENS, **OPTIONS)
+    found = future_flip(evaluation_of(Noisy), TOKENS)
     assert found.verdict == "NOT RUN" and "two identical runs differ" in found.reason
-    assert future_flip(evaluation_of(NoisyLeak), TOKENS, **OPTIONS).verdict == "FAIL"
+    assert future_flip(evaluation_of(NoisyLeak), TOKENS).verdict == "FAIL"
 
 
 def test_flips_without_effect_prove_nothing() -> None:
     constant = evaluation_of(lambda: lambda tokens: torch.zeros(*tokens.shape, VOCAB))
-    found = target_flip(constant, TOKENS, **OPTIONS)
+    found = target_flip(constant, TOKENS)
     assert found.verdict == "NOT RUN" and "prove nothing" in found.reason
 
 
@@ -203,21 +225,21 @@ def test_nan_predictions_do_not_pass() -> None:
             return log_p
 
     evaluation = evaluation_of(CausalModel, scorer_class=Broken)
-    assert future_flip(evaluation, TOKENS, **OPTIONS).verdict != "PASS"
+    assert future_flip(evaluation).verdict != "PASS"
     log_p = trace(HONEST["sliding"], TOKENS).log_p.copy()
     log_p[7, 0] = np.nan
-    assert normalization(log_p, VOCAB).verdict == "FAIL"
+    assert normalized(log_p, VOCAB).verdict == "FAIL"
 
 
 def test_wrong_vocabulary_is_not_normalized_over_it() -> None:
     log_p = trace(HONEST["sliding"], TOKENS).log_p
-    found = normalization(log_p, VOCAB + 1)
+    found = normalized(log_p, VOCAB + 1)
     assert found.verdict == "FAIL" and f"have {VOCAB} entries" in found.reason
 
 
 @pytest.mark.parametrize("tokens", [np.array([BOS, 4]), np.array([BOS, BOS, BOS, BOS])])
 def test_nothing_to_flip(tokens: np.ndarray) -> None:
-    assert target_flip(HONEST["sliding"], tokens, **OPTIONS).verdict == "NOT RUN"
+    assert target_flip(HONEST["sliding"], tokens).verdict == "NOT RUN"
 
 
 @settings(max_examples=100, deadline=None)

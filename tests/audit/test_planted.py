@@ -15,15 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cheating_headline
 import numpy as np
 import pytest
 import torch
 from local_process import LocalProcess
-from sandbox_support import needs_walls
+from sandbox_support import needs_isolation
 from synthetic_submission import CODE, CONSTANT, Folder
 from tiny_run import read_json
 
-from bitgolf.audit.evidence import Evidence
+from bitgolf.audit.headline import Headline
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox.client import SealedProcess
 from bitgolf.audit.verdict import Check
@@ -160,8 +161,8 @@ def normalized(log_p: np.ndarray) -> np.ndarray:
 
 def wrap(monkeypatch: pytest.MonkeyPatch, cheat: type[Wrapped]) -> None:
     """Let the run's evaluation be the honest one inside a cheat."""
-    honest = Evidence.evaluation
-    monkeypatch.setattr(Evidence, "evaluation", lambda self, tokens: (cheat(honest(self, tokens)[0]), None))
+    honest = Headline.build
+    monkeypatch.setattr(Headline, "build", lambda self, tokens: (cheat(honest(self, tokens)[0]), None))
 
 
 @in_a_run("hashed n-gram cache", "normalization", "sum to")
@@ -329,9 +330,8 @@ def more_bytes_than_there_are(root: Path, _: Any) -> None:
 
 @in_a_run("cross-document leak", "document-isolation", "rewriting the document before token")
 def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = RunDirectory.open(root).config
-    ttt = {"method": "lora", "lora_chunk_tokens": 32, "lora_rank": 2, "lora_documents": 16}
-    new = old.model_copy(update={"ttt": old.ttt.model_validate(ttt)})
+    lora = {"ttt.lora.chunk_tokens": 32, "ttt.lora.rank": 2, "ttt.lora.documents": 16}
+    new = RunDirectory.open(root).config.updated({"ttt.method": "lora"} | lora)
     (root / "config.toml").write_text(new.to_toml())
     score(RunDirectory.open(root), World(0, 1, torch.device("cpu")))
     honest = DocumentScorer._score_batch
@@ -408,21 +408,21 @@ def training_shards_that_are_the_validation_shards(root: Path, _: Any) -> None:
 
 @in_a_run("text opened in mid-scoring", "sealed-evaluation", "tried to open")
 def scorer_that_opens_the_corpus(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cheating = functools.partial(SealedProcess, evaluation="cheating_headline:build")
-    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", cheating)
+    cheating = functools.partial(SealedProcess, evaluation=cheating_headline.build)
+    monkeypatch.setattr("bitgolf.audit.sealed_run.SealedProcess", cheating)
 
 
 @pytest.fixture
 def clean_copy(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the clean run; its audit's sealed process is a thread, unless a plant says otherwise."""
-    monkeypatch.setattr("bitgolf.audit.run.SealedProcess", LocalProcess)
+    monkeypatch.setattr("bitgolf.audit.sealed_run.SealedProcess", LocalProcess)
     return Path(shutil.copytree(tiny_run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint", "*.html")))
 
 
 @pytest.mark.parametrize(
     ("plant", "check", "words"),
     [
-        pytest.param(*case[1:], id=case[1].__name__, marks=[needs_walls] if "mid-scoring" in case[0] else [])
+        pytest.param(*case[1:], id=case[1].__name__, marks=[needs_isolation] if "mid-scoring" in case[0] else [])
         for case in CASES
     ],
 )
@@ -431,8 +431,7 @@ def test_violations_planted_in_a_run_are_named(
 ) -> None:
     plant(clean_copy, monkeypatch)
     only = [check, "reproduction"] if check == "sealed-evaluation" else [check]
-    found = {made.name: made for made in audit_run(RunDirectory.open(clean_copy), quick=True, only=only).checks}[check]
-    named(found, words)
+    named(audit_run(RunDirectory.open(clean_copy), quick=True, only=only, entropy=1)[check], words)
 
 
 def test_the_same_checks_pass_on_the_clean_run(clean_copy: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sealed process: what it is shown, what it cannot reach, and what the walls say where the system grants none."""
+"""The sealed process: what it may see, what it cannot reach, and its report where isolation is not granted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import sealed_programs
-from sandbox_support import GRANTED, ROOT, needs_walls
+from sandbox_support import GRANTED, ROOT, needs_isolation
 
+from bitgolf.audit.reproduction import judge_isolation
 from bitgolf.audit.sandbox import kernel, landlock, system_calls
 from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer, libraries
-from bitgolf.audit.sealed import sealed_evaluation
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 
@@ -32,14 +32,14 @@ def secret(tmp_path: Path) -> Path:
     return tmp_path / "run" / "val_000000.bin"
 
 
-def start(secret: Path, program: str = "Honest", walled: bool = True, **settings: Any) -> SealedProcess:
+def start(secret: Path, program: Any = sealed_programs.Honest, isolated: bool = True, **settings: Any) -> SealedProcess:
     return SealedProcess(
         secret.parents[1] / "model.bitgolf",
         {"secret": str(secret), **settings},
         [secret.parent],
         num_threads=1,
-        walled=walled,
-        evaluation=f"sealed_programs:{program}",
+        isolated=isolated,
+        evaluation=program,
     )
 
 
@@ -54,75 +54,75 @@ def scored(process: SealedProcess, stop: int = 60) -> np.ndarray:
 HONEST = sealed_programs.honest_losses(TOKENS, 0, 60)
 
 
-@needs_walls
-def test_an_honest_evaluation_is_walled_off_and_scores_as_ever(secret: Path) -> None:
+@needs_isolation
+def test_an_honest_evaluation_is_isolated_and_scores_the_same(secret: Path) -> None:
     with start(secret) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
-        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+        check = judge_isolation(process.isolation, process.attempts(), 60, text_in_libraries=False)
     assert check.verdict == "PASS", check
-    assert process.walls["files"] == ("namespaces" if GRANTED["namespaces"] else "landlock")
-    assert process.walls["network"] and process.walls["closed"]
-    assert "60 targets scored behind" in check.reason and check.evidence["reachable"] == []
+    assert process.isolation["files"] == ("namespaces" if GRANTED["namespaces"] else "landlock")
+    assert process.isolation["network"] and process.isolation["closed"]
+    assert "60 targets scored in" in check.reason and check.evidence["reachable"] == []
     json.dumps(check.evidence, allow_nan=False)
 
 
-@needs_walls
+@needs_isolation
 def test_opening_the_text_in_mid_scoring_is_refused_and_named(secret: Path) -> None:
-    with start(secret, "OpensTheText") as process:
+    with start(secret, sealed_programs.OpensTheText) as process:
         with pytest.raises(RuleViolation, match=r"PermissionError at .*sealed_programs.py"):
             scored(process)
-        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+        check = judge_isolation(process.isolation, process.attempts(), 60, text_in_libraries=False)
     assert check.verdict == "FAIL" and str(secret) in check.reason
 
 
-@needs_walls
+@needs_isolation
 def test_an_attempt_whose_error_is_swallowed_is_named_all_the_same(secret: Path) -> None:
-    with start(secret, "SwallowsTheRefusal") as process:
+    with start(secret, sealed_programs.SwallowsTheRefusal) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
         assert process.attempts() == [str(secret)]
 
 
-@needs_walls
-@pytest.mark.parametrize("program", ["NativeCode", "OldThread"])
-def test_what_python_does_not_see_the_kernel_refuses(secret: Path, program: str) -> None:
+@needs_isolation
+@pytest.mark.parametrize("program", [sealed_programs.NativeCode, sealed_programs.OldThread])
+def test_what_python_does_not_see_the_kernel_refuses(secret: Path, program: Any) -> None:
     with start(secret, program) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
 
 
-@needs_walls
+@needs_isolation
 def test_reading_the_text_while_loading_is_refused_and_named(secret: Path) -> None:
     with (
-        start(secret, "ReadsWhileLoading") as process,
+        start(secret, sealed_programs.ReadsWhileLoading) as process,
         pytest.raises(RuleViolation, match=r"Error at .*: .*val_000000"),
     ):
         scored(process)
 
 
-def test_without_walls_it_scores_and_does_not_pass(secret: Path) -> None:
-    """For an evaluation that cannot run behind walls: a fresh process and a clean environment are what is left."""
-    with start(secret, "OpensTheText", walled=False) as process:
+def test_without_isolation_it_scores_and_does_not_pass(secret: Path) -> None:
+    """For an evaluation that cannot run isolated: a fresh process with a clean environment."""
+    with start(secret, sealed_programs.OpensTheText, isolated=False) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
-        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+        check = judge_isolation(process.isolation, process.attempts(), 60, text_in_libraries=False)
     assert check.verdict == "NOT RUN" and "could have read any file" in check.reason
 
 
-@needs_walls
+@needs_isolation
 def test_network_programs_other_processes_and_later_tokens_are_out_of_reach(secret: Path) -> None:
-    with start(secret, "Calls") as process:
+    with start(secret, sealed_programs.Calls) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
         attempts = process.attempts()
     assert any("socket" in attempt for attempt in attempts) and any("exec" in attempt for attempt in attempts)
 
 
-@needs_walls
+@needs_isolation
 def test_a_file_kept_open_is_no_pass(secret: Path) -> None:
-    with start(secret, "KeepsTheFileOpen") as process:
+    with start(secret, sealed_programs.KeepsTheFileOpen) as process:
         scored(process)
-        check = sealed_evaluation(process.walls, process.attempts(), 60, text_in_libraries=False)
+        check = judge_isolation(process.isolation, process.attempts(), 60, text_in_libraries=False)
     assert check.verdict == "NOT RUN" and "os.py stayed open" in check.reason
 
 
-@needs_walls
+@needs_isolation
 def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
     """Scorer and adapter in the process, the tape here: what is learned from a chunk reaches the next one."""
     sent: list[tuple[int, int]] = []
@@ -144,21 +144,21 @@ def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
     assert tape.state == 2
 
 
-@needs_walls
+@needs_isolation
 @pytest.mark.parametrize(
     ("program", "error", "words"),
     [
-        ("TooFew", RuleViolation, "gave 59 losses"),
-        ("Dies", SealedFailure, "ended early"),
-        ("Nothing", SealedFailure, "cannot be evaluated in the sealed process: AttributeError"),
+        (sealed_programs.TooFew, RuleViolation, "gave 59 losses"),
+        (sealed_programs.Dies, SealedFailure, "ended early"),
+        (sealed_programs.DoesNotLoad, SealedFailure, "cannot be evaluated in the sealed process: ArithmeticError"),
     ],
 )
-def test_what_comes_back_wrong_is_named(secret: Path, program: str, error: type[Exception], words: str) -> None:
+def test_what_comes_back_wrong_is_named(secret: Path, program: Any, error: type[Exception], words: str) -> None:
     with start(secret, program) as process, pytest.raises(error, match=words):
         scored(process)
 
 
-@needs_walls
+@needs_isolation
 def test_nothing_is_left_behind(secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
@@ -169,18 +169,19 @@ def test_nothing_is_left_behind(secret: Path, tmp_path: Path, monkeypatch: pytes
     assert process._process.poll() is not None
 
 
-# What the walls say of themselves when a means of isolation is taken away.
+# What the process reports of its isolation when the system does not grant a means of it.
 _PROGRAM = """
 import json, sys, tempfile
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from bitgolf.audit.sandbox import kernel, landlock, namespaces, system_calls, walls
+from bitgolf.audit.reproduction import judge_isolation
+from bitgolf.audit.sandbox import kernel, landlock, namespaces, system_calls, isolation
 def refuse(*arguments): raise kernel.Unavailable("not granted")
 for name in {refused!r}: setattr(dict(namespaces=namespaces, landlock=landlock, seccomp=system_calls)[name],
     "_refuse" if name == "seccomp" else "enter", refuse)
 scratch = Path(tempfile.mkdtemp(dir={scratch!r}))
 view = namespaces.View(tuple(Path(p) for p in {visible!r}), scratch, (Path({secret!r}),))
-found = walls.enter(view, [{secret!r}])
+found = isolation.enter(view, [{secret!r}])
 found.close_files()
 readable = True
 try: Path({secret!r}).read_bytes()
@@ -189,7 +190,7 @@ print(json.dumps(found.to_json() | dict(readable=readable)))
 """
 
 
-def walls_without(refused: list[str], secret: Path, tmp_path: Path) -> dict[str, Any]:
+def isolation_without(refused: list[str], secret: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "scratch").mkdir()
     visible = [str(path) for path in libraries()]
     program = _PROGRAM.format(
@@ -201,37 +202,37 @@ def walls_without(refused: list[str], secret: Path, tmp_path: Path) -> dict[str,
 
 
 @pytest.mark.skipif(not (GRANTED["landlock"] and GRANTED["seccomp"]), reason="this system grants no Landlock")
-def test_without_namespaces_landlock_walls_it_off(secret: Path, tmp_path: Path) -> None:
-    found = walls_without(["namespaces"], secret, tmp_path)
+def test_without_namespaces_landlock_isolates_it(secret: Path, tmp_path: Path) -> None:
+    found = isolation_without(["namespaces"], secret, tmp_path)
     assert found["files"] == "landlock" and found["network"] and found["closed"] and not found["readable"]
     assert found["reachable"] == [] and found["refused"] == ["namespaces: not granted"]
-    check = sealed_evaluation(found, found["attempts"][:0], 9, text_in_libraries=True)
-    assert check.verdict == "PASS" and "behind Landlock" in check.reason and "own library" in check.reason
+    check = judge_isolation(found, found["attempts"][:0], 9, text_in_libraries=True)
+    assert check.verdict == "PASS" and "in Landlock" in check.reason and "own library" in check.reason
 
 
 @pytest.mark.skipif(not GRANTED["seccomp"], reason="this system grants no filters of system calls")
-def test_without_walls_around_files_the_check_is_not_run(secret: Path, tmp_path: Path) -> None:
-    found = walls_without(["namespaces", "landlock"], secret, tmp_path)
+def test_without_isolation_of_files_the_check_is_not_run(secret: Path, tmp_path: Path) -> None:
+    found = isolation_without(["namespaces", "landlock"], secret, tmp_path)
     assert found["files"] == "" and found["reachable"] == [str(secret)] and found["closed"]
-    check = sealed_evaluation(found, [], 9, text_in_libraries=False)
+    check = judge_isolation(found, [], 9, text_in_libraries=False)
     assert check.verdict == "NOT RUN"
     for words in ("could have read any file", "was readable while it loaded", "namespaces: not granted", "Landlock"):
         assert words in check.reason
 
 
 def test_without_any_means_python_notes_what_is_opened_and_nothing_passes(secret: Path, tmp_path: Path) -> None:
-    found = walls_without(["namespaces", "landlock", "seccomp"], secret, tmp_path)
+    found = isolation_without(["namespaces", "landlock", "seccomp"], secret, tmp_path)
     assert not found["closed"] and not found["network"] and found["readable"]
     assert found["attempts"] == [str(secret)]
-    assert sealed_evaluation(found, [], 9, text_in_libraries=False).verdict == "NOT RUN"
-    assert sealed_evaluation(found, found["attempts"], 9, text_in_libraries=False).verdict == "FAIL"
+    assert judge_isolation(found, [], 9, text_in_libraries=False).verdict == "NOT RUN"
+    assert judge_isolation(found, found["attempts"], 9, text_in_libraries=False).verdict == "FAIL"
 
 
-def test_walls_are_not_for_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_systems_have_no_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel.libc.cache_clear()
     monkeypatch.setattr("sys.platform", "darwin")
     try:
-        for means in (landlock.version, lambda: system_calls._refuse([])):
+        for means in (landlock.abi_version, lambda: system_calls._refuse([])):
             with pytest.raises(kernel.Unavailable):
                 means()
     finally:

@@ -15,7 +15,7 @@ from tiny_run import done, events, read_json
 from torch import Tensor
 
 import bitgolf
-from bitgolf.audit.flips import future_flip, target_flip
+from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.run import audit_run
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
@@ -105,8 +105,11 @@ def test_flips_prove_it_causal() -> None:
         chunks = adapted(settings, model, len(tokens) - 1)
         return chunks.scorer, chunks.adapter
 
-    for check in (future_flip, target_flip):
-        found = check(evaluation, TOKENS[:91], vocab_size=VOCAB, bos_id=BOS, num_flips=4, chunk_targets=40)
+    for span in (all_after, only_target):
+        rng = np.random.default_rng(0)
+        found = flip_test(
+            evaluation, TOKENS[:91], span, vocab_size=VOCAB, bos_id=BOS, num_flips=4, rng=rng, chunk_targets=40
+        )
         assert found.verdict == "PASS" and found.evidence["noise_nats"] == 0, found
 
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from fake_evidence import evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, free_port, text, tiny_gpt
 from torch import Tensor, nn
 
-from bitgolf.audit.checks import score_first, scored_once
+from bitgolf.audit.tape_log import score_first, scored_once
 from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
-from bitgolf.evaluate.tape import tokens_sha256
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
 
@@ -186,8 +186,8 @@ def test_scores_do_not_depend_on_where_the_document_ends() -> None:
 def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
     tape = run(lora_documents=3, lora_keep_a=keep)
     ledger = tape.event_log
-    assert score_first(ledger).verdict == "PASS"
-    assert scored_once(ledger, len(TOKENS), tokens_sha256([TOKENS]), len(tape.nll)).verdict == "PASS"
+    assert score_first(evidence(event_log=ledger)).verdict == "PASS"
+    assert scored_once(evidence(event_log=ledger, tokens=TOKENS, nll=tape.nll)).verdict == "PASS"
     borders = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
     expected: list[tuple[str, int, int]] = []
     for number, (first, last) in enumerate(itertools.pairwise(borders)):
@@ -236,7 +236,7 @@ def test_every_target_once_whatever_the_documents(length: int, seed: int, docume
     settings_ = config(method="lora", lora_documents=documents, lora_targets=["head"])
     scorer, tape = scorer_of(settings_), ScoreTape(tokens)
     evaluate_documents(tape, scorer)
-    assert tape.complete and score_first(tape.event_log).verdict == "PASS"
+    assert tape.complete and score_first(evidence(event_log=tape.event_log)).verdict == "PASS"
     starts = sorted({0, *np.flatnonzero(tokens[:-1] == BOS).tolist()})
     at = updates * documents
     assert scorer.end_of_batch(tokens, updates) == (starts[at] if at < len(starts) else length - 1)

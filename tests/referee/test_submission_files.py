@@ -22,7 +22,7 @@ from bitgolf.errors import RunError
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.figures import Figure, figure_of, figures, is_number
-from bitgolf.referee.folder import Submission
+from bitgolf.referee.folder import Limits, Submission
 from bitgolf.referee.log import parse_log
 from bitgolf.referee.readme import Readme
 from bitgolf.referee.run import audit_submission, is_submission
@@ -239,6 +239,8 @@ DECIDES = {
     "read from the diagnostics": ('results["first"].bpb, "notes"', 'notes["again"]["bpb"], "notes"'),
     "read after the loop over all": ("    save(", "    print(min(v['bpb'] for v in notes.values())); save("),
     "read from the file": ('"w").write(json.dumps(value))', '"w").write(str(value["notes"]))'),
+    "printed by the pass itself": ("return {", "print(tokens); return {"),
+    "its value is not used": ('notes["again"] = rescore', "rescore"),
     "handed on as a function": ("rescore(model, tokens, temperature)", "apply(rescore, model)"),
     "its arguments are changed": ("return {", "tokens['best'] = 1; return {"),
     "an entry of a computed name": ('notes["again"]', "notes[name]"),
@@ -407,7 +409,8 @@ def test_entries_of_other_tracks_have_no_clock(tmp_path: Path) -> None:
     folder.seeds[0].stop_ms = 5_000_000
     verdict = audit_submission(folder.write(tmp_path / "stack"))
     assert verdict["train-clock"].verdict == verdict["eval-clock"].verdict == "NOT RUN"
-    assert audit_submission(Folder().write(tmp_path / "other"), train_seconds=500)["train-clock"].verdict == "FAIL"
+    shorter = audit_submission(Folder().write(tmp_path / "other"), Limits(train_seconds=500))
+    assert shorter["train-clock"].verdict == "FAIL"
 
 
 def test_a_last_step_may_end_after_the_budget_and_no_more(tmp_path: Path) -> None:

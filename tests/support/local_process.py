@@ -1,24 +1,24 @@
-"""A sealed process that is neither sealed nor a process: its server runs in a thread of the test, without walls.
+"""A stand-in for the sealed process: its server runs in a thread of the test, without isolation.
 
-It speaks the same protocol over pipes, so what crosses them is what crosses them in earnest; starting it costs nothing.
-What real walls do is tested in test_sandbox.py.
+It uses the same protocol over the same kind of pipes, and starts at once. test_sandbox.py tests the real isolation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 from bitgolf.audit.sandbox import client
+from bitgolf.audit.sandbox.isolation import Isolation
 from bitgolf.audit.sandbox.process import Server
-from bitgolf.audit.sandbox.walls import Walls
 
 
-class PaperWalls(Walls):
-    """Walls that say they stand."""
+class Claimed(Isolation):
+    """An isolation that is only claimed."""
 
     def close_files(self) -> None:
         self.closed = True
@@ -28,16 +28,16 @@ class LocalProcess(client.SealedProcess):
     """Starts a thread instead of a process."""
 
     def _start(
-        self, artifact: Path, settings: dict[str, Any], secrets: list[Path], num_threads: int, evaluation: str
+        self, artifact: Path, settings: dict[str, Any], secrets: list[Path], num_threads: int, evaluation: client.Build
     ) -> None:
         requests, self._requests = Pipe(duplex=False)
         self._answers, answers = Pipe(duplex=False)
         server = Server(requests, answers)
-        server.walls = PaperWalls(files="namespaces", network=True)
+        server.isolation = Claimed(files="namespaces", network=True)
         self.thread = threading.Thread(target=server.serve, daemon=True)
         self.thread.start()
         settings = settings | {"artifact": str(artifact), "num_threads": num_threads}
-        self._send({"do": "load", "evaluation": evaluation, "settings": settings})
+        self._send({"do": "load", "settings": settings}, pickle.dumps(evaluation))
         self._waiting = [lambda _: None]
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Which means of isolation this system grants, found out in processes of their own."""
+"""Which means of isolation this system grants, tried in separate processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def granted(means: str) -> bool:
 
 
 GRANTED = {means: granted(means) for means in _TRIES}
-needs_walls = pytest.mark.skipif(
+needs_isolation = pytest.mark.skipif(
     not (GRANTED["seccomp"] and (GRANTED["namespaces"] or GRANTED["landlock"])),
     reason="this system grants no isolation: neither namespaces nor Landlock, or no seccomp filters",
 )

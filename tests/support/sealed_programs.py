@@ -95,7 +95,14 @@ class KeepsTheFileOpen(Honest):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        self.kept = Path(os.__file__).open("rb")  # noqa: SIM115 - that is the point
+        self.kept = Path(os.__file__).open("rb")  # noqa: SIM115 - kept open on purpose
+
+
+class DoesNotLoad(Honest):
+    """Fails when it is loaded."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        raise ArithmeticError("no evaluation")
 
 
 class ReadsWhileLoading(Honest):
@@ -126,7 +133,7 @@ class Calls(Honest):
 
 
 class TooFew(Honest):
-    """Gives one loss less than there are targets."""
+    """Returns one loss less than there are targets."""
 
     def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
         return super().score(read, start, stop)[1:]

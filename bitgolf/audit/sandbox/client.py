@@ -1,9 +1,9 @@
-"""The auditor's side of a sealed process: start it, show it nothing, hand it tokens as they are to be scored.
+"""The auditor's side of a sealed process: start it, then send it tokens when they are to be scored.
 
-`SealedProcess.scorer` and `.adapter` are a `Scorer` and an `Adapter` like any other; what they do happens in the
-sealed process. With `evaluate` the score tape stays here: a chunk's tokens cross over only when it is their turn, its
-losses are committed here, and only then is the process told to learn and given more. It can therefore neither change
-a score nor know a token of a later chunk.
+`SealedScorer` and `SealedAdapter` are a `Scorer` and an `Adapter` whose work is done in the sealed process. With
+`evaluate` the score tape stays here: a chunk's tokens are sent when it is the chunk's turn, its losses are committed
+here, and only then is the process told to learn and given more. It can therefore neither change a score nor have a
+token of a later chunk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import site
 import subprocess
@@ -25,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-import bitgolf
+from bitgolf.audit.sandbox.evaluation import build
+from bitgolf.audit.sandbox.process import SealedEvaluation
 from bitgolf.errors import RuleViolation, RunError
 from bitgolf.evaluate.tape import TokenReader
 
@@ -43,13 +45,17 @@ _SYSTEM = tuple(
         ),
     )
 )  # fmt: skip
-# What a process needs to find its libraries and devices, and to run as many threads as this one. Nothing else of the
-# environment is handed on.
+# Variables that a process needs to find its libraries and devices, and to run as many threads as this one. Nothing else
+# of the environment is passed on.
 _KEPT_VARIABLES = (
     "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT",
 )  # fmt: skip
-HEADLINE = "bitgolf.audit.sandbox.evaluation:build"
+_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+Build = Callable[[dict[str, Any]], SealedEvaluation]
+"""Makes what a sealed process evaluates from its settings (plain values)."""
 
 
 class SealedFailure(RunError):
@@ -57,19 +63,19 @@ class SealedFailure(RunError):
 
 
 class SealedProcess:
-    """A process that holds an artifact and is otherwise walled off. Use as a context manager, or call `stop`.
+    """A process that holds an artifact and is isolated from everything else. Use as a context manager, or call `stop`.
 
-    Starting takes seconds, which pass while the caller does something else: `__init__` returns at once, `close_off`
-    waits until the artifact is loaded and the file system closed.
+    Starting takes seconds. `__init__` returns at once, so that the caller can do something else meanwhile; `close_off`
+    waits until the artifact is loaded and the file system is closed.
 
     Args:
         artifact: copied into the folder that the process works in.
         settings: of the evaluation, without the artifact's path.
         secrets: files and folders that it must not see: run directory, data, corpus.
         num_threads: of PyTorch in it.
-        walled: False leaves the walls out, for an evaluation that cannot run behind them: a fresh process in an empty
-            folder, with a clean environment.
-        evaluation: "module:function" that builds what is evaluated from the settings.
+        isolated: False leaves the isolation out, for an evaluation that cannot run with it: a fresh process in an
+            empty folder, with a clean environment.
+        evaluation: builds what is evaluated from the settings; importable under its name in the process.
     """
 
     def __init__(
@@ -79,11 +85,11 @@ class SealedProcess:
         secrets: Iterable[Path],
         *,
         num_threads: int,
-        walled: bool = True,
-        evaluation: str = HEADLINE,
+        isolated: bool = True,
+        evaluation: Build = build,
     ) -> None:
-        self.walls: dict[str, Any] = {}
-        self.walled, self.closed = walled, False  # closed: the file system over there
+        self.isolation: dict[str, Any] = {}
+        self.isolated, self.closed = isolated, False  # closed: the file system over there
         self.secrets: list[str] = []
         self._stack = contextlib.ExitStack()
         try:
@@ -93,7 +99,7 @@ class SealedProcess:
             raise
 
     def _start(
-        self, artifact: Path, settings: dict[str, Any], secrets: list[Path], num_threads: int, evaluation: str
+        self, artifact: Path, settings: dict[str, Any], secrets: list[Path], num_threads: int, evaluation: Build
     ) -> None:
         work = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bitgolf-sealed-")))
         (work / "tmp").mkdir()
@@ -119,33 +125,30 @@ class SealedProcess:
         self.secrets = [str(path) for path in sorted(_files(hidden))]
         self._send(
             {
-                "walled": self.walled,
+                "isolated": self.isolated,
                 "visible": sorted(map(str, libraries())),
                 "writable": str(work),
                 "hidden": sorted(map(str, hidden)),
                 "secrets": self.secrets,
             }
         )
-        self._send(
-            {
-                "do": "load",
-                "evaluation": evaluation,
-                "settings": settings | {"artifact": str(copy), "num_threads": num_threads},
-            }
-        )
-        self._waiting: list[Callable[[dict[str, Any]], None]] = [self._keep_walls, lambda _: None]
+        settings = settings | {"artifact": str(copy), "num_threads": num_threads}
+        self._send({"do": "load", "settings": settings}, pickle.dumps(evaluation))
+        self._waiting: list[Callable[[dict[str, Any]], None]] = [self._keep_isolation, lambda _: None]
 
     def close_off(self) -> None:
-        """Wait until the evaluation is loaded and warmed up, and close the file system; called before any token goes
-        over. Raises SealedFailure when it could not be loaded."""
+        """Wait until the evaluation is loaded and warmed up, then close the file system; no token is sent before.
+
+        Raises SealedFailure when it could not be loaded.
+        """
         self._drain()
         if not self.closed:
             self._send({"do": "close"})
-            self._keep_walls(self._receive()[0])
+            self._keep_isolation(self._receive()[0])
             self.closed = True
 
     def score(self, read: TokenReader, start: int, stop: int, first: int) -> np.ndarray:
-        """Losses of targets start..stop-1, (stop - start,) float32, nats; tokens first..stop go over.
+        """Losses of targets start..stop-1, (stop - start,) float32, nats; tokens first..stop are sent.
 
         Raises RuleViolation when the evaluation does what it may not do there, such as opening a file.
         """
@@ -190,8 +193,8 @@ class SealedProcess:
     ) -> None:
         self.stop()
 
-    def _keep_walls(self, answer: dict[str, Any]) -> None:
-        self.walls = answer["walls"]
+    def _keep_isolation(self, answer: dict[str, Any]) -> None:
+        self.isolation = answer["isolation"]
 
     def _drain(self) -> None:
         while self._waiting:
@@ -229,7 +232,7 @@ class SealedScorer:
     """A `Scorer` whose work is done in a sealed process.
 
     Args:
-        first_token: of the first token that targets from `start` on need; what lies before stays here.
+        first_token: gives the first token that targets from `start` on need; earlier ones are not sent.
     """
 
     def __init__(self, process: SealedProcess, first_token: Callable[[int], int]) -> None:
@@ -251,17 +254,16 @@ class SealedAdapter:
         self.process = process
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
-        """Learn from targets start..stop-1; their tokens are over there already."""
+        """Learn from targets start..stop-1; the process has their tokens already."""
         revealed(start, stop + 1)  # enters the range into the event log of the tape
         self.process.update(start, stop)
 
 
 def libraries() -> set[Path]:
     """Folders and files that a Python process like this one reads: system libraries, interpreter, site-packages, this
-    package, and where else the modules loaded so far came from."""
+    package, and the folders of all other modules loaded so far."""
     roots = {Path(sys.prefix), Path(sys.base_prefix), *map(Path, sysconfig.get_paths().values())}
     roots |= {Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())}
-    package = Path(bitgolf.__file__).parent
     entries = [Path(entry) for entry in sys.path if entry]
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) if name != "__main__" else None
@@ -269,7 +271,7 @@ def libraries() -> set[Path]:
         if homes:
             home = max(homes, key=lambda entry: len(entry.parts))
             # The folder of a checkout may hold runs and data beside the package.
-            roots.add(package if home == package.parent else home)
+            roots.add(_PACKAGE if home == _PACKAGE.parent else home)
     return {alias for path in (*roots, *_SYSTEM) if path.exists() for alias in (path.absolute(), path.resolve())} | {
         path for path in _SYSTEM if path.is_symlink()
     }
@@ -293,9 +295,9 @@ def _environment(temporary: Path) -> dict[str, str]:
 
 
 def _files(paths: Iterable[Path]) -> set[Path]:
-    """Files at or directly below `paths`, a few of each: what the process tries to open to prove that it cannot."""
-    found = set()
+    """Files at or directly below `paths`, a few of each: the process tries to open them, to prove that it cannot."""
+    files = set()
     for path in paths:
         inside = sorted(entry for entry in path.iterdir() if entry.is_file())[:40] if path.is_dir() else [path]
-        found |= {file for file in inside if file.exists()}
-    return found
+        files |= {file for file in inside if file.exists()}
+    return files

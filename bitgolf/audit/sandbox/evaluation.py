@@ -1,6 +1,6 @@
 """What a sealed process evaluates: a run's own headline evaluation, built from the artifact and the configuration.
 
-Kept apart from the stage `score`, which opens the data directory: nothing here reads a file but the artifact.
+Unlike the stage `score`, which opens the data directory, nothing here reads a file but the artifact.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build(settings: dict[str, Any]) -> HeadlineEvaluation:
 
 @dataclass
 class HeadlineEvaluation:
-    """Scorer and adapter of a run's headline, on a model that nothing has touched yet."""
+    """Scorer and adapter of a run's headline, on the model as it was loaded."""
 
     packed: PackedModel
     config: Config
@@ -78,7 +78,7 @@ class HeadlineEvaluation:
         )
 
     def warm_up(self) -> None:
-        """Score random tokens the way the real ones will be, then put weights and adapters back.
+        """Score random tokens the way the real ones will be, then restore weights and adapters.
 
         On a GPU a whole chunk is learned from, so that every shape is compiled; on a CPU a window is enough.
         """

@@ -1,7 +1,7 @@
 """System calls that Python has no function for: a thin layer over the C library, Linux only.
 
-Every function raises OSError with the kernel's reason; `Unavailable` says that a means of isolation is not to be had
-on this machine. Nothing here decides anything: see `walls`.
+Every function raises OSError with the kernel's reason. `Unavailable` means that this machine does not grant a means of
+isolation. `isolation` decides what to use.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def die_with_parent() -> None:
 
 
 def no_new_privileges() -> None:
-    """Nothing that this process starts may gain privileges: what Landlock and seccomp ask for."""
+    """Nothing that this process starts may gain privileges; Landlock and seccomp require this."""
     check(libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, for good."""
+    """Give up every capability permanently."""
     capability = 0
     while libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1

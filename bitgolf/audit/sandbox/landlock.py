@@ -1,9 +1,9 @@
-"""A wall for systems that grant no namespaces: Landlock, which any process may build around itself.
+"""Isolation for systems that grant no namespaces: Landlock, which any process may apply to itself.
 
-Files outside the given folders cannot be opened, by the process or anything that it starts; TCP (from Linux 6.7) and
-signals and abstract sockets to the outside (from 6.12) are closed too. Paths can still be listed by those who know
-their parent, and nothing below a readable folder can be hidden.
-Source: the kernel's userspace-api/landlock documentation; system call numbers are the same on all architectures.
+Files outside the given folders cannot be opened, by the process or anything that it starts. TCP (from Linux 6.7) and
+signals and abstract sockets to other processes (from 6.12) are refused too. Names of files can still be listed, and
+nothing below a readable folder can be hidden. Source: the kernel's userspace-api/landlock documentation; system call
+numbers are the same on all architectures.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = [("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32)]
 
 
-def version() -> int:
+def abi_version() -> int:
     """Landlock's version in the running kernel. Raises Unavailable when it has none."""
-    found = int(kernel.libc().syscall(_CREATE_RULESET, None, 0, _VERSION))
-    if found < 1:
+    version = int(kernel.libc().syscall(_CREATE_RULESET, None, 0, _VERSION))
+    if version < 1:
         raise kernel.Unavailable(f"Landlock: {os.strerror(ctypes.get_errno())}")
-    return found
+    return version
 
 
 def enter(readable: Iterable[Path], writable: Iterable[Path]) -> None:
     """From now on open only what is in `readable` (to read) and `writable`. Raises Unavailable without Landlock."""
-    found = version()
-    rights = _RIGHTS[min(found, max(_RIGHTS))]
-    net = 0b11 if found >= _TCP_SINCE else 0
-    scoped = 0b11 if found >= _SCOPES_SINCE else 0
+    version = abi_version()
+    rights = _RIGHTS[min(version, max(_RIGHTS))]
+    net = 0b11 if version >= _TCP_SINCE else 0
+    scoped = 0b11 if version >= _SCOPES_SINCE else 0
     attributes = _Ruleset(rights, net, scoped)
-    size = 24 if found >= _SCOPES_SINCE else 16 if found >= _TCP_SINCE else 8
+    size = 24 if version >= _SCOPES_SINCE else 16 if version >= _TCP_SINCE else 8
     ruleset = kernel.check(
         kernel.libc().syscall(_CREATE_RULESET, ctypes.byref(attributes), size, 0), "landlock_create_ruleset"
     )

@@ -1,4 +1,4 @@
-"""The strongest wall: namespaces of the process's own, in which nothing exists but what it is shown.
+"""The strongest isolation: namespaces of the process's own, in which only the files that it may see exist.
 
 A user namespace makes it possible without privileges; inside it a mount namespace whose root holds the libraries
 (read-only), a few devices and one writable folder, a network namespace without a network, and PID, IPC and host name
@@ -31,7 +31,7 @@ class View:
 
 
 def enter(view: View) -> None:
-    """Go on in a new process behind the wall; the calling one waits for it and ends with its exit status.
+    """Continue in a new, isolated process; the calling one waits for it and ends with its exit status.
 
     Must be called while the process has one thread. Raises Unavailable, in the calling process, when the kernel
     refuses any part of it; nothing has changed then.

@@ -1,16 +1,17 @@
-"""The program inside the sealed process: put up walls, load, warm up, close the file system, then score what arrives.
+"""The program inside the sealed process: isolate itself, load, warm up, close the file system, then score what arrives.
 
-It speaks over two pipes: a request is a JSON object and, where it says so, a block of tokens; so is every answer, with
-losses. The order is fixed: `load` (libraries and artifact are read), `close` (no file can be opened any more), then
-`score` and `update`, each with the tokens that may be known by then and never more. Nothing but the standard library
-may be imported before the walls stand, and nothing of bitgolf that an evaluation does not need.
+It talks over two pipes. A request is a JSON object and, for some requests, a block of bytes (tokens, or the function
+that builds the evaluation); an answer is a JSON object and possibly a block of losses. The order is fixed: `load`
+(libraries and artifact are read), `close` (no file can be opened any more), then `score` and `update`, each with the
+tokens that may be known by then and never more. Before the isolation is complete, only the standard library is
+imported.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import pickle
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bitgolf.audit.sandbox import namespaces
-from bitgolf.audit.sandbox.walls import Walls, enter
+from bitgolf.audit.sandbox.isolation import Isolation, enter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,22 +28,22 @@ if TYPE_CHECKING:
 
 
 class SealedEvaluation(Protocol):
-    """What `evaluation.build` and its like return: an evaluation that has not seen a token yet."""
+    """An evaluation that has not seen a token yet, as `evaluation.build` makes it."""
 
     scorer: Scorer
     adapter: Adapter | None
 
     def warm_up(self) -> None:
-        """Run once on random tokens, so that all that is loaded late is loaded, and be as before."""
+        """Run once on random tokens, so that everything is loaded, and restore the state from before."""
         ...
 
 
 def main(requests: int, answers: int) -> None:
     """Serve until the other side hangs up. Arguments: descriptors of the pipes."""
     server = Server(Connection(requests, writable=False), Connection(answers, readable=False))
-    server.put_up_walls()
+    server.isolate()
     server.serve()
-    os._exit(0)  # nothing is left to be done, and the libraries' goodbyes may want files
+    os._exit(0)  # exit handlers of the libraries may need files, which can no longer be opened
 
 
 class Server:
@@ -50,21 +51,21 @@ class Server:
 
     def __init__(self, requests: Connection, answers: Connection) -> None:
         self.requests, self.answers = requests, answers
-        self.walls, self.walled = Walls(), True
+        self.isolation, self.isolated = Isolation(), True
         self.evaluation: SealedEvaluation | None = None
         self.origin, self.tokens = 0, _empty
 
-    def put_up_walls(self) -> None:
-        """The first request: what to show and what must not be reachable."""
+    def isolate(self) -> None:
+        """The first request: which files to show, and which must not be reachable."""
         asked = json.loads(self.requests.recv_bytes())
         view = namespaces.View(
             tuple(map(Path, asked["visible"])), Path(asked["writable"]), tuple(map(Path, asked["hidden"]))
         )
         os.chdir(view.writable)
-        self.walled = asked["walled"]
-        if self.walled:
-            self.walls = enter(view, asked["secrets"])
-        self._answer({"walls": self.walls.to_json()})
+        self.isolated = asked["isolated"]
+        if self.isolated:
+            self.isolation = enter(view, asked["secrets"])
+        self._answer({"isolation": self.isolation.to_json()})
 
     def serve(self) -> None:
         """Answer until the pipe ends."""
@@ -82,11 +83,11 @@ class Server:
                 return
             try:
                 answer, block = operations[asked["do"]](asked)
-            except Exception as error:  # whatever the evaluation does wrong is the auditor's to judge
+            except Exception as error:  # the auditor judges all errors of the evaluation
                 frames = traceback.extract_tb(error.__traceback__)
                 where = f"{frames[-1].filename}:{frames[-1].lineno}"
                 answer = {"error": type(error).__name__, "message": str(error), "where": where}
-                answer["attempts"], block = self.walls.attempts, b""
+                answer["attempts"], block = self.isolation.attempts, b""
             self._answer(answer, block)
 
     def _answer(self, answer: dict[str, Any], block: bytes = b"") -> None:
@@ -95,16 +96,15 @@ class Server:
             self.answers.send_bytes(block)
 
     def _load(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        module, _, function = asked["evaluation"].partition(":")
-        build: Callable[[dict[str, Any]], SealedEvaluation] = getattr(importlib.import_module(module), function)
+        build: Callable[[dict[str, Any]], SealedEvaluation] = pickle.loads(self.requests.recv_bytes())
         self.evaluation = build(asked["settings"])
         self.evaluation.warm_up()
         return {}, b""
 
     def _close(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        if self.walled:
-            self.walls.close_files()
-        return {"walls": self.walls.to_json()}, b""
+        if self.isolated:
+            self.isolation.close_files()
+        return {"isolation": self.isolation.to_json()}, b""
 
     def _score(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         assert self.evaluation is not None
@@ -119,7 +119,7 @@ class Server:
         return {}, b""
 
     def _end(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        return {"attempts": self.walls.attempts}, b""
+        return {"attempts": self.isolation.attempts}, b""
 
     def _receive(self, asked: dict[str, Any]) -> None:
         """Take in tokens from position `asked["origin"]` on: a continuation of what is there, or a new block."""

@@ -1,10 +1,9 @@
-"""The last wall: system calls that are refused from now on, in every thread, by a seccomp filter.
+"""Seccomp filters: system calls that are refused from now on, in every thread.
 
-`refuse_network` closes sockets and the ways into other processes. `refuse_files` is what closes off the file system
-before validation tokens are handed over: no file can be opened, by whatever path, by Python or by native code, and no
-program started. Descriptors that are open already (pipes, the GPU) go on working. A refused call fails with EACCES,
-so that whoever tried sees an ordinary PermissionError.
-Source: seccomp(2); numbers from the kernel's tables for x86-64 and for arm64 (asm-generic).
+`refuse_network` refuses sockets and access to other processes. `refuse_files` closes the file system before validation
+tokens are sent: no file can be opened, by whatever path, by Python or by native code, and no program can be started.
+Descriptors that are open already (pipes, the GPU) go on working. A refused call fails with EACCES, which Python reports
+as PermissionError. Source: seccomp(2); numbers from the kernel's tables for x86-64 and for arm64 (asm-generic).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The evaluation in another batch size and on another number of ranks: the losses must not notice.
+"""Check of the evaluation in other batch sizes and on another number of ranks: the losses must be the same.
 
 Plain methods: the windows of a piece of text are scored in other batches, once by one rank and once as the shares of
 two ranks, which add up. Adapted passes share gradients, so they are run by two real processes (gloo, on the CPU) and
 compared with one process on the same CPU: an adaptation whose batch is defined for each rank is another algorithm on
-another number of GPUs. Source: test 7 of the challenge's audit rules.
+another number of GPUs. Source: docs/rules.md, test 7.
+
+Legend: n targets of a piece of text.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import bitgolf
 from bitgolf.artifact.open import open_model
-from bitgolf.audit.reproduce import compared
+from bitgolf.audit.evidence import Evidence, run_checks
+from bitgolf.audit.reproduction import compare_losses
 from bitgolf.audit.sandbox import kernel
-from bitgolf.audit.verdict import Check, MissingEvidence, Rule
+from bitgolf.audit.verdict import Finding, MissingEvidence
 from bitgolf.config import Config
 from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
 from bitgolf.evaluate.split_model import Model
@@ -35,12 +37,33 @@ from bitgolf.evaluate.tape import ScoreTape
 from bitgolf.evaluate.window_scorer import Windows, WindowScorer
 from bitgolf.run.ranks import World
 
-OTHER_SHAPES = Rule("other-shapes", "re-run", "another batch size and another number of ranks give the same losses")
-
 _ONE, _TWO = {"rows": 4, "ranks": 1}, {"rows": 3, "ranks": 2}
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from bitgolf.audit.rerun import ranks_main; ranks_main()"
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from bitgolf.audit.other_shapes import ranks_main; ranks_main()"
 _CPU = torch.device("cpu")
 _TIMEOUT_SECONDS = 600
+_SHARED_ROWS = 3  # rows of a chunk that two ranks learn from: an odd number, so that one of them has more
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
+
+
+@run_checks.register("other-shapes", "re-run", "another batch size and another number of ranks give the same losses")
+def other_shapes(evidence: Evidence) -> Finding:
+    """Test 7: the passage in other batches and on two ranks; for adapted passes a piece of the validation text."""
+    config, headline = evidence.config, evidence.headline
+    if headline.adapted:
+        chunk = min(_SHARED_ROWS * config.window, config.ttt.weights.chunk_tokens)
+        length = min(chunk + config.window + 1, len(evidence.tokens))
+        start = int(evidence.rng("other-shapes").integers(len(evidence.tokens) - length + 1))
+        text = evidence.tokens[start : start + length]
+        return adapted_shapes(headline.artifact, headline.with_chunks(chunk), text)
+    return plain_shapes(
+        headline.packed.model,
+        headline.passage,
+        headline.shown.nll,
+        window=config.window,
+        stride=headline.stride,
+        device=headline.device,
+        same_kernels=headline.device.type == "cpu",
+    )
 
 
 class _Share(WindowScorer):
@@ -59,7 +82,7 @@ def plain_shapes(
     stride: int,
     device: torch.device,
     same_kernels: bool,
-) -> Check:
+) -> Finding:
     """Plain methods: score `tokens` in other batches, and by two ranks, and compare with `nll`."""
 
     def losses(rows: int, ranks: int) -> list[np.ndarray]:
@@ -73,14 +96,14 @@ def plain_shapes(
     (alone,), shares = losses(3, 1), losses(1, 2)
     gaps = [alone.astype(np.float64) - nll, np.sum(shares, axis=0, dtype=np.float64) - nll]
     busy = sum(bool(share.any()) for share in shares)
-    return compared(OTHER_SHAPES, np.concatenate(gaps), same_kernels, ranks=2, ranks_with_work=busy, processes=1)
+    return compare_losses(np.concatenate(gaps), same_kernels, ranks=2, ranks_with_work=busy, processes=1)
 
 
 def adapted_shapes(
     artifact: Path,
     config: Config,  # with chunks short enough for the text
     tokens: np.ndarray,  # (n + 1,) a piece of text
-) -> Check:
+) -> Finding:
     """Adapted passes: one process, then two, on this machine's CPU."""
     with tempfile.TemporaryDirectory(prefix="bitgolf-ranks-") as folder:
         request = Path(folder, "request.json")
@@ -98,14 +121,14 @@ def adapted_shapes(
         )
         _score_with_ranks(request)
         one, two = (np.load(Path(folder, f"{name}.npy")) for name in ("one", "two"))
-    return compared(
-        OTHER_SHAPES, two.astype(np.float64) - one, True, ranks=_TWO["ranks"], processes=_TWO["ranks"], device="cpu"
+    return compare_losses(
+        two.astype(np.float64) - one, True, ranks=_TWO["ranks"], processes=_TWO["ranks"], device="cpu"
     )
 
 
 def _score_with_ranks(request: Path) -> None:
     """Run `ranks_main` on a request. Raises MissingEvidence with the last line of what it said when it fails."""
-    path = [str(Path(bitgolf.__file__).parents[1]), *(str(Path(entry).absolute()) for entry in sys.path if entry)]
+    path = [str(_PACKAGE_ROOT), *(str(Path(entry).absolute()) for entry in sys.path if entry)]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     # Both processes are on this machine; the name of the host need not resolve. One thread until they part.
     environment |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,9 +1,9 @@
-"""Which walls stand around a sealed evaluation, and whether they hold: tried from the inside, not assumed.
+"""How a sealed evaluation is isolated, and tests from the inside of whether the isolation works.
 
-`enter` builds the strongest that the system grants: namespaces, else Landlock and no sockets, else none.
-`Walls.close_files` then closes off the file system for good. Both are followed by attempts to do what must not work:
-open the run's files, reach a network, open a library. What Python code tries to open after the closing is noted by
-name, even when it swallows the error.
+`enter` applies the strongest means that the system grants: namespaces, else Landlock and no sockets, else none.
+`Isolation.close_files` then closes the file system permanently. After each, the process attempts what must not work:
+to open the run's files, to reach a network, to open a library. Files that Python code tries to open after the closing
+are recorded by name, even when the code suppresses the error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_NOTES = 20
 
 
 @dataclass
-class Walls:
+class Isolation:
     """What isolates this process, as plain values for the audit's evidence.
 
     Attributes:
@@ -80,31 +80,32 @@ class Walls:
             self.attempts.append(note)
 
 
-def enter(view: namespaces.View, secrets: list[str]) -> Walls:
-    """Build the strongest walls there are and try them. The caller may go on in another process (see `namespaces`).
+def enter(view: namespaces.View, secrets: list[str]) -> Isolation:
+    """Apply the strongest isolation that there is and test it. The caller may continue in another process (see
+    `namespaces`).
 
     Args:
         view: what the process is shown.
         secrets: files that it must not be able to read.
     """
-    walls = Walls(_libraries=view.visible)
+    isolation = Isolation(_libraries=view.visible)
     try:
         namespaces.enter(view)
-        walls.files = "namespaces"
+        isolation.files = "namespaces"
     except kernel.Unavailable as reason:
-        walls.refused.append(f"namespaces: {reason}")
+        isolation.refused.append(f"namespaces: {reason}")
         try:
             landlock.enter((*view.visible, Path("/proc"), Path("/sys")), (view.writable, *namespaces.devices()))
-            walls.files = "landlock"
+            isolation.files = "landlock"
         except (kernel.Unavailable, OSError) as error:
-            walls.refused.append(f"Landlock: {error}")
+            isolation.refused.append(f"Landlock: {error}")
         try:  # a network namespace of its own has nothing in it; without one, sockets must go
             system_calls.refuse_network()
         except kernel.Unavailable as reason:
-            walls.refused.append(f"refusing sockets: {reason}")
-    walls.network = not _can_reach_network()
-    walls.reachable = [path for path in secrets if _can_open(path)]
-    return walls
+            isolation.refused.append(f"refusing sockets: {reason}")
+    isolation.network = not _can_reach_network()
+    isolation.reachable = [path for path in secrets if _can_open(path)]
+    return isolation
 
 
 def _can_open(path: str) -> bool:

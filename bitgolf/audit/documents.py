@@ -1,0 +1,176 @@
+"""Checks of the documents: their bytes, their order, and the absence of validation documents from the training text.
+
+The stored hashes say which documents the splits hold and in which order. Here the documents are taken out of the shards
+again, decoded, weighed and hashed. Rules bytes, order and B7: docs/rules.md.
+
+Legend: N tokens of a stream; documents are (n,) uint16 without their BOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from bitgolf.audit.evidence import Evidence, run_checks
+from bitgolf.audit.verdict import Finding, MissingEvidence, judge
+from bitgolf.data.prepared import PreparedData
+from bitgolf.data.shards import TokenShards, file_sha256
+from bitgolf.data.split import check_disjoint, hash_document, read_hashes
+from bitgolf.errors import DataError
+
+_DECODED_TOKENS = 2_000_000  # decoded for a check; larger texts are sampled
+_OVERLAP_TOKENS = 50_000_000  # training tokens compared with validation document by document
+_OVERLAP_BLOCK = 1_000_000
+# Texts that have broken byte accounting before: NUL, the space symbol, spaces at both ends, newlines, emoji with
+# joiners, combining marks, private-use sentinels, the names of control tokens, rare bytes.
+EDGE_TEXTS = (
+    "\0 in \0the text\0", "\u2581 \u2581\u2581x", "  two  spaces  ", "a\n\nb\r\n\tc", "e\u0301\u0302 \u00c5",
+    "\U0001f469\u200d\U0001f680 flies", "\ue001\ue002x\ue003\ue004", "<s></s><unk><pad>", "\x7f\x80\xff \u2028\ufeff",
+)  # fmt: skip
+
+
+def documents(tokens: np.ndarray, bos_id: int) -> list[np.ndarray]:
+    """Documents of a stream (N,), without their BOS. Tokens before the first BOS are one of them."""
+    parts = np.split(tokens, np.flatnonzero(tokens == bos_id))
+    return [part[1:] if len(part) and part[0] == bos_id else part for part in parts if len(part)]
+
+
+def sample(count: int, total_tokens: int) -> range:
+    """Which of `count` documents to decode: all, or evenly spaced ones of about `_DECODED_TOKENS` tokens together."""
+    return range(0, count, max(1, -(-total_tokens // _DECODED_TOKENS)))
+
+
+@run_checks.register("disjoint-splits", "B7", "no document is in both training and validation data")
+def disjoint_splits(evidence: Evidence) -> Finding:
+    """B7: neither the stored hashes of both splits nor the shards have a document in common."""
+    root = evidence.require("data")
+    hashes = evidence.data.manifest.get("document_hashes", {})
+    missing = [entry["file"] for entry in hashes.values() if not (root / entry["file"]).is_file()]
+    if missing or not hashes:
+        raise MissingEvidence(f"{root} has no document hashes ({', '.join(missing) or 'none in its manifest'})")
+    changed = [entry["file"] for entry in hashes.values() if file_sha256(root / entry["file"]) != entry["sha256"]]
+    num_train, num_val, overlap = check_disjoint(root)
+    if num_train == 0 or num_val == 0:
+        raise MissingEvidence(f"no document hashes to compare: {num_train} of training, {num_val} of validation")
+    compared, copies = shard_overlap(evidence.data.train, evidence.tokens, evidence.data.tokenizer.bos_id)
+    problems = [f"{overlap:,} training documents are validation documents too"] if overlap else []
+    if copies:
+        problems.append(f"{copies:,} documents of the training shards are validation documents, token by token")
+    problems += [f"{name} is not the file of hashes that the manifest names" for name in changed]
+    return judge(
+        problems,
+        f"{num_train:,} training and {num_val:,} validation documents, none in common"
+        + (f"; {compared:,} documents of the training shards compared" if compared else ""),
+        num_train=num_train,
+        num_val=num_val,
+        overlap=overlap,
+        shard_documents=compared,
+        shard_overlap=copies,
+        changed_files=changed,
+    )
+
+
+def shard_overlap(
+    train: TokenShards,
+    val_tokens: np.ndarray,  # (N,) uint16
+    bos_id: int,
+) -> tuple[int, int]:
+    """Documents of the training shards that were compared, and how many of them are validation documents."""
+    val_documents = {part.tobytes() for part in documents(val_tokens, bos_id) if len(part)}
+    compared = copies = 0
+    for part in _whole_documents(train, bos_id):
+        compared += 1
+        copies += part.tobytes() in val_documents
+    return compared, copies
+
+
+def _whole_documents(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
+    """All documents of a stream, or the whole ones in evenly spaced blocks of a large stream."""
+    if stream.num_tokens <= _OVERLAP_TOKENS:
+        yield from documents(stream.read(0, stream.num_tokens), bos_id)
+        return
+    blocks = _OVERLAP_TOKENS // _OVERLAP_BLOCK
+    for block in range(blocks):
+        start = block * (stream.num_tokens - _OVERLAP_BLOCK) // (blocks - 1)
+        yield from documents(stream.read(start, _OVERLAP_BLOCK), bos_id)[1:-1]
+
+
+@run_checks.register("one-order", "order", "one order of documents: as they were hashed, sharded and scored")
+def one_order(evidence: Evidence) -> Finding:
+    """Test 4: the documents on the tape are the hashed ones, in their order, in shards sorted by name."""
+    data, root = evidence.data, evidence.require("data")
+    entry = data.manifest.get("document_hashes", {}).get("val")
+    if not entry or not (root / entry["file"]).is_file():
+        raise MissingEvidence(f"{root} has no hashes of its validation documents")
+    hashes, by_text = read_hashes(root / entry["file"]), entry.get("of", "") == "utf-8 text"
+    shard_files = [Path(shard["file"]).name for shard in data.manifest["splits"]["val"]["shards"]]
+    parts = documents(evidence.tokens, data.tokenizer.bos_id)
+    problems = []
+    if shard_files != sorted(shard_files):
+        problems.append(f"the validation shards are not in the order of their names: {', '.join(shard_files[:4])}")
+    if len(parts) != len(hashes):
+        problems.append(f"{len(parts):,} documents are on the tape, {len(hashes):,} were hashed")
+    checkable = not by_text or data.tokenizer.lossless
+    chosen = range(0)
+    if checkable:
+        chosen = sample(min(len(parts), len(hashes)), len(evidence.tokens) if by_text else 0)
+    problems += _misplaced(parts, chosen, hashes, data, by_text)
+    how = f"{len(chosen):,} of them hashed again" if checkable else "their text cannot be recovered from the tokens"
+    return judge(
+        problems,
+        f"{len(parts):,} documents, in the order in which they were prepared and of their shards' names; {how}",
+        documents=len(parts),
+        checked=len(chosen),
+        shards=shard_files[:100],
+    )
+
+
+def _misplaced(
+    parts: list[np.ndarray], chosen: range, hashes: np.ndarray, data: PreparedData, by_text: bool
+) -> list[str]:
+    """The first five of the chosen documents whose hash is not the stored one, (documents,) uint64, of their place."""
+    places = {int(value): position for position, value in enumerate(hashes.tolist())}
+    problems: list[str] = []
+    for index in chosen:
+        ids = parts[index].astype(np.uint16)
+        digest = hash_document(data.tokenizer.decode(ids).encode() if by_text else ids.tobytes())
+        if digest != int(hashes[index]):
+            where = f"it is document {places[digest]} of the hashes" if digest in places else "no hash is of its text"
+            problems.append(f"document {index} on the tape is not the one that was hashed there: {where}")
+        if len(problems) > 4:
+            break
+    return problems
+
+
+@run_checks.register("byte-accounting", "bytes", "the bytes of a document's tokens are the bytes of its text")
+def byte_accounting(evidence: Evidence) -> Finding:
+    """Section 3: decode documents and compare their bytes with the byte costs of their tokens, BOS before each."""
+    tokens, tokenizer = evidence.tokens, evidence.data.tokenizer
+    parts = documents(tokens, tokenizer.bos_id)
+    chosen = sample(len(parts), len(tokens))
+    problems: list[str] = []
+    total = 0
+    for index in chosen:
+        ids = parts[index]
+        text = tokenizer.decode(ids)
+        expected = len((text if tokenizer.lossless else text.removeprefix(" ")).encode())
+        charged = int(tokenizer.byte_costs(np.concatenate([[tokenizer.bos_id], ids]).astype(np.uint16)).sum())
+        total += charged
+        if charged != expected:
+            problems.append(f"document {index} is charged {charged:,} bytes, its text has {expected:,}")
+    if tokenizer.lossless:
+        try:
+            tokenizer.encode_proven([*EDGE_TEXTS, ""])
+        except DataError as error:
+            problems.append(str(error))
+    return judge(
+        problems[:5],
+        f"{len(chosen):,} of {len(parts):,} documents decoded: {total:,} bytes charged, as many as their text has"
+        + (f"; so do {len(EDGE_TEXTS)} texts of odd characters" if tokenizer.lossless else ""),
+        documents=len(chosen),
+        bytes=total,
+        lossless=tokenizer.lossless,
+        num_problems=len(problems),
+    )

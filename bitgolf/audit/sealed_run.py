@@ -1,0 +1,150 @@
+"""The run's headline scored again by a sealed process, which has the artifact and nothing else of the run.
+
+The process starts early, so that it loads while other checks are made. The score tape stays in this process: a chunk's
+tokens go over when it is the chunk's turn, and its losses are committed here (see `sandbox.client`).
+
+Legend: N-1 targets of the validation text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bitgolf.audit.headline import MODEL_ROWS, Headline
+from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
+from bitgolf.errors import RuleViolation
+from bitgolf.evaluate.tape import ScoreTape, evaluate
+from bitgolf.evaluate.window_scorer import window_plan
+
+_NUM_UPDATES = {True: 1, False: 3}  # chunks that an adapter learns from in the reproduction, by `quick`
+_NUM_BLOCKS = {True: 4, False: 16}
+
+Losses = list[tuple[int, np.ndarray]]  # first target of a block, and its losses (stop - start,) float32, nats
+
+
+class SealedRun:
+    """Scores parts of the validation text again.
+
+    Args:
+        headline: what to score.
+        hidden: files and folders that the process must not see: run directory, data, corpus.
+        everything: score all targets.
+        rng: draws the blocks.
+    """
+
+    def __init__(
+        self, headline: Headline, hidden: Callable[[], Iterable[Path]], everything: bool, rng: np.random.Generator
+    ) -> None:
+        self.headline, self.hidden, self.everything, self.rng = headline, hidden, everything, rng
+        self.num_targets = 0  # scored so far
+        self.not_isolated = ""  # why it runs without isolation
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """End the process."""
+        self._stack.close()
+
+    @cached_property
+    def process(self) -> SealedProcess:
+        """The process, started."""
+        headline, config = self.headline, self.headline.config
+        settings = {
+            "config": config.model_dump(mode="json"),
+            "device": str(headline.device),
+            "method": "" if headline.adapted else headline.method,
+            "stride": headline.stride,
+            "batch_tokens": self.rows * config.window,
+            "num_targets": len(headline.tokens) - 1,
+        }
+        return self._stack.enter_context(
+            SealedProcess(
+                headline.artifact,
+                settings,
+                self.hidden(),
+                num_threads=torch.get_num_threads(),
+                isolated=not self.not_isolated,
+            )
+        )
+
+    @property
+    def rows(self) -> int:
+        """Windows of a batch: those of the score where kernels depend on them, or all is scored again."""
+        configured = self.headline.config.score.batch_tokens // self.headline.config.window
+        return max(MODEL_ROWS, configured) if self.everything or self.headline.device.type == "cuda" else MODEL_ROWS
+
+    def losses(self) -> Losses:
+        """Losses of the blocks that are scored again.
+
+        An evaluation that cannot run isolated is run once more without isolation; `not_isolated` then says why.
+        """
+        try:
+            losses = self._score()
+        except (SealedFailure, RuleViolation) as failure:
+            on_gpu = self.headline.device.type == "cuda"  # whose driver may need files at any time
+            if not isinstance(failure, SealedFailure) and (not on_gpu or self.process.attempts()):
+                raise
+            self.not_isolated = str(failure)
+            self._stack.close()
+            del self.process
+            losses = self._score()
+        self.num_targets = sum(len(block) for _, block in losses)
+        return losses
+
+    def _score(self) -> Losses:
+        return self._prefix() if self.headline.adapted else self._blocks()
+
+    def _blocks(self) -> Losses:
+        headline = self.headline
+        num_targets, block = len(headline.tokens) - 1, self.rows * headline.stride
+        num_blocks = -(-num_targets // block) if self.everything else _NUM_BLOCKS[headline.quick]
+
+        def first_token(target: int) -> int:
+            return int(window_plan(target, target + 1, headline.config.window, headline.stride)[0, 0])
+
+        scorer = SealedScorer(self.process, first_token)
+        return [
+            (start, scorer.score(lambda a, b: headline.tokens[a:b], start, stop))
+            for start, stop in sample_blocks(num_targets, block, num_blocks, self.rng)
+        ]
+
+    def _prefix(self) -> Losses:
+        """The adapted pass again from the first target, through a few updates."""
+        headline, config = self.headline, self.headline.config
+        # Continued from chunk to chunk: the token of the last target before `start` has gone over already.
+        scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
+        adapter = SealedAdapter(self.process) if config.ttt.between_chunks else None
+        tape = ScoreTape(headline.tokens[: self._end_of_prefix() + 1])
+        if headline.by_documents:
+            tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
+            return [(0, tape.nll)]
+        chunk_targets = config.ttt.weights.chunk_tokens if adapter else 0
+        return [(0, evaluate(tape, scorer, adapter, chunk_targets=chunk_targets))]
+
+    def _end_of_prefix(self) -> int:
+        """One past the last target that an adapted pass is scored again to."""
+        headline, config = self.headline, self.headline.config
+        num_targets, updates = len(headline.tokens) - 1, _NUM_UPDATES[headline.quick]
+        if self.everything:
+            return num_targets
+        if headline.by_documents:
+            after = np.flatnonzero(headline.tokens[1:-1] == headline.bos_id) + 1
+            last = updates * config.ttt.lora.documents - 1
+            return int(after[last]) if last < len(after) else num_targets
+        chunks = updates * config.ttt.weights.chunk_tokens if config.ttt.between_chunks else 0
+        return min(num_targets, chunks + config.score.batch_tokens // config.window * headline.stride)
+
+
+def sample_blocks(num_targets: int, block: int, num_blocks: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of up to `block` targets: the first, the last and random ones between, sorted."""
+    total = -(-num_targets // block)
+    chosen = {0, total - 1}
+    inner = np.arange(1, max(1, total - 1))
+    count = min(max(0, num_blocks - len(chosen)), len(inner))
+    chosen |= set(rng.choice(inner, count, replace=False).tolist())
+    return [(k * block, min((k + 1) * block, num_targets)) for k in sorted(chosen)]

@@ -1,0 +1,94 @@
+"""Checks around document borders: honest evaluations pass, schedules by length and leaks over a border fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_gpt import ALONE, BOS, VOCAB, config, text, tiny_gpt
+from tiny_gpt import adapted as adapted_pass
+
+from bitgolf.audit.borders import move_borders, rewrite_before
+from bitgolf.audit.verdict import Finding, MissingEvidence
+from bitgolf.evaluate.document_scorer import DocumentScorer
+
+TOKENS = text(110, seed=3)
+
+
+def adapted(model: Any = tiny_gpt, **ttt: Any) -> Any:
+    def evaluation(tokens: np.ndarray) -> Any:
+        gpt = model()
+        found = adapted_pass(config(**ttt), gpt, len(tokens) - 1)
+        return found.scorer, found.adapter
+
+    return evaluation
+
+
+ALPHABET = {"vocab_size": VOCAB, "bos_id": BOS}
+
+
+def moved(evaluation: Any, tokens: np.ndarray = TOKENS, **options: Any) -> Finding:
+    defaults = {"num_moves": 4, "chunk_targets": 0, "exact_shapes": True}
+    return move_borders(evaluation, tokens, **ALPHABET, rng=np.random.default_rng(0), **(defaults | options))
+
+
+BY_DOCUMENTS = {"method": "lora", "lora_documents": 3}
+
+
+@pytest.mark.parametrize("ttt", [{}, {"method": "full", "lr": 0.05}, BY_DOCUMENTS])
+def test_honest_evaluations_do_not_know_where_documents_end(ttt: dict[str, Any]) -> None:
+    found = moved(adapted(**ttt), num_moves=2, chunk_targets=0 if "lora_documents" in ttt else 40)
+    assert found.verdict == "PASS" and len(found.evidence["moves"]) == 4, found
+
+
+class ShortDocumentsDifferently(DocumentScorer):
+    """PR 2014: what is learned depends on how long the document will be."""
+
+    def _score_batch(self, batch: Any, slots: list[int], a: Any, with_log_p: bool) -> Any:
+        for slot, tokens in enumerate(batch.tokens):
+            for tensor in a:
+                tensor[slot] *= 0.2 if len(tokens) < 20 else 1
+        return super()._score_batch(batch, slots, a, with_log_p)
+
+
+class Leaks(DocumentScorer):
+    """PR 1667: the last token of the document before reaches over the border."""
+
+    def _score_batch(self, batch: Any, slots: list[int], a: Any, with_log_p: bool) -> Any:
+        for slot in range(1, len(batch.tokens)):
+            a[0][slot] = self.first_a[0] * (1 + float(batch.tokens[slot - 1][-2]) / 50)
+        return super()._score_batch(batch, slots, a, with_log_p)
+
+
+def cheating_documents(cheat: type[DocumentScorer]) -> Any:
+    def evaluation(tokens: np.ndarray) -> Any:
+        ttt = config(method="lora", lora_documents=8, lora_lr=0.1).ttt.lora
+        return cheat(tiny_gpt(), ttt, window=16, bos_id=BOS, seed=0, world=ALONE), None
+
+    return evaluation
+
+
+def test_a_schedule_by_the_length_of_documents_is_caught() -> None:
+    found = moved(cheating_documents(ShortDocumentsDifferently))
+    assert found.verdict == "FAIL" and "moving the document border at token" in found.reason
+    scattering = moved(cheating_documents(ShortDocumentsDifferently), exact_shapes=False)
+    assert scattering.verdict == "NOT RUN", "a device whose other shapes scatter proves neither"
+
+
+def test_isolation_of_documents() -> None:
+    options = {**ALPHABET, "rng": np.random.default_rng(0)}
+    assert rewrite_before(cheating_documents(DocumentScorer), TOKENS, **options).verdict == "PASS"
+    found = rewrite_before(cheating_documents(Leaks), TOKENS, **options)
+    assert found.verdict == "FAIL" and "moved predictions of the next" in found.reason
+    flat = rewrite_before(adapted(), TOKENS, **options)
+    assert flat.verdict == "FAIL", "a flat stream is not isolated, and does not claim to be"
+
+
+def test_texts_without_borders_prove_nothing() -> None:
+    one = np.where(TOKENS == BOS, 5, TOKENS).astype(TOKENS.dtype)
+    one[0] = BOS
+    with pytest.raises(MissingEvidence, match="no document border"):
+        rewrite_before(adapted(), one, **ALPHABET, rng=np.random.default_rng(0))
+    with pytest.raises(MissingEvidence, match="too few"):
+        moved(adapted(), one[:2])

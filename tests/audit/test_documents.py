@@ -1,0 +1,118 @@
+"""Checks of documents: their bytes, their order, and their absence from the training shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_evidence import evidence, judged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitgolf.audit import documents
+from bitgolf.audit.verdict import Finding
+from bitgolf.data.shards import TokenShards, write_shard
+from bitgolf.data.split import hash_document
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 4), max_size=40))
+def test_documents_are_what_stands_between_bos(ids: list[int]) -> None:
+    expected: list[list[int]] = []
+    for position, token in enumerate(ids):
+        if token == 1:
+            expected.append([])
+        elif position == 0:
+            expected.append([token])
+        else:
+            expected[-1].append(token)
+    found = documents.documents(np.array(ids, dtype=np.uint16), 1)
+    assert [part.tolist() for part in found] == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 5000), st.integers(0, 100_000_000))
+def test_samples_of_documents_are_spread_and_bounded(count: int, tokens: int) -> None:
+    chosen = documents.sample(count, tokens)
+    assert list(chosen) == sorted(set(chosen)) and all(0 <= index < count for index in chosen)
+    assert len(chosen) == count if tokens <= 2_000_000 else len(chosen) * tokens <= 2_000_000 * count + tokens
+
+
+class Letters:
+    """A tokenizer of one letter per token; id 1 is BOS."""
+
+    bos_id, lossless = 1, True
+
+    def decode(self, ids: np.ndarray) -> str:
+        return "".join(chr(96 + int(i)) for i in ids if i != 1)
+
+    def byte_costs(self, tokens: np.ndarray) -> np.ndarray:
+        return (tokens[1:] != 1).astype(np.int32)
+
+    def encode_proven(self, texts: list[str]) -> None:
+        assert "" in texts and len(texts) > 5
+
+
+LETTERS = np.array([1, 2, 3, 1, 4, 5, 6, 1, 2, 2], dtype=np.uint16)
+HASHES = np.array([hash_document(t.encode()) for t in ("bc", "def", "bb")], dtype=np.uint64)
+
+
+def order(
+    folder: Path,
+    tokens: np.ndarray = LETTERS,
+    hashes: np.ndarray = HASHES,
+    files: tuple[str, ...] = ("a", "b"),
+    hashed: str = "utf-8 text",
+    tokenizer: Any = None,
+) -> Finding:
+    (folder / "val.hashes").write_bytes(hashes.astype("<u8").tobytes())
+    manifest = {
+        "document_hashes": {"val": {"file": "val.hashes", "of": hashed}},
+        "splits": {"val": {"shards": [{"file": name} for name in files]}},
+    }
+    data = SimpleNamespace(manifest=manifest, tokenizer=tokenizer or Letters())
+    return documents.one_order(evidence(data=data, tokens=tokens, require=lambda name: folder))
+
+
+def test_one_order(tmp_path: Path) -> None:
+    judged(order(tmp_path), "")
+    judged(order(tmp_path, files=("b", "a")), "not in the order of their names")
+    judged(order(tmp_path, hashes=HASHES[[1, 0, 2]]), "it is document 0 of the hashes")
+    judged(order(tmp_path, tokens=np.where(LETTERS == 5, 7, LETTERS)), "no hash is of its text")
+    judged(order(tmp_path, tokens=LETTERS[:7]), "2 documents are on the tape, 3 were hashed")
+    by_tokens = np.array([hash_document(part.tobytes()) for part in documents.documents(LETTERS, 1)], dtype=np.uint64)
+    judged(order(tmp_path, hashes=by_tokens, hashed="uint16 tokens"), "")
+
+
+def test_an_order_that_cannot_be_hashed_again_says_so(tmp_path: Path) -> None:
+    lossy = Letters()
+    lossy.lossless = False
+    found = order(tmp_path, hashes=HASHES[[1, 0, 2]], tokenizer=lossy)
+    assert found.verdict == "PASS" and "cannot be recovered" in found.reason and found.evidence["checked"] == 0
+
+
+def weighed(tokenizer: Any) -> Finding:
+    return documents.byte_accounting(evidence(tokens=LETTERS, data=SimpleNamespace(tokenizer=tokenizer)))
+
+
+def test_byte_accounting() -> None:
+    judged(weighed(Letters()), "")
+    dear = Letters()
+    dear.byte_costs = lambda tokens: 2 * (tokens[1:] != 1).astype(np.int32)  # type: ignore[method-assign]
+    judged(weighed(dear), "document 0 is charged 4 bytes, its text has 2")
+
+
+def test_overlap_is_looked_for_in_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    train = np.concatenate([np.append(1, rng.integers(2, 50, size=rng.integers(1, 40))) for _ in range(200)])
+    val = np.concatenate([np.append(1, rng.integers(50, 60, size=20)) for _ in range(5)])
+    write_shard(tmp_path / "train.bin", np.concatenate([train, val[21:42], val[:21]]))
+    stream = TokenShards([tmp_path / "train.bin"])
+    assert documents.shard_overlap(stream, val.astype(np.uint16), 1) == (202, 2)
+    monkeypatch.setattr(documents, "_OVERLAP_TOKENS", 3_000)
+    monkeypatch.setattr(documents, "_OVERLAP_BLOCK", 1_000)
+    compared, copies = documents.shard_overlap(stream, val.astype(np.uint16), 1)
+    assert 0 < compared < 202 and copies == 1, "blocks hold whole documents only; the last one is cut off at the end"

@@ -1,0 +1,44 @@
+"""Evidence for single checks: a configuration and the records that a test gives, in place of a run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from bitgolf.audit.verdict import Check, Finding
+from bitgolf.config import Config
+
+
+def evidence(**products: Any) -> Any:
+    """What a check reads of `Evidence`: the given products, and an empty configuration."""
+    return SimpleNamespace(**({"config": Config()} | products))
+
+
+def budget(**spent: float) -> Any:
+    """A ledger: spent by kind; `untimed` is what the stage `score` charged as untimed."""
+
+    def amount(kind: str, stage: str | None = None) -> float:
+        return spent.get("untimed" if stage == "score" else kind, 0.0)
+
+    return SimpleNamespace(spent=amount)
+
+
+def limits(**caps: float) -> Config:
+    """A configuration with other budgets."""
+    return Config().updated({f"budget.{name}": cap for name, cap in caps.items()})
+
+
+def file_of(size: int, folder: Path) -> Any:
+    """A `require` whose product has this many bytes."""
+    path = folder / "product"
+    path.write_bytes(bytes(size))
+    return lambda name: path
+
+
+def judged(found: Finding | Check, problem: str) -> None:
+    """`problem` empty: the check passed; else it failed and names the problem. The evidence is plain JSON."""
+    assert found.verdict == ("FAIL" if problem else "PASS"), found
+    assert problem in found.reason
+    json.dumps(found.evidence, allow_nan=False)
