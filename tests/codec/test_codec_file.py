@@ -37,7 +37,7 @@ CODED = CodedText(
     st.integers(1, 256),
     st.integers(1, 2048),
     st.dictionaries(st.sampled_from("abc"), st.text(max_size=20).filter(str.isprintable), max_size=3),
-    st.sampled_from([None, TTTConfig(method="full"), TTTConfig(method="lora", lora_targets=("k",), lora_rank=3)]),
+    st.sampled_from([None, TTTConfig(method="full"), TTTConfig(method="lora", lora={"targets": ("k",), "rank": 3})]),
     st.binary(min_size=24, max_size=24),
 )
 @settings(max_examples=100, deadline=None)
@@ -90,7 +90,7 @@ def test_a_file_of_version_1_is_read() -> None:
 def test_headers_are_small() -> None:
     one = replace(CODED, streams=CODED.streams[:1], num_bytes=180)
     assert len(write(one)) - 8 <= 35 + 45
-    adapted = replace(one, ttt=TTTConfig(method="full", chunk_tokens=1024, lr=0.01))
+    adapted = replace(one, ttt=TTTConfig(method="full", weights={"chunk_tokens": 1024, "lr": 0.01}))
     assert len(write(adapted)) - len(write(one)) <= 64
     many = replace(
         CODED, streams=tuple(CodedStream(1000 + 7 * i % 91, b"", False) for i in range(64)), num_bytes=160_000

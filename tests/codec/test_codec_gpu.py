@@ -37,9 +37,9 @@ def on_gpu(lossless: Tokenizer) -> Iterator[CodecModel]:
     "ttt",
     [
         None,
-        TTTConfig(method="full", chunk_tokens=32, lr=0.1),
-        TTTConfig(method="last_blocks", chunk_tokens=32, optimizer="adamw", lr=0.01),
-        TTTConfig(method="lora", lora_chunk_tokens=8, lora_targets=("q", "k", "v", "o", "mlp", "head")),
+        TTTConfig(method="full", weights={"chunk_tokens": 32, "lr": 0.1}),
+        TTTConfig(method="last_blocks", weights={"chunk_tokens": 32, "optimizer": "adamw", "lr": 0.01}),
+        TTTConfig(method="lora", lora={"chunk_tokens": 8, "targets": ("q", "k", "v", "o", "mlp", "head")}),
     ],
     ids=lambda ttt: "plain" if ttt is None else ttt.method,
 )

@@ -112,8 +112,8 @@ def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokeniz
 
 
 CHUNKS: list[dict[str, Any]] = [
-    {"method": "full", "lr": 0.05, "epochs": 2, "batch_rows": 1},
-    {"method": "last_blocks", "last_blocks": 1, "optimizer": "adamw", "lr": 0.003},
+    {"method": "full", "weights": {"lr": 0.05, "epochs": 2, "batch_rows": 1}},
+    {"method": "last_blocks", "weights": {"last_blocks": 1, "optimizer": "adamw", "lr": 0.003}},
 ]
 
 
@@ -137,7 +137,7 @@ def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless:
 
 def test_streams_share_what_their_chunks_teach_round_by_round(lossless: Tokenizer) -> None:
     """By definition: every stream's chunk is scored with the weights of the round, then each is learned in turn."""
-    settings = config(method="full", lr=0.05, epochs=2, batch_rows=1)
+    settings = config(method="full", weights={"lr": 0.05, "epochs": 2, "batch_rows": 1})
     streams = [text(n + 1, seed=n, period=9)[1:].astype(np.int64) for n in (100, 95, 45)]
     gpt = tiny_gpt()
     found = run(settings, gpt, lossless, streams, 100)
@@ -168,16 +168,16 @@ def test_an_adapter_cannot_read_ahead() -> None:
 
 
 DOCUMENTS: list[dict[str, Any]] = [
-    {"lora_targets": ("q", "v", "head")},
-    {"lora_targets": ("k", "o", "mlp"), "lora_chunk_tokens": 16},
-    {"lora_keep_a": True, "lora_documents": 3},
+    {"targets": ("q", "v", "head")},
+    {"targets": ("k", "o", "mlp"), "chunk_tokens": 16},
+    {"keep_a": True, "documents": 3},
 ]
 
 
-@pytest.mark.parametrize("ttt", DOCUMENTS, ids=str)
+@pytest.mark.parametrize("lora", DOCUMENTS, ids=str)
 @pytest.mark.usefixtures("caches")
-def test_documents_adapt_as_the_evaluation_does(ttt: dict[str, Any], lossless: Tokenizer) -> None:
-    settings = config(method="lora", lora_lr=0.02, **ttt)
+def test_documents_adapt_as_the_evaluation_does(lora: dict[str, Any], lossless: Tokenizer) -> None:
+    settings = config(method="lora", lora={"lr": 0.02, **lora})
     tokens = text(400, seed=4, period=17)
     tape = ScoreTape(tokens)
     gpt = tiny_gpt()

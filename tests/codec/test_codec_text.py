@@ -31,9 +31,12 @@ from bitgolf.run.ranks import World
 MakeModel = Callable[..., CodecModel]
 # Strong enough to move the size of REPEATED by more than the coder's own bytes.
 ADAPTED: list[TTTConfig] = [
-    TTTConfig(method="full", chunk_tokens=16, lr=0.5, epochs=1),
-    TTTConfig(method="last_blocks", chunk_tokens=20, optimizer="adamw", lr=0.1, last_blocks=1),
-    TTTConfig(method="lora", lora_chunk_tokens=8, lora_rank=4, lora_lr=0.15),
+    TTTConfig(method="full", weights={"chunk_tokens": 16, "lr": 0.5, "epochs": 1}),
+    TTTConfig(
+        method="last_blocks",
+        weights={"chunk_tokens": 20, "optimizer": "adamw", "lr": 0.1, "last_blocks": 1},
+    ),
+    TTTConfig(method="lora", lora={"chunk_tokens": 8, "rank": 4, "lr": 0.15}),
 ]
 REPEATED = b"Letter 60 from the miller. The quiet bridge carries the river." * 3
 SMALL = [
@@ -239,8 +242,8 @@ def test_what_could_not_be_decoded_again_is_not_coded(model: CodecModel, monkeyp
         ({"streams": 10}, "from 1 to 9"),
         ({"stride": 17}, "score.stride 17"),
         ({"stride": -2}, "score.stride"),
-        ({"ttt": TTTConfig(method="full", chunk_tokens=8)}, "chunk_tokens 8"),
-        ({"ttt": TTTConfig(method="last_blocks", last_blocks=9, chunk_tokens=32)}, "last_blocks 9"),
+        ({"ttt": TTTConfig(method="full", weights={"chunk_tokens": 8})}, "chunk_tokens 8"),
+        ({"ttt": TTTConfig(method="last_blocks", weights={"last_blocks": 9, "chunk_tokens": 32})}, "last_blocks 9"),
     ],
     ids=str,
 )
@@ -249,7 +252,9 @@ def test_impossible_settings_are_refused(options: dict[str, Any], message: str, 
         compress_bytes(b"some text", model, **options)
 
 
-@pytest.mark.parametrize("change", [{"stride": 99}, {"ttt": TTTConfig(method="full", chunk_tokens=8)}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"stride": 99}, {"ttt": TTTConfig(method="full", weights={"chunk_tokens": 8})}], ids=str
+)
 def test_a_header_that_asks_for_the_impossible_is_damaged(change: dict[str, Any], model: CodecModel) -> None:
     coded = compress_bytes(b"some text", model)
     with pytest.raises(ArtifactError, match="what the model cannot do"):
@@ -281,7 +286,7 @@ def test_chunks_that_hold_the_longest_stream_are_a_warning(
     model: CodecModel, letters: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        coded = compress_bytes(letters[:60], model, ttt=TTTConfig(method="full", chunk_tokens=16))
+        coded = compress_bytes(letters[:60], model, ttt=TTTConfig(method="full", weights={"chunk_tokens": 16}))
         assert coded.num_tokens > 16 and not caplog.records
         compress_bytes(letters[:60], model, ttt=TTTConfig(method="full"))
     assert "ttt.weights.chunk_tokens 32768 holds the longest stream" in caplog.text

@@ -75,7 +75,7 @@ def test_a_target_is_scored_from_its_own_document_within_its_window(method: str,
 
 
 def test_test_time_training_learns_from_documents_one_by_one() -> None:
-    settings = aware(method="full", lr=0.05, batch_rows=1)
+    settings = aware(method="full", weights={"lr": 0.05, "batch_rows": 1})
     tapes, weights = [], []
     for forward in (lambda model: model, piecewise):
         model, tape = tiny_gpt(settings.model), ScoreTape(TOKENS)
@@ -90,7 +90,7 @@ def test_test_time_training_learns_from_documents_one_by_one() -> None:
 def test_adapters_a_document_see_one_document_in_any_case() -> None:
     nll = []
     for value in (True, False):
-        settings = aware(value, method="lora", lora_targets=["q", "v", "o", "mlp", "head"])
+        settings = aware(value, method="lora", lora={"targets": ["q", "v", "o", "mlp", "head"]})
         model = tiny_gpt(settings.model)
         scorer = DocumentScorer(model, settings.ttt.lora, window=WINDOW, bos_id=BOS, seed=5, world=ALONE)
         nll.append(evaluate_documents(ScoreTape(TOKENS), scorer))
@@ -98,7 +98,7 @@ def test_adapters_a_document_see_one_document_in_any_case() -> None:
 
 
 def test_flips_prove_it_causal() -> None:
-    settings = aware(method="full", lr=0.05)
+    settings = aware(method="full", weights={"lr": 0.05})
 
     def evaluation(tokens: np.ndarray):
         model = tiny_gpt(settings.model)

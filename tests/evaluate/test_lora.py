@@ -74,7 +74,7 @@ def merged_logits(model: GPT, deltas: dict[str, Tensor], tokens: Tensor) -> Tens
 
 @pytest.mark.parametrize("targets", [("q",), ("k", "v"), ("o",), ("mlp",), ("head",), ALL])
 def test_each_document_sees_its_own_merged_weights(targets: tuple[str, ...]) -> None:
-    settings_ = config(method="lora", lora_targets=list(targets))
+    settings_ = config(method="lora", lora={"targets": list(targets)})
     model, generator = tiny_gpt(), torch.Generator().manual_seed(2)
     sites = lora_sites(model, targets)
     adapters = DocumentAdapters(
@@ -150,21 +150,23 @@ def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     "ttt",
     [
         {},
-        {"lora_targets": list(ALL), "lora_documents": 3, "lora_weight_decay": 0.5},
-        {"lora_keep_a": True, "lora_documents": 4, "lora_lr": 0.02},
-        {"lora_chunk_tokens": 16},
+        {"lora": {"targets": list(ALL), "documents": 3, "weight_decay": 0.5}},
+        {"lora": {"keep_a": True, "documents": 4, "lr": 0.02}},
+        {"lora": {"chunk_tokens": 16}},
     ],
 )
 def test_equals_one_document_at_a_time_with_torch_adamw(ttt: dict[str, Any]) -> None:
     found = run(**ttt).nll
     np.testing.assert_allclose(found, by_definition(config(method="lora", **ttt), TOKENS), rtol=0, atol=2e-4)
-    plain = by_definition(config(method="lora", **{**ttt, "lora_lr": 1e-9}), TOKENS)
+    plain = by_definition(config(method="lora", lora={**ttt.get("lora", {}), "lr": 1e-9}), TOKENS)
     assert np.abs(found - plain).max() > 0.05, "adaptation changes something"
 
 
 @pytest.mark.parametrize("documents", [1, 2, 5, 64])
 def test_any_number_side_by_side_scores_the_same(documents: int) -> None:
-    np.testing.assert_allclose(run(lora_documents=documents).nll, run(lora_documents=7).nll, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        run(lora={"documents": documents}).nll, run(lora={"documents": 7}).nll, rtol=0, atol=1e-4
+    )
 
 
 def test_documents_know_nothing_of_each_other() -> None:
@@ -184,7 +186,7 @@ def test_scores_do_not_depend_on_where_the_document_ends() -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
-    tape = run(lora_documents=3, lora_keep_a=keep)
+    tape = run(lora={"documents": 3, "keep_a": keep})
     ledger = tape.event_log
     assert score_first(evidence(event_log=ledger)).verdict == "PASS"
     assert scored_once(evidence(event_log=ledger, tokens=TOKENS, nll=tape.nll)).verdict == "PASS"
@@ -202,7 +204,7 @@ def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
 
 
 def test_distributions_are_those_of_the_losses_and_stop_before_the_last_target() -> None:
-    scorer = scorer_of(config(method="lora", lora_documents=3, lora_keep_a=True))
+    scorer = scorer_of(config(method="lora", lora={"documents": 3, "keep_a": True}))
 
     def read(start: int, stop: int) -> np.ndarray:
         assert stop <= 200, "target 199 is token 200"
@@ -222,7 +224,7 @@ def test_it_helps_on_text_that_repeats_and_leaves_the_model_alone() -> None:
     before = [p.clone() for p in scorer.model.parameters()]
     tape = ScoreTape(document)
     evaluate_documents(tape, scorer)
-    assert tape.nll[200:].mean() < run(document, lora_lr=1e-9).nll[200:].mean() - 0.3
+    assert tape.nll[200:].mean() < run(document, lora={"lr": 1e-9}).nll[200:].mean() - 0.3
     assert all(torch.equal(p, q) for p, q in zip(before, scorer.model.parameters(), strict=True))
     assert not any(p.requires_grad for p in scorer.model.parameters())
 
@@ -233,7 +235,7 @@ def test_every_target_once_whatever_the_documents(length: int, seed: int, docume
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 40, size=length).astype(np.uint16)
     tokens[rng.random(length) < 0.3] = BOS
-    settings_ = config(method="lora", lora_documents=documents, lora_targets=["head"])
+    settings_ = config(method="lora", lora={"documents": documents, "targets": ["head"]})
     scorer, tape = scorer_of(settings_), ScoreTape(tokens)
     evaluate_documents(tape, scorer)
     assert tape.complete and score_first(evidence(event_log=tape.event_log)).verdict == "PASS"
@@ -254,7 +256,7 @@ def _on_rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     tape = ScoreTape(TOKENS)
-    settings_ = config(method="lora", lora_documents=5, lora_keep_a=True)
+    settings_ = config(method="lora", lora={"documents": 5, "keep_a": True})
     evaluate_documents(tape, scorer_of(settings_, World(rank, 2, torch.device("cpu"))))
     np.save(Path(folder) / f"{rank}.npy", tape.nll)
     dist.destroy_process_group()
@@ -264,19 +266,19 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_on_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     both = [np.load(tmp_path / f"{rank}.npy") for rank in (0, 1)]
     np.testing.assert_array_equal(both[0], both[1])
-    np.testing.assert_allclose(both[0], run(lora_documents=5, lora_keep_a=True).nll, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(both[0], run(lora={"documents": 5, "keep_a": True}).nll, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "ttt, words",
     [
-        ({"lora_rank": 33, "lora_targets": ["q"]}, ["ttt.lora.rank 33", "width 32", "'q'"]),
-        ({"lora_rank": 17, "lora_targets": ["q", "v"]}, ["ttt.lora.rank 17", "width 16", "'v'"]),
-        ({"lora_rank": 0}, ["ttt.lora.rank", "greater than or equal to 1"]),
-        ({"lora_targets": ["q", "embedding"]}, ["ttt.lora.targets", "embedding", "'mlp'"]),
-        ({"lora_targets": []}, ["ttt.lora: targets []", "at least one"]),
-        ({"lora_targets": ["q", "q"]}, ["targets", "each once"]),
-        ({"lora_chunk_tokens": 17}, ["ttt.lora.chunk_tokens 17", "window of 16"]),
+        ({"lora": {"rank": 33, "targets": ["q"]}}, ["ttt.lora.rank 33", "width 32", "'q'"]),
+        ({"lora": {"rank": 17, "targets": ["q", "v"]}}, ["ttt.lora.rank 17", "width 16", "'v'"]),
+        ({"lora": {"rank": 0}}, ["ttt.lora.rank", "greater than or equal to 1"]),
+        ({"lora": {"targets": ["q", "embedding"]}}, ["ttt.lora.targets", "embedding", "'mlp'"]),
+        ({"lora": {"targets": []}}, ["ttt.lora: targets []", "at least one"]),
+        ({"lora": {"targets": ["q", "q"]}}, ["targets", "each once"]),
+        ({"lora": {"chunk_tokens": 17}}, ["ttt.lora.chunk_tokens 17", "window of 16"]),
         ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is lora"]),
     ],
 )

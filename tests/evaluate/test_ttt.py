@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_gpt import ALONE, WINDOW, adapted, config, free_port, text, tiny_gpt
 
 from bitgolf.audit.run import audit_run
-from bitgolf.config import Config, ModelConfig, load_config
+from bitgolf.config import Config, ModelConfig, TTTConfig, load_config
 from bitgolf.errors import ConfigError, RuleViolation, TrainingDiverged
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass_name, preserved
@@ -103,18 +103,26 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
 @pytest.mark.parametrize(
     "ttt",
     [
-        {"method": "full", "lr": 0.05, "epochs": 2, "batch_rows": 1},
-        {"method": "full", "lr": 0.05, "epochs": 1, "batch_rows": 32, "grad_clip": 0.1},
-        {"method": "full", "lr": 0.05, "epochs": 3, "batch_rows": 1, "step_cosine_floor": 0.1, "momentum": 0.5},
-        {"method": "full", "lr": 0.05, "batch_rows": 1, "step_cosine_floor": 0.0, "freeze_blocks": 2},
-        {"method": "full", "optimizer": "adamw", "lr": 0.003, "freeze_blocks": 3, "step_cosine_floor": 0.4},
+        {"method": "full", "weights": {"lr": 0.05, "epochs": 2, "batch_rows": 1}},
+        {
+            "method": "full",
+            "weights": {"lr": 0.05, "epochs": 1, "batch_rows": 32, "grad_clip": 0.1},
+        },
+        {
+            "method": "full",
+            "weights": {"lr": 0.05, "epochs": 3, "batch_rows": 1, "step_cosine_floor": 0.1, "momentum": 0.5},
+        },
+        {
+            "method": "full",
+            "weights": {"lr": 0.05, "batch_rows": 1, "step_cosine_floor": 0.0, "freeze_blocks": 2},
+        },
+        {
+            "method": "full",
+            "weights": {"optimizer": "adamw", "lr": 0.003, "freeze_blocks": 3, "step_cosine_floor": 0.4},
+        },
         {
             "method": "last_blocks",
-            "last_blocks": 1,
-            "optimizer": "adamw",
-            "lr": 0.003,
-            "weight_decay": 0.1,
-            "grad_clip": 0,
+            "weights": {"last_blocks": 1, "optimizer": "adamw", "lr": 0.003, "weight_decay": 0.1, "grad_clip": 0},
         },
     ],
 )
@@ -141,7 +149,7 @@ def test_equals_a_plain_loop(ttt: dict[str, Any], methods: list[str]) -> None:
 def test_scores_up_to_the_first_update_are_those_without_it() -> None:
     plain = ScoreTape(TOKENS)
     evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
-    trained = run(config(method="full", lr=0.05), tiny_gpt())
+    trained = run(config(method="full", weights={"lr": 0.05}), tiny_gpt())
     np.testing.assert_allclose(trained.nll[:40], plain.nll[:40], rtol=0, atol=1e-6)
     assert np.abs(trained.nll[40:] - plain.nll[40:]).max() > 1e-3
     updates = [event["tokens"] for event in trained.event_log["events"] if event["event"] == "update"]
@@ -152,7 +160,7 @@ def test_it_helps_on_text_that_repeats() -> None:
     tokens = text(600, period=25)
     plain = ScoreTape(tokens)
     evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
-    adapted_nll = run(config(method="full", lr=0.05), tiny_gpt(), tokens).nll
+    adapted_nll = run(config(method="full", weights={"lr": 0.05}), tiny_gpt(), tokens).nll
     assert adapted_nll[300:].mean() < plain.nll[300:].mean() - 0.3
 
 
@@ -161,7 +169,7 @@ def test_gradients_are_accumulated_over_forward_passes() -> None:
     for batch_tokens in (WINDOW, 48):
         model = tiny_gpt()
         tape = ScoreTape(TOKENS)
-        adapted(config(method="full", lr=0.05), model, 170, batch_tokens=batch_tokens).run(tape)
+        adapted(config(method="full", weights={"lr": 0.05}), model, 170, batch_tokens=batch_tokens).run(tape)
         nll.append(tape.nll)
     np.testing.assert_allclose(nll[0], nll[1], rtol=0, atol=1e-5)
 
@@ -169,24 +177,26 @@ def test_gradients_are_accumulated_over_forward_passes() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
 @pytest.mark.parametrize("halves", [True, False], ids=["by halves", "whole"])
 def test_a_compiled_forward_sees_what_is_learned(halves: bool) -> None:
-    eager = run(config(method="full", lr=0.05), tiny_gpt()).nll
+    eager = run(config(method="full", weights={"lr": 0.05}), tiny_gpt()).nll
     model, tape = tiny_gpt(), ScoreTape(TOKENS)
     compiled: Any = torch.compile(model, dynamic=False, backend="aot_eager")
     if halves:
         compiled = CompiledModel(model, backend="aot_eager")
-    adapted(config(method="full", lr=0.05), model, 170, forward=compiled).run(tape)
+    adapted(config(method="full", weights={"lr": 0.05}), model, 170, forward=compiled).run(tape)
     np.testing.assert_allclose(tape.nll, eager, rtol=0, atol=1e-4)
 
 
 # Three rows a chunk, in batches of two and one; a clip that binds, so that it matters what is clipped.
 SHARED = config(
     method="full",
-    lr=0.05,
-    chunk_tokens=50,
-    batch_rows=2,
-    grad_clip=0.2,
-    step_cosine_floor=0.1,
-    freeze_blocks=1,
+    weights={
+        "lr": 0.05,
+        "chunk_tokens": 50,
+        "batch_rows": 2,
+        "grad_clip": 0.2,
+        "step_cosine_floor": 0.1,
+        "freeze_blocks": 1,
+    },
 )
 
 
@@ -214,7 +224,7 @@ def test_weights_come_back_even_after_an_error() -> None:
     model = tiny_gpt()
     before = weights_sha256(model)
     with preserved(model):
-        run(config(method="full", lr=0.05), model)
+        run(config(method="full", weights={"lr": 0.05}), model)
         assert weights_sha256(model) != before
     assert weights_sha256(model) == before
     with (
@@ -297,35 +307,41 @@ def test_cosine_over_the_steps_of_a_chunk() -> None:
 
 def test_first_blocks_are_frozen_and_nothing_else() -> None:
     model = tiny_gpt()
-    learning = learning_parameters(model, config(method="full", freeze_blocks=2).ttt)
+    learning = learning_parameters(model, config(method="full", weights={"freeze_blocks": 2}).ttt)
     assert set(dict(model.named_parameters())) - set(learning) == {
         name for name, _ in model.named_parameters() if name.startswith(("blocks.0.", "blocks.1."))
     }
     many = GPT(ModelConfig(num_layers=12, model_dim=16, num_heads=2, num_kv_heads=1), WINDOW)
-    learning = learning_parameters(many, config(method="full", freeze_blocks=2).ttt)
+    learning = learning_parameters(many, config(method="full", weights={"freeze_blocks": 2}).ttt)
     assert "blocks.10.attn_scale" in learning and "blocks.1.attn_scale" not in learning
 
 
 @pytest.mark.parametrize(
     "ttt, words",
     [
-        ({"method": "full", "chunk_tokens": 15}, ["ttt.weights.chunk_tokens 15", "window of 16"]),
-        ({"method": "last_blocks", "last_blocks": 4}, ["ttt.weights.last_blocks 4", "3 layers"]),
-        ({"method": "full", "freeze_blocks": 4}, ["ttt.weights.freeze_blocks 4", "3 layers"]),
-        ({"method": "full", "freeze_blocks": -1}, ["ttt.weights.freeze_blocks", "greater than or equal to 0"]),
-        ({"method": "last_blocks", "freeze_blocks": 1}, ["freeze_blocks 1", "method is last_blocks"]),
-        ({"method": "lora", "freeze_blocks": 1}, ["freeze_blocks 1", "method is lora"]),
-        ({"method": "full", "step_cosine_floor": 1.5}, ["ttt.weights.step_cosine_floor", "less than or equal to 1"]),
+        ({"method": "full", "weights": {"chunk_tokens": 15}}, ["ttt.weights.chunk_tokens 15", "window of 16"]),
+        ({"method": "last_blocks", "weights": {"last_blocks": 4}}, ["ttt.weights.last_blocks 4", "num_layers 3"]),
+        ({"method": "full", "weights": {"freeze_blocks": 4}}, ["ttt.weights.freeze_blocks 4", "num_layers 3"]),
         (
-            {"method": "full", "step_cosine_floor": -0.1},
+            {"method": "full", "weights": {"freeze_blocks": -1}},
+            ["weights.freeze_blocks", "greater than or equal to 0"],
+        ),
+        ({"method": "last_blocks", "weights": {"freeze_blocks": 1}}, ["freeze_blocks 1", "method is last_blocks"]),
+        ({"method": "lora", "weights": {"freeze_blocks": 1}}, ["freeze_blocks 1", "method is lora"]),
+        (
+            {"method": "full", "weights": {"step_cosine_floor": 1.5}},
+            ["ttt.weights.step_cosine_floor", "less than or equal to 1"],
+        ),
+        (
+            {"method": "full", "weights": {"step_cosine_floor": -0.1}},
             ["ttt.weights.step_cosine_floor", "greater than or equal to 0"],
         ),
-        ({"method": "full", "momentum": 1.0}, ["ttt.weights.momentum", "less than 1"]),
-        ({"method": "full", "epochs": 0}, ["ttt.weights.epochs", "0", "greater than or equal to 1"]),
-        ({"method": "full", "lr": 0}, ["ttt.weights.lr", "greater than 0"]),
-        ({"method": "full", "batch_rows": 0}, ["ttt.weights.batch_rows", "greater than or equal to 1"]),
+        ({"method": "full", "weights": {"momentum": 1.0}}, ["ttt.weights.momentum", "less than 1"]),
+        ({"method": "full", "weights": {"epochs": 0}}, ["ttt.weights.epochs", "0", "greater than or equal to 1"]),
+        ({"method": "full", "weights": {"lr": 0}}, ["ttt.weights.lr", "greater than 0"]),
+        ({"method": "full", "weights": {"batch_rows": 0}}, ["ttt.weights.batch_rows", "greater than or equal to 1"]),
         ({"method": "slot"}, ["ttt.method", "slot", "last_blocks"]),
-        ({"method": "full", "optimizer": "muon"}, ["ttt.weights.optimizer", "muon", "adamw"]),
+        ({"method": "full", "weights": {"optimizer": "muon"}}, ["ttt.weights.optimizer", "muon", "adamw"]),
         ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is none"]),
     ],
 )
@@ -344,8 +360,7 @@ def test_the_pass_has_a_name_for_what_it_does() -> None:
 
 def reconfigure(root: Path, **ttt: Any) -> RunDirectory:
     """The run directory with another `ttt` section."""
-    old = RunDirectory.open(root).config
-    new = old.model_copy(update={"ttt": old.ttt.model_validate(ttt)})
+    new = RunDirectory.open(root).config.model_copy(update={"ttt": TTTConfig.model_validate(ttt)})
     (root / "config.toml").write_text(new.to_toml())
     return RunDirectory.open(root)
 
@@ -353,8 +368,11 @@ def reconfigure(root: Path, **ttt: Any) -> RunDirectory:
 @pytest.mark.parametrize(
     "ttt, name",
     [
-        ({"method": "full", "chunk_tokens": 512, "lr": 0.02, "rescore_temperature": 0.98}, "sliding+ttt"),
-        ({"method": "lora", "lora_chunk_tokens": 32, "lora_rank": 2, "lora_documents": 16}, "documents+lora"),
+        (
+            {"method": "full", "weights": {"chunk_tokens": 512, "lr": 0.02}, "rescore_temperature": 0.98},
+            "sliding+ttt",
+        ),
+        ({"method": "lora", "lora": {"chunk_tokens": 32, "rank": 2, "documents": 16}}, "documents+lora"),
     ],
 )
 def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, ttt: dict[str, Any], name: str) -> None:
@@ -390,7 +408,7 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
 
 
 def test_a_chunk_as_long_as_the_text_is_pointed_out(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    score(reconfigure(run_copy, method="full", chunk_tokens=10_000_000), ALONE)
+    score(reconfigure(run_copy, method="full", weights={"chunk_tokens": 10_000_000}), ALONE)
     assert "ttt.weights.chunk_tokens 10000000 holds all" in caplog.text and "nothing is learned" in caplog.text
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bitgolf.config import Config, ModelConfig, resolve
+from bitgolf.config.earlier import translate
 from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.gpt import GPT
@@ -21,7 +22,10 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def config(**ttt: Any) -> Config:
-    """A configuration of the tiny model: window 16, sliding by 4, chunks of 40 (two rows and a remainder)."""
+    """A configuration of the tiny model: window 16, stride 4, chunks of 40 (two rows and a remainder).
+
+    `ttt` are settings of the section [ttt], such as `method="lora", lora={"rank": 4}`.
+    """
     return resolve(
         {
             "name": "toy",
@@ -42,10 +46,21 @@ def config(**ttt: Any) -> Config:
             },
             "train": {"seq_len": WINDOW, "batch_tokens": 64, "micro_batch_tokens": 64},
             "score": {"stride": 4, "batch_tokens": 48},
-            "ttt": {"chunk_tokens": 40, "lora_chunk_tokens": 6, "lora_rank": 3, "lora_alpha": 4.5, **ttt},
+            "ttt": _with_lengths(ttt),
         },
         {},
     )
+
+
+def _with_lengths(ttt: dict[str, Any]) -> dict[str, Any]:
+    """Settings [ttt] with chunks and ranks that fit the tiny model; keys of earlier versions become today's."""
+    small: dict[str, Any] = {
+        "weights": {"chunk_tokens": 40},
+        "lora": {"chunk_tokens": 6, "rank": 3, "alpha": 4.5},
+    }
+    for key, value in translate("ttt", ttt).items():
+        small[key] = {**small.get(key, {}), **value} if isinstance(value, dict) else value
+    return small
 
 
 def tiny_gpt(model_config: ModelConfig | None = None, seed: int = 0) -> GPT:
