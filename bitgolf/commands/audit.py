@@ -1,43 +1,40 @@
-"""`bitgolf audit` on the command line: a run directory, or the folder of a submission, ours or a foreign one.
+"""`bitgolf audit`: check a run directory, or the folder of a submission that anybody made.
 
-A run's verdict is written to its audit.json. Nothing is written into a submission's folder: `--out` says where its
-verdict goes. The exit status is 1 when a check fails.
+The verdict on a run is written to its audit.json. Nothing is written into the folder of a submission; `--out` names a
+file for its verdict. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from bitgolf.commands.codec import ask_for_reproducible_cublas
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json
 from bitgolf.commands.tables import audit_table
 from bitgolf.errors import ConfigError
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from bitgolf.audit import Verdict
-
-TEXT = "check a run, or a submission's folder, against the rules, with evidence"
+    from bitgolf.audit.verdict import Verdict
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `bitgolf audit`, besides the path."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run directory, or the folder of a submission")
     parser.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
     parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
     parser.add_argument("--codec", type=int, default=0, metavar="BYTES", help="code and decode this much text")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON")
 
 
-def audit_command(arguments: argparse.Namespace, out: Console) -> int:
-    """Audit what is at the path and print the verdict; 1 when a check fails."""
+def _audit(arguments: Arguments, out: Console) -> int:
     if arguments.codec < 0:
-        raise ConfigError(f"--codec {arguments.codec}: give the bytes of text to code, or 0 for none")
+        raise ConfigError(f"--codec {arguments.codec}: give the number of bytes to code, or 0 for none")
     if arguments.out is not None and arguments.out.is_dir():
         raise ConfigError(f"--out {arguments.out} is a directory; give the path of a file")
     verdict = _verdict(arguments)
@@ -45,22 +42,20 @@ def audit_command(arguments: argparse.Namespace, out: Console) -> int:
     if arguments.out is not None:
         atomic.write_json(arguments.out, values)
     if arguments.json:
-        if not out.quiet:
-            sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        print_json(out, values)
     else:
         out.print(audit_table(values))
     return verdict.exit_code
 
 
-def _verdict(arguments: argparse.Namespace) -> Verdict:
+def _verdict(arguments: Arguments) -> Verdict:
     from bitgolf.referee.run import audit_submission, is_submission
 
     if is_submission(arguments.run):
         for name in ("quick", "all", "codec"):
             if getattr(arguments, name):
                 raise ConfigError(
-                    f"--{name} goes with a run directory; {arguments.run} is the folder of a submission, which is read "
-                    "and never run"
+                    f"--{name} is for run directories; {arguments.run} is the folder of a submission, which is not run"
                 )
         return audit_submission(arguments.run, progress=arguments.progress)
     from bitgolf.audit.run import audit_run
@@ -74,3 +69,8 @@ def _verdict(arguments: argparse.Namespace) -> Verdict:
         codec_bytes=arguments.codec,
         progress=arguments.progress,
     )
+
+
+AUDIT = Command(
+    "audit", "check a run, or the folder of a submission, against the rules, with evidence", _add_arguments, _audit
+)

@@ -1,20 +1,17 @@
-"""`bitgolf compress` and `bitgolf decompress` on the command line: their arguments and what they print.
-
-The work is done in `bitgolf.codec`; `cli` registers what is here.
-"""
+"""`bitgolf compress` and `bitgolf decompress`: code a file without loss with the model of an artifact, and back."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json, print_line
 from bitgolf.config import TTTConfig, load_config
 from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.run import atomic
@@ -22,12 +19,8 @@ from bitgolf.run import atomic
 if TYPE_CHECKING:
     from bitgolf.codec import CodecModel
 
-COMPRESS_TEXT = "code a file without loss with the model of an artifact"
-DECOMPRESS_TEXT = "give back the file that `compress` coded"
 
-
-def add_compress_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `bitgolf compress`."""
+def _add_compress_arguments(parser: argparse.ArgumentParser) -> None:
     _add_paths(parser, "file to code; any bytes")
     parser.add_argument("--streams", type=int, default=0, help="parts coded side by side; 0 = by size (default)")
     parser.add_argument(
@@ -38,8 +31,7 @@ def add_compress_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="decode again before anything is written")
 
 
-def add_decompress_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `bitgolf decompress`."""
+def _add_decompress_arguments(parser: argparse.ArgumentParser) -> None:
     _add_paths(parser, "coded file")
     parser.add_argument(
         "--allow-platform-mismatch",
@@ -48,8 +40,7 @@ def add_decompress_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def compress_command(arguments: argparse.Namespace, out: Console) -> int:
-    """`bitgolf compress`."""
+def _compress(arguments: Arguments, out: Console) -> int:
     data = _input(arguments)
     ask_for_reproducible_cublas()
     from bitgolf.codec import compress_bytes, decompress_bytes
@@ -84,15 +75,14 @@ def compress_command(arguments: argparse.Namespace, out: Console) -> int:
     }
     count = len(coded.text.streams)
     line = (
-        f"{len(data):,} bytes coded in {len(coded.data):,} ({coded.bpb:.4f} bits a byte) "
+        f"{len(data):,} bytes coded in {len(coded.data):,} ({coded.bpb:.4f} bits per byte) "
         f"in {count} stream{'' if count == 1 else 's'}, {seconds:.1f} s, {len(data) / seconds:,.0f} bytes/s"
     )
     _show(arguments, out, figures, line)
     return 0
 
 
-def decompress_command(arguments: argparse.Namespace, out: Console) -> int:
-    """`bitgolf decompress`."""
+def _decompress(arguments: Arguments, out: Console) -> int:
     data = _input(arguments)
     ask_for_reproducible_cublas()
     from bitgolf.codec import decompress_bytes
@@ -118,7 +108,7 @@ def decompress_command(arguments: argparse.Namespace, out: Console) -> int:
 
 
 def ask_for_reproducible_cublas() -> None:
-    """Have cuBLAS use a workspace of its own a stream; it reads this when it is first used."""
+    """Have cuBLAS use one workspace per stream. cuBLAS reads this variable when it is first used."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -129,7 +119,7 @@ def _add_paths(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
-def _input(arguments: argparse.Namespace) -> bytes:
+def _input(arguments: Arguments) -> bytes:
     """The bytes of the input file, after everything that can be refused at once."""
     source, output = arguments.file, arguments.output
     if not source.is_file():
@@ -142,19 +132,19 @@ def _input(arguments: argparse.Namespace) -> bytes:
     return data
 
 
-def _model(arguments: argparse.Namespace) -> CodecModel:
+def _model(arguments: Arguments) -> CodecModel:
     from bitgolf.codec import CodecModel
 
     return CodecModel.load(arguments.model, arguments.device)
 
 
-def _ttt(arguments: argparse.Namespace, model: CodecModel) -> TTTConfig | None:
+def _ttt(arguments: Arguments, model: CodecModel) -> TTTConfig | None:
     """What is to learn from the text; None without `--ttt`."""
     from bitgolf.codec.text import codec_configuration
 
     foreign = [key for key in arguments.overrides if not key.startswith("ttt.")]
     if foreign:
-        raise ConfigError(f"--{foreign[0]} means nothing to `compress`; it takes --ttt.KEY VALUE")
+        raise ConfigError(f"--{foreign[0]} is not used by `compress`; it takes --ttt.KEY VALUE")
     if not arguments.ttt:
         if arguments.overrides or arguments.config:
             raise ConfigError("settings of test-time training are given without --ttt; add it")
@@ -166,8 +156,14 @@ def _ttt(arguments: argparse.Namespace, model: CodecModel) -> TTTConfig | None:
     return ttt
 
 
-def _show(arguments: argparse.Namespace, out: Console, figures: dict[str, Any], line: str) -> None:
-    if not arguments.json:
-        out.print(line, highlight=False, soft_wrap=True)
-    elif not out.quiet:
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+def _show(arguments: Arguments, out: Console, figures: dict[str, Any], line: str) -> None:
+    if arguments.json:
+        print_json(out, figures)
+    else:
+        print_line(out, line)
+
+
+COMPRESS = Command(
+    "compress", "code a file without loss with the model of an artifact", _add_compress_arguments, _compress, True
+)
+DECOMPRESS = Command("decompress", "give back the file that `compress` coded", _add_decompress_arguments, _decompress)

@@ -1,33 +1,25 @@
-"""`bitgolf compare` on the command line: its arguments, its tables, its page; and which runs `report` means.
-
-The work is done in `bitgolf.report`; `cli` registers what is here.
-"""
+"""`bitgolf compare`: compare runs with a baseline, over seeds and document by document."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 
-from bitgolf.commands.tables import make_table
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import make_table, plain, print_json, print_line
 from bitgolf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bitgolf.report.compare import Comparison
-    from bitgolf.report.statistics import Sample
+    from bitgolf.report.comparison.compare import Comparison
+    from bitgolf.report.comparison.statistics import Sample
 
-TEXT = "compare runs with a baseline: over seeds, and document by document"
 _COLORS = {"pass": "green", "fail": "red", "open": "yellow", "": "default"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `bitgolf compare`."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories; seeds are found by config")
     parser.add_argument(
         "--baseline", nargs="+", type=Path, default=[], metavar="RUN", help="runs of the baseline; default: first set"
@@ -51,15 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained page")
 
 
-def add_site_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `bitgolf report` takes beside one run."""
-    parser.add_argument("more", nargs="*", type=Path, metavar="RUN", help="further runs, or folders that hold runs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write a site of all runs into this folder")
-
-
-def compare_command(arguments: argparse.Namespace, out: Console) -> int:
-    """`bitgolf compare`: tables or JSON on the terminal, and the page."""
-    from bitgolf.report.compare import Settings, compare
+def _compare(arguments: Arguments, out: Console) -> int:
+    from bitgolf.report.comparison.compare import Settings, compare
     from bitgolf.report.page import require_libraries
 
     if arguments.seed < 0:
@@ -76,70 +61,42 @@ def compare_command(arguments: argparse.Namespace, out: Console) -> int:
         progress=arguments.progress,
     )
     if arguments.html is not None:
-        from bitgolf.report.compare_page import write_page
+        from bitgolf.report.comparison.compare_page import write_page
 
         write_page(comparison, arguments.html)
     if arguments.json:
-        if not out.quiet:
-            sys.stdout.write(json.dumps(comparison.to_json(), indent=2, allow_nan=False) + "\n")
+        print_json(out, comparison.to_json())
         return 0
     print_comparison(comparison, out)
     if arguments.html is not None:
-        out.print(f"page: {arguments.html}", soft_wrap=True, highlight=False, markup=False)
-    return 0
-
-
-def site_command(arguments: argparse.Namespace, out: Console) -> int:
-    """`bitgolf report` of several runs: the site."""
-    from bitgolf.report.site import find_runs, write_site
-
-    if arguments.out is None:
-        raise ConfigError("a report of several runs is a site; say where with --out DIR")
-    runs = write_site(find_runs([arguments.run, *arguments.more]), arguments.out, progress=arguments.progress)
-    index = arguments.out / "index.html"
-    if arguments.json:
-        if not out.quiet:
-            sys.stdout.write(json.dumps({"site": str(index), "runs": [run.label for run in runs]}, indent=2) + "\n")
-        return 0
-    for run in runs:
-        if run.no_page:
-            out.print(f"{run.label} has no page yet: {run.no_page}", soft_wrap=True, highlight=False, markup=False)
-    out.print(f"site of {len(runs)} runs: {index}", soft_wrap=True, highlight=False, markup=False)
+        print_line(out, f"page: {arguments.html}")
     return 0
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:
     """Runs, sets of seeds, contrasts, differences of configuration, notes."""
-    from bitgolf.report.compare_rows import contrast_rows, difference_rows, run_rows, set_rows
+    from bitgolf.report.comparison.compare_rows import contrast_rows, difference_rows, run_rows, set_rows
 
     rows = [
         (label, seed, method, hardware, bpb, nats)
         for label, _, seed, method, bpb, nats, hardware in run_rows(comparison)
     ]
     columns: tuple[str, ...] = ("run", "seed", "method", "hardware", "bits per byte", "nats per token")
-    out.print(make_table("runs", columns, map(_cells, rows), numeric=2))
+    out.print(make_table("runs", columns, rows, numeric=2))
     sets = set_rows(comparison)
     if sets:
         columns = ("set of seeds", "seeds", "n", "mean bpb", "std")
-        out.print(make_table("over seeds", columns, map(_cells, sets), numeric=3))
+        out.print(make_table("over seeds", columns, sets, numeric=3))
     for contrast in comparison.contrasts:
-        title = escape(f"{contrast.candidate} against {contrast.baseline} (negative is better)")
-        lines = [
-            (escape(row.question), f"[{_COLORS[row.state]}]{escape(row.answer)}[/]", escape(row.detail))
-            for row in contrast_rows(contrast)
-        ]
+        title = f"{contrast.candidate} against {contrast.baseline} (negative is better)"
+        lines = [(row.question, plain(row.answer, _COLORS[row.state]), row.detail) for row in contrast_rows(contrast)]
         out.print(make_table(title, ("question", "answer", "detail"), lines))
     differences = [(key, *values) for key, values in difference_rows(comparison)]
     if differences:
         columns = ("key", *(group.name for group in comparison.sets))
-        out.print(make_table("configuration, where it differs", _cells(columns), map(_cells, differences)))
+        out.print(make_table("configuration, where it differs", columns, differences))
     for note in comparison.notes:
-        out.print(f"note: {note}", highlight=False, markup=False)
-
-
-def _cells(row: Sequence[str]) -> list[str]:
-    """A row whose brackets are no markup."""
-    return [escape(cell) for cell in row]
+        print_line(out, f"note: {note}")
 
 
 def _number(text: str) -> float:
@@ -149,8 +106,8 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _published(arguments: argparse.Namespace) -> Sample | None:
-    from bitgolf.report.statistics import Sample
+def _published(arguments: Arguments) -> Sample | None:
+    from bitgolf.report.comparison.statistics import Sample
 
     if arguments.published and arguments.published_summary:
         raise ConfigError("--published and --published-summary are two forms of one baseline; give one of them")
@@ -162,3 +119,8 @@ def _published(arguments: argparse.Namespace) -> Sample | None:
             raise ConfigError(f"--published-summary {mean:g} {std:g} {count:g}: the third is a number of seeds")
         return Sample.from_summary("published", mean, std, int(count))
     return None
+
+
+COMPARE = Command(
+    "compare", "compare runs with a baseline: over seeds, and document by document", _add_arguments, _compare
+)

@@ -1,19 +1,19 @@
-"""`bitgolf doctor`: what this machine offers, and what each missing piece costs."""
+"""`bitgolf doctor`: the hardware and libraries of this machine, and what each missing one costs."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
 
-import torch
+from rich.console import Console
 
-from bitgolf.artifact.compressors import compressor_names, missing_package
-from bitgolf.model.backends import available_backends
-from bitgolf.model.build import compute_dtype
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json
+from bitgolf.commands.tables import doctor_table
 from bitgolf.version import __version__
 
 _PACKAGES = {
@@ -37,7 +37,7 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination. `ok` is False when the piece is missing; `cost` then says what that means."""
+    """One line of the table. If `ok` is False, `cost` says what the missing piece costs."""
 
     kind: str
     name: str
@@ -48,6 +48,12 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at devices, attention backends, compressors and libraries."""
+    import torch
+
+    from bitgolf.artifact.compressors import compressor_names, missing_package
+    from bitgolf.model.backends import available_backends
+    from bitgolf.model.build import compute_dtype
+
     findings = [
         Finding("system", "bitgolf", True, __version__),
         Finding(
@@ -72,14 +78,14 @@ def examine() -> list[Finding]:
             )
         )
     for name, (purpose, cost) in _PACKAGES.items():
-        found = importlib.util.find_spec(name) is not None
+        is_installed = importlib.util.find_spec(name) is not None
         findings.append(
             Finding(
                 "library",
                 name,
-                found,
-                _version(name) if found else f"not installed ({purpose})",
-                "" if found else cost,
+                is_installed,
+                _version(name) if is_installed else f"not installed ({purpose})",
+                "" if is_installed else cost,
             )
         )
     for name in compressor_names():
@@ -90,12 +96,9 @@ def examine() -> list[Finding]:
     return findings
 
 
-def as_json(findings: list[Finding]) -> dict[str, Any]:
-    """Plain values for `doctor --json`."""
-    return {"python": sys.version.split()[0], "findings": [asdict(finding) for finding in findings]}
-
-
 def _gpus() -> list[Finding]:
+    import torch
+
     if not torch.cuda.is_available():
         return [
             Finding(
@@ -128,3 +131,19 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "installed"
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No arguments."""
+
+
+def _doctor(arguments: Arguments, out: Console) -> int:
+    findings = [asdict(finding) for finding in examine()]
+    if arguments.json:
+        print_json(out, {"python": sys.version.split()[0], "findings": findings})
+    else:
+        out.print(doctor_table(findings))
+    return 0
+
+
+DOCTOR = Command("doctor", "hardware, backends and libraries of this machine", _add_arguments, _doctor)

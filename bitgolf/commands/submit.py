@@ -1,29 +1,24 @@
-"""`bitgolf submit` on the command line: its arguments, and what it prints.
-
-The work is done in `bitgolf.submit.submission`; `cli` registers what is here.
-"""
+"""`bitgolf submit`: make the challenge's folder from finished runs, one per seed."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json, print_line
 from bitgolf.errors import ConfigError
 
-TEXT = "make the challenge's folder from one finished run a seed"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `bitgolf submit`."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, one a seed")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, one per seed")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of submissions")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="refuse fewer seeds than this (3)")
-    parser.add_argument("--force", action="store_true", help="write it without a passed audit, and say so in it")
+    parser.add_argument("--force", action="store_true", help="write it without a passed audit; the folder then says so")
     parser.add_argument("--name", default="", help="name of the submission; default: that of the configuration")
     parser.add_argument("--author", default="", help="who submits")
     parser.add_argument("--github-id", default="", help="account of the author")
@@ -31,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--date", default="", metavar="YYYY-MM-DD", help="date of the submission; default: today")
 
 
-def submit_command(arguments: argparse.Namespace, out: Console) -> int:
-    """`bitgolf submit`: write the folder, say where it is and what it weighs."""
-    from bitgolf.submit.submission import Labels, submit
+def _submit(arguments: Arguments, out: Console) -> int:
+    from bitgolf.submit.submission import Labels
+    from bitgolf.submit.submit import submit
 
     labels = Labels(arguments.author, arguments.github_id, arguments.name, arguments.track, _date(arguments.date))
     folder = submit(
@@ -46,18 +41,17 @@ def submit_command(arguments: argparse.Namespace, out: Console) -> int:
     )
     described = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
     if arguments.json:
-        if not out.quiet:
-            sys.stdout.write(json.dumps({"folder": str(folder), "submission": described}, indent=2) + "\n")
+        print_json(out, {"folder": str(folder), "submission": described})
         return 0
     spread = f" +- {described['val_bpb_std']:.4f}" if "val_bpb_std" in described else ""
-    out.print(
+    print_line(
+        out,
         f"{described['val_bpb']:.4f}{spread} bits per byte over seeds {', '.join(map(str, described['seeds']))}; "
         f"{described['bytes_total']:,} bytes, {described['bytes_code']:,} of them code",
-        highlight=False,
     )
     for doubt in described.get("forced", []):
-        out.print(f"written with --force: {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"submission: {folder}", soft_wrap=True, highlight=False, markup=False)
+        print_line(out, f"written with --force: {doubt}", "yellow")
+    print_line(out, f"submission: {folder}")
     return 0
 
 
@@ -67,4 +61,7 @@ def _date(text: str) -> datetime | None:
     try:
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
     except ValueError as error:
-        raise ConfigError(f"--date {text!r} is no date; write it as 2026-03-17") from error
+        raise ConfigError(f"--date {text!r} is not a date; write it as 2026-03-17") from error
+
+
+SUBMIT = Command("submit", "make the challenge's folder from finished runs, one per seed", _add_arguments, _submit)

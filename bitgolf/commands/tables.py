@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-
-def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> Table:
-    """A table whose last `numeric` columns are numbers: aligned right, never wrapped."""
-    table = Table(title=title, title_justify="left")
-    for position, column in enumerate(columns):
-        number = position >= len(columns) - numeric
-        table.add_column(column, justify="right" if number else "left", no_wrap=number)
-    for row in rows:
-        table.add_row(*row)
-    return table
+from bitgolf.commands.output import make_table, plain
 
 
 def score_table(name: str, score: dict[str, Any], packed: dict[str, Any]) -> Table:
@@ -46,7 +35,7 @@ def audit_table(verdict: dict[str, Any]) -> Table:
     """Every check with its rule, verdict and reason; the title says whether all were made and passed."""
     colors = {"PASS": "green", "FAIL": "bold red"}
     rows = [
-        (c["rule"], c["title"], f"[{colors.get(c['verdict'], 'yellow')}]{c['verdict']}[/]", escape(c["reason"]))
+        (c["rule"], c["title"], plain(c["verdict"], colors.get(c["verdict"], "yellow")), c["reason"])
         for c in verdict["checks"]
     ]
     overall = "FAIL" if not verdict["passed"] else "PASS" if verdict["complete"] else "INCOMPLETE, see NOT RUN"

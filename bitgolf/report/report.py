@@ -15,8 +15,8 @@ from typing import Protocol
 from bitgolf.artifact.open import open_model
 from bitgolf.data.prepare import open_data
 from bitgolf.report import allocation, charts, passage, sections
-from bitgolf.report.document_losses import read_losses
 from bitgolf.report.page import markup, render_page, require_libraries
+from bitgolf.report.products import Products, read_losses
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.lock import writes_run
@@ -66,7 +66,7 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
         RunError, ArtifactError, DataError: a product that is there is damaged.
     """
     require_libraries()
-    products = sections.Products.read(run)
+    products = Products.read(run)
     texts = collect_texts(run, products, device=device, progress=progress)
     total = run.config.report.samples + 1
     progress("report", total - 1, total, "charts")
@@ -77,9 +77,7 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
     return path
 
 
-def collect_texts(
-    run: RunDirectory, products: sections.Products, *, device: str = "cpu", progress: Progress = silent
-) -> Texts:
+def collect_texts(run: RunDirectory, products: Products, *, device: str = "cpu", progress: Progress = silent) -> Texts:
     """Sample continuations and color a passage, as far as the run's products allow."""
     if not (run / "data").exists():
         missing = ("There is no validation text yet.", products.command("prepare"))
@@ -128,7 +126,7 @@ def sample(
     return tuple(samples)
 
 
-def render(products: sections.Products, texts: Texts) -> str:
+def render(products: Products, texts: Texts) -> str:
     """The page as HTML text. Raises ConfigError when matplotlib or jinja2 is not installed."""
     score, pack, audit = products.score, products.pack, products.audit
     curve = allocation.rate_distortion(pack) if pack else None

@@ -1,7 +1,7 @@
-"""What the report says of a run: its products read once, and each section as plain rows for the template.
+"""The sections of the report: the products of a run as plain rows for the template.
 
-A product that is not there yet makes its section name the command that writes it; a product that belongs to an
-earlier artifact is shown with a warning. Nothing here draws, samples or writes.
+If a product is missing, its section names the command that makes it. If a product belongs to an earlier artifact, the
+page shows a warning. This file neither draws nor samples nor writes.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bitgolf.config import Config
-from bitgolf.errors import RunError
 from bitgolf.report.charts import LineChart
-from bitgolf.run.budget import Budget, Charge
-from bitgolf.run.directory import RunDirectory
-from bitgolf.train.metrics import read_events
+from bitgolf.report.products import Products
+from bitgolf.run.budget import Charge
 
 _BUDGETS = (
     ("artifact_bytes", "Artifact", "bytes", "pack"),
@@ -38,48 +34,7 @@ _ROLES = {
     "value_embedding.table": "value embedding",
     "value_embedding.project": "value projection",
 }
-_KEYS = {  # of the products, without which nothing can be said of them
-    "pack": ("total_bytes", "num_parameters", "model_sha256"),
-    "score": ("methods", "headline", "headline_bpb", "float"),
-    "audit": ("checks", "passed"),
-}
 _SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown together
-
-
-@dataclass(frozen=True)
-class Products:
-    """What a run directory holds; None (or no events) for what has not been made."""
-
-    path: Path
-    config: Config
-    budget: Budget
-    events: list[dict[str, Any]]
-    pack: dict[str, Any] | None
-    score: dict[str, Any] | None
-    audit: dict[str, Any] | None
-
-    @classmethod
-    def read(cls, run: RunDirectory) -> Products:
-        """Read everything but the texts. Raises RunError for a product that is damaged."""
-        return cls(
-            run.path,
-            run.config,
-            run.budget(),
-            read_events(run / "train.jsonl"),
-            read_product(run, "pack"),
-            read_product(run, "score"),
-            read_product(run, "audit"),
-        )
-
-    def command(self, stage: str) -> str:
-        """The command line that makes what is missing."""
-        if stage == "prepare":
-            return f"bitgolf run {self.path}/config.toml --out {self.path} --resume"
-        return f"bitgolf {stage} {self.path}"
-
-    def last_event(self, kind: str) -> dict[str, Any]:
-        """The latest event of a kind, empty when there is none."""
-        return next((event for event in reversed(self.events) if event["event"] == kind), {})
 
 
 @dataclass(frozen=True)
@@ -366,27 +321,6 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     )
     titled = [("Training", training), ("Hardware", hardware), ("Model", shape), ("Validation text", text)]
     return [(title, rows) for title, rows in titled if rows]
-
-
-def read_product(run: RunDirectory, stage: str) -> dict[str, Any] | None:
-    """The JSON product of a stage (pack, score, audit) or the tape, None when there is none.
-
-    Raises RunError when it is damaged or lacks what every version of it has.
-    """
-    path = run / f"{stage}.json"
-    again = f"run `bitgolf {'score' if stage == 'tape' else stage} {run.path}` again"
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); {again}") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds no JSON object; {again}")
-    missing = [key for key in _KEYS.get(stage, ()) if key not in value]
-    if missing:
-        raise RunError(f"{path} is damaged (it has no {', '.join(missing)}); {again}")
-    return value
 
 
 def _amount(amount: float, unit: str) -> str:

@@ -1,8 +1,8 @@
-"""The runs behind a submission: one finished run a seed, read once, and whether they may be submitted together.
+"""The runs behind a submission: finished runs, one per seed, and the checks that they belong together.
 
-`read_seed_runs` refuses what no flag can mend: a run that is not finished or contradicts itself, configurations that
-differ in more than the seed, a seed twice, too few seeds, copied artifacts or logs. `doubts` is what a submission may
-be written in spite of, marked: audits that are missing, stale or not passed.
+`read_seed_runs` refuses runs that no flag can make right: a run that is not finished or contradicts itself,
+configurations that differ in more than the seed, a seed twice, too few seeds, copied artifacts or logs. `find_doubts`
+lists audits that are missing, stale or not passed. `--force` writes a submission in spite of these doubts and marks it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report.scored_runs import ScoredRun, config_differences, read_runs, require_one_set
-from bitgolf.report.sections import Products
+from bitgolf.report.comparison.scored_runs import ScoredRun, config_differences, read_runs, require_one_set
+from bitgolf.report.products import Products
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.stage import is_finished
 
@@ -109,7 +109,7 @@ def read_seed_runs(paths: Sequence[Path], num_seeds: int) -> list[SeedRun]:
     return runs
 
 
-def doubts(runs: Sequence[SeedRun]) -> list[str]:
+def find_doubts(runs: Sequence[SeedRun]) -> list[str]:
     """What speaks against submitting, one sentence each: audits that are missing, stale, or not passed."""
     return [sentence for run in runs for sentence in _doubts(run)]
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import json
 import math
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bitgolf.report.statistics import Sample
+from bitgolf.report.comparison.statistics import Sample
 from bitgolf.submit.lineage import lineage
 from bitgolf.submit.seed_log import step_milliseconds
 from bitgolf.submit.seed_runs import SeedRun
+from bitgolf.submit.submission import Submission
 from bitgolf.version import __version__
-
-if TYPE_CHECKING:
-    from bitgolf.submit.submission import Submission
 
 _DECIMALS = 8
 

@@ -6,17 +6,14 @@ Sentences are fixed and hold no numbers; numbers are in tables and come from the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
-from bitgolf.report.scored_runs import config_differences
+from bitgolf.report.comparison.scored_runs import config_differences
 from bitgolf.submit.lineage import lineage
 from bitgolf.submit.seed_log import step_milliseconds
+from bitgolf.submit.submission import Submission
 from bitgolf.submit.submission_json import compliance, moments
-
-if TYPE_CHECKING:
-    from bitgolf.submit.submission import Submission
 
 _DASH = "–"
 
@@ -93,7 +90,7 @@ def _results(submission: Submission) -> str:
         rows.append(("std", "", "", "", "", f"{bpb_std:.8f}", f"{loss_std:.8f}"))
     headline = runs[0].scored.method
     header = (
-        "seed", "steps", "ms a step", f"float, {first}, bpb", f"packed, {first}, bpb", f"**{headline}, bpb**",
+        "seed", "steps", "ms per step", f"float, {first}, bpb", f"packed, {first}, bpb", f"**{headline}, bpb**",
         f"{headline}, nats",
     )  # fmt: skip
     return table(header, rows, 1)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitgolf.config.load import resolve
+from bitgolf.config.overrides import parse_overrides
 from bitgolf.evaluate.score import score
 from bitgolf.quantize.pack import pack
 from bitgolf.run import atomic
@@ -41,35 +42,27 @@ def main(settings: str, arguments: Sequence[str], code_bytes: int) -> int:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--stage", choices=("all", "train", "pack", "score"), default="all")
-    given, rest = parser.parse_known_args(arguments)
-    config = resolve(json.loads(settings), _overrides(rest))
+    options, rest = parser.parse_known_args(arguments)
+    config = resolve(json.loads(settings), parse_overrides(rest))
     with world(config.device) as peers:
         level = logging.INFO if peers.is_main else logging.ERROR
         logging.basicConfig(stream=sys.stdout, level=level, format="%(message)s")
-        run = RunDirectory(given.out, config)
+        run = RunDirectory(options.out, config)
         if peers.is_main:
-            _begin(run, given.data, given.stage)
+            _begin(run, options.data, options.stage)
         peers.barrier()
-        if given.stage in ("all", "train"):
+        if options.stage in ("all", "train"):
             train(run, peers, progress=_Progress())
-        if given.stage in ("all", "pack") and peers.is_main:
+        if options.stage in ("all", "pack") and peers.is_main:
             pack(run, peers.device, code_bytes, progress=_Progress())
         peers.barrier()
-        if given.stage in ("all", "score"):
+        if options.stage in ("all", "score"):
             off = {"float_reference": False, "last_reference": False, "compressors": False}
             plain = config.score.model_copy(update=off)
-            score(RunDirectory(given.out, config.model_copy(update={"score": plain})), peers, progress=_Progress())
+            score(RunDirectory(options.out, config.model_copy(update={"score": plain})), peers, progress=_Progress())
         if peers.is_main:
             _report(run)
     return 0
-
-
-def _overrides(words: list[str]) -> dict[str, str]:
-    """`--section.key value` pairs."""
-    keys, values = words[::2], words[1::2]
-    if len(keys) != len(values) or not all(key.startswith("--") for key in keys):
-        raise SystemExit(f"train_gpt.py: expected pairs of --section.key value, got {' '.join(words)}")
-    return {key[2:]: value for key, value in zip(keys, values, strict=True)}
 
 
 def _begin(run: RunDirectory, data: Path, stage: str) -> None:

@@ -14,8 +14,13 @@ from typing import Any
 import pytest
 from tiny_run import cli, done, events, read_json, refused, settings, start, tree_digest, weights_digest
 
-import bitgolf.cli
+import bitgolf.audit.run
+import bitgolf.evaluate.score
+import bitgolf.measure.calibration
+import bitgolf.quantize.pack
+import bitgolf.report.report
 import bitgolf.train.finish
+import bitgolf.train.stage
 from bitgolf.train.trainer import Trainer
 
 STEPS = 120
@@ -239,7 +244,13 @@ def made(monkeypatch: pytest.MonkeyPatch, run: Path) -> list[str]:
 
         return stage
 
-    for name in ("train", "pack", "score", "audit", "report"):
-        monkeypatch.setattr(bitgolf.cli, f"{name}_stage", recorded(name, getattr(bitgolf.cli, f"{name}_stage")))
+    for name, module, function in (
+        ("train", bitgolf.train.stage, "train"),
+        ("pack", bitgolf.quantize.pack, "pack"),
+        ("score", bitgolf.evaluate.score, "score"),
+        ("audit", bitgolf.audit.run, "audit_run"),
+        ("report", bitgolf.report.report, "report"),
+    ):
+        monkeypatch.setattr(module, function, recorded(name, getattr(module, function)))
     done("run", run / "config.toml", "--out", run, "--resume")
     return stages

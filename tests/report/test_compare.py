@@ -20,13 +20,13 @@ from tiny_run import cli, done, refused
 from bitgolf.config import load_config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report import bootstrap as bootstrap_module
-from bitgolf.report.bootstrap import bootstrap, resample
-from bitgolf.report.compare import Settings, compare
-from bitgolf.report.compare_rows import contrast_rows, p_value, signed
-from bitgolf.report.document_losses import document_losses, document_starts
-from bitgolf.report.scored_runs import config_differences, read_runs
-from bitgolf.report.statistics import Sample
+from bitgolf.report.comparison import bootstrap as bootstrap_module
+from bitgolf.report.comparison.bootstrap import bootstrap, resample
+from bitgolf.report.comparison.compare import Settings, compare
+from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
+from bitgolf.report.comparison.document_losses import document_losses, document_starts
+from bitgolf.report.comparison.scored_runs import config_differences, read_runs
+from bitgolf.report.comparison.statistics import Sample
 from bitgolf.run.directory import RunDirectory
 
 FEW = Settings(resamples=200)

@@ -10,11 +10,12 @@ from synthetic_run import SyntheticRun, audit_json, pack_json
 
 from bitgolf.errors import RunError
 from bitgolf.report import sections
+from bitgolf.report.products import Products
 from bitgolf.run.budget import Budget
 
 
-def read(finished: SyntheticRun) -> sections.Products:
-    return sections.Products.read(finished.run)
+def read(finished: SyntheticRun) -> Products:
+    return Products.read(finished.run)
 
 
 def number(text: str) -> float:
@@ -110,7 +111,7 @@ def test_charts_take_every_step_of_the_log(finished: SyntheticRun) -> None:
     assert list(by_key["loss-tokens"].y) == [event["loss"] for event in steps]
     assert len(by_key["speed"].x) == len(by_key["speed"].y) == len(steps) - 1
     resumed = {"event": "resume", "step": 40, "elapsed_seconds": 3.2}
-    marked = sections.Products(
+    marked = Products(
         products.path, products.config, Budget(products.budget.limits), [*products.events, resumed], None, None, None
     )
     assert list(sections.training_charts(marked)[0].marks) == [(3.2, "resumed")]

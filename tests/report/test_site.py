@@ -18,9 +18,9 @@ from synthetic_run import audit_json
 from tiny_run import done, refused, tree_digest
 
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report.overlays import DASHES, Curve, Overlay, draw_overlay, look
-from bitgolf.report.site import find_runs, write_site
-from bitgolf.report.site_rows import overlays, read_site_runs, seed_sets, tables
+from bitgolf.report.site.overlays import DASHES, Curve, Overlay, draw_overlay, look
+from bitgolf.report.site.site import find_runs, write_site
+from bitgolf.report.site.site_rows import overlays, read_site_runs, seed_sets, tables
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_report_of_several_runs_is_a_site(runs: list[Path], tmp_path: Path) -> N
 
 
 def test_report_of_several_runs_needs_a_place(runs: list[Path], tmp_path: Path) -> None:
-    assert "say where with --out DIR" in refused("report", *runs)
+    assert "choose its folder with --out DIR" in refused("report", *runs)
     assert "neither a run directory" in refused("report", tmp_path / "nothing", runs[0], "--out", tmp_path / "x")
     assert "not a site of bitgolf" in refused("report", *runs, "--out", tmp_path)
     assert not (tmp_path / "x").exists()

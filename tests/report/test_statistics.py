@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from run_family import Family, texts
 
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report.scored_runs import ScoredRun, group_runs, label_paths, read_runs, sample
-from bitgolf.report.statistics import Sample, margin_in_bpb, paired, same_seeds, welch
-from bitgolf.report.student_t import incomplete_beta, upper_tail
+from bitgolf.report.comparison.scored_runs import ScoredRun, group_runs, label_paths, read_runs, sample
+from bitgolf.report.comparison.statistics import Sample, margin_in_bpb, paired, same_seeds, welch
+from bitgolf.report.comparison.student_t import incomplete_beta, upper_tail
 
 # One-sided critical values of Student's t as textbooks print them: df -> t for each of TABLE_P.
 TABLE_P = (0.05, 0.025, 0.01, 0.005, 0.001)

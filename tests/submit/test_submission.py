@@ -23,7 +23,8 @@ from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.submit.lineage import COMPONENTS, lineage, setting
 from bitgolf.submit.requirements import required_modules
-from bitgolf.submit.submission import Labels, contents, describe, submit, write_folder
+from bitgolf.submit.submission import Labels, describe
+from bitgolf.submit.submit import contents, submit, write_folder
 
 LABELS = Labels("A. Author", "author", date=datetime(2026, 3, 17, 12, tzinfo=UTC))
 
@@ -404,5 +405,5 @@ def test_the_command_line(seeds: list[Path], tmp_path: Path) -> None:
     assert found["submission"]["val_bpb"] == read_json(Path(found["folder"]) / "submission.json")["val_bpb"]
     assert "2 seeds given, 3 asked for" in refused("submit", *seeds[:2], "--out", tmp_path)
     assert "--seeds 0" in refused("submit", *seeds, "--out", tmp_path, "--seeds", "0")
-    assert "'soon' is no date" in refused("submit", *seeds, "--out", tmp_path, "--date", "soon")
+    assert "'soon' is not a date" in refused("submit", *seeds, "--out", tmp_path, "--date", "soon")
     assert RunDirectory.open(seeds[0]).config.seed == 7

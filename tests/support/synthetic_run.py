@@ -284,5 +284,5 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticRun:
         budget.charge(*charge)
     data = SimpleNamespace(tokenizer=ByteTokenizer(), val=val)
     monkeypatch.setattr(report_module, "open_data", lambda path: data)
-    monkeypatch.setattr(report_module, "load", lambda path, device: finished.model)
+    monkeypatch.setattr(report_module, "open_model", lambda path, device: finished.model)
     return finished

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report.bootstrap import RESAMPLES, Interval, bootstrap, require_possible
-from bitgolf.report.document_losses import DocumentLosses, document_losses, require_same_text
-from bitgolf.report.scored_runs import (
+from bitgolf.report.comparison.bootstrap import RESAMPLES, Interval, bootstrap, require_possible
+from bitgolf.report.comparison.document_losses import DocumentLosses, document_losses, require_same_text
+from bitgolf.report.comparison.scored_runs import (
     ScoredRun,
     config_differences,
     group_runs,
@@ -27,7 +27,7 @@ from bitgolf.report.scored_runs import (
     require_one_set,
     sample,
 )
-from bitgolf.report.statistics import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, same_seeds, welch
+from bitgolf.report.comparison.statistics import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, same_seeds, welch
 from bitgolf.run.progress import Progress, silent
 
 

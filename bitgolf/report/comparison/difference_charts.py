@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitgolf.report.charts import INK, LINE, MARK, as_svg, canvas, style_axes, thin
-from bitgolf.report.compare import DocumentContrast
+from bitgolf.report.comparison.compare import DocumentContrast
 
 MOST_POINTS = 600
 _TRIMMED_FROM = 200  # documents; from then on the axis leaves out 0.5 % at each end

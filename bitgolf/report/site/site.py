@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report import sections, site_rows
-from bitgolf.report.overlays import draw_overlay, look
+from bitgolf.report import sections
 from bitgolf.report.page import markup, render_page, require_libraries
+from bitgolf.report.site import site_rows
+from bitgolf.report.site.overlays import draw_overlay, look
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress, silent
 from bitgolf.version import __version__

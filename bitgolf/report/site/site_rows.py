@@ -13,8 +13,7 @@ from typing import Any
 
 from bitgolf.errors import RunError
 from bitgolf.report import sections
-from bitgolf.report.overlays import Curve, Overlay
-from bitgolf.report.scored_runs import (
+from bitgolf.report.comparison.scored_runs import (
     ScoredRun,
     TextIdentity,
     group_runs,
@@ -23,6 +22,8 @@ from bitgolf.report.scored_runs import (
     read_run,
     sample,
 )
+from bitgolf.report.products import Products
+from bitgolf.report.site.overlays import Curve, Overlay
 from bitgolf.run.directory import RunDirectory
 
 _LEFT_OUT = 0.05  # of each run, at the beginning of its loss curve: from there on the curves differ visibly
@@ -34,7 +35,7 @@ class SiteRun:
 
     number: int
     label: str
-    products: sections.Products
+    products: Products
     text: TextIdentity | None
     scored: ScoredRun | None
     page: str
@@ -96,7 +97,7 @@ def read_site_runs(paths: Sequence[Path]) -> list[SiteRun]:
     runs = []
     for number, (path, label, page) in enumerate(zip(paths, labels, pages, strict=True)):
         run = RunDirectory.open(path)
-        products = sections.Products.read(run)
+        products = Products.read(run)
         has_data = (run / "data").exists()
         scored = read_run(path, label) if has_data and products.score is not None else None
         text = TextIdentity.read(run / "data") if has_data else None

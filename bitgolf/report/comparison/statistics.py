@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report.student_t import upper_tail
+from bitgolf.report.comparison.student_t import upper_tail
 
 MARGIN_NATS = 0.005  # per token
 BAR_P = 0.01

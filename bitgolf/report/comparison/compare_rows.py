@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from bitgolf.report.compare import Comparison, Contrast
-from bitgolf.report.statistics import AUDIT_P, BAR_P, TTest
+from bitgolf.report.comparison.compare import Comparison, Contrast
+from bitgolf.report.comparison.statistics import AUDIT_P, BAR_P, TTest
 
 MINUS = "\N{MINUS SIGN}"
 

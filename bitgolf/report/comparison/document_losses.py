@@ -13,15 +13,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from bitgolf.data.prepared import PreparedData, open_data
 from bitgolf.errors import RunError
 from bitgolf.evaluate.tape import tokens_sha256
-from bitgolf.report.scored_runs import ScoredRun, require_same_accounting
-from bitgolf.report.sections import read_product
+from bitgolf.report.comparison.scored_runs import ScoredRun, require_same_accounting
+from bitgolf.report.products import read_losses, read_product
 
 _TOLERANCE = 1e-6  # relative, between nll.npy and the headline
 
@@ -167,14 +166,3 @@ class _Documents:
 def _describe(run: ScoredRun) -> str:
     source = run.run.config.data.val_source or run.run.config.data.source
     return f"{run.text.documents:,} documents of {source!r} ({run.text.val_hashes[:12]}...)"
-
-
-def read_losses(path: Path, again: str) -> np.ndarray:
-    """The array of nll.npy, mapped; RunError that says how to make it `again` when it is damaged."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise RunError(f"{path} is damaged ({error}); {again}") from error
-    if array.dtype.kind != "f":
-        raise RunError(f"{path} holds {array.dtype}, not losses; {again}")
-    return array

@@ -16,8 +16,8 @@ from typing import Any
 from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
 from bitgolf.errors import ConfigError, DataError, RunError
-from bitgolf.report.sections import read_product
-from bitgolf.report.statistics import Sample
+from bitgolf.report.comparison.statistics import Sample
+from bitgolf.report.products import read_product
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.metrics import read_events
 

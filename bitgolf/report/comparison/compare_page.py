@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitgolf.report import difference_charts
-from bitgolf.report.compare import Comparison, DocumentContrast
-from bitgolf.report.compare_rows import contrast_rows, difference_rows, run_rows, set_rows, signed
+from bitgolf.report.comparison import difference_charts
+from bitgolf.report.comparison.compare import Comparison, DocumentContrast
+from bitgolf.report.comparison.compare_rows import contrast_rows, difference_rows, run_rows, set_rows, signed
 from bitgolf.report.page import markup, render_page
 from bitgolf.run import atomic
 from bitgolf.version import __version__

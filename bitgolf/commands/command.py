@@ -1,0 +1,34 @@
+"""What a command of the command line is. One file of this folder per command; `bitgolf.cli` collects them.
+
+The files import nothing slow. PyTorch and the stages are imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: as it is typed.
+        text: one line of help.
+        add_arguments: adds the command's arguments to its parser. All commands have `--json` already.
+        run: does the work, prints to the console and returns the exit status. `arguments` also holds `overrides`
+            (text by dotted key) and `progress` (a `ConsoleProgress`).
+        takes_overrides: whether `--section.key value` is allowed.
+    """
+
+    name: str
+    text: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments, Console], int]
+    takes_overrides: bool = False

@@ -1,0 +1,44 @@
+"""How commands print: lines, tables and JSON. Square brackets are never markup, and no control character gets out.
+
+Everything that is printed may hold text of others (a name, a path, a document), so it all goes through `harmless`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bitgolf.foreign import harmless
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print one text as it is, without wrapping."""
+    console.print(Text(harmless(text), style=style), highlight=False, soft_wrap=True)
+
+
+def print_json(console: Console, value: Any) -> None:
+    """Print a value as JSON. Raises ValueError for NaN and infinity."""
+    if not console.quiet:
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], numeric: int = 0) -> Table:
+    """A table whose last `numeric` columns are aligned right and never wrapped. A cell with a style is a `Text`."""
+    table = Table(title=plain(title), title_justify="left")
+    for position, column in enumerate(columns):
+        number = position >= len(columns) - numeric
+        table.add_column(plain(column), justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    return table
+
+
+def plain(text: str | Text, style: str = "") -> Text:
+    """Text whose brackets are not markup."""
+    return text if isinstance(text, Text) else Text(harmless(text), style=style)

@@ -1,0 +1,40 @@
+"""`bitgolf prepare`: text to tokenizer and shards, in a folder of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json
+from bitgolf.commands.tables import data_table
+from bitgolf.config import resolve
+from bitgolf.errors import ConfigError
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="stdlib | jsonl:PATH | dir:PATH | shards:PATH | fineweb[:VARIANT]")
+    parser.add_argument("--out", required=True, type=Path, help="data directory")
+
+
+def _prepare(arguments: Arguments, out: Console) -> int:
+    from bitgolf.data.prepare import prepare
+
+    if "data.source" in arguments.overrides:
+        raise ConfigError("the source is the argument after `prepare`; leave out --data.source")
+    for key in arguments.overrides:
+        if not key.startswith("data.") and key != "model.vocab_size":
+            raise ConfigError(f"`prepare` does not use --{key}; it takes --data.KEY and --model.vocab_size")
+    config = resolve({}, arguments.overrides | {"data.source": json.dumps(arguments.source)})
+    data = prepare(config.data, config.model.vocab_size, arguments.out, arguments.progress)
+    if arguments.json:
+        print_json(out, data.manifest)
+    else:
+        out.print(data_table(str(arguments.out), data.manifest))
+    return 0
+
+
+PREPARE = Command("prepare", "text -> tokenizer and shards", _add_arguments, _prepare, True)

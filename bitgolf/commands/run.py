@@ -1,0 +1,117 @@
+"""`bitgolf run`: all stages, one after the other, on one run directory. `--resume` makes what is missing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json, print_line
+from bitgolf.commands.pack import pack_run
+from bitgolf.commands.tables import audit_table, score_table
+from bitgolf.config import Config, load_config
+from bitgolf.errors import BitgolfError, ConfigError, RunError
+from bitgolf.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from bitgolf.audit.verdict import Verdict
+    from bitgolf.run.ranks import World
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", help="preset name or .toml file")
+    parser.add_argument("--out", required=True, type=Path, help="run directory")
+    parser.add_argument("--resume", action="store_true", help="continue a run of the same configuration")
+    parser.add_argument("--branch", metavar="RUN[@STEP]", default="", help="start from a checkpoint of another run")
+
+
+def _run(arguments: Arguments, out: Console) -> int:
+    from bitgolf.report.products import require_product
+    from bitgolf.report.report import report
+    from bitgolf.run.ranks import world
+
+    config = load_config(arguments.preset, arguments.overrides)
+    with world(config.device) as peers, ExitStack() as hold:
+        _on_main(peers, lambda: _begin(arguments, config, hold))
+        run = RunDirectory.open(arguments.out)
+        _train_pack_score(arguments, run, peers)
+        if not peers.is_main:
+            return 0
+        verdict = _audit(run, arguments.progress)
+        page = report(run, device=peers.device.type, progress=arguments.progress)
+    pack, score = require_product(run, "pack"), require_product(run, "score")
+    if arguments.json:
+        summary = {"run": str(run.path), "preset": config.name, "pack": pack, "score": score}
+        print_json(out, summary | {"audit_passed": verdict.passed, "report": str(page)})
+    else:
+        out.print(score_table(config.name, score, pack))
+        out.print(audit_table(verdict.to_json()))
+        print_line(out, f"report: {page}")
+    return verdict.exit_code
+
+
+def _begin(arguments: Arguments, config: Config, hold: ExitStack) -> None:
+    """Refuse at once what would fail at the end, make the run directory, and prepare its data.
+
+    `hold` keeps the lock of the run directory.
+    """
+    from bitgolf.artifact.compressors import missing_package
+    from bitgolf.data.prepare import prepare
+    from bitgolf.report.page import require_libraries
+    from bitgolf.train.branch import find_trunk
+
+    require_libraries()
+    if (package := missing_package(config.pack.compressor)) is not None:
+        raise ConfigError(f"pack.compressor = {config.pack.compressor!r} needs {package}, which is not installed")
+    if arguments.branch:
+        find_trunk(arguments.branch, config, arguments.out)
+    run = RunDirectory.create(arguments.out, config, resume=arguments.resume, hold=hold)
+    if not (arguments.resume and (run / "data").exists()):
+        prepare(config.data, config.model.vocab_size, run / "data", arguments.progress)
+
+
+def _train_pack_score(arguments: Arguments, run: RunDirectory, peers: World) -> None:
+    """Run these stages, or with `--resume` those whose product is missing and all that follow them."""
+    from bitgolf.evaluate.score import score
+    from bitgolf.train.stage import is_finished, train
+
+    outdated = not arguments.resume
+
+    def must_run(is_made: bool) -> bool:
+        """Rank 0 decides for all ranks, because another rank may look when the file is there already."""
+        nonlocal outdated
+        outdated = bool(peers.from_main(float(outdated or not is_made)))
+        return outdated
+
+    if must_run(is_finished(run)):
+        train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
+    if must_run((run / "pack.json").exists()):
+        _on_main(peers, lambda: pack_run(run, peers.device, arguments.progress))
+    if must_run((run / "score.json").exists()):
+        score(run, peers, progress=arguments.progress)
+
+
+def _audit(run: RunDirectory, progress: Any) -> Verdict:
+    from bitgolf.audit.run import audit_run
+
+    return audit_run(run, progress=progress)
+
+
+def _on_main(peers: World, work: Callable[[], None]) -> None:
+    """Do `work` on rank 0 while the other ranks wait. If it fails there, all ranks raise."""
+    failure: Exception | None = None
+    if peers.is_main:
+        try:
+            work()
+        except (BitgolfError, OSError) as error:
+            failure = error
+    if peers.from_main(float(failure is not None)):
+        raise failure or RunError("rank 0 failed; see its error message")
+
+
+RUN = Command("run", "all stages: prepare, train, pack, score, audit, report", _add_arguments, _run, True)

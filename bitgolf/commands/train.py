@@ -1,0 +1,48 @@
+"""`bitgolf train`: train the model of a run directory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.output import print_json, print_line
+from bitgolf.errors import RunError
+from bitgolf.run.directory import RunDirectory
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="train again a run that is already trained")
+    parser.add_argument("--branch", metavar="RUN[@STEP]", default="", help="start from a checkpoint of another run")
+
+
+def _train(arguments: Arguments, out: Console) -> int:
+    from bitgolf.run.ranks import world
+    from bitgolf.train.metrics import read_events
+    from bitgolf.train.stage import is_finished, train
+
+    run = RunDirectory.open(arguments.run)
+    if is_finished(run) and not arguments.overwrite:
+        raise RunError(
+            f"{run.path} is trained already, and training again would replace its weights, log and results; use "
+            "--overwrite to do so, or start another run with `bitgolf run PRESET --out DIR`"
+        )
+    with world(run.config.device) as peers:
+        train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
+    end = read_events(run / "train.jsonl")[-1]
+    if arguments.json:
+        print_json(out, end)
+    else:
+        print_line(
+            out,
+            f"trained {end['step']} steps, {end['tokens']:,} tokens in {end['elapsed_seconds']:.1f} s "
+            f"({end['tokens_per_second']:,.0f} tokens/s)",
+        )
+    return 0
+
+
+TRAIN = Command("train", "train the run's model and gather calibration statistics", _add_arguments, _train)
