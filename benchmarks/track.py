@@ -123,7 +123,7 @@ def rows_of(summaries: list[dict[str, Any]]) -> list[str]:
     ]
     for row in summaries:
         verdicts = list(row["audit"].values())
-        told = f"{verdicts.count('PASS')} of {len(verdicts)} PASS" if verdicts else "not made"
+        audited = f"{verdicts.count('PASS')} of {len(verdicts)} PASS" if verdicts else "not made"
         methods = row.get("methods", {row["headline"]: row["headline_bpb"]})
         adapted = [bpb for method, bpb in methods.items() if method not in ("chunked", "sliding")]
         seconds = f"{row['pack_seconds']:.1f}" if row.get("pack_seconds") else "-"
@@ -135,7 +135,7 @@ def rows_of(summaries: list[dict[str, Any]]) -> list[str]:
             f"{figure(row['quantization_tax_bpb'])} | {figure(methods.get('sliding'))} ({row.get('stride', 64)}) | "
             f"{figure(adapted[0] if adapted else None)} | {row['bytes_total']:,} | {row['train_seconds']:.1f} "
             f"({row['calibration_seconds']:.1f}) | {seconds} | "
-            f"{row['eval_seconds']:.1f} | {row['peak_memory_mib']:,.0f} | {told} |"
+            f"{row['eval_seconds']:.1f} | {row['peak_memory_mib']:,.0f} | {audited} |"
         )
     notes = [f"- {row['preset']}, seed {row['seed']}: {row['note']}" for row in summaries if row.get("note")]
     return [*lines, *(["", *notes] if notes else [])]
