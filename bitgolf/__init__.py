@@ -1,9 +1,9 @@
 """bitgolf: train the best language model that fits in N bytes, in T seconds, and prove its score.
 
-    import bitgolf
+import bitgolf
 
-    model = bitgolf.load("model.bitgolf")
-    model.bits_per_byte("some text"), model.generate("Once"), model.logprobs("some text")
+model = bitgolf.load("model.bitgolf")
+model.bits_per_byte("some text"), model.generate("Once"), model.logprobs("some text")
 """
 
 from __future__ import annotations

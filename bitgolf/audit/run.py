@@ -27,8 +27,7 @@ from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import MissingEvidence, Verdict
 from bitgolf.errors import BitgolfError
 from bitgolf.run import atomic
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.lock import writes_run
+from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 
 _OF_RECORDS = (budgets, seals, configuration, documents, tape_log, figures)

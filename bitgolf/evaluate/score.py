@@ -37,8 +37,7 @@ from bitgolf.model.gpt import GPT
 from bitgolf.model.weights import read_tensors
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.lock import writes_run
+from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 

@@ -38,8 +38,7 @@ from bitgolf.quantize.packed import Encoder, Packed
 from bitgolf.quantize.prune import prune
 from bitgolf.quantize.tensors import QuantizedTensor
 from bitgolf.run import atomic
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.lock import writes_run
+from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from bitgolf.report import allocation, charts, passage, sections
 from bitgolf.report.page import markup, render_page, require_libraries
 from bitgolf.report.products import Products, read_losses
 from bitgolf.run import atomic
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.lock import writes_run
+from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.version import __version__
 

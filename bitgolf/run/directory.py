@@ -14,9 +14,12 @@ A stage gets the products of earlier stages with `require`, which names the stag
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from bitgolf.config import Config, differing_keys, resolve
 from bitgolf.errors import ForeignError, RunError
@@ -43,6 +46,9 @@ _MADE_BY = {
 _LATER_PRODUCTS = (
     "model.bitgolf", "pack.json", "score.json", "nll.npy", "tape.json", "audit.json", "report.html",
 )  # fmt: skip
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class RunDirectory:
@@ -148,3 +154,21 @@ class RunDirectory:
 def _entries(directory: Path) -> set[str]:
     """Names in `directory`, without those of the lock."""
     return {entry.name for entry in directory.iterdir()} - LOCK_FILES
+
+
+def writes_run(function: Callable[Concatenate[RunDirectory, P], R]) -> Callable[Concatenate[RunDirectory, P], R]:
+    """Decorator of a stage whose first argument is the run directory. The stage holds the lock of the directory.
+
+    Only rank 0 writes, so only rank 0 takes the lock.
+    """
+
+    @functools.wraps(function)
+    def locked(run: RunDirectory, *args: P.args, **kwargs: P.kwargs) -> R:
+        from bitgolf.run.ranks import is_main_process  # imports torch
+
+        if not is_main_process():
+            return function(run, *args, **kwargs)
+        with locked_directory(run.path, function.__name__.removesuffix("_run")):
+            return function(run, *args, **kwargs)
+
+    return locked

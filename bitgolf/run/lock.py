@@ -8,31 +8,23 @@ it.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
 from bitgolf.errors import ForeignError, RunError
 from bitgolf.foreign import as_object, printable, read_json
 
-if TYPE_CHECKING:
-    from bitgolf.run.directory import RunDirectory
-
 LOCK = ".lock"
 OWNER = ".lock-owner.json"
 LOCK_FILES = frozenset((LOCK, OWNER))
 _MAX_OWNER_BYTES = 4_096
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @contextmanager
@@ -65,24 +57,6 @@ def locked_directory(directory: Path, stage: str, prefix: str = "") -> Iterator[
                 with suppress(OSError):  # Windows does not remove open files
                     path.unlink()
         lock.release()
-
-
-def writes_run(function: Callable[Concatenate[RunDirectory, P], R]) -> Callable[Concatenate[RunDirectory, P], R]:
-    """Decorator of a stage whose first argument is the run directory. The stage holds the lock of the directory.
-
-    Only rank 0 writes, so only rank 0 takes the lock.
-    """
-
-    @functools.wraps(function)
-    def locked(run: RunDirectory, *args: P.args, **kwargs: P.kwargs) -> R:
-        from bitgolf.run.ranks import is_main_process  # imports torch
-
-        if not is_main_process():
-            return function(run, *args, **kwargs)
-        with locked_directory(run.path, function.__name__.removesuffix("_run")):
-            return function(run, *args, **kwargs)
-
-    return locked
 
 
 def _in_use(directory: Path, prefix: str, owner: Path) -> str:

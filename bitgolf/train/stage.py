@@ -22,8 +22,7 @@ from bitgolf.measure.curvature import TrialNoise
 from bitgolf.measure.statistics import write_statistics
 from bitgolf.model.build import build_model
 from bitgolf.run.clock import Clock
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.lock import writes_run
+from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 from bitgolf.train.branch import find_trunk, require_same_data

@@ -16,8 +16,8 @@ from tiny_run import done, environment, refused, tree_digest
 from bitgolf.config import DataConfig, load_config
 from bitgolf.data.prepare import prepare
 from bitgolf.errors import RunError
-from bitgolf.run.directory import RunDirectory
-from bitgolf.run.lock import LOCK_FILES, locked_directory, writes_run
+from bitgolf.run.directory import RunDirectory, writes_run
+from bitgolf.run.lock import LOCK_FILES, locked_directory
 
 _HOLD = """
 import sys
