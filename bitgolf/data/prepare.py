@@ -26,6 +26,7 @@ from bitgolf.errors import DataError
 from bitgolf.run import atomic
 from bitgolf.run.lock import locked_directory
 from bitgolf.run.progress import Progress, silent
+from bitgolf.run.seal import sealed
 
 __all__ = ["PreparedData", "check_disjoint", "open_data", "prepare"]
 
@@ -68,7 +69,7 @@ def _prepare_locked(
                 "settings": settings,
                 **_write_data(config, vocab_size, work, progress),
             }
-            atomic.write_json(work / MANIFEST, manifest)
+            atomic.write_json(work / MANIFEST, sealed(manifest))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

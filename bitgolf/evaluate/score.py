@@ -40,6 +40,7 @@ from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
+from bitgolf.run.seal import SCORE_SETTINGS, code_digest, data_seal, file_digest, record_seal, sealed, settings_of
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ _FLOAT_WEIGHTS = {"float": "weights", "last": "weights-last"}  # key in score.js
 
 @writes_run
 def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> None:
-    """Score the artifact on all validation tokens and write score.json, nll.npy and tape.json.
+    """Score the artifact on all validation tokens and write score.json, tape.json, and the losses of each pass.
 
     No file is written before everything is scored. Raises RunError when a product is missing, ArtifactError when the
     artifact is damaged, ConfigError when the tokenizer of the artifact is not that of the data.
@@ -84,7 +85,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         return
     compressors = _general_purpose(data, passes.tokens, progress) if config.score.compressors else {}
     tape = scored[-1].tape
-    _save_array(run / "nll.npy", tape.nll)
+    losses = {each.name: nll_file(each.name, scored[-1].name) for each in scored}
+    for each in scored:
+        _save_array(run / losses[each.name], each.tape.nll)
     atomic.write_json(run / "tape.json", tape.event_log)
     _charge(budget, load_seconds, scored)
     record = _scores(scored, first, float_scores, diagnostic) | {
@@ -100,8 +103,18 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         "attention": packed.attention,
         "world_size": world.size,
         "compressors": compressors,
+        "data_seal": data_seal(data.path),
+        "losses": {name: {"file": file, "sha256": file_digest(run / file)} for name, file in losses.items()},
+        "tape_sha256": file_digest(run / "tape.json"),
+        "code_sha256": code_digest(),
+        "settings": settings_of(config, SCORE_SETTINGS),
     }
-    atomic.write_json(run / "score.json", record)
+    atomic.write_json(run / "score.json", sealed(record, record_seal(run / "pack.json")))
+
+
+def nll_file(name: str, headline: str) -> str:
+    """The file of the losses of a pass: nll.npy for the headline, nll-NAME.npy for the others."""
+    return "nll.npy" if name == headline else f"nll-{name}.npy"
 
 
 @dataclass(frozen=True)
@@ -223,7 +236,6 @@ def _scores(
     """The scores in score.json. The last pass is the headline; float weights are scored by the method `first`."""
     headline = scored[-1]
     methods = {each.name: each.to_json() for each in scored}
-    methods[headline.name]["nll_file"] = "nll.npy"
     references = {key: {first: score.to_json()} for key, score in float_scores.items()}
     tax = methods[first]["bpb"] - float_scores["float"].bpb if "float" in float_scores else None
     return {

@@ -40,6 +40,7 @@ from bitgolf.quantize.tensors import QuantizedTensor
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
+from bitgolf.run.seal import PACK_SETTINGS, TRAIN_PRODUCTS, code_digest, file_digests, last_seal, sealed, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,12 @@ def pack(
         raise _does_not_fit(packed, room, settings)
     atomic.write_bytes(run / "model.bitgolf", packed.artifact)
     seconds = time.perf_counter() - begin
-    atomic.write_json(run / "pack.json", _record(packed, products.weights, room, settings, seconds))
+    record = _record(packed, products.weights, room, settings, seconds) | {
+        "inputs": products.digests,
+        "code_sha256": code_digest(),
+        "settings": settings_of(run.config, PACK_SETTINGS),
+    }
+    atomic.write_json(run / "pack.json", sealed(record, products.train_seal))
     ledger.forget("pack")
     ledger.charge("artifact_bytes", "pack", "model", len(packed))
     ledger.charge("artifact_bytes", "pack", "code", code_bytes)
@@ -94,6 +100,8 @@ class _Products:
         curvature, fisher: by parameter name.
         tokenizer: the tokenizer's own file.
         tokenizer_meta: how to use it.
+        digests: SHA-256 of the files by their path in the run.
+        train_seal: seal of the last line of train.jsonl; "" without one.
     """
 
     weights: dict[str, Tensor]
@@ -102,6 +110,8 @@ class _Products:
     fisher: dict[str, Fisher]
     tokenizer: bytes
     tokenizer_meta: dict[str, Any]
+    digests: dict[str, str]
+    train_seal: str
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,8 @@ def _read(run: RunDirectory, device: torch.device) -> _Products:
         fisher,
         tokenizer.model_bytes,
         {"lossless": tokenizer.lossless, "name": tokenizer.name},
+        file_digests(run.path, *TRAIN_PRODUCTS),
+        last_seal(run / "train.jsonl"),
     )
 
 
@@ -173,6 +185,7 @@ def _encoder(products: _Products, config: Config) -> Encoder:
             "window": config.window,
             "stride": config.score.stride,
             "config_sha256": config.digest(),
+            "train_seal": products.train_seal,
         },
         compressor=config.pack.compressor,
     )

@@ -135,8 +135,8 @@ class RunDirectory:
 
     def remove_products_of_later_stages(self) -> None:
         """Remove what `pack`, `score`, `audit` and `report` made of earlier weights, before training replaces these."""
-        for name in _LATER_PRODUCTS:
-            (self.path / name).unlink(missing_ok=True)
+        for path in (*map(self.path.joinpath, _LATER_PRODUCTS), *self.path.glob("nll-*.npy")):
+            path.unlink(missing_ok=True)
 
     def budget(self) -> Budget:
         """The run's budget ledger with the limits of its configuration."""

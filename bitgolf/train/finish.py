@@ -226,10 +226,11 @@ def charge_and_log_end(
     tokens: int,
     statistics: Statistics,
     average: str,
+    products: dict[str, str],
 ) -> None:
     """Charge the seconds of every part to the budget, in place of those of an earlier training, and end the log.
 
-    `tokens`: trained on in all steps.
+    `tokens`: trained on in all steps. `products`: SHA-256 digests of weights and statistics by their path.
     """
     budget.forget("train")
     for part, amount in seconds.items():
@@ -251,4 +252,5 @@ def charge_and_log_end(
         tokens_per_second=tokens / max(steps_seconds, 1e-9),
         average=average,
         peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
+        products=products,
     )

@@ -21,10 +21,12 @@ from bitgolf.errors import RunError, TrainingDiverged
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
+from bitgolf.run.seal import sealed
 from bitgolf.train.pace import LAG, Timeline
 
 log = logging.getLogger(__name__)
 
+_NOT_IN_TEXT = ("event", "seal", "settings", "products")
 _AFTER_THE_STEPS = ("replay", "choice", "calibration", "curvature", "end")
 
 
@@ -33,6 +35,7 @@ class TrainLog:
 
     def __init__(self, folder: Path, enabled: bool) -> None:
         self.events, self.text, self.enabled = folder / "train.jsonl", folder / "train.log", enabled
+        self.seal = ""  # of the last line
 
     def begin(self, resumed_step: int | None, history: Path | None = None) -> None:
         """Start new files, or go on from a checkpoint, without the lines that were written after its step.
@@ -43,6 +46,7 @@ class TrainLog:
         """
         if not self.enabled:
             return
+        self.seal = ""
         if resumed_step is None:
             self.events.write_text("")
             self.text.write_text("")
@@ -52,14 +56,16 @@ class TrainLog:
             for event in read_events(history or self.events)
             if event.get("step", 0) <= resumed_step and event["event"] not in _AFTER_THE_STEPS
         ]
+        self.seal = kept[-1].get("seal", "") if kept else ""
         atomic.write_text(self.events, "".join(json.dumps(event) + "\n" for event in kept))
         atomic.write_text(self.text, "".join(_as_text(event) + "\n" for event in kept))
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one event."""
+        """Append one event, with its seal (see `bitgolf.run.seal`)."""
         if not self.enabled:
             return
-        entry = {"event": event, **values}
+        entry = sealed({"event": event, **values}, self.seal)
+        self.seal = entry["seal"]
         with self.events.open("a") as handle:
             handle.write(json.dumps(entry) + "\n")
         with self.text.open("a") as handle:
@@ -92,7 +98,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def _as_text(entry: dict[str, Any]) -> str:
     parts = []
     for key, value in entry.items():
-        if key != "event":
+        if key not in _NOT_IN_TEXT:
             parts.append(f"{key}:{value:.6g}" if isinstance(value, float) else f"{key}:{value}")
     return f"[{entry['event']}] " + " ".join(parts)
 

@@ -25,6 +25,7 @@ from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
+from bitgolf.run.seal import TRAIN_PRODUCTS, TRAIN_SETTINGS, code_digest, data_seal, file_digests, settings_of
 from bitgolf.train.branch import find_trunk, require_same_data
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
 from bitgolf.train.effects import without_effect
@@ -89,6 +90,9 @@ def train(
         step=start.step,
         elapsed_seconds=start.seconds,
         **describe_run(config, rows.order.num_tokens, world, backend, trainer.compiled),
+        data_seal=data_seal(data),
+        code_sha256=code_digest(),
+        settings=settings_of(config, TRAIN_SETTINGS),
         **start.details(),
         **plan.figures(),
     )
@@ -116,7 +120,10 @@ def train(
         write_statistics(run / "calibration", statistics)
         write_weights(run.path, weights, step, last_too=config.score.last_reference)
         tokens = step * config.train.batch_tokens
-        charge_and_log_end(run.budget(), train_log, stopwatch.seconds, step, tokens, statistics, weights.average)
+        products = file_digests(run.path, *TRAIN_PRODUCTS)
+        charge_and_log_end(
+            run.budget(), train_log, stopwatch.seconds, step, tokens, statistics, weights.average, products
+        )
     world.barrier()
 
 
