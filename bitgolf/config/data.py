@@ -10,7 +10,9 @@ from bitgolf.config.section import Section
 class DataConfig(Section):
     """The source of the text, its tokenizer, and the sizes of the splits."""
 
-    source: str = Field("stdlib", description="stdlib, jsonl:PATH, dir:PATH, shards:PATH or fineweb[:VARIANT]")
+    source: str = Field(
+        "stdlib", description="stdlib, jsonl:PATH, dir:PATH, shards:PATH, fineweb[:VARIANT] or fineweb-docs"
+    )
     val_source: str = Field("", description="source of the validation text; empty: a share of `source`")
     val_fraction: float = Field(
         0.05, gt=0, lt=1, description="share of the documents used for validation when val_source is empty"

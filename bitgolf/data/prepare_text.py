@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import numpy as np
 
 from bitgolf.config import DataConfig
 from bitgolf.data.encode_stream import encode_batches, make_batches
+from bitgolf.data.fineweb_docs import FinewebDocs
 from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
 from bitgolf.data.shards import ShardWriter, file_sha256
-from bitgolf.data.sources import iterate_documents
+from bitgolf.data.sources import iterate_documents, parse_source
 from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, Document, Splitter, check_disjoint, number_documents
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
@@ -35,7 +36,15 @@ def prepare_text(config: DataConfig, vocab_size: int, work: Path, progress: Prog
 
     Returns the manifest's entries about them. Raises DataError for bad text and for empty splits.
     """
-    documents = _Documents.of(config)
+    if parse_source(config.source)[0] == "fineweb-docs":
+        with FinewebDocs() as published:
+            return _prepare(_Documents(config, published), config, vocab_size, work, progress)
+    return _prepare(_Documents(config, None), config, vocab_size, work, progress)
+
+
+def _prepare(
+    documents: _Documents, config: DataConfig, vocab_size: int, work: Path, progress: Progress
+) -> dict[str, Any]:
     tokenizer = _get_tokenizer(config, vocab_size, documents, progress)
     atomic.write_bytes(work / TOKENIZER, tokenizer.model_bytes)
     splitter = documents.splitter()
@@ -55,6 +64,7 @@ def prepare_text(config: DataConfig, vocab_size: int, work: Path, progress: Prog
         "overlap": 0,
         "dropped_duplicates": splitter.dropped_duplicates,
         "empty_documents": splitter.empty_documents,
+        **({} if documents.origin is None else {"origin": documents.origin}),
     }
 
 
@@ -63,60 +73,68 @@ def is_new_tokenizer(config: DataConfig) -> bool:
     return config.tokenizer in ("lossless", "challenge")
 
 
-@dataclass(frozen=True)
 class _Documents:
     """The documents of the configured sources. They can be read more than once.
 
     Attributes:
-        val_hashes: document hashes of the validation source; None if validation is a share of `data.source`.
+        origin: entry of the manifest about published documents; None for other sources.
     """
 
-    config: DataConfig
-    val_hashes: np.ndarray | None  # (validation documents,) uint64
+    def __init__(self, config: DataConfig, published: FinewebDocs | None) -> None:
+        self._config, self._published = config, published
+        self._has_own_val = bool(config.val_source) or published is not None
+        self._val_hashes: np.ndarray | None = None  # (validation documents,) uint64
+        if self._has_own_val:
+            self._val_hashes = np.fromiter((d.hash for d in self._validation()), dtype=np.uint64)
 
-    @classmethod
-    def of(cls, config: DataConfig) -> _Documents:
-        hashes = None
-        if config.val_source:
-            hashes = np.fromiter((d.hash for d in _validation_source(config)), dtype=np.uint64)
-        return cls(config, hashes)
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        return None if self._published is None else self._published.origin
 
     def splitter(self) -> Splitter:
-        if self.val_hashes is None:
-            return Splitter(self.config.val_fraction, self.config.val_bytes, self.config.train_bytes)
-        return Splitter(0.0, 0, self.config.train_bytes, self.val_hashes)
+        if self._val_hashes is None:
+            return Splitter(self._config.val_fraction, self._config.val_bytes, self._config.train_bytes)
+        return Splitter(0.0, 0, self._config.train_bytes, self._val_hashes)
 
     def labeled(self, splitter: Splitter) -> Iterator[tuple[str, Document]]:
-        """(split, document) for every document that a split takes, validation source first."""
-        if self.config.val_source:
-            for document in _validation_source(self.config):
+        """(split, document) for every document that a split takes. A validation source comes first."""
+        if self._has_own_val:
+            for document in self._validation():
                 yield "val", document
-        for document in number_documents(iterate_documents(self.config.source), splitter.count_empty):
+        for document in number_documents(self._training_source(), splitter.count_empty):
             if splitter.full:
                 return
             if split := splitter.assign(document):
                 yield split, document
+                if splitter.full:
+                    return
 
     def tokenizer_text(self) -> Iterator[str]:
         """The first `data.tokenizer_bytes` of the training documents."""
         splitter = self.splitter()
-        room = self.config.tokenizer_bytes
-        for document in number_documents(iterate_documents(self.config.source)):
+        room = self._config.tokenizer_bytes
+        for document in number_documents(self._training_source()):
             if room <= 0 or splitter.full:
                 return
             if splitter.assign(document) == "train":
                 room -= document.size
                 yield document.text
 
+    def _training_source(self) -> Iterator[str]:
+        return self._published.training() if self._published is not None else iterate_documents(self._config.source)
 
-def _validation_source(config: DataConfig) -> Iterator[Document]:
-    """Documents of `data.val_source` up to `data.val_bytes`."""
-    room = config.val_bytes or float("inf")
-    for document in number_documents(iterate_documents(config.val_source)):
-        yield document
-        room -= document.size
-        if room <= 0:
-            return
+    def _validation(self) -> Iterator[Document]:
+        """Documents of the validation source up to `data.val_bytes`."""
+        if self._config.val_source or self._published is None:
+            texts = iterate_documents(self._config.val_source)
+        else:
+            texts = self._published.validation()
+        room = self._config.val_bytes or float("inf")
+        for document in number_documents(texts):
+            yield document
+            room -= document.size
+            if room <= 0:
+                return
 
 
 def _get_tokenizer(config: DataConfig, vocab_size: int, documents: _Documents, progress: Progress) -> Tokenizer:

@@ -1,8 +1,9 @@
 """The sources of text: a source string becomes an iterator of documents.
 
 `stdlib` is the default (see `stdlib_text`), `jsonl:PATH` reads the field `text` of JSON lines (plain, gzip or zstd;
-globs), `dir:PATH` reads text files. Only one document is in memory at a time. `shards:PATH` and `fineweb` contain
-tokens instead of text (see `existing_shards`). Bad input raises DataError with the file and the line.
+globs), `dir:PATH` reads text files; `fineweb-docs` has a module of its own. Only one document is in memory at a time.
+`shards:PATH` and `fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with the
+file and the line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bitgolf.data.cut_text import cut_text
 from bitgolf.data.stdlib_text import stdlib_documents
 from bitgolf.errors import ConfigError, DataError
 
-KINDS = ("stdlib", "jsonl", "dir", "shards", "fineweb")
+KINDS = ("stdlib", "jsonl", "dir", "shards", "fineweb", "fineweb-docs")
 # Suffixes of text files; `dir:` skips all other files.
 _SUFFIXES = """
 .txt .text .md .markdown .rst .adoc .org .tex .html .htm .xml .json .csv .tsv .toml .yaml .yml .ini
@@ -45,12 +46,12 @@ def parse_source(source: str) -> tuple[str, str]:
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ConfigError(
             f"unknown data source {source!r}{hint}; allowed: stdlib, jsonl:PATH, dir:PATH, shards:PATH, "
-            "fineweb[:VARIANT]"
+            "fineweb[:VARIANT], fineweb-docs"
         )
     if kind in ("jsonl", "dir", "shards") and not argument:
         raise ConfigError(f"data source {source!r} needs a path: {kind}:PATH")
-    if kind == "stdlib" and colon:
-        raise ConfigError(f"data source {source!r}: stdlib takes no argument")
+    if kind in ("stdlib", "fineweb-docs") and colon:
+        raise ConfigError(f"data source {source!r}: {kind} takes no argument")
     if argument.startswith("~") and kind != "fineweb":
         argument = str(Path(argument).expanduser())
     return kind, argument
@@ -101,10 +102,14 @@ def _jsonl(paths: Iterable[Path]) -> Iterator[str]:
         for number, line in enumerate(_lines(path), 1):
             if not line.strip():
                 continue
-            yield _text_field(line, f"{path}, line {number}", first=number == 1)
+            yield text_of_json_line(line, f"{path}, line {number}", first=number == 1)
 
 
-def _text_field(line: bytes, where: str, first: bool) -> str:
+def text_of_json_line(line: bytes, where: str, first: bool = False) -> str:
+    """The field `text` of a JSON line. A byte order mark is allowed in the first line of a file.
+
+    Raises DataError, whose message begins with `where`, if the line is not JSON or has no such text.
+    """
     try:
         record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
@@ -138,14 +143,19 @@ def _lines(path: Path) -> Iterator[bytes]:
                 stream = io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
             elif path.suffix in (".zst", ".zstd"):
                 stream = io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
-            while line := stream.readline(MAX_LINE_BYTES + 1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(f"{path} has a line longer than {MAX_LINE_BYTES:,} bytes; is it JSON lines?")
-                yield line
+            yield from read_lines(stream, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is a damaged or truncated gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_lines(stream: BinaryIO | io.BufferedReader, name: str | Path) -> Iterator[bytes]:
+    """Lines of `stream` with their ends. Raises DataError for a line above MAX_LINE_BYTES."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"{name} has a line longer than {MAX_LINE_BYTES:,} bytes; is it JSON lines?")
+        yield line
 
 
 class _ZstdFile(io.RawIOBase):
