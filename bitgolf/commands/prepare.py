@@ -16,7 +16,9 @@ from bitgolf.errors import ConfigError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="stdlib | jsonl:PATH | dir:PATH | shards:PATH | fineweb[:VARIANT]")
+    parser.add_argument(
+        "source", help="stdlib | jsonl:PATH | dir:PATH | shards:PATH | fineweb[:VARIANT] | fineweb-docs"
+    )
     parser.add_argument("--out", required=True, type=Path, help="data directory")
 
 
