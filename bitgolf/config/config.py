@@ -23,6 +23,12 @@ class BudgetConfig(Section):
     artifact_bytes: int = Field(16_000_000, ge=1, description="largest size of code and compressed model together")
     train_seconds: float = Field(600.0, gt=0, description="wall-clock time of training, calibration included")
     eval_seconds: float = Field(600.0, gt=0, description="wall-clock time of evaluation")
+    min_steps: int = Field(
+        0,
+        ge=0,
+        description="on a machine too slow for this many steps in train_seconds, both times are extended before "
+        "training starts; 0 = the times are fixed",
+    )
 
 
 class ReportConfig(Section):

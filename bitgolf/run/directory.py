@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from bitgolf.config import Config, differing_keys, resolve
+from bitgolf.config import BudgetConfig, Config, differing_keys, resolve
 from bitgolf.errors import ForeignError, RunError
 from bitgolf.foreign import parse_toml, read_bytes
 from bitgolf.run import atomic
@@ -86,6 +86,8 @@ class RunDirectory:
         stored = root / "config.toml"
         if stored.exists() and _entries(root) != {"config.toml"}:
             existing = cls.open(root).config
+            if _is_extension(existing, config):
+                config = existing
             if existing.digest() != config.digest():
                 changed = ", ".join(differing_keys(existing, config)) or "nothing visible"
                 raise RunError(
@@ -116,6 +118,12 @@ class RunDirectory:
         except (FileNotFoundError, ForeignError) as error:
             raise RunError(f"{stored} is damaged: {error}") from error
         return cls(root, resolve(values, {}, origin=str(stored)))
+
+    def extend_budget_(self, budget: BudgetConfig, *, write: bool) -> None:
+        """Replace the budget by one with more time (`budget.min_steps`); with `write` in config.toml too."""
+        self.config = self.config.updated({"budget": budget.model_dump()})
+        if write:
+            atomic.write_text(self.path / "config.toml", self.config.to_toml())
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -172,3 +180,11 @@ def writes_run(function: Callable[Concatenate[RunDirectory, P], R]) -> Callable[
             return function(run, *args, **kwargs)
 
     return locked
+
+
+def _is_extension(stored: Config, config: Config) -> bool:
+    """Whether `stored` is `config` with an extended budget, so that `config` may resume the run."""
+    ours, theirs = config.budget, stored.budget
+    if not ours.min_steps or theirs.train_seconds < ours.train_seconds or theirs.eval_seconds < ours.eval_seconds:
+        return False
+    return stored.updated({"budget": ours.model_dump()}).digest() == config.digest()

@@ -130,6 +130,11 @@ class Division:
         """
         return max(self.replay_end - self.replay_steps * step_seconds, self.replay_end / (1 + self.replay_share))
 
+    def seconds_for(self, num_steps: float, step_seconds: float) -> float:
+        """The budget in which `steps_end` leaves room for `num_steps` steps of `step_seconds`."""
+        end = num_steps * step_seconds
+        return end + min(self.replay_steps * step_seconds, self.replay_share * end) + self.reserve
+
 
 @dataclass
 class Timeline:

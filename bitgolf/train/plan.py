@@ -6,16 +6,19 @@ plan reserves the seconds for everything that follows the steps.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from bitgolf.config import BudgetConfig
 from bitgolf.errors import BudgetError
 from bitgolf.measure.calibration import calibration_seconds
 from bitgolf.measure.curvature import TrialNoise, curvature_seconds
 from bitgolf.measure.fisher import fisher_seconds
+from bitgolf.run.clock import SAFETY
 from bitgolf.run.progress import Progress, silent
 from bitgolf.train.choose import choice_seconds
 from bitgolf.train.pace import LAG, MARGIN_SECONDS, Division, EndTimes, Reserves
@@ -48,6 +51,20 @@ class Plan:
     def end_times(self) -> EndTimes:
         """When each part after the replay burst must be over."""
         return self.reserves.end_times(self.division.limit)
+
+    def extended(self, budget: BudgetConfig, max_steps: int) -> tuple[Plan, BudgetConfig]:
+        """Plan and budget with enough time for `budget.min_steps` steps on this machine.
+
+        If `budget.train_seconds` holds them, both stay as they are. Otherwise the times of training and of evaluation
+        are extended by the same factor, because the same machine does both. `max_steps`: 0 = no limit.
+        """
+        num_steps = min(budget.min_steps, max_steps or budget.min_steps)
+        seconds = float(math.ceil(self.division.seconds_for(SAFETY * num_steps, self.step_seconds)))
+        if not num_steps or seconds <= budget.train_seconds:
+            return self, budget
+        eval_seconds = float(math.ceil(budget.eval_seconds * seconds / budget.train_seconds))
+        longer = budget.updated({"train_seconds": seconds, "eval_seconds": eval_seconds})
+        return replace(self, division=replace(self.division, limit=seconds)), longer
 
     def figures(self) -> dict[str, float]:
         """Values of the first log line."""
@@ -83,15 +100,19 @@ def make_plan(
     quantized: Sequence[str],
     noise: TrialNoise,
     progress: Progress = silent,
+    *,
+    is_fixed: bool = True,
 ) -> Plan:
     """Warm up, measure, and divide the budget of `limit_seconds`.
 
     Args:
+        limit_seconds: of the whole training.
+        is_fixed: whether a step longer than `limit_seconds` is refused before it is made.
         quantized: names of the parameters whose curvature will be measured.
         noise: of that measurement.
     """
     begin = time.perf_counter()
-    step_seconds = trainer.world.from_main(trainer.warm_up(progress, limit_seconds))
+    step_seconds = trainer.world.from_main(trainer.warm_up(progress, limit_seconds if is_fixed else math.inf))
     reserves = _measure_reserves(trainer, rows, quantized, noise, (LAG + 2) * step_seconds)
     division = Division.of(limit_seconds, reserves.total, trainer.config)
     return Plan(time.perf_counter() - begin, step_seconds, reserves, division)

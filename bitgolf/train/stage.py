@@ -34,7 +34,7 @@ from bitgolf.train.late import LatePhase
 from bitgolf.train.loop import Checkpoints, make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
 from bitgolf.train.pace import Pace, Timeline
-from bitgolf.train.plan import make_plan
+from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.start import find_start
@@ -72,7 +72,10 @@ def train(
     start = find_start(config, store, live, world, resume=resume, trunk=trunk)
     shapes, noise = trainer.model.shapes(), TrialNoise.of(config)
     quantized = list(grids_of(shapes, config.pack))
-    plan = make_plan(trainer, rows, config.budget.train_seconds, quantized, noise, progress)
+    limit, is_fixed = config.budget.train_seconds, not config.budget.min_steps
+    plan = make_plan(trainer, rows, limit, quantized, noise, progress, is_fixed=is_fixed)
+    if start.may_extend_budget:
+        plan, config = extend_budget_(run, plan, world)
     start.restore_(live)
     plan.require_time(start.step, start.seconds)
 
@@ -127,6 +130,25 @@ def train(
     world.barrier()
 
 
+def extend_budget_(run: RunDirectory, plan: Plan, world: World) -> tuple[Plan, Config]:
+    """Give a run with `budget.min_steps` the time that it needs on this machine, in writing, before its clock starts.
+
+    The times stand in config.toml, in the first line of the log, and as the limits of the budget ledger. Returns the
+    plan and the configuration that result.
+    """
+    before = run.config.budget
+    plan, budget = plan.extended(before, run.config.train.max_steps)
+    if budget != before:
+        run.extend_budget_(budget, write=world.is_main)
+        log.warning(
+            "this machine takes %.2g s per step: budget.train_seconds is extended from %g to %g and "
+            "budget.eval_seconds from %g to %g, so that budget.min_steps %d fit; training starts now and takes %g s",
+            plan.step_seconds, before.train_seconds, budget.train_seconds, before.eval_seconds, budget.eval_seconds,
+            budget.min_steps, budget.train_seconds,
+        )  # fmt: skip
+    return plan, run.config
+
+
 def make_trainer(config: Config, rows: TrainingRows, world: World) -> tuple[Trainer, str]:
     """A trainer of the initial weights, and the attention backend of its model.
 
@@ -149,6 +171,8 @@ def describe_run(config: Config, num_tokens: int, world: World, backend: str, co
         "config_sha256": config.digest(),
         "preset": config.name,
         "seed": config.seed,
+        "train_seconds_limit": config.budget.train_seconds,
+        "eval_seconds_limit": config.budget.eval_seconds,
         "world_size": world.size,
         "device": device_name(world.device),
         "attention": backend,

@@ -24,11 +24,13 @@ class Start:
 
     Attributes:
         event: name of the log line with which this process begins.
+        may_extend_budget: whether `budget.min_steps` has an effect. A training that goes on keeps its budget.
         step, seconds: optimizer steps made, and seconds spent, before this process.
         origin: of a branch, the checkpoint that it began from, else "".
     """
 
     event: ClassVar[str] = "start"
+    may_extend_budget: ClassVar[bool] = True
     step: int = 0
     seconds: float = 0.0
     origin: str = ""
@@ -52,6 +54,8 @@ class Start:
 
 class _FromCheckpoint(Start):
     """A beginning from saved tensors, which are dropped once they are restored."""
+
+    may_extend_budget = False
 
     def __init__(self, state: TrainState, tensors: dict[str, Tensor]) -> None:
         self.step, self.seconds, self.origin = state.step, state.seconds_spent, state.origin

@@ -10,6 +10,7 @@ Legend: P parameters, T time.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -116,7 +117,7 @@ class Trainer:
         Args:
             limit_seconds: of the whole training.
         Returns:
-            Seconds per step once everything is compiled.
+            Seconds per step once everything is compiled: the median of the last half of the steps.
         Raises:
             BudgetError: a step of many micro-batches would take longer than `limit_seconds`, as two of them show.
         """
@@ -125,7 +126,7 @@ class Trainer:
         before = {name: tensor.detach().clone() for name, tensor in live.items()}
         digest = state_digest(before)
         generator = torch.Generator(device=self.world.device).manual_seed(0)
-        seconds = 0.0
+        seconds = []
         phases = (False, True) if self.late is not None else (False,)
         total = len(phases) * self.config.warmup_steps
         for number, late in enumerate(late for late in phases for _ in range(self.config.warmup_steps)):
@@ -137,13 +138,13 @@ class Trainer:
             begin = time.perf_counter()
             self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon.momentum, late=late)
             self.world.synchronize()
-            seconds = time.perf_counter() - begin
+            seconds.append(time.perf_counter() - begin)
         if self.world.is_main:
             progress("warm-up", total, total)
         copy_into_(live, before)
         if state_digest(self.tensors()) != digest:
             raise AssertionError("the compile warm-up changed the training state")
-        return seconds
+        return statistics.median(seconds[-max(1, self.config.warmup_steps // 2) :])
 
     def _require_short_steps(self, limit_seconds: float) -> None:
         if self.shape.accumulation < 4:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from simulated_time import simulate_time
 from tiny_trainer import ALONE, make_trainer
 
-from bitgolf.config import TrainConfig
+from bitgolf.config import BudgetConfig, TrainConfig
 from bitgolf.data.held_out import HeldOut
 from bitgolf.data.loader import BatchShape, RowOrder
 from bitgolf.errors import BudgetError
@@ -96,3 +98,34 @@ def test_a_budget_without_time_is_refused(limit: float, step: int, seconds: floa
         return
     with pytest.raises(BudgetError, match=rf"budget.train_seconds = {limit:g} {words}"):
         plan.require_time(step, seconds)
+
+
+@pytest.mark.parametrize(
+    ("min_steps", "max_steps", "train_seconds", "eval_seconds"),
+    [(0, 0, 100.0, 50.0), (42, 0, 100.0, 50.0), (80, 0, 187.0, 94.0), (80, 42, 100.0, 50.0), (80, 99, 187.0, 94.0)],
+)
+def test_a_slow_machine_gets_the_time_for_the_least_number_of_steps(
+    min_steps: int, max_steps: int, train_seconds: float, eval_seconds: float
+) -> None:
+    """A step takes 2 s, the work after the steps 3 s; 15 % more steps are allowed for."""
+    budget = BudgetConfig(train_seconds=100.0, eval_seconds=50.0, min_steps=min_steps)
+    plan = Plan(1.0, 2.0, Reserves(calibration=3.0), Division(100.0, 3.0))
+    longer, extended = plan.extended(budget, max_steps)
+    assert (extended.train_seconds, extended.eval_seconds) == (train_seconds, eval_seconds)
+    assert longer.division == Division(train_seconds, 3.0)
+    assert extended.updated({"train_seconds": 100.0, "eval_seconds": 50.0}) == budget
+
+
+@given(
+    steps=st.integers(1, 2000),
+    step_seconds=st.floats(0.001, 10),
+    epochs=st.integers(0, 3),
+    batches=st.integers(1, 200),
+    warmdown=st.floats(0.05, 1),
+)
+def test_the_time_for_a_number_of_steps_is_that_in_which_the_steps_end(
+    steps: int, step_seconds: float, epochs: int, batches: int, warmdown: float
+) -> None:
+    config = TrainConfig().updated({"replay.epochs": epochs, "replay.batches": batches, "warmdown": warmdown})
+    seconds = Division.of(1.0, 2.5, config).seconds_for(steps, step_seconds)
+    assert Division.of(seconds, 2.5, config).steps_end(step_seconds) == pytest.approx(steps * step_seconds)
