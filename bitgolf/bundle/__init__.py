@@ -1,1 +1,1 @@
-"""The single-file program of a submission; `single_file` makes it, `readable_source` lays its sources out beside it."""
+"""The single-file program of a submission: `single_file` makes it, `readable_source` writes its sources beside it."""

@@ -1,9 +1,8 @@
-"""How a submission's train_gpt.py finds the modules inside itself: an importer over sources in memory.
+"""The importer inside a submission's train_gpt.py, which finds modules in memory.
 
-This file travels at the head of the packed sources and is the first to run. Modules of the program are compiled from
-their packed source under the name `train_gpt.py/package/module.py`, which is what tracebacks show, with the packed
-line. A bitgolf that is installed beside it is never imported: the importer comes first, and what it does not hold does
-not exist below its packages.
+This file is the first section of the packed sources and runs first. The modules of the program are compiled from their
+packed source under the name `train_gpt.py/package/module.py`. Tracebacks show that name and the packed line. The
+importer is the first on the list of importers, so an installed bitgolf is never imported.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class BundleImporter(MetaPathFinder, ExecutionLoader):
 
     Attributes:
         bundle_path: the file that the sources came from.
-        sources: text of each module by dotted name; a name that stands before another with a dot is a package.
+        sources: text of each module by dotted name. A name is a package if another name begins with it and a dot.
     """
 
     def __init__(self, bundle_path: str, sources: dict[str, str]) -> None:
@@ -49,9 +48,9 @@ class BundleImporter(MetaPathFinder, ExecutionLoader):
 
 
 def install(bundle_path: str, sections: Sequence[str]) -> None:
-    """Make the modules of a bundle importable; each section is the name of one, a line feed and its source.
+    """Make the modules of a bundle importable. Each section is the name of a module, a line feed and its source.
 
-    Errors are shown by the `traceback` module, which asks an importer for the lines; the interpreter itself does not.
+    Errors are shown by the `traceback` module, because it asks the importer for the lines and the interpreter does not.
     """
     sources = {name: source for name, _, source in (section.partition("\n") for section in sections)}
     sys.meta_path.insert(0, BundleImporter(bundle_path, sources))

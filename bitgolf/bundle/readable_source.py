@@ -1,8 +1,8 @@
 """The `source/` folder of a submission: the modules of train_gpt.py as they were written, and what they import.
 
-`python source/train_gpt.py` takes the same arguments as the packed file and runs the same program, with every comment
-and annotation. The folder also holds the modules that Python imports although the packed file does without them, and
-`bitgolf/bundle`, which makes the packed file again. `MODULES.md` lists which modules are in the packed file.
+`python source/train_gpt.py` takes the same arguments as the packed file and runs the same program, with all comments,
+annotations and messages. The folder also holds modules that Python imports although the packed file does not need
+them, and `bitgolf/bundle`, which makes the packed file again. `MODULES.md` lists the modules in the packed file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 
 def readable_source(bundle: Bundle) -> dict[str, str]:
-    """Every file of the folder by its path in it."""
+    """Text of every file by its path in the folder."""
     root = installed_root()
     files = module_files(root)
     modules = imported_modules(root, frozenset((*bundle.modules, *_MAKER)))
@@ -49,7 +49,7 @@ def readable_source(bundle: Bundle) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)
 def imported_modules(root: Path, start: frozenset[str]) -> frozenset[str]:
-    """`start`, every module that Python imports with it, also inside functions, and the packages above them."""
+    """`start`, all modules that it imports, also inside functions, and the packages above them."""
     files = module_files(root)
     modules: set[str] = set()
     todo = list(start)

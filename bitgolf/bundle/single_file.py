@@ -1,13 +1,13 @@
-"""A whole program in one file: the code that trains, packs and scores, in a train_gpt.py that runs alone.
+"""The code that trains, packs and scores, as one train_gpt.py that runs alone (rule B2, docs/rules.md).
 
     package sources ──trace──▶ what main() reaches ──python-minifier──▶ text ──bz2──▶ one file
 
-The file is Python source in Latin-1: two lines around a string that holds the compressed text, one character per byte
-(base85 would take a quarter more bytes). It unpacks in memory and imports from there (see `importer`), so it needs
-neither temporary files nor an installed bitgolf; Python and the packages in requirements.txt are enough. The code is
-the same for every configuration; only the settings in it differ. The same sources and settings give the same bytes
-under one version of Python and of python-minifier, so anybody can check that a file is made from the `source/` beside
-it. This folder reads the sources as text and imports none of them but the configuration.
+The file is Python source in Latin-1: a few lines around a string that holds the compressed text, one character per
+byte (base85 would need a quarter more bytes). It unpacks in memory and imports from there (see `importer`), so it needs
+neither temporary files nor an installed bitgolf, only Python and the packages in requirements.txt. The code is the same
+for every configuration; only the settings in the file differ. The same sources and settings give the same bytes with
+one version of Python and of python-minifier, so anybody can check that a file was made from the `source/` beside it.
+This folder reads the sources as text and imports only the configuration.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ if __name__ == "__main__":
     from {module} import {function}
     raise SystemExit({function}(PARTS[1], sys.argv[1:], os.path.getsize(__file__)))
 """
-# The payload has a line of its own, which no traceback shows.
+# The payload has its own line, so that no traceback shows it.
 _FILE = (
     "#coding:latin1 (bitgolf {version}: made from source/, where the same program can be read and run)\n"
     "PARTS={literal}\n"
     "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
 )
-# The program reads no configuration of an earlier version, so it does without the table of moved and removed keys.
+# The program reads no configuration of an earlier version, so it needs no table of moved and removed keys.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values"
 }
-# Modules whose own source or signatures are read while they run keep both as they are.
+# Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
 
 
@@ -61,7 +61,7 @@ class Bundle:
     Attributes:
         data: the bytes of train_gpt.py.
         modules: minified source of each module by dotted name.
-        settings: JSON of the settings that differ from the defaults, which the file starts with.
+        settings: JSON of the settings that differ from the defaults.
     """
 
     data: bytes
@@ -73,8 +73,8 @@ def make_bundle(config: Config, root: Path | None = None) -> Bundle:
     """The train_gpt.py of a configuration. The first call in a process takes a few seconds.
 
     Args:
-        config: all of it but the seed is put into the file; the seed is given on its command line.
-        root: folder that holds the package's folder; None = the installed package.
+        config: the file contains all of it but the seed, which its command line gives.
+        root: folder that holds the package's folder. None = the installed package.
     """
     modules, start = _program((root or installed_root()).resolve())
     settings = settings_of(config)
@@ -84,13 +84,13 @@ def make_bundle(config: Config, root: Path | None = None) -> Bundle:
 def code_bytes(config: Config) -> int:
     """Bytes of the code that ships with an artifact (rules B1 and B2): the size of this configuration's train_gpt.py.
 
-    The seed makes no difference.
+    The seed does not matter.
     """
     return len(make_bundle(config).data)
 
 
 def installed_root() -> Path:
-    """The folder that holds the package that is running."""
+    """The folder that holds the running package."""
     return Path(__file__).resolve().parents[2]
 
 
@@ -104,7 +104,7 @@ def module_files(root: Path) -> dict[str, Path]:
 
 
 def settings_of(config: Config) -> str:
-    """The settings that a bundle of this configuration starts with (see `train_gpt.main`)."""
+    """The settings inside a bundle of this configuration, as JSON (see `train_gpt.main`)."""
     different = _different(config, Config())
     different.pop("seed", None)
     return json.dumps(different, separators=(",", ":"), ensure_ascii=False)
@@ -123,7 +123,7 @@ def _different(section: Section, default: Section) -> dict[str, Any]:
 
 
 class _Sources(Mapping[str, ast.Module]):
-    """The modules of the package below a folder as trees, parsed when first asked for."""
+    """Syntax trees of the package's modules by dotted name, parsed when first used."""
 
     def __init__(self, root: Path) -> None:
         self.files = module_files(root)
@@ -147,7 +147,7 @@ class _Sources(Mapping[str, ast.Module]):
 
 @functools.lru_cache(maxsize=4)
 def _program(root: Path) -> tuple[dict[str, str], str]:
-    """Minified source of every module that the program needs, and of the code that the file starts with."""
+    """Minified source of every module that the program needs, and of its first section."""
     sources = _Sources(root)
     modules = {name: minified(ast.unparse(without_texts(tree))) for name, tree in trace(sources, *ENTRY).items()}
     start = ast.unparse(sources[_IMPORTER]) + _START.format(module=ENTRY[0], function=ENTRY[1])
@@ -155,10 +155,10 @@ def _program(root: Path) -> tuple[dict[str, str], str]:
 
 
 def without_texts(module: ast.Module) -> ast.Module:
-    """The module without two kinds of text that the program can do without.
+    """The module without two kinds of text that the program does not need.
 
-    The descriptions of settings (`Field(..., description=...)`) are printed by the command line alone. The messages of
-    ArtifactError concern damaged files; `source/train_gpt.py` shows them.
+    The descriptions of settings (`Field(..., description=...)`) are for the command line. The messages of ArtifactError
+    are about damaged files, and `source/train_gpt.py` shows them.
     """
     for node in ast.walk(module := copy.deepcopy(module)):
         if isinstance(node, ast.Call) and _is_name(node.func, "Field"):
@@ -173,10 +173,10 @@ def _is_name(node: ast.expr, name: str) -> bool:
 
 
 def minified(source: str) -> str:
-    """The same module in fewer bytes: no docstrings and annotations, short names of local variables.
+    """The same module in fewer bytes, without docstrings and annotations and with short names of local variables.
 
-    Names of modules, functions, classes and attributes stay, so that modules can be minified one by one and tracebacks
-    can be read.
+    Names of modules, functions, classes and attributes stay, so modules can be minified one by one and tracebacks are
+    readable.
     """
     untouched = _READ_BY_COMPILERS.search(source) is not None
     annotations = python_minifier.RemoveAnnotationsOptions(
@@ -202,7 +202,7 @@ def _packed(start: str, settings: str, modules: tuple[tuple[str, str], ...]) -> 
 
 
 def pack_text(text: str) -> bytes:
-    """A Python file that unpacks `text` (sections divided by NUL) and runs its first section."""
+    """A Python file that unpacks `text` (sections separated by NUL) and runs the first section."""
     packed = bz2.compress(text.encode("utf-8"))  # 5 % smaller than lzma for this much code
     return _FILE.format(version=__version__, literal=latin1_literal(packed)).encode("latin1")
 
@@ -214,7 +214,7 @@ def latin1_literal(data: bytes) -> str:
     text = data.decode("latin1")
     parts = []
     for position, character in enumerate(text):
-        if character == "\0":  # no file may hold it; an octal escape would swallow a digit behind it
+        if character == "\0":  # Python files must not contain it; \\0 and a digit would be another character
             parts.append("\\x00" if text[position + 1 : position + 2].isdigit() else "\\0")
         else:
             parts.append(written.get(character, character))

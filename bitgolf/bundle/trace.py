@@ -1,11 +1,11 @@
-"""What a program needs of a package: the modules and top-level statements that its entry function reaches by name.
+"""The part of a package that a program needs: modules and top-level statements that its entry function reaches by name.
 
 `trace` starts from one function. A statement that is kept keeps the global names and imports that it mentions, in its
-own module and in others, until nothing new comes up. Four rules limit what has to be kept:
+own module and in others, until nothing is added. Four rules limit what is kept:
 
-- Annotations of functions and variables are not followed; those of class attributes are, because pydantic reads them.
-- Definitions, assignments and imports are kept when their name is needed. An assignment is taken to do nothing else.
-- Other statements of a needed module are kept, and so is what a function of the package decorates (it may register).
+- Annotations of functions and variables are ignored. Those of class attributes count, because pydantic reads them.
+- A definition, an assignment or an import is kept if its name is needed.
+- Other statements of a needed module are kept, and also what a function of the package decorates (it may register).
 - A class is kept whole.
 """
 
@@ -43,10 +43,10 @@ def bound_name(alias: ast.alias) -> str:
 
 @dataclass
 class _Mentions:
-    """The names that a piece of code mentions. Its local variables are among them, which at worst keeps too much."""
+    """The names in a piece of code, with its local variables. Those can only make the program keep too much."""
 
-    bare: set[str] = field(default_factory=set)  # used other than as `name.attribute`
-    attributes: dict[str, set[str]] = field(default_factory=dict)  # by the name that they are looked up on
+    bare: set[str] = field(default_factory=set)  # not followed by an attribute
+    attributes: dict[str, set[str]] = field(default_factory=dict)  # by the name before the dot
     imports: list[Import] = field(default_factory=list)  # inside functions and blocks
 
 
@@ -58,7 +58,7 @@ class _Tracer:
         self.to_follow: list[tuple[str, ast.stmt]] = []
 
     def need(self, module: str, name: str) -> None:
-        """Keep what `name` of `module` is: a definition, an imported name, or a module of that package."""
+        """Keep `name` of `module`, which is a definition, an imported name, or a module of that package."""
         self.enter(module)
         if name in self.table(module):
             self.keep_name(module, name, _Mentions(bare={name}))
@@ -68,13 +68,13 @@ class _Tracer:
             raise KeyError(f"{module} has no {name}")
 
     def need_all(self, module: str) -> None:
-        """Keep all of `module`, for code that does not say what it uses of it."""
+        """Keep all of `module`, for code that does not name the parts that it uses."""
         self.enter(module)
         for name in self.table(module):
             self.need(module, name)
 
     def enter(self, module: str) -> None:
-        """Keep `module` and the packages above it, with the statements that act when they are imported."""
+        """Keep `module` and the packages above it, with the statements that have an effect at import."""
         if module in self.kept:
             return
         if "." in module:
@@ -85,7 +85,7 @@ class _Tracer:
                 self.keep(module, index, 0)
 
     def acts(self, module: str, statement: ast.stmt) -> bool:
-        """Whether a top-level statement may do something besides binding a name."""
+        """Whether a top-level statement may have an effect besides binding a name."""
         if isinstance(statement, Definition):
             roots = (next(n for n in ast.walk(d) if isinstance(n, ast.Name)).id for d in statement.decorator_list)
             return any(self.is_own(module, root) for root in roots)
@@ -96,7 +96,7 @@ class _Tracer:
         return not isinstance(statement, ast.Import | ast.AnnAssign) and not _is_for_readers(statement)
 
     def is_own(self, module: str, name: str) -> bool:
-        """Whether a global name of `module` is something of the package."""
+        """Whether a global name of `module` belongs to the package."""
         for index, _ in self.table(module).get(name, ()):
             statement = self.package[module].body[index]
             if not isinstance(statement, Import):
@@ -106,7 +106,7 @@ class _Tracer:
         return False
 
     def keep(self, module: str, index: int, alias: int) -> None:
-        """Keep one top-level statement (of an import: one alias), to be followed unless it is an import."""
+        """Keep one top-level statement (of an import, one alias). It is followed unless it is an import."""
         if (index, alias) in self.kept[module]:
             return
         self.kept[module].add((index, alias))
@@ -115,7 +115,7 @@ class _Tracer:
             self.to_follow.append((module, statement))
 
     def follow_all(self) -> None:
-        """Follow the names in kept statements until nothing new comes up."""
+        """Follow the names in kept statements until nothing is added."""
         while self.to_follow:
             module, statement = self.to_follow.pop()
             mentions = _mentions(statement)
@@ -135,7 +135,7 @@ class _Tracer:
                 self.follow_import(statement, statement.names[position], mentions)
 
     def follow_import(self, statement: Import, alias: ast.alias, mentions: _Mentions) -> None:
-        """Keep what an import brings into the code that has these mentions."""
+        """Keep what an import adds to the code that has these mentions."""
         if isinstance(statement, ast.Import):
             if alias.name in self.package:
                 self.need_all(alias.name)
@@ -151,7 +151,7 @@ class _Tracer:
         if bound_name(alias) in mentions.bare:
             self.need_all(inner)
         for attribute in mentions.attributes.get(bound_name(alias), ()):
-            # A local variable may have the name of the module; its attributes are not those of the module.
+            # A local variable may have the name of the module, with other attributes.
             if attribute in self.table(inner) or f"{inner}.{attribute}" in self.package:
                 self.need(inner, attribute)
 
@@ -166,7 +166,7 @@ class _Tracer:
         return self.tables[module]
 
     def remaining(self, module: str) -> ast.Module:
-        """What is left of a module."""
+        """The kept part of a module."""
         kept = self.kept[module]
         body: list[ast.stmt] = []
         for index, statement in enumerate(self.package[module].body):
@@ -184,14 +184,14 @@ class _Tracer:
 
 
 def _is_for_readers(statement: ast.stmt) -> bool:
-    """Whether it is a docstring or a block for type checkers."""
+    """Whether a statement is a docstring or a block for type checkers."""
     if isinstance(statement, ast.If):
         return ast.unparse(statement.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _mentions(code: ast.stmt) -> _Mentions:
-    """What one statement mentions."""
+    """The names that one statement mentions."""
     mentions = _Mentions()
     stack: list[ast.AST] = [code]
     while stack:
@@ -208,7 +208,7 @@ def _mentions(code: ast.stmt) -> _Mentions:
 
 
 def _evaluated(node: ast.AST) -> Iterator[ast.AST]:
-    """The children of a node without the annotations that nothing evaluates."""
+    """The children of a node, without annotations that are never evaluated."""
     if isinstance(node, ast.ClassDef):  # its attributes keep their annotations
         yield from (*node.bases, *node.keywords, *node.decorator_list)
         for statement in node.body:

@@ -20,26 +20,35 @@ _COLORS = {"pass": "green", "fail": "red", "open": "yellow", "": "default"}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories; seeds are found by config")
     parser.add_argument(
-        "--baseline", nargs="+", type=Path, default=[], metavar="RUN", help="runs of the baseline; default: first set"
+        "runs", nargs="+", type=Path, metavar="RUN", help="run directories; runs that differ by seed only form a set"
     )
     parser.add_argument(
-        "--published", nargs="+", type=_number, metavar="BPB", help="baseline as published: bits per byte of each seed"
+        "--baseline",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="runs of the baseline (default: the first set)",
+    )
+    parser.add_argument(
+        "--published", nargs="+", type=_number, metavar="BPB", help="published baseline: bits per byte of each seed"
     )
     parser.add_argument(
         "--published-summary",
         nargs=3,
         type=_number,
         metavar=("MEAN", "STD", "N"),
-        help="baseline as published: mean and standard deviation in bits per byte, number of seeds",
+        help="published baseline: mean and standard deviation in bits per byte, number of seeds",
     )
     parser.add_argument(
         "--method", default="headline", help="score to compare: headline, a method of score.json, or float-METHOD"
     )
     parser.add_argument("--margin-nats", type=_number, default=0.005, help="margin in nats per token (0.005)")
-    parser.add_argument("--resamples", type=int, default=10_000, help="of the bootstrap over documents (10000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    parser.add_argument(
+        "--resamples", type=int, default=10_000, help="resamples of the bootstrap over documents (10000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a self-contained page")
 
 
@@ -74,7 +83,7 @@ def _compare(arguments: Arguments, out: Console) -> int:
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:
-    """Runs, sets of seeds, contrasts, differences of configuration, notes."""
+    """Print runs, sets of seeds, contrasts, differences of configuration and notes."""
     from bitgolf.report.comparison.compare_rows import contrast_rows, difference_rows, run_rows, set_rows
 
     rows = [
@@ -116,7 +125,7 @@ def _published(arguments: Arguments) -> Sample | None:
     if arguments.published_summary:
         mean, std, count = arguments.published_summary
         if not count.is_integer():  # inf and nan are none
-            raise ConfigError(f"--published-summary {mean:g} {std:g} {count:g}: the third is a number of seeds")
+            raise ConfigError(f"--published-summary {mean:g} {std:g} {count:g}: the third must be a number of seeds")
         return Sample.from_summary("published", mean, std, int(count))
     return None
 

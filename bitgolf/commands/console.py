@@ -1,7 +1,7 @@
-"""What the command line shows while it works: bars on a terminal, log lines elsewhere, nothing on other ranks.
+"""Progress on the command line: bars on a terminal, log lines elsewhere, nothing on ranks other than 0.
 
-The library reports through a `Progress` callback; `ConsoleProgress` is the one that draws. A stage that is over
-within two seconds stays silent; one that takes longer is shown even while it reports nothing (a compiler at work).
+Stages report through a `Progress` callback, and `ConsoleProgress` is the one that draws. A stage shorter than two
+seconds is not shown. A longer one is shown even if it reports nothing, for example while a compiler works.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_FIRST_SECONDS = 2.0  # stages shorter than this stay silent
+from bitgolf.foreign import printable
+
+_FIRST_SECONDS = 2.0  # shorter stages are not shown
 _LINE_SECONDS = 10.0  # between two plain log lines of one stage
 
 
 @dataclass
 class _Stage:
-    """What one stage last reported."""
+    """The last report of one stage."""
 
     name: str
     started: float
@@ -28,13 +30,13 @@ class _Stage:
     done: float = 0.0
     total: float = 0.0
     note: str = ""
-    said: float = float("-inf")
+    shown_at: float = float("-inf")
     ended: bool = False
     bar: TaskID | None = None
 
 
 class ConsoleProgress:
-    """A progress callback for one command; use as a context manager."""
+    """A progress callback for one command. Use it as a context manager."""
 
     def __init__(self, console: Console, enabled: bool) -> None:
         self.console, self.enabled = console, enabled
@@ -45,12 +47,12 @@ class ConsoleProgress:
     def __enter__(self) -> ConsoleProgress:
         if self.enabled and self.console.is_terminal:
             self._display = Progress(
-                TextColumn("{task.description:<18}"),
+                TextColumn("{task.description:<18}", markup=False),
                 BarColumn(bar_width=30),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,
             )
             self._display.start()
@@ -79,16 +81,16 @@ class ConsoleProgress:
                 timer.start()
             elif state.ended and (total and done >= total):
                 return
-            state.done, state.total, state.note = done, total, note
+            state.done, state.total, state.note = done, total, printable(note)
             state.ended = bool(total and done >= total)
             if now - state.started >= _FIRST_SECONDS:
                 self._show(state, now)
 
     def _reveal(self, stage: str) -> None:
-        """Called by the timer: show a stage that goes on without reporting."""
+        """Show a stage that runs on without reports. The timer calls it."""
         with self._lock:
             state = self._stages[stage]
-            if not state.ended and state.bar is None and state.said == float("-inf"):
+            if not state.ended and state.bar is None and state.shown_at == float("-inf"):
                 self._show(state, time.monotonic())
 
     def _show(self, state: _Stage, now: float) -> None:
@@ -96,8 +98,8 @@ class ConsoleProgress:
             if state.bar is None:
                 state.bar = self._display.add_task(state.name, total=state.total or None, note=state.note)
             self._display.update(state.bar, completed=state.done, total=state.total or None, note=state.note)
-        elif state.ended or now - state.said >= _LINE_SECONDS:
-            state.said = now
+        elif state.ended or now - state.shown_at >= _LINE_SECONDS:
+            state.shown_at = now
             share = f"{state.done / state.total:4.0%} " if state.total else ""
             line = f"[{state.name}] {share}{now - state.started:.0f} s {state.note}"
             self.console.print(line, markup=False, highlight=False)

@@ -22,11 +22,11 @@ _PACKAGES = {
     "constriction": ("entropy coder for weights and text", "required: no artifact can be packed or read"),
     "safetensors": ("weights and checkpoints", "required: nothing can be trained"),
     "rich": ("progress bars and tables", "required by the command line"),
-    "matplotlib": ("plots of the report", "no report.html; pip install bitgolf[report]"),
-    "jinja2": ("page of the report", "no report.html; pip install bitgolf[report]"),
+    "matplotlib": ("plots of the report", "no report.html; pip install 'bitgolf[report]'"),
+    "jinja2": ("page of the report", "no report.html; pip install 'bitgolf[report]'"),
     "huggingface_hub": (
         "source `fineweb`",
-        "the challenge's shards must be fetched by hand; pip install bitgolf[hub]",
+        "the challenge's shards must be downloaded by hand; pip install 'bitgolf[hub]'",
     ),
     "flash_attn_interface": (
         "FlashAttention 3 on Hopper",
@@ -74,7 +74,7 @@ def examine() -> list[Finding]:
                 name,
                 not reason,
                 reason or f"works on {device}",
-                "" if not reason else "`auto` takes the next one that works",
+                "" if not reason else "`auto` uses the next backend that works",
             )
         )
     for name, (purpose, cost) in _PACKAGES.items():
@@ -91,7 +91,7 @@ def examine() -> list[Finding]:
     for name in compressor_names():
         package = missing_package(name)
         detail = "works" if package is None else f"needs {package}, which is not installed"
-        cost = "" if package is None else f"{name} cannot be selected; nothing else takes its place"
+        cost = "" if package is None else f"pack.compressor = {name!r} is an error"
         findings.append(Finding("compressor", name, package is None, detail, cost))
     return findings
 
@@ -106,7 +106,7 @@ def _gpus() -> list[Finding]:
                 "cuda",
                 False,
                 "no CUDA device found by PyTorch",
-                "training runs on the CPU: made for the demo preset, far too slow for the others",
+                "training runs on the CPU, which is fast enough for the demo preset alone",
             )
         ]
     findings = []

@@ -1,4 +1,4 @@
-"""The tables that the command line prints, each from the plain values that `--json` would give."""
+"""The tables of the command line, from the plain values that `--json` gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitgolf.commands.output import make_table, plain
 
 
 def score_table(name: str, score: dict[str, Any], packed: dict[str, Any]) -> Table:
-    """Bits per byte stage by stage, the bytes, and general-purpose compressors on the same text."""
+    """Bits per byte of float and packed weights, their bytes, and general-purpose compressors on the same text."""
     parameters = f"{4 * packed['num_parameters']:,}"
     rows = [
         (f"last weights, {method}", f"{value['bpb']:.4f}", parameters, "")
@@ -32,7 +32,7 @@ def score_table(name: str, score: dict[str, Any], packed: dict[str, Any]) -> Tab
 
 
 def audit_table(verdict: dict[str, Any]) -> Table:
-    """Every check with its rule, verdict and reason; the title says whether all were made and passed."""
+    """Every check with its rule, verdict and reason. The title says whether all checks ran and passed."""
     colors = {"PASS": "green", "FAIL": "bold red"}
     rows = [
         (c["rule"], c["title"], plain(c["verdict"], colors.get(c["verdict"], "yellow")), c["reason"])
@@ -59,9 +59,9 @@ def presets_table(presets: list[dict[str, Any]]) -> Table:
 
 
 def doctor_table(findings: list[dict[str, Any]]) -> Table:
-    """What was found, and what each missing piece costs."""
+    """Every finding, and what each missing one costs."""
     rows = [(f["kind"], f["name"], "yes" if f["ok"] else "no", f["detail"], f["cost"]) for f in findings]
-    return make_table("bitgolf doctor", ("kind", "name", "found", "detail", "what its absence costs"), rows)
+    return make_table("bitgolf doctor", ("kind", "name", "available", "detail", "if it is missing"), rows)
 
 
 def data_table(path: str, manifest: dict[str, Any]) -> Table:

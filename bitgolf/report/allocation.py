@@ -1,6 +1,6 @@
-"""What the report says of packing to the byte: the rate-distortion curve of the run, and the shares of every role.
+"""Packing to the byte in the report: the rate-distortion curve of the run, and the share of every role.
 
-Made from `pack.json` (the allocation that method `rate` records) and, for the measured side, `score.json`.
+The values come from the allocation that method `rate` records in `pack.json`, and from `score.json`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _POINTS = 61
 
 @dataclass(frozen=True)
 class Share:
-    """What the tensors of one role got.
+    """The tensors of one role.
 
     Attributes:
-        role: what they are for.
-        weights: how many there are.
-        bits: coded bits a weight, side information included.
-        entropy_bits: order-0 entropy of their codes, bits a weight.
-        percent: their part of the predicted loss increase.
+        role: see `bitgolf.grids.roles`.
+        weights: number of weights.
+        bits: coded bits per weight, with side information.
+        entropy_bits: order-0 entropy of their codes, bits per weight.
+        percent: share of the predicted loss increase.
     """
 
     role: str
@@ -37,7 +37,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Predicted and measured cost of rounding, in nats a token; `measured` is None before the run was scored."""
+    """Predicted and measured cost of rounding, in nats per token. `measured` is None before scoring."""
 
     predicted: float
     measured: float | None
@@ -45,7 +45,7 @@ class Outcome:
 
 
 def outcome(pack: dict[str, Any], score: dict[str, Any] | None) -> Outcome | None:
-    """The cost of rounding by prediction and, where float weights were scored too, by measurement."""
+    """The predicted cost of rounding and, if float weights were scored too, the measured one."""
     allocation = pack.get("allocation")
     if not allocation:
         return None
@@ -58,7 +58,7 @@ def outcome(pack: dict[str, Any], score: dict[str, Any] | None) -> Outcome | Non
 
 
 def shares(pack: dict[str, Any]) -> list[Share]:
-    """Every role that shares in the bytes, the one with most weights first."""
+    """Every role of the allocation, the one with most weights first."""
     allocation = pack.get("allocation")
     if not allocation:
         return []
@@ -87,8 +87,8 @@ def shares(pack: dict[str, Any]) -> list[Share]:
 def rate_distortion(pack: dict[str, Any]) -> LineChart | None:
     """Predicted loss increase by the size of the whole submission, around the size of this run.
 
-    By the high-rate law that the solver works with: a doubling of theta doubles the loss increase and saves half a
-    bit a weight. The vertical line is the cap.
+    The solver's high-rate law gives it: a doubling of theta doubles the loss increase and saves half a bit per weight.
+    The vertical line is the cap.
     """
     allocation = pack.get("allocation")
     if not allocation or allocation["predicted_nats"] <= 0:
@@ -100,10 +100,10 @@ def rate_distortion(pack: dict[str, Any]) -> LineChart | None:
     points = [(size, rise) for size, rise in zip(sizes, rises, strict=True) if size > pack["code_bytes"]][::-1]
     return LineChart(
         key="rate-distortion",
-        title="Loss increase by size (nats a token, predicted)",
+        title="Loss increase by size (nats per token, predicted)",
         summary=(
-            f"{pack['total_bytes']:,} bytes are predicted to cost {allocation['predicted_nats']:.4g} nats a token; "
-            f"{weights // 8:,} bytes more would quarter it, as many fewer quadruple it"
+            f"{pack['total_bytes']:,} bytes are predicted to cost {allocation['predicted_nats']:.4g} nats per token; "
+            f"{weights // 8:,} bytes more would quarter it, and the same number fewer would quadruple it"
         ),
         x_label="bytes of model and code",
         x=[size for size, _ in points],

@@ -1,9 +1,9 @@
-"""Charts of the pages, as inline SVG that follows the page's colors; the line chart of the report.
+"""Charts of the pages as inline SVG in the page's colors, and the line chart of the report.
 
-Drawn by matplotlib without a display. Colors are placeholders that become CSS variables, so one drawing serves
-the light and the dark page; text stays text (selectable, in the page's font). A chart is laid out for a phone:
-360 units wide with 14-unit letters; the style sheet makes the letters smaller where the drawing is scaled up.
-Every chart is made of `canvas`, `style_axes` and `as_svg`; `overlays` and `difference_charts` draw with them too.
+Matplotlib draws them without a display. Colors are placeholders that become CSS variables, so one drawing serves
+the light and the dark page. Text stays text in the page's font. The layout is for a phone: 360 units wide with 14-unit
+letters, and the style sheet makes the letters smaller if the drawing is scaled up. Every chart uses `canvas`,
+`style_axes` and `as_svg`, also in `site.overlays` and `comparison.difference_charts`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_POINTS = 600
 
 _WIDTH, _HEIGHT = 360, 225  # user units of the SVG; matplotlib draws 72 of them an inch
 _FONT = 14
-_DOTTED = 15  # so few points are shown as points too
+_DOTTED = 15  # up to this many points get markers
 INK, GRID, LINE, MARK = "#010101", "#020202", "#030303", "#040404"
 CURVES = tuple(f"#0{n}0{n}0{n}" for n in "56789abc")  # of overlaid curves
 _VARIABLES = {INK: "var(--muted)", GRID: "var(--grid)", LINE: "var(--series-1)", MARK: "var(--series-2)"} | {
@@ -38,12 +38,12 @@ class LineChart:
     Attributes:
         key: identifier, unique on the page (letters, digits, hyphens).
         title: what is drawn, with its unit.
-        summary: the same for those who cannot see it, with the numbers that matter.
-        x_label: what the x axis counts.
-        x, y: the points, in order; of one length.
-        log_x: logarithmic x axis (points at or below 0 are left out).
-        from_zero: the y axis begins at 0; otherwise at the least value.
-        marks: x positions of dashed vertical lines with a word on each; those beyond the curve's axis are left out.
+        summary: a description with the main numbers, for readers who cannot see the chart.
+        x_label: label of the x axis.
+        x, y: the points in order, of one length.
+        log_x: logarithmic x axis, without points at or below 0.
+        from_zero: the y axis begins at 0, otherwise at the smallest value.
+        marks: x positions of dashed vertical lines with a word each, without those outside the axis.
     """
 
     key: str
@@ -58,14 +58,14 @@ class LineChart:
 
 
 def thin(length: int, most: int = MAX_POINTS) -> list[int]:
-    """At most `most` (>= 2) indices below `length`, evenly spread, first and last among them."""
+    """At most `most` (>= 2) indices below `length`, evenly spread, with the first and the last."""
     if length <= most:
         return list(range(length))
     return [round(i * (length - 1) / (most - 1)) for i in range(most)]
 
 
 def short_number(value: float) -> str:
-    """A number as an axis shows it: 0.25, 950, 1.5 k, 20 M, 3 G."""
+    """A number for an axis: 0.25, 950, 1.5 k, 20 M, 3 G."""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:g} {prefix}"
@@ -73,7 +73,7 @@ def short_number(value: float) -> str:
 
 
 def draw(chart: LineChart) -> str:
-    """The chart as an `<svg>` element. Raises ConfigError when matplotlib is not installed."""
+    """The chart as an `<svg>` element. Raises ConfigError if matplotlib is not installed."""
     points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)]
     kept = [points[i] for i in thin(len(points))]
     with canvas(chart.key) as (figure, axes):
@@ -161,8 +161,10 @@ def style_axes(axes: Any, x_label: str, x: Sequence[float], *, log_x: bool = Fal
 
 
 def as_svg(figure: Any, key: str, summary: str) -> str:
-    """A finished figure as an `<svg>` element: what a page must not contain stripped, ids unique, colors and fonts the
-    page's own, and named by `summary` for those who cannot see it."""
+    """A finished figure as an `<svg>` element without metadata, with unique ids and the page's colors and fonts.
+
+    `summary` is its label for readers who cannot see it.
+    """
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = drawing.getvalue()
@@ -187,6 +189,6 @@ def require_matplotlib() -> ModuleType:
         import matplotlib
     except ImportError as error:
         raise ConfigError(
-            "the report draws its charts with matplotlib, which is not installed; `pip install bitgolf[report]`"
+            "the report draws its charts with matplotlib, which is not installed; `pip install 'bitgolf[report]'`"
         ) from error
     return matplotlib

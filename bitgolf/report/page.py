@@ -1,8 +1,8 @@
-"""What all pages of bitgolf share: templates, style, scripts, and a policy that lets a page load nothing.
+"""What all pages share: templates, style, scripts, and a policy that forbids all loading.
 
-A page is one file: its style and script stand in it, and its content security policy allows this script (by hash) and
-no other, no request, no form. Every inserted value is escaped by jinja2; only the page's own style, script and charts
-are markup.
+A page is one file with its style and script inside. Its content security policy allows this script (by hash) and no
+other script, request or form. jinja2 escapes every inserted value, and `harmless` replaces control characters and
+bidirectional overrides. Only the page's own style, script and charts are inserted as markup.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from bitgolf.errors import ConfigError
+from bitgolf.foreign import harmless
 from bitgolf.report import charts
 
 
@@ -24,7 +25,7 @@ def render_page(template: str, *, style: tuple[str, ...], script: str, **values:
         template: file of `templates/`.
         style: style sheets of `templates/`, in their order.
         script: script of `templates/`.
-        values: what the template inserts; a name it uses and is not given is an error.
+        values: what the template inserts. A missing name is an error.
     Raises:
         ConfigError: jinja2 is not installed.
     """
@@ -38,12 +39,12 @@ def render_page(template: str, *, style: tuple[str, ...], script: str, **values:
 
 
 def markup(text: str) -> Any:
-    """Text that a template inserts as it is: style, script or chart, never a value of a run."""
+    """Text that a template inserts unchanged: style, script or chart, never a value of a run."""
     return _jinja2().utils.markupsafe.Markup(text)
 
 
 def require_libraries() -> None:
-    """Raise ConfigError when matplotlib or jinja2 is not installed (better before a long run than after it)."""
+    """Raise ConfigError if matplotlib or jinja2 is not installed. A long run calls it at its start."""
     _jinja2()
     charts.require_matplotlib()
 
@@ -53,15 +54,20 @@ def _read(name: str) -> str:
 
 
 def _environment() -> Any:
-    """Templates; every inserted value is escaped and an unknown name is an error."""
+    """The templates. Every inserted value is escaped and an unknown name is an error."""
     jinja2 = _jinja2()
     return jinja2.Environment(
         loader=jinja2.PackageLoader("bitgolf.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_harmless_value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _harmless_value(value: Any) -> Any:
+    return harmless(value) if type(value) is str else value  # a Markup is not a plain str
 
 
 def _jinja2() -> ModuleType:
@@ -70,6 +76,6 @@ def _jinja2() -> ModuleType:
         import jinja2.utils
     except ImportError as error:
         raise ConfigError(
-            "the report is made with jinja2, which is not installed; `pip install bitgolf[report]`"
+            "the report is made with jinja2, which is not installed; `pip install 'bitgolf[report]'`"
         ) from error
     return jinja2

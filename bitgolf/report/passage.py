@@ -1,7 +1,7 @@
-"""The texts that the report shows: a passage colored by surprisal, and prompts with sampled continuations.
+"""The texts of the report: a passage colored by surprisal, and prompts with sampled continuations.
 
-Passages are chosen by rule, not by hand: the surprisal passage is the beginning of the validation document
-whose mean loss is nearest the mean of all, prompts are the beginnings of documents spread evenly over the split.
+Passages are chosen by rule. The surprisal passage is the beginning of the validation document whose mean loss is
+nearest to the mean of all. Prompts are the beginnings of documents spread evenly over the split.
 
 Legend: N tokens of the validation split, N-1 targets; target t is token t+1.
 """
@@ -18,11 +18,11 @@ import numpy as np
 
 LEVEL_BITS = (1.0, 2.0, 4.0, 6.0, 9.0)  # bounds of the six shades of the surprisal passage
 PROMPT_TOKENS = 60
-_SCANNED_TOKENS = 2_000_000  # how far into the split passages are looked for; documents are many there
+_SCANNED_TOKENS = 2_000_000  # passages are chosen from this many first tokens of the split
 
 
 class TextTokenizer(Protocol):
-    """What the passages need of `bitgolf.data.tokenizer.Tokenizer`."""
+    """The part of `bitgolf.data.tokenizer.Tokenizer` that passages use."""
 
     bos_id: int
 
@@ -32,7 +32,7 @@ class TextTokenizer(Protocol):
 
 
 class TextTokens(Protocol):
-    """What the passages need of `bitgolf.data.shards.TokenShards`."""
+    """The part of `bitgolf.data.shards.TokenShards` that passages use."""
 
     num_tokens: int
 
@@ -41,7 +41,7 @@ class TextTokens(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Characters that one token (or several, where a character is spread over them) stands for."""
+    """The text of one token, or of several tokens that share a character."""
 
     text: str
     bits: float
@@ -49,13 +49,13 @@ class Piece:
 
     @property
     def level(self) -> int:
-        """Shade 0 (expected) .. 5 (a surprise)."""
+        """Shade 0 (expected) to 5 (surprising)."""
         return sum(self.bits >= bound for bound in LEVEL_BITS)
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Consecutive targets of one document with what each cost."""
+    """Consecutive targets of one document with the cost of each."""
 
     pieces: tuple[Piece, ...]
     num_tokens: int
@@ -65,7 +65,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The beginning of a validation document, and how it goes on."""
+    """The beginning of a validation document and its continuation."""
 
     text: str
     continues: str
@@ -80,7 +80,7 @@ def surprisal_passage(val: TextTokens, tokenizer: TextTokenizer, nll: np.ndarray
         nll: (N-1,) floats, nats; the loss of each target.
         length: targets shown at most.
     Returns:
-        None when the tokens read stand for no text at all.
+        None if the tokens contain no text.
     """
     tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
     losses = np.asarray(nll[: len(tokens) - 1], dtype=np.float64)
@@ -104,11 +104,11 @@ def surprisal_passage(val: TextTokens, tokenizer: TextTokenizer, nll: np.ndarray
 
 
 def choose_prompts(val: TextTokens, tokenizer: TextTokenizer, count: int, continues: int) -> list[Prompt]:
-    """Beginnings of up to `count` documents, spread evenly over those long enough to go on for a while.
+    """Beginnings of up to `count` documents, spread evenly over those that are long enough.
 
     Args:
         val, tokenizer: as in `surprisal_passage`.
-        count: prompts wanted; fewer when there are fewer documents.
+        count: number of prompts; fewer if there are fewer documents.
         continues: tokens of the document's own continuation to return with each.
     """
     tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
@@ -126,7 +126,7 @@ def choose_prompts(val: TextTokens, tokenizer: TextTokenizer, count: int, contin
 
 
 def split_pieces(token_bytes: Sequence[bytes], bits: Sequence[float]) -> list[Piece]:
-    """Join tokens until they end on a whole character; bytes that are no UTF-8 become U+FFFD."""
+    """Join tokens until they end on a whole character. Bytes that are not UTF-8 become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pieces: list[Piece] = []
     held_bits, held_tokens = 0.0, 0
@@ -141,7 +141,7 @@ def split_pieces(token_bytes: Sequence[bytes], bits: Sequence[float]) -> list[Pi
 
 
 def visible(text: str) -> str:
-    """`text` with control characters (which HTML may not contain) as their pictures, U+2400 and on."""
+    """`text` with pictures (U+2400 and following) in place of control characters, which HTML must not contain."""
     return "".join(
         chr(0x2400 + ord(c))
         if ord(c) < 32 and c not in "\n\t"
@@ -153,9 +153,9 @@ def visible(text: str) -> str:
 
 
 def _document_targets(tokens: np.ndarray, bos: int) -> list[tuple[int, int]]:
-    """Targets [start, stop) of each document: what follows its BOS, up to the next BOS. Empty ones are left out.
+    """Targets [start, stop) of each document, from after its BOS up to the next BOS, without empty documents.
 
-    Text before the first BOS counts as a document whose first token is given.
+    Text before the first BOS is a document whose first token is no target.
     """
     starts = np.flatnonzero(tokens == bos).tolist()
     if not starts or starts[0] > 0:
@@ -165,7 +165,7 @@ def _document_targets(tokens: np.ndarray, bos: int) -> list[tuple[int, int]]:
 
 
 def _whole_characters(tokens: np.ndarray, tokenizer: TextTokenizer, start: int, stop: int) -> tuple[str, int]:
-    """Text of tokens [start, stop) and its end, shortened by up to 3 tokens where a character would be cut."""
+    """Text of tokens [start, stop) and its end. Up to 3 last tokens are left out if they cut a character."""
     for end in range(stop, max(start, stop - 4), -1):
         text = tokenizer.decode(tokens[start:end].tolist())
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):

@@ -28,7 +28,7 @@ _KEYS = {  # keys that every product has
 
 @dataclass(frozen=True)
 class Products:
-    """What a run directory holds; None (or no events) for what has not been made."""
+    """The products of a run directory. A product that does not exist is None, or an empty list of events."""
 
     path: Path
     config: Config
@@ -40,7 +40,7 @@ class Products:
 
     @classmethod
     def read(cls, run: RunDirectory) -> Products:
-        """Read everything but the texts. Raises RunError for a product that is damaged."""
+        """Read all products but the texts. Raises RunError for a damaged one."""
         return cls(
             run.path,
             run.config,
@@ -52,13 +52,13 @@ class Products:
         )
 
     def command(self, stage: str) -> str:
-        """The command line that makes what is missing."""
+        """The command that runs a stage on this run."""
         if stage == "prepare":
             return f"bitgolf run {self.path}/config.toml --out {self.path} --resume"
         return f"bitgolf {stage} {self.path}"
 
     def last_event(self, kind: str) -> dict[str, Any]:
-        """The latest event of a kind, empty when there is none."""
+        """The last event of a kind; empty if there is none."""
         return next((event for event in reversed(self.events) if event["event"] == kind), {})
 
 
@@ -76,7 +76,7 @@ def read_product(run: RunDirectory, stage: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); {again}") from error
     if not isinstance(value, dict):
-        raise RunError(f"{path} holds no JSON object; {again}")
+        raise RunError(f"{path} is not a JSON object; {again}")
     missing = [key for key in _KEYS.get(stage, ()) if key not in value]
     if missing:
         raise RunError(f"{path} is damaged (it has no {', '.join(missing)}); {again}")

@@ -1,8 +1,7 @@
-"""Stage `report`: everything a run has written -> one self-contained page, `report.html`.
+"""Stage `report`: the products of a run become one self-contained page, `report.html`.
 
-The page needs no network, no other file and no script to be read; its content security policy forbids all
-loading. What the run has not made yet is replaced by the command that makes it. Text from the corpus and from
-the model is data: jinja2 escapes it, and nothing but the page's own style and charts is inserted as markup.
+The page needs no network, no other file and no script, and its content security policy forbids all loading. A missing
+product is replaced by the command that makes it.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _LARGEST_JSON_EVIDENCE = 4_000  # characters of evidence shown per check; audit.
 
 
 class Sampler(Protocol):
-    """What the report needs of `bitgolf.artifact.open.PackedModel`."""
+    """The part of `bitgolf.artifact.open.PackedModel` that the report uses."""
 
     def generate(self, prompt: str, *, max_tokens: int, seed: int) -> str: ...
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt, what the model made of it, and how the document really goes on."""
+    """A prompt, the model's continuation, and the document's own."""
 
     prompt: str
     continuation: str
@@ -42,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Texts:
-    """The sections made of text; `*_missing` says why one is not there, with the command that helps, if any."""
+    """The sections with text. `*_missing` is the reason why one is missing and the command that makes it, if any."""
 
     samples: tuple[Sample, ...] = ()
     samples_missing: tuple[str, str] = ("", "")
@@ -55,14 +54,14 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
     """Write `report.html` into the run directory, atomically.
 
     Args:
-        run: any run; what it has not made yet is named on the page with the command that makes it.
-        device: where continuations are sampled (auto, cpu or cuda).
+        run: any run. The page names the command that makes a missing product.
+        device: samples the continuations (auto, cpu or cuda).
         progress: called with stage "report".
     Returns:
         The path of the page.
     Raises:
         ConfigError: matplotlib or jinja2 is not installed.
-        RunError, ArtifactError, DataError: a product that is there is damaged.
+        RunError, ArtifactError, DataError: a product is damaged.
     """
     require_libraries()
     products = Products.read(run)
@@ -77,7 +76,7 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
 
 
 def collect_texts(run: RunDirectory, products: Products, *, device: str = "cpu", progress: Progress = silent) -> Texts:
-    """Sample continuations and color a passage, as far as the run's products allow."""
+    """Sample continuations and color a passage, if the products for them exist."""
     if not (run / "data").exists():
         missing = ("There is no validation text yet.", products.command("prepare"))
         return Texts(samples_missing=missing, surprisal_missing=missing)
@@ -107,14 +106,14 @@ def collect_texts(run: RunDirectory, products: Products, *, device: str = "cpu",
             )
         else:
             surprisal = passage.surprisal_passage(data.val, data.tokenizer, nll, settings.surprisal_tokens)
-            no_surprisal = ("", "") if surprisal else ("The validation tokens stand for no text.", "")
+            no_surprisal = ("", "") if surprisal else ("The validation tokens contain no text.", "")
     return Texts(samples, no_samples, surprisal, no_surprisal)
 
 
 def sample(
     model: Sampler, prompts: list[passage.Prompt], max_tokens: int, seed: int, progress: Progress = silent
 ) -> tuple[Sample, ...]:
-    """Continue each prompt by up to `max_tokens` tokens; the i-th with seed + i, so a report is reproducible."""
+    """Continue each prompt by up to `max_tokens` tokens. Prompt i uses seed + i, so a report is reproducible."""
     samples = []
     for index, prompt in enumerate(prompts):
         progress("report", index, len(prompts) + 1, f"sample {index + 1}")
@@ -126,7 +125,7 @@ def sample(
 
 
 def render(products: Products, texts: Texts) -> str:
-    """The page as HTML text. Raises ConfigError when matplotlib or jinja2 is not installed."""
+    """The page as HTML text. Raises ConfigError if matplotlib or jinja2 is not installed."""
     score, pack, audit = products.score, products.pack, products.audit
     curve = allocation.rate_distortion(pack) if pack else None
     drawn = [

@@ -39,7 +39,7 @@ _SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown t
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart: `percent` (0..100) of the widest; `kind` picks the color; `note` says more."""
+    """A row of a bar chart. `percent` (0..100) is its length relative to the longest; `kind` selects the color."""
 
     label: str
     value: str
@@ -59,7 +59,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Meter:
-    """One budget: what was used of the cap, part by part. `cap_percent` is where the cap stands on the bar."""
+    """One budget with its charges. `cap_percent` is the position of the cap on the bar."""
 
     label: str
     used: str
@@ -72,7 +72,7 @@ class Meter:
 
 
 def verdict(products: Products) -> tuple[str, str, str, str]:
-    """The audit in short: state ("pass", "fail" or "open"), symbol, word, and over how many checks."""
+    """The audit in short: state ("pass", "fail" or "open"), symbol, word, and the number of checks."""
     audit = products.audit
     if audit is None:
         return "open", "\N{EN DASH}", "NOT RUN", ""
@@ -87,21 +87,21 @@ def verdict(products: Products) -> tuple[str, str, str, str]:
 
 
 def warnings(products: Products) -> list[str]:
-    """Where products do not belong together: scores or verdicts of an earlier artifact."""
-    found = []
+    """Warnings about products that do not belong together, such as scores of an earlier artifact."""
+    texts = []
     pack, score = products.pack, products.score
     if pack and score and score.get("model_sha256") not in (None, pack["model_sha256"]):
-        found.append(f"These scores are of an earlier artifact; run `{products.command('score')}` again.")
+        texts.append(f"These scores are of an earlier artifact; run `{products.command('score')}` again.")
     times = {
         name: path.stat().st_mtime for name in ("score.json", "audit.json") if (path := products.path / name).exists()
     }
     if len(times) == 2 and times["audit.json"] < times["score.json"]:
-        found.append(f"The audit is older than the scores; run `{products.command('audit')}` again.")
-    return found
+        texts.append(f"The audit is older than the scores; run `{products.command('audit')}` again.")
+    return texts
 
 
 def training_charts(products: Products) -> list[LineChart]:
-    """Loss by time and by tokens, the learning rate and the throughput; empty before training."""
+    """Loss by time and by tokens, learning rate and throughput. Empty before training."""
     steps = [event for event in products.events if event["event"] == "step"]
     if not steps:
         return []
@@ -158,7 +158,7 @@ def training_charts(products: Products) -> list[LineChart]:
 
 
 def bpb_bars(score: dict[str, Any]) -> list[Bar]:
-    """Bits per byte from the float weights to the headline, then general-purpose compressors on the same text."""
+    """Bits per byte of float weights, of the artifact, and of general-purpose compressors on the same text."""
     rows: list[tuple[str, float, str, str]] = []
     before: float | None = None
     for method, result in score.get("last", {}).items():
@@ -183,7 +183,7 @@ def bpb_bars(score: dict[str, Any]) -> list[Bar]:
 
 
 def byte_groups(pack: dict[str, Any]) -> list[Bar]:
-    """Bytes of the artifact and its code by what they hold, the largest first; they add up to the total."""
+    """Bytes of the artifact by role, of its other parts and of the code, largest first. Their sum is the total."""
     largest: dict[str, int] = {}  # elements of the largest tensor of each group
     for tensor in pack["tensors"].values():
         largest[tensor["group"]] = max(largest.get(tensor["group"], 0), math.prod(tensor["shape"]))
@@ -242,7 +242,7 @@ def ledger_rows(charges: list[Charge]) -> list[tuple[str, str, str, str]]:
 
 
 def audit_rows(audit: dict[str, Any], most: int) -> list[dict[str, str]]:
-    """Rule, title, verdict with its symbol and class, the reason, and the evidence as text of `most` characters."""
+    """Rule, title, verdict with its symbol and class, reason, and evidence as text of at most `most` characters."""
     rows = []
     for check in audit["checks"]:
         outcome, evidence = check["verdict"], check.get("evidence") or ""
@@ -265,12 +265,12 @@ def audit_rows(audit: dict[str, Any], most: int) -> list[dict[str, str]]:
 
 
 def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Throughput, hardware, model and data as titled lists of (name, value)."""
+    """Training, hardware, model and data as titled lists of (name, value)."""
     start = products.last_event("resume") | products.last_event("start")
     end, calibration = products.last_event("end"), products.last_event("calibration")
     pack, score, config = products.pack or {}, products.score or {}, products.config
     model = config.model
-    training = _known(
+    training = _nonempty(
         [
             ("optimizer steps", _format(end, "step", "{:,}")),
             ("tokens trained on", _format(end, "tokens", "{:,}")),
@@ -286,7 +286,7 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
             ("compile warm-up (untimed)", _format(start, "warm_up_seconds", "{:.1f} s")),
         ]
     )
-    hardware = _known(
+    hardware = _nonempty(
         [
             ("device", str(start.get("device", score.get("device", "")))),
             ("processes", _format(start, "world_size", "{}")),
@@ -295,7 +295,7 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
             ("compiled", ("yes" if start["compiled"] else "no") if "compiled" in start else ""),
         ]
     )
-    shape = _known(
+    shape = _nonempty(
         [
             ("layers × width", f"{model.num_layers} × {model.model_dim}"),
             ("heads (queries, keys)", f"{model.num_heads}, {model.num_kv_heads}"),
@@ -307,7 +307,7 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
             ("artifact sha256", str(pack.get("model_sha256", ""))[:16]),
         ]
     )
-    text = _known(
+    text = _nonempty(
         [
             ("source", config.data.source),
             ("validation documents", _format(score, "val_documents", "{:,}")),
@@ -331,5 +331,5 @@ def _format(values: dict[str, Any], key: str, pattern: str) -> str:
     return pattern.format(values[key]) if key in values else ""
 
 
-def _known(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _nonempty(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]

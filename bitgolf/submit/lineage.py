@@ -1,7 +1,7 @@
-"""Where the components of a configuration come from: those that it uses, with their settings and sources.
+"""The components of a configuration with their settings and sources.
 
-Numbers are pull requests of the challenge (openai/parameter-golf). Only what a configuration switches on is named, so
-the lineage of a submission cannot claim what did not run.
+Numbers are pull requests of the challenge (openai/parameter-golf). Only components that the configuration switches on
+are listed, so a submission cannot claim others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bitgolf.config import Config
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a system: when a configuration uses it, the settings that decide it, and its source."""
+    """A part of a system: the condition under which a configuration uses it, its settings and its source."""
 
     name: str
     used: Callable[[Config], bool]
@@ -132,15 +132,10 @@ COMPONENTS = (
 
 
 def lineage(config: Config) -> list[tuple[str, str, str]]:
-    """(component, settings as text, source) of everything that the configuration uses."""
-    rows = []
-    for component in COMPONENTS:
-        if component.used(config):
-            settings = (f"{key} = {setting(config, key)}" for key in component.settings)
-            rows.append((component.name, ", ".join(settings), component.source))
-    return rows
-
-
-def setting(config: Config, key: str) -> object:
-    """The value of a dotted key; lists for tuples, as TOML shows them."""
-    return config.flat()[key]
+    """(component, settings as text, source) of every component that the configuration uses."""
+    values = config.flat()
+    return [
+        (component.name, ", ".join(f"{key} = {values[key]}" for key in component.settings), component.source)
+        for component in COMPONENTS
+        if component.used(config)
+    ]

@@ -1,7 +1,7 @@
-"""requirements.txt of a submission: what train_gpt.py imports besides Python itself, with versions.
+"""requirements.txt of a submission: the third-party packages that train_gpt.py imports, with versions.
 
-Imports are found in the packed sources. PyTorch has the version that the runs logged; the others, which no run logs,
-that of the environment in which the submission is written, as the file says.
+The imports are read from the packed sources. PyTorch has the version that the runs logged. The other packages, which no
+run logs, have the version of the environment that writes the submission, and the file says so.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from bitgolf.bundle.single_file import PACKAGE, Bundle
 from bitgolf.errors import RunError
 from bitgolf.submit.seed_runs import SeedRun
 
-# Come with PyTorch, or make a GPU faster where they are.
+# Part of PyTorch, or optional.
 _ACCELERATORS = ("triton", "flash_attn_interface")
 
 
 def requirements_text(bundle: Bundle, runs: Sequence[SeedRun]) -> str:
     """Text of requirements.txt.
 
-    Raises RunError when the runs used several versions of PyTorch, or a package that they need is not installed.
+    Raises RunError if the runs used several versions of PyTorch, or if a needed package is not installed.
     """
-    lines = ["# torch: as the runs logged it; the rest: as installed where this folder was written."]
+    lines = ["# torch: as the runs logged it; other packages: as installed where this folder was written."]
     distributions = packages_distributions()
     for module in sorted(required_modules(bundle, runs[0].config.pack.compressor)):
         if module == "torch":
@@ -41,22 +41,22 @@ def requirements_text(bundle: Bundle, runs: Sequence[SeedRun]) -> str:
 
 def required_modules(bundle: Bundle, compressor: str) -> set[str]:
     """Top-level names of the third-party modules that a bundle imports when its run uses `compressor`."""
-    found: set[str] = set()
+    modules: set[str] = set()
     for source in bundle.modules.values():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
+                modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                found.add(node.module.split(".")[0])
+                modules.add(node.module.split(".")[0])
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
-                found |= {str(a.value).split(".")[0] for a in node.args if isinstance(a, ast.Constant)}
+                modules |= {str(a.value).split(".")[0] for a in node.args if isinstance(a, ast.Constant)}
     unused = {name for name in compressor_names() if name != compressor}
-    return found - set(sys.stdlib_module_names) - unused - {PACKAGE, *_ACCELERATORS}
+    return modules - set(sys.stdlib_module_names) - unused - {PACKAGE, *_ACCELERATORS}
 
 
 def _torch(runs: Sequence[SeedRun]) -> str:
     versions = sorted({str(run.start["torch"]).partition("+")[0] for run in runs})
     if len(versions) > 1:
-        raise RunError(f"the runs used several versions of PyTorch: {', '.join(versions)}; submit runs of one")
+        raise RunError(f"the runs used several versions of PyTorch: {', '.join(versions)}; submit runs of one version")
     builds = ", ".join(sorted({str(run.start["torch"]) for run in runs}))
     return f"torch=={versions[0]}  # {builds}"

@@ -1,6 +1,8 @@
-"""The log of one seed as a submission shows it: the run's configuration and training log as they are, then its sizes
-and scores in the words that logs of the challenge use (`val_loss`, `val_bpb`, `Total submission size`), so that every
-number of submission.json can be computed again from the logs alone.
+"""The log of one seed in a submission.
+
+It has the run's configuration and training log unchanged, then its sizes and scores in the words of the challenge's
+logs (`val_loss`, `val_bpb`, `Total submission size`). Every number of submission.json can be computed again from the
+logs.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from bitgolf.submit.seed_runs import SeedRun
 
 
 def seed_log(run: SeedRun, code_bytes: int) -> str:
-    """Text of train_seed<N>.log; `code_bytes` are those of the train_gpt.py that ships."""
+    """Text of train_seed<N>.log; `code_bytes`: size of the train_gpt.py that ships."""
     return "\n".join(
         [
             "==== config.toml",
@@ -29,7 +31,7 @@ def _train_log(run: SeedRun) -> str:
     try:
         return path.read_text(encoding="utf-8").rstrip()
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: {error}; submit a run whose log is whole") from error
+        raise RunError(f"{path} is damaged: {error}; submit a run with an undamaged log") from error
 
 
 def _results(run: SeedRun, code_bytes: int) -> list[str]:
@@ -60,5 +62,5 @@ def _results(run: SeedRun, code_bytes: int) -> list[str]:
 
 
 def step_milliseconds(run: SeedRun) -> float:
-    """Mean wall clock of a training step."""
+    """Mean milliseconds per training step."""
     return 1000 * float(run.end["steps_seconds"]) / max(int(run.end["step"]), 1)

@@ -45,12 +45,12 @@ class SeedRun:
 
     @property
     def seed(self) -> int:
-        """Of its configuration."""
+        """The seed of its configuration."""
         return self.scored.seed
 
     @property
     def config(self) -> Config:
-        """All its settings."""
+        """Its configuration."""
         return self.scored.run.config
 
     @property
@@ -70,7 +70,7 @@ class SeedRun:
 
     @property
     def float_result(self) -> dict[str, Any] | None:
-        """Score of the float weights, if the run has one."""
+        """Score of the float weights; None if they were not scored."""
         return next(iter(self.scored.score["float"].values()), None)
 
 
@@ -79,7 +79,7 @@ def read_seed_runs(paths: Sequence[Path], num_seeds: int) -> list[SeedRun]:
 
     Raises:
         ConfigError: a run given twice, or `num_seeds` below 1.
-        RunError, DataError: see the top of this file.
+        RunError, DataError: the runs cannot be submitted together (see the top of this file).
     """
     if num_seeds < 1:
         raise ConfigError(f"--seeds {num_seeds}: a submission needs at least 1")
@@ -92,7 +92,7 @@ def read_seed_runs(paths: Sequence[Path], num_seeds: int) -> list[SeedRun]:
     for before, after in pairwise(runs):
         if before.seed == after.seed:
             raise RunError(
-                f"{before.path} and {after.path} both have seed {before.seed}; a submission takes one run a seed"
+                f"{before.path} and {after.path} both have seed {before.seed}; a submission has one run per seed"
             )
     if len(runs) < num_seeds:
         raise RunError(
@@ -110,24 +110,24 @@ def read_seed_runs(paths: Sequence[Path], num_seeds: int) -> list[SeedRun]:
 
 
 def find_doubts(runs: Sequence[SeedRun]) -> list[str]:
-    """What speaks against submitting, one sentence each: audits that are missing, stale, or not passed."""
+    """Reasons not to submit: audits that are missing, stale or not passed."""
     return [sentence for run in runs for sentence in _doubts(run)]
 
 
 def _doubts(run: SeedRun) -> list[str]:
     if run.audit is None:
         return [f"seed {run.seed} was not audited"]
-    found = []
+    doubts = []
     failed = [check["name"] for check in run.audit["checks"] if check["verdict"] == "FAIL"]
     not_run = [check["name"] for check in run.audit["checks"] if check["verdict"] == "NOT RUN"]
     if failed or not run.audit["passed"]:
-        found.append(f"seed {run.seed} failed its audit ({', '.join(failed) or 'no check named'})")
+        doubts.append(f"seed {run.seed} failed its audit ({', '.join(failed) or 'no check named'})")
     if not_run or not run.audit.get("complete"):
-        found.append(f"seed {run.seed} was not audited in full ({', '.join(not_run) or 'no check named'} not run)")
+        doubts.append(f"seed {run.seed} was not audited in full ({', '.join(not_run) or 'no check named'} not run)")
     audit_file = run.path / "audit.json"
     if any((run.path / name).stat().st_mtime > audit_file.stat().st_mtime for name in ("model.bitgolf", "score.json")):
-        found.append(f"seed {run.seed} was packed or scored again after its audit")
-    return found
+        doubts.append(f"seed {run.seed} was packed or scored again after its audit")
+    return doubts
 
 
 def _require_finished(path: Path) -> None:
@@ -139,14 +139,14 @@ def _require_finished(path: Path) -> None:
 
 
 def _require_one_configuration(runs: Sequence[ScoredRun]) -> None:
-    """Stricter than a set of seeds for statistics: names and descriptions may not differ either."""
+    """Raise RunError unless the runs differ by seed only. Here names and descriptions must be equal too."""
     first = runs[0]
     for other in runs[1:]:
         keys = [key for key in config_differences([first.run.config, other.run.config]) if key != "seed"]
         if keys:
             raise RunError(
                 f"{first.label} and {other.label} are not two seeds of one configuration: they differ in "
-                f"{', '.join(keys)}; submit runs that differ in nothing but the seed"
+                f"{', '.join(keys)}; submit runs that differ by seed only"
             )
 
 
@@ -170,14 +170,14 @@ def _read(scored: ScoredRun) -> SeedRun:
     again = f"run `bitgolf pack {path}`, `bitgolf score {path}` and `bitgolf audit {path}` again"
     for name, stated in (("pack.json", products.pack), ("score.json", scored.score)):
         if stated.get("model_sha256") != digest:
-            raise RunError(f"{path / name} speaks of another artifact than model.bitgolf; {again}")
+            raise RunError(f"{path / name} is about another artifact than model.bitgolf; {again}")
     for key, logged, configured in (
         ("seed", start.get("seed"), scored.seed),
         ("configuration", start.get("config_sha256"), scored.run.config.digest()),
     ):
         if logged != configured:
             raise RunError(
-                f"the log of {path} tells of another run: its {key} is {logged}, that of config.toml {configured}; "
-                "submit what one run wrote, with the version of bitgolf that ran it"
+                f"the log of {path} is of another run: its {key} is {logged}, that of config.toml {configured}; "
+                "submit the files of one run, with the version of bitgolf that ran it"
             )
     return run

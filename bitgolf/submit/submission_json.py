@@ -1,7 +1,7 @@
-"""submission.json: results of all seeds in the schema that the challenge's records use.
+"""submission.json: results of all seeds in the schema of the challenge's records.
 
-`val_loss` is nats per token, `val_bpb` bits per byte; both are means over the seeds, with sample standard deviations
-beside them, rounded to the eight decimals of the logs. `bytes_total` is the largest of the seeds.
+`val_loss` is nats per token, `val_bpb` bits per byte. Both are means over the seeds with sample standard deviations,
+rounded to the eight decimals of the logs. `bytes_total` is the largest of the seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def submission_json(submission: Submission) -> str:
 
 
 def describe(submission: Submission) -> dict[str, Any]:
-    """Contents of submission.json; what does not apply (a deviation over one seed) is left out."""
+    """Contents of submission.json. Values that do not apply (a deviation over one seed) are left out."""
     runs, config = submission.runs, submission.runs[0].config
     loss, loss_std = moments("val_loss", {run.seed: run.scored.loss_nats for run in runs})
     bpb, bpb_std = moments("val_bpb", {run.seed: run.scored.bpb for run in runs})
@@ -68,7 +68,7 @@ def describe(submission: Submission) -> dict[str, Any]:
 
 
 def compliance(submission: Submission) -> dict[str, bool]:
-    """What the run directories prove, each over all seeds."""
+    """Statements that the run directories prove, each for all seeds."""
     runs, limits = submission.runs, submission.runs[0].config.budget
     return {
         f"artifact_at_most_{limits.artifact_bytes}_bytes": all(
@@ -89,7 +89,7 @@ def compliance(submission: Submission) -> dict[str, bool]:
 
 
 def moments(name: str, by_seed: dict[int, float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation over seeds; None over a single one."""
+    """Mean and sample standard deviation over seeds. The deviation of one seed is None."""
     if len(by_seed) == 1:
         return next(iter(by_seed.values())), None
     sample = Sample.from_seeds(name, by_seed)

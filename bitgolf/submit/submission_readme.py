@@ -1,6 +1,6 @@
 """README.md of a submission: results, budgets, audit, lineage, data, commands and settings, all from the runs.
 
-Sentences are fixed and hold no numbers; numbers are in tables and come from the same values as submission.json.
+Sentences are fixed and contain no numbers. Numbers are in tables and come from the same values as submission.json.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def submission_readme(submission: Submission) -> str:
         "deviations are those of a sample.",
         "## Bytes and seconds",
         _budgets(submission),
-        "Training seconds include everything that read training text, calibration too; evaluation seconds run from "
+        "Training seconds include everything that reads training text, also calibration. Evaluation seconds are from "
         "opening the artifact to the last score.",
         "## Checks",
         _checks(submission),
         "## Components",
         table(("component", "settings", "source"), lineage(submission.runs[0].config)),
-        "Sources are pull requests of openai/parameter-golf unless they say otherwise.",
+        "Numbers of sources are pull requests of openai/parameter-golf.",
         "## Data",
         _data(submission),
         "## Running it",
@@ -45,14 +45,14 @@ def submission_readme(submission: Submission) -> str:
         "## Files",
         _files(submission),
         "## Settings",
-        "What differs from the defaults of the program:",
+        "Settings that differ from the defaults of the program:",
         _settings(submission.runs[0].config),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numeric_from: int | None = None) -> str:
-    """A Markdown table; columns from `numeric_from` on are aligned to the right."""
+    """A Markdown table. Columns from `numeric_from` on are aligned right."""
     rule = ["---:" if numeric_from is not None and i >= numeric_from else "---" for i in range(len(header))]
     lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -173,9 +173,9 @@ def _commands(submission: Submission) -> str:
     ]
     return (
         "```\n" + "\n".join(lines) + "\n```\n\n"
-        "`DATA` is a directory that `bitgolf prepare` made. `--stage train`, `pack` or `score` does one stage on what "
-        "is in `OUT` already; `--section.key value` changes a setting. `python source/train_gpt.py` is the same "
-        "program to read, with the messages of all errors."
+        "`DATA` is a directory made by `bitgolf prepare`. `--stage train`, `pack` or `score` runs one stage on the "
+        "files in `OUT`. `--section.key value` changes a setting. `python source/train_gpt.py` is the same program, "
+        "readable and with the messages of all errors."
     )
 
 

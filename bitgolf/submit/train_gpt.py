@@ -1,11 +1,11 @@
-"""What a submission's train_gpt.py does: train, pack and score a prepared corpus with the settings it was made with.
+"""The main function of a submission's train_gpt.py: train, pack and score a prepared corpus with built-in settings.
 
     python train_gpt.py --data DIR --out DIR [--stage train|pack|score|all] [--section.key value ...]
     torchrun --nproc_per_node=8 train_gpt.py ...
 
-DIR of --out becomes a run directory. A stage finds there what the stages before it wrote, whoever put it there, so an
-artifact can be scored, or weights packed, that another machine made. The float weights and general-purpose
-compressors are not scored beside the artifact: they are no part of a submission's evaluation.
+--out becomes a run directory. A stage uses the products of earlier stages that it finds there, also if another machine
+made them. The float weights and general-purpose compressors are not scored, because they are not part of a
+submission's evaluation.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(settings: str, arguments: Sequence[str], code_bytes: int) -> int:
 
 
 def _begin(run: RunDirectory, data: Path, stage: str) -> None:
-    """Make the run directory, or check that it is one of the same configuration without what is to be made."""
+    """Make the run directory, or check that it belongs to this configuration and is not trained twice."""
     stored = run / "config.toml"
     if stored.exists() and RunDirectory.open(run.path).config != run.config:
         raise SystemExit(f"train_gpt.py: {run.path} belongs to another configuration; choose another --out")
@@ -82,19 +82,19 @@ def _begin(run: RunDirectory, data: Path, stage: str) -> None:
 
 
 class _Progress:
-    """Progress as log lines, some seconds apart."""
+    """Progress as log lines, at most one per ten seconds."""
 
     def __init__(self) -> None:
-        self.said = time.monotonic()
+        self.logged_at = time.monotonic()
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
-        if time.monotonic() - self.said >= _PROGRESS_SECONDS:
-            self.said = time.monotonic()
+        if time.monotonic() - self.logged_at >= _PROGRESS_SECONDS:
+            self.logged_at = time.monotonic()
             logging.info("%s %.0f of %.0f %s", stage, done, total, note)
 
 
 def _report(run: RunDirectory) -> None:
-    """The results so far, in the words that logs of the challenge use."""
+    """Log the results so far in the words of the challenge's logs."""
     if (run / "pack.json").exists():
         packed = json.loads((run / "pack.json").read_text())
         logging.info("Code size: %d bytes", packed["code_bytes"])

@@ -90,5 +90,5 @@ def test_short_numbers() -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install bitgolf[report]")):
+    with pytest.raises(ConfigError, match=re.escape("pip install 'bitgolf[report]'")):
         draw(chart())

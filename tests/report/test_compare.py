@@ -324,7 +324,7 @@ def test_names_of_sets_are_never_the_same(family: Family, letters: Path) -> None
 
 def test_nothing_to_compare_is_refused(family: Family, letters: Path) -> None:
     path = family.run("a", letters)
-    with pytest.raises(ConfigError, match="nothing to be compared with"):
+    with pytest.raises(ConfigError, match="no run to be compared with"):
         compare([path])
     with pytest.raises(ConfigError, match="given twice"):
         compare([path, path])
@@ -408,7 +408,7 @@ def test_a_baseline_on_the_command_line(pair: list[Path]) -> None:
     [
         (("--published", "1.2"), "published has 1 seed"),
         (("--published", "1.2", "x"), "'x' is not a number"),
-        (("--published", "nan", "1"), "nan is no score"),
+        (("--published", "nan", "1"), "nan is not a score"),
         (("--published-summary", "1.2", "0.1", "2.5"), "a number of seeds"),
         (("--published", "1", "2", "--published-summary", "1", "0.1", "3"), "give one of them"),
         (("--method", "guess"), "its methods: headline, float-chunked, chunked, sliding"),

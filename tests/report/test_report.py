@@ -159,7 +159,7 @@ def test_the_earlier_page_survives_a_failure(finished: SyntheticRun) -> None:
 
 def test_without_jinja2_the_error_says_what_to_install(finished: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install bitgolf[report]")):
+    with pytest.raises(ConfigError, match=re.escape("pip install 'bitgolf[report]'")):
         report(finished.run)
 
 

@@ -69,5 +69,5 @@ def test_report_of_a_small_corpus_and_an_untrained_model(tmp_path: Path) -> None
     assert "small &lt;run&gt;" in html and "&lt;b&gt;" in html and "<b>bold" not in html
     assert html.count('<mark class="made">') == 2
     assert "Document" in html.split('class="passage"')[1]
-    assert f"80 tokens, {np.log2(300):.2f} bits a token" in html
+    assert f"80 tokens, {np.log2(300):.2f} bits per token" in html
     assert report(run).read_text(encoding="utf-8") == html  # the same run gives the same page

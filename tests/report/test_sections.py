@@ -93,7 +93,7 @@ def test_damaged_products_are_errors_that_say_what_to_run(finished: SyntheticRun
     with pytest.raises(RunError, match=r"score\.json is damaged.*bitgolf score"):
         read(finished)
     (finished.run / "score.json").write_text("[1]")
-    with pytest.raises(RunError, match="no JSON object"):
+    with pytest.raises(RunError, match="not a JSON object"):
         read(finished)
 
 

@@ -196,11 +196,11 @@ def test_one_seed_is_no_sample() -> None:
 
 @pytest.mark.parametrize("values", [[1.2, math.nan], [1.2, 0.0], [1.2, -1.0], [1.2, math.inf]])
 def test_what_is_no_score_is_refused(values: list[float]) -> None:
-    with pytest.raises(ConfigError, match="no score"):
+    with pytest.raises(ConfigError, match="not a score"):
         Sample.from_values("mine", values)
-    with pytest.raises(ConfigError, match="no score"):
+    with pytest.raises(ConfigError, match="not a score"):
         Sample.from_summary("mine", values[1], 0.1, 3)
-    with pytest.raises(ConfigError, match="no score"):
+    with pytest.raises(ConfigError, match="not a score"):
         Sample.from_summary("mine", 1.2, -0.1, 3)
 
 
@@ -216,7 +216,7 @@ def test_a_paired_test_needs_the_same_seeds() -> None:
     a, b = Sample.from_seeds("a", {1: 1.2, 2: 1.3}), Sample.from_seeds("b", {1: 1.2, 3: 1.3})
     with pytest.raises(RunError, match="a has 1, 2, b has 1, 3"):
         paired(a, b, 0.0)
-    with pytest.raises(RunError, match="b has none that are known"):
+    with pytest.raises(RunError, match="b has unknown ones"):
         paired(a, Sample.from_values("b", [1.2, 1.3]), 0.0)
 
 

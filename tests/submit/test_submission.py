@@ -21,7 +21,7 @@ from bitgolf.bundle.single_file import make_bundle
 from bitgolf.config import Config, load_config
 from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
-from bitgolf.submit.lineage import COMPONENTS, lineage, setting
+from bitgolf.submit.lineage import COMPONENTS, lineage
 from bitgolf.submit.requirements import required_modules
 from bitgolf.submit.submission import Labels, describe
 from bitgolf.submit.submit import contents, submit, write_folder
@@ -198,7 +198,7 @@ def test_lineage_names_what_is_on_and_nothing_else() -> None:
     names = {name for name, _, _ in lineage(full)}
     assert {"XSA", "CROWN-Q", "Value residual (VRL)", "Snapshot average (SWA)"} <= names
     for component in COMPONENTS:
-        assert all(setting(full, key) is not None for key in component.settings)  # AttributeError for a wrong key
+        assert full.flat().keys() >= set(component.settings)
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -266,14 +266,14 @@ def other_torch(runs: list[Path]) -> list[Path]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (with_config("train.matrix_lr", "0.03"), r"differ in train\.matrix_lr; submit runs that differ in nothing but"),
+        (with_config("train.matrix_lr", "0.03"), r"differ in train\.matrix_lr"),
         (with_config("name", "other"), "differ in name"),
         (with_config("device", "auto"), "differ in device"),
         (same_seed, "both have seed 7"),
         (copied_artifact, "hold the same artifact: one of them is a copy"),
-        (copied_log, r"the log of .*run2 tells of another run: its seed is 42, that of config\.toml 1337"),
+        (copied_log, r"the log of .*run2 is of another run: its seed is 42, that of config\.toml 1337"),
         (unfinished, "the training of .*run1 did not finish"),
-        (other_artifact, "pack.json speaks of another artifact than model.bitgolf"),
+        (other_artifact, "pack.json is about another artifact than model.bitgolf"),
         (other_text, "different validation documents"),
         (other_torch, r"several versions of PyTorch: 2\.0\.0"),
         (drop("weights.safetensors"), "run `bitgolf train"),

@@ -1,8 +1,8 @@
-"""Paired bootstrap over documents: how far a difference in bits per byte hangs on which documents were scored.
+"""Paired bootstrap over documents: the interval of a difference in bits per byte.
 
-Documents are drawn with replacement, each with its bits under both systems and its bytes, and the difference is the
-ratio of sums, as the score is. The interval says what other documents of the same kind would give with the *same*
-trained models; what another seed would give is the business of `statistics`.
+Documents are drawn with replacement. Each document has its bits under both systems and its bytes, and the difference
+is a ratio of sums, as the score is. The interval says what other documents of this kind would give with the *same*
+trained models. `statistics` answers what another seed would give.
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile interval).
 
 Legend: D documents, R resamples.
@@ -19,7 +19,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.run.progress import Progress, silent
 
 RESAMPLES = 10_000
-_MOST_RESAMPLES = 10_000_000  # 80 MB, and far below any noise
+_MOST_RESAMPLES = 10_000_000  # 80 MB
 _DRAWS = 1 << 18  # drawn at a time; 2 MB of indices
 
 
@@ -66,22 +66,24 @@ def resample(
     """
     rng, count = np.random.default_rng(seed), len(bits)
     weights = num_bytes.astype(np.float64)
-    found = np.empty(resamples)
+    differences = np.empty(resamples)
     rows = max(1, _DRAWS // count)
     for begin in range(0, resamples, rows):
         drawn = rng.integers(count, size=(min(rows, resamples - begin), count))
-        found[begin : begin + rows] = bits[drawn].sum(1) / weights[drawn].sum(1)
+        differences[begin : begin + rows] = bits[drawn].sum(1) / weights[drawn].sum(1)
         progress("bootstrap", min(begin + rows, resamples), resamples)
-    return found
+    return differences
 
 
 def require_possible(resamples: int) -> None:
-    """Raise ConfigError for a number of resamples that is too small or too large."""
+    """Raise ConfigError if the number of resamples is too small or too large."""
     if resamples < 100:
-        raise ConfigError(f"{resamples} resamples give no 95 % interval; take at least 100, usually {RESAMPLES:,}")
+        raise ConfigError(
+            f"{resamples} resamples are too few for a 95 % interval; use at least 100, usually {RESAMPLES:,}"
+        )
     if resamples > _MOST_RESAMPLES:
         raise ConfigError(
-            f"{resamples:,} resamples are more than the {_MOST_RESAMPLES:,} allowed; usual are {RESAMPLES:,}"
+            f"{resamples:,} resamples are more than the {_MOST_RESAMPLES:,} allowed; use {RESAMPLES:,}, as usual"
         )
 
 
@@ -106,10 +108,10 @@ def bootstrap(
         ConfigError: fewer than 100 resamples.
     """
     if len(bits) < 2:
-        raise RunError(f"{len(bits)} document: resampling documents needs at least two")
+        raise RunError(f"resampling needs at least two documents, but there is {len(bits)}")
     require_possible(resamples)
-    found = resample(bits, num_bytes, resamples, seed, progress)
-    low, high = np.percentile(found, (2.5, 97.5)).tolist()
+    differences = resample(bits, num_bytes, resamples, seed, progress)
+    low, high = np.percentile(differences, (2.5, 97.5)).tolist()
     return Interval(
-        float(bits.sum() / num_bytes.sum()), low, high, float((found < 0).mean()), resamples, len(bits), seed
+        float(bits.sum() / num_bytes.sum()), low, high, float((differences < 0).mean()), resamples, len(bits), seed
     )

@@ -1,9 +1,9 @@
-"""`bitgolf compare`: runs against a baseline, over seeds and document by document.
+"""`bitgolf compare`: runs against a baseline, over seeds and by document.
 
-Runs are grouped into sets of seeds by their configuration. The baseline is what was named (runs, or published
-numbers), else the first set given; with a single set and no baseline, the runs are compared with the first of them.
-A contrast holds the tests over seeds (both sides need at least two) and the paired bootstrap over documents, with a
-set's bits averaged over its seeds. What cannot be said is a sentence that says why, never a blank.
+Runs are grouped into sets of seeds by their configuration. The baseline is what the user names (runs or published
+numbers), otherwise the first set. With a single set and no baseline, the runs are compared with the first of them.
+A contrast has the tests over seeds (both sides need at least two) and the paired bootstrap over documents, with the
+bits of a set averaged over its seeds. A test that is not possible is replaced by a sentence with the reason.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Settings:
 
 
 _DEFAULTS = Settings()
-_UNEVEN = 1.1  # most trained tokens of a set over least, from which on a reader is told
+_UNEVEN = 1.1  # ratio of most to fewest trained tokens in a set from which a note is added
 
 
 @dataclass(frozen=True)
 class RunSet:
-    """Runs that differ by seed only; `sample` is None where `no_sample` says why."""
+    """Runs that differ by seed only. If `sample` is None, `no_sample` is the reason."""
 
     name: str
     runs: tuple[ScoredRun, ...]
@@ -62,18 +62,18 @@ class RunSet:
 
     @property
     def mean_bpb(self) -> float:
-        """Mean score, of a single run its score."""
+        """Mean score in bits per byte."""
         return sum(run.bpb for run in self.runs) / len(self.runs)
 
     @property
     def bpb_per_nat(self) -> float:
-        """Bits per byte that a nat per token is worth to these runs."""
+        """Bits per byte per nat per token."""
         return self.runs[0].bpb_per_nat
 
 
 @dataclass(frozen=True)
 class DocumentContrast:
-    """Two systems document by document.
+    """Two systems compared by document.
 
     Attributes:
         interval: the difference over all documents, candidate - baseline, with its bootstrap.
@@ -92,12 +92,12 @@ class DocumentContrast:
 
     @property
     def share_of_documents_better(self) -> float:
-        """Documents that the candidate codes in fewer bits, 0..1."""
+        """Share of documents that the candidate codes in fewer bits, 0..1."""
         return float((self.difference_bits < 0).mean())
 
     @property
     def share_of_bytes_better(self) -> float:
-        """Bytes of those documents, 0..1."""
+        """Share of the bytes in those documents, 0..1."""
         return float(self.bytes[self.difference_bits < 0].sum() / self.bytes.sum())
 
 
@@ -107,9 +107,9 @@ class Contrast:
 
     Attributes:
         difference_bpb, difference_nats: of the means; nats are per token of the candidate.
-        margin_nats, margin_bpb: what it has to be better by, converted by the candidate's own constant.
-        welch, paired: tests over seeds; None where `no_welch`, `no_paired` say why.
-        documents: the bootstrap; None where `no_documents` says why.
+        margin_nats, margin_bpb: by how much it must be better, converted by the candidate's own constant.
+        welch, paired: tests over seeds; if None, `no_welch` and `no_paired` are the reasons.
+        documents: the bootstrap; if None, `no_documents` is the reason.
     """
 
     candidate: str
@@ -126,7 +126,7 @@ class Contrast:
     no_documents: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the documents by their interval and shares."""
+        """Plain values, with the documents as interval and shares."""
         documents = self.documents and {
             **self.documents.interval.to_json(),
             "share_of_documents_better": self.documents.share_of_documents_better,
@@ -153,10 +153,10 @@ class Comparison:
     """Everything that `bitgolf compare` shows.
 
     Attributes:
-        sets: sets of seeds, the baseline's first where it is runs.
-        published: the baseline where it is published numbers.
-        differences: by dotted key the value of each set, where they are not all alike; seeds are in the sets.
-        notes: what a reader must know, such as headlines of different methods.
+        sets: sets of seeds; runs of the baseline are first.
+        published: the baseline, if it is published numbers.
+        differences: the value of each set by dotted key, for keys whose values differ.
+        notes: remarks for the reader, for example that headlines are of different methods.
     """
 
     settings: Settings
@@ -224,11 +224,11 @@ def compare(
             different configurations.
     """
     if baseline and published is not None:
-        raise ConfigError("the baseline is either runs or published numbers; give one of them")
+        raise ConfigError("the baseline is runs or published numbers; give one of them")
     if not paths:
         raise ConfigError("no runs given; `bitgolf compare RUN RUN`")
     if len(paths) == 1 and not baseline and published is None:
-        raise ConfigError(f"{paths[0]} has nothing to be compared with; give another run or a baseline")
+        raise ConfigError(f"{paths[0]} has no run to be compared with; give another run or a baseline")
     margin_in_bpb(settings.margin_nats, 1.0)
     require_possible(settings.resamples)
     runs = read_runs([*baseline, *paths], settings.method)
@@ -257,7 +257,7 @@ def _run_set(name: str, runs: Sequence[ScoredRun]) -> RunSet:
 
 
 def _names(groups: Sequence[Sequence[ScoredRun]]) -> list[str]:
-    """What the labels of each group begin with, and how many they are; all labels where that is ambiguous."""
+    """The common beginning of each group's labels and their number, or all labels if that is ambiguous."""
     labels = [[run.label for run in group] for group in groups]
     names = [_common_name(group) for group in labels]
     return [", ".join(group) if names.count(name) > 1 else name for name, group in zip(names, labels, strict=True)]
@@ -328,7 +328,7 @@ def _contrast(
 def _seed_tests(
     candidate: RunSet, baseline: RunSet | Sample, margin_bpb: float
 ) -> tuple[TTest | None, str, TTest | None, str]:
-    """Welch's and the paired test, each None with the reason where it cannot be made."""
+    """Welch's and the paired test. Each is None with a reason if it is not possible."""
     reference = baseline if isinstance(baseline, Sample) else baseline.sample
     if candidate.sample is None or reference is None:
         reason = candidate.no_sample or (baseline.no_sample if isinstance(baseline, RunSet) else "")
@@ -369,53 +369,53 @@ def _document_contrast(
     return DocumentContrast(interval, bits, num_bytes), ""
 
 
-def _require_same_bytes(label: str, expected: np.ndarray, other_label: str, found: np.ndarray) -> None:
-    if len(expected) != len(found):
+def _require_same_bytes(label: str, num_bytes: np.ndarray, other_label: str, other_bytes: np.ndarray) -> None:
+    if len(num_bytes) != len(other_bytes):
         raise RunError(
-            f"{label} has {len(expected):,} validation documents with text, {other_label} {len(found):,}; they do not "
-            "compare document by document"
+            f"{label} has {len(num_bytes):,} validation documents with text, {other_label} "
+            f"{len(other_bytes):,}; they cannot be compared by document"
         )
-    if not np.array_equal(expected, found):
-        index = int(np.flatnonzero(expected != found)[0])
+    if not np.array_equal(num_bytes, other_bytes):
+        index = int(np.flatnonzero(num_bytes != other_bytes)[0])
         raise RunError(
-            f"document {index} counts {expected[index]:,} bytes for {label} and {found[index]:,} for {other_label}; "
-            "their bits per byte do not compare"
+            f"document {index} counts {num_bytes[index]:,} bytes for {label} and {other_bytes[index]:,} for "
+            f"{other_label}; their bits per byte are not comparable"
         )
 
 
 def _notes(sets: Sequence[RunSet], published: Sample | None) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Remarks for the reader of the numbers."""
     runs = [run for group in sets for run in group.runs]
     notes = []
     if published is not None:
         notes.append(
-            "The baseline is numbers as typed in: that they are of the same text and byte accounting cannot be "
+            "The baseline is published numbers. That they are of the same text and byte accounting cannot be "
             "checked here."
         )
     methods = {run.method for run in runs}
     if len(methods) > 1:
-        notes.append(f"Each run is taken by its own headline, and these differ: {', '.join(sorted(methods))}.")
+        notes.append(f"The headlines of the runs are of different methods: {', '.join(sorted(methods))}.")
     if len({run.text.tokenizer_sha256 for run in runs}) > 1:
         notes.append(
-            "The tokenizers differ: bits per byte compare, nats per token do not. Margins are converted by the "
-            "candidate's own constant."
+            "The tokenizers differ, so bits per byte are comparable and nats per token are not. Margins are converted "
+            "by the candidate's own constant."
         )
     hardware = sorted({run.hardware for run in runs})
     if len(hardware) > 1:
-        notes.append(f"Not all ran on the same hardware ({', '.join(hardware)}); under a wall clock that matters.")
+        notes.append(f"The hardware differs ({', '.join(hardware)}), which matters when time is limited.")
     if len({run.text.train_hashes for run in runs}) > 1:
-        notes.append("Not all were trained on the same documents.")
+        notes.append("The training documents differ.")
     for group in sets:
         trained = [count for run in group.runs if (count := run.trained_tokens) is not None]
         if trained and max(trained) > _UNEVEN * min(trained):
             notes.append(
-                f"The runs of {group.name} were trained on {min(trained):,} to {max(trained):,} tokens: the clock "
-                "stopped some early, and their deviation is more than that of seeds."
+                f"The runs of {group.name} were trained on {min(trained):,} to {max(trained):,} tokens. The clock "
+                "stopped some early, so their deviation is not that of seeds alone."
             )
     if any(a.shares_training_with(b) for a, b in combinations(runs, 2)):
         notes.append(
-            "Some runs are branches of one training: what they share is no evidence twice. Tests that pair seeds allow "
-            "for it, Welch's takes all runs for independent."
+            "Some runs are branches of one training, so they are not independent. Paired tests allow for that; Welch's "
+            "test does not."
         )
     notes += [f"{group.name}: {group.no_sample}." for group in sets if group.no_sample and len(group.runs) > 1]
     return notes

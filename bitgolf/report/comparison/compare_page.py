@@ -1,4 +1,4 @@
-"""The page of `bitgolf compare`: a comparison as one self-contained file with the differences drawn."""
+"""The page of `bitgolf compare`: a comparison as one self-contained file with charts of the differences."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bitgolf.version import __version__
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the page atomically. Raises ConfigError when matplotlib or jinja2 is not installed."""
+    """Write the page atomically. Raises ConfigError if matplotlib or jinja2 is not installed."""
     atomic.write_text(path, render(comparison))
 
 
 def render(comparison: Comparison) -> str:
-    """The page as HTML text. Raises ConfigError when matplotlib or jinja2 is not installed."""
+    """The page as HTML text. Raises ConfigError if matplotlib or jinja2 is not installed."""
     contrasts = [
         {
             "candidate": contrast.candidate,

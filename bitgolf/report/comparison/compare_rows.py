@@ -1,6 +1,6 @@
-"""A comparison in words and numbers: the rows that the terminal and the page both show.
+"""A comparison as rows of text, for the terminal and the page.
 
-Formatting only; every number is made in `compare`. Differences are candidate - baseline, so negative is better.
+All numbers come from `compare`. Differences are candidate - baseline, so negative is better.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Row:
-    """One statement of a contrast: what was asked, the numbers, and how it came out ("pass", "fail", "open")."""
+    """One row of a contrast: the question, the numbers, and the outcome ("pass", "fail" or "open")."""
 
     question: str
     answer: str
@@ -26,7 +26,7 @@ class Row:
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """A difference with its sign and a true minus."""
+    """A difference with its sign, with a minus sign in place of the hyphen."""
     return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
@@ -36,7 +36,7 @@ def p_value(p: float) -> str:
 
 
 def contrast_rows(contrast: Contrast) -> list[Row]:
-    """What is known of a contrast: the difference, the documents, and the tests over seeds."""
+    """The rows of a contrast: the difference, the documents, and the tests over seeds."""
     difference = f"{signed(contrast.difference_bpb)} bits per byte"
     word = "better" if contrast.difference_bpb < 0 else "worse" if contrast.difference_bpb > 0 else "equal"
     rows = [
@@ -55,13 +55,13 @@ def contrast_rows(contrast: Contrast) -> list[Row]:
 
 
 def set_rows(comparison: Comparison) -> list[tuple[str, str, str, str, str]]:
-    """Name, seeds, their number, mean and standard deviation of every set of seeds, and of published numbers."""
+    """Name, seeds, number of seeds, mean and standard deviation of every set and of published numbers."""
     samples = [(group.sample, ", ".join(str(run.seed) for run in group.runs)) for group in comparison.sets]
-    known = [(sample, seeds) for sample, seeds in samples if sample is not None]
+    rows = [(sample, seeds) for sample, seeds in samples if sample is not None]
     if comparison.published is not None:
-        known.append((comparison.published, "as published"))
+        rows.append((comparison.published, "as published"))
     return [
-        (sample.name, seeds, str(sample.count), f"{sample.mean:.5f}", f"{sample.std:.5f}") for sample, seeds in known
+        (sample.name, seeds, str(sample.count), f"{sample.mean:.5f}", f"{sample.std:.5f}") for sample, seeds in rows
     ]
 
 
@@ -83,7 +83,7 @@ def run_rows(comparison: Comparison) -> list[tuple[str, str, str, str, str, str,
 
 
 def difference_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Key and the value of each set, as a configuration file would have it."""
+    """Key and the value of each set, as in a configuration file."""
     return [(key, [_setting(value) for value in values]) for key, values in comparison.differences.items()]
 
 
@@ -112,7 +112,7 @@ def _test_rows(contrast: Contrast, test: TTest | None, why_not: str, name: str) 
             f"Better at all, {name}",
             _verdict(test.p_any, AUDIT_P),
             "pass" if test.p_any < AUDIT_P else "fail",
-            f"one-sided; t = {_plain(test.t_any)}, {numbers}; late audits asked for p < {AUDIT_P:g}",
+            f"one-sided; t = {_plain(test.t_any)}, {numbers}; late audits used p < {AUDIT_P:g}",
         ),
         Row(
             f"Better by {contrast.margin_nats:g} nats ({contrast.margin_bpb:.4f} bpb), {name}",

@@ -1,7 +1,7 @@
-"""Two charts of a difference document by document, for the page of `bitgolf compare`.
+"""Two charts of a difference by document, for the page of `bitgolf compare`.
 
-One sorts the documents by their difference and lays them out by bytes: where the curve crosses 0 is the share of the
-text that the candidate codes better. The other shows the difference against the size of the document: where it is.
+The first chart sorts the documents by their difference, with their bytes as widths. The curve crosses 0 at the share of
+the text that the candidate codes better. The second chart shows the difference against the size of the document.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from bitgolf.report.charts import INK, LINE, MARK, as_svg, canvas, style_axes, t
 from bitgolf.report.comparison.compare import DocumentContrast
 
 MOST_POINTS = 600
-_TRIMMED_FROM = 200  # documents; from then on the axis leaves out 0.5 % at each end
+_TRIMMED_FROM = 200  # documents from which the axis leaves out 0.5 % at each end
 
 
 def draw_sorted(documents: DocumentContrast, key: str) -> str:
-    """Difference in bits per byte over the share of the text, documents sorted by their difference."""
+    """Difference in bits per byte over the share of the text, with documents sorted by their difference."""
     order = np.argsort(documents.difference_bpb, kind="stable")
     values, sizes = documents.difference_bpb[order], documents.bytes[order]
     edges = np.concatenate([[0], np.cumsum(sizes)]) / sizes.sum() * 100  # (D + 1,) percent of the bytes
@@ -38,7 +38,7 @@ def draw_sorted(documents: DocumentContrast, key: str) -> str:
 
 
 def draw_by_size(documents: DocumentContrast, key: str) -> str:
-    """Difference in bits per byte of each document against its bytes, better ones and worse ones in two colors."""
+    """Difference in bits per byte of each document against its bytes. Better and worse ones have two colors."""
     order = np.argsort(documents.bytes, kind="stable")
     kept = order[thin(len(order), MOST_POINTS)]
     sizes, values = documents.bytes[kept], documents.difference_bpb[kept]
@@ -56,13 +56,13 @@ def draw_by_size(documents: DocumentContrast, key: str) -> str:
 
 
 def num_outside(documents: DocumentContrast) -> int:
-    """Documents whose difference is beyond the charts' axis."""
+    """Number of documents whose difference is outside the axis."""
     low, high = _limits(documents.difference_bpb)
     return int(((documents.difference_bpb < low) | (documents.difference_bpb > high)).sum())
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Least and largest value shown, with 0 and a margin."""
+    """Lower and upper end of the axis. It contains 0 and has a margin."""
     trim = 0.5 if len(values) >= _TRIMMED_FROM else 0.0
     low, high = np.percentile(values, (trim, 100 - trim)).tolist()
     low, high = min(low, 0.0), max(high, 0.0)

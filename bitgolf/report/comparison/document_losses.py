@@ -1,9 +1,9 @@
-"""The losses of a run document by document, and the proof that two runs scored the same documents.
+"""The losses of a run by document, and the proof that two runs scored the same documents.
 
-A document is the targets that follow its BOS, up to and including the next BOS: that it ends is part of coding it,
-and so every target belongs to one document and the documents add up to the headline. Runs with different tokenizers
-compare document by document in bits per byte, if the documents are the same text; where only tokens were hashed,
-both are decoded and compared byte for byte.
+A document is the targets that follow its BOS, up to and including the next BOS. The BOS after a document is part of
+its cost, so every target belongs to one document and the documents add up to the headline. Runs with different
+tokenizers can be compared by document in bits per byte if the documents have the same text. If only tokens were
+hashed, both are decoded and compared byte for byte.
 
 Legend: N tokens of the validation split, N-1 targets, D documents.
 """
@@ -27,7 +27,7 @@ _TOLERANCE = 1e-6  # relative, between nll.npy and the headline
 
 @dataclass(frozen=True)
 class DocumentLosses:
-    """What each document of the validation text cost a run.
+    """The cost of each document of the validation text.
 
     Attributes:
         bits: (D,) float64, sum of the losses of its targets.
@@ -39,7 +39,7 @@ class DocumentLosses:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of the whole text: the ratio of the sums."""
+        """Bits per byte of the whole text, the ratio of the sums."""
         return float(self.bits.sum() / self.bytes.sum())
 
 
@@ -50,8 +50,8 @@ def document_starts(
 ) -> np.ndarray:
     """First target of each document, (D,) int64, the first of them 0.
 
-    A document begins with the target after its BOS, or with target 0 where the text does not begin with BOS. Documents
-    without bytes are part of the one before them (at the beginning: of the one after), so none is empty.
+    A document begins with the target after its BOS, or with target 0 if the text does not begin with BOS. A document
+    without bytes is part of the one before it (the first ones: of the one after), so no document is empty.
     """
     starts = np.union1d(0, np.flatnonzero(tokens[:-1] == bos_id)).astype(np.int64)
     starts = starts[np.add.reduceat(costs, starts, dtype=np.int64) > 0]
@@ -64,14 +64,14 @@ def document_losses(run: ScoredRun) -> DocumentLosses:
     """Read the headline's losses of a run by document.
 
     Raises:
-        RunError: the score is not the headline (whose losses alone are kept), a product is missing, nll.npy is not
-            that of score.json, or the validation data is not what was scored.
+        RunError: the score is not the headline, a product is missing, nll.npy does not belong to score.json, or other
+            validation data was scored.
         DataError: the data directory is damaged.
     """
     if not run.is_headline:
         raise RunError(
-            f"{run.label} keeps the losses of its headline ({run.score['headline']}) alone, not of {run.method}; "
-            "documents compare by the headline"
+            f"nll.npy of {run.label} holds the losses of its headline ({run.score['headline']}), not of {run.method}; "
+            "compare documents by the headline"
         )
     path = run.run.require("nll.npy")
     data = open_data(run.run / "data")
@@ -88,7 +88,7 @@ def document_losses(run: ScoredRun) -> DocumentLosses:
         raise RunError(f"{run.label} was scored on other tokens than those of {data.path} (tape.json); {again}")
     starts = document_starts(tokens, data.tokenizer.bos_id, costs)
     if not len(starts):
-        raise RunError(f"the validation tokens of {run.label} stand for no text")
+        raise RunError(f"the validation tokens of {run.label} contain no text")
     bits = np.add.reduceat(nll, starts, dtype=np.float64) / math.log(2)
     losses = DocumentLosses(bits, np.add.reduceat(costs, starts, dtype=np.int64))
     if not abs(losses.bits_per_byte - run.bpb) <= _TOLERANCE * run.bpb:
@@ -99,11 +99,10 @@ def document_losses(run: ScoredRun) -> DocumentLosses:
 
 
 def require_same_text(a: ScoredRun, b: ScoredRun) -> None:
-    """Prove that two runs validated on the same documents in the same order, with bytes counted alike.
+    """Prove that two runs validated on the same documents in the same order, with the same count of bytes.
 
-    Hashes of the documents decide where they can; else (shards taken over, different tokenizers) every document of
-    both is decoded.
-    Raises RunError that names the runs and, where documents were read, the first that differs.
+    Hashes of the documents decide it if they can. Otherwise (existing shards, different tokenizers) every document of
+    both is decoded. Raises RunError that names the runs and the first document that differs.
     """
     require_same_accounting(a, b)
     same = a.text.same_val_text(b.text)
@@ -112,12 +111,12 @@ def require_same_text(a: ScoredRun, b: ScoredRun) -> None:
     elif not same:
         raise RunError(
             f"{a.label} and {b.label} were scored on different texts: {_describe(a)}, and {_describe(b)}; bits per "
-            "byte compare on one text only"
+            "byte are comparable on one text only"
         )
     if a.text.bytes != b.text.bytes:
         raise RunError(
             f"{a.label} counts {a.text.bytes:,} bytes of validation text, {b.label} {b.text.bytes:,} for the same "
-            "documents; their bits per byte do not compare"
+            "documents; their bits per byte are not comparable"
         )
 
 
@@ -138,7 +137,7 @@ def _require_equal_documents(a: ScoredRun, b: ScoredRun) -> None:
 
 
 class _Documents:
-    """Documents of a validation split as text, decoded one at a time; what precedes the first BOS is one."""
+    """Documents of a validation split as text, decoded one at a time. Tokens before the first BOS are one document."""
 
     def __init__(self, data: PreparedData) -> None:
         self._data = data
@@ -155,7 +154,7 @@ class _Documents:
         return len(self._spans)
 
     def text(self, index: int) -> bytes:
-        """UTF-8 of a document: the original with a lossless tokenizer, else the normalized text."""
+        """UTF-8 of a document. With a lossless tokenizer it is the original, otherwise the normalized text."""
         start, stop = self._spans[index]
         tokens, tokenizer = self._tokens[start:stop], self._data.tokenizer
         if tokenizer.lossless:

@@ -1,8 +1,8 @@
-"""Scored runs as statistics take them: one score each, the text it is of, and which of them form a set of seeds.
+"""Scored runs for statistics: one score per run, the text that was scored, and which runs form a set of seeds.
 
-A set of seeds is runs of one configuration (all keys but the seed and the labels `name` and `description`), trained
-and scored on the same data, one a seed. Whatever breaks that is refused and named: an average over mixed
-configurations says nothing.
+A set of seeds consists of runs of one configuration, trained and scored on the same data, one run per seed. Only the
+keys `seed`, `name` and `description` may differ. Other runs are refused by name, because a mean over mixed
+configurations has no meaning.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from bitgolf.report.products import read_product
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.metrics import read_events
 
-LABEL_KEYS = ("seed", "name", "description")  # what may differ within a set of seeds
-FLOAT_PREFIX = "float-"  # of the scores of the weights before packing
+LABEL_KEYS = ("seed", "name", "description")  # may differ within a set of seeds
+FLOAT_PREFIX = "float-"  # begins the names of scores of the weights before packing
 
 
 @dataclass(frozen=True)
 class TextIdentity:
-    """What the manifest says of the texts a run was trained and scored on; equal values mean equal data.
+    """The texts that a run was trained and scored on, by its manifest. Equal values mean equal data.
 
     Attributes:
         val_hashes, train_hashes: SHA-256 over the document hashes of each split, in their order.
-        hashes_of: what was hashed: "utf-8 text", or "uint16 tokens" where shards were taken over.
+        hashes_of: what was hashed: "utf-8 text", or "uint16 tokens" for existing shards.
         tokenizer_sha256: of the tokenizer model.
         accounting: "original" (bytes of the untouched text) or "challenge" (bytes of the normalized text).
-        documents, bytes: of the validation split; `bytes` are those charged to its tokens.
+        documents, bytes: of the validation split; `bytes` are those counted for its tokens.
     """
 
     val_hashes: str
@@ -66,9 +66,9 @@ class TextIdentity:
             ) from error
 
     def same_val_text(self, other: TextIdentity) -> bool | None:
-        """Whether both validated on the same documents in the same order; None when hashes cannot tell.
+        """Whether both validated on the same documents in the same order; None if hashes cannot decide it.
 
-        Hashes of text tell always, hashes of tokens only under one tokenizer.
+        Hashes of text always decide it, hashes of tokens only for one tokenizer.
         """
         if self.hashes_of != other.hashes_of:
             return None
@@ -99,29 +99,32 @@ class ScoredRun:
 
     @property
     def seed(self) -> int:
-        """Of its configuration."""
+        """The seed of its configuration."""
         return int(self.run.config.seed)
 
     @property
     def is_headline(self) -> bool:
-        """Whether the score is the headline, whose losses are in nll.npy."""
+        """Whether the score is the headline. Only the headline's losses are in nll.npy."""
         return bool(self.method == self.score["headline"])
 
     @property
     def trained_tokens(self) -> int | None:
-        """Tokens it was trained on; None when its log does not say."""
+        """Number of tokens it was trained on; None if its log has no end."""
         ends = [event["tokens"] for event in read_events(self.run / "train.jsonl") if event["event"] == "end"]
         return int(ends[-1]) if ends else None
 
     def shares_training_with(self, other: ScoredRun) -> bool:
-        """Whether one is a branch of the other, or both are of a third: the log of a branch begins with its trunk's."""
+        """Whether one is a branch of the other, or both are branches of a third run.
+
+        The log of a branch begins with the log of its trunk.
+        """
         logs = [read_events(run.run / "train.jsonl") for run in (self, other)]
         branched = any(event["event"] == "branch" for log in logs for event in log)
         return branched and logs[0][:1] == logs[1][:1]
 
     @property
     def hardware(self) -> str:
-        """What it was scored on, such as "2 x NVIDIA H200"."""
+        """The devices that scored it, such as "2 × NVIDIA H200"."""
         device, size = self.score.get("device", "unknown device"), self.score.get("world_size", 1)
         return f"{size} × {device}" if size > 1 else str(device)
 
@@ -151,8 +154,8 @@ def read_run(path: Path, label: str, method: str = "headline") -> ScoredRun:
         chosen = str(score["headline"]) if method == "headline" else method
         if chosen not in named:
             raise ConfigError(
-                f"{path} was not scored by {chosen!r}; its methods: headline, {', '.join(named)}. Choose --method "
-                "among those that all runs have"
+                f"{path} was not scored by {chosen!r}; its methods: headline, {', '.join(named)}. Choose a --method "
+                "that all runs have"
             )
         result = named[chosen]
         bpb, loss, ratio = (float(result[key]) for key in ("bpb", "loss_nats", "bpb_per_nat"))
@@ -164,14 +167,14 @@ def read_run(path: Path, label: str, method: str = "headline") -> ScoredRun:
 
 
 def label_paths(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, of one length for all.
+    """The shortest ends of the paths that differ, with one number of parts for all.
 
-    Raises ConfigError when a directory is given twice.
+    Raises ConfigError if a directory is given twice.
     """
     whole = [path.resolve() for path in paths]
     for index, path in enumerate(whole):
         if path in whole[:index]:
-            raise ConfigError(f"{paths[index]} is given twice; a run counts once")
+            raise ConfigError(f"{paths[index]} is given twice")
     longest = max((len(path.parts) for path in whole), default=1)
     for length in range(1, longest + 1):
         labels = ["/".join(path.parts[-length:]) for path in whole]
@@ -181,7 +184,7 @@ def label_paths(paths: Sequence[Path]) -> list[str]:
 
 
 def methods_of(score: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All scores of a score.json that `--method` can name, in the order they were made, float weights first."""
+    """All scores of a score.json that `--method` can name, float weights first."""
     return {FLOAT_PREFIX + name: value for name, value in score["float"].items()} | dict(score["methods"])
 
 
@@ -217,19 +220,19 @@ def sample(name: str, runs: Sequence[ScoredRun]) -> Sample:
     for run in runs:
         if run.seed in by_seed:
             raise RunError(
-                f"{name}: {by_seed[run.seed].label} and {run.label} both have seed {run.seed}; a set of seeds takes "
-                "one run of each"
+                f"{name}: {by_seed[run.seed].label} and {run.label} both have seed {run.seed}; a set of seeds "
+                "has one run per seed"
             )
         by_seed[run.seed] = run
     return Sample.from_seeds(name, {seed: run.bpb for seed, run in by_seed.items()})
 
 
 def require_same_accounting(a: ScoredRun, b: ScoredRun) -> None:
-    """Raise RunError when the two count bytes in different ways, so that bits per byte do not compare."""
+    """Raise RunError if the two count bytes in different ways."""
     if a.text.accounting != b.text.accounting:
         raise RunError(
             f"{a.label} counts bytes by {a.text.accounting!r} accounting, {b.label} by {b.text.accounting!r}: their "
-            "bits per byte have different denominators and do not compare; score both on data of one accounting"
+            "bits per byte have different denominators; score both on data of one accounting"
         )
 
 
@@ -238,13 +241,13 @@ def _require_same_set(a: ScoredRun, b: ScoredRun) -> None:
         keys = [key for key in config_differences([a.run.config, b.run.config]) if key not in LABEL_KEYS]
         raise RunError(
             f"{a.label} and {b.label} are not two seeds of one configuration: they differ in {', '.join(keys)}; "
-            "average over seeds only what was asked to do the same"
+            "a mean over seeds needs equal configurations"
         )
     if a.method != b.method:
         raise RunError(f"{a.label} is scored by {a.method}, {b.label} by {b.method}; choose one with --method")
     require_same_accounting(a, b)
     if a.text.tokenizer_sha256 != b.text.tokenizer_sha256:
-        raise RunError(f"{a.label} and {b.label} have different tokenizers; prepare their data once, for all seeds")
+        raise RunError(f"{a.label} and {b.label} have different tokenizers; prepare the data once for all seeds")
     for split, one, other in (
         ("validation", a.text.val_hashes, b.text.val_hashes),
         ("training", a.text.train_hashes, b.text.train_hashes),
@@ -252,7 +255,7 @@ def _require_same_set(a: ScoredRun, b: ScoredRun) -> None:
         if one != other:
             raise RunError(
                 f"{a.label} and {b.label} have different {split} documents (manifest: {one[:12]}... and "
-                f"{other[:12]}...); a set of seeds shares its data"
+                f"{other[:12]}...); all runs of a set of seeds need the same data"
             )
 
 

@@ -1,10 +1,10 @@
-"""Statistics over seeds: mean and deviation of a system, and whether it beats a baseline by the bar of the challenge.
+"""Statistics over seeds: mean and deviation of a system, and tests whether it beats a baseline.
 
-A `Sample` is one score a seed, in bits per byte: from runs (`scored_runs.RunSet.sample`) or typed in from a
-publication. The question is one-sided: is the candidate's mean below the baseline's by more than a margin? The bar is
-0.005 nats per token at p < 0.01; late audits of the challenge also ranked by p < 0.25 without a margin (docs/rules.md,
-section 4). Welch's test takes the two samples as independent; the paired test takes the differences of equal seeds,
-which is worth more only as far as a seed moves both systems alike.
+A `Sample` has one score per seed, in bits per byte. The scores come from runs (`scored_runs.sample`) or from a
+publication. The question is one-sided: is the candidate's mean below the baseline's by more than a margin? The bar of
+the challenge is 0.005 nats per token at p < 0.01. Late audits also ranked by p < 0.25 without a margin (docs/rules.md,
+section 4). Welch's test treats the two samples as independent. The paired test uses the differences of equal seeds,
+which is more sensitive if a seed moves both systems alike.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Sample:
 
     @classmethod
     def from_seeds(cls, name: str, by_seed: Mapping[int, float]) -> Sample:
-        """One score a seed. Raises RunError with fewer than two."""
+        """One score per seed. Raises RunError for fewer than two."""
         mean, std = _moments(name, list(by_seed.values()))
         return cls(name, mean, std, len(by_seed), dict(by_seed))
 
     @classmethod
     def from_values(cls, name: str, values: Sequence[float]) -> Sample:
-        """Published scores of unknown seeds. Raises RunError with fewer than two."""
+        """Published scores of unknown seeds. Raises RunError for fewer than two."""
         mean, std = _moments(name, values)
         return cls(name, mean, std, len(values), {})
 
@@ -55,13 +55,13 @@ class Sample:
     def from_summary(cls, name: str, mean: float, std: float, count: int) -> Sample:
         """A published mean, standard deviation (n - 1) and number of seeds.
 
-        Raises RunError with fewer than two seeds, ConfigError when mean or std cannot be one.
+        Raises RunError for fewer than two seeds, ConfigError for an impossible mean or deviation.
         """
         if count < 2:
             raise RunError(_too_few(name, count))
         if not (math.isfinite(mean) and mean > 0 and math.isfinite(std) and std >= 0):
             raise ConfigError(
-                f"{name}: a mean of {mean:g} with a standard deviation of {std:g} is no score; give bits per byte"
+                f"{name}: a mean of {mean:g} with a standard deviation of {std:g} is impossible; give bits per byte"
             )
         return cls(name, mean, std, count, {})
 
@@ -83,9 +83,9 @@ class TTest:
         kind: "welch" or "paired".
         difference_bpb: candidate's mean - baseline's mean; negative is better.
         standard_error, df: of that difference, and the degrees of freedom.
-        margin_bpb: bits per byte that the candidate has to be better by.
+        margin_bpb: by how many bits per byte the candidate must be better.
         t, p: statistic and one-sided p-value with the margin.
-        t_any, p_any: the same without a margin: is it better at all?
+        t_any, p_any: the same without a margin.
         clears_bar: p < 0.01.
     """
 
@@ -110,10 +110,10 @@ class TTest:
 
 
 def margin_in_bpb(margin_nats: float, bpb_per_nat: float) -> float:
-    """A margin in nats per token as bits per byte of a run. Raises ConfigError unless it is finite and >= 0."""
+    """A margin in nats per token, converted to bits per byte. Raises ConfigError unless it is finite and >= 0."""
     if not (math.isfinite(margin_nats) and margin_nats >= 0):
         raise ConfigError(
-            f"a margin of {margin_nats:g} nats per token makes no sense; give 0 or more, for example 0.005"
+            f"a margin of {margin_nats:g} nats per token is impossible; give 0 or more, for example 0.005"
         )
     return margin_nats * bpb_per_nat
 
@@ -121,12 +121,12 @@ def margin_in_bpb(margin_nats: float, bpb_per_nat: float) -> float:
 def welch(candidate: Sample, baseline: Sample, margin_bpb: float) -> TTest:
     """Welch's test: independent samples of any sizes and deviations; degrees of freedom by Satterthwaite.
 
-    Raises RunError when neither sample varies at all.
+    Raises RunError if neither sample varies.
     """
     a, b = candidate.standard_error**2, baseline.standard_error**2
     if a + b == 0:
         raise RunError(_no_variance(candidate.name, baseline.name))
-    scale = max(a, b)  # squares of small variances would underflow
+    scale = max(a, b)  # prevents underflow of the squares of small variances
     a, b = a / scale, b / scale
     df = (a + b) ** 2 / (a**2 / (candidate.count - 1) + b**2 / (baseline.count - 1))
     error = math.sqrt(scale * (a + b))
@@ -136,7 +136,7 @@ def welch(candidate: Sample, baseline: Sample, margin_bpb: float) -> TTest:
 def paired(candidate: Sample, baseline: Sample, margin_bpb: float) -> TTest:
     """The paired test over equal seeds.
 
-    Raises RunError when the seeds are not the same, or are not known, or no difference varies.
+    Raises RunError if the seeds differ or are unknown, or if the differences do not vary.
     """
     if not candidate.by_seed or candidate.by_seed.keys() != baseline.by_seed.keys():
         raise RunError(
@@ -166,7 +166,7 @@ def _moments(name: str, values: Sequence[float]) -> tuple[float, float]:
         raise RunError(_too_few(name, len(values)))
     wrong = next((value for value in values if not (math.isfinite(value) and value > 0)), None)
     if wrong is not None:
-        raise ConfigError(f"{name}: {wrong:g} is no score; give bits per byte above 0")
+        raise ConfigError(f"{name}: {wrong:g} is not a score; give bits per byte above 0")
     return _mean_and_std(values)
 
 
@@ -181,16 +181,16 @@ def _mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 def _too_few(name: str, count: int) -> str:
     return (
         f"{name} has {count} seed{'' if count == 1 else 's'}: deviations and tests over seeds need at least two "
-        "(three are usual); run it with other values of --seed"
+        "(three are usual); run it again with other values of --seed"
     )
 
 
 def _no_variance(candidate: str, baseline: str) -> str:
     return (
-        f"the differences between {candidate} and {baseline} do not vary over seeds, so there is nothing to test "
-        "with; copies of one run?"
+        f"the differences between {candidate} and {baseline} do not vary over seeds, so no test is possible; "
+        "are they copies of one run?"
     )
 
 
 def _seeds(sample: Sample) -> str:
-    return ", ".join(str(seed) for seed in sorted(sample.by_seed)) or "none that are known"
+    return ", ".join(str(seed) for seed in sorted(sample.by_seed)) or "unknown ones"

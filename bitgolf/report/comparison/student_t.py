@@ -1,15 +1,16 @@
 """The upper tail of Student's t distribution, from the regularized incomplete beta function.
 
 P(T > t) = I_x(df / 2, 1 / 2) / 2 with x = df / (df + t^2) for t >= 0. I_x is evaluated by its continued fraction
-(Abramowitz and Stegun 26.5.8) in Lentz's form, on the side where the fraction converges fast; 1 - x is passed along,
-so neither tail loses digits. Relative accuracy: 1e-12 up to df = 1,000, 1e-8 at a million (lgamma cancels there).
+(Abramowitz and Stegun 26.5.8) in Lentz's form, on the side where the fraction converges fast. 1 - x is passed along,
+so neither tail loses digits. The relative error is about 1e-12 up to df = 1,000 and 1e-8 at a million, where lgamma
+loses digits.
 """
 
 from __future__ import annotations
 
 import math
 
-_SMALLEST = 1e-300  # stands for a zero denominator
+_SMALLEST = 1e-300  # replaces a zero denominator
 _MOST_TERMS = 100_000
 
 
@@ -36,7 +37,7 @@ def incomplete_beta(a: float, b: float, x: float, one_minus_x: float | None = No
     """The regularized incomplete beta function I_x(a, b), a and b > 0, 0 <= x <= 1.
 
     Args:
-        one_minus_x: 1 - x, where it is known to more digits than the subtraction leaves.
+        one_minus_x: 1 - x, if the caller has more digits of it than the subtraction would leave.
     Raises:
         ValueError: an argument is out of its range.
     """
@@ -53,7 +54,7 @@ def incomplete_beta(a: float, b: float, x: float, one_minus_x: float | None = No
 
 
 def _log(x: float, one_minus_x: float) -> float:
-    """log(x), from whichever of the two is small."""
+    """log(x), computed from the smaller of the two."""
     return math.log1p(-one_minus_x) if one_minus_x < 0.5 else math.log(x)
 
 

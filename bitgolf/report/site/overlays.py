@@ -1,7 +1,7 @@
-"""Curves of several runs over one another, for the site.
+"""Curves of several runs in one chart, for the site.
 
-A curve keeps its color and dash in every chart of the page (`look`), so one legend serves all of them; its SVG group
-has the id `KEY-run-N`, by which the page's script brings it to the front.
+A run has the same color and dash in every chart (`look`), so one legend serves all of them. Its SVG group has the id
+`KEY-run-N`, which the page's script uses to highlight it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Overlay:
-    """Several curves with their axes; attributes as those of `charts.LineChart`."""
+    """Several curves with their axes. The attributes are those of `charts.LineChart`."""
 
     key: str
     title: str
@@ -39,20 +39,20 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Look:
-    """How a run is drawn: its color's place in the palette, 1.., and its dash as SVG writes it ("" is solid)."""
+    """How a run is drawn: the number of its color, from 1, and its dash in SVG notation ("" is solid)."""
 
     color: int
     dash: str
 
 
 def look(number: int) -> Look:
-    """Color and dash of a run: colors first, then the next dash; they repeat after all combinations."""
+    """Color and dash of a run. The color changes first, then the dash. All combinations are used before one repeats."""
     dash = DASHES[number // len(CURVES) % len(DASHES)]
     return Look(number % len(CURVES) + 1, " ".join(f"{2 * part:g}" for part in dash))
 
 
 def draw_overlay(chart: Overlay) -> str:
-    """The chart as an `<svg>` element. Raises ConfigError when matplotlib is not installed."""
+    """The chart as an `<svg>` element. Raises ConfigError if matplotlib is not installed."""
     with canvas(chart.key) as (figure, axes):
         drawn: list[float] = []
         for curve in chart.curves:

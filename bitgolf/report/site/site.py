@@ -1,8 +1,8 @@
-"""`bitgolf report RUN RUN ... --out DIR`: one static site of many runs, to be opened from a folder or put on a server.
+"""`bitgolf report RUN RUN ... --out DIR`: one static site of many runs.
 
-`index.html` holds the table, the curves and the budgets and loads nothing; `runs/` holds copies of the runs' own
-pages, which it links to; `runs.json` holds the table as data and marks the folder as a site. The index is written
-last, so what it links to is there; a folder that holds anything else is refused.
+`index.html` holds the table, the curves and the budgets, and loads nothing. `runs/` holds copies of the runs' own
+pages. `runs.json` holds the table as data and marks the folder as a site. The index is written last, so all its links
+work. A folder with other content is refused.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from bitgolf.version import __version__
 
 MARK = "runs.json"
 FORMAT = "bitgolf-site-1"
-_DEEPEST = 3  # folders below a given one in which runs are looked for
+_DEEPEST = 3  # levels of folders that are searched for runs
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run directories among `paths`, and those in the folders among them, sorted within each folder.
+    """The run directories among `paths`, and those in the folders among `paths`, sorted within each folder.
 
-    A folder is searched three levels deep; hidden folders and what lies in a run are left out.
-    Raises RunError when a path is neither a run nor a folder that holds one.
+    Folders are searched three levels deep, without hidden folders and without what is inside a run.
+    Raises RunError if a path is neither a run nor a folder that holds one.
     """
     runs: list[Path] = []
     for path in paths:
-        found = [path] if (path / "config.toml").is_file() else _runs_in(path, _DEEPEST)
-        if not found:
+        new = [path] if (path / "config.toml").is_file() else _runs_in(path, _DEEPEST)
+        if not new:
             what = "a folder without runs" if path.is_dir() else "neither a run directory nor a folder of them"
             raise RunError(f"{path} is {what}; start one with `bitgolf run PRESET --out {path}/NAME`")
-        runs += found
+        runs += new
     return runs
 
 
@@ -75,7 +75,7 @@ def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent)
 
 
 def render_index(runs: Sequence[site_rows.SiteRun]) -> str:
-    """The index page. Raises ConfigError when matplotlib or jinja2 is not installed."""
+    """The index page. Raises ConfigError if matplotlib or jinja2 is not installed."""
     overlays = site_rows.overlays(runs)
     trained = {curve.number for chart in overlays for curve in chart.curves}
     tables = site_rows.tables(runs)
@@ -102,15 +102,15 @@ def render_index(runs: Sequence[site_rows.SiteRun]) -> str:
 def _runs_in(folder: Path, depth: int) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = []
+    runs = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or not entry.is_dir():
             continue
         if (entry / "config.toml").is_file():
-            found.append(entry)
+            runs.append(entry)
         elif depth > 1:
-            found += _runs_in(entry, depth - 1)
-    return found
+            runs += _runs_in(entry, depth - 1)
+    return runs
 
 
 def _require_own_folder(out: Path) -> None:

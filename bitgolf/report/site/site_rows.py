@@ -1,7 +1,7 @@
-"""What the site says of its runs: the table's columns and cells, the sets of seeds, the curves and the budgets.
+"""The tables of the site: columns and cells, sets of seeds, curves and budgets.
 
-A cell carries the value it is sorted by beside the text it shows. Runs are tabled text by text: bits per byte of
-different validation texts do not compare. Nothing here writes.
+A cell has the value that it is sorted by and the text that it shows. There is one table per validation text, because
+bits per byte of different texts are not comparable.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from bitgolf.report.products import Products
 from bitgolf.report.site.overlays import Curve, Overlay
 from bitgolf.run.directory import RunDirectory
 
-_LEFT_OUT = 0.05  # of each run, at the beginning of its loss curve: from there on the curves differ visibly
+_LEFT_OUT = 0.05  # share at the beginning of each loss curve that is not drawn, so that differences are visible
 
 
 @dataclass(frozen=True)
 class SiteRun:
-    """A run on the site; `page` is its report.html relative to the index, "" where `no_page` is what makes it."""
+    """A run on the site.
+
+    `page` is its report.html relative to the index. If it is "", `no_page` is the command that makes the page.
+    """
 
     number: int
     label: str
@@ -49,7 +52,7 @@ class SiteRun:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, what it is sorted by (None: unknown, last), a small addition, and the color of a verdict."""
+    """A cell: its text, the value it is sorted by (None = last), a small second line, and the color of a verdict."""
 
     text: str
     value: float | str | None
@@ -67,7 +70,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Runs of one validation text, best first, with one cell a column."""
+    """Runs of one validation text, best first, with one cell per column."""
 
     title: str
     columns: tuple[Column, ...]
@@ -76,7 +79,7 @@ class Table:
 
 @dataclass(frozen=True)
 class SeedSet:
-    """A set of seeds by name; `mean` and `std` as text, or "" where `reason` says why there are none."""
+    """A set of seeds. `mean` and `std` are text; if they are "", `reason` says why."""
 
     name: str
     seeds: str
@@ -86,7 +89,7 @@ class SeedSet:
 
 
 def read_site_runs(paths: Sequence[Path]) -> list[SiteRun]:
-    """Read everything the site shows, without the texts.
+    """Read all products of the runs, without their texts.
 
     Raises:
         ConfigError: a run is given twice.
@@ -117,24 +120,24 @@ def read_site_runs(paths: Sequence[Path]) -> list[SiteRun]:
 
 
 def warnings(runs: Sequence[SiteRun]) -> list[str]:
-    """What a reader of the table must know."""
-    found = []
+    """Remarks for the reader of the table."""
+    remarks = []
     texts = {run.text for run in runs if run.text is not None}
     if len(_by_text(runs)) > 1 and len(texts) > 1:
-        found.append("These runs were scored on different validation texts; scores compare within a table only.")
+        remarks.append("These runs have different validation texts; compare scores within one table only.")
     for run in runs:
-        found += [f"{run.label}: {text}" for text in sections.warnings(run.products)]
+        remarks += [f"{run.label}: {text}" for text in sections.warnings(run.products)]
         if run.no_page:
-            found.append(f"{run.label} has no page of its own yet; run `{run.no_page}`, then this again.")
+            remarks.append(f"{run.label} has no page of its own yet; run `{run.no_page}`, then this again.")
         report, score = run.products.path / "report.html", run.products.path / "score.json"
         if report.exists() and score.exists() and report.stat().st_mtime < score.stat().st_mtime:
-            found.append(f"{run.label}: its page is older than its scores; run `{run.products.command('report')}`.")
-    return found
+            remarks.append(f"{run.label}: its page is older than its scores; run `{run.products.command('report')}`.")
+    return remarks
 
 
 def tables(runs: Sequence[SiteRun]) -> list[Table]:
-    """One table a validation text, the text of most runs first."""
-    found = []
+    """One table per validation text. The text with most runs is first."""
+    result = []
     for group in sorted(_by_text(runs), key=len, reverse=True):
         methods: list[str] = []
         for run in group:
@@ -153,13 +156,13 @@ def tables(runs: Sequence[SiteRun]) -> list[Table]:
         )
         ranked = sorted(group, key=lambda run: (run.headline_bpb is None, run.headline_bpb or 0.0))
         rows = tuple((run, tuple(_cells(run, methods))) for run in ranked)
-        found.append(Table(_text_title(group[0]), columns, rows))
-    return found
+        result.append(Table(_text_title(group[0]), columns, rows))
+    return result
 
 
 def seed_sets(runs: Sequence[SiteRun]) -> list[SeedSet]:
     """Mean and standard deviation of runs that differ by seed only, best first."""
-    found: list[tuple[float, SeedSet]] = []
+    ranked: list[tuple[float, SeedSet]] = []
     for group in group_runs([run.scored for run in runs if run.scored is not None]):
         if len(group) < 2:
             continue
@@ -167,14 +170,14 @@ def seed_sets(runs: Sequence[SiteRun]) -> list[SeedSet]:
         try:
             scores = sample(name, group)
         except RunError as error:
-            found.append((float("inf"), SeedSet(name, seeds, "", "", str(error))))
+            ranked.append((float("inf"), SeedSet(name, seeds, "", "", str(error))))
         else:
-            found.append((scores.mean, SeedSet(name, seeds, f"{scores.mean:.5f}", f"{scores.std:.5f}", "")))
-    return [row for _, row in sorted(found, key=lambda item: item[0])]
+            ranked.append((scores.mean, SeedSet(name, seeds, f"{scores.mean:.5f}", f"{scores.std:.5f}", "")))
+    return [row for _, row in sorted(ranked, key=lambda item: item[0])]
 
 
 def overlays(runs: Sequence[SiteRun]) -> list[Overlay]:
-    """Training loss of all runs against time and against tokens; none when no run has been trained."""
+    """Training loss of all runs against time and against tokens. Empty if no run has been trained."""
     by_time, by_tokens, ends = [], [], []
     for run in runs:
         steps = [event for event in run.products.events if event["event"] == "step"]
@@ -276,14 +279,14 @@ def _spent(run: SiteRun, kind: str) -> float | None:
 
 
 def _hardware(run: SiteRun) -> str:
-    """What it was trained on; where that is not known, what it was scored on."""
+    """The devices that trained it, or if unknown those that scored it."""
     event = run.products.last_event("resume") or run.products.last_event("start") or run.products.score or {}
     device, size = event.get("device", ""), event.get("world_size", 1)
     return f"{size} × {device}" if device and size > 1 else str(device)
 
 
 def _by_text(runs: Sequence[SiteRun]) -> list[list[SiteRun]]:
-    """Runs of one validation text, counted alike; those without data are a group of their own."""
+    """Groups of runs with the same validation text and byte accounting. Runs without data are one group."""
     groups: dict[tuple[str, ...], list[SiteRun]] = {}
     for run in runs:
         key = (run.text.val_hashes, run.text.hashes_of, run.text.accounting) if run.text else ()
@@ -301,7 +304,7 @@ def _text_title(run: SiteRun) -> str:
 
 
 def _page_names(labels: Sequence[str]) -> list[str]:
-    """A file name for each label: letters, digits, `.`, `_`, `-`; different also where case is ignored."""
+    """A file name for each label, of letters, digits, `.`, `_` and `-`. Names differ even if case is ignored."""
     names: list[str] = []
     for label in labels:
         plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in label).strip(".-") or "run"
