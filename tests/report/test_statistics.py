@@ -195,12 +195,12 @@ def test_one_seed_is_no_sample() -> None:
 
 
 @pytest.mark.parametrize("values", [[1.2, math.nan], [1.2, 0.0], [1.2, -1.0], [1.2, math.inf]])
-def test_what_is_no_score_is_refused(values: list[float]) -> None:
-    with pytest.raises(ConfigError, match="not a score"):
+def test_impossible_scores_are_refused(values: list[float]) -> None:
+    with pytest.raises(ConfigError, match="bits per byte"):
         Sample.from_values("mine", values)
-    with pytest.raises(ConfigError, match="not a score"):
+    with pytest.raises(ConfigError, match="bits per byte"):
         Sample.from_summary("mine", values[1], 0.1, 3)
-    with pytest.raises(ConfigError, match="not a score"):
+    with pytest.raises(ConfigError, match="bits per byte"):
         Sample.from_summary("mine", 1.2, -0.1, 3)
 
 
