@@ -41,3 +41,9 @@ class RuleViolation(BitgolfError, RuntimeError):
 
 class ForeignError(BitgolfError, ValueError):
     """Text, JSON or a number in a file from elsewhere is malformed or above a limit (`bitgolf.foreign`)."""
+
+
+def require_type(name: str, value: object, kinds: type | tuple[type, ...], allowed: str) -> None:
+    """Raise TypeError unless `value` is an instance of `kinds`; bool counts as an int only if it is among `kinds`."""
+    if (isinstance(value, bool) and kinds is not bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {allowed}, not {type(value).__name__}")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitgolf.artifact.open import PackedModel, open_model
+from bitgolf.artifact.open import PackedModel, open_model, require_text
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.tape import ScoreTape, evaluate
@@ -61,6 +61,7 @@ class LanguageModel(PackedModel):
         return bits_per_byte(nll, self.tokenizer.byte_costs(ids))
 
     def _score(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        require_text("text", text)
         if not text:
             raise ConfigError("cannot score an empty text: there is no token to predict")
         ids = np.array([self.tokenizer.bos_id, *self.tokenizer.encode(text)], dtype=np.uint16)

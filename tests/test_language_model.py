@@ -19,6 +19,7 @@ import bitgolf
 from bitgolf.artifact import open as opening
 from bitgolf.config import load_config
 from bitgolf.errors import ArtifactError, ConfigError, DataError
+from bitgolf.evaluate import ScoreTape, bits_per_byte
 from bitgolf.language_model import LanguageModel
 from bitgolf.model import GPT
 from bitgolf.model.build import load_weights_
@@ -185,6 +186,34 @@ def test_impossible_generation_settings_are_refused(packed: LanguageModel, setti
     with pytest.raises(ConfigError) as error:
         packed.generate("The ", **settings)  # type: ignore[arg-type]
     assert str(next(iter(settings.values()))) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lm: lm.bits_per_byte(b"text"), r"text must be a string; decode it first, .* not bytes"),
+        (lambda lm: lm.score(None), "text must be a string, not NoneType"),
+        (lambda lm: lm.logprobs(["a"]), "text must be a string, not list"),
+        (lambda lm: lm.generate(b"The "), "prompt must be a string; decode it first, .* not bytes"),
+        (lambda lm: lm.generate("The ", max_tokens="9"), "max_tokens must be a whole number, not str"),
+        (lambda lm: lm.generate("The ", max_tokens=2.5), "max_tokens must be a whole number, not float"),
+        (lambda lm: lm.generate("The ", temperature="hot"), "temperature must be a number, not str"),
+        (lambda lm: lm.generate("The ", top_k=True), "top_k must be a whole number, not bool"),
+        (lambda lm: lm.generate("The ", seed="now"), "seed must be a whole number or None, not str"),
+        (lambda lm: bitgolf.load(7), "path must be a string or a path, not int"),
+        (lambda lm: bitgolf.load("x", device=0), "device must be auto, cpu, cuda or a torch.device, not int"),
+        (lambda lm: bitgolf.compress_bytes("text", None), "data must be bytes; encode it first, .* not str"),
+        (lambda lm: bitgolf.compress_bytes(b"text", lm), r"model must be a CodecModel; .*, not LanguageModel"),
+        (lambda lm: bitgolf.decompress_bytes(None, lm), "data must be bytes, not NoneType"),
+        (lambda lm: bits_per_byte([1.0], [1]), "nll_nats must be a numpy array, not list"),
+        (lambda lm: ScoreTape([1, 2]), "tokens must be a numpy array of integers, not list"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(
+    packed: LanguageModel, call: Callable[[LanguageModel], object], message: str
+) -> None:
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        call(packed)
 
 
 def test_the_file_alone_is_enough(tiny_run: Path, tmp_path: Path, packed: LanguageModel) -> None:

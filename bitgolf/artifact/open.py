@@ -6,8 +6,11 @@ around it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from torch import Tensor
 from bitgolf.artifact.container import read_artifact
 from bitgolf.config import ModelConfig
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.errors import ArtifactError, ConfigError, DataError
+from bitgolf.errors import ArtifactError, ConfigError, DataError, require_type
 from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.cache import GenerationCache
 from bitgolf.model.gpt import GPT
@@ -68,6 +71,11 @@ class PackedModel:
         Returns:
             The continuation without the prompt.
         """
+        require_text("prompt", prompt)
+        require_type("max_tokens", max_tokens, Integral, "a whole number")
+        require_type("temperature", temperature, Real, "a number")
+        require_type("top_k", top_k, Integral, "a whole number")
+        require_type("seed", seed, (Integral, NoneType), "a whole number or None")
         if max_tokens < 1 or not 0 <= temperature < float("inf") or top_k < 0:
             raise ConfigError(
                 f"generate needs max_tokens >= 1, a finite temperature >= 0, top_k >= 0; got {max_tokens}, "
@@ -100,6 +108,12 @@ class PackedModel:
         return cache, self.model.logits(self.model.hidden(tokens, cache)[:, -1:])[0, -1]
 
 
+def require_text(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a string."""
+    decoded = "; decode it first, as in data.decode('utf-8')" if isinstance(value, bytes | bytearray) else ""
+    require_type(name, value, str, f"a string{decoded}")
+
+
 def _choose(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
     """Draw a token id from logits (V,)."""
     if temperature == 0:
@@ -121,6 +135,9 @@ def open_model(path: str | Path, device: str | torch.device = "auto", attention:
     Raises:
         ArtifactError: the file is missing, damaged, or made by a newer version.
     """
+    require_type("path", path, (str, os.PathLike), "a string or a path")
+    require_type("device", device, (str, torch.device), "auto, cpu, cuda or a torch.device")
+    require_type("attention", attention, str, "auto or the name of a backend")
     try:
         artifact = read_artifact(Path(path))
     except OSError as error:

@@ -16,7 +16,9 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ from bitgolf.codec.range_coder import decode_streams, encode_streams
 from bitgolf.codec.tokens import TokenStream, detokenize, split_bytes, tokenize
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config, TTTConfig, resolve
-from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.errors import ArtifactError, ConfigError, require_type
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.progress import Progress, silent
 
@@ -98,6 +100,11 @@ def compress_bytes(
     Raises:
         ConfigError: more than 2 GiB, settings out of range, or bytes that the tokenizer has no tokens for.
     """
+    data = _as_bytes(data)
+    _check_model(model)
+    require_type("streams", streams, Integral, "a whole number")
+    require_type("stride", stride, Integral, "a whole number")
+    require_type("ttt", ttt, (TTTConfig, NoneType), "a TTTConfig or None")
     if len(data) > file_format.MAX_TEXT_BYTES:
         raise ConfigError(f"{len(data):,} bytes are more than the {file_format.MAX_TEXT_BYTES:,} a coded file may hold")
     packed = model.packed
@@ -143,6 +150,9 @@ def decompress_bytes(
         ArtifactError: the file is damaged or hostile, was coded with another model or on another platform, or decodes
             to another text.
     """
+    data = _as_bytes(data)
+    _check_model(model)
+    require_type("max_text_bytes", max_text_bytes, Integral, "a whole number")
     text = file_format.read(data, max_text_bytes=max_text_bytes)
     packed = model.packed
     if text.model_digest != model.sha256[:MODEL_DIGEST_BYTES]:
@@ -259,3 +269,13 @@ def _num_streams(asked: int, num_bytes: int, window: int) -> int:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:TEXT_DIGEST_BYTES]
+
+
+def _as_bytes(data: bytes) -> bytes:
+    encode = "; encode it first, as in text.encode('utf-8')" if isinstance(data, str) else ""
+    require_type("data", data, (bytes, bytearray, memoryview), f"bytes{encode}")
+    return bytes(data)
+
+
+def _check_model(model: CodecModel) -> None:
+    require_type("model", model, CodecModel, "a CodecModel; CodecModel.load(path) reads one")

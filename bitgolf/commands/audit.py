@@ -7,6 +7,7 @@ file for its verdict. The exit status is 1 if a check fails.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ from rich.console import Console
 
 from bitgolf.commands.codec import ask_for_reproducible_cublas
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import STANDARD, check_output, write_output
 from bitgolf.commands.output import print_json
 from bitgolf.commands.tables import audit_table
 from bitgolf.errors import ConfigError
-from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -29,18 +30,22 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
     parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
     parser.add_argument("--codec", type=int, default=0, metavar="BYTES", help="code and decode this much text")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the verdict there as JSON; - = standard output"
+    )
 
 
 def _audit(arguments: Arguments, out: Console) -> int:
     if arguments.codec < 0:
         raise ConfigError(f"--codec {arguments.codec}: give the number of bytes to code, or 0 for none")
-    if arguments.out is not None and arguments.out.is_dir():
-        raise ConfigError(f"--out {arguments.out} is a directory; give the path of a file")
+    if arguments.out is not None:
+        check_output(arguments.out, "--out")
     verdict = _verdict(arguments)
     values = verdict.to_json()
     if arguments.out is not None:
-        atomic.write_json(arguments.out, values)
+        write_output(arguments.out, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+    if arguments.out == STANDARD:
+        return verdict.exit_code
     if arguments.json:
         print_json(out, values)
     else:

@@ -1,9 +1,14 @@
-"""`bitgolf compress` and `bitgolf decompress`: code a file without loss with the model of an artifact, and back."""
+"""`bitgolf compress` and `bitgolf decompress`: code a file without loss with the model of an artifact, and back.
+
+With `-o -` the result goes to standard output and the figures to standard error.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,38 +16,38 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import STANDARD, check_output, read_input, write_output
 from bitgolf.commands.output import print_json, print_line
 from bitgolf.config import TTTConfig, load_config
 from bitgolf.errors import ArtifactError, ConfigError
-from bitgolf.run import atomic
 
 if TYPE_CHECKING:
     from bitgolf.codec import CodecModel
 
 
 def _add_compress_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_paths(parser, "file to code; any bytes")
+    _add_paths(parser, "file to code, any bytes; - = standard input")
     parser.add_argument("--streams", type=int, default=0, help="parts coded side by side; 0 = by size (default)")
     parser.add_argument(
-        "--stride", type=int, default=0, help="targets of a sliding window; 0 = the artifact's (default)"
+        "--stride", type=int, default=0, help="targets per sliding window; 0 = the artifact's (default)"
     )
     parser.add_argument("--ttt", action="store_true", help="learn from the text while coding it (--ttt.KEY VALUE)")
     parser.add_argument("--config", help="preset or .toml file to take the [ttt] settings from")
-    parser.add_argument("--verify", action="store_true", help="decode again before anything is written")
+    parser.add_argument("--verify", action="store_true", help="decode again before the result is written")
 
 
 def _add_decompress_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_paths(parser, "coded file")
+    _add_paths(parser, "coded file; - = standard input")
     parser.add_argument(
         "--allow-platform-mismatch",
         action="store_true",
-        help="try although another release, device or processor coded it; a digest still decides",
+        help="decode although another release, device or processor coded it; a digest still decides",
     )
 
 
 def _compress(arguments: Arguments, out: Console) -> int:
-    data = _input(arguments)
     ask_for_reproducible_cublas()
+    data = _input(arguments)
     from bitgolf.codec import compress_bytes, decompress_bytes
 
     model = _model(arguments)
@@ -54,7 +59,7 @@ def _compress(arguments: Arguments, out: Console) -> int:
     seconds = time.perf_counter() - begin
     if arguments.verify and decompress_bytes(coded.data, model, progress=arguments.progress) != data:
         raise ArtifactError(f"{arguments.file} does not survive coding on this machine; nothing was written")
-    atomic.write_bytes(arguments.output, coded.data)
+    write_output(arguments.output, coded.data)
     figures = {
         "bytes": len(data),
         "coded_bytes": len(coded.data),
@@ -83,8 +88,8 @@ def _compress(arguments: Arguments, out: Console) -> int:
 
 
 def _decompress(arguments: Arguments, out: Console) -> int:
-    data = _input(arguments)
     ask_for_reproducible_cublas()
+    data = _input(arguments)
     from bitgolf.codec import decompress_bytes
 
     model = _model(arguments)
@@ -96,7 +101,7 @@ def _decompress(arguments: Arguments, out: Console) -> int:
     except ArtifactError as error:
         raise ArtifactError(f"{arguments.file}: {error}") from error
     seconds = time.perf_counter() - begin
-    atomic.write_bytes(arguments.output, text)
+    write_output(arguments.output, text)
     figures = {
         "bytes": len(text),
         "coded_bytes": len(data),
@@ -114,22 +119,17 @@ def ask_for_reproducible_cublas() -> None:
 
 def _add_paths(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("file", type=Path, help=what)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - = standard output")
     parser.add_argument("--model", type=Path, required=True, help="artifact (model.bitgolf)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
 def _input(arguments: Arguments) -> bytes:
-    """The bytes of the input file, after everything that can be refused at once."""
-    source, output = arguments.file, arguments.output
-    if not source.is_file():
-        raise ConfigError(f"{source} is not a file")
-    if output.is_dir():
-        raise ConfigError(f"-o {output} is a directory; give the path of a file")
-    if output.exists() and any(output.samefile(path) for path in (source, arguments.model) if path.exists()):
-        raise ConfigError(f"-o {output} would overwrite what is read; choose another file")
-    data: bytes = source.read_bytes()
-    return data
+    """The bytes of the input file; the output path is checked first."""
+    from bitgolf.codec.file_format import MAX_TEXT_BYTES
+
+    check_output(arguments.output, "-o", (arguments.file, arguments.model))
+    return read_input(arguments.file, MAX_TEXT_BYTES)
 
 
 def _model(arguments: Arguments) -> CodecModel:
@@ -139,7 +139,7 @@ def _model(arguments: Arguments) -> CodecModel:
 
 
 def _ttt(arguments: Arguments, model: CodecModel) -> TTTConfig | None:
-    """What is to learn from the text; None without `--ttt`."""
+    """Settings of test-time training; None without `--ttt`."""
     from bitgolf.codec.text import codec_configuration
 
     foreign = [key for key in arguments.overrides if not key.startswith("ttt.")]
@@ -147,17 +147,19 @@ def _ttt(arguments: Arguments, model: CodecModel) -> TTTConfig | None:
         raise ConfigError(f"--{foreign[0]} is not used by `compress`; it takes --ttt.KEY VALUE")
     if not arguments.ttt:
         if arguments.overrides or arguments.config:
-            raise ConfigError("settings of test-time training are given without --ttt; add it")
+            raise ConfigError("settings of test-time training need --ttt; add it")
         return None
     base = load_config(arguments.config).ttt if arguments.config else TTTConfig(method="full")
     ttt = codec_configuration(model.packed, arguments.stride, base, arguments.overrides).ttt
     if not ttt.enabled:
-        raise ConfigError("--ttt, but its settings change nothing; set --ttt.method full, last_blocks or lora")
+        raise ConfigError("--ttt with method none changes nothing; set --ttt.method full, last_blocks or lora")
     return ttt
 
 
 def _show(arguments: Arguments, out: Console, figures: dict[str, Any], line: str) -> None:
-    if arguments.json:
+    if arguments.output == STANDARD:
+        sys.stderr.write((json.dumps(figures, indent=2) if arguments.json else line) + "\n")
+    elif arguments.json:
         print_json(out, figures)
     else:
         print_line(out, line)
@@ -166,4 +168,4 @@ def _show(arguments: Arguments, out: Console, figures: dict[str, Any], line: str
 COMPRESS = Command(
     "compress", "code a file without loss with the model of an artifact", _add_compress_arguments, _compress, True
 )
-DECOMPRESS = Command("decompress", "give back the file that `compress` coded", _add_decompress_arguments, _decompress)
+DECOMPRESS = Command("decompress", "restore the file that `compress` coded", _add_decompress_arguments, _decompress)

@@ -1,4 +1,4 @@
-"""`bitgolf sample`: continue a prompt with the model of an artifact."""
+"""`bitgolf sample`: continue a prompt with the model of an artifact. The text is printed untouched, as UTF-8."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import write_standard_output
 from bitgolf.commands.output import print_json
 
 
@@ -34,7 +35,7 @@ def _sample(arguments: Arguments, out: Console) -> int:
     if arguments.json:
         print_json(out, {"prompt": arguments.prompt, "continuation": text})
     else:
-        out.print(arguments.prompt + text, markup=False, highlight=False, soft_wrap=True)
+        write_standard_output((arguments.prompt + text + "\n").encode("utf-8", "surrogateescape"))
     return 0
 
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from bitgolf.errors import require_type
+
 
 @dataclass(frozen=True)
 class BitsPerByte:
@@ -48,6 +50,8 @@ def bits_per_byte(nll_nats: np.ndarray, byte_costs: np.ndarray) -> BitsPerByte:
     Raises:
         ValueError: lengths differ, no targets, no bytes, negative byte counts, or losses that are not finite.
     """
+    require_type("nll_nats", nll_nats, np.ndarray, "a numpy array")
+    require_type("byte_costs", byte_costs, np.ndarray, "a numpy array")
     if nll_nats.ndim != 1 or nll_nats.shape != byte_costs.shape:
         raise ValueError(
             f"one byte count per target is needed: got {nll_nats.shape} losses and {byte_costs.shape} byte counts"

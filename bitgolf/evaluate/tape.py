@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bitgolf.errors import DataError, RuleViolation
+from bitgolf.errors import DataError, RuleViolation, require_type
 from bitgolf.run.progress import Progress, silent
 
 EVENT_LOG_FORMAT = 1
@@ -66,6 +66,7 @@ class ScoreTape:
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
+        require_type("tokens", tokens, np.ndarray, "a numpy array of integers")
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise DataError(
                 f"a score tape takes a one-dimensional array of integers, not {tokens.dtype} of shape {tokens.shape}"

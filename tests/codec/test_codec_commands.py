@@ -72,13 +72,13 @@ def test_adaptation_is_asked_for_and_recorded(artifact: Path, source: Path, tmp_
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--ttt.weights.lr", "0.1"], ["without --ttt"]),
-        (["--config", "demo"], ["without --ttt"]),
+        (["--ttt.weights.lr", "0.1"], ["need --ttt"]),
+        (["--config", "demo"], ["need --ttt"]),
         (["--ttt", "--config", "none.toml"], ["none.toml does not exist"]),
-        (["--ttt", "--ttt.method", "none"], ["change nothing"]),
+        (["--ttt", "--ttt.method", "none"], ["method none"]),
         (["--ttt", "--ttt.methd", "full"], ["ttt.methd", "did you mean 'ttt.method'"]),
         (["--ttt", "--ttt.weights.chunk_tokens", "5"], ["chunk_tokens 5"]),
-        (["--score.stride", "5"], ["--score.stride means nothing to `compress`"]),
+        (["--score.stride", "5"], ["--score.stride is not used by `compress`"]),
         (["--stride", "65"], ["score.stride 65", "64"]),
         (["--streams", "999"], [f"999 streams of {len(TEXT)} bytes"]),
         (["--streams", "many"], ["--streams", "many"]),
@@ -97,8 +97,8 @@ def test_impossible_settings_are_refused_and_write_nothing(
 
 def test_files_that_cannot_be_are_refused(artifact: Path, source: Path, tmp_path: Path) -> None:
     coded = tmp_path / "c"
-    assert "none is not a file" in refused("compress", tmp_path / "none", "-o", coded, "--model", artifact)
-    assert "is not a file" in refused("decompress", tmp_path, "-o", coded, "--model", artifact)
+    assert "none does not exist" in refused("compress", tmp_path / "none", "-o", coded, "--model", artifact)
+    assert "is a directory" in refused("decompress", tmp_path, "-o", coded, "--model", artifact)
     assert "is a directory" in refused("compress", source, "-o", tmp_path, "--model", artifact)
     assert "none.bitgolf" in refused("compress", source, "-o", coded, "--model", tmp_path / "none.bitgolf")
     assert "not a bitgolf artifact" in refused("compress", source, "-o", coded, "--model", source)

@@ -1,0 +1,76 @@
+"""Files that the user names on the command line: regular files, `-`, devices, pipes and symbolic links.
+
+`-` is standard input or output. Links are followed. A regular file is replaced atomically; anything else (a device, a
+FIFO, a socket) is written to and stays what it is. Products of a run directory do not come here but through
+`bitgolf.run.atomic`, which never follows a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from bitgolf.errors import ConfigError
+from bitgolf.run import atomic
+
+STANDARD = Path("-")
+
+
+def read_input(path: Path, max_bytes: int) -> bytes:
+    """The content of a file, device or pipe, or of standard input.
+
+    Raises ConfigError for a path that does not exist, a directory, or more than `max_bytes` bytes.
+    """
+    if path == STANDARD:
+        data = sys.stdin.buffer.read(max_bytes + 1)
+    elif path.is_dir() or not path.exists():
+        reason = "is a directory" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path} {reason}; give the path of a file, or - for standard input")
+    else:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ConfigError(f"{path} has more than the {max_bytes:,} bytes that are accepted")
+    return data
+
+
+def check_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
+    """Raise ConfigError if `path` cannot be written, or is one of the regular files that are read."""
+    if path == STANDARD:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a directory; give the path of a file")
+    if path.is_file() and any(source.exists() and path.samefile(source) for source in inputs if source != STANDARD):
+        raise ConfigError(f"{option} {path} would overwrite what is read; choose another file")
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write `data` to standard output, to a special file, or atomically to a regular file or the target of a link."""
+    if path == STANDARD:
+        write_standard_output(data)
+        return
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        with target.open("wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+    else:
+        atomic.write_bytes(target, data)
+
+
+def write_standard_output(data: bytes) -> None:
+    """Write bytes to standard output, whatever the encoding of the terminal."""
+    sys.stdout.flush()
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:  # replaced by a stream of text, as in a notebook
+        sys.stdout.write(data.decode("utf-8", "replace"))
+    else:
+        binary.write(data)
+        binary.flush()

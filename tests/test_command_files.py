@@ -1,0 +1,148 @@
+"""Files that the user names: special files stay what they are, links are followed, `-` is standard input and output."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_run import done, read_json, refused
+
+from bitgolf.commands.files import STANDARD, check_output, read_input, write_output
+from bitgolf.errors import ConfigError
+
+DATA = b"\x93text \t\x1b[31m\xff\n" * 30_000  # more than a pipe holds
+
+
+@contextmanager
+def reader_of(fifo: Path) -> Iterator[list[bytes]]:
+    """Reads the FIFO in a thread; the list holds its content after the block."""
+    os.mkfifo(fifo)
+    content: list[bytes] = []
+    thread = threading.Thread(target=lambda: content.append(fifo.read_bytes()), daemon=True)
+    thread.start()
+    yield content
+    thread.join(20)
+
+
+@pytest.fixture
+def standard(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], io.BytesIO]:
+    """Replaces both standard streams, as an ASCII terminal has them; returns what is written."""
+
+    def replace(data: bytes = b"") -> io.BytesIO:
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+        return written
+
+    return replace
+
+
+def test_a_pipe_and_a_device_are_written_to(tmp_path: Path) -> None:
+    with reader_of(tmp_path / "fifo") as content:
+        write_output(tmp_path / "fifo", DATA)
+    assert content == [DATA] and stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in (Path("/dev/null"), tmp_path / "null"):
+        write_output(path, DATA)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode) and (tmp_path / "null").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "null"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_links_are_followed(tmp_path: Path, exists: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "folder" / "target"
+    if exists:
+        target.write_bytes(b"earlier")
+    (tmp_path / "second").symlink_to("folder/target")
+    (tmp_path / "first").symlink_to("second")
+    write_output(tmp_path / "first", DATA)
+    assert target.read_bytes() == DATA and (tmp_path / "first").is_symlink() and (tmp_path / "second").is_symlink()
+
+
+def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError):
+        write_output(tmp_path / "a", DATA)
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "b").is_symlink()
+
+
+def test_standard_streams(standard: Callable[[bytes], io.BytesIO]) -> None:
+    written = standard(DATA)
+    write_output(STANDARD, read_input(STANDARD, len(DATA)))
+    assert written.getvalue() == DATA
+    check_output(STANDARD, "-o", [STANDARD])
+
+
+def test_pipes_are_read_and_everything_is_bounded(tmp_path: Path, standard: Callable[[bytes], io.BytesIO]) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(DATA), daemon=True).start()
+    assert read_input(tmp_path / "fifo", len(DATA)) == DATA
+    standard(DATA)
+    for path in (STANDARD, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="more than the 1,000 bytes"):
+            read_input(path, 1_000)
+    for path, reason in ((tmp_path, "is a directory"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(ConfigError, match=reason):
+            read_input(path, 1)
+
+
+def test_outputs_that_would_destroy_an_input_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    (tmp_path / "link").symlink_to("source")
+    for path in (source, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="would overwrite what is read"):
+            check_output(path, "-o", [source])
+    with pytest.raises(ConfigError, match="is a directory"):
+        check_output(tmp_path, "-o")
+    check_output(Path("/dev/null"), "-o", [Path("/dev/null")])
+
+
+def test_text_goes_through_pipes_and_comes_back(
+    tiny_run: Path, tmp_path: Path, standard: Callable[[bytes], io.BytesIO], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bitgolf.cli import main
+
+    model, text = ["--model", str(tiny_run / "model.bitgolf")], b"The quiet river\t\xff\n"
+    coded = standard(text)
+    assert main(["compress", "-", "-o", "-", *model, "--json"]) == 0
+    assert '"coded_bytes"' in capsys.readouterr().err
+    decoded = standard(coded.getvalue())
+    assert main(["decompress", "-", "-o", "-", *model]) == 0
+    assert decoded.getvalue() == text
+    with reader_of(tmp_path / "fifo") as content:
+        (tmp_path / "text").write_bytes(text)
+        (tmp_path / "coded").write_bytes(coded.getvalue())
+        done("decompress", tmp_path / "coded", "-o", tmp_path / "fifo", *model)
+    assert content == [text]
+
+
+def test_a_verdict_goes_to_special_files_too(run_copy: Path, tmp_path: Path) -> None:
+    (run_copy / "nll.npy").unlink()
+    words = ("audit", run_copy, "--quick", "--out")
+    (tmp_path / "link").symlink_to("verdict.json")
+    done(*words, tmp_path / "link")
+    assert read_json(tmp_path / "verdict.json")["checks"] and (tmp_path / "link").is_symlink()
+    assert "is a directory" in refused(*words, tmp_path)
+
+
+def test_generated_text_is_written_untouched(
+    tiny_run: Path, standard: Callable[[bytes], io.BytesIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitgolf.cli import main
+    from bitgolf.language_model import LanguageModel
+
+    text = "tab\t bell\a escape\x1b[31m \r\n [b]markup[/b] \N{SNOWMAN} " + "wide " * 60
+    monkeypatch.setattr(LanguageModel, "generate", lambda *_, **__: text)
+    written = standard(b"")
+    assert main(["sample", str(tiny_run / "model.bitgolf"), "--prompt", "é\t"]) == 0
+    assert written.getvalue() == f"é\t{text}\n".encode()
