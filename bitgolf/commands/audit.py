@@ -31,7 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
     parser.add_argument("--codec", type=int, default=0, metavar="BYTES", help="code and decode this much text")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="also write the verdict there as JSON; - = standard output"
+        "--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON; - = stdout"
     )
 
 
