@@ -92,7 +92,7 @@ def _write_data(config: DataConfig, vocab_size: int, work: Path, progress: Progr
 
 
 def _fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
-    """All settings that determine the result, as JSON. Source files enter by name and size."""
+    """All settings that determine the result, as JSON. Files enter by the SHA-256 of their content."""
     settings = config.model_dump(mode="json", exclude={"workers"})
     settings["vocab_size"] = vocab_size
     if not is_new_tokenizer(config) and Path(config.tokenizer).is_file():
@@ -103,13 +103,20 @@ def _fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
             continue
         kind, argument = parse_source(source)
         if kind in ("jsonl", "dir"):
-            listing = [(path.name, path.stat().st_size) for path in source_files(source)]
-            settings[f"{key}_files"] = _digest(listing)
+            settings[f"{key}_files"] = _contents(source_files(source))
         elif kind == "shards" and Path(argument).is_dir():
-            settings[f"{key}_files"] = _digest(sorted((p.name, p.stat().st_size) for p in Path(argument).glob("*.bin")))
+            settings[f"{key}_files"] = _contents(sorted(Path(argument).glob("*.bin")))
         elif kind == "stdlib":
             settings[f"{key}_files"] = f"python {'.'.join(str(v) for v in sys.version_info[:3])}"
     return settings
+
+
+def _contents(paths: list[Path]) -> str:
+    """SHA-256 over the names and contents of files, so that a file edited in place counts as another source."""
+    try:
+        return _digest([(path.name, file_sha256(path)) for path in paths])
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _digest(value: Any) -> str:

@@ -6,7 +6,6 @@ tokenizer's digest; `verify=True` also reads every file and compares its SHA-256
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ import numpy as np
 
 from bitgolf.data.shards import TokenShards, file_sha256
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.errors import DataError
+from bitgolf.errors import DataError, ForeignError
+from bitgolf.foreign import as_bool, as_integer, as_list, as_object, as_text, field, printable, read_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 FORMAT = 1
 SPLITS = ("train", "val")
+_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,15 @@ def open_data(path: str | Path, verify: bool = False) -> PreparedData:
     root = Path(path)
     manifest = read_manifest(root)
     try:
-        entry = manifest["tokenizer"]
-        shards = {
-            split: [(str(s["file"]), int(s["tokens"]), str(s["sha256"])) for s in manifest["splits"][split]["shards"]]
-            for split in SPLITS
-        }
-        digest, lossless, name = str(entry["sha256"]), bool(entry["lossless"]), str(entry["name"])
-        hashes = {str(h["file"]): str(h["sha256"]) for h in manifest["document_hashes"].values()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{root / MANIFEST} is damaged: {type(error).__name__} {error}; prepare the data again"
-        ) from error
+        entry = as_object(field(manifest, "tokenizer"), "tokenizer")
+        digest, name = (as_text(field(entry, key), key) for key in ("sha256", "name"))
+        lossless = as_bool(field(entry, "lossless"), "lossless")
+        splits = as_object(field(manifest, "splits"), "splits")
+        shards = {split: _shard_list(as_object(field(splits, split), split)) for split in SPLITS}
+        hash_files = as_object(field(manifest, "document_hashes"), "document_hashes")
+        hashes = [_named_digest(as_object(value, split)) for split, value in hash_files.items()]
+    except ForeignError as error:
+        raise DataError(f"{root / MANIFEST} is damaged: {error}; prepare the data again") from error
     tokenizer = Tokenizer.load(root / TOKENIZER, lossless, name)
     if tokenizer.sha256 != digest:
         raise DataError(
@@ -79,7 +78,7 @@ def open_data(path: str | Path, verify: bool = False) -> PreparedData:
         )
     streams = {split: _open_split(root, shards[split], verify) for split in SPLITS}
     if verify:
-        for file, sha256 in hashes.items():
+        for file, sha256 in hashes:
             _check_digest(root / file, sha256)
     return PreparedData(root, manifest, tokenizer, streams["train"], streams["val"])
 
@@ -88,23 +87,36 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of `root`. Raises DataError if it is missing, damaged or of a newer version."""
     file = root / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = as_object(read_json(file, _MAX_MANIFEST_BYTES), "the manifest")
+        version = as_integer(field(manifest, "format"), "format", 1)
     except FileNotFoundError as error:
         raise DataError(
             f"{root} is not prepared data: it has no {MANIFEST}; make it with `bitgolf prepare SOURCE --out {root}`"
         ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is damaged: {error}; prepare the data again") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
-        raise DataError(f"{file} is not a manifest of prepared data; choose another directory")
-    if manifest["format"] > FORMAT:
-        raise DataError(f"{file} has format {manifest['format']}, this program reads up to {FORMAT}; update bitgolf")
+    except ForeignError as error:
+        raise DataError(f"{file} is damaged: {error}; prepare the data again, or choose another directory") from error
+    if version > FORMAT:
+        raise DataError(f"{file} has format {version}, this program reads up to {FORMAT}; update bitgolf")
     return manifest
 
 
-def _open_split(root: Path, shards: list[tuple[str, int, str]], verify: bool) -> TokenShards:
+def _shard_list(split: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """(file, SHA-256, tokens) of every shard of a split."""
+    entries = [as_object(shard, "a shard") for shard in as_list(field(split, "shards"), "shards")]
+    return [(*_named_digest(shard), as_integer(field(shard, "tokens"), "tokens", 1)) for shard in entries]
+
+
+def _named_digest(entry: dict[str, Any]) -> tuple[str, str]:
+    """(file, SHA-256) of an entry. The file must lie in the directory itself."""
+    file = as_text(field(entry, "file"), "file")
+    if not file or Path(file).name != file:
+        raise ForeignError(f"{printable(file)!r} is not the name of a file in the directory")
+    return file, as_text(field(entry, "sha256"), "sha256")
+
+
+def _open_split(root: Path, shards: list[tuple[str, str, int]], verify: bool) -> TokenShards:
     stream = TokenShards([root / file for file, _, _ in shards])
-    for path, tokens, (_, expected, sha256) in zip(stream.paths, stream.shard_tokens, shards, strict=True):
+    for path, tokens, (_, sha256, expected) in zip(stream.paths, stream.shard_tokens, shards, strict=True):
         if tokens != expected:
             raise DataError(
                 f"shard {path} has {tokens:,} tokens, the manifest says {expected:,}; prepare the data again"

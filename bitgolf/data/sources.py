@@ -14,6 +14,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,7 +54,12 @@ def parse_source(source: str) -> tuple[str, str]:
     if kind in ("stdlib", "fineweb-docs") and colon:
         raise ConfigError(f"data source {source!r}: {kind} takes no argument")
     if argument.startswith("~") and kind != "fineweb":
-        argument = str(Path(argument).expanduser())
+        try:
+            argument = str(Path(argument).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"data source {source!r}: the home folder of {argument.split('/')[0]!r} is unknown; write the full path"
+            ) from error
     return kind, argument
 
 
@@ -85,16 +91,24 @@ def source_files(source: str) -> list[Path]:
     root = Path(argument)
     if not root.is_dir():
         raise DataError(f"{root} is not a directory (source {source!r})")
-    paths = sorted(
-        p
-        for p in root.rglob("*")
-        if p.suffix.lower() in TEXT_SUFFIXES
-        and p.is_file()
-        and not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )
+    paths = sorted(_text_files(root))
     if not paths:
         raise DataError(f"{root} contains no text files; names of text files end in {' '.join(sorted(TEXT_SUFFIXES))}")
     return paths
+
+
+def _text_files(root: Path) -> Iterator[Path]:
+    """Text files below `root`, without hidden ones. Raises DataError for a directory that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot read the directory {error.filename}: {error.strerror}; make it readable, or move it")
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
+                yield path
 
 
 def _jsonl(paths: Iterable[Path]) -> Iterator[str]:

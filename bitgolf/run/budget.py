@@ -9,11 +9,12 @@ Source: rules B1 to B6 (docs/rules.md).
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from bitgolf.errors import BudgetError, RunError
+from bitgolf.errors import BudgetError, ForeignError, RunError
+from bitgolf.foreign import as_list, as_number, as_object, as_text, field, printable, read_json
 from bitgolf.run import atomic
 
 KINDS = ("artifact_bytes", "train_seconds", "eval_seconds", "untimed_seconds")
@@ -50,10 +51,10 @@ class Budget:
         self.charges: list[Charge] = []
         if path is not None and path.exists():
             try:
-                stored = json.loads(path.read_text())
-                self.charges = [Charge(**entry) for entry in stored["charges"]]
-            except (ValueError, KeyError, TypeError) as error:
-                raise RunError(f"{path} is not a budget ledger ({error}); remove it to start the run anew") from error
+                record = as_object(read_json(path), "the ledger")
+                self.charges = [_read_charge(entry) for entry in as_list(field(record, "charges"), "charges")]
+            except ForeignError as error:
+                raise RunError(f"{path} is not a budget ledger: {error}; remove it and start the run again") from error
 
     def charge(self, kind: str, stage: str, what: str, amount: float) -> None:
         """Add an entry. Raises BudgetError for an unknown kind or a negative amount.
@@ -81,3 +82,11 @@ class Budget:
     def _save(self) -> None:
         if self.path is not None:
             atomic.write_json(self.path, {"limits": self.limits, "charges": [asdict(c) for c in self.charges]})
+
+
+def _read_charge(entry: Any) -> Charge:
+    record = as_object(entry, "a charge")
+    kind, stage, what = (as_text(field(record, key), key) for key in ("kind", "stage", "what"))
+    if kind not in KINDS:
+        raise ForeignError(f"kind is {printable(kind)!r}, it must be one of {', '.join(KINDS)}")
+    return Charge(kind, stage, what, as_number(field(record, "amount"), "amount", 0))

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -78,6 +79,34 @@ def test_same_settings_same_bytes_and_reuse(documents: list[str], write_jsonl: W
     write_jsonl([*documents, "one more"])
     with pytest.raises(DataError, match="source_files"):
         prepare(config(source), 400, tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "dir", "val_source", "tokenizer"])
+def test_a_source_edited_in_place_is_another_source(
+    kind: str, documents: list[str], lossless: Tokenizer, write_jsonl: Write, tmp_path: Path
+) -> None:
+    """The edit keeps name, size and time of modification."""
+    source, options = write_jsonl(documents), {}
+    edited = tmp_path / "corpus.jsonl"
+    if kind == "dir":
+        (tmp_path / "notes").mkdir()
+        edited = tmp_path / "notes" / "a.txt"
+        edited.write_text("\n\n".join(documents * 9))
+        source = f"dir:{tmp_path / 'notes'}"
+    elif kind == "val_source":
+        options["val_source"], edited = write_jsonl(["held out text"], "val.jsonl"), tmp_path / "val.jsonl"
+    elif kind == "tokenizer":
+        edited = tmp_path / "t.model"
+        edited.write_bytes(lossless.model_bytes)
+        options["tokenizer"] = str(edited)
+    prepare(config(source, **options), 400, tmp_path / "out")
+    times, data = edited.stat(), edited.read_bytes()
+    edited.write_bytes(data.replace(b"o", b"u"))
+    os.utime(edited, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match=r"was prepared with other settings: .*(files|sha256)"):
+        prepare(config(source, **options), 400, tmp_path / "out")
+    edited.write_bytes(data)
+    prepare(config(source, **options), 400, tmp_path / "out")
 
 
 def test_worker_processes_give_the_same_shards(
@@ -225,9 +254,16 @@ def test_progress_is_reported(documents: list[str], write_jsonl: Write, tmp_path
 
 
 class TestOpening:
+    @pytest.fixture(scope="class")
+    def prepared(self, documents: list[str], lossless: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        root = tmp_path_factory.mktemp("prepared")
+        (root / "t.model").write_bytes(lossless.model_bytes)
+        (root / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in documents))
+        return prepare(config(f"jsonl:{root / 'a.jsonl'}", tokenizer=str(root / "t.model")), 400, root / "out").path
+
     @pytest.fixture
-    def made(self, documents: list[str], write_jsonl: Write, tmp_path: Path) -> Path:
-        return prepare(config(write_jsonl(documents)), 400, tmp_path / "out").path
+    def made(self, prepared: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(prepared, tmp_path / "out"))
 
     def refused(self, path: Path, message: str, verify: bool = False) -> None:
         with pytest.raises(DataError, match=message):
@@ -236,11 +272,41 @@ class TestOpening:
     def test_not_prepared(self, tmp_path: Path) -> None:
         self.refused(tmp_path, "is not prepared data: it has no manifest.json; make it with")
 
-    def test_damaged_manifests(self, made: Path) -> None:
+    @pytest.mark.parametrize(
+        "content",
+        ["{", "[]", "{}", "null", '{"format": 1}', '{"format": "1"}', '{"format": 1e400}',
+         '{"format": ' + "9" * 5_000 + "}", "[" * 9_999, '{"format": 1, "source": "\\ud800"}', '{"format": NaN}'],
+        ids=lambda text: text[:20],
+    )  # fmt: skip
+    def test_damaged_manifests(self, made: Path, content: str) -> None:
+        (made / "manifest.json").write_text(content)
+        self.refused(made, "manifest.json is damaged")
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("splits", {"train": 3}), ("splits", None), ("splits.val.shards", {}), ("splits.val.shards", [None]),
+            ("splits.val.shards", [[1]]), ("splits.train", []), ("tokenizer", None), ("tokenizer.lossless", 1),
+            ("tokenizer.sha256", ["a"]), ("tokenizer.name", None), ("document_hashes", []),
+            ("document_hashes.val", "x"), ("splits.val.shards", [{"file": "../x", "tokens": 1, "sha256": ""}]),
+            ("splits.val.shards", [{"file": "/etc/passwd", "tokens": 1, "sha256": ""}]),
+            ("splits.val.shards", [{"file": "val_000000.bin", "tokens": 1.5, "sha256": ""}]),
+            ("splits.val.shards", [{"file": "val_000000.bin", "sha256": ""}]),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_manifests_with_other_kinds_of_values(self, made: Path, path: str, value: object) -> None:
+        manifest = json.loads((made / "manifest.json").read_text())
+        *folders, last = path.split(".")
+        entry = manifest
+        for name in folders:
+            entry = entry[name]
+        entry[last] = value
+        (made / "manifest.json").write_text(json.dumps(manifest))
+        self.refused(made, "manifest.json is damaged")
+
+    def test_a_newer_manifest(self, made: Path) -> None:
         whole = json.loads((made / "manifest.json").read_text())
-        for content in ("{", "[]", "{}", '{"format": 1}', json.dumps({**whole, "splits": {"train": 3}})):
-            (made / "manifest.json").write_text(content)
-            self.refused(made, "manifest.json is (damaged|not a manifest)")
         (made / "manifest.json").write_text(json.dumps({**whole, "format": 2}))
         self.refused(made, "format 2, this program reads up to 1")
 

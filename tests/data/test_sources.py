@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,3 +185,33 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("some words")
     assert list(iterate_documents("dir:~/notes")) == ["some words"]
+
+
+@pytest.mark.parametrize("source", ["dir:~no-such-user/notes", "jsonl:~no-such-user/a.jsonl", "shards:~no-such-user"])
+def test_an_unknown_home_folder_is_named(source: str) -> None:
+    with pytest.raises(ConfigError, match=r"the home folder of '~no-such-user' is unknown; write the full path"):
+        parse_source(source)
+
+
+def test_a_missing_home_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no HOME, and no entry of the user
+    with pytest.raises(ConfigError, match="the home folder of '~' is unknown"):
+        parse_source("dir:~/notes")
+
+
+def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("private"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    (tmp_path / "sub" / "private").mkdir(parents=True)
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot read the directory .*sub/private: Permission denied"):
+        source_files(f"dir:{tmp_path}")
+    (tmp_path / "sub" / ".private").mkdir()
+    (tmp_path / "sub" / "private").rmdir()
+    assert [path.name for path in source_files(f"dir:{tmp_path}")] == ["a.txt"], "hidden directories are not opened"

@@ -2,11 +2,14 @@
 
 import errno
 import json
+import os
 
 import pytest
+import torch
 
 from bitgolf.config import load_config
 from bitgolf.errors import BudgetError, RunError
+from bitgolf.model.weights import write_tensors
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
@@ -50,16 +53,66 @@ def test_the_ledger_survives_and_a_stage_can_replace_its_charges(tmp_path) -> No
     assert Budget({}, path).spent("eval_seconds") == 3.0
 
 
-def test_bad_charges_and_damaged_ledgers_are_refused(tmp_path) -> None:
+def test_bad_charges_are_refused() -> None:
     budget = Budget({})
     with pytest.raises(BudgetError, match="minutes"):
         budget.charge("minutes", "train", "steps", 1)
     with pytest.raises(BudgetError, match="-1"):
         budget.charge("train_seconds", "train", "steps", -1)
+    with pytest.raises(BudgetError, match="unknown budget"):
+        Budget({"minutes": 3})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{]", "[]", "null", '{"charges": null}', '{"charges": [null]}', '{"charges": [{"kind": "train_seconds"}]}',
+     '{"charges": ' + "[" * 9_999, *(
+         f'{{"charges": [{{"kind": "train_seconds", "stage": "train", "what": "steps", "amount": {amount}}}]}}'
+         for amount in ("null", "-1", '"3"', "1e400", "9" * 400, "9" * 5_000, "NaN", "true", "[]")
+     ), '{"charges": [{"kind": "minutes", "stage": "train", "what": "steps", "amount": 1}]}'],
+    ids=lambda text: text[-30:],
+)  # fmt: skip
+def test_a_damaged_ledger_is_named(tmp_path, content: str) -> None:
     path = tmp_path / "budget.json"
-    path.write_text("{]")
-    with pytest.raises(RunError, match="not a budget ledger"):
+    path.write_text(content)
+    with pytest.raises(RunError, match=r"budget\.json is not a budget ledger: .*; remove it") as caught:
         Budget({}, path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        atomic.write_text(tmp_path / "text", "a")
+        with atomic.atomic_path(tmp_path / "private") as temporary:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as some libraries write
+        write_tensors(tmp_path / "weights.safetensors", {"a": torch.zeros(1)}, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_product_without_permission_is_not_called_missing(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(tmp_path / "run", load_config("demo"))
+    (run / "weights.safetensors").touch()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(RunError, match=r"weights\.safetensors cannot be read: permission denied; ask its owner"):
+        run.require("weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[train", b"\xff\xfe", b"a = " + b"[" * 50_000, b"seed = " + b"9" * 5_000, b"seed = " + b"9" * 400, b"seed = nan",
+     b"x" * 2_000_000],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path, content: bytes) -> None:
+    (tmp_path / "config.toml").write_bytes(content)
+    with pytest.raises(RunError, match=r"config\.toml is damaged: ") as caught:
+        RunDirectory.open(tmp_path)
+    assert str(caught.value).isprintable()
 
 
 def test_a_run_directory_belongs_to_one_configuration(tmp_path) -> None:
