@@ -7,10 +7,12 @@
     7       4      CRC-32 of all other bytes of the file
     11      8      first bytes of the model's SHA-256
     19      16     first bytes of the text's SHA-256
-    35      ...    header (JSON, raw deflate with the preset dictionary of the version), then the payloads
+    35      ...    header (JSON, raw deflate with the preset dictionary of the version), then the payloads,
+                   the bytes of the checkpoints (`checkpoints`), and zeros
 
-The header is small, because a short text is coded in a few hundred bytes. Reading treats every field as hostile: it is
-bounded and checked before memory is allocated or the model runs. Version 2 differs from version 1 in its dictionary.
+The header is small, because a short text is coded in a few hundred bytes. Reading treats every field as hostile. The
+work of decoding is bounded by the size of the file: streams x steps is at most 16 per byte, and the zeros at the end
+lengthen a file of fewer bytes. Version 1 has another dictionary, no checkpoints and no zeros.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
-from bitgolf.codec.counts import TOTAL
+from bitgolf.codec.checkpoints import num_checkpoints
 from bitgolf.codec.range_coder import WORD_BYTES
 from bitgolf.config import TTTConfig
-from bitgolf.errors import ArtifactError
+from bitgolf.errors import ArtifactError, ForeignError
+from bitgolf.foreign import parse_json
 
 MAGIC = b"\x93bgt"
 FORMAT_VERSION = 2
@@ -34,6 +37,10 @@ MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES = 8, 16
 MAX_STREAMS = 4096
 MAX_THREADS = 256  # so that a hostile file cannot start thousands
 MAX_TEXT_BYTES = 1 << 31  # default bound on what decoding may produce
+MAX_EPOCHS = 100  # of test-time training, which repeats work without more bytes; PR 672 used 30
+# A step predicts one token of every stream. Half a bit per token is less than the most repetitive texts take here.
+STEPS_PER_BYTE = 16
+_UNCHECKED_STEPS = 4_096  # of files of version 1, which have no checkpoints
 
 _PREAMBLE = struct.Struct(f"<4sBHI{MODEL_DIGEST_BYTES}s{TEXT_DIGEST_BYTES}s")
 _CRC_AT = 7
@@ -87,6 +94,7 @@ class CodedText:
         stride: of the sliding windows.
         ttt: test-time training, or None.
         streams: in the order of the text.
+        checkpoints: one byte per checkpoint; None in a file of version 1.
     """
 
     num_bytes: int
@@ -97,6 +105,7 @@ class CodedText:
     stride: int
     ttt: TTTConfig | None
     streams: tuple[CodedStream, ...]
+    checkpoints: bytes | None
 
     @property
     def payload_bytes(self) -> int:
@@ -105,7 +114,7 @@ class CodedText:
 
 
 def write(coded: CodedText) -> bytes:
-    """The bytes of the file. Raises ArtifactError when the header would be too large to be read back."""
+    """The bytes of a file of the latest version. Raises ArtifactError when the header is too large to be read back."""
     value = {
         "bytes": coded.num_bytes,
         "platform": coded.platform,
@@ -121,20 +130,62 @@ def write(coded: CodedText) -> bytes:
         raise ArtifactError(
             f"the header of {len(coded.streams)} streams takes {len(header):,} bytes; use fewer streams"
         )
-    body = header + b"".join(stream.payload for stream in coded.streams)
-    parts = (MAGIC, FORMAT_VERSION, len(header), 0, coded.model_digest, coded.text_digest)
-    data = _PREAMBLE.pack(*parts) + body
+    start = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(header), 0, coded.model_digest, coded.text_digest) + header
+    data = start + b"".join(stream.payload for stream in coded.streams) + (coded.checkpoints or b"")
+    lengths = [stream.num_tokens for stream in coded.streams]
+    data += bytes(_num_zeros(lengths, len(data)))
     return data[:_CRC_AT] + struct.pack("<I", _checksum(data)) + data[_CRC_AT + 4 :]
 
 
-def read(data: bytes, *, max_text_bytes: int = MAX_TEXT_BYTES) -> CodedText:
+def read(data: bytes, *, max_text_bytes: int = MAX_TEXT_BYTES, allow_unchecked: bool = False) -> CodedText:
     """Parse and verify a coded file.
 
     Args:
         max_text_bytes: the longest text that may be declared.
+        allow_unchecked: accept files of version 1 of any length; they decode to the end although they are wrong.
     Raises:
         ArtifactError: another kind of file, or truncated, damaged, hostile or of a newer version.
     """
+    version, header_bytes, model_digest, text_digest = _preamble(data)
+    end = _PREAMBLE.size + header_bytes
+    if end > len(data):
+        raise ArtifactError(f"the coded text is truncated in its header: {len(data)} of {end} bytes")
+    value = _header(_inflate(data[_PREAMBLE.size : end], _DICTIONARIES[version]))
+    num_bytes = _count(value["bytes"], "bytes", 0, max_text_bytes)
+    platform, rows = value["platform"], value["streams"]
+    if not isinstance(platform, dict) or not all(map(_is_label, [*platform, *platform.values()])):
+        raise ArtifactError(f"header: platform must be an object of short printable texts, not {_short(platform)}")
+    if not isinstance(rows, list) or len(rows) > MAX_STREAMS or bool(rows) != bool(num_bytes):
+        raise ArtifactError(f"header: {_short(rows)} cannot be the streams of {num_bytes} bytes")
+    streams, position = _streams(rows, data, end)
+    lengths = [stream.num_tokens for stream in streams]
+    if version == 1:
+        checkpoints = None
+        _check_unchecked_work(lengths, allow_unchecked)
+    else:
+        _check_work(lengths, len(data))
+        checkpoints = data[position : position + num_checkpoints(max(lengths, default=0))]
+        position += len(checkpoints)
+        zeros = _num_zeros(lengths, position)
+        if data[position : position + zeros] == bytes(zeros):
+            position += zeros
+    if position != len(data):
+        raise ArtifactError(f"the header declares a file of {position:,} bytes, there are {len(data):,}")
+    return CodedText(
+        num_bytes,
+        text_digest,
+        model_digest,
+        platform,
+        _count(value["threads"], "threads", 1, MAX_THREADS),
+        _count(value["stride"], "stride", 1, 1 << 24),
+        _ttt(value["ttt"]),
+        tuple(streams),
+        checkpoints,
+    )
+
+
+def _preamble(data: bytes) -> tuple[int, int, bytes, bytes]:
+    """Format version, bytes of the header, digests of model and text, after the checksum is verified."""
     if data[: len(MAGIC)] != MAGIC:
         begins = f"it begins with {data[: len(MAGIC)]!r}" if data else "it is empty"
         raise ArtifactError(f"not a text coded by bitgolf: {begins}")
@@ -149,11 +200,7 @@ def read(data: bytes, *, max_text_bytes: int = MAX_TEXT_BYTES) -> CodedText:
         raise ArtifactError(f"format version {version} does not exist; the coded text is damaged")
     if _checksum(data) != checksum:
         raise ArtifactError(f"checksum mismatch over {len(data):,} bytes; the coded text is truncated or damaged")
-    end = _PREAMBLE.size + header_bytes
-    if end > len(data):
-        raise ArtifactError(f"the coded text is truncated in its header: {len(data)} of {end} bytes")
-    value = _json(_inflate(data[_PREAMBLE.size : end], _DICTIONARIES[version]))
-    return _coded(value, data[end:], model_digest, text_digest, max_text_bytes)
+    return version, header_bytes, model_digest, text_digest
 
 
 def _checksum(data: bytes) -> int:
@@ -174,71 +221,62 @@ def _inflate(packed: bytes, dictionary: bytes) -> bytes:
     return raw
 
 
-def _json(raw: bytes) -> dict[str, Any]:
-    def refuse(text: str) -> NoReturn:
-        raise ValueError(f"{text} is not allowed")
-
+def _header(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("ascii"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(raw)
+    except ForeignError as error:
         raise ArtifactError(f"the header is not valid JSON ({error})") from error
     if not isinstance(value, dict) or set(value) != _KEYS:
         raise ArtifactError(f"the header must be an object with the keys {sorted(_KEYS)}, not {_short(value)}")
     return value
 
 
-def _coded(
-    value: dict[str, Any], payloads: bytes, model_digest: bytes, text_digest: bytes, max_text_bytes: int
-) -> CodedText:
-    num_bytes = _count(value["bytes"], "bytes", 0, max_text_bytes)
-    platform, rows = value["platform"], value["streams"]
-    if not isinstance(platform, dict) or not all(map(_is_label, [*platform, *platform.values()])):
-        raise ArtifactError(f"header: platform must be an object of short printable texts, not {_short(platform)}")
-    if not isinstance(rows, list) or len(rows) > MAX_STREAMS or bool(rows) != bool(num_bytes):
-        raise ArtifactError(f"header: {_short(rows)} cannot be the streams of {num_bytes} bytes")
-    # Every token but a first one stands for a byte, and no stream is more than a little longer than the others.
-    longest = 2 * -(-num_bytes // max(1, len(rows))) + 2
-    streams, position = [], 0
+def _streams(rows: list[Any], data: bytes, position: int) -> tuple[list[CodedStream], int]:
+    """The streams whose payloads begin at `position`, and where the last payload ends."""
+    streams = []
     for index, row in enumerate(rows):
         where = f"stream {index}"
         if not isinstance(row, list) or len(row) != 3:
             raise ArtifactError(f"header: {where} must be [tokens, words, joined], not {_short(row)}")
-        size = WORD_BYTES * _count(row[1], f"{where}: words", 0, len(payloads) // WORD_BYTES)
-        num_tokens = _count(row[0], f"{where}: tokens", 1, longest)
-        if num_tokens > _most_tokens(size):
-            raise ArtifactError(
-                f"header: {where} declares {num_tokens:,} tokens in {size} bytes; no coder is that good"
-            )
+        num_tokens = _count(row[0], f"{where}: tokens", 1, MAX_TEXT_BYTES)
+        size = WORD_BYTES * _count(row[1], f"{where}: words", 0, (len(data) - position) // WORD_BYTES)
         joined = _count(row[2], f"{where}: joined", 0, 1)
-        streams.append(CodedStream(num_tokens, payloads[position : position + size], bool(joined)))
+        streams.append(CodedStream(num_tokens, data[position : position + size], bool(joined)))
         position += size
-    if position != len(payloads):
-        raise ArtifactError(f"the header declares {position:,} bytes of payload, there are {len(payloads):,}")
-    return CodedText(
-        num_bytes,
-        text_digest,
-        model_digest,
-        platform,
-        _count(value["threads"], "threads", 1, MAX_THREADS),
-        _count(value["stride"], "stride", 1, 1 << 24),
-        _ttt(value["ttt"]),
-        tuple(streams),
-    )
+    return streams, position
 
 
-def _most_tokens(payload_bytes: int) -> int:
-    """An upper bound on the tokens in a payload. At least 256 other tokens keep a probability of 2^-24 each, so every
-    token takes more than 255 / 2^24 bits."""
-    return (8 * payload_bytes + 64) * TOTAL // 255
+def _num_zeros(lengths: list[int], num_bytes: int) -> int:
+    """Zeros that lengthen a file of `num_bytes` bytes to the least size for its work."""
+    return max(0, -(-len(lengths) * max(lengths, default=0) // STEPS_PER_BYTE) - num_bytes)
+
+
+def _check_work(lengths: list[int], num_bytes: int) -> None:
+    if _num_zeros(lengths, num_bytes):
+        raise ArtifactError(
+            f"header: {len(lengths)} streams of up to {max(lengths):,} tokens are more than a file of {num_bytes:,} "
+            f"bytes may hold ({STEPS_PER_BYTE} steps of all streams per byte)"
+        )
+
+
+def _check_unchecked_work(lengths: list[int], allow_unchecked: bool) -> None:
+    if len(lengths) * max(lengths, default=0) > _UNCHECKED_STEPS and not allow_unchecked:
+        raise ArtifactError(
+            f"a file of format version 1 with {sum(lengths):,} tokens decodes to the end although it is damaged; give "
+            "--allow-unchecked if you trust it"
+        )
 
 
 def _ttt(value: Any) -> TTTConfig | None:
     if value is None:
         return None
     try:
-        return TTTConfig.model_validate(value)
-    except (ValidationError, RecursionError) as error:
+        ttt = TTTConfig.model_validate(value)
+    except ValidationError as error:
         raise ArtifactError(f"header: {_short(value)} are not settings of test-time training") from error
+    if ttt.weights.epochs > MAX_EPOCHS:
+        raise ArtifactError(f"header: ttt.weights.epochs {ttt.weights.epochs} is above the limit of {MAX_EPOCHS}")
+    return ttt
 
 
 def _is_label(value: Any) -> bool:

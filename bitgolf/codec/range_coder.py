@@ -22,6 +22,7 @@ from bitgolf.codec.counts import token_counts
 from bitgolf.errors import ArtifactError
 
 WORD_BYTES = 4  # a payload is a whole number of words
+_ROWS_AT_ONCE = 256  # streams whose counts are computed together: their int64 temporaries are large
 
 
 class Predictor(Protocol):
@@ -98,7 +99,11 @@ def decode_streams(
 
 def _tables(logits: np.ndarray) -> np.ndarray:
     """The weights for constriction, (S, V) float32: counts minus the 1 that it adds to every token."""
-    return (token_counts(logits) - 1).astype(np.float32)
+    tables = np.empty_like(logits)
+    for start in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        tables[rows] = token_counts(logits[rows]) - 1
+    return tables
 
 
 def _model(table: np.ndarray) -> constriction.stream.model.Categorical:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.codec import file_format
+from bitgolf.codec.checkpoints import FIRST_STEPS, Checkpoints
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import describe, exact_arithmetic, fingerprint
 from bitgolf.codec.file_format import MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES, CodedStream, CodedText
@@ -44,6 +46,7 @@ _logger = logging.getLogger(__name__)
 _WINDOWS_PER_STREAM = 8
 _BYTES_PER_TOKEN = 3  # rounded; vocabularies of 1,024 to 8,192 pieces have 2.4 to 3.7
 _AUTOMATIC_STREAMS = 128
+_MAX_CACHE_BYTES = 1 << 28  # keys and values of all streams at the first checkpoint
 # Of the adapters' forward passes. It is part of the format, because sums are rounded in the order of their pieces.
 _BATCH_TOKENS = 65_536
 
@@ -110,10 +113,11 @@ def compress_bytes(
     packed = model.packed
     config = codec_configuration(packed, stride, ttt)
     parts = split_bytes(data, _num_streams(streams, len(data), config.window)) if data else []
+    _check_memory(packed, len(parts))
     token_streams = tokenize(parts, packed.tokenizer)
     _warn_of_long_chunks(config.ttt, token_streams)
     threads = min(torch.get_num_threads(), file_format.MAX_THREADS)
-    payloads = _encode(packed, config, [stream.tokens for stream in token_streams], threads, progress)
+    payloads, checkpoints = _encode(packed, config, [stream.tokens for stream in token_streams], threads, progress)
     text = CodedText(
         num_bytes=len(data),
         text_digest=_digest(data),
@@ -126,6 +130,7 @@ def compress_bytes(
             CodedStream(len(stream.tokens), payload, stream.joined)
             for stream, payload in zip(token_streams, payloads, strict=True)
         ),
+        checkpoints=checkpoints,
     )
     return Coded(file_format.write(text), text)
 
@@ -135,6 +140,7 @@ def decompress_bytes(
     model: CodecModel,
     *,
     allow_platform_mismatch: bool = False,
+    allow_unchecked: bool = False,
     max_text_bytes: int = file_format.MAX_TEXT_BYTES,
     progress: Progress = silent,
 ) -> bytes:
@@ -144,6 +150,7 @@ def decompress_bytes(
         data: the coded file.
         model: the model that coded it.
         allow_platform_mismatch: decode although the arithmetic may differ; the digest of the text still decides.
+        allow_unchecked: accept long files of format version 1, which decode to the end although they are damaged.
         max_text_bytes: the longest text that is accepted.
         progress: called with stage "decompress" and the number of tokens done.
     Raises:
@@ -153,7 +160,7 @@ def decompress_bytes(
     data = _as_bytes(data)
     _check_model(model)
     require_type("max_text_bytes", max_text_bytes, Integral, "a whole number")
-    text = file_format.read(data, max_text_bytes=max_text_bytes)
+    text = file_format.read(data, max_text_bytes=max_text_bytes, allow_unchecked=allow_unchecked)
     packed = model.packed
     if text.model_digest != model.sha256[:MODEL_DIGEST_BYTES]:
         raise ArtifactError(
@@ -166,8 +173,12 @@ def decompress_bytes(
             "differ in their last bits, and a single difference makes the rest of the text wrong. Decode it on the "
             "platform of the coder, or try --allow-platform-mismatch: a digest decides whether the text is right"
         )
+    most = 4 * (os.cpu_count() or 1)
+    if text.threads > max(most, 16):
+        raise ArtifactError(f"the file needs {text.threads} threads; on this machine at most {most} are reasonable")
     try:
         config = codec_configuration(packed, text.stride, text.ttt)
+        _check_memory(packed, len(text.streams))
     except ConfigError as error:
         raise ArtifactError(f"the header asks for what the model cannot do: {error}") from error
     tokens = _decode(packed, config, text, progress)
@@ -192,7 +203,7 @@ def codec_configuration(
     Raises ConfigError when the settings do not fit the model.
     """
     window = packed.window
-    return resolve(
+    config = resolve(
         {
             "model": packed.model.config.model_dump(mode="json"),
             "score": {
@@ -206,18 +217,24 @@ def codec_configuration(
         overrides or {},
         "the codec",
     )
+    epochs = config.ttt.weights.epochs
+    if config.ttt.between_chunks and epochs > file_format.MAX_EPOCHS:
+        raise ConfigError(f"ttt.weights.epochs {epochs} is above the codec's limit of {file_format.MAX_EPOCHS}")
+    return config
 
 
 def _encode(
     packed: PackedModel, config: Config, streams: list[np.ndarray], threads: int, progress: Progress
-) -> list[bytes]:
-    """One payload per stream of tokens."""
+) -> tuple[list[bytes], bytes]:
+    """One payload per stream of tokens, and the bytes of the checkpoints."""
     if not streams:
-        return []
+        return [], b""
     lengths = [len(stream) for stream in streams]
     total = sum(lengths)
     with exact_arithmetic(packed.device, threads), _predictor(packed, config, lengths) as predictor:
-        return encode_streams(predictor, streams, lambda done: progress("compress", done, total))
+        checked = Checkpoints(predictor)
+        payloads = encode_streams(checked, streams, lambda done: progress("compress", done, total))
+    return payloads, bytes(checked.collected)
 
 
 def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Progress) -> list[np.ndarray]:
@@ -228,7 +245,8 @@ def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Prog
     total = sum(lengths)
     payloads = [stream.payload for stream in text.streams]
     with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths) as predictor:
-        return decode_streams(predictor, payloads, lengths, tick=lambda done: progress("decompress", done, total))
+        checked = predictor if text.checkpoints is None else Checkpoints(predictor, text.checkpoints)
+        return decode_streams(checked, payloads, lengths, tick=lambda done: progress("decompress", done, total))
 
 
 def _predictor(
@@ -245,6 +263,16 @@ def _predictor(
         num_targets=longest,
         first_token=packed.tokenizer.bos_id,
     )
+
+
+def _check_memory(packed: PackedModel, num_streams: int) -> None:
+    """Raise ConfigError when the caches of all streams would be large before the first checkpoint is reached."""
+    config = packed.model.config
+    positions = num_streams * min(FIRST_STEPS, packed.window)
+    cache_bytes = positions * 2 * config.num_layers * config.kv_dim * packed.model.compute_dtype.itemsize
+    if num_streams > _AUTOMATIC_STREAMS and cache_bytes > _MAX_CACHE_BYTES:
+        most = num_streams * _MAX_CACHE_BYTES // cache_bytes
+        raise ConfigError(f"{num_streams} streams take too much memory with this model; use {most} or fewer")
 
 
 def _warn_of_long_chunks(ttt: TTTConfig, streams: list[TokenStream]) -> None:

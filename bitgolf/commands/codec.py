@@ -43,6 +43,11 @@ def _add_decompress_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="decode although another release, device or processor coded it; a digest still decides",
     )
+    parser.add_argument(
+        "--allow-unchecked",
+        action="store_true",
+        help="accept a long file of format version 1, which is decoded to the end although it is damaged",
+    )
 
 
 def _compress(arguments: Arguments, out: Console) -> int:
@@ -96,7 +101,11 @@ def _decompress(arguments: Arguments, out: Console) -> int:
     begin = time.perf_counter()
     try:
         text = decompress_bytes(
-            data, model, allow_platform_mismatch=arguments.allow_platform_mismatch, progress=arguments.progress
+            data,
+            model,
+            allow_platform_mismatch=arguments.allow_platform_mismatch,
+            allow_unchecked=arguments.allow_unchecked,
+            progress=arguments.progress,
         )
     except ArtifactError as error:
         raise ArtifactError(f"{arguments.file}: {error}") from error

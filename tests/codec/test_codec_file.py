@@ -29,6 +29,7 @@ CODED = CodedText(
     stride=64,
     ttt=None,
     streams=(CodedStream(90, b"abcdefgh", False), CodedStream(80, b"", True)),
+    checkpoints=b"c",
 )
 
 
@@ -51,7 +52,7 @@ def test_what_is_written_is_read(
 ) -> None:
     streams = tuple(CodedStream(tokens, words * 4, joined) for tokens, words, joined in rows)
     num_bytes = 50 * len(streams)
-    coded = CodedText(num_bytes, digests[:16], digests[16:], platform, threads, stride, ttt, streams)
+    coded = CodedText(num_bytes, digests[:16], digests[16:], platform, threads, stride, ttt, streams, b"")
     assert read(write(coded)) == coded
 
 
@@ -60,7 +61,7 @@ def test_the_layout_is_the_documented_one() -> None:
     magic, version, header, checksum, model, text = struct.unpack_from("<4sBHI8s16s", data)
     assert (magic, version, model, text) == (b"\x93bgt", 2, CODED.model_digest, CODED.text_digest)
     assert checksum == zlib.crc32(data[:7] + data[11:])
-    assert data[35 + header :] == b"abcdefgh"
+    assert data[35 + header :] == b"abcdefgh" + b"c"
     value = json.loads(zlib.decompressobj(-15, zdict=file_format._DICTIONARIES[2]).decompress(data[35 : 35 + header]))
     assert value == {
         "bytes": 400,
@@ -84,18 +85,17 @@ def test_a_file_of_version_1_is_read() -> None:
         "818e11d88316063a063a86b1b138fc69349c8a0678294062c960604ccba20156580fa6a201006162636465666768"
     )
     lora = {"lora.chunk_tokens": 64, "lora.lr": 0.003}
-    assert read(data) == replace(CODED, ttt=TTTConfig(method="lora").updated(lora))
+    assert read(data) == replace(CODED, ttt=TTTConfig(method="lora").updated(lora), checkpoints=None)
 
 
 def test_headers_are_small() -> None:
     one = replace(CODED, streams=CODED.streams[:1], num_bytes=180)
-    assert len(write(one)) - 8 <= 35 + 45
+    assert len(write(one)) - 8 <= 35 + 46
     adapted = replace(one, ttt=TTTConfig(method="full", weights={"chunk_tokens": 1024, "lr": 0.01}))
-    assert len(write(adapted)) - len(write(one)) <= 64
-    many = replace(
-        CODED, streams=tuple(CodedStream(1000 + 7 * i % 91, b"", False) for i in range(64)), num_bytes=160_000
-    )
-    assert len(write(many)) <= 80 + 4 * 64
+    assert len(write(adapted)) - len(write(one)) <= 20
+    streams = tuple(CodedStream(1000 + 7 * i % 91, bytes(400), False) for i in range(64))
+    many = write(replace(CODED, streams=streams, num_bytes=160_000, checkpoints=b"12345"))
+    assert len(many) - 64 * 400 <= 85 + 4 * 64
 
 
 def test_every_truncation_extension_and_flipped_byte_is_refused() -> None:
@@ -142,10 +142,12 @@ def test_other_files_are_named(data: bytes, message: str) -> None:
         ({"streams": [[1, 0, 0]] * 5000}, "streams of 400 bytes"),
         ({"streams": [[90, 2]]}, r"stream 0 must be \[tokens"),
         ({"streams": [[90, 3, 0]]}, "stream 0: words 3"),
-        ({"streams": [[90, 1, 0], [80, 0, 1]]}, "declares 4 bytes of payload, there are 8"),
+        ({"streams": [[90, 1, 0], [80, 0, 1]]}, r"declares a file of \d+ bytes"),
         ({"streams": [[0, 2, 0], [80, 0, 1]]}, "stream 0: tokens 0"),
         ({"streams": [[90, 2, 0], [80, 0, 2]]}, "stream 1: joined 2"),
-        ({"streams": [[403, 2, 0], [1, 0, 1]]}, "stream 0: tokens 403"),
+        ({"streams": [[9_000, 2, 0], [1, 0, 1]]}, "2 streams of up to 9,000 tokens are more than a file of"),
+        ({"streams": [[2**31 + 1, 2, 0], [1, 0, 1]]}, "stream 0: tokens 2147483649"),
+        ({"ttt": {"method": "full", "weights": {"epochs": 10**9}}}, "epochs 1000000000 is above the limit of 100"),
         ({"platform": {"torch": 2}}, "platform"),
         ({"platform": {"torch": "x" * 999}}, "platform"),
         ({"platform": []}, "platform"),
@@ -166,10 +168,44 @@ def test_headers_that_lie_are_refused(change: dict[str, Any], message: str) -> N
         read(fuzz.with_header(data, json.dumps(value).encode()))
 
 
-def test_no_coder_holds_so_many_tokens() -> None:
-    value = {**json.loads(fuzz.header_text(write(CODED))), "bytes": 2**30, "streams": [[2**30, 2, 0]]}
-    with pytest.raises(ArtifactError, match="no coder is that good"):
+@pytest.mark.parametrize(("num_streams", "steps"), [(1, 4_000_000), (4096, 500), (7, 2**31)])
+def test_work_is_bounded_by_the_size_of_the_file(num_streams: int, steps: int) -> None:
+    rows = [[steps, 2, 0]] + [[1, 0, 0]] * (num_streams - 1)
+    value = {**json.loads(fuzz.header_text(write(CODED))), "bytes": 2**31, "streams": rows}
+    with pytest.raises(ArtifactError, match="are more than a file of"):
         read(fuzz.with_header(write(CODED), json.dumps(value).encode()))
+
+
+def test_a_file_of_little_information_is_lengthened_by_zeros() -> None:
+    repetitive = replace(CODED, streams=(CodedStream(50_000, b"word", False),), num_bytes=50_000, checkpoints=b"c" * 29)
+    data = write(repetitive)
+    assert len(data) == 50_000 / 16 and read(data) == repetitive
+    for bad in (data[:-1], data[:-1] + b"z", data + b"\0"):
+        with pytest.raises(ArtifactError):
+            read(fuzz.resealed(bad))
+
+
+@pytest.mark.parametrize(("tokens", "accepted"), [(2_048, True), (2_049, False)])
+def test_long_files_of_version_1_are_unchecked_and_need_consent(tokens: int, accepted: bool) -> None:
+    streams = (CodedStream(tokens, b"word", False), CodedStream(2, b"", True))
+    data = as_version_1(replace(CODED, num_bytes=6_000, streams=streams))
+    assert read(data, allow_unchecked=True).streams == streams
+    if accepted:
+        assert read(data).checkpoints is None
+    else:
+        with pytest.raises(ArtifactError, match=r"version 1 with .* --allow-unchecked"):
+            read(data)
+
+
+def as_version_1(coded: CodedText) -> bytes:
+    """A file of version 1, by its definition."""
+    data = write(replace(coded, checkpoints=b""))
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=file_format._DICTIONARIES[1])
+    header = deflate.compress(fuzz.header_text(data)) + deflate.flush()
+    payloads = b"".join(stream.payload for stream in coded.streams)
+    start = data[:4] + b"\1" + len(header).to_bytes(2, "little") + bytes(4) + data[11:35]
+    whole = start + header + payloads
+    return whole[:7] + zlib.crc32(whole[:7] + whole[11:]).to_bytes(4, "little") + whole[11:]
 
 
 @pytest.mark.parametrize(

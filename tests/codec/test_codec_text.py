@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_codec_file import as_version_1
 
 from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes, file_format
 from bitgolf.codec import text as codec_text
+from bitgolf.codec.checkpoints import Checkpoints, num_checkpoints
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.file_format import CodedStream
 from bitgolf.codec.text import codec_configuration
@@ -259,6 +261,81 @@ def test_a_header_that_asks_for_the_impossible_is_damaged(change: dict[str, Any]
     coded = compress_bytes(b"some text", model)
     with pytest.raises(ArtifactError, match="what the model cannot do"):
         decompress_bytes(file_format.write(replace(coded.text, **change)), model)
+
+
+@pytest.mark.parametrize("ttt", [None, *ADAPTED], ids=lambda ttt: ttt and ttt.method)
+def test_a_wrong_payload_is_given_up_at_a_checkpoint(
+    ttt: TTTConfig | None, model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros in place of the payload declare as many tokens as a file of this size may have."""
+    coded = compress_bytes(letters[:300], model, streams=1, ttt=ttt)
+    steps: list[int] = []
+    monkeypatch.setattr(codec_text, "Checkpoints", lambda *a: counted(Checkpoints(*a), steps))
+    hostile = replace(
+        coded.text,
+        num_bytes=2**31,
+        streams=(CodedStream(4_000, bytes(400), False),),
+        checkpoints=bytes(num_checkpoints(4_000)),
+    )
+    with pytest.raises(ArtifactError, match="decoding went wrong within"):
+        decompress_bytes(file_format.write(hostile), model)
+    assert len(steps) < 300
+
+
+def counted(checkpoints: Checkpoints, steps: list[int]) -> Checkpoints:
+    accept = checkpoints.accept
+
+    def count(tokens: np.ndarray) -> None:
+        steps.append(1)
+        accept(tokens)
+
+    checkpoints.accept = count  # type: ignore[method-assign]
+    return checkpoints
+
+
+def test_checkpoints_are_few_and_dense_at_first() -> None:
+    counts = [num_checkpoints(steps) for steps in range(9_000)]
+    assert np.flatnonzero(np.diff(counts)).tolist() == [
+        s - 1 for s in (64, 128, 256, 512, 1024, 2048, 4096, 6144, 8192)
+    ]
+    assert np.diff(counts).max() == 1
+
+
+def test_a_file_of_version_1_is_decoded(model: CodecModel, letters: bytes) -> None:
+    coded = compress_bytes(letters[:200], model, streams=2)
+    assert decompress_bytes(as_version_1(coded.text), model) == letters[:200]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threads": 256}, "needs 256 threads"),
+        (
+            {"ttt": TTTConfig(method="full", weights={"epochs": 10**9, "chunk_tokens": 16})},
+            "epochs 1000000000",
+        ),
+        ({"ttt": TTTConfig(method="lora", lora={"rank": 10**9})}, "rank 1000000000"),
+        ({"streams": (CodedStream(1, bytes(4), False),) * 4096}, "4096 streams take too much memory"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_headers_cannot_ask_for_much_work(
+    change: dict[str, Any], message: str, model: CodecModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(codec_text, "_MAX_CACHE_BYTES", 1 << 20)
+    text = replace(compress_bytes(b"some text", model).text, num_bytes=2**20, **change)
+    with pytest.raises(ArtifactError, match=message):
+        decompress_bytes(file_format.write(text), model)
+
+
+def test_what_a_decoder_would_refuse_is_not_coded(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = TTTConfig(method="full", weights={"epochs": 101, "chunk_tokens": 16})
+    with pytest.raises(ConfigError, match="epochs 101 is above the codec's limit of 100"):
+        compress_bytes(b"some text", model, ttt=many)
+    monkeypatch.setattr(codec_text, "_MAX_CACHE_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match=r"500 streams take too much memory with this model; use [0-9]+ or fewer"):
+        compress_bytes(bytes(500), model, streams=500)
 
 
 def test_control_tokens_in_a_stream_are_refused(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
