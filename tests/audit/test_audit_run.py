@@ -420,7 +420,9 @@ def test_reproduction_across_devices_tolerates_scatter_not_bias() -> None:
     assert compare_losses(scatter, same_kernels=True).verdict == "FAIL"
     assert compare_losses(np.full(399, 0.002), same_kernels=False).verdict == "FAIL"
     assert compare_losses(one_off, same_kernels=False).verdict == "FAIL"
-    assert compare_losses(np.full(399, np.nan), same_kernels=False).verdict == "FAIL"
+    for values in (np.full(399, np.nan), np.where(np.arange(399) == 300, np.nan, 0.0)):
+        for same_kernels in (True, False):
+            assert compare_losses(values, same_kernels).verdict == "FAIL"
 
 
 def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:
