@@ -103,7 +103,7 @@ class PackedModel:
 
     @torch.no_grad()
     def _prefill(self, ids: list[int]) -> tuple[GenerationCache, Tensor]:
-        cache = GenerationCache(len(self.model.blocks))
+        cache = GenerationCache(self.model.num_positions)
         tokens = torch.tensor([ids[-self.window :]], device=self.device)
         return cache, self.model.logits(self.model.hidden(tokens, cache)[:, -1:])[0, -1]
 

@@ -46,10 +46,15 @@ _FILE = (
     "PARTS={literal}\n"
     "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
 )
-# The program reads no configuration of an earlier version, so it needs no table of moved and removed keys.
+# The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
+# begin as a branch of another run.
 _REPLACED = {
-    "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values"
+    "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
+    "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",
 }
+# Errors without their messages in the file, but for those that a command line can cause.
+_SHOWN_BY_SOURCE = ("ArtifactError", "ConfigError", "DataError", "RunError", "ValueError")
+_WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.config.overrides", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
 
@@ -149,22 +154,27 @@ class _Sources(Mapping[str, ast.Module]):
 def _program(root: Path) -> tuple[dict[str, str], str]:
     """Minified source of every module that the program needs, and of its first section."""
     sources = _Sources(root)
-    modules = {name: minified(ast.unparse(without_texts(tree))) for name, tree in trace(sources, *ENTRY).items()}
+    modules = {
+        name: minified(ast.unparse(without_texts(tree, messages=name in _WITH_MESSAGES)))
+        for name, tree in trace(sources, *ENTRY).items()
+    }
     start = ast.unparse(sources[_IMPORTER]) + _START.format(module=ENTRY[0], function=ENTRY[1])
     return modules, minified(start)
 
 
-def without_texts(module: ast.Module) -> ast.Module:
+def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
     """The module without two kinds of text that the program does not need.
 
-    The descriptions of settings (`Field(..., description=...)`) are for the command line. The messages of ArtifactError
-    are about damaged files, and `source/train_gpt.py` shows them.
+    The descriptions of settings (`Field(..., description=...)`) are for the command line. The messages of some errors
+    (`_SHOWN_BY_SOURCE`) are about settings, data and files that do not fit; `source/train_gpt.py` shows them, and the
+    file shows the error and its line. With `messages` they stay.
     """
     for node in ast.walk(module := copy.deepcopy(module)):
         if isinstance(node, ast.Call) and _is_name(node.func, "Field"):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and _is_name(node.exc.func, "ArtifactError"):
-            node.exc = node.exc.func
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:
+            error = node.exc.func
+            node.exc = error if isinstance(error, ast.Name) and error.id in _SHOWN_BY_SOURCE else node.exc
     return module
 
 

@@ -76,7 +76,7 @@ class CachedSteps:
     @torch.no_grad()
     def begin(self, tokens: Tensor) -> Tensor:
         """Start a window with tokens (S, n); returns the logits (S, V) after the last of them."""
-        cache = GenerationCache(len(self.model.blocks))
+        cache = GenerationCache(self.model.num_positions)
         step = max(1, FILL_TOKENS // len(tokens))
         pieces = [tokens[:, i : i + step] for i in range(0, tokens.size(1), step)]
         for piece in pieces[:-1]:

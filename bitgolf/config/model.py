@@ -38,6 +38,11 @@ class AttentionConfig(Section):
         False, description="mix the first layer's values into those of every later layer (VRL)"
     )
     within_documents: bool = Field(False, description="attention and bigrams do not cross document boundaries")
+    document_tokens: int = Field(0, ge=0, description="attention cuts a document after every so many tokens; 0 = never")
+    gate: bool = Field(
+        False,
+        description="multiply each head's output by a gate that reads 12 channels of the input; initially one half",
+    )
 
 
 class BigramConfig(Section):
@@ -65,6 +70,14 @@ class ValueEmbeddingConfig(Section):
     dim: int = Field(128, ge=1, description="width of the table, which the layers share")
 
 
+class LoopConfig(Section):
+    """Depth recurrence: some layers run several times per pass, with the same weights (PR 1855)."""
+
+    repeats: int = Field(0, ge=0, le=16, description="additional passes through the looped layers; 0 = no loop")
+    first: int = Field(0, ge=0, description="first looped layer, counted from 0")
+    last: int = Field(0, ge=0, description="last looped layer")
+
+
 class ModelConfig(Section):
     """The network. The defaults are those of the challenge's baseline."""
 
@@ -81,12 +94,16 @@ class ModelConfig(Section):
     skips: bool = Field(True, description="U-Net skip connections from the first half of the layers to the second")
     skip_gates: bool = Field(False, description="mix stream and skip by a learned gate per channel, initially one half")
     ln_scale: bool = Field(False, description="multiply the normalized inputs of layer l by 1 / sqrt(l + 1)")
+    lanes_from: int = Field(
+        0, ge=0, description="first of the layers with two residual lanes, which all later layers have; 0 = none"
+    )
     mlp: MLPConfig = MLPConfig()
     rope: RopeConfig = RopeConfig()
     attention: AttentionConfig = AttentionConfig()
     bigram: BigramConfig = BigramConfig()
     smear: SmearConfig = SmearConfig()
     value_embedding: ValueEmbeddingConfig = ValueEmbeddingConfig()
+    loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -120,6 +137,25 @@ class ModelConfig(Section):
                 f"attention.within_documents needs smear.document_mask = true: smear.gate {self.smear.gate!r} would "
                 "carry a document's last token into the next document; set model.smear.document_mask true, or "
                 'model.smear.gate "none"'
+            )
+        if self.attention.document_tokens and not self.attention.within_documents:
+            raise ValueError("attention.document_tokens cuts documents, so it needs attention.within_documents = true")
+        return self
+
+    @model_validator(mode="after")
+    def _loop_and_lanes_fit(self) -> Self:
+        loop, half = self.loop, self.num_layers // 2
+        if not loop.repeats and (loop.first or loop.last):
+            raise ValueError("loop.first and loop.last need loop.repeats of 1 or more")
+        if not loop.first <= loop.last < self.num_layers:
+            raise ValueError(
+                f"loop.first {loop.first} and loop.last {loop.last} must be layers from 0 to {self.num_layers - 1}, "
+                "in this order"
+            )
+        if self.lanes_from and not max(loop.last + 1, half) <= self.lanes_from < self.num_layers:
+            raise ValueError(
+                f"lanes_from {self.lanes_from} must be one of the layers {max(loop.last + 1, half)} to "
+                f"{self.num_layers - 1}: in the second half, and after the looped layers"
             )
         return self
 

@@ -16,6 +16,12 @@ class MuonConfig(Section):
     momentum_start: float = Field(0.85, ge=0, lt=1, description="momentum at the first step")
     momentum_warmup: float = Field(0.036, ge=0, le=1, description="fraction of the run over which momentum rises")
     steps: int = Field(5, ge=1, le=20, description="Newton-Schulz iterations per step")
+    polynomial: Literal["quintic", "polar_express"] = Field(
+        "quintic",
+        description="quintic: one polynomial for all iterations; polar_express: one per iteration (arXiv 2505.16932)",
+    )
+    row_norm: bool = Field(False, description="divide each row of an update by its norm before the iterations")
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="dtype of Muon's gradients and momentum")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, multiplied by the learning rate")
 
     @model_validator(mode="after")
@@ -32,12 +38,18 @@ class AdamConfig(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
     eps: float = Field(1e-8, gt=0, description="constant added to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, multiplied by the learning rate")
+    table_weight_decay: float = Field(
+        -1.0, ge=-1, description="weight decay of token, bigram and value tables; -1 = weight_decay"
+    )
 
 
 class AverageConfig(Section):
     """The average of the weights that is packed."""
 
     ema_decay: float = Field(0.0, ge=0, lt=1, description="decay per step of the moving average (EMA); 0 = no average")
+    ema_candidates: tuple[float, ...] = Field(
+        (), description="decays of more moving averages, from which choose 'held_out' may take the best"
+    )
     swa_weight: float = Field(
         0.0, ge=0, le=1, description="share of the mean of snapshots (SWA) in the packed weights; 0 = none"
     )
@@ -47,6 +59,16 @@ class AverageConfig(Section):
         "fixed",
         description="fixed: pack the configured average; held_out: pack the best average on held-out training text",
     )
+
+    @model_validator(mode="after")
+    def _decays_differ(self) -> Self:
+        decays = [self.ema_decay, *self.ema_candidates]
+        if self.ema_candidates and (len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays)):
+            raise ValueError(
+                f"ema_candidates {list(self.ema_candidates)} must be different decays between 0 and 1, beside an "
+                f"ema_decay above 0, which is {self.ema_decay:g}"
+            )
+        return self
 
 
 class ReplayConfig(Section):
@@ -102,14 +124,21 @@ class TrainConfig(Section):
     max_steps: int = Field(0, ge=0, description="largest number of steps; 0 = no limit but the clock")
     loader: Literal["sequential", "shuffled"] = Field("sequential", description="order of the training rows")
     compile: bool = Field(True, description="use torch.compile for the training step (CUDA only)")
-    attention: Literal["auto", "fa3", "cudnn", "flex", "varlen", "flash", "efficient", "math"] = Field(
+    attention: Literal["auto", "fa3", "fa4", "cudnn", "flex", "varlen", "flash", "efficient", "math"] = Field(
         "auto", description="attention backend; auto: the fastest on this device"
+    )
+    kernels: Literal["compiler", "triton"] = Field(
+        "compiler",
+        description="norm, rotary positions, XSA and gate of attention: torch.compile, or Triton kernels (CUDA only)",
     )
     matrix_lr: float = Field(0.04, gt=0, description="Muon learning rate of block matrices")
     embed_lr: float = Field(0.05, gt=0, description="AdamW learning rate of the tied embedding and other tables")
     scalar_lr: float = Field(0.04, gt=0, description="AdamW learning rate of gains, scales and mixers")
     warmdown: float = Field(0.087, ge=0, le=1, description="last fraction of the run, in which the learning rate falls")
     min_lr: float = Field(0.0, ge=0, lt=1, description="learning-rate multiplier at the end of the warm-down")
+    loop_start: float = Field(
+        0.0, ge=0, le=1, description="fraction of the run from which the layers of model.loop run several times"
+    )
     grad_clip: float = Field(0.0, ge=0, description="largest global gradient norm; 0 = no clipping")
     table_dtype: Literal["fp32", "bf16"] = Field(
         "fp32", description="dtype of token, bigram and value tables in training"

@@ -3,8 +3,9 @@
 The deltas of q, k and v are added to the outputs of these projections. Those of `o` and `mlp` are added to the outputs
 of a layer's attention and MLP, as a bypass that reads the same normalized input. The delta of `head` is added to the
 logits before their softcap, from the final norm. Query, key, value and head adapters are exactly a change of the
-weight, W + (alpha / r) B A. Forward hooks add the deltas, so the model is defined in one place. A starts uniform in
-+-1 / sqrt(inputs), B at zero. Source: LoRA (arXiv 2106.09685); per document the challenge's baseline and PR 1530.
+weight, W + (alpha / r) B A. Each run of a looped layer has adapters of its own. Forward hooks add the deltas, so the
+model is defined in one place. A starts uniform in +-1 / sqrt(inputs), B at zero.
+Source: LoRA (arXiv 2106.09685); per document the challenge's baseline and PR 1530.
 
 Legend: N documents side by side, W tokens of their windows, r rank, D model width, V vocabulary.
 """
@@ -27,10 +28,16 @@ from bitgolf.model.layers import Block, Linear
 # Of AdamW in the published per-document runs; B's first gradients are far below the usual 1e-8.
 _EPS = 1e-10
 
+Delta = Callable[[Tensor], Tensor]
+"""Input of a site (N, W, inputs) -> what is added to its output, (N, W, outputs)."""
+
 
 @dataclass(frozen=True)
 class Site:
-    """A place where an adapter is added: the name of a module of the model (or "head") and the widths there."""
+    """A place where an adapter is added: one run of a module of the model in a pass (or "head"), and the widths there.
+
+    A module of a looped layer has one site per run. They have the same name and stand in the order of the runs.
+    """
 
     name: str
     inputs: int
@@ -38,12 +45,12 @@ class Site:
 
 
 def lora_sites(model: GPT, targets: Sequence[str]) -> list[Site]:
-    """Places of the adapters for `targets` (of q, k, v, o, mlp, head), layer by layer, and the head last."""
+    """Places of the adapters for `targets` (of q, k, v, o, mlp, head), in the order of a pass; the head is last."""
     sites: list[Site] = []
     width = model.config.model_dim
-    for layer, block in enumerate(model.blocks):
+    for position in model.orders[True]:
+        block, prefix = model.blocks[position.layer], f"blocks.{position.layer}"
         assert isinstance(block, Block)
-        prefix = f"blocks.{layer}"
         for target, name in (("q", "query"), ("k", "key"), ("v", "value")):
             if target in targets:
                 linear: Linear = getattr(block.attention, name)
@@ -124,18 +131,20 @@ def adapted_logits(model: GPT, adapters: DocumentAdapters, tokens: Tensor, last:
     """
     config = adapters.config
     scale = config.alpha / config.rank
-    deltas = {site.name: _delta(a, b, scale) for site, a, b in zip(adapters.sites, adapters.a, adapters.b, strict=True)}
+    deltas: dict[str, list[Delta]] = {}
+    for site, a, b in zip(adapters.sites, adapters.a, adapters.b, strict=True):
+        deltas.setdefault(site.name, []).append(_delta(a, b, scale))
     head = deltas.pop("head", None)
     with _hooked(model, deltas):
         hidden = model.hidden(tokens)[:, -last:]  # (N, last, D)
     if head is None:
         return model.logits(hidden)
     cap = model.config.logit_softcap
-    raw = F.linear(hidden, model.embedding.to(hidden.dtype)) + head(hidden)
+    raw = F.linear(hidden, model.embedding.to(hidden.dtype)) + head[0](hidden)
     return cap * torch.tanh(raw.float() / cap)
 
 
-def _delta(a: Tensor, b: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+def _delta(a: Tensor, b: Tensor, scale: float) -> Delta:
     """x (N, W, inputs) -> scale * B (A x), (N, W, outputs), in the dtype of x."""
 
     def delta(x: Tensor) -> Tensor:
@@ -146,18 +155,22 @@ def _delta(a: Tensor, b: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def _hooked(model: nn.Module, deltas: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Inside the block the named modules add a delta of their input to their output (to its first part if a tuple)."""
+def _hooked(model: nn.Module, deltas: dict[str, list[Delta]]) -> Iterator[None]:
+    """For one pass, the named modules add a delta of their input to their output (to its first part if a tuple).
 
-    def hook(delta: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    The first run of a module in the pass adds the first of its deltas, and so on.
+    """
+
+    def hook(runs: Iterator[Delta]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            delta = next(runs)
             if isinstance(output, tuple):
                 return (output[0] + delta(args[0]), *output[1:])
             return output + delta(args[0])
 
         return add
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(delta)) for name, delta in deltas.items()]
+    handles = [model.get_submodule(name).register_forward_hook(hook(iter(runs))) for name, runs in deltas.items()]
     try:
         yield
     finally:

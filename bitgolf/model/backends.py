@@ -31,7 +31,7 @@ _SDPA = {
     "math": SDPBackend.MATH,
 }
 BACKENDS = ("fa3", "cudnn", "flash", "efficient", "math")
-_NEED_GPU = ("fa3", "cudnn", "flex", "varlen")
+_NEED_GPU = ("fa3", "fa4", "cudnn", "flex", "varlen")
 # Largest difference from `math` that rounding explains in `_try_with_documents`: four times the one measured on a CPU.
 # Attention to one token of another document changes results by more than 1.
 _ROUNDING = {torch.float32: 2e-2, torch.bfloat16: 0.15, torch.float16: 2e-2}

@@ -23,7 +23,7 @@ _LOOKS_BACK = 2  # tokens before it that a token's embedding depends on: the sme
 
 
 class LayerCache(Protocol):
-    """Keys and values of one layer."""
+    """Keys and values of one layer, or of one pass through a looped layer."""
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values of new positions, (B, T, G, K), and return those of all positions, (B, S, G, K)."""
@@ -35,11 +35,12 @@ class Cache(Protocol):
 
     layers: list[LayerCache]
 
-    def take(self, tokens: Tensor, documents: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add tokens (B, T).
 
         Args:
             documents: attention stays within documents.
+            document_tokens: documents are cut after every so many tokens; 0 = never.
         Returns:
             The new tokens with those before them that their embeddings depend on, (B, up to _LOOKS_BACK + T).
             The positions of the new tokens, (T,) fp32.
@@ -49,11 +50,11 @@ class Cache(Protocol):
 
 
 class GenerationCache:
-    """A cache that takes any number of tokens per pass. `num_layers`: of the model."""
+    """A cache that takes any number of tokens per pass. `num_positions`: of the model, `GPT.num_positions`."""
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_positions: int) -> None:
         self.tokens: Tensor | None = None
-        self.grown = [_GrowingLayer() for _ in range(num_layers)]
+        self.grown = [_GrowingLayer() for _ in range(num_positions)]
         self.layers: list[LayerCache] = list(self.grown)
 
     @property
@@ -61,12 +62,12 @@ class GenerationCache:
         """Tokens seen so far."""
         return 0 if self.tokens is None else self.tokens.size(1)
 
-    def take(self, tokens: Tensor, documents: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `Cache`."""
         new, first = tokens.size(1), self.length
         self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
         positions = torch.arange(first, first + new, device=tokens.device, dtype=torch.float32)
-        mask = document_mask(self.tokens, new) if documents else None
+        mask = document_mask(self.tokens, new, document_tokens) if documents else None
         return self.tokens[:, -new - _LOOKS_BACK :], positions, mask
 
 
@@ -132,7 +133,7 @@ class FixedCache:
         self.recent.copy_(beginning.tokens[:, -_LOOKS_BACK:])
         self.position.fill_(beginning.length)
 
-    def take(self, tokens: Tensor, documents: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `Cache`; one token per pass, which is not part of the cache before `advance`."""
         assert tokens.size(1) == 1 and not documents
         here = self.places == self.position  # (S,)

@@ -9,7 +9,11 @@ pass, for all layers. Its shape depends only on the shape of the batch, so a com
 
     math, efficient, flash (CPU)   boolean mask (B, 1, T, T)
     flex                           block mask of FlexAttention (arXiv 2412.05496), which skips empty blocks
-    fa3, varlen                    borders (N + 1,) of sequences laid end to end (FlashAttention's varlen calls)
+    fa3, fa4, varlen               borders (N + 1,) of sequences laid end to end (FlashAttention's varlen calls)
+
+With `document_tokens` above 0, a longer document is cut into pieces of that many tokens, counted from its start. The
+pieces do not see each other, so training and scoring see the same lengths in rows of any length (PR 1855). "Document"
+below then means such a piece.
 
 To add a backend: one more `DocumentBackend`, with its layout and its kernel. `backends` proves it against `math`.
 Source of variable-length training and of evaluation within documents: PR 1530.
@@ -36,13 +40,14 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BOS = 1  # id of the document start in every challenge tokenizer
-DOCUMENT_BACKENDS = ("fa3", "flex", "varlen", "flash", "efficient", "math")
+DOCUMENT_BACKENDS = ("fa3", "fa4", "flex", "varlen", "flash", "efficient", "math")
 
 # The borders have space for this many documents per batch: one per 128 tokens, and 128 more for small batches. Unused
 # space costs time (FlashAttention's backward pads its workspace by 128 tokens per sequence). Documents of web text have
 # 500 to 1,200 tokens.
-_SHORTEST_AVERAGE = 128
-_SPARE_DOCUMENTS = 128
+_SHORTEST_AVERAGE, _SPARE_DOCUMENTS = 128, 128
+# For documents that are cut, in long rows: 257 sequences per row of 98,304 tokens, the largest number of PR 1855.
+_SHORTEST_AVERAGE_CUT, _SPARE_DOCUMENTS_CUT = 512, 64
 
 Layout = Any
 """The borders of the documents in the form that a backend's kernel needs: a Tensor or a BlockMask."""
@@ -62,51 +67,80 @@ class DocumentBackend:
     attend: Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
 
 
-def document_ids(tokens: Tensor) -> Tensor:
-    """Number of each token's document in its row, (B, T) int32 from 0, of tokens (B, T)."""
-    return (tokens == BOS).cumsum(1, dtype=torch.int32)
+def document_ids(tokens: Tensor, document_tokens: int = 0) -> Tensor:
+    """Number of each token's document in its row, (B, T) int32, rising from 0 or 1, of tokens (B, T)."""
+    if not document_tokens:
+        return (tokens == BOS).cumsum(1, dtype=torch.int32)
+    positions = torch.arange(tokens.size(1), device=tokens.device).expand(tokens.shape)
+    start = torch.where(tokens == BOS, positions, 0).cummax(1).values
+    return ((positions - start) % document_tokens == 0).cumsum(1, dtype=torch.int32)
 
 
-def document_mask(tokens: Tensor, last: int = 0) -> Tensor:
+def document_mask(tokens: Tensor, last: int = 0, document_tokens: int = 0) -> Tensor:
     """True where a position may attend to another: bool (B, 1, T, S), the `last` T positions (0 = all) of (B, S)."""
-    ids, total = document_ids(tokens), tokens.size(1)
+    ids, total = document_ids(tokens, document_tokens), tokens.size(1)
     last = last or total
     causal = torch.ones(last, total, dtype=torch.bool, device=tokens.device).tril(total - last)
     return ((ids[:, -last:, None] == ids[:, None, :]) & causal)[:, None]
 
 
-def document_borders(tokens: Tensor) -> Tensor:
+def document_borders(tokens: Tensor, document_tokens: int = 0) -> Tensor:
     """Beginnings of the documents when rows (B, T) are laid end to end: (N + 1,) int32, filled up with B * T.
 
     N depends only on the shape. Raises RuntimeError (on a GPU a device-side assertion) if there are more than N
     documents, because merged documents would see each other.
     """
     B, T = tokens.shape
-    most = min(B * T, B + B * T // _SHORTEST_AVERAGE + _SPARE_DOCUMENTS)
-    starts = ((tokens == BOS) | (torch.arange(T, device=tokens.device) == 0)).flatten()
-    torch._assert_async(
-        starts.sum() <= most,
-        f"model.attention.within_documents: a batch of {B} x {T} tokens has more than {most} documents, the limit of "
-        "backends fa3 and varlen; use train.attention = flex, efficient or math",
+    average, spare = (
+        (_SHORTEST_AVERAGE_CUT, _SPARE_DOCUMENTS_CUT) if document_tokens else (_SHORTEST_AVERAGE, _SPARE_DOCUMENTS)
     )
-    first = torch.nonzero_static(starts, size=most, fill_value=B * T).squeeze(1)
+    most = min(B * T, B + B * T // average + spare)
+    starts = ((tokens == BOS) | (torch.arange(T, device=tokens.device) == 0)).flatten()
+    first, count = torch.nonzero_static(starts, size=most, fill_value=B * T).squeeze(1), starts.sum()
+    if document_tokens:
+        first, num_pieces = _cut(F.pad(first, (0, 1), value=B * T), document_tokens)
+        count = torch.where(count <= most, num_pieces, count)
+    torch._assert_async(
+        count <= most,
+        f"model.attention.within_documents: a batch of {B} x {T} tokens has more than {most} documents, the limit of "
+        "backends fa3, fa4 and varlen; use train.attention = flex, efficient or math",
+    )
     return F.pad(first, (0, 1), value=B * T).to(torch.int32)
 
 
-def document_backend(backend: str) -> DocumentBackend:
+def _cut(borders: Tensor, document_tokens: int) -> tuple[Tensor, Tensor]:
+    """Cut the documents between `borders`, (N + 1,), after every `document_tokens` tokens.
+
+    Returns:
+        The first tokens of the first N pieces, (N,) int64, filled up with the last border.
+        The number of pieces, a scalar, which may be above N.
+    """
+    lengths = borders.diff()
+    ends = ((lengths + document_tokens - 1) // document_tokens).cumsum(0)  # pieces up to the end of each document, (N,)
+    piece = torch.arange(len(lengths), device=borders.device)
+    document = torch.searchsorted(ends, piece, right=True).clamp(max=len(lengths) - 1)
+    before = F.pad(ends, (1, 0))[document]  # pieces of the documents before
+    first = borders[document] + document_tokens * (piece - before)
+    return torch.where(piece < ends[-1], first, borders[-1]), ends[-1]
+
+
+def document_backend(backend: str, document_tokens: int = 0) -> DocumentBackend:
     """The backend of `DOCUMENT_BACKENDS` with this name.
 
+    Args:
+        document_tokens: documents are cut after every so many tokens; 0 = never.
     Raises:
         ConfigError: the name is unknown, or the package of the backend is not installed.
     """
     if backend in _MASKED:
-        return DocumentBackend(document_mask, functools.partial(_attend_masked, backend))
+        mask = functools.partial(document_mask, document_tokens=document_tokens)
+        return DocumentBackend(mask, functools.partial(_attend_masked, backend))
     if backend == "flex":
-        return DocumentBackend(_block_mask, _attend_flex)
-    if backend == "fa3":
-        return DocumentBackend(document_borders, functools.partial(_attend_packed, _fa3_kernel()))
-    if backend == "varlen":
-        return DocumentBackend(document_borders, functools.partial(_attend_packed, _varlen_kernel()))
+        return DocumentBackend(functools.partial(_block_mask, document_tokens=document_tokens), _attend_flex)
+    if backend in ("fa3", "fa4", "varlen"):
+        kernel = {"fa3": _fa3_kernel, "fa4": _fa4_kernel, "varlen": _varlen_kernel}[backend]()
+        borders = functools.partial(document_borders, document_tokens=document_tokens)
+        return DocumentBackend(borders, functools.partial(_attend_packed, kernel, document_tokens))
     raise ConfigError(
         f"attention backend {backend!r} does not support model.attention.within_documents = true; allowed: auto, "
         f"{', '.join(DOCUMENT_BACKENDS)}"
@@ -132,10 +166,10 @@ def _attend_masked(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) 
     return y.transpose(1, 2)
 
 
-def _block_mask(tokens: Tensor) -> BlockMask:
+def _block_mask(tokens: Tensor, document_tokens: int) -> BlockMask:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ids = document_ids(tokens)
+    ids = document_ids(tokens, document_tokens)
     B, T = tokens.shape
 
     def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -167,9 +201,12 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-def _attend_packed(kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, borders: Tensor) -> Tensor:
+def _attend_packed(
+    kernel: Callable[..., Tensor], document_tokens: int, q: Tensor, k: Tensor, v: Tensor, borders: Tensor
+) -> Tensor:
     """Attention of sequences laid end to end; `kernel(q, k, v, borders, longest)` with q (B * T, H, K)."""
-    y = kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), borders, q.size(1))
+    longest = min(document_tokens or q.size(1), q.size(1))
+    y = kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), borders, longest)
     return y.view(q.shape)
 
 
@@ -194,6 +231,23 @@ def _fa3_kernel() -> Callable[..., Tensor]:
             causal=True,
         )
         return y[0] if isinstance(y, tuple) else y
+
+    return kernel
+
+
+def _fa4_kernel() -> Callable[..., Tensor]:
+    try:
+        import flash_attn.cute.interface  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"attention backend fa4 needs the package flash-attn-4, which cannot be imported ({error}); install "
+            "bitgolf[hopper], or use auto, flex, varlen, efficient or math"
+        ) from error
+    from bitgolf.model.flash4 import fa4_forward
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
+        y: Tensor = fa4_forward(q, k, v, borders, longest)[0]
+        return y
 
     return kernel
 

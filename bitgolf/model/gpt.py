@@ -2,24 +2,30 @@
 
     tokens -> E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T -> c tanh(z / c) -> logits
 
-The first L // 2 layers keep their output. Every later layer adds the last output kept, times one learned weight per
-channel, while any is left (as in the challenge's baseline, main:train_gpt.py). With `attention.within_documents`
-nothing passes from one document of a row to the next. `layers` has the parts of a block, `embeddings` those before it.
+The first half of the layers keep their output. Every later layer adds the last output kept, times one learned weight
+per channel, while any is left (as in the challenge's baseline, main:train_gpt.py). `order` has these pairs, and the
+layers that run several times. Layers from `lanes_from` on have two lanes, which begin equal. Skips are added to lane 0,
+and the output is the mean of both. With `attention.within_documents` nothing passes from one document of a row to the
+next. `layers` has the parts of a block, `embeddings` those before it.
 
 Legend: B batch, T time, D model width, V vocabulary, L layers, G key/value heads, K head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
+from bitgolf.errors import ConfigError
 from bitgolf.model.cache import Cache
-from bitgolf.model.document_borders import document_backend
+from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
 from bitgolf.model.layers import Block, Linear, Pass, rms_norm
+from bitgolf.model.order import layer_order, num_skip_rows
 from bitgolf.model.rotary import rotary_frequencies
 
 
@@ -40,11 +46,11 @@ class GPT(nn.Module):
         self.smear = Smear(config) if config.smear.gate != "none" else None
         self.value_embedding = ValueEmbedding(config) if config.value_embedding.layers else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.num_encoder = config.num_layers // 2
-        skips = min(self.num_encoder, config.num_layers - self.num_encoder) if config.skips else 0
+        self.orders = {looped: layer_order(config, looped) for looped in (False, True)}
+        skips = num_skip_rows(config)
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
-        self.document_layout = document_backend("math").layout if config.attention.within_documents else None
+        self.document_layout = self._document_layout("math")
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
 
@@ -82,11 +88,30 @@ class GPT(nn.Module):
 
     def set_attention_backend(self, backend: str) -> None:
         """Use the named backend (see `bitgolf.model.backends`) in every layer."""
-        documents = self.config.attention.within_documents
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attention.use_backend(backend, documents)
-        self.document_layout = document_backend(backend).layout if documents else None
+            block.attention.use_backend(backend, self.config.attention.within_documents)
+        self.document_layout = self._document_layout(backend)
+
+    def use_kernels(self) -> None:
+        """Compute the parts around attention with Triton kernels (NVIDIA GPUs; the head width is a power of two)."""
+        if self.config.head_dim & (self.config.head_dim - 1):
+            raise ConfigError(
+                f"train.kernels 'triton' needs a head width that is a power of two, not {self.config.head_dim}; use "
+                "'compiler'"
+            )
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.use_kernels()
+
+    def _document_layout(self, backend: str) -> Callable[[Tensor], Layout] | None:
+        attention = self.config.attention
+        return document_backend(backend, attention.document_tokens).layout if attention.within_documents else None
+
+    @property
+    def num_positions(self) -> int:
+        """Number of layers that a pass runs with the loop on; a cache holds keys and values for each."""
+        return len(self.orders[True])
 
     def embed(self, tokens: Tensor, fake: Tensor | None = None) -> Tensor:
         """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor."""
@@ -98,13 +123,16 @@ class GPT(nn.Module):
         x = rms_norm(raw)
         return x if self.smear is None else self.smear(x, tokens)
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None, fake: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, cache: Cache | None = None, fake: Tensor | None = None, looped: bool = True
+    ) -> Tensor:
         """Normalized output of the last block.
 
         Args:
             tokens: (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens.
             cache: of the tokens before them; they are added to it.
             fake: sharpness of fake quantization (training only); None = the float weights.
+            looped: run the looped layers several times; only the first part of training does not.
         Returns:
             (B, T, D) in `compute_dtype`.
         """
@@ -113,7 +141,8 @@ class GPT(nn.Module):
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
             documents = None if self.document_layout is None else self.document_layout(tokens)
         else:
-            recent, positions, documents = cache.take(tokens, self.config.attention.within_documents)
+            attention = self.config.attention
+            recent, positions, documents = cache.take(tokens, attention.within_documents, attention.document_tokens)
             x = self.embed(recent)[:, -tokens.size(1) :]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
@@ -121,17 +150,26 @@ class GPT(nn.Module):
         ve = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
 
         x0, first_value = x, None
+        lane1: Tensor | None = None  # while there is one, x is lane 0
         skips: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if layer >= self.num_encoder and skips:
-                x = self._add_skip(x, skips.pop(), layer - self.num_encoder)
-            layer_cache = None if cache is None else cache.layers[layer]
-            x, v = block(x, x0, shared, self._layer_value_embedding(ve, layer), first_value, layer_cache)
-            if layer == 0 and self.config.attention.value_residual:
+        for place, (layer, keeps, row) in enumerate(self.orders[looped]):
+            block = self.blocks[layer]
+            if self.config.lanes_from and layer == self.config.lanes_from:
+                lane1 = x
+            if row >= 0:
+                x = self._add_skip(x, skips.pop(), row)
+            layer_cache = None if cache is None else cache.layers[place]
+            rest = (x0, shared, self._layer_value_embedding(ve, layer), first_value, layer_cache)
+            if lane1 is None:
+                x, v = block(x, *rest)
+            else:
+                assert isinstance(block, Block)
+                (x, lane1), v = block.two_lanes((x, lane1), *rest)
+            if place == 0 and self.config.attention.value_residual:
                 first_value = v
-            if layer < self.num_encoder and self.skip_weights is not None:
+            if keeps:
                 skips.append(x)
-        return rms_norm(x)
+        return rms_norm(x if lane1 is None else 0.5 * (x + lane1))
 
     def _add_skip(self, x: Tensor, skip: Tensor, index: int) -> Tensor:
         """The stream x with an earlier layer's output, both (B, T, D); `index` of the skip's weights and gates."""
@@ -154,9 +192,11 @@ class GPT(nn.Module):
         cap = self.config.logit_softcap
         return cap * torch.tanh(F.linear(hidden, self.embedding.to(hidden.dtype)).float() / cap)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, fake: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, fake: Tensor | None = None, looped: bool = True
+    ) -> Tensor:
         """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given."""
-        logits = self.logits(self.hidden(tokens, None, fake))
+        logits = self.logits(self.hidden(tokens, None, fake, looped))
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -23,6 +23,9 @@ from bitgolf.model.cache import LayerCache, attend_to_cache
 from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.rotary import rotate
 
+_GATE_CHANNELS = 12  # channels of its input that the gate of attention reads (PR 1787)
+_GATE_SCALE = 0.5  # factor on the gate's logits (PR 1855)
+
 
 class Linear(nn.Linear):
     """Bias-free linear layer whose fp32 weight (out, in) is cast to the dtype of its input.
@@ -58,8 +61,9 @@ class Attention(nn.Module):
     """Causal self-attention with QK-norm, rotary positions, a learned gain per query head, grouped keys and values.
 
     Options, by `AttentionConfig`: a token embedding (VE) and the first layer's values (VRL) are added to the values;
-    the component of a head's output along the token's own value is removed (XSA, PR 265); attention stays within
-    documents (`bitgolf.model.document_borders`).
+    the component of a head's output along the token's own value is removed (XSA, PR 265); each head's output is
+    multiplied by a gate that reads a few channels of the input (PR 1787); attention stays within documents
+    (`bitgolf.model.document_borders`).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -72,12 +76,24 @@ class Attention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.attention.qk_gain))
         self.exclude_self = layer >= config.num_layers - config.attention.xsa_layers
         self.value_mix = nn.Parameter(torch.tensor([0.01, 0.99])) if config.attention.value_residual and layer else None
+        channels = min(_GATE_CHANNELS, config.model_dim)
+        self.gate = nn.Parameter(torch.zeros(config.num_heads, channels)) if config.attention.gate else None
+        self.document_tokens = config.attention.document_tokens
         self.attend: Callable[..., Tensor]
         self.use_backend("math", config.attention.within_documents)
+        self.kernels: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+
+    def use_kernels(self) -> None:
+        """Compute the parts around attention with the Triton kernels of `attention_triton` (NVIDIA GPUs only)."""
+        from bitgolf.model.attention_triton import exclude_and_gate, rotate_normed
+
+        self.kernels = rotate_normed, exclude_and_gate
 
     def use_backend(self, backend: str, documents: bool) -> None:
         """Attend by the named backend of `bitgolf.model.backends`, or with `documents` of `document_borders`."""
-        self.attend = document_backend(backend).attend if documents else attention_function(backend)
+        self.attend = (
+            document_backend(backend, self.document_tokens).attend if documents else attention_function(backend)
+        )
 
     def forward(
         self,
@@ -99,17 +115,35 @@ class Attention(nn.Module):
         if self.value_mix is not None and first_value is not None:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * first_value + mix[1] * v
-        q, k = rotate(rms_norm(q), cos, sin), rotate(rms_norm(k), cos, sin)
-        q = q * self.q_gain.to(q.dtype)[:, None]
+        q, k = self._rotate(q, k, cos, sin)
         if cache is not None:
             y = attend_to_cache(q, *cache.extend(k, v), documents)
         elif documents is not None:
             y = self.attend(q, k, v, documents)
         else:
             y = self.attend(q, k, v)
+        y = self._exclude_and_gate(y, v, x)
+        return self.out(y.reshape(B, T, -1), fake), v
+
+    def _rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, T, H or G, K), normalized and rotated; the queries multiplied by their gain."""
+        if self.kernels is not None:
+            rotate_normed, _ = self.kernels
+            return rotate_normed(q, self.q_gain, cos, sin), rotate_normed(k, self.q_gain[:0], cos, sin)
+        q, k = rotate(rms_norm(q), cos, sin), rotate(rms_norm(k), cos, sin)
+        return q * self.q_gain.to(q.dtype)[:, None], k
+
+    def _exclude_and_gate(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        """Head outputs y (B, T, H, K) after XSA and the gate, which reads the input x (B, T, D)."""
+        logits = None
+        if self.gate is not None:
+            logits = F.linear(x[..., : self.gate.size(1)], self.gate.to(x.dtype))  # (B, T, H)
+        if self.kernels is not None and self.exclude_self:
+            _, exclude_and_gate = self.kernels
+            return exclude_and_gate(y, v, y.new_empty(0) if logits is None else logits, _GATE_SCALE)
         if self.exclude_self:
             y = remove_own_value(y, v)
-        return self.out(y.reshape(B, T, -1), fake), v
+        return y if logits is None else y * torch.sigmoid(_GATE_SCALE * logits)[..., None]
 
 
 def remove_own_value(y: Tensor, v: Tensor) -> Tensor:
@@ -144,7 +178,11 @@ def activate(x: Tensor, config: MLPConfig) -> Tensor:
 
 
 class Block(nn.Module):
-    """Mix of the stream with the embedding, then attention, then the MLP; every scale is one number per channel."""
+    """Mix of the stream with the embedding, then attention, then the MLP; every scale is one number per channel.
+
+    A layer with two lanes (PR 1529) has two streams. Attention reads lane 0, mixed with the embedding, and the MLP
+    reads lane 1. Both outputs are added to both lanes, with learned weights.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -154,6 +192,9 @@ class Block(nn.Module):
         self.mlp_scale = nn.Parameter(torch.ones(config.model_dim))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(config.model_dim), torch.zeros(config.model_dim))))
         self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
+        if config.lanes_from and layer >= config.lanes_from:
+            self.lane_keep = nn.Parameter(torch.full((2,), 1.1))  # factor of each lane, initially as in PR 1529
+            self.lane_add = nn.Parameter(torch.ones(2, 2))  # [output, lane], outputs of attention and MLP
 
     def forward(
         self,
@@ -170,3 +211,22 @@ class Block(nn.Module):
         y, v = self.attention(rms_norm(x) * self.norm_scale, shared, value_embedding, first_value, cache)
         x = x + self.attn_scale.to(x.dtype) * y
         return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale, shared.fake), v
+
+    def two_lanes(
+        self,
+        lanes: tuple[Tensor, Tensor],  # (B, T, D) each
+        x0: Tensor,  # (B, T, D) normalized embedding
+        shared: Pass,
+        value_embedding: Tensor | None = None,  # (B, T, G * K)
+        first_value: Tensor | None = None,  # (B, T, G, K) of layer 0
+        cache: LayerCache | None = None,
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Returns the new lanes, and the layer's values (B, T, G, K)."""
+        dtype = x0.dtype
+        mix, keep, add = self.resid_mix.to(dtype), self.lane_keep.to(dtype), self.lane_add.to(dtype)
+        mixed = rms_norm(mix[0] * lanes[0] + mix[1] * x0) * self.norm_scale
+        y, v = self.attention(mixed, shared, value_embedding, first_value, cache)
+        y = self.attn_scale.to(dtype) * y
+        z = self.mlp_scale.to(dtype) * self.mlp(rms_norm(lanes[1]) * self.norm_scale, shared.fake)
+        lane0, lane1 = (keep[i] * lanes[i] + add[0, i] * y + add[1, i] * z for i in (0, 1))
+        return (lane0, lane1), v

@@ -39,6 +39,14 @@ COMPONENTS = (
     Component(
         "Partial RoPE", lambda c: c.model.rope.dims > 0, ("model.rope.dims", "model.rope.train_length"), "PR 315"
     ),
+    Component(
+        "Depth recurrence",
+        lambda c: c.model.loop.repeats > 0,
+        ("model.loop.first", "model.loop.last", "model.loop.repeats", "train.loop_start"),
+        "PR 1204, 1394, 1855",
+    ),
+    Component("Parallel lanes", lambda c: c.model.lanes_from > 0, ("model.lanes_from",), "PR 1204, 1529"),
+    Component("Sparse attention gate", lambda c: c.model.attention.gate, ("model.attention.gate",), "PR 1667, 1787"),
     Component("LN scale", lambda c: c.model.ln_scale, ("model.ln_scale",), "PR 315"),
     Component("XSA", lambda c: c.model.attention.xsa_layers > 0, ("model.attention.xsa_layers",), "PR 265, 287"),
     Component(
@@ -59,7 +67,7 @@ COMPONENTS = (
     Component(
         "Document attention",
         lambda c: c.model.attention.within_documents,
-        ("model.attention.within_documents",),
+        ("model.attention.within_documents", "model.attention.document_tokens"),
         "PR 1530",
     ),
     Component("Orthogonal initialization", lambda c: c.model.init == "orthogonal", ("model.init",), "PR 162"),
@@ -69,6 +77,13 @@ COMPONENTS = (
         ("train.matrix_lr", "train.muon.momentum", "train.muon.steps", "train.muon.weight_decay"),
         "Jordan et al. 2024, baseline",
     ),
+    Component(
+        "Polar Express",
+        lambda c: c.train.muon.polynomial == "polar_express",
+        ("train.muon.polynomial",),
+        "Amsel et al. 2025 (arXiv 2505.16932), PR 1344, 1787",
+    ),
+    Component("MuonEq-R", lambda c: c.train.muon.row_norm, ("train.muon.row_norm",), "PR 1285, 1787"),
     Component(
         "Exponential moving average", lambda c: c.train.average.ema_decay > 0, ("train.average.ema_decay",), "PR 287"
     ),

@@ -32,7 +32,6 @@ class SeedRun:
         pack, audit: contents of pack.json and audit.json (None: not audited).
         model_bytes, model_sha256: of the artifact on disk.
         seconds: charged to training and evaluation, by budget.
-        outdated: see `Products.outdated`.
     """
 
     scored: ScoredRun
@@ -43,7 +42,6 @@ class SeedRun:
     model_bytes: int
     model_sha256: str
     seconds: dict[str, float]
-    outdated: dict[str, str]
 
     @property
     def seed(self) -> int:
@@ -126,8 +124,9 @@ def _doubts(run: SeedRun) -> list[str]:
         doubts.append(f"seed {run.seed} failed its audit ({', '.join(failed) or 'no check named'})")
     if not_run or not run.audit.get("complete"):
         doubts.append(f"seed {run.seed} was not audited in full ({', '.join(not_run) or 'no check named'} not run)")
-    if run.outdated:
-        doubts.append(f"seed {run.seed} has changed since its audit")
+    audit_file = run.path / "audit.json"
+    if any((run.path / name).stat().st_mtime > audit_file.stat().st_mtime for name in ("model.bitgolf", "score.json")):
+        doubts.append(f"seed {run.seed} was packed or scored again after its audit")
     return doubts
 
 
@@ -167,7 +166,6 @@ def _read(scored: ScoredRun) -> SeedRun:
         len(artifact),
         digest,
         {kind: products.budget.spent(kind) for kind in ("train_seconds", "eval_seconds")},
-        products.outdated(),
     )
     again = f"run `bitgolf pack {path}`, `bitgolf score {path}` and `bitgolf audit {path}` again"
     for name, stated in (("pack.json", products.pack), ("score.json", scored.score)):

@@ -17,10 +17,13 @@ from bitgolf.config.train import AverageConfig
 
 
 class EMA:
-    """Shadow of named parameters, updated as shadow = decay * shadow + (1 - decay) * parameter."""
+    """Shadow of named parameters, updated as shadow = decay * shadow + (1 - decay) * parameter.
 
-    def __init__(self, parameters: dict[str, Tensor], decay: float) -> None:
-        self.decay = decay
+    The names in `state` begin with `label`.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], decay: float, label: str = "ema") -> None:
+        self.decay, self.label = decay, label
         self.parameters = parameters
         self.shadow = {name: p.detach().float().clone() for name, p in parameters.items()}
 
@@ -32,7 +35,7 @@ class EMA:
 
     def state(self) -> dict[str, Tensor]:
         """The shadow by name, live (not copies)."""
-        return {f"ema.{name}": tensor for name, tensor in self.shadow.items()}
+        return {f"{self.label}.{name}": tensor for name, tensor in self.shadow.items()}
 
 
 class SWA:
@@ -74,11 +77,12 @@ class SWA:
 
 
 class Averages:
-    """The averages that `config` asks for: EMA, SWA, their blend, or none."""
+    """The averages that `config` asks for: EMA, SWA, their blend, or none; and EMAs that are only candidates."""
 
     def __init__(self, parameters: dict[str, Tensor], config: AverageConfig) -> None:
         self.parameters, self.swa_weight = parameters, config.swa_weight
         self.ema = EMA(parameters, config.ema_decay) if config.ema_decay else None
+        self.others = [EMA(parameters, decay, candidate_label(decay)) for decay in config.ema_candidates]
         self.swa = SWA(parameters, config.swa_spacing, config.swa_start) if config.swa_weight else None
 
     def update(self, fraction: float, lr_scale: float, *, snapshots: bool = True) -> None:
@@ -86,14 +90,18 @@ class Averages:
 
         SWA is updated only if `snapshots`; the replay burst leaves it out.
         """
-        if self.ema is not None:
-            self.ema.update()
+        for ema in self._emas():
+            ema.update()
         if self.swa is not None and snapshots:
             self.swa.update(fraction, lr_scale)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that a resumed run needs, live (not copies)."""
-        return (self.ema.state() if self.ema else {}) | (self.swa.state() if self.swa else {})
+        state = {name: tensor for ema in self._emas() for name, tensor in ema.state().items()}
+        return state | (self.swa.state() if self.swa else {})
+
+    def _emas(self) -> list[EMA]:
+        return ([self.ema] if self.ema else []) + self.others
 
     def shipped(self) -> tuple[dict[str, Tensor], str]:
         """The weights that the configuration ships, and their description."""
@@ -106,7 +114,7 @@ class Averages:
 
     def candidates(self) -> dict[str, dict[str, Tensor]]:
         """Every set of weights that training can ship, by its description; the configured one is first."""
-        plain = {f"ema {self.ema.decay:g}": self.ema.shadow} if self.ema else {}
+        plain = {f"ema {ema.decay:g}": ema.shadow for ema in self._emas()}
         plain["last weights"] = self.last_weights()
         if self.swa is None:
             return plain
@@ -123,7 +131,12 @@ class Averages:
         return {blend_name: blend, swa_name: mean} | plain
 
 
+def candidate_label(decay: float) -> str:
+    """First part of the names of a candidate EMA's tensors, without a dot: 0.99 -> "ema-0_99"."""
+    return f"ema-{decay:g}".replace(".", "_")
+
+
 def num_candidates(config: AverageConfig) -> int:
     """The largest number of sets of weights that `Averages.candidates` can return."""
     swa = 0 if not config.swa_weight else 1 if config.swa_weight == 1 else 2
-    return 1 + bool(config.ema_decay) + swa
+    return 1 + bool(config.ema_decay) + len(config.ema_candidates) + swa

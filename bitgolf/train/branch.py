@@ -125,8 +125,8 @@ def adapt(
     for name, tensor in live.items():
         if name in saved:
             adapted[name] = saved[name]
-        elif name.startswith("ema."):
-            adapted[name] = saved["model." + name.removeprefix("ema.")].float()
+        elif name.startswith("ema"):
+            adapted[name] = saved["model." + name.partition(".")[2]].float()
             fresh.add("ema")
         elif name.startswith(_STARTS_FRESH):
             adapted[name] = tensor.detach().cpu().clone()

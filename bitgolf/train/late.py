@@ -43,9 +43,9 @@ class LatePhase:
         """The late phase on the grids that `pack` will use."""
         return cls(model, config, grids_of(model.shapes(), pack), pack.grid.percentiles)
 
-    def loss(self, tokens: Tensor, targets: Tensor, sharpness: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, sharpness: Tensor, looped: bool = True) -> Tensor:
         """Cross entropy of the fake-quantized model plus the CROWN-Q penalty, a scalar in nats."""
-        loss = self.model(tokens, targets, sharpness if self.config.mode != "none" else None)
+        loss = self.model(tokens, targets, sharpness if self.config.mode != "none" else None, looped)
         if self.config.crown.weight:
             loss = loss + self.config.crown.weight * crown_penalty(self.matrices, self.config.crown.levels)
         return loss

@@ -1,7 +1,7 @@
 """The timed optimizer steps, until their share of the budget is spent or `train.max_steps` are made.
 
-Everything around a step happens here: the schedules, the switch to the late phase, the metrics, the checkpoints. All
-ranks take every decision from the same numbers (`Timeline`).
+Everything around a step happens here: the schedules, the switch to the late phase and to looped layers, the metrics,
+the checkpoints. All ranks take every decision from the same numbers (`Timeline`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def make_steps(
     """Train from `step` steps on until the steps are over. Returns the number of steps of the whole run."""
     config, late = trainer.config, trainer.late
     late_has_begun = False
+    loops = bool(trainer.model.config.loop.repeats)
+    looped = not loops or timeline.fraction(step) >= config.loop_start
     while not timeline.steps_are_over(step):
         inputs, targets = next(loader)
         fraction = timeline.fraction(step)
@@ -45,9 +47,14 @@ def make_steps(
         if late is not None and late_is_on and not late_has_begun:
             late_has_begun = True
             _begin_late(late, step, fraction, lr_scale, report.log)
+        if not looped and fraction >= config.loop_start:
+            looped = True  # for the rest of the run
+            report.log.write("loop", step=step, fraction=fraction, lr_scale=lr_scale)
         window.note(step, lr_scale)
         momentum = muon_momentum(fraction, config.muon)
-        metrics = trainer.step(inputs, targets, lr_scale, momentum, timeline.clock.elapsed(), fraction, late_is_on)
+        metrics = trainer.step(
+            inputs, targets, lr_scale, momentum, timeline.clock.elapsed(), fraction, late_is_on, looped=looped
+        )
         step += 1
         report.add(step, metrics, lr_scale)
         keep = checkpoints.must_keep(step)

@@ -5,9 +5,14 @@ The formula, for a matrix p with gradient g, momentum mu, learning rate lr and w
     buf = mu buf + g;  u = g + mu buf;  X = NS(u / ||u||_F)
     p *= 1 - lr wd;  p -= lr max(1, rows / cols)^0.5 X
 
-NS is a quintic Newton-Schulz iteration. Matrices of one shape are stacked and iterated together, in bf16 on GPUs and in
-fp32 on CPUs (where the rounding of bf16 would make runs on one and on two ranks differ). Each rank iterates its share
-of a stack, and the results are gathered, so every rank holds the same weights.
+NS is a Newton-Schulz iteration with odd polynomials of degree 5: one polynomial for all iterations, or with
+`polar_express` another one per iteration, the best for the singular values that are left (Polar Express, Amsel et al.
+2025, arXiv 2505.16932). With `row_norm` each row of u is divided by its norm first (NorMuon's idea without its second
+moment, PR 1787). With `dtype` bf16, gradients and momentum take half the memory.
+
+Matrices of one shape are stacked and iterated together, in bf16 on GPUs and in fp32 on CPUs (where the rounding of bf16
+would make runs on one and on two ranks differ). Each rank iterates its share of a stack, and the results are gathered,
+so every rank holds the same weights.
 
 Legend: N matrices of one shape, R rows, C columns.
 """
@@ -23,24 +28,37 @@ from torch import Tensor
 from bitgolf.run.ranks import World
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steep at 0, so that small singular values rise fast
+# For singular values from 0.001 to 1, with a safety factor of 1.02 (PR 1787, from modded-nanogpt).
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
 
 
-def orthogonalize(update: Tensor, steps: int) -> Tensor:
+def orthogonalize(update: Tensor, steps: int, polar_express: bool = False, row_norm: bool = False) -> Tensor:
     """The nearest orthogonal matrix to every matrix of a stack, approximately.
 
     Args:
         update: (N, R, C), any float dtype.
         steps: Newton-Schulz iterations.
+        polar_express: the first five iterations have a polynomial each, and later ones repeat the fifth.
+        row_norm: divide each row by its norm first.
     Returns:
-        (N, R, C) with singular values near 1 (0.7 to 1.2 after five steps); bf16 on GPUs, else fp32.
+        (N, R, C) with singular values near 1 (0.7 to 1.2 after five steps, 0.86 to 1.13 with Polar Express); bf16 on
+        GPUs, else fp32.
     """
-    a, b, c = QUINTIC
     x = update.bfloat16() if update.is_cuda else update.float()
+    if row_norm:
+        x = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp_min(1e-7)).to(x.dtype)
     tall = x.size(-2) > x.size(-1)
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for step in range(steps):
+        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] if polar_express else QUINTIC
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
@@ -58,7 +76,8 @@ class Muon:
     Args:
         parameters: name -> (R, C) fp32 parameter; order is kept.
         world: its ranks share the stacks.
-        steps: Newton-Schulz iterations.
+        steps, polar_express, row_norm: see `orthogonalize`.
+        dtype: of the gradients and the momentum.
         weight_decay: decoupled, multiplied by the scheduled learning rate.
         transform: applied to the numeric functions (`torch.compile` on GPUs, identity on CPUs).
     """
@@ -69,17 +88,21 @@ class Muon:
         world: World,
         *,
         steps: int = 5,
+        polar_express: bool = False,
+        row_norm: bool = False,
+        dtype: torch.dtype = torch.float32,
         weight_decay: float = 0.0,
         transform: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda f: f,
     ) -> None:
-        self.world, self.steps, self.weight_decay = world, steps, weight_decay
+        self.world, self.weight_decay, self.dtype = world, weight_decay, dtype
+        self.iteration = (steps, polar_express, row_norm)
         stacks: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name, parameter in parameters.items():
             stacks[(parameter.size(0), parameter.size(1))].append(name)
         self.parameters = parameters
         self.stacks = dict(stacks)
         self.buffers = {
-            shape: torch.zeros(len(names), *shape, device=parameters[names[0]].device)
+            shape: torch.zeros(len(names), *shape, device=parameters[names[0]].device, dtype=dtype)
             for shape, names in self.stacks.items()
         }
         self._coefficient = torch.zeros((), device=world.device)
@@ -96,7 +119,7 @@ class Muon:
         self._coefficient.fill_(momentum)  # a tensor, so that the update is compiled once for all values
         for shape, names in self.stacks.items():
             matrices = [self.parameters[name] for name in names]
-            grads = torch.stack([m.grad for m in matrices if m.grad is not None])
+            grads = torch.stack([m.grad for m in matrices if m.grad is not None]).to(self.dtype)
             buffer, update = self._momentum(grads, self.buffers[shape], self._coefficient)
             self.buffers[shape].copy_(buffer)
             direction = self._shared_orthogonalize(update)
@@ -108,9 +131,9 @@ class Muon:
     def _shared_orthogonalize(self, update: Tensor) -> Tensor:
         size = self.world.size
         if size == 1:
-            return self._orthogonalize(update, self.steps)
+            return self._orthogonalize(update, *self.iteration)
         count = update.size(0)
         share = -(-count // size)
         padded = torch.cat((update, update.new_ones(share * size - count, *update.shape[1:])))
         mine = padded[self.world.rank * share : (self.world.rank + 1) * share]
-        return self.world.gather_slices(self._orthogonalize(mine, self.steps))[:count]
+        return self.world.gather_slices(self._orthogonalize(mine, *self.iteration))[:count]

@@ -34,19 +34,23 @@ class ModelOptimizer:
             matrices,
             world,
             steps=config.muon.steps,
+            polar_express=config.muon.polynomial == "polar_express",
+            row_norm=config.muon.row_norm,
+            dtype=torch.bfloat16 if config.muon.dtype == "bf16" else torch.float32,
             weight_decay=config.muon.weight_decay,
             transform=torch.compile if compile_updates else lambda f: f,
         )
         self.base_lrs = [config.embed_lr, config.scalar_lr]
         self.adam_names = [tables, scalars]
+        decay = config.adam.weight_decay
+        decays = (decay if config.adam.table_weight_decay < 0 else config.adam.table_weight_decay, decay)
         self.adam = torch.optim.AdamW(
             [
-                {"params": [self.parameters[n] for n in group], "lr": lr}
-                for group, lr in zip(self.adam_names, self.base_lrs, strict=True)
+                {"params": [self.parameters[n] for n in group], "lr": lr, "weight_decay": decay}
+                for group, lr, decay in zip(self.adam_names, self.base_lrs, decays, strict=True)
             ],
             betas=(config.adam.beta1, config.adam.beta2),
             eps=config.adam.eps,
-            weight_decay=config.adam.weight_decay,
             fused=world.device.type == "cuda",
             foreach=None if world.device.type == "cuda" else True,
         )

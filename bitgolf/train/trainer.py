@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,17 @@ def halve_tables_(model: GPT) -> None:
             parameter.data = parameter.data.bfloat16()
 
 
+def _compile_options(loops: bool) -> dict[str, Any]:
+    """Options of `torch.compile` for a model with or without looped layers.
+
+    PyTorch 2.10 and later fuse sums over tokens into kernels that reduce over channels. In a looped model, two of these
+    kernels add up the gradients of three passes and take 7 ms each: a step of 138 ms took 125 ms without them (H200).
+    """
+    import torch._inductor.config as inductor
+
+    return {"triton.mix_order_reduction": False} if loops and hasattr(inductor.triton, "mix_order_reduction") else {}
+
+
 class Trainer:
     """Steps `model` under `config`; see `step`, `tensors`, `load_`."""
 
@@ -51,11 +63,16 @@ class Trainer:
         if config.table_dtype == "bf16":
             halve_tables_(model)
         self.compiled = config.compile and world.device.type == "cuda"
+        if config.kernels == "triton" and world.device.type == "cuda":
+            model.use_kernels()
         self.optimizer = ModelOptimizer(model, config, world, compile_updates=self.compiled)
         self.averages = Averages(self.optimizer.parameters, config.average)
-        self._loss: Callable[..., Tensor] = torch.compile(model, dynamic=False) if self.compiled else model
-        if late is not None:
-            self._late_loss = torch.compile(late.loss, dynamic=False) if self.compiled else late.loss
+        self._loss: Callable[..., Tensor] = model
+        self._late_loss: Callable[..., Tensor] = model if late is None else late.loss
+        if self.compiled:
+            options = _compile_options(bool(model.config.loop.repeats))
+            self._loss = torch.compile(self._loss, dynamic=False, options=options)
+            self._late_loss = torch.compile(self._late_loss, dynamic=False, options=options)
 
     def step(
         self,
@@ -67,6 +84,7 @@ class Trainer:
         fraction: float = 0.0,
         late: bool = False,
         snapshots: bool = True,
+        looped: bool = True,
     ) -> Tensor:
         """One update from this rank's rows.
 
@@ -78,6 +96,7 @@ class Trainer:
             fraction: share of the run that is done (for the averages and the late phase).
             late: use the loss of the late phase (quantized or penalized).
             snapshots: SWA may take a snapshot after this step.
+            looped: run the looped layers of the model several times.
         Returns:
             (P + 3,) fp32 on the device: elapsed seconds on rank 0, mean loss over all ranks in nats, the gradient
             norms of `ModelOptimizer.step`.
@@ -86,7 +105,7 @@ class Trainer:
         if late and self.late is not None:
             self.late.prepare(fraction)
         for x, y in zip(inputs.split(self.shape.micro_rows), targets.split(self.shape.micro_rows), strict=True):
-            loss = self._micro_loss(x, y, late) / self.shape.accumulation
+            loss = self._micro_loss(x, y, late, looped) / self.shape.accumulation
             loss.backward()
             total += loss.detach()
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
@@ -95,10 +114,10 @@ class Trainer:
         self.averages.update(fraction, lr_scale, snapshots=snapshots)
         return torch.cat((head, norms))
 
-    def _micro_loss(self, x: Tensor, y: Tensor, late: bool) -> Tensor:
+    def _micro_loss(self, x: Tensor, y: Tensor, late: bool, looped: bool = True) -> Tensor:
         if late and self.late is not None:
-            return self._late_loss(x, y, self.late.sharpness)
-        return self._loss(x, y)
+            return self._late_loss(x, y, self.late.sharpness, looped)
+        return self._loss(x, y, None, looped)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every live tensor that a resumed run needs, by name."""
@@ -127,16 +146,18 @@ class Trainer:
         digest = state_digest(before)
         generator = torch.Generator(device=self.world.device).manual_seed(0)
         seconds = []
-        phases = (False, True) if self.late is not None else (False,)
-        total = len(phases) * self.config.warmup_steps
-        for number, late in enumerate(late for late in phases for _ in range(self.config.warmup_steps)):
+        # Every kind of step that the run makes, (late, looped). The seconds are those of the last kind.
+        loops = (False, True) if self.model.config.loop.repeats and self.config.loop_start else (True,)
+        kinds = [(late, looped) for late in ((False, True) if self.late else (False,)) for looped in loops]
+        total = len(kinds) * self.config.warmup_steps
+        for number, (late, looped) in enumerate(kind for kind in kinds for _ in range(self.config.warmup_steps)):
             if self.world.is_main:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
             shape = (self.shape.rank_rows, self.config.seq_len + 1)
             tokens = torch.randint(self.model.config.vocab_size, shape, generator=generator, device=self.world.device)
             self.world.synchronize()
             begin = time.perf_counter()
-            self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon.momentum, late=late)
+            self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon.momentum, late=late, looped=looped)
             self.world.synchronize()
             seconds.append(time.perf_counter() - begin)
         if self.world.is_main:

@@ -110,6 +110,43 @@ def test_sites_have_the_widths_of_their_modules() -> None:
     }
 
 
+LOOPED = {
+    "num_layers": 4, "loop.repeats": 1, "loop.first": 1, "loop.last": 2, "skip_gates": True, "attention.gate": True,
+    "attention.xsa_layers": 4, "value_embedding.layers": (), "attention.value_residual": False,
+}  # fmt: skip
+
+
+def unrolled(model: GPT) -> GPT:
+    """A model without loop whose layers are the six runs 0, 1, 2, 1, 2, 3 of the looped model's layers."""
+    changes = {"num_layers": 6, "loop.repeats": 0, "loop.first": 0, "loop.last": 0, "attention.xsa_layers": 6}
+    longer = tiny_gpt(model.config.updated(changes))
+    weights = {name: p for name, p in model.state_dict().items() if not name.startswith("blocks.")}
+    for place, layer in enumerate((0, 1, 2, 1, 2, 3)):
+        block = model.blocks[layer].state_dict()
+        weights |= {f"blocks.{place}.{name}": p for name, p in block.items()}
+    longer.load_state_dict(weights)
+    return longer
+
+
+def test_every_run_of_a_looped_layer_has_its_own_adapters() -> None:
+    settings_ = config(method="lora")
+    model, generator = tiny_gpt(settings_.model.updated(LOOPED)), torch.Generator().manual_seed(3)
+    longer = unrolled(model)
+    sites, single_runs = lora_sites(model, ALL), lora_sites(longer, ALL)
+    assert [(s.inputs, s.outputs) for s in sites] == [(s.inputs, s.outputs) for s in single_runs]
+    assert len(sites) == 6 * 5 + 1
+    a = [torch.randn(2, 3, s.inputs, generator=generator) for s in sites]
+    adapters, expected = (DocumentAdapters(places, a, settings_.ttt.lora) for places in (sites, single_runs))
+    for ours, theirs in zip(adapters.b, expected.b, strict=True):
+        ours.normal_(0, 0.1, generator=generator)
+        theirs.copy_(ours)
+    tokens = torch.randint(VOCAB, (2, 11), generator=generator)
+    torch.testing.assert_close(
+        adapted_logits(model, adapters, tokens, 5), adapted_logits(longer, expected, tokens, 5), rtol=0, atol=1e-5
+    )
+    assert (adapted_logits(model, adapters, tokens, 5) - model(tokens)[:, -5:]).abs().max() > 0.05
+
+
 def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     """One document after the other, unpadded windows, merged weights, torch's AdamW."""
     ttt, model = settings_.ttt, tiny_gpt(settings_.model)
