@@ -40,7 +40,11 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 audit failed, 2 error that the user can correct."""
+    """Run one command and return its exit status.
+
+    0: done. 1: an audit failed. 2: an error that the user can correct. 3: an audit could not make all checks.
+    130: interrupted.
+    """
     is_main = os.environ.get("RANK", "0") == "0"
     # PyTorch's OpenMP threads read this when they are loaded. Long spinning while they wait makes a step four times
     # slower on shared cores (0.60 s against 0.15 s, two cores and two busy neighbors). Brief spinning costs nothing.

@@ -14,6 +14,7 @@ from rich.console import Console
 from tiny_run import cli, documents, done, refused, write_jsonl
 
 import bitgolf.commands.console
+from bitgolf.audit.verdict import Check, Verdict
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.config import load_config, preset_names, resolve
 from bitgolf.config.overrides import parse_overrides
@@ -142,6 +143,16 @@ def test_an_audit_that_fails_is_status_1(run_copy: Path) -> None:
     outcome = cli("audit", run_copy, "--quick")
     assert outcome.status == 1
     assert "FAIL" in outcome.stdout
+
+
+def test_an_audit_without_all_checks_is_status_3(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def incomplete(*_: object, **__: object) -> Verdict:
+        return Verdict((Check("a", "B1", "t", "PASS", ""), Check("b", "B1", "t", "NOT RUN", "no GPU")))
+
+    monkeypatch.setattr("bitgolf.audit.run.audit_run", incomplete)
+    outcome = cli("audit", run_copy)
+    assert outcome.status == 3
+    assert "INCOMPLETE" in outcome.stdout
 
 
 def test_a_sample_repeats_with_its_seed_and_begins_with_the_prompt(tiny_run: Path) -> None:

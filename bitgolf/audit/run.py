@@ -29,6 +29,7 @@ from bitgolf.errors import BitgolfError
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
+from bitgolf.run.seal import record_seal
 
 _OF_RECORDS = (budgets, seals, configuration, documents, tape_log, figures)
 _OF_THE_EVALUATION = (flips, borders, distribution, other_shapes, reproduction, codec)
@@ -71,6 +72,8 @@ def audit_run(
             "everything": everything,
             "device": str(evidence.device),
             "entropy": str(evidence.entropy),
+            "score_seal": record_seal(run / "score.json"),
         }
         atomic.write_json(run / "audit.json", stored)
+        run.mark_report_outdated("audit")
     return verdict

@@ -91,8 +91,8 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 when passed, else 1."""
-        return 0 if self.passed else 1
+        """0 when every check passed, 1 when one failed, 3 when none failed and one was not made."""
+        return 1 if not self.passed else 0 if self.complete else 3
 
     def __getitem__(self, name: str) -> Check:
         """The check of that name; KeyError when there is none."""

@@ -1,7 +1,8 @@
 """`bitgolf audit`: check a run directory, or the folder of a submission that anybody made.
 
 The verdict on a run is written to its audit.json. Nothing is written into the folder of a submission; `--out` names a
-file for its verdict. The exit status is 1 if a check fails.
+file for its verdict. The exit status is 1 if a check fails, and 3 if none fails and
+one could not run.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _run(arguments: Arguments, out: Console) -> int:
         out.print(score_table(config.name, score, pack))
         out.print(audit_table(verdict.to_json()))
         print_line(out, f"report: {page}")
-    return verdict.exit_code
+    return int(not verdict.passed)
 
 
 def _begin(arguments: Arguments, config: Config, hold: ExitStack) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +13,10 @@ from bitgolf.config.config import Config
 from bitgolf.config.earlier import MOVED, NOTEBOOK, REMOVED, translate
 from bitgolf.config.section import flatten, with_values
 from bitgolf.config.settings import all_settings, is_group, nearest_setting
-from bitgolf.errors import ConfigError
+from bitgolf.errors import ConfigError, ForeignError
+from bitgolf.foreign import MAX_NUMBER_LENGTH, parse_toml, printable, read_bytes
+
+_MAX_BYTES = 1_000_000
 
 
 def preset_names() -> list[str]:
@@ -36,28 +37,25 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
         ConfigError: unknown preset or key (with the nearest valid name), or a value out of range.
     """
     try:
-        values = tomllib.loads(_preset_text(preset))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{preset} is not valid TOML: {error}") from error
+        values = parse_toml(_preset_bytes(preset), _MAX_BYTES)
+    except ForeignError as error:
+        raise ConfigError(f"{preset} is no configuration: {error}") from error
     return resolve(values, overrides or {}, origin=preset)
 
 
-def _preset_text(preset: str) -> str:
+def _preset_bytes(preset: str) -> bytes:
     if preset.endswith(".toml"):
-        path = Path(preset)
-        if not path.is_file():
-            raise ConfigError(f"configuration file {preset} does not exist")
         try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{preset} is not UTF-8, the encoding of TOML: {error}") from error
+            return read_bytes(preset, _MAX_BYTES)
+        except FileNotFoundError as error:
+            raise ConfigError(f"configuration file {preset} does not exist") from error
     if preset not in preset_names():
         near = difflib.get_close_matches(preset, preset_names(), n=1)
         raise ConfigError(
             f"unknown preset {preset!r}{_did_you_mean(near[0] if near else None)}; "
             f"presets: {', '.join(preset_names())}, or the path of a .toml file"
         )
-    return resources.files("bitgolf.presets").joinpath(f"{preset}.toml").read_text(encoding="utf-8")
+    return resources.files("bitgolf.presets").joinpath(f"{preset}.toml").read_bytes()
 
 
 def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str = "configuration") -> Config:
@@ -73,7 +71,7 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str
         }
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}") from error
-    merged = with_values(current, {key: _parse_value(text) for key, text in overrides.items()})
+    merged = with_values(current, {key: _parse_value(key, text) for key, text in overrides.items()})
     for key in flatten(merged):
         _require_setting(key, f"{origin}: ")
     try:
@@ -99,15 +97,21 @@ def _did_you_mean(name: str | None) -> str:
     return f", did you mean {name!r}?" if name else ""
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
+    """`text` as TOML if it is one value, otherwise as text. Raises ConfigError for numbers of too many digits."""
+    if len(text) > MAX_NUMBER_LENGTH and not text.strip("+-._0123456789"):
+        raise ConfigError(f"{key} = {printable(text)}: the number has too many digits")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return {"true": True, "false": False}.get(text.lower(), text)
+        table = parse_toml(f"value = {text}")
+    except ForeignError:
+        table = {}
+    if table.keys() == {"value"}:
+        return table["value"]
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "value_error":
         return f"{where + ': ' if where else ''}{error['ctx']['error']!s}"
-    return f"{where} = {error['input']!r}: {error['msg'][0].lower() + error['msg'][1:]}"
+    return f"{where} = {printable(repr(error['input']))}: {error['msg'][0].lower() + error['msg'][1:]}"

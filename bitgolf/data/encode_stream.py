@@ -1,19 +1,22 @@
 """Encodes batches of documents in order, in this process or in several.
 
 Each worker has at most two batches in progress, so memory does not grow with the corpus. The process that encodes a
-batch also proves it (`Tokenizer.encode_proven`).
+batch also proves it (`Tokenizer.encode_proven`). Ctrl-C reaches only this process, and the workers end when it ends.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 from bitgolf.data.split import Document
 from bitgolf.data.tokenizer import EncodedDocuments, Tokenizer
@@ -72,7 +75,8 @@ def encode_batches(
     waiting: deque[tuple[Batch, Future[EncodedDocuments]]] = deque()
     try:
         for batch in itertools.chain(first, source):
-            waiting.append((batch, pool.submit(_encode_in_worker, batch)))
+            with _interrupts_blocked():  # the workers start at the first call, and inherit the signal mask
+                waiting.append((batch, pool.submit(_encode_in_worker, batch)))
             if len(waiting) > 2 * count:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -88,11 +92,30 @@ def encode_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker: list[Tokenizer] = []  # the tokenizer of a worker process
 
 
 def _start_worker(model_bytes: bytes, lossless: bool, name: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.append(Tokenizer(model_bytes, lossless, name))
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode_in_worker(batch: Batch) -> EncodedDocuments:

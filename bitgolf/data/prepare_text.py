@@ -34,7 +34,8 @@ _HASH_FILES = {"train": TRAIN_HASHES, "val": VAL_HASHES}
 def prepare_text(config: DataConfig, vocab_size: int, work: Path, progress: Progress) -> dict[str, Any]:
     """Write the shards, the tokenizer and the document hashes of a text source into `work`.
 
-    Returns the manifest's entries about them. Raises DataError for bad text and for empty splits.
+    Returns the manifest's entries about them. Raises DataError for bad text, for an empty split, and for a tokenizer
+    that counts more bytes than the text has.
     """
     if parse_source(config.source)[0] == "fineweb-docs":
         with FinewebDocs() as published:
@@ -52,6 +53,12 @@ def _prepare(
     for split in SPLITS:
         if not splits[split]["documents"]:
             raise DataError(_empty_split(split, config, splits))
+        if splits[split]["counted_bytes"] > splits[split]["raw_bytes"]:
+            raise DataError(
+                f"tokenizer {tokenizer.name} makes the {split} text longer: it counts "
+                f"{splits[split]['counted_bytes']:,} bytes for {splits[split]['raw_bytes']:,}, which would make its "
+                "bits per byte too small; use another tokenizer"
+            )
     num_train, num_val, overlap = check_disjoint(work)
     assert (num_train, num_val, overlap) == (splits["train"]["documents"], splits["val"]["documents"], 0)
     return {

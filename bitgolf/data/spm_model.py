@@ -13,6 +13,13 @@ from enum import IntEnum
 from bitgolf.errors import DataError
 
 SPACE = "\u2581"  # a space inside a piece of SentencePiece
+MAX_PIECES = 65_536  # ids are uint16
+MAX_MODEL_BYTES = 16 * 1024 * 1024  # several times the size of the largest models with so many pieces
+MAX_PIECE_BYTES = 4_096
+# Appended to a serialized model, it replaces the normalizer: field 3 (normalizer_spec) with name "identity", an empty
+# precompiled_charsmap, add_dummy_prefix false, remove_extra_whitespaces false, escape_whitespaces true. In the wire
+# format, the last value of a field counts.
+IDENTITY_NORMALIZER = b"\x1a\x12\x0a\x08identity\x12\x00\x18\x00\x20\x00\x28\x01"
 
 
 class PieceKind(IntEnum):
@@ -71,13 +78,25 @@ class ModelSettings:
 
 
 def read_model(data: bytes) -> ModelSettings:
-    """Read `data`, a serialized ModelProto. Raises DataError if it is not one."""
+    """Read `data`, a serialized ModelProto.
+
+    Raises DataError if it is not one, or above the limits of bytes, pieces or bytes per piece. The work is proportional
+    to the bytes that are read until the first violation.
+    """
+    if len(data) > MAX_MODEL_BYTES:
+        raise DataError(f"the SentencePiece model has {len(data):,} bytes, at most {MAX_MODEL_BYTES:,} are allowed")
     pieces: list[tuple[str, PieceKind]] = []
     normalizer: dict[int, int | bytes] = {}
     trainer: dict[int, int | bytes] = {}
     try:
         for number, value in _fields(data):
             if number == 1 and isinstance(value, bytes):
+                if len(pieces) == MAX_PIECES:
+                    raise ValueError(f"it has more than {MAX_PIECES:,} pieces, the most that shards can hold")
+                if len(value) > MAX_PIECE_BYTES:
+                    raise ValueError(
+                        f"piece {len(pieces)} has {len(value):,} bytes, at most {MAX_PIECE_BYTES:,} are allowed"
+                    )
                 piece = dict(_fields(value))
                 text, kind = piece.get(1, b""), piece.get(3, PieceKind.NORMAL)
                 if not isinstance(text, bytes) or not isinstance(kind, int):

@@ -17,22 +17,24 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from bitgolf.data.spm_model import SPACE, PieceKind, read_model
-from bitgolf.errors import DataError
+from bitgolf.data.spm_model import IDENTITY_NORMALIZER, MAX_MODEL_BYTES, SPACE, PieceKind, read_model
+from bitgolf.errors import DataError, ForeignError
+from bitgolf.foreign import read_bytes
 
 Tokens = np.ndarray  # (N,) uint16
 
-_MAX_VOCAB = 65_536  # ids are uint16
 _WORDS = re.compile(f"{SPACE}|\n| *[^ \n{SPACE}]+| +")
 _CACHE_CHARACTERS = 2_000_000  # about 80 MB of cached words; above it the cache is emptied
 _LONG_WORD = 64  # characters; longer words are not cached
+_LONG_TEXT = 250_000  # characters; SentencePiece needs about 100 bytes of memory per character, so longer texts are cut
+_CHUNK = 1 << 16  # number of tokens spelled at a time
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,6 @@ class Tokenizer:
         self.lossless = settings.lossless if lossless is None else lossless
         self.vocab_size = len(settings.pieces)
         self.bos_id = int(self._processor.bos_id())
-        if self.vocab_size > _MAX_VOCAB:
-            raise DataError(f"tokenizer {name} has {self.vocab_size:,} pieces; shards allow at most {_MAX_VOCAB:,}")
         if self.bos_id < 0:
             raise DataError(
                 f"tokenizer {name} has no BOS piece, which marks the start of every document; train with bos_id >= 0"
@@ -116,11 +116,11 @@ class Tokenizer:
             return cls(source, lossless, name or "tokenizer")
         path = Path(source)
         try:
-            data = path.read_bytes()
-        except OSError as error:
+            data = read_bytes(path, MAX_MODEL_BYTES)
+        except (FileNotFoundError, ForeignError) as error:
+            reason = error.strerror if isinstance(error, FileNotFoundError) else error
             raise DataError(
-                f"cannot read the tokenizer {path}: {error.strerror or error}; give the path of a "
-                "SentencePiece .model file"
+                f"cannot read the tokenizer {path}: {reason}; give the path of a SentencePiece .model file"
             ) from error
         try:
             return cls(data, lossless, name or path.stem)
@@ -145,15 +145,30 @@ class Tokenizer:
         """Ids of each text, without BOS; uint16 arrays. Raises DataError for lone surrogates."""
         for index, text in enumerate(texts):
             _utf8(text, index)
-        if self._words is not None:
-            words = self._words
-            return [
-                np.frombuffer(b"".join([words[word] for word in _WORDS.findall(text)]), dtype=np.uint16)
-                for text in texts
-            ]
         if self.lossless:
-            return [np.array(self._encode_around_literal_spaces(text), dtype=np.uint16) for text in texts]
-        return [np.array(ids, dtype=np.uint16) for ids in self._processor.encode(list(texts), num_threads=1)]
+            return [self._encode_lossless(text) for text in texts]
+        if all(len(text) <= _LONG_TEXT for text in texts):
+            return [np.array(ids, dtype=np.uint16) for ids in self._processor.encode(list(texts), num_threads=1)]
+        return [self._encode_normalized(text) for text in texts]
+
+    def _encode_lossless(self, text: str) -> Tokens:
+        parts = []
+        for part in _cut(text, " "):
+            if self._words is None:
+                parts.append(np.array(self._encode_around_literal_spaces(part), dtype=np.uint16))
+            else:
+                words = self._words
+                joined = b"".join([words[word] for word in _WORDS.findall(part)])
+                parts.append(np.frombuffer(joined, dtype=np.uint16))
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
+
+    def _encode_normalized(self, text: str) -> Tokens:
+        """Normalize `text` as a whole, and encode the parts by the same model without normalization."""
+        if len(text) <= _LONG_TEXT:
+            return np.array(self._processor.encode(text), dtype=np.uint16)
+        plain = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes + IDENTITY_NORMALIZER)
+        parts = _cut(self._processor.normalize(text), SPACE)
+        return np.concatenate([np.array(plain.encode(part), dtype=np.uint16) for part in parts])
 
     def encode_proven(self, texts: Sequence[str], indices: Sequence[int] | None = None) -> EncodedDocuments:
         """Encode texts with BOS before each, and prove that no byte is lost.
@@ -176,17 +191,13 @@ class Tokenizer:
         charged = total[starts[1:]] - total[starts[:-1]]  # (documents,)
 
         raw_bytes = 0
-        decoded = [] if self.lossless else self._processor.decode([ids.tolist() for ids in encoded], num_threads=1)
         for position, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
-            original = text.encode()
-            raw_bytes += len(original)
-            if self.lossless:
-                expected = original
-                survived = b"".join([self._text[i] for i in ids.tolist()]) == original
-            else:
-                normalized = self._processor.normalize(text).replace(SPACE, " ").removeprefix(" ")
-                expected = normalized.encode()
-                survived = decoded[position].removeprefix(" ") == normalized
+            expected = text.encode()
+            raw_bytes += len(expected)
+            if not self.lossless:  # the first space is free: it is a dummy prefix, or follows the document boundary
+                expected = self._processor.normalize(text).replace(SPACE, " ").encode()
+            survived = self._spelled(ids) == expected
+            expected = expected if self.lossless else expected.removeprefix(b" ")
             if not survived or charged[position] != len(expected):
                 what = "original" if self.lossless else "normalized"
                 raise DataError(
@@ -197,6 +208,12 @@ class Tokenizer:
                 )
         return EncodedDocuments(stream, len(texts), raw_bytes, int(charged.sum()))
 
+    def _spelled(self, ids: Tokens) -> bytes:
+        """The joined bytes of the tokens."""
+        text = self._text
+        chunks = (ids[start : start + _CHUNK].tolist() for start in range(0, len(ids), _CHUNK))
+        return b"".join([b"".join([text[i] for i in chunk]) for chunk in chunks])
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of `ids`. Control tokens give no text; bytes that are not UTF-8 give U+FFFD."""
         listed = np.asarray(ids, dtype=np.int64).tolist()
@@ -204,7 +221,7 @@ class Tokenizer:
         if bad is not None:
             raise DataError(f"token id {bad} is outside the vocabulary of {self.vocab_size} of tokenizer {self.name}")
         if self.lossless:
-            return b"".join([self._text[i] for i in listed]).decode("utf-8", errors="replace")
+            return self._spelled(np.asarray(listed, dtype=np.uint16)).decode("utf-8", errors="replace")
         return str(self._processor.decode(listed))
 
     def byte_costs(self, tokens: Tokens) -> np.ndarray:
@@ -248,6 +265,20 @@ class _WordIds(dict[str, bytes]):
             self[word] = ids
             self._characters += len(word)
         return ids
+
+
+def _cut(text: str, space: str) -> Iterator[str]:
+    """Parts of `text` of at most _LONG_TEXT characters, cut before a `space` after another character if possible."""
+    start = 0
+    while len(text) - start > _LONG_TEXT:
+        end = start + _LONG_TEXT
+        cut = text.rfind(space, start + 1, end)
+        while cut > start and text[cut - 1] == space:
+            cut -= 1
+        end = cut if cut > start else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _piece_bytes(text: str, kind: PieceKind) -> bytes:

@@ -15,12 +15,12 @@ from typing import Any
 
 import sentencepiece
 
-from bitgolf.data.spm_model import SPACE
+from bitgolf.data.spm_model import MAX_PIECES, SPACE
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
 
 _SENTENCE = 4_000  # characters per sentence; SentencePiece skips sentences above max_sentence_length bytes
-_MAX_VOCAB = 65_536
+_RESERVED = f"\0{SPACE}\u2585"  # SentencePiece skips sentences that contain them, or stops
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, name: str = "") -> Tokenizer:
@@ -29,8 +29,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, n
     Raises DataError if there is no text, or if there is too little text or there are too many distinct characters for
     `vocab_size`. The message gives the possible sizes.
     """
-    if vocab_size > _MAX_VOCAB:
-        raise DataError(f"model.vocab_size {vocab_size:,} is above the {_MAX_VOCAB:,} that shards can hold")
+    if vocab_size > MAX_PIECES:
+        raise DataError(f"model.vocab_size {vocab_size:,} is above the {MAX_PIECES:,} that shards can hold")
     options: dict[str, Any] = {"normalization_rule_name": "nmt_nfkc"}
     if lossless:
         options = {
@@ -82,7 +82,7 @@ class _Sentences:
 
     def __init__(self, documents: Iterable[str], lossless: bool) -> None:
         self._documents = documents
-        self._cut = re.compile(f"[\n\0{SPACE}]+" if lossless else f"[\0{SPACE}]+")
+        self._cut = re.compile(f"[\n{_RESERVED}]+" if lossless else f"[{_RESERVED}]+")
         self._lossless = lossless
         self.failure: BaseException | None = None
         self.num_characters = 0

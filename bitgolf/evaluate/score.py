@@ -110,6 +110,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         "settings": settings_of(config, SCORE_SETTINGS),
     }
     atomic.write_json(run / "score.json", sealed(record, record_seal(run / "pack.json")))
+    run.mark_report_outdated("score")
 
 
 def nll_file(name: str, headline: str) -> str:

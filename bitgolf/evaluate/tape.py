@@ -175,7 +175,7 @@ class ScoreTape:
         self._nll[start:stop] = values
         self._num_scored = stop
         last = self._events[-1] if self._events else None
-        if last is not None and last["event"] == "score" and last["state"] == self._state:
+        if last is not None and last["event"] == "score":
             last["targets"][1] = stop
         else:
             self._events.append({"event": "score", "targets": [start, stop], "state": self._state})

@@ -84,6 +84,7 @@ def pack(
         "settings": settings_of(run.config, PACK_SETTINGS),
     }
     atomic.write_json(run / "pack.json", sealed(record, products.train_seal))
+    run.mark_report_outdated("pack")
     ledger.forget("pack")
     ledger.charge("artifact_bytes", "pack", "model", len(packed))
     ledger.charge("artifact_bytes", "pack", "code", code_bytes)

@@ -17,6 +17,7 @@ from bitgolf.config import Config
 from bitgolf.errors import RunError
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.seal import seal_of
 from bitgolf.train.metrics import read_events
 
 _KEYS = {  # keys that every product has
@@ -51,6 +52,24 @@ class Products:
             read_product(run, "audit"),
         )
 
+    def outdated(self) -> dict[str, str]:
+        """The products that were made from another version of an earlier product: stage -> that earlier stage.
+
+        Seals decide it (see `bitgolf.run.seal`). Products without seals are not judged.
+        """
+        trained = self.events[-1] if self.events else {}
+        pack, score, audit = self.pack or {}, self.score or {}, self.audit or {}
+        reasons = {}
+        if _is_unlinked(pack, trained):
+            reasons["pack"] = "train"
+        if score.get("model_sha256") not in (None, pack.get("model_sha256")) or _is_unlinked(score, pack):
+            reasons["score"] = "pack"
+        if audit.get("score_seal", score.get("seal")) != score.get("seal"):
+            reasons["audit"] = "score"
+        if reasons and audit:
+            reasons.setdefault("audit", next(iter(reasons)))
+        return reasons
+
     def command(self, stage: str) -> str:
         """The command that runs a stage on this run."""
         if stage == "prepare":
@@ -60,6 +79,11 @@ class Products:
     def last_event(self, kind: str) -> dict[str, Any]:
         """The last event of a kind; empty if there is none."""
         return next((event for event in reversed(self.events) if event["event"] == kind), {})
+
+
+def _is_unlinked(record: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether both records have seals, and the seal of `record` was not made after that of `before`."""
+    return "seal" in record and "seal" in before and seal_of(record, before["seal"]) != record["seal"]
 
 
 def read_product(run: RunDirectory, stage: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from bitgolf.report import allocation, charts, passage, sections
 from bitgolf.report.page import markup, render_page, require_libraries
 from bitgolf.report.products import Products, read_losses
 from bitgolf.run import atomic
-from bitgolf.run.directory import RunDirectory, writes_run
+from bitgolf.run.directory import REPORT_MARK, RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.version import __version__
 
@@ -159,6 +159,7 @@ def render(products: Products, texts: Texts) -> str:
         ledger=sections.ledger_rows(products.budget.charges),
         texts=texts,
         levels=_levels(),
+        mark=markup(REPORT_MARK),
     )
 
 

@@ -34,6 +34,7 @@ _ROLES = {
     "value_embedding.table": "value embedding",
     "value_embedding.project": "value projection",
 }
+_PRODUCT_NAMES = {"pack": "The artifact is", "score": "The scores are", "audit": "The audit is"}
 _SMALL_TENSOR = 8_192  # elements up to which tensors of other roles are shown together
 
 
@@ -76,6 +77,8 @@ def verdict(products: Products) -> tuple[str, str, str, str]:
     audit = products.audit
     if audit is None:
         return "open", "\N{EN DASH}", "NOT RUN", ""
+    if "audit" in products.outdated():
+        return "open", "\N{EN DASH}", "OUTDATED", "the run changed after its audit"
     outcomes = [check["verdict"] for check in audit["checks"]]
     missing = outcomes.count("NOT RUN")
     if not audit["passed"]:
@@ -87,17 +90,11 @@ def verdict(products: Products) -> tuple[str, str, str, str]:
 
 
 def warnings(products: Products) -> list[str]:
-    """Warnings about products that do not belong together, such as scores of an earlier artifact."""
-    texts = []
-    pack, score = products.pack, products.score
-    if pack and score and score.get("model_sha256") not in (None, pack["model_sha256"]):
-        texts.append(f"These scores are of an earlier artifact; run `{products.command('score')}` again.")
-    times = {
-        name: path.stat().st_mtime for name in ("score.json", "audit.json") if (path := products.path / name).exists()
-    }
-    if len(times) == 2 and times["audit.json"] < times["score.json"]:
-        texts.append(f"The audit is older than the scores; run `{products.command('audit')}` again.")
-    return texts
+    """Warnings about products that were made from an earlier version of another product."""
+    return [
+        f"{_PRODUCT_NAMES[stage]} of an earlier `{earlier}`; run `{products.command(stage)}` again."
+        for stage, earlier in products.outdated().items()
+    ]
 
 
 def training_charts(products: Products) -> list[LineChart]:

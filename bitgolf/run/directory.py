@@ -51,6 +51,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+REPORT_MARK = "<!-- a stage that runs later puts its note here -->"
+
+
 class RunDirectory:
     """The path and configuration of one run. Use `create` for a new or resumed run, `open` for an existing one."""
 
@@ -145,6 +148,14 @@ class RunDirectory:
         """Remove what `pack`, `score`, `audit` and `report` made of earlier weights, before training replaces these."""
         for path in (*map(self.path.joinpath, _LATER_PRODUCTS), *self.path.glob("nll-*.npy")):
             path.unlink(missing_ok=True)
+
+    def mark_report_outdated(self, stage: str) -> None:
+        """Write into report.html, if there is one, that `stage` has run since the page was made."""
+        page = self.path / "report.html"
+        if page.is_file():
+            note = f'<p class="card warning">Outdated: `bitgolf {stage}` ran after this page was made.</p>'
+            text = page.read_text(encoding="utf-8", errors="replace")
+            atomic.write_text(page, text.replace(REPORT_MARK, note, 1))
 
     def budget(self) -> Budget:
         """The run's budget ledger with the limits of its configuration."""

@@ -32,6 +32,7 @@ class SeedRun:
         pack, audit: contents of pack.json and audit.json (None: not audited).
         model_bytes, model_sha256: of the artifact on disk.
         seconds: charged to training and evaluation, by budget.
+        outdated: see `Products.outdated`.
     """
 
     scored: ScoredRun
@@ -42,6 +43,7 @@ class SeedRun:
     model_bytes: int
     model_sha256: str
     seconds: dict[str, float]
+    outdated: dict[str, str]
 
     @property
     def seed(self) -> int:
@@ -124,9 +126,8 @@ def _doubts(run: SeedRun) -> list[str]:
         doubts.append(f"seed {run.seed} failed its audit ({', '.join(failed) or 'no check named'})")
     if not_run or not run.audit.get("complete"):
         doubts.append(f"seed {run.seed} was not audited in full ({', '.join(not_run) or 'no check named'} not run)")
-    audit_file = run.path / "audit.json"
-    if any((run.path / name).stat().st_mtime > audit_file.stat().st_mtime for name in ("model.bitgolf", "score.json")):
-        doubts.append(f"seed {run.seed} was packed or scored again after its audit")
+    if run.outdated:
+        doubts.append(f"seed {run.seed} has changed since its audit")
     return doubts
 
 
@@ -166,6 +167,7 @@ def _read(scored: ScoredRun) -> SeedRun:
         len(artifact),
         digest,
         {kind: products.budget.spent(kind) for kind in ("train_seconds", "eval_seconds")},
+        products.outdated(),
     )
     again = f"run `bitgolf pack {path}`, `bitgolf score {path}` and `bitgolf audit {path}` again"
     for name, stated in (("pack.json", products.pack), ("score.json", scored.score)):

@@ -22,7 +22,7 @@ from toy_models import (
 from bitgolf.audit.distribution import losses_of, normalized
 from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.registry import attempt
-from bitgolf.audit.traces import deterministic_kernels, flip_tokens, trace
+from bitgolf.audit.traces import Trace, deterministic_kernels, flip_tokens, trace
 from bitgolf.audit.verdict import Finding
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import make_scorer
@@ -93,6 +93,34 @@ def test_model_that_looks_one_token_ahead_is_caught() -> None:
         assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
         assert all(leak["moved_target"] <= leak["flipped_target"] for leak in found.evidence["leaks"])
     assert normalized(trace(evaluation_of(LeakyModel), TOKENS).log_p, VOCAB).verdict == "PASS"
+
+
+@pytest.mark.parametrize("strength", [2e-6, 5e-7])
+def test_leaks_of_a_millionth_of_a_nat_are_caught(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeakyModel, "strength", strength)
+    for check in (future_flip, target_flip):
+        found = check(evaluation_of(LeakyModel), TOKENS)
+        assert found.verdict == "FAIL" and max(leak["difference_nats"] for leak in found.evidence["leaks"]) < 1e-4
+
+
+def shown_trace() -> Trace:
+    return trace(evaluation_of(CausalModel), TOKENS, with_losses=True)
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(2e-5, "FAIL"), (-2e-5, "FAIL"), (4e-6, "PASS"), (np.nan, "FAIL")])
+def test_a_distribution_that_sums_to_nearly_one(error: float, verdict: str) -> None:
+    log_p = shown_trace().log_p.astype(np.float64)
+    log_p[7] += error  # the sum is 1 + error
+    found = normalized(log_p, VOCAB)
+    assert found.verdict == verdict and (verdict == "PASS" or "position 7" in found.reason)
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(1e-4, "FAIL"), (-1e-4, "FAIL"), (2e-5, "PASS"), (np.nan, "FAIL")])
+def test_a_loss_that_nearly_matches_its_distribution(error: float, verdict: str) -> None:
+    shown = shown_trace()
+    shown.nll[7] += error
+    found = losses_of(shown, TOKENS)
+    assert found.verdict == verdict and (verdict == "PASS" or "target 7" in found.reason)
 
 
 def test_adapter_that_trains_on_the_next_chunk_is_caught() -> None:

@@ -1,5 +1,6 @@
 """Presets, overrides, earlier keys, and the errors for wrong settings."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bitgolf.config import all_settings, load_config, preset_names, resolve
+from bitgolf.config import (
+    ModelConfig,
+    QATConfig,
+    all_settings,
+    differing_keys,
+    load_config,
+    preset_names,
+    resolve,
+)
 from bitgolf.config.earlier import REMOVED
 from bitgolf.config.settings import nearest_setting
+from bitgolf.config.train import CrownConfig
 from bitgolf.errors import ConfigError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -115,10 +125,10 @@ def test_a_toml_file_is_a_preset_and_its_unknown_keys_are_errors(tmp_path) -> No
     with pytest.raises(ConfigError, match="'train' is a group"):
         load_config(str(path))
     path.write_text("[train\n")
-    with pytest.raises(ConfigError, match="not valid TOML"):
+    with pytest.raises(ConfigError, match="it is not TOML"):
         load_config(str(path))
     path.write_bytes(b'name = "caf\xe9"\n')
-    with pytest.raises(ConfigError, match=r"mine\.toml is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"mine\.toml .*is not UTF-8: byte 0xE9"):
         load_config(str(path))
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(str(tmp_path / "none.toml"))
@@ -138,3 +148,106 @@ def test_a_removed_setting_loads_only_with_the_value_that_did_nothing(key: str, 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("config.toml")), ids=lambda path: path.parent.name)
 def test_configurations_of_earlier_runs_still_load(path: Path) -> None:
     assert load_config(str(path)).name
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 400, "9" * 5_000, "1.2.3.4", "[" * 9_999, "nan", "\ud800", "\x1b[2J", "1\nseed = 3"]
+)
+def test_strange_values_of_overrides_end_in_one_short_line(value: str) -> None:
+    for key in ("train.seq_len", "train.matrix_lr", "pack.compressor"):
+        with pytest.raises(ConfigError, match=key) as caught:
+            load_config("demo", {key: value})
+        assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
+
+
+def test_configurations_are_compared_and_changed_by_dotted_keys() -> None:
+    config = load_config("demo")
+    changed = config.updated({"ttt.lora.rank": 4, "seed": 3})
+    assert (changed.ttt.lora.rank, changed.seed, config.ttt.lora.rank) == (4, 3, 8)
+    assert changed.ttt.lora.alpha == config.ttt.lora.alpha
+    assert differing_keys(config, changed) == ["seed", "ttt.lora.rank"]
+    assert changed.flat()["ttt.lora.targets"] == ["q", "v", "head"]
+    with pytest.raises(ValidationError):
+        config.updated({"ttt.lora.rank": 0})
+    with pytest.raises(ValidationError):
+        config.updated({"ttt.lora.none": 1})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.muon.momentum_start": "0.99"}, "momentum_start 0.99 is above momentum 0.95"),
+        ({"train.checkpoint.at": "[0.5, 0.3]"}, "must be increasing fractions"),
+        ({"train.checkpoint.at": "[0.5, 0.5]"}, "must be increasing fractions"),
+        ({"train.checkpoint.at": "[1.0]"}, "between 0 and 1"),
+        ({"train.replay.epochs": "1", "train.warmdown": "0"}, "replay.lr_scale_below 0.2 is never reached"),
+        ({"train.replay.epochs": "1", "train.min_lr": "0.2"}, "replay.lr_scale_below 0.2 is never reached"),
+        ({"train.held_out_tokens": "255"}, "less than one row of seq_len 256"),
+        ({"train.held_out_tokens": "512", "train.measure.curvature_tokens": "255"}, "curvature_tokens 255 is less"),
+        ({"train.held_out_tokens": "512", "train.measure.curvature_tokens": "513"}, "is above held_out_tokens 512"),
+        ({"train.average.choose": "held_out"}, "needs held-out text"),
+        ({"train.average.choose": "held_out", "train.held_out_tokens": "512", "train.average.ema_decay": "0"},
+         "needs an average to choose"),
+        ({"train.average.swa_weight": "0.5", "train.average.swa_start": "0.2", "train.min_lr": "0.2"}, "swa_start 0.2"),
+        ({"qat.mode": "ste"}, "qat never starts"),
+        ({"qat.mode": "ste", "qat.start_lr_scale": "0.1", "train.min_lr": "0.1"}, "qat never starts"),
+        ({"pack.method": "rate"}, "set train.measure.curvature_tokens"),
+        ({"pack.grid.mlp_bits": "1"}, "mlp_bits 1"),
+        ({"pack.passthrough": '["a", "a"]'}, "different, non-empty"),
+        ({"pack.passthrough": '[" "]'}, "different, non-empty"),
+        ({"ttt.method": "lora", "ttt.weights.freeze_blocks": "1"}, "is a setting of method full"),
+        ({"ttt.rescore_temperature": "0.9"}, "needs weights that test-time training changed"),
+        ({"ttt.method": "full", "ttt.weights.chunk_tokens": "255"}, "below the window of 256"),
+        ({"ttt.method": "last_blocks", "ttt.weights.last_blocks": "5"}, "last_blocks 5 is above num_layers 4"),
+        ({"ttt.method": "full", "ttt.weights.freeze_blocks": "5"}, "freeze_blocks 5 is above num_layers 4"),
+        ({"ttt.method": "lora", "ttt.lora.rank": "65"}, "rank 65 is above the width 64 of target 'v'"),
+        ({"ttt.method": "lora", "ttt.lora.targets": '["q"]', "ttt.lora.rank": "129"}, "above the width 128 of"),
+        ({"ttt.method": "lora", "ttt.lora.chunk_tokens": "257"}, "chunk_tokens 257 is above the window of 256"),
+        ({"ttt.lora.targets": '["q", "q"]'}, "must name at least one matrix, each once"),
+        ({"score.batch_tokens": "255"}, "does not hold one window of 256"),
+        ({"score.seq_len": "512", "score.stride": "513"}, "above the window of 512"),
+        ({"model.bigram.rows": "1"}, "leaves no row to hash into"),
+        ({"model.attention.xsa_layers": "5"}, "xsa_layers 5 is above num_layers 4"),
+        ({"model.value_embedding.layers": "[4]"}, "different layers from 0 to 3"),
+        ({"model.value_embedding.layers": "[1, 1]"}, "different layers from 0 to 3"),
+        ({"model.skips": "false", "model.skip_gates": "true"}, "skip_gates need skips"),
+        ({"model.attention.within_documents": "true"}, "needs smear.document_mask = true"),
+        ({"model.num_heads": "128"}, "head width model_dim / num_heads = 1 must be even"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_do_not_fit_each_other_are_refused(overrides: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config("demo", overrides)
+
+
+def test_settings_at_the_limit_are_accepted() -> None:
+    for overrides in (
+        {"train.held_out_tokens": "512", "train.measure.curvature_tokens": "512"}, {"train.held_out_tokens": "256"},
+        {"score.stride": "256"}, {"score.batch_tokens": "256", "score.stride": "256"},
+        {"ttt.method": "lora", "ttt.lora.rank": "64", "ttt.lora.chunk_tokens": "256"},
+        {"ttt.method": "last_blocks", "ttt.weights.last_blocks": "4", "ttt.weights.chunk_tokens": "256"},
+        {"model.attention.xsa_layers": "4"}, {"model.value_embedding.layers": "[0, 3]"}, {"model.bigram.rows": "2"},
+        {"train.muon.momentum_start": "0.95"}, {"qat.mode": "ste", "qat.start_fraction": "0.9"},
+    ):  # fmt: skip
+        load_config("demo", overrides)
+
+
+def test_quantized_training_starts_below_a_multiplier_or_from_a_fraction() -> None:
+    qat = QATConfig(mode="ste", start_lr_scale=0.3, start_fraction=0.8)
+    assert [qat.is_on(f, s) for f, s in ((0.1, 0.3), (0.1, 0.29), (0.8, 1.0), (0.79, 1.0))] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert not QATConfig().is_on(1.0, 0.0)
+    assert QATConfig(crown=CrownConfig(weight=0.1), start_fraction=0.5).is_on(0.5, 1.0)
+
+
+def test_the_window_is_that_of_training_unless_scoring_has_one() -> None:
+    assert load_config("demo").window == 256
+    assert load_config("demo", {"score.seq_len": "512"}).window == 512
+    model = load_config("demo", {"model.mlp.multiple": "2.5"}).model
+    assert (model.head_dim, model.kv_dim, model.mlp_dim, model.rotary_dims) == (32, 64, 320, 16)
+    assert ModelConfig().rotary_dims == 64

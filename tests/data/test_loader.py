@@ -51,7 +51,50 @@ def test_sequential_order_walks_the_stream() -> None:
     assert RowOrder(21, 4, False, 0).starts(0, 7).tolist() == [0, 4, 8, 12, 16, 0, 4]
 
 
+def test_every_epoch_has_an_order_and_an_offset_of_its_own() -> None:
+    order = RowOrder(10_007, 8, True, 3)
+    epochs = [order.starts(number * order.rows_per_epoch, order.rows_per_epoch) for number in range(12)]
+    assert len({tuple(starts // 8) for starts in epochs}) == 12
+    offsets = {int(starts.min()) for starts in epochs}
+    assert len(offsets) > 4 and max(offsets) < 8
+    for starts in epochs:
+        assert (np.sort(starts) == starts.min() + 8 * np.arange(order.rows_per_epoch)).all()
+        assert not (np.diff(starts) > 0).all(), "the rows are permuted"
+    other = RowOrder(10_007, 8, True, 4)
+    assert (other.starts(0, 50) != order.starts(0, 50)).any(), "the seed decides the order"
+    assert (RowOrder(10_007, 8, True, 3).starts(0, 5_000) == order.starts(0, 5_000)).all()
+
+
+def test_the_rows_of_an_epoch() -> None:
+    assert [RowOrder(n, 4, False, 0).rows_per_epoch for n in (5, 8, 9, 21)] == [1, 1, 2, 5]
+    assert [RowOrder(n, 4, True, 0).rows_per_epoch for n in (5, 8, 9, 21)] == [1, 1, 1, 4]
+    assert {int(RowOrder(9, 4, True, seed).starts(0, 1)[0]) for seed in range(40)} == {0, 1, 2, 3}
+
+
+def test_the_cache_of_orders_does_not_mix_them_up() -> None:
+    orders = [RowOrder(1_000, 8, True, seed) for seed in range(6)]
+    first = [order.starts(300, 300).tolist() for order in orders]
+    assert [order.starts(300, 300).tolist() for order in reversed(orders)] == first[::-1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "seq_len", "ranks", "shape", "accumulation"),
+    [
+        (64, 16, 8, 2, (8, 4, 2), 2),
+        (64, 64, 8, 2, (8, 4, 4), 1),
+        (64, 8, 8, 1, (8, 8, 1), 8),
+        (64, 32, 8, 8, (8, 1, 1), 1),
+    ],
+)
+def test_the_division_of_a_batch(
+    batch: int, micro: int, seq_len: int, ranks: int, shape: tuple[int, int, int], accumulation: int
+) -> None:
+    plan = BatchShape.plan(batch, micro, seq_len, ranks)
+    assert (plan.rows, plan.rank_rows, plan.micro_rows) == shape and plan.accumulation == accumulation
+
+
 def test_too_little_data_is_named() -> None:
+    RowOrder(65, 64, False, 0)
     with pytest.raises(ConfigError, match=r"seq_len 64 .* has 10"):
         RowOrder(10, 64, False, 0)
 

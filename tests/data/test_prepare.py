@@ -142,6 +142,36 @@ def test_own_validation_source(documents: list[str], write_jsonl: Write, tmp_pat
     assert texts_of(limited, "train") == documents[30:]
 
 
+@pytest.mark.parametrize("own_source", [False, True])
+def test_the_tokenizer_is_trained_on_the_first_training_documents_alone(
+    own_source: bool, lossless: Tokenizer, write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"é{i}" * (i % 7 + 1) for i in range(400)]
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "bitgolf.data.prepare_text.train_tokenizer", lambda documents, *_: seen.extend(documents) or lossless
+    )
+    options = {"val_source": write_jsonl(texts[5:40], "val.jsonl")} if own_source else {}
+    prepare(config(write_jsonl(texts), tokenizer_bytes=1_000, **options), 400, tmp_path / "out")
+    is_val = [t in texts[5:40] if own_source else hash_document(t.encode()) < int(0.2 * 2**64) for t in texts]
+    train = [text for text, val in zip(texts, is_val, strict=True) if not val]
+    assert any(is_val[:100]) and seen == train[: len(seen)]
+    sizes = [len(text.encode()) for text in seen]
+    assert sum(sizes[:-1]) < 1_000 <= sum(sizes)
+
+
+@pytest.mark.parametrize("own_source", [False, True])
+def test_limits_count_bytes_of_utf_8(own_source: bool, lossless: Tokenizer, write_jsonl: Write, tmp_path: Path) -> None:
+    texts = [f"{i:03d}" + "😀" * 30 for i in range(200)]  # 123 bytes, 33 characters
+    (tmp_path / "t.model").write_bytes(lossless.model_bytes)
+    options: dict[str, object] = {"tokenizer": str(tmp_path / "t.model"), "val_bytes": 1_000, "train_bytes": 3_000}
+    if own_source:
+        options["val_source"] = write_jsonl(texts[:100], "val.jsonl")
+    data = prepare(config(write_jsonl(texts), **options), 400, tmp_path / "out")
+    assert len(texts_of(data, "val")) == 9 and len(texts_of(data, "train")) == 25
+    assert data.manifest["splits"]["val"]["raw_bytes"] == 9 * 123
+
+
 def test_validation_text_never_shapes_the_tokenizer(documents: list[str], write_jsonl: Write, tmp_path: Path) -> None:
     train = write_jsonl(documents, "train.jsonl")
     tokens = set()

@@ -426,12 +426,14 @@ def test_the_command_line_audits_folders(tmp_path: Path) -> None:
     path = Folder().write(tmp_path / "stack")
     before = tree_digest(path)
     assert is_submission(path) and not is_submission(tmp_path)
-    printed = done("audit", path, "--json", "--out", tmp_path / "verdict.json").json
+    outcome = cli("audit", path, "--json", "--out", tmp_path / "verdict.json")
+    printed = outcome.json
+    assert outcome.status == 3
     assert printed["passed"] and not printed["complete"]
     assert json.loads((tmp_path / "verdict.json").read_text()) == printed
     assert tree_digest(path) == before, "nothing is written into somebody's folder"
     bad = Folder(claims={"val_bpb": "[/bold]"}).write(tmp_path / "bad [x]")
     outcome = cli("audit", bad)
     assert outcome.status == 1 and "[/bold]" in outcome.stdout, "their words are no markup of ours"
-    assert "--codec goes with a run directory" in refused("audit", path, "--codec", 100)
+    assert "--codec is for run directories" in refused("audit", path, "--codec", 100)
     assert "not a run directory" in refused("audit", tmp_path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from dataclasses import replace
 
 import pytest
 from synthetic_run import SyntheticRun, audit_json, pack_json
@@ -12,6 +12,7 @@ from bitgolf.errors import RunError
 from bitgolf.report import sections
 from bitgolf.report.products import Products
 from bitgolf.run.budget import Budget
+from bitgolf.run.seal import sealed
 
 
 def read(finished: SyntheticRun) -> Products:
@@ -83,9 +84,32 @@ def test_verdict(finished: SyntheticRun, outcomes: tuple[str, ...], state: str, 
 def test_products_that_do_not_belong_together_are_named(finished: SyntheticRun) -> None:
     assert sections.warnings(read(finished)) == []
     finished.write("pack.json", pack_json(finished.run.config) | {"model_sha256": "cd" * 32})
-    os.utime(finished.run / "audit.json", (1, 1))
-    stale = sections.warnings(read(finished))
-    assert len(stale) == 2 and "bitgolf score" in stale[0] and "bitgolf audit" in stale[1]
+    texts = sections.warnings(read(finished))
+    assert len(texts) == 2 and "bitgolf score" in texts[0] and "bitgolf audit" in texts[1]
+    assert sections.verdict(read(finished))[2] == "OUTDATED"
+
+
+@pytest.mark.parametrize(
+    ("changed", "outdated"),
+    [("nothing", set()), ("train", {"pack", "audit"}), ("pack", {"score", "audit"}), ("score", {"audit"})],
+)
+def test_seals_tell_what_is_outdated(finished: SyntheticRun, changed: str, outdated: set[str]) -> None:
+    trained = sealed({"event": "end"})
+    packed = sealed(pack_json(finished.run.config), trained["seal"])
+    scored = sealed(read(finished).score or {}, packed["seal"])
+    audit = read(finished).audit or {}
+    if changed == "train":
+        trained = sealed({"event": "end", "step": 1})
+    if changed == "pack":
+        packed = sealed(packed | {"seconds": 1.0}, trained["seal"])
+    finished.write("audit.json", audit | {"score_seal": scored["seal"]})
+    if changed == "score":
+        scored = sealed(scored | {"evaluation_seconds": 9.0}, packed["seal"])
+    finished.write("pack.json", packed)
+    finished.write("score.json", scored)
+    products = replace(read(finished), events=[trained])
+    assert set(products.outdated()) == outdated
+    assert (sections.verdict(products)[2] == "OUTDATED") == (changed != "nothing")
 
 
 def test_damaged_products_are_errors_that_say_what_to_run(finished: SyntheticRun) -> None:

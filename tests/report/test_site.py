@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.site.overlays import DASHES, Curve, Overlay, draw_overlay, look
 from bitgolf.report.site.site import find_runs, write_site
 from bitgolf.report.site.site_rows import overlays, read_site_runs, seed_sets, tables
+from bitgolf.run.directory import RunDirectory
 
 
 @pytest.fixture
@@ -178,13 +178,13 @@ def test_what_is_over_its_cap_or_failed_is_marked(runs: list[Path], tmp_path: Pa
     (runs[0] / "pack.json").write_text(json.dumps(pack | {"total_bytes": 1_000_001}))
     checks = [{**audit_json()["checks"][0], "verdict": "FAIL"}]
     (runs[0] / "audit.json").write_text(json.dumps({"passed": False, "checks": checks}))
-    os.utime(runs[1] / "report.html", (1, 1))
+    RunDirectory.open(runs[1]).mark_report_outdated("score")
     html, page = index_of(runs, tmp_path / "site")
     text = page.visible_text()
     assert "mine-2, whose audit failed" not in text
     assert "1,000,001" in text and "over the cap" in text and 'class="num over"' in html
     assert "1 of 1 checks failed" in text and "3 of 4 passed, 1 failed" in text
-    assert "mine-1: its page is older than its scores" in text
+    assert "mine-1: its page is outdated" in text
     (runs[2] / "audit.json").write_text(json.dumps({"passed": False, "checks": checks}))
     assert "mine-2, whose audit failed" in index_of(runs, tmp_path / "site")[1].visible_text()
 

@@ -21,6 +21,7 @@ from bitgolf.bundle.single_file import make_bundle
 from bitgolf.config import Config, load_config
 from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.seal import sealed
 from bitgolf.submit.lineage import COMPONENTS, lineage
 from bitgolf.submit.requirements import required_modules
 from bitgolf.submit.submission import Labels, describe
@@ -324,9 +325,10 @@ def test_an_audit_that_did_not_pass_takes_force(
 
 
 def test_an_audit_older_than_what_it_judged_takes_force(copies: list[Path], tmp_path: Path) -> None:
-    later = (copies[1] / "audit.json").stat().st_mtime + 5
-    os.utime(copies[1] / "score.json", (later, later))
-    with pytest.raises(RunError, match="seed 42 was packed or scored again after its audit"):
+    score = read_json(copies[1] / "score.json")
+    rescored = sealed(score | {"evaluation_seconds": 1.0}, read_json(copies[1] / "pack.json")["seal"])
+    (copies[1] / "score.json").write_text(json.dumps(rescored))
+    with pytest.raises(RunError, match="seed 42 has changed since its audit"):
         submit(copies, tmp_path / "records", labels=LABELS)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tiny_run import read_json
 
 from bitgolf.config import load_config
+from bitgolf.run.seal import last_seal, sealed
 
 
 def clone(run: Path, out: Path, seed: int, shift: float = 0.0, **overrides: str) -> Path:
@@ -34,9 +35,11 @@ def clone(run: Path, out: Path, seed: int, shift: float = 0.0, **overrides: str)
         result["bpb"] += shift
         result["loss_nats"] = result["bpb"] / result["bpb_per_nat"]
     score["headline_bpb"] += shift
+    pack = sealed(pack, last_seal(out / "train.jsonl"))
+    score = sealed(score, pack["seal"])
     write(out / "pack.json", pack)
     write(out / "score.json", score)
-    (out / "audit.json").write_bytes((run / "audit.json").read_bytes())  # after what it audited
+    write(out / "audit.json", read_json(run / "audit.json") | {"score_seal": score["seal"]})
     return out
 
 
@@ -45,5 +48,5 @@ def write(path: Path, value: Any) -> None:
 
 
 def change(path: Path, **values: Any) -> None:
-    """Change keys of a JSON file, and leave its time as if nothing had happened to the other files."""
+    """Change keys of a JSON file."""
     write(path, read_json(path) | values)

@@ -24,7 +24,7 @@ from bitgolf.report.comparison.scored_runs import (
 )
 from bitgolf.report.products import Products
 from bitgolf.report.site.overlays import Curve, Overlay
-from bitgolf.run.directory import RunDirectory
+from bitgolf.run.directory import REPORT_MARK, RunDirectory
 
 _LEFT_OUT = 0.05  # share at the beginning of each loss curve that is not drawn, so that differences are visible
 
@@ -129,9 +129,8 @@ def warnings(runs: Sequence[SiteRun]) -> list[str]:
         remarks += [f"{run.label}: {text}" for text in sections.warnings(run.products)]
         if run.no_page:
             remarks.append(f"{run.label} has no page of its own yet; run `{run.no_page}`, then this again.")
-        report, score = run.products.path / "report.html", run.products.path / "score.json"
-        if report.exists() and score.exists() and report.stat().st_mtime < score.stat().st_mtime:
-            remarks.append(f"{run.label}: its page is older than its scores; run `{run.products.command('report')}`.")
+        elif REPORT_MARK not in (run.products.path / "report.html").read_text(encoding="utf-8", errors="replace"):
+            remarks.append(f"{run.label}: its page is outdated; run `{run.products.command('report')}`.")
     return remarks
 
 

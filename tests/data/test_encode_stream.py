@@ -1,0 +1,109 @@
+"""Worker processes: the same tokens in the same order, a quiet end at Ctrl-C, and no survivors of the main process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_run import environment
+
+from bitgolf.data import encode_stream
+from bitgolf.data.encode_stream import encode_batches, make_batches
+from bitgolf.data.split import number_documents
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.errors import DataError
+
+_ENDLESS = """
+import itertools, multiprocessing, sys
+from bitgolf.data.encode_stream import Batch, encode_batches
+from bitgolf.data.split import Document
+from bitgolf.data.tokenizer import Tokenizer
+
+if __name__ == "__main__":
+    batches = (Batch("train", [Document("some words", i, 0, 10)]) for i in itertools.count())
+    try:
+        for number, _ in enumerate(encode_batches(batches, Tokenizer.load(sys.argv[1]), workers=2)):
+            if number == 0:
+                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@contextmanager
+def endless(lossless: Tokenizer, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process that encodes without end, and its two workers."""
+    (folder / "t.model").write_bytes(lossless.model_bytes)
+    (folder / "endless.py").write_text(_ENDLESS)
+    process = subprocess.Popen(
+        [sys.executable, str(folder / "endless.py"), str(folder / "t.model")], env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        yield process, [int(pid) for pid in process.stdout.readline().split()]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended (or is only waiting for its parent to collect it)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_for_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while not all(map(ended, pids)):
+        assert time.monotonic() < deadline, "workers outlive the main process"
+        time.sleep(0.05)
+
+
+def test_an_interrupt_prints_no_traceback_of_workers(lossless: Tokenizer, tmp_path: Path) -> None:
+    with endless(lossless, tmp_path) as (process, workers):
+        assert len(workers) == 2
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        assert process.communicate(timeout=120) == ("", "")
+        assert process.returncode == 130
+        wait_for_end(workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_main_process(lossless: Tokenizer, tmp_path: Path, number: signal.Signals) -> None:
+    with endless(lossless, tmp_path) as (process, workers):
+        process.send_signal(number)
+        process.wait(120)
+        wait_for_end(workers)
+
+
+def test_batches_keep_the_order_within_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_stream, "BATCH_BYTES", 10)
+    labeled = [("val" if i % 3 == 0 else "train", d) for i, d in enumerate(number_documents(["abcd"] * 20))]
+    batches = list(make_batches(labeled))
+    for split in ("train", "val"):
+        indices = [d.index for batch in batches if batch.split == split for d in batch.documents]
+        assert indices == [d.index for side, d in labeled if side == split]
+    assert all(sum(d.size for d in batch.documents) <= 12 for batch in batches)
+    assert [len(batch.documents) for batch in batches if batch.split == "train"] == [3, 3, 3, 3, 1]
+
+
+def test_workers_encode_in_order_and_name_the_bad_document(lossless: Tokenizer, documents: list[str]) -> None:
+    numbered = list(number_documents(documents[:12]))
+    batches = [encode_stream.Batch("train", numbered[i : i + 2]) for i in range(0, 12, 2)]
+    results = list(encode_batches(iter(batches), lossless, workers=2))
+    assert [batch for batch, _ in results] == batches
+    for batch, encoded in results:
+        assert encoded.tokens.tolist() == lossless.encode_proven([d.text for d in batch.documents]).tokens.tolist()
+    bad = encode_stream.Batch("train", [encode_stream.Document("a\ud800", 99, 0, 1)])
+    with pytest.raises(DataError, match="lone surrogate"):
+        list(encode_batches(iter([*batches, bad]), lossless, workers=2))
