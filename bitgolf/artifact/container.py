@@ -21,7 +21,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,13 @@ import torch
 from torch import Tensor
 
 from bitgolf.artifact import compressors, header, streams
+from bitgolf.artifact.entropy_coder import require_readable, work_budget
 from bitgolf.artifact.header import Header, StreamEntry, TensorEntry
+from bitgolf.artifact.message import WorkBudget
+from bitgolf.artifact.parities import quantizers_of
 from bitgolf.artifact.sizes import ArtifactSizes, entropy_bits, share_out
 from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code
 from bitgolf.artifact.streams import Slot
-from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.grids.grid import scale_levels
 from bitgolf.grids.roles import role
@@ -45,8 +47,9 @@ MAGIC = b"\x93bitgolf"  # no text begins with this byte, neither in ASCII nor in
 FORMAT_VERSION = 1
 MAX_BYTES = 1 << 31  # most bytes that reading may allocate, by default
 _PREAMBLE = struct.Struct("<8sHIII")
+_RESTORED_AT_ONCE = 1 << 20  # elements of a matrix whose levels are computed together
 _SCALE_DTYPE = FLOAT_KINDS["fp16"]
-_Scales = tuple[Tensor | None, Tensor | None]  # (R,) and (C,), fp32
+_Scales = tuple[Tensor | None, Tensor | None]  # (R,) and (C,), fp16
 _Located = dict[str, tuple[StreamEntry, memoryview, int]]  # stream, its bytes, their offset in the file
 
 
@@ -101,15 +104,16 @@ def encode_artifact(
     """
     entries = _entries(tensors)
     layout = header.stream_layout(entries, len(tokenizer))
-    work = {name: _slots(name, entries) for name in layout if name != "tokenizer"}
+    used = WorkBudget(None)
     # The compressors release the interpreter lock. The bytes of a stream do not depend on the other streams.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         futures = [
-            pool.submit(streams.encode, compressor, _arrays(name, entries, tensors), slots)
-            for name, slots in work.items()
+            pool.submit(streams.encode, compressor, arrays, slots, used)
+            for arrays, slots in _contents(entries, tensors).values()
         ]
         futures.append(pool.submit(compressors.compress, compressor, tokenizer))
         stored = [future.result() for future in futures]
+    require_readable(used.used, sum(len(data) for data in stored))
     listed = tuple(
         StreamEntry(name, layout[name], len(data), zlib.crc32(data)) for name, data in zip(layout, stored, strict=True)
     )
@@ -127,13 +131,10 @@ def predict_bytes(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
 
     From ideal code lengths, to 0.05 % and a few bytes; faster than encoding.
     """
-    entries = _entries(tensors)
-    names = [name for name in header.stream_layout(entries, 0) if name != "tokenizer"]
+    contents = _contents(_entries(tensors), tensors)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        sizes = pool.map(
-            lambda name: streams.predict_bytes(_arrays(name, entries, tensors), _slots(name, entries)), names
-        )
-        return dict(zip(names, sizes, strict=True))
+        sizes = pool.map(lambda work: streams.predict_bytes(*work), contents.values())
+        return dict(zip(contents, sizes, strict=True))
 
 
 def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Artifact:
@@ -149,19 +150,6 @@ def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MA
     data = _load(source, max_bytes)
     with _naming(source):
         return _decode(data, max_bytes)
-
-
-def read_stored(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, StoredTensor]:
-    """The tensors of an artifact as codes and scales instead of weights. See `read_artifact`."""
-    data = _load(source, max_bytes)
-    with _naming(source):
-        described, _, located = _locate(data, max_bytes)
-        return {
-            entry.name: StoredTensor(
-                entry.kind, entry.group, torch.from_numpy(values.astype(entry.dtype)), rows, columns, entry.trellis
-            )
-            for entry, values, _, (rows, columns) in _tensors(described, located)
-        }
 
 
 @contextlib.contextmanager
@@ -183,7 +171,14 @@ def _load(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
         size = path.stat().st_size
         if size > max_bytes:
             raise ArtifactError(f"{path}: the file has {size} bytes, {max_bytes} are allowed")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(_PREAMBLE.size)
+            if start[: len(MAGIC)] != MAGIC:
+                return start  # refused later; a device may have no end
+            data = start + file.read(max_bytes - len(start) + 1)
+        if len(data) > max_bytes:
+            raise ArtifactError(f"{path}: the file has more than the {max_bytes} bytes that are allowed")
+        return data
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -194,10 +189,12 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
     entropies: dict[str, float] = {}
     for entry, values, quantizers, (rows, columns) in _tensors(described, located):
         if rows is None:
-            tensors[entry.name] = torch.from_numpy(values.astype(np.float32))
+            tensors[entry.name] = torch.from_numpy(values.astype(np.float32, copy=False))
         else:
             entropies[entry.name] = entropy_bits(values)
-            tensors[entry.name] = scale_levels(_levels(values, quantizers, entry.trellis), rows, columns)
+            if quantizers is None and entry.trellis:
+                quantizers = quantizers_of(values & 1, entry.trellis)
+            tensors[entry.name] = _dequantize(values, quantizers, rows, columns)
     return Artifact(
         model_config=described.model_config,
         tokenizer=_expand_bytes(described.compressor, *located["tokenizer"]),
@@ -210,6 +207,24 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
         compressor=described.compressor,
         version=FORMAT_VERSION,
     )
+
+
+def _dequantize(
+    codes: np.ndarray,  # (R, C) integers
+    quantizers: np.ndarray | None,  # (R, C) of 0 and 1; None without a trellis
+    row_scales: Tensor,  # (R,)
+    column_scales: Tensor | None,  # (C,)
+) -> Tensor:  # (R, C) fp32
+    """The weights of codes, in blocks of rows, so that little memory is needed beyond theirs."""
+    weight = torch.empty(codes.shape, dtype=torch.float32)
+    rows_at_once = max(1, _RESTORED_AT_ONCE // codes.shape[1])
+    for start in range(0, len(codes), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        levels = codes[rows].astype(np.int32)
+        if quantizers is not None:
+            levels = 2 * levels + quantizers[rows]
+        weight[rows] = scale_levels(torch.from_numpy(levels), row_scales[rows], column_scales)
+    return weight
 
 
 def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
@@ -232,12 +247,10 @@ def _tensors(
     described: Header, located: _Located
 ) -> Iterator[tuple[TensorEntry, np.ndarray, np.ndarray | None, _Scales]]:
     """Every tensor, stream by stream: its codes or floats, the quantizers of a trellis if known, and its scales."""
-    scales = _scales(described, located)
-    for name in located:
-        inside = [entry for entry in described.tensors if entry.stream == name]
-        if not inside:
-            continue
-        arrays = _expand(described.compressor, *located[name], _slots(name, described.tensors))
+    budget = work_budget(sum(stream.stored_bytes for stream in described.streams))
+    scales = _scales(described, located, budget)
+    for name, inside in _by_stream(described.tensors).items():
+        arrays = _expand(described.compressor, *located[name], [_slot(entry) for entry in inside], budget)
         for entry, (values, quantizers) in zip(inside, arrays, strict=True):
             _verify(entry, values)
             yield entry, values, quantizers, scales.get(entry.name, (None, None))
@@ -273,16 +286,16 @@ def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
         raw = compressors.decompress("zstd", data[_PREAMBLE.size : end], raw_bytes)
     except ArtifactError as error:
         raise ArtifactError(f"header: {error}") from error
-    return header.decode(raw, max_bytes=max_bytes), end
+    return header.decode(raw, file_bytes=len(data) - end, max_bytes=max_bytes), end
 
 
 def _expand(
-    compressor: str, stream: StreamEntry, stored: memoryview, offset: int, slots: list[Slot]
+    compressor: str, stream: StreamEntry, stored: memoryview, offset: int, slots: list[Slot], budget: WorkBudget
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The arrays of a stream after its checksum was verified. Errors name the stream and its bytes."""
     where = _verified(stream, stored, offset)
     try:
-        yield from streams.decode(compressor, stored, slots)
+        yield from streams.decode(compressor, stored, slots, budget)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error
 
@@ -302,22 +315,25 @@ def _verified(stream: StreamEntry, stored: memoryview, offset: int) -> str:
     return where
 
 
-def _scales(described: Header, located: _Located) -> dict[str, _Scales]:
-    """(R,) row scales and, where there are any, (C,) column scales by tensor name; fp32, verified."""
+def _scales(described: Header, located: _Located, budget: WorkBudget) -> dict[str, _Scales]:
+    """(R,) row scales and, where there are any, (C,) column scales by tensor name; fp16, verified."""
     if "scales" not in located:
         return {}
-    arrays = _expand(described.compressor, *located["scales"], _slots("scales", described.tensors))
-    flat = [torch.from_numpy(values.astype(np.float32)) for values, _ in arrays]
+    quantized = [entry for entry in described.tensors if entry.scale_counts]
+    arrays = _expand(described.compressor, *located["scales"], _scale_slots(quantized), budget)
     scales: dict[str, _Scales] = {}
-    for entry in described.tensors:
-        parts = [flat.pop(0) for _ in entry.scale_counts]
-        for part, what in zip(parts, ("row", "column"), strict=False):
+    for entry in quantized:
+        parts = []
+        for what, _ in zip(("row", "column"), entry.scale_counts, strict=False):
+            part = torch.from_numpy(next(arrays)[0])
             if not bool((torch.isfinite(part) & (part > 0)).all()):
                 raise ArtifactError(
                     f"stream scales: tensor {entry.name} has a {what} scale that is NaN, infinite or not above zero"
                 )
-        if parts:
-            scales[entry.name] = (parts[0], parts[1] if len(parts) > 1 else None)
+            parts.append(part)
+        scales[entry.name] = (parts[0], parts[1] if len(parts) > 1 else None)
+    if next(arrays, None) is not None:
+        raise AssertionError("the stream of scales has as many arrays as the tensors need")
     return scales
 
 
@@ -334,13 +350,6 @@ def _verify(entry: TensorEntry, values: np.ndarray) -> None:
         )
 
 
-def _levels(codes: np.ndarray, quantizers: np.ndarray | None, trellis: int) -> Tensor:
-    """(R, C) integer levels of codes."""
-    if quantizers is not None:
-        return torch.from_numpy(2 * codes + quantizers)
-    return trellis_levels(torch.from_numpy(codes.astype(np.int32, copy=False)), trellis)
-
-
 def _entries(tensors: Mapping[str, StoredTensor]) -> tuple[TensorEntry, ...]:
     """The tensors in file order."""
     unsorted = (
@@ -350,28 +359,38 @@ def _entries(tensors: Mapping[str, StoredTensor]) -> tuple[TensorEntry, ...]:
     return tuple(sorted(unsorted, key=lambda entry: (entry.group, _natural(entry.name))))
 
 
-def _slots(stream: str, entries: tuple[TensorEntry, ...]) -> list[Slot]:
-    """Type and shape of the arrays in the stream."""
-    if stream == "scales":
-        return [Slot(_SCALE_DTYPE, (count,)) for entry in entries for count in entry.scale_counts]
-    return [Slot(entry.dtype, entry.shape, entry.trellis) for entry in entries if entry.stream == stream]
+def _by_stream(entries: Iterable[TensorEntry]) -> dict[str, list[TensorEntry]]:
+    """The tensors by the stream that holds their codes or floats."""
+    inside: dict[str, list[TensorEntry]] = {}
+    for entry in entries:
+        inside.setdefault(entry.stream, []).append(entry)
+    return inside
 
 
-def _arrays(stream: str, entries: tuple[TensorEntry, ...], tensors: Mapping[str, StoredTensor]) -> list[np.ndarray]:
-    """The arrays of the stream, as `_slots` describes them."""
-    if stream != "scales":
-        return [
-            tensors[entry.name].values.numpy().astype(entry.dtype, copy=False)
-            for entry in entries
-            if entry.stream == stream
-        ]
-    scales = [
-        part
-        for entry in entries
-        for part in (tensors[entry.name].scales, tensors[entry.name].column_scales)
-        if part is not None
-    ]
-    return [part.numpy().astype(_SCALE_DTYPE) for part in scales]
+def _slot(entry: TensorEntry) -> Slot:
+    return Slot(entry.dtype, entry.shape, entry.trellis)
+
+
+def _scale_slots(entries: Iterable[TensorEntry]) -> list[Slot]:
+    """The arrays of the stream "scales": row scales and then column scales, tensor by tensor."""
+    return [Slot(_SCALE_DTYPE, (count,)) for entry in entries for count in entry.scale_counts]
+
+
+def _contents(
+    entries: tuple[TensorEntry, ...], tensors: Mapping[str, StoredTensor]
+) -> dict[str, tuple[list[np.ndarray], list[Slot]]]:
+    """The arrays of each stream except the tokenizer, and their slots; by name, in the order of `stream_layout`."""
+    inside = _by_stream(entries)
+    contents: dict[str, tuple[list[np.ndarray], list[Slot]]] = {}
+    for name in header.stream_layout(entries, 0):
+        if name == "scales":
+            pairs = [(tensors[entry.name].scales, tensors[entry.name].column_scales) for entry in entries]
+            scales = [part.numpy().astype(_SCALE_DTYPE) for pair in pairs for part in pair if part is not None]
+            contents[name] = (scales, _scale_slots(entries))
+        elif name != "tokenizer":
+            arrays = [tensors[e.name].values.numpy().astype(e.dtype, copy=False) for e in inside[name]]
+            contents[name] = (arrays, [_slot(entry) for entry in inside[name]])
+    return contents
 
 
 def _pack_header(described: Header) -> tuple[bytes, bytes]:
@@ -384,13 +403,12 @@ def _pack_header(described: Header) -> tuple[bytes, bytes]:
 
 def _sizes(described: Header, header_bytes: int, entropies: dict[str, float]) -> ArtifactSizes:
     tensor_bytes = {entry.name: 0 for entry in described.tensors}
+    by_stream = _by_stream(described.tensors)
     for stream in described.streams:
         if stream.name == "scales":
             shares = {e.name: float(e.scale_bytes) for e in described.tensors if e.scale_bytes}
         else:
-            shares = {
-                e.name: entropies.get(e.name, float(e.raw_bytes)) for e in described.tensors if e.stream == stream.name
-            }
+            shares = {e.name: entropies.get(e.name, float(e.raw_bytes)) for e in by_stream.get(stream.name, [])}
         if shares:
             for name, part in zip(shares, share_out(stream.stored_bytes, list(shares.values())), strict=True):
                 tensor_bytes[name] += part

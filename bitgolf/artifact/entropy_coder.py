@@ -36,13 +36,13 @@ import numpy as np
 
 from bitgolf.artifact.float_coder import get_floats, put_floats
 from bitgolf.artifact.integer_coder import get_integers, put_integers
-from bitgolf.artifact.message import Reader, Writer
+from bitgolf.artifact.message import Reader, WorkBudget, Writer
 from bitgolf.errors import ArtifactError
 
 MAX_CODE = 32_767  # largest magnitude of a code
 MAX_EXPANSION = 1 << 20  # numbers per byte of a message; a constant matrix takes no bytes
-_FREE_CELLS = 1 << 23  # table entries that any message may ask for
-_CELLS_PER_NUMBER = 4  # and that it may ask for in addition, for each of its numbers
+_FREE_WORK = 1 << 24  # units of 0.1 us that reading any file may take (see `WorkBudget`)
+_WORK_PER_BYTE = 8  # and that it may take in addition, for each byte of its messages
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def encode_matrices(matrices: Sequence[Matrix]) -> bytes:
     out = Writer()
     for matrix in matrices:
         put_integers(out, matrix.codes, matrix.num_states)
-    return _finish(out, sum(matrix.codes.size for matrix in matrices))
+    return _finish(out)
 
 
 def predict_bytes(matrices: Sequence[Matrix]) -> int:
@@ -78,12 +78,16 @@ def decode_matrices(
     data: bytes | memoryview,
     shapes: Sequence[tuple[int, int]],
     num_states: Sequence[int],
+    budget: WorkBudget | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The (R, C) int32 codes of each matrix, and under a trellis the (R, C) uint8 quantizers z of its levels 2k + z.
 
-    Raises ArtifactError if `data` is no such message. Matrices before the damaged one may have been yielded by then.
+    Args:
+        budget: of all messages of a file; None = this message is alone.
+    Raises:
+        ArtifactError: `data` is no such message. Matrices before the damaged one may have been yielded by then.
     """
-    inp = _open(data, sum(rows * columns for rows, columns in shapes))
+    inp = _open(data, sum(rows * columns for rows, columns in shapes), budget)
     for shape, states in zip(shapes, num_states, strict=True):
         codes, quantizers = get_integers(inp, shape, states)
         if max(int(codes.max()), -int(codes.min())) > MAX_CODE:
@@ -99,7 +103,7 @@ def encode_floats(
     out = Writer()
     for values in tensors:
         put_floats(out, values)
-    return _finish(out, sum(values.size for values in tensors))
+    return _finish(out)
 
 
 def predict_float_bytes(tensors: Sequence[np.ndarray]) -> int:
@@ -110,26 +114,38 @@ def predict_float_bytes(tensors: Sequence[np.ndarray]) -> int:
     return out.num_bytes
 
 
-def decode_floats(data: bytes | memoryview, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+def decode_floats(
+    data: bytes | memoryview, shapes: Sequence[tuple[int, ...]], budget: WorkBudget | None = None
+) -> list[np.ndarray]:
     """The fp16 tensors of those shapes, every bit as it was. Raises ArtifactError if `data` is no such message."""
-    inp = _open(data, sum(int(np.prod(shape)) for shape in shapes))
+    inp = _open(data, sum(int(np.prod(shape)) for shape in shapes), budget)
     tensors = [get_floats(inp, shape) for shape in shapes]
     inp.finish()
     return tensors
 
 
-def _open(data: bytes | memoryview, count: int) -> Reader:
-    """A reader of `count` numbers, which limits the table entries that the message may ask for."""
+def work_budget(num_bytes: int) -> WorkBudget:
+    """The computing that messages of `num_bytes` bytes together may ask for."""
+    return WorkBudget(_FREE_WORK + _WORK_PER_BYTE * num_bytes)
+
+
+def require_readable(work: int, num_bytes: int) -> None:
+    """Raise ArtifactError if readers would refuse messages of `num_bytes` bytes that ask for so much computing."""
+    limit = work_budget(num_bytes).limit
+    if limit is not None and work > limit:
+        raise ArtifactError(
+            f"reading {num_bytes} bytes of entropy-coded numbers would take {work} units of computing, and {limit} are "
+            "allowed; choose another compressor than range, or wider steps"
+        )
+
+
+def _open(data: bytes | memoryview, count: int, budget: WorkBudget | None) -> Reader:
     if count > MAX_EXPANSION * (1 + len(data)):
         raise ArtifactError(f"entropy-coded message of {len(data)} bytes cannot hold {count} numbers")
-    return Reader(data, max_cells=_FREE_CELLS + _CELLS_PER_NUMBER * count)
+    return Reader(data, budget or work_budget(len(data)))
 
 
-def _finish(out: Writer, count: int) -> bytes:
-    allowed = _FREE_CELLS + _CELLS_PER_NUMBER * count
-    if out.cells > allowed:
-        raise ArtifactError(
-            f"{count} numbers spread so widely that their tables would have {out.cells} entries, and readers take "
-            f"{allowed}; choose another compressor than range, or wider steps"
-        )
-    return out.finish()
+def _finish(out: Writer) -> bytes:
+    message = out.finish()
+    require_readable(out.work, len(message))
+    return message

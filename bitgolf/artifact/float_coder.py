@@ -57,16 +57,19 @@ def get_floats(inp: Reader, shape: tuple[int, ...]) -> np.ndarray:
         bits = inp.plain(count, 16)
     else:
         by_row = _may_go_by_row(shape) and bool(inp.plain(1, 1)[0])
-        signs = inp.plain(count, 1) if way == _MAGNITUDES else None
-        width = shape[-1] if by_row else count
+        signs = inp.plain(count, 1).astype(bool) if way == _MAGNITUDES else None
         get = _get_palette if way == _PALETTE else _get_ordered
-        ordered = np.concatenate([get(inp, width) for _ in range(count // width)])
+        if by_row:
+            ordered = np.concatenate([get(inp, shape[-1]) for _ in range(count // shape[-1])])
+        else:
+            ordered = get(inp, count)
         if signs is None:
-            signs = (ordered < 0).astype(np.int32)
-            ordered = np.where(signs == 1, -1 - ordered, ordered)
+            signs = ordered < 0
+            np.invert(ordered, out=ordered, where=signs)  # -1 - ordered
         require(int(ordered.min()) >= 0 and int(ordered.max()) <= _LARGEST_BITS)
-        bits = ordered | signs << 15
-    return bits.astype("<u2").view("<f2").reshape(shape)
+        bits = ordered.astype("<u2")
+        bits |= signs.astype("<u2") << 15
+    return bits.astype("<u2", copy=False).view("<f2").reshape(shape)
 
 
 def _put(out: Writer, bits: np.ndarray, way: int, by_row: bool) -> None:
@@ -90,11 +93,12 @@ def _get_ordered(inp: Reader, count: int) -> np.ndarray:
 
 def _get_palette(inp: Reader, count: int) -> np.ndarray:
     size, first = inp.number(_SIZE_BITS) + 1, inp.signed(_FIRST_BITS)
-    require(size <= count and abs(first) <= _LARGEST_BITS + 1)
+    require(size <= min(count, 1 << 16) and abs(first) <= _LARGEST_BITS + 1)
     gaps = get_integers(inp, (1, size - 1))[0][0].astype(np.int64) if size > 1 else np.empty(0, dtype=np.int64)
+    palette = (first + np.concatenate([[0], np.cumsum(gaps)])).clip(-_BEYOND, _BEYOND).astype(np.int32)
     indices = get_integers(inp, (1, count))[0][0]
     require(int(indices.min()) >= 0 and int(indices.max()) < size)
-    return (first + np.concatenate([[0], np.cumsum(gaps)]))[indices].clip(-_BEYOND, _BEYOND).astype(np.int32)
+    return palette[indices]
 
 
 def _may_go_by_row(shape: tuple[int, ...]) -> bool:

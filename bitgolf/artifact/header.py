@@ -2,7 +2,8 @@
 
 The header is JSON, compressed with zstd. `decode` treats it as hostile. It checks sizes, names, kinds, shapes and the
 total that reading would allocate, before anything is allocated for the streams. Names and raw lengths of the streams
-follow from the tensors, so they cannot contradict each other.
+follow from the tensors, so they cannot contradict each other. The number of elements is limited by the size of the
+file, so that the work and the memory of reading are in proportion to it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from bitgolf.artifact.trellis import STATE_COUNTS
 from bitgolf.errors import ArtifactError
 
 MAX_HEADER_BYTES = 1 << 20  # raw JSON; a hundred tensors need about 10 KB
+MAX_TENSORS = 4_096  # a model of 256 layers, the most that can be configured, has about 3,000
+MAX_TOKENIZER_BYTES = 1 << 22  # before compression; 65,536 pieces, the most there can be, need about 1 MB
+MAX_COLUMNS = 1 << 20  # of a matrix of codes; its rows are decoded in blocks, one row at least
+FREE_ELEMENTS = 1 << 22  # that any artifact may hold, as a freshly initialized model compresses to almost nothing
+ELEMENTS_PER_BYTE = 32  # and that it may hold for each of its bytes: a quarter of a bit per weight
 MAX_DIMENSIONS = 4
 MAX_NAME_LENGTH = 200
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -134,15 +140,16 @@ def encode(header: Header) -> bytes:
         raise ArtifactError(
             f"the header takes {len(raw)} bytes, {MAX_HEADER_BYTES} are allowed; store fewer tensors or less metadata"
         )
-    decode(raw, max_bytes=1 << 62)  # what is written must be readable
+    decode(raw, file_bytes=sum(stream.stored_bytes for stream in header.streams), max_bytes=1 << 62)
     return raw
 
 
-def decode(raw: bytes, *, max_bytes: int) -> Header:
+def decode(raw: bytes, *, file_bytes: int, max_bytes: int) -> Header:
     """Parse and verify a header.
 
     Args:
         raw: JSON bytes, at most MAX_HEADER_BYTES of them.
+        file_bytes: size of the streams or of the whole file, which limits the number of elements.
         max_bytes: most bytes of all streams and of the fp32 tensors made from them together.
     Raises:
         ArtifactError: an entry is malformed, contradictory, unknown or too large; names the entry.
@@ -168,8 +175,16 @@ def decode(raw: bytes, *, max_bytes: int) -> Header:
         )
     tensors = _tensors(value["tensors"])
     tokenizer_bytes = _count(value["tokenizer_bytes"], "header: tokenizer_bytes")
+    if tokenizer_bytes > MAX_TOKENIZER_BYTES:
+        raise ArtifactError(f"header: tokenizer of {tokenizer_bytes} bytes, {MAX_TOKENIZER_BYTES} are allowed")
     layout = stream_layout(tensors, tokenizer_bytes)
-    needed = sum(layout.values()) + sum(4 * num_elements(entry.shape) for entry in tensors)
+    elements = sum(num_elements(entry.shape) for entry in tensors)
+    allowed = FREE_ELEMENTS + ELEMENTS_PER_BYTE * file_bytes
+    if elements > allowed:
+        raise ArtifactError(
+            f"header declares {elements} elements, and streams of {file_bytes} bytes may hold {allowed} at most"
+        )
+    needed = sum(layout.values()) + 4 * elements
     if needed > max_bytes:
         raise ArtifactError(
             f"header asks for {needed} bytes in memory, {max_bytes} are allowed; "
@@ -188,6 +203,8 @@ def decode(raw: bytes, *, max_bytes: int) -> Header:
 def _tensors(value: Any) -> tuple[TensorEntry, ...]:
     if not isinstance(value, list):
         raise ArtifactError(f"header: tensors must be a list, found {_short(value)}")
+    if len(value) > MAX_TENSORS:
+        raise ArtifactError(f"header: {len(value)} tensors, {MAX_TENSORS} are allowed")
     entries: list[TensorEntry] = []
     seen: set[str] = set()
     for position, row in enumerate(value):
@@ -210,6 +227,8 @@ def _tensors(value: Any) -> tuple[TensorEntry, ...]:
         if not isinstance(shape, list) or len(shape) not in dimensions:
             raise ArtifactError(f"{where} ({name}): shape {_short(shape)} does not suit {kind}")
         sizes = tuple(_count(size, f"{where} ({name}): size", at_least=1) for size in shape)
+        if kind in CODE_KINDS and sizes[1] > MAX_COLUMNS:
+            raise ArtifactError(f"{where} ({name}): {sizes[1]} columns, {MAX_COLUMNS} are allowed")
         column_scales, trellis = (_count(number, f"{where} ({name}): flag") for number in row[4:] or (0, 0))
         if column_scales > 1 or trellis not in STATE_COUNTS or (kind in FLOAT_KINDS and (column_scales or trellis)):
             raise ArtifactError(f"{where} ({name}): column scales and trellis {_short(row[4:])} do not suit {kind}")
@@ -243,10 +262,10 @@ def _count(value: Any, where: str, at_least: int = 0) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ArtifactError("header: a key occurs twice in one object")
-    return found
+    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -261,5 +280,8 @@ def _finite_float(text: str) -> float:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        text = type(value).__name__
     return text if len(text) <= 120 else text[:117] + "..."

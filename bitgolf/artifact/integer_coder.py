@@ -31,7 +31,7 @@ from bitgolf.artifact.frequency import (
 )
 from bitgolf.artifact.message import Reader, Writer
 from bitgolf.artifact.parities import get_parities, put_parities, quantizers_of
-from bitgolf.artifact.scale_model import ScaleModel, fit
+from bitgolf.artifact.scale_model import ScaleModel, fit, predict
 from bitgolf.artifact.symbol_counts import Integers
 from bitgolf.errors import ArtifactError
 
@@ -46,6 +46,9 @@ _MOST_ADAPTED = 1 << 16  # elements of a tensor whose table is learned while it 
 _LONGEST_ADAPTED = 1 << 12  # symbols of such a table
 _FIRST_BLOCK = 8  # elements before such a table is first corrected; each block is then half of all before it
 _ELEMENTS_AT_ONCE = 1 << 20  # that are sorted by context together
+_MODEL_WORK = 3_000  # units of computing (see `WorkBudget`) that reading a model takes
+_TABLE_WORK = 1_000  # that a table takes in addition to one for each of its entries
+_ADAPT_WORK = 300  # the same for correcting a table that is learned
 
 
 def require(sound: bool) -> None:
@@ -107,12 +110,27 @@ def get_integers(inp: Reader, shape: tuple[int, int], num_states: int = 0) -> tu
         symbols <<= law.shift
         symbols += low_bits
     values = symbols.reshape(shape)
-    if model.mean is not None:
-        values = values + model.prediction()
-    if model.stride or model.center:
-        values = (values << model.stride) + model.center
-    require(max(int(values.max()), -int(values.min())) <= MAX_VALUE)
-    return values.astype(np.int32, copy=False), quantizers
+    if model.mean is None and not model.stride and not model.center:
+        require(max(int(values.max()), -int(values.min())) <= MAX_VALUE)
+    else:
+        _add_mean_and_center_(values, model)
+    return values, quantizers
+
+
+def _add_mean_and_center_(
+    values: np.ndarray,  # (R, C) int32, changed
+    model: ScaleModel,
+) -> None:
+    """Turn residuals into values, in blocks of rows, because the intermediate results have 64 bits."""
+    rows_at_once = max(1, _ELEMENTS_AT_ONCE // values.shape[1])
+    for start in range(0, len(values), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        block = values[rows].astype(np.int64)
+        if model.mean is not None and model.coefficients is not None:
+            block += predict(model.coefficients[rows], model.mean)
+        block = (block << model.stride) + model.center
+        require(max(int(block.max()), -int(block.min())) <= MAX_VALUE)
+        values[rows] = block
 
 
 def _class_contexts(
@@ -161,7 +179,8 @@ def _blocks_of_classes(model: ScaleModel, shape: tuple[int, ...]) -> Iterator[tu
 
 def _by_context(contexts: np.ndarray, first: int) -> Iterator[tuple[int, np.ndarray]]:
     """Each context that occurs, and the indices of its elements, which begin at `first`."""
-    order = np.argsort(contexts, kind="stable") + first
+    order = np.argsort(contexts, kind="stable")
+    order += first
     counts = np.bincount(contexts)
     ends = np.cumsum(counts)
     for context in np.flatnonzero(counts).tolist():
@@ -169,8 +188,8 @@ def _by_context(contexts: np.ndarray, first: int) -> Iterator[tuple[int, np.ndar
 
 
 def _table(message: Writer | Reader, law: Law, context: Contexts) -> np.ndarray:
-    """Frequencies in one context. A reader limits how many entries a message may ask for."""
-    message.count_cells(law.num_symbols)
+    """Frequencies in one context. A reader limits how much computing a message may ask for."""
+    message.count_work(_TABLE_WORK + law.num_symbols)
     return tables(law, context)[0]
 
 
@@ -193,6 +212,7 @@ def _get_in_one_context(inp: Reader, count: int, table: np.ndarray) -> np.ndarra
     seen = np.zeros_like(table)
     symbols = np.empty(count, dtype=np.int32)
     for start, end in _learning_blocks(count):
+        inp.count_work(_ADAPT_WORK + len(table))
         symbols[start:end] = inp.symbols(end - start, adapt(table, seen))
         seen += np.bincount(symbols[start:end], minlength=len(table))
     return symbols
@@ -201,6 +221,7 @@ def _get_in_one_context(inp: Reader, count: int, table: np.ndarray) -> np.ndarra
 def _put_learning(out: Writer, symbols: np.ndarray, table: np.ndarray) -> None:
     seen = np.zeros_like(table)
     for start, end in _learning_blocks(len(symbols)):
+        out.count_work(_ADAPT_WORK + len(table))
         out.symbols(symbols[start:end], adapt(table, seen))
         seen += np.bincount(symbols[start:end], minlength=len(table))
 
@@ -216,6 +237,7 @@ def _learning_blocks(count: int) -> Iterator[tuple[int, int]]:
 def _put_model(out: Writer, model: ScaleModel, is_matrix: bool) -> None:
     """Append the description of a distribution. That of constant integers ends after the center."""
     law = model.law
+    out.count_work(_MODEL_WORK)
     out.number(law.num_symbols - 1, _SYMBOL_COUNT_BITS)
     out.signed(model.center, _CENTER_BITS)
     if law.num_symbols == 1:
@@ -238,6 +260,7 @@ def _put_model(out: Writer, model: ScaleModel, is_matrix: bool) -> None:
 
 
 def _get_model(inp: Reader, shape: tuple[int, int], trellis: bool) -> ScaleModel:
+    inp.count_work(_MODEL_WORK)
     num_symbols = inp.number(_SYMBOL_COUNT_BITS) + 1
     center = inp.signed(_CENTER_BITS)
     require(abs(center) < MAX_VALUE)

@@ -11,6 +11,7 @@ Sources: Bamler 2022, arXiv 2201.01741 (constriction); Duda et al. 2015 (ANS, as
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -32,18 +33,18 @@ class Writer:
 
     Attributes:
         bits: ideal length so far.
-        cells: entries of the tables that were computed for it.
+        work: units of computing that a reader will need (see `WorkBudget`).
     """
 
     def __init__(self, *, dry: bool = False) -> None:
         self.dry = dry
         self.bits = 0.0
-        self.cells = 0
+        self.work = 0
         self._pieces: list[tuple[np.ndarray, Any]] = []
 
-    def count_cells(self, num_cells: int) -> None:
-        """Count a table of so many entries."""
-        self.cells += num_cells
+    def count_work(self, units: int) -> None:
+        """Count computing that a reader of this message will have to do."""
+        self.work += units
 
     def plain(
         self,
@@ -91,29 +92,49 @@ class Writer:
         return math.ceil(self.bits / 8) + 1
 
 
+class WorkBudget:
+    """Counts the computing that the messages of one file ask for, and limits it. Threads may share it.
+
+    The unit is the time that one entry of a frequency table takes, about 0.1 us. Popping symbols is not counted: their
+    number is limited by the size of the file already.
+
+    Attributes:
+        limit: the most units; None = any number.
+        used: units so far.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.used = 0
+        self._lock = threading.Lock()
+
+    def take(self, units: int) -> None:
+        """Raise ArtifactError if the messages have now asked for too much."""
+        with self._lock:
+            self.used += units
+            if self.limit is not None and self.used > self.limit:
+                raise ArtifactError("entropy-coded message asks for more computing than its size allows; it is damaged")
+
+
 class Reader:
     """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError if the bytes are no message.
 
     Args:
         data: the bytes that `Writer.finish` returned.
-        max_cells: table entries that the message may ask for.
+        budget: limits the computing that the message may ask for.
     """
 
-    def __init__(self, data: bytes | memoryview, *, max_cells: int = 1 << 23) -> None:
+    def __init__(self, data: bytes | memoryview, budget: WorkBudget) -> None:
         raw = bytes(data)
         if raw.endswith(b"\0"):
             raise ArtifactError("entropy-coded message ends in a zero byte; it is damaged")
         words = np.frombuffer(raw + bytes(-len(raw) % 4), dtype="<u4").astype(np.uint32)
         self._coder = _guarded(lambda: _AnsCoder(words))
-        self._cells_left = max_cells
+        self._budget = budget
 
-    def count_cells(self, num_cells: int) -> None:
-        """Raise ArtifactError if the message has now asked for more than `max_cells` table entries."""
-        self._cells_left -= num_cells
-        if self._cells_left < 0:
-            raise ArtifactError(
-                "entropy-coded message asks for more table entries than allowed for its length; it is damaged"
-            )
+    def count_work(self, units: int) -> None:
+        """Raise ArtifactError if the messages of the file have now asked for too much computing."""
+        self._budget.take(units)
 
     def plain(self, count: int, num_bits: int) -> np.ndarray:  # (count,) int32
         """`count` values of `num_bits` bits each."""

@@ -24,6 +24,7 @@ from bitgolf.artifact.trellis import RESTART_ROWS, trellis_of
 from bitgolf.errors import ArtifactError
 
 _ROW_BY_ROW_GAIN = 0.0005  # bits per weight that coding row by row must save, because it takes longer
+_ROW_WORK = 500  # units of computing (see `message.WorkBudget`) that coding row by row takes per row
 _SHARE_BITS = 16  # the share of even codes is stored in units of 2^-16
 
 
@@ -43,6 +44,7 @@ def put_parities(out: Writer, parities: np.ndarray, quantizers: np.ndarray, num_
         return
 
     def put(rows: slice, z_of_rows: np.ndarray) -> np.ndarray:
+        out.count_work(_ROW_WORK)
         for z in (0, 1):
             out.symbols(parities[rows][z_of_rows == z], _parity_table(shares[z]))
         return parities[rows]
@@ -61,6 +63,7 @@ def get_parities(inp: Reader, shape: tuple[int, int], num_states: int) -> tuple[
         return parities, quantizers_of(parities, num_states)
 
     def get(rows: slice, z_of_rows: np.ndarray) -> np.ndarray:
+        inp.count_work(_ROW_WORK)
         parities = np.empty_like(z_of_rows)
         for z in (0, 1):
             inside = z_of_rows == z

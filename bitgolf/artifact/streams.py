@@ -18,6 +18,7 @@ import zstandard
 from bitgolf.artifact import compressors
 from bitgolf.artifact import entropy_coder as coder
 from bitgolf.artifact.entropy_coder import Matrix
+from bitgolf.artifact.message import WorkBudget
 from bitgolf.artifact.sizes import entropy_bits
 from bitgolf.artifact.stored import FLOAT_KINDS
 
@@ -44,20 +45,25 @@ def encode(
     compressor: str,
     arrays: Sequence[np.ndarray],
     slots: Sequence[Slot],
+    budget: WorkBudget,
 ) -> bytes:
     """The bytes of a stream. `slots` describe `arrays`: all are codes, or all are floats of one type.
 
-    Raises ConfigError if the compressor is unknown or not installed.
+    Args:
+        budget: counts the computing that the file will ask for.
+    Raises:
+        ArtifactError: readers would refuse the stream.
+        ConfigError: the compressor is unknown or not installed.
     """
     raw = to_planes(arrays, slots)
     if compressor != "range" or slots[0].dtype == FLOAT_KINDS["fp32"]:
         return compressors.compress(compressor, raw)
     if slots[0].dtype == FLOAT_KINDS["fp16"]:
         message = CODED + coder.encode_floats(arrays)
-        _require_reversible(message, arrays, slots)
+        _require_reversible(message, arrays, slots, budget)
         return min(message, compressors.compress(compressor, raw), key=len)
     message = CODED + coder.encode_matrices(_matrices(arrays, slots))
-    _require_reversible(message, arrays, slots)
+    _require_reversible(message, arrays, slots, budget)
     if not _repeats(arrays, raw, len(message)):
         return message
     return min(message, compressors.compress(compressor, raw), key=len)
@@ -76,10 +82,12 @@ def predict_bytes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> int:
 
 
 def decode(
-    compressor: str, data: bytes | memoryview, slots: Sequence[Slot]
+    compressor: str, data: bytes | memoryview, slots: Sequence[Slot], budget: WorkBudget
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The arrays of a stream, and the quantizers of a trellis if the decoder knows them. Codes may come as int32.
 
+    Args:
+        budget: limits the computing that the messages of the whole file may ask for.
     Raises:
         ArtifactError: `data` is damaged or holds something else.
         ConfigError: the compressor is not installed.
@@ -87,19 +95,21 @@ def decode(
     if compressor == "range" and data[:1] == CODED and slots[0].dtype != FLOAT_KINDS["fp32"]:
         shapes = [slot.shape for slot in slots]
         if slots[0].dtype == FLOAT_KINDS["fp16"]:
-            yield from ((values, None) for values in coder.decode_floats(data[1:], shapes))
+            yield from ((values, None) for values in coder.decode_floats(data[1:], shapes, budget))
         else:
             matrices = [(rows, columns) for rows, columns in shapes]
-            yield from coder.decode_matrices(data[1:], matrices, [slot.trellis for slot in slots])
+            yield from coder.decode_matrices(data[1:], matrices, [slot.trellis for slot in slots], budget)
         return
     raw = compressors.decompress(compressor, data, sum(slot.num_bytes for slot in slots))
     for values in from_planes(raw, slots):
         yield values, None
 
 
-def _require_reversible(message: bytes, arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> None:
+def _require_reversible(
+    message: bytes, arrays: Sequence[np.ndarray], slots: Sequence[Slot], budget: WorkBudget
+) -> None:
     """Decode what was just encoded. It takes a third of the time of encoding and guards the weights of the run."""
-    for before, (after, _), slot in zip(arrays, decode("range", message, slots), slots, strict=True):
+    for before, (after, _), slot in zip(arrays, decode("range", message, slots, budget), slots, strict=True):
         equal = (
             np.array_equal(before.view("<u2"), after.view("<u2"))
             if slot.dtype.kind == "f"
@@ -124,15 +134,15 @@ def from_planes(raw: bytes, slots: Sequence[Slot]) -> Iterator[np.ndarray]:
             yield values[position : position + count].reshape(slot.shape)
             position += count
         return
-    position = 0
+    position, view = 0, memoryview(raw)
     for slot in slots:
-        yield _join(raw[position : position + slot.num_bytes], slot.dtype).reshape(slot.shape)
+        yield _join(view[position : position + slot.num_bytes], slot.dtype).reshape(slot.shape)
         position += slot.num_bytes
 
 
-def _join(planes: bytes, dtype: np.dtype[Any]) -> np.ndarray:
+def _join(planes: bytes | memoryview, dtype: np.dtype[Any]) -> np.ndarray:
     by_plane = np.frombuffer(planes, dtype=np.uint8).reshape(dtype.itemsize, -1)
-    return np.ascontiguousarray(by_plane.T).reshape(-1).view(dtype)
+    return np.array(by_plane.T, order="C").reshape(-1).view(dtype)
 
 
 def _matrices(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> list[Matrix]:

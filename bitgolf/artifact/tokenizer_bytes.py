@@ -18,6 +18,7 @@ from bitgolf.errors import ArtifactError
 _HEAD = struct.Struct("<IB")  # number of pieces, byte that separates them
 _LIST, _PIECE, _SCORE, _TYPE = b"\x0a", b"\x0a", b"\x15", b"\x18"  # protocol-buffer tags
 _LONGEST = 127  # an entry whose length takes one byte
+_MOST_PIECES = 65_536  # the largest vocabulary of a tokenizer
 _FLOAT, _BITS = struct.Struct("<f"), struct.Struct("<I")
 
 
@@ -28,7 +29,7 @@ def rearrange(data: bytes) -> bytes | None:
         entries.append(entry)
         position += 2 + data[position + 1]
     unused = set(range(256)) - set(b"".join(piece for piece, _, _ in entries))
-    if not entries or not unused:
+    if not entries or not unused or len(entries) > _MOST_PIECES:
         return None
     scores, before, differences = [score for _, score, _ in entries], 0.0, []
     for score in scores:
@@ -54,8 +55,10 @@ def restore(rearranged: bytes) -> bytes:
     if len(rearranged) < _HEAD.size:
         raise ArtifactError("list of pieces is truncated")
     count, separator = _HEAD.unpack_from(rearranged)
+    if count > _MOST_PIECES:
+        raise ArtifactError(f"list of {count} pieces, {_MOST_PIECES} are allowed")
     start = _HEAD.size + 5 * count
-    *texts, settings = rearranged[start:].split(bytes([separator]), min(count, len(rearranged)))
+    *texts, settings = rearranged[start:].split(bytes([separator]), count)
     if len(texts) != count:
         raise ArtifactError(f"list of {count} pieces holds {len(texts)}")
     kinds = rearranged[_HEAD.size : _HEAD.size + count]

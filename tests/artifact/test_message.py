@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 
 from bitgolf.artifact import message
 from bitgolf.artifact.frequency import normalize
-from bitgolf.artifact.message import Reader, Writer
+from bitgolf.artifact.message import Reader, WorkBudget, Writer
 from bitgolf.errors import ArtifactError
+
+
+def reader(data: bytes) -> Reader:
+    return Reader(data, WorkBudget(None))
 
 
 def popped_by_hand(data: bytes, tables: list[list[int]]) -> tuple[list[int], int]:
@@ -47,7 +51,7 @@ def test_tables_are_taken_over_unchanged(seed: int, num_symbols: int, count: int
     out.symbols(symbols, table)
     data = out.finish()
     assert popped_by_hand(data, [table.tolist()] * count) == (symbols.tolist(), 0)
-    inp = Reader(data)
+    inp = reader(data)
     assert np.array_equal(inp.symbols(count, table), symbols)
     inp.finish()
     assert out.bits == pytest.approx(-np.log2(table[symbols] / 2**24).sum())
@@ -71,7 +75,7 @@ def test_anything_comes_back_in_order(pieces: list[tuple[str, int, int]]) -> Non
             out.plain(np.array([value & (1 << bits) - 1] * 3), bits)
         else:
             getattr(out, kind)(value, bits)
-    inp = Reader(out.finish())
+    inp = reader(out.finish())
     for kind, value, bits in pieces:
         if kind == "plain":
             assert inp.plain(3, bits).tolist() == [value & (1 << bits) - 1] * 3
@@ -106,18 +110,28 @@ def test_messages_that_do_not_end_where_they_should() -> None:
     out = Writer()
     out.plain(np.arange(100) % 16, 4)
     data = out.finish()
-    inp = Reader(data)
+    inp = reader(data)
     inp.plain(50, 4)
     with pytest.raises(ArtifactError, match="longer than its contents"):
         inp.finish()
     with pytest.raises(ArtifactError, match="zero byte"):
-        Reader(data + b"\0")
-    assert Reader(b"").plain(10, 16).tolist() == [0] * 10  # an empty stack pops zeros
+        reader(data + b"\0")
+    assert reader(b"").plain(10, 16).tolist() == [0] * 10  # an empty stack pops zeros
+
+
+def test_a_budget_is_shared_and_ends() -> None:
+    budget = WorkBudget(100)
+    first, second = Reader(b"", budget), Reader(b"", budget)
+    first.count_work(60)
+    second.count_work(40)
+    with pytest.raises(ArtifactError, match="more computing than its size allows"):
+        first.count_work(1)
+    assert (budget.used, WorkBudget(None).limit) == (101, None)
 
 
 def test_endless_numbers_are_refused() -> None:
     with pytest.raises(ArtifactError, match="endless"):
-        Reader(b"").number()
+        reader(b"").number()
 
 
 def test_panics_become_errors_and_interrupts_do_not() -> None:
@@ -149,4 +163,4 @@ def test_messages_of_several_threads_do_not_mix() -> None:
     for thread in threads:
         thread.join()
     for seed, data in results.items():
-        assert np.array_equal(Reader(data).plain(20_000, 8), np.random.default_rng(seed).integers(0, 256, 20_000))
+        assert np.array_equal(reader(data).plain(20_000, 8), np.random.default_rng(seed).integers(0, 256, 20_000))
