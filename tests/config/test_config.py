@@ -228,6 +228,8 @@ def test_settings_at_the_limit_are_accepted() -> None:
         {"ttt.method": "lora", "ttt.lora.rank": "64", "ttt.lora.chunk_tokens": "256"},
         {"ttt.method": "last_blocks", "ttt.weights.last_blocks": "4", "ttt.weights.chunk_tokens": "256"},
         {"model.attention.xsa_layers": "4"}, {"model.value_embedding.layers": "[0, 3]"}, {"model.bigram.rows": "2"},
+        {"train.average.choose": "held_out", "train.held_out_tokens": "512", "train.average.ema_decay": "0",
+         "train.average.swa_weight": "0.5"},
         {"train.muon.momentum_start": "0.95"}, {"qat.mode": "ste", "qat.start_fraction": "0.9"},
     ):  # fmt: skip
         load_config("demo", overrides)
@@ -251,3 +253,15 @@ def test_the_window_is_that_of_training_unless_scoring_has_one() -> None:
     model = load_config("demo", {"model.mlp.multiple": "2.5"}).model
     assert (model.head_dim, model.kv_dim, model.mlp_dim, model.rotary_dims) == (32, 64, 320, 16)
     assert ModelConfig().rotary_dims == 64
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, [1], {"a": 1}], ids=str)
+def test_values_of_another_kind_are_refused(value: Any) -> None:
+    for values in ({"train": {"muon": value}}, {"train": {"matrix_lr": value}}, {"name": value}):
+        with pytest.raises(ConfigError):
+            resolve(values, {})
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("FALSE", False), ("false", False)])
+def test_truth_values_of_overrides(text: str, value: bool) -> None:
+    assert load_config("demo", {"model.skips": text}).model.skips is value
