@@ -7,8 +7,10 @@ Settings are dotted overrides (`--train.matrix_lr 0.02`). An error that the user
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,7 +21,7 @@ from bitgolf.commands.codec import COMPRESS, DECOMPRESS
 from bitgolf.commands.compare import COMPARE
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.doctor import DOCTOR
-from bitgolf.commands.output import print_line
+from bitgolf.commands.output import print_error
 from bitgolf.commands.pack import PACK
 from bitgolf.commands.prepare import PREPARE
 from bitgolf.commands.presets import PRESETS
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch's OpenMP threads read this when they are loaded. Long spinning while they wait makes a step four times
     # slower on shared cores (0.60 s against 0.15 s, two cores and two busy neighbors). Brief spinning costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows escapes
     out = Console(quiet=not is_main, emoji=False)
     err = Console(stderr=True, quiet=not is_main, emoji=False)
     _set_up_logging(logging.WARNING if is_main else logging.ERROR)
@@ -59,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: int = arguments.run_command(arguments, out)
             return status
     except BitgolfError as error:
-        print_line(err, f"error: {error}", "bold red")
+        print_error(err, f"error: {error}")
         return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print_line(err, f"error: {error.strerror or error}{where}; files written earlier are intact", "bold red")
+        print_error(err, f"error: {error.strerror or error}{where}; files written earlier are intact")
         return 2
     except KeyboardInterrupt:
-        print_line(err, "interrupted; continue a run with --resume", "bold red")
+        print_error(err, "interrupted; continue a run with --resume")
         return 130
 
 
@@ -110,11 +115,11 @@ def _parser() -> argparse.ArgumentParser:
 def _set_up_logging(level: int) -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(_SafeFormatter("%(levelname)s %(message)s"))
+        handler.setFormatter(SafeFormatter("%(levelname)s %(message)s"))
     logging.captureWarnings(True)
 
 
-class _SafeFormatter(logging.Formatter):
+class SafeFormatter(logging.Formatter):
     """Log lines without control characters, because they may quote text of others."""
 
     def format(self, record: logging.LogRecord) -> str:

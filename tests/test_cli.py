@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Callable
@@ -11,15 +14,45 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_run import cli, documents, done, refused, write_jsonl
+from tiny_run import cli, documents, done, environment, refused, write_jsonl
 
 import bitgolf.commands.console
 from bitgolf.audit.verdict import Check, Verdict
+from bitgolf.cli import SafeFormatter
+from bitgolf.commands import doctor
 from bitgolf.commands.console import ConsoleProgress
+from bitgolf.commands.output import make_table, plain
+from bitgolf.commands.tables import audit_table, data_table, doctor_table, score_table
 from bitgolf.config import load_config, preset_names, resolve
 from bitgolf.config.overrides import parse_overrides
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, DataError, RunError
 from bitgolf.version import __version__
+
+CHECK_KEYS = ("rule", "title", "verdict", "reason")
+
+
+class Clock:
+    """Stands for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(bitgolf.commands.console, "time", clock)
+    return clock
+
+
+def reported(clock: Clock, enabled: bool, calls: Callable[[ConsoleProgress], None], **console: bool) -> str:
+    stream = StringIO()
+    with ConsoleProgress(Console(file=stream, width=120, **console), enabled) as progress:
+        calls(progress)
+    return stream.getvalue()
 
 
 def test_overrides_come_with_a_space_or_an_equals_sign() -> None:
@@ -112,6 +145,75 @@ def test_bugs_are_not_dressed_up_as_errors_of_the_user(monkeypatch: pytest.Monke
         cli("doctor")
 
 
+HOSTILE = "[/x] [bold]b[/] :smile: \x1b[31mred \x07 \x9b2J \u202egolf"
+SAFE = "[/x] [bold]b[/] :smile: \\x1b[31mred \\x07 \\x9b2J \\u202egolf"
+
+
+def shown(renderable: object) -> str:
+    """What a wide terminal without colors shows."""
+    stream = StringIO()
+    Console(file=stream, width=300, emoji=False).print(renderable)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        make_table(HOSTILE, ["column"], []),
+        make_table("title", [HOSTILE], [["value"]]),
+        make_table("title", ["column"], [[HOSTILE]]),
+        make_table("title", ["column"], [[plain(HOSTILE)]]),
+        audit_table({"passed": True, "complete": True, "checks": [dict.fromkeys(CHECK_KEYS, HOSTILE)]}),
+        data_table(HOSTILE, {"splits": {}}),
+        doctor_table([dict.fromkeys(("kind", "name", "ok", "detail", "cost"), HOSTILE)]),
+    ],
+    ids=["title", "heading", "cell", "styled cell", "audit", "data", "doctor"],
+)
+def test_tables_show_text_of_others_as_it_is_and_without_control_characters(table: object) -> None:
+    assert "".join(SAFE.split()) in "".join(shown(table).split())  # titles wrap
+
+
+def test_lines_of_the_command_line_hold_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail_with(monkeypatch, ConfigError(HOSTILE + "\nsecond"))
+    assert refused("doctor") == SAFE + "\\nsecond"
+    fail_with(monkeypatch, OSError(2, "No such file", HOSTILE))
+    assert SAFE in refused("doctor")
+
+    def work(progress: ConsoleProgress) -> None:
+        progress("train", 0, 1)
+        clock.now += 20
+        progress("train", 0, 1, HOSTILE)
+
+    for terminal in (False, True):
+        line = reported(clock, True, work, force_terminal=terminal)
+        assert "[/x] [bold]b[/]" in line and "\x07" not in line and "\u202e" not in line
+    record = logging.LogRecord("bitgolf", logging.WARNING, "file", 1, HOSTILE, None, None)
+    assert SafeFormatter().format(record) == SAFE
+
+
+def test_the_name_of_a_run_is_not_markup(run_copy: Path) -> None:
+    config = (run_copy / "config.toml").read_text()
+    (run_copy / "config.toml").write_text(config.replace('name = "tiny"', 'name = "[/x]"'))
+    assert done("report", run_copy).status == 0
+    score, pack = (json.loads((run_copy / name).read_text()) for name in ("score.json", "pack.json"))
+    assert "[/x]: " in shown(score_table("[/x]", score, pack))
+
+
+def test_a_terminal_without_unicode_shows_escapes() -> None:
+    command = [sys.executable, "-m", "bitgolf", "report", "caf\u00e9"]
+    outcome = subprocess.run(
+        command, env=environment() | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 2 and "error: caf\\xe9 is not a run directory" in outcome.stderr
+
+
+def test_the_doctor_prints_whole_commands() -> None:
+    costs = [cost for _, cost in doctor._PACKAGES.values()]
+    assert any("pip install 'bitgolf[report]'" in shown(make_table("", ["cost"], [[cost]])) for cost in costs)
+
+
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let `bitgolf doctor` raise `error`."""
 
@@ -174,30 +276,6 @@ def test_lossy_shards_are_summarized_by_the_bytes_that_count(tmp_path: Path) -> 
     assert train["raw_bytes"] is None
     text = done("prepare", f"shards:{tmp_path / 'lossy'}", "--out", tmp_path / "again", *size).stdout
     assert f"{train['counted_bytes']:,}" in text
-
-
-class Clock:
-    """Stands for the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(bitgolf.commands.console, "time", clock)
-    return clock
-
-
-def reported(clock: Clock, enabled: bool, calls: Callable[[ConsoleProgress], None], **console: bool) -> str:
-    stream = StringIO()
-    with ConsoleProgress(Console(file=stream, width=120, **console), enabled) as progress:
-        calls(progress)
-    return stream.getvalue()
 
 
 def test_away_from_a_terminal_progress_is_a_plain_line_now_and_then(clock: Clock) -> None:

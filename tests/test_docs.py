@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from tiny_run import PRESET, cli, documents, done
 
-from bitgolf.config import all_settings
+from bitgolf.cli import parse
+from bitgolf.config import all_settings, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -94,3 +97,49 @@ def test_glossary_lists_every_term_once() -> None:
     defined = re.findall(r'^\| <a id="([^"]+)">', tables, re.MULTILINE)
     assert sorted(listed) == sorted(defined)
     assert len(set(defined)) == len(defined)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `bitgolf ...` line in the code blocks of a page."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    matches = [re.match(r"(?:torchrun .* )?bitgolf (.*)", line) for line in lines]
+    return [shlex.split(match[1], comments=True) for match in matches if match]
+
+
+COMMANDS = [(page.name, words) for page in CURRENT for words in commands(page)]
+
+
+def test_the_commands_of_the_pages_are_recognized() -> None:
+    assert len(COMMANDS) > 40
+    assert {words[0] for _, words in COMMANDS} >= {"run", "prepare", "pack", "audit", "compare", "submit", "compress"}
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[0])
+def test_a_printed_command_is_accepted(page: str, words: list[str]) -> None:
+    arguments = parse(words)
+    preset = getattr(arguments, "preset", "demo")
+    load_config("demo" if preset.endswith(".toml") else preset, arguments.overrides)
+
+
+RUNNABLE = [words for _, words in COMMANDS if words[0] in ("doctor", "presets", "sample", "compress", "decompress")]
+
+
+def test_printed_commands_that_are_cheap_work(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("demo", "mine"):
+        (tmp_path / "runs" / name).symlink_to(tiny_run)
+    (tmp_path / "notes.txt").write_text(documents()[0][:200])
+    for words in RUNNABLE:
+        reduced = ["presets", "show", "demo"] if words[:2] == ["presets", "show"] else words
+        done(*reduced, *(["--max-tokens", "5"] if words[0] == "sample" else []))
+
+
+def test_the_first_command_for_packing_works_at_reduced_size(corpus: Path, tmp_path: Path) -> None:
+    run, pack, *_ = commands(ROOT / "docs" / "packing.md")
+    changes = {"demo": str(PRESET), "runs/rate": str(tmp_path / "rate"), "600000": "250000", "620000": "260000"}
+    small = ("--data.source", f"jsonl:{corpus}", "--train.max_steps", "5", "--report.samples", "0")
+    cli(*(changes.get(word, word) for word in run), *small)
+    assert (tmp_path / "rate" / "score.json").exists()
+    done(*(changes.get(word, word) for word in pack))

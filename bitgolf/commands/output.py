@@ -22,6 +22,11 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(Text(harmless(text), style=style), highlight=False, soft_wrap=True)
 
 
+def print_error(console: Console, text: str) -> None:
+    """Print an error as one line, because it may quote a path with a line feed."""
+    print_line(console, text.replace("\n", "\\n"), "bold red")
+
+
 def print_json(console: Console, value: Any) -> None:
     """Print a value as JSON. Raises ValueError for NaN and infinity."""
     if not console.quiet:

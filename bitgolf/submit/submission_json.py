@@ -23,7 +23,7 @@ _DECIMALS = 8
 
 def submission_json(submission: Submission) -> str:
     """Text of submission.json."""
-    return json.dumps(describe(submission), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(describe(submission), indent=2, allow_nan=False) + "\n"
 
 
 def describe(submission: Submission) -> dict[str, Any]:

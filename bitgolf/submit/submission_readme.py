@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
+from bitgolf.foreign import harmless
 from bitgolf.report.comparison.scored_runs import config_differences
 from bitgolf.submit.lineage import lineage
 from bitgolf.submit.seed_log import step_milliseconds
@@ -48,14 +49,18 @@ def submission_readme(submission: Submission) -> str:
         "Settings that differ from the defaults of the program:",
         _settings(submission.runs[0].config),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return harmless("\n\n".join(part for part in parts if part) + "\n")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numeric_from: int | None = None) -> str:
     """A Markdown table. Columns from `numeric_from` on are aligned right."""
     rule = ["---:" if numeric_from is not None and i >= numeric_from else "---" for i in range(len(header))]
     lines = [header, rule, *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _warning(submission: Submission) -> list[str]:

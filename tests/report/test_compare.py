@@ -369,6 +369,18 @@ def pair(family: Family, letters: Path) -> list[Path]:
     return [*old, *new]
 
 
+def test_names_cannot_turn_the_text_of_a_comparison_around(
+    family: Family, letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    runs = [family.run(name, letters, seed=seed) for seed, name in enumerate(("\u202eflog", "x\x1b[31m", "c"))]
+    page = family.root / "page.html"
+    shown = done("compare", *runs, "--html", page, "--resamples", "100").stdout
+    for text in (shown, page.read_text(encoding="utf-8")):
+        assert r"\u202eflog" in text and r"x\x1b[31m" in text
+        assert "\u202e" not in text and "\x1b" not in text
+
+
 def test_the_table_shows_what_json_says(pair: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "240")
     words = ("compare", *pair, "--resamples", "300", "--seed", "4")

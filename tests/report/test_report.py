@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from synthetic_run import SyntheticRun
 
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.report import report
+from bitgolf.run.directory import RunDirectory
 
 
 def page_of(finished: SyntheticRun) -> tuple[str, Page]:
@@ -73,6 +75,36 @@ def test_hostile_text_stays_text(finished: SyntheticRun) -> None:
     assert "<img src=x onerror=alert(1)> seed 1337" in page.visible_text()
     assert "cpu <x86_64>" in page.visible_text() and "all targets, one event <b>" in page.visible_text()
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", html)
+
+
+OVERRIDE = "\u202eflog\u2066\x9b"  # bidirectional override and isolate, C1 control
+
+
+@pytest.mark.parametrize("product", ["score.json", "audit.json", "train.jsonl", "config.toml"])
+def test_no_product_can_turn_the_text_of_the_page_around(finished: SyntheticRun, product: str) -> None:
+    path = finished.run / product
+    text = path.read_text(encoding="utf-8")
+    value, hostile = {
+        "score.json": ("zstd-22", json.dumps(OVERRIDE)[1:-1]),
+        "audit.json": ("all targets", json.dumps(OVERRIDE)[1:-1]),
+        "train.jsonl": ("2.11.0", json.dumps(OVERRIDE)[1:-1]),
+        "config.toml": (finished.run.config.name, "\\u202Eflog\\u2066\\u009B"),
+    }[product]
+    assert value in text
+    path.write_text(text.replace(value, hostile), encoding="utf-8")
+    html = report(RunDirectory.open(finished.run.path)).read_text(encoding="utf-8")
+    assert r"\u202eflog\u2066\x9b" in html
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x80-\x9f]", html)
+
+
+def test_a_page_says_that_a_stage_ran_after_it(finished: SyntheticRun) -> None:
+    _, page = page_of(finished)
+    assert "Outdated" not in page.visible_text()
+    for stage in ("score", "audit"):
+        finished.run.mark_report_outdated(stage)
+    marked = Page((finished.run / "report.html").read_text(encoding="utf-8")).visible_text()
+    assert marked.count("Outdated: `bitgolf score` ran after this page was made.") == 1
+    assert "Outdated" not in page_of(finished)[1].visible_text()
 
 
 def test_the_passage_shows_each_token_with_its_bits(finished: SyntheticRun) -> None:

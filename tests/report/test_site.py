@@ -42,6 +42,11 @@ def headlines(paths: list[Path]) -> list[float]:
     return [json.loads((path / "score.json").read_text())["headline_bpb"] for path in paths]
 
 
+def test_names_cannot_turn_the_text_of_the_index_around(family: Family, letters: Path, tmp_path: Path) -> None:
+    html, _ = index_of([family.run("\u202eflog", letters), family.run("plain", letters, seed=2)], tmp_path / "site")
+    assert r"\u202eflog" in html and "\u202e" not in html
+
+
 def test_the_table_has_every_column_and_the_best_run_first(runs: list[Path], tmp_path: Path) -> None:
     html, page = index_of(runs, tmp_path / "site")
     text = page.visible_text()
