@@ -15,14 +15,24 @@ import numpy as np
 
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
+from bitgolf.data.prepare import fingerprint
+from bitgolf.data.prepare_text import validation_documents
 from bitgolf.data.prepared import PreparedData
 from bitgolf.data.shards import TokenShards, file_sha256
+from bitgolf.data.sources import parse_source
 from bitgolf.data.split import check_disjoint, hash_document, read_hashes
+from bitgolf.data.spm_model import read_model
 from bitgolf.errors import DataError
 
 _DECODED_TOKENS = 2_000_000  # decoded for a check; larger texts are sampled
 _OVERLAP_TOKENS = 50_000_000  # training tokens compared with validation document by document
 _OVERLAP_BLOCK = 1_000_000
+# Normalization tables that may be applied before the counting (docs/rules.md, section 3): none, and "nmt_nfkc" of
+# SentencePiece 0.2, which the challenge's tokenizers use. Case folding is not among them, for it removes information.
+OWN_NORMALIZERS = (
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844",
+)
 # Texts that have broken byte accounting before: NUL, the space symbol, spaces at both ends, newlines, emoji with
 # joiners, combining marks, private-use sentinels, the names of control tokens, rare bytes.
 EDGE_TEXTS = (
@@ -80,13 +90,13 @@ def shard_overlap(
     """Documents of the training shards that were compared, and how many of them are validation documents."""
     val_documents = {part.tobytes() for part in documents(val_tokens, bos_id) if len(part)}
     compared = copies = 0
-    for part in _whole_documents(train, bos_id):
+    for part in whole_documents(train, bos_id):
         compared += 1
         copies += part.tobytes() in val_documents
     return compared, copies
 
 
-def _whole_documents(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
+def whole_documents(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
     """All documents of a stream, or the whole ones in evenly spaced blocks of a large stream."""
     if stream.num_tokens <= _OVERLAP_TOKENS:
         yield from documents(stream.read(0, stream.num_tokens), bos_id)
@@ -144,9 +154,56 @@ def _misplaced(
     return problems
 
 
+@run_checks.register("validation-complete", "C4", "the validation documents are all those that the source has")
+def validation_complete(evidence: Evidence) -> Finding:
+    """C4: read the source again, where it is on this machine, and compare its validation documents with the hashes.
+
+    A validation text that was reduced to its easiest documents before training has consistent seals. This check does
+    not rely on them.
+    """
+    config, data, root = evidence.config.data, evidence.data, evidence.require("data")
+    kinds = {parse_source(source)[0] for source in (config.source, config.val_source) if source}
+    if not kinds <= {"jsonl", "dir", "stdlib"}:
+        raise MissingEvidence(f"{config.source} is no source of text that can be read again")
+    entry = data.manifest.get("document_hashes", {}).get("val")
+    if not entry or entry.get("of") != "utf-8 text":
+        raise MissingEvidence(f"{root} has no hashes of the texts of its validation documents")
+    try:
+        current, recorded = fingerprint(config, data.tokenizer.vocab_size), data.manifest.get("settings", {})
+        changed = [key for key in current if key.endswith("_files") and current[key] != recorded.get(key)]
+        if changed:
+            raise MissingEvidence("the files of the source are not those that were prepared")
+        source = [(document.hash, document.size) for document in validation_documents(config)]
+    except (DataError, OSError) as error:
+        raise MissingEvidence(f"the source cannot be read again: {error}") from error
+    hashes = read_hashes(root / entry["file"])
+    expected = np.array([value for value, _ in source], dtype=np.uint64)
+    problems = []
+    if not np.array_equal(hashes, expected):
+        missing, added = len(np.setdiff1d(expected, hashes)), len(np.setdiff1d(hashes, expected))
+        problems.append(
+            f"the source has {len(expected):,} validation documents, {len(hashes):,} are scored: {missing:,} are left "
+            f"out, {added:,} are none of its" + ("" if missing or added else ", and their order is another")
+        )
+    raw_bytes, claimed = sum(size for _, size in source), data.manifest["splits"]["val"].get("raw_bytes")
+    if claimed != raw_bytes:
+        problems.append(f"the manifest gives {claimed:,} bytes of validation text, the source has {raw_bytes:,}")
+    return judge(
+        problems,
+        f"{len(hashes):,} validation documents of {raw_bytes:,} bytes, as in the source",
+        documents=len(hashes),
+        source_documents=len(expected),
+        raw_bytes=raw_bytes,
+    )
+
+
 @run_checks.register("byte-accounting", "bytes", "the bytes of a document's tokens are the bytes of its text")
 def byte_accounting(evidence: Evidence) -> Finding:
-    """Section 3: decode documents and compare their bytes with the byte costs of their tokens, BOS before each."""
+    """Section 3: decode documents and compare their bytes with the byte costs of their tokens, BOS before each.
+
+    A tokenizer that rewrites the text before it counts can count bytes that the text does not have, or remove what is
+    hard to predict. So more bytes than the text has are FAIL, and an unknown rewriting is NOT RUN.
+    """
     tokens, tokenizer = evidence.tokens, evidence.data.tokenizer
     parts = documents(tokens, tokenizer.bos_id)
     chosen = sample(len(parts), len(tokens))
@@ -165,12 +222,27 @@ def byte_accounting(evidence: Evidence) -> Finding:
             tokenizer.encode_proven([*EDGE_TEXTS, ""])
         except DataError as error:
             problems.append(str(error))
+    raw_bytes = evidence.data.manifest["splits"]["val"].get("raw_bytes")
+    if raw_bytes is not None and evidence.byte_total > raw_bytes:
+        problems.append(f"{evidence.byte_total:,} bytes are counted, the original documents have {raw_bytes:,}")
+    if not problems and not tokenizer.lossless and normalizer_of(tokenizer.model_bytes) not in OWN_NORMALIZERS:
+        raise MissingEvidence(
+            "the tokenizer rewrites the text by a table of its own before the bytes are counted; what the bytes of the "
+            "original text are cannot be told. Use a lossless tokenizer, or the normalization of the challenge"
+        )
     return judge(
         problems[:5],
         f"{len(chosen):,} of {len(parts):,} documents decoded: {total:,} bytes charged, as many as their text has"
         + (f"; so do {len(EDGE_TEXTS)} texts of odd characters" if tokenizer.lossless else ""),
         documents=len(chosen),
         bytes=total,
+        counted_bytes=evidence.byte_total,
+        raw_bytes=raw_bytes,
         lossless=tokenizer.lossless,
         num_problems=len(problems),
     )
+
+
+def normalizer_of(model_bytes: bytes) -> str:
+    """SHA-256 of the normalization table of a SentencePiece model."""
+    return read_model(model_bytes).normalizer_sha256

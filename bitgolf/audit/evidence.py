@@ -107,8 +107,12 @@ class Evidence:
 
     @cached_property
     def nll(self) -> np.ndarray:
-        """(N-1,) float32, nats."""
-        path = self.require("nll.npy")
+        """(N-1,) float32, nats: the losses of the headline."""
+        return self.losses("nll.npy")
+
+    def losses(self, name: str) -> np.ndarray:
+        """The losses in a file of the run, (n,) floats, nats."""
+        path = self.require(name)
         try:
             nll = np.load(path, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:

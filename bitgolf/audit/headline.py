@@ -26,6 +26,7 @@ from bitgolf.run.ranks import World, choose_device
 
 MODEL_ROWS = 4  # windows of a forward pass in the checks that run the model
 _STRIDES = 3  # sliding windows after the first in the passage
+_NUM_BLOCKS = 4  # of a pass beside the headline
 _UPDATES = {True: 1, False: 2}  # chunks that an adapter learns from in the passage, by `quick`
 
 
@@ -116,6 +117,20 @@ class Headline:
         )
         return scorer, None
 
+    def plain_losses(self, method: str, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
+        """Losses of a pass without adaptation on a few blocks: first target and (n,) float32 nats of each."""
+        stride = self.config.window if method == "chunked" else self.config.score.stride
+        scorer = make_scorer(
+            method,
+            self.packed.model,
+            window=self.config.window,
+            stride=stride,
+            batch_tokens=MODEL_ROWS * self.config.window,
+            device=self.device,
+        )
+        blocks = sample_blocks(len(self.tokens) - 1, MODEL_ROWS * stride, _NUM_BLOCKS, rng)
+        return [(start, scorer.score(lambda a, b: self.tokens[a:b], start, stop)) for start, stop in blocks]
+
     def with_chunks(self, chunk_tokens: int) -> Config:
         """The configuration with other chunks, where something is learned between chunks."""
         if not self.config.ttt.between_chunks:
@@ -138,3 +153,13 @@ class Headline:
             seed=config.seed,
             world=World(0, 1, self.device),
         )
+
+
+def sample_blocks(num_targets: int, block: int, num_blocks: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Ranges [start, stop) of up to `block` targets: the first, the last and random ones between, sorted."""
+    total = -(-num_targets // block)
+    chosen = {0, total - 1}
+    inner = np.arange(1, max(1, total - 1))
+    count = min(max(0, num_blocks - len(chosen)), len(inner))
+    chosen |= set(rng.choice(inner, count, replace=False).tolist())
+    return [(k * block, min((k + 1) * block, num_targets)) for k in sorted(chosen)]

@@ -18,6 +18,7 @@ from bitgolf.audit import (
     documents,
     figures,
     flips,
+    near_duplicates,
     other_shapes,
     reproduction,
     seals,
@@ -31,7 +32,7 @@ from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.seal import record_seal
 
-_OF_RECORDS = (budgets, seals, configuration, documents, tape_log, figures)
+_OF_RECORDS = (budgets, seals, configuration, documents, near_duplicates, tape_log, figures)
 _OF_THE_EVALUATION = (flips, borders, distribution, other_shapes, reproduction, codec)
 run_checks.arrange([*_OF_RECORDS, *_OF_THE_EVALUATION])
 

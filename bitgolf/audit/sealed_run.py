@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitgolf.audit.headline import MODEL_ROWS, Headline
+from bitgolf.audit.headline import MODEL_ROWS, Headline, sample_blocks
 from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.tape import ScoreTape, evaluate
@@ -24,6 +24,7 @@ from bitgolf.evaluate.window_scorer import window_plan
 
 _NUM_UPDATES = {True: 1, False: 3}  # chunks that an adapter learns from in the reproduction, by `quick`
 _NUM_BLOCKS = {True: 4, False: 16}
+_WHOLE_PASS_TARGETS = 1 << 17  # adapted passes up to this length are scored again as a whole, unless quick
 
 Losses = list[tuple[int, np.ndarray]]  # first target of a block, and its losses (stop - start,) float32, nats
 
@@ -43,6 +44,7 @@ class SealedRun:
     ) -> None:
         self.headline, self.hidden, self.everything, self.rng = headline, hidden, everything, rng
         self.num_targets = 0  # scored so far
+        self.reaches_end = True  # whether losses from the end of the text are among them
         self.not_isolated = ""  # why it runs without isolation
         self._stack = ExitStack()
 
@@ -97,7 +99,15 @@ class SealedRun:
         return losses
 
     def _score(self) -> Losses:
-        return self._prefix() if self.headline.adapted else self._blocks()
+        if not self.headline.adapted:
+            return self._blocks()
+        independent = self.headline.by_documents and not self.headline.config.ttt.lora.keep_a
+        return self._documents() if independent and not self._whole else self._prefix()
+
+    @property
+    def _whole(self) -> bool:
+        short = len(self.headline.tokens) <= _WHOLE_PASS_TARGETS and not self.headline.quick
+        return self.everything or short
 
     def _blocks(self) -> Losses:
         headline = self.headline
@@ -113,13 +123,33 @@ class SealedRun:
             for start, stop in sample_blocks(num_targets, block, num_blocks, self.rng)
         ]
 
+    def _documents(self) -> Losses:
+        """The first, the last and random documents, whose adapters know nothing of other documents."""
+        headline = self.headline
+        tokens, bos_id = headline.tokens, headline.bos_id
+        edges = [0, *(np.flatnonzero(tokens[1:] == bos_id) + 1).tolist(), len(tokens)]
+        count = min(len(edges) - 1, _NUM_UPDATES[headline.quick] * headline.config.ttt.lora.documents)
+        chosen = sorted({0, len(edges) - 2, *self.rng.permutation(len(edges) - 1)[:count].tolist()})
+        spans = [(edges[number], edges[number + 1]) for number in chosen]
+        tape = ScoreTape(
+            np.concatenate([*(tokens[start:stop] for start, stop in spans), [bos_id]]).astype(tokens.dtype)
+        )
+        scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
+        tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
+        ends = np.cumsum([stop - start for start, stop in spans])
+        losses = np.split(tape.nll, ends[:-1])
+        # The last target of the last document is a border that the validation text does not have.
+        return [(start, block[: len(tokens) - 1 - start]) for (start, _), block in zip(spans, losses, strict=True)]
+
     def _prefix(self) -> Losses:
-        """The adapted pass again from the first target, through a few updates."""
+        """The adapted pass again from the first target, through a few updates or to the end."""
         headline, config = self.headline, self.headline.config
         # Continued from chunk to chunk: the token of the last target before `start` has gone over already.
         scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
         adapter = SealedAdapter(self.process) if config.ttt.between_chunks else None
-        tape = ScoreTape(headline.tokens[: self._end_of_prefix() + 1])
+        stop = self._end_of_prefix()
+        self.reaches_end = stop == len(headline.tokens) - 1
+        tape = ScoreTape(headline.tokens[: stop + 1])
         if headline.by_documents:
             tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
             return [(0, tape.nll)]
@@ -130,7 +160,7 @@ class SealedRun:
         """One past the last target that an adapted pass is scored again to."""
         headline, config = self.headline, self.headline.config
         num_targets, updates = len(headline.tokens) - 1, _NUM_UPDATES[headline.quick]
-        if self.everything:
+        if self._whole:
             return num_targets
         if headline.by_documents:
             after = np.flatnonzero(headline.tokens[1:-1] == headline.bos_id) + 1
@@ -138,13 +168,3 @@ class SealedRun:
             return int(after[last]) if last < len(after) else num_targets
         chunks = updates * config.ttt.weights.chunk_tokens if config.ttt.between_chunks else 0
         return min(num_targets, chunks + config.score.batch_tokens // config.window * headline.stride)
-
-
-def sample_blocks(num_targets: int, block: int, num_blocks: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of up to `block` targets: the first, the last and random ones between, sorted."""
-    total = -(-num_targets // block)
-    chosen = {0, total - 1}
-    inner = np.arange(1, max(1, total - 1))
-    count = min(max(0, num_blocks - len(chosen)), len(inner))
-    chosen |= set(rng.choice(inner, count, replace=False).tolist())
-    return [(k * block, min((k + 1) * block, num_targets)) for k in sorted(chosen)]

@@ -47,7 +47,7 @@ def prepare(config: DataConfig, vocab_size: int, out: str | Path, progress: Prog
         RunError: another process prepares `out`.
     """
     root = Path(out)
-    settings = _fingerprint(config, vocab_size)
+    settings = fingerprint(config, vocab_size)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return _reuse(root, settings)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _write_data(config: DataConfig, vocab_size: int, work: Path, progress: Progr
     return adopt_shards(shards, vocab_size, work, progress)
 
 
-def _fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
+def fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
     """All settings that determine the result, as JSON. Files enter by the SHA-256 of their content."""
     settings = config.model_dump(mode="json", exclude={"workers"})
     settings["vocab_size"] = vocab_size

@@ -75,6 +75,12 @@ def _prepare(
     }
 
 
+def validation_documents(config: DataConfig) -> Iterator[Document]:
+    """The documents that a source on this machine puts into validation, in order; reads the whole source."""
+    documents = _Documents(config, None)
+    return (document for split, document in documents.labeled(documents.splitter()) if split == "val")
+
+
 def is_new_tokenizer(config: DataConfig) -> bool:
     """Whether `data.tokenizer` names a kind of tokenizer to train, not the path of a model."""
     return config.tokenizer in ("lossless", "challenge")

@@ -6,6 +6,7 @@ The tokenizer needs them to decide whether a model is lossless. This module read
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -39,6 +40,7 @@ class ModelSettings:
 
     pieces: tuple[tuple[str, PieceKind], ...]
     identity: bool  # no normalization table: code points are kept as they are
+    normalizer_sha256: str  # of the normalization table; that of no bytes for none
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
     escape_whitespaces: bool
@@ -103,9 +105,9 @@ def read_model(data: bytes) -> ModelSettings:
                     raise ValueError(f"piece {len(pieces)} is malformed")
                 pieces.append((text.decode("utf-8"), PieceKind(kind)))
             elif number == 2 and isinstance(value, bytes):
-                trainer = dict(_fields(value))
+                trainer |= dict(_fields(value))  # a message that is given twice is merged, as in protobuf
             elif number == 3 and isinstance(value, bytes):
-                normalizer = dict(_fields(value))
+                normalizer |= dict(_fields(value))
         if not pieces:
             raise ValueError("it contains no pieces")
     except (ValueError, IndexError) as error:
@@ -113,11 +115,16 @@ def read_model(data: bytes) -> ModelSettings:
     return ModelSettings(
         pieces=tuple(pieces),
         identity=not normalizer.get(2, b""),
+        normalizer_sha256=hashlib.sha256(_as_bytes(normalizer.get(2, b""))).hexdigest(),
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         escape_whitespaces=bool(normalizer.get(5, 1)),
         space_as_suffix=bool(trainer.get(24, 0)),
     )
+
+
+def _as_bytes(value: int | bytes) -> bytes:
+    return value if isinstance(value, bytes) else b"%d" % value
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

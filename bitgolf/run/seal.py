@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from bitgolf.config import Config
+from bitgolf.errors import ForeignError
+from bitgolf.foreign import as_object, as_text, field, parse_json, read_json
 
 # The settings that each stage seals, by the beginning of their dotted key.
 TRAIN_SETTINGS = ("name", "seed", "data.", "model.", "train.", "qat.", "budget.train_seconds")
@@ -70,18 +72,25 @@ def settings_of(config: Config, prefixes: tuple[str, ...]) -> dict[str, Any]:
 
 def data_seal(folder: Path) -> str:
     """The seal of a prepared data directory: that of its manifest as it is now."""
-    return seal_of(json.loads((folder / "manifest.json").read_bytes()))
+    return seal_of(as_object(read_json(folder / "manifest.json"), "manifest.json"))
 
 
 def record_seal(path: Path) -> str:
-    """The seal that a record has; "" without a record or a seal."""
-    return str(json.loads(path.read_bytes()).get("seal", "")) if path.is_file() else ""
+    """The seal that a record has; "" without a record, without a seal, and for a damaged record."""
+    return _seal_in(path.read_bytes()) if path.is_file() else ""
 
 
 def last_seal(train_log: Path) -> str:
-    """The seal of the last line of a train.jsonl; "" when there is none."""
-    lines = train_log.read_text(encoding="utf-8").splitlines() if train_log.is_file() else []
-    return str(json.loads(lines[-1]).get("seal", "")) if lines else ""
+    """The seal of the last line of a train.jsonl; "" when there is none, or the line is damaged."""
+    lines = train_log.read_bytes().splitlines() if train_log.is_file() else []
+    return _seal_in(lines[-1]) if lines else ""
+
+
+def _seal_in(record: bytes) -> str:
+    try:
+        return as_text(field(as_object(parse_json(record), "record"), "seal"), "seal")
+    except ForeignError:
+        return ""
 
 
 @functools.lru_cache(maxsize=1)

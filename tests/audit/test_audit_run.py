@@ -18,19 +18,21 @@ from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
 
 from bitgolf.audit.documents import documents
 from bitgolf.audit.evidence import Evidence
+from bitgolf.audit.headline import sample_blocks
 from bitgolf.audit.reproduction import compare_losses
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox import evaluation as sealed_evaluation
 from bitgolf.audit.sandbox.client import SealedFailure
-from bitgolf.audit.sealed_run import sample_blocks
 from bitgolf.audit.verdict import Verdict
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
 from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
+from bitgolf.evaluate.adapted_pass import adapted_pass
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
-from bitgolf.run.ranks import device_name
+from bitgolf.run.ranks import World, device_name
 from bitgolf.train.metrics import TrainLog
 
 VOCAB = 260
@@ -50,7 +52,9 @@ EVERY_CHECK = [
     "headline-pass",
     "disjoint-splits",
     "one-order",
+    "validation-complete",
     "byte-accounting",
+    "near-duplicates",
     "scored-once",
     "score-first",
     "counts",
@@ -63,8 +67,10 @@ EVERY_CHECK = [
     "losses-match",
     "other-shapes",
     "reproduction",
+    "other-passes",
     "sealed-evaluation",
 ]
+NEVER_RUN = ("sealed-chain", "validation-complete", "near-duplicates")
 NEED_THE_MODEL = {
     "future-flip",
     "target-flip",
@@ -73,6 +79,7 @@ NEED_THE_MODEL = {
     "losses-match",
     "other-shapes",
     "reproduction",
+    "other-passes",
     "sealed-evaluation",
 }
 
@@ -104,7 +111,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def byte_costs(tokens: np.ndarray) -> np.ndarray:
         return np.where(tokens[1:] == BOS, 0, 3).astype(np.int32)
 
-    tokenizer = SimpleNamespace(byte_costs=byte_costs, bos_id=BOS, lossless=False, decode=lambda ids: "abc" * len(ids))
+    tokenizer = SimpleNamespace(
+        byte_costs=byte_costs,
+        bos_id=BOS,
+        lossless=True,
+        decode=lambda ids: "abc" * len(ids),
+        encode_proven=lambda texts: None,
+    )
 
     def stream(tokens: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(num_tokens=len(tokens), read=lambda a, n: tokens[a : a + n], paths=[])
@@ -118,7 +131,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def load(path: Path, device: object = "cpu", attention: str = "auto") -> SimpleNamespace:
         if Path(path).read_bytes()[:7] != b"bitgolf":
             raise ArtifactError(f"{path} does not start with the magic of an artifact")
-        return SimpleNamespace(model=world.model())
+        return SimpleNamespace(model=world.model(), tokenizer=tokenizer)
 
     def read_artifact(path: Path) -> SimpleNamespace:
         load(path)
@@ -190,6 +203,7 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
         },
     )
     save_losses(run, tapes["sliding"].nll)
+    save_losses(run, tapes["chunked"].nll, "nll-chunked.npy")
     atomic.write_json(run / "tape.json", tapes["sliding"].event_log)
     budget = run.budget()
     budget.charge("artifact_bytes", "pack", "model and code", total)
@@ -198,8 +212,8 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
     return run
 
 
-def save_losses(run: RunDirectory, nll: np.ndarray) -> None:
-    with atomic.atomic_path(run / "nll.npy") as path, path.open("wb") as handle:
+def save_losses(run: RunDirectory, nll: np.ndarray, name: str = "nll.npy") -> None:
+    with atomic.atomic_path(run / name) as path, path.open("wb") as handle:
         np.save(handle, nll)
 
 
@@ -213,9 +227,9 @@ def failed(verdict: Verdict) -> set[str]:
     return {check.name for check in verdict.checks if check.verdict == "FAIL"}
 
 
-def all_but_seals(*not_run: str) -> dict[str, str]:
-    """PASS for every check but `not_run` and the one of the seals that the toy run does not have."""
-    return {check: "NOT RUN" if check in ("sealed-chain", *not_run) else "PASS" for check in EVERY_CHECK}
+def passes_but(*not_run: str) -> dict[str, str]:
+    """PASS for every check but `not_run` and those of what the toy run does not have: seals, a source, words."""
+    return {check: "NOT RUN" if check in (*NEVER_RUN, *not_run) else "PASS" for check in EVERY_CHECK}
 
 
 def outcomes(run: RunDirectory, quick: bool = True) -> dict[str, str]:
@@ -225,12 +239,12 @@ def outcomes(run: RunDirectory, quick: bool = True) -> dict[str, str]:
 def test_clean_run_passes_everything(run: RunDirectory) -> None:
     reports = []
     verdict = audit_run(run, progress=lambda *event: reports.append(event))
-    assert {check.name: check.verdict for check in verdict.checks} == all_but_seals(), verdict
+    assert {check.name: check.verdict for check in verdict.checks} == passes_but(), verdict
     assert verdict.passed and not verdict.complete and verdict.exit_code == 3
     number = len(EVERY_CHECK)
     assert reports[0][1:3] == (0, number) and reports[-1][1:3] == (number, number)
     stored = json.loads((run / "audit.json").read_text())
-    assert stored["passed"] and stored["counts"] == {"PASS": number - 1, "FAIL": 0, "NOT RUN": 1}
+    assert stored["passed"] and stored["counts"] == {"PASS": number - 3, "FAIL": 0, "NOT RUN": 3}
     assert not stored["quick"] and int(stored["entropy"]) >= 0
     assert stored["checks"][0]["evidence"]["model_bytes"] == 1000
     assert verdict["identity"].rule == "identity"
@@ -260,7 +274,7 @@ def test_empty_run_passes_nothing(tmp_path: Path) -> None:
 )
 def test_what_is_missing_is_not_run(run: RunDirectory, name: str, not_run: set[str]) -> None:
     (run / name).unlink()
-    assert outcomes(run) == all_but_seals(*not_run)
+    assert outcomes(run) == passes_but(*not_run)
 
 
 def bigger_artifact(run: RunDirectory) -> None:
@@ -345,7 +359,7 @@ def bpb_in_the_loss_field(run: RunDirectory) -> None:
         (more_scoring, {"eval-clock"}),
         (rescored_target, {"scored-once"}),
         (early_update, {"score-first"}),
-        (byte_denominator, {"counts", "identity"}),
+        (byte_denominator, {"counts", "identity", "other-passes"}),
         (lucky_loss, {"reproduction"}),
         (rounded_up_score, {"identity", "numbers-agree"}),
         (bpb_in_the_loss_field, {"identity"}),
@@ -400,7 +414,7 @@ def test_unknown_method_is_not_run(run: RunDirectory) -> None:
 
     edit(run, "score.json", change)
     found = outcomes(run)
-    assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == NEED_THE_MODEL | {"sealed-chain"}
+    assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == NEED_THE_MODEL | set(NEVER_RUN)
     assert found["headline-pass"] == "FAIL"
 
 
@@ -423,6 +437,56 @@ def test_reproduction_across_devices_tolerates_scatter_not_bias() -> None:
     for values in (np.full(399, np.nan), np.where(np.arange(399) == 300, np.nan, 0.0)):
         for same_kernels in (True, False):
             assert compare_losses(values, same_kernels).verdict == "FAIL"
+
+
+def test_the_end_of_an_adapted_pass_is_scored_again_or_not_run(run: RunDirectory) -> None:
+    """Its losses depend on all before them: a sample is not enough, and a beginning proves nothing about the end."""
+    learning = {"ttt.method": "full", "ttt.weights.chunk_tokens": 32, "ttt.weights.lr": 0.01}
+    run = RunDirectory(run.path, run.config.updated(learning))
+    model = Model()
+    again = adapted_pass(
+        run.config.ttt, Windows.of(run.config), model, model, num_targets=399, bos_id=BOS, seed=0,
+        world=World(0, 1, torch.device("cpu")),
+    )  # fmt: skip
+    nll = again.run(ScoreTape(TOKENS))
+
+    def change(score):
+        score["methods"]["sliding+ttt"] = score["methods"]["sliding"]
+        score |= {"headline": "sliding+ttt", "world_size": 1}
+
+    edit(run, "score.json", change)
+    for end, quick, whole in ((1.0, "NOT RUN", "PASS"), (0.7, "NOT RUN", "FAIL")):
+        nll[-20:] *= end
+        save_losses(run, nll)
+        assert audit_run(run, quick=True, only=("reproduction",))["reproduction"].verdict == quick
+        assert audit_run(run, only=("reproduction",))["reproduction"].verdict == whole
+    nll[:40] *= 0.7
+    save_losses(run, nll)
+    assert audit_run(run, quick=True, only=("reproduction",))["reproduction"].verdict == "FAIL"
+
+
+def test_the_sample_is_drawn_when_the_audit_is_made(run: RunDirectory) -> None:
+    """Losses outside one sample are inside another: no seed of the run says which ones are looked at."""
+    nll = np.load(run / "nll.npy")
+    blocks = sample_blocks(len(nll), 16, 4, Evidence(run, entropy=7).rng("blocks"))
+    inside = np.concatenate([np.arange(start, stop) for start, stop in blocks])
+    outside = np.setdiff1d(np.arange(len(nll)), inside)
+    nll[outside] *= 0.7
+    save_losses(run, nll)
+    assert audit_run(run, quick=True, entropy=7, only=("reproduction",))["reproduction"].verdict == "PASS"
+    verdicts = [audit_run(run, quick=True, only=("reproduction",))["reproduction"] for _ in range(2)]
+    assert [check.verdict for check in verdicts] == ["FAIL", "FAIL"]
+    assert len({check.evidence["entropy"] for check in verdicts}) == 2
+
+
+def test_no_record_widens_the_tolerance(run: RunDirectory) -> None:
+    """Another name of the device allows for other kernels, by constants: noise in the losses buys nothing."""
+    edit(run, "score.json", lambda score: score.update(device="NVIDIA H200"))
+    nll = np.load(run / "nll.npy")
+    noise = np.random.default_rng(0).choice([-0.9, 0.9], size=len(nll)).astype(np.float32)
+    save_losses(run, nll + noise - np.float32(0.05))
+    found = audit_run(run, everything=True, only=("reproduction",))["reproduction"]
+    assert found.verdict == "FAIL" and "on average" in found.reason
 
 
 def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from fake_evidence import evidence, judged
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import file_digest, read_json, write_jsonl
 
 from bitgolf.audit import documents
-from bitgolf.audit.verdict import Finding
+from bitgolf.audit.evidence import Evidence
+from bitgolf.audit.verdict import Finding, MissingEvidence
+from bitgolf.config import DataConfig
+from bitgolf.data.prepare import prepare
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
+from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.errors import DataError
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.seal import sealed
 
 
 @settings(max_examples=100, deadline=None)
@@ -44,7 +55,7 @@ def test_samples_of_documents_are_spread_and_bounded(count: int, tokens: int) ->
 class Letters:
     """A tokenizer of one letter per token; id 1 is BOS."""
 
-    bos_id, lossless = 1, True
+    bos_id, lossless, model_bytes = 1, True, b""
 
     def decode(self, ids: np.ndarray) -> str:
         return "".join(chr(96 + int(i)) for i in ids if i != 1)
@@ -94,12 +105,18 @@ def test_an_order_that_cannot_be_hashed_again_says_so(tmp_path: Path) -> None:
     assert found.verdict == "PASS" and "cannot be recovered" in found.reason and found.evidence["checked"] == 0
 
 
-def weighed(tokenizer: Any) -> Finding:
-    return documents.byte_accounting(evidence(tokens=LETTERS, data=SimpleNamespace(tokenizer=tokenizer)))
+def weighed(tokenizer: Any, raw_bytes: int | None = 7) -> Finding:
+    manifest = {"splits": {"val": {"raw_bytes": raw_bytes}}}
+    data = SimpleNamespace(tokenizer=tokenizer, manifest=manifest)
+    counted = int(tokenizer.byte_costs(LETTERS).sum())
+    return documents.byte_accounting(evidence(tokens=LETTERS, data=data, byte_total=counted))
 
 
 def test_byte_accounting() -> None:
     judged(weighed(Letters()), "")
+    judged(weighed(Letters(), 8), "")
+    judged(weighed(Letters(), None), "")
+    judged(weighed(Letters(), 6), "7 bytes are counted, the original documents have 6")
     dear = Letters()
     dear.byte_costs = lambda tokens: 2 * (tokens[1:] != 1).astype(np.int32)  # type: ignore[method-assign]
     judged(weighed(dear), "document 0 is charged 4 bytes, its text has 2")
@@ -116,3 +133,83 @@ def test_overlap_is_looked_for_in_the_shards(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(documents, "_OVERLAP_BLOCK", 1_000)
     compared, copies = documents.shard_overlap(stream, val.astype(np.uint16), 1)
     assert 0 < compared < 202 and copies == 1, "blocks hold whole documents only; the last one is cut off at the end"
+
+
+def model_with(rules: list[tuple[str, str]] | str, tmp_path: Path) -> bytes:
+    """A SentencePiece model whose normalization is a named one, or the given replacements."""
+    options: dict[str, Any] = {"normalization_rule_name": rules}
+    if not isinstance(rules, str):
+        table = tmp_path / "rules.tsv"
+        lines = (" ".join(f"{ord(c):X}" for c in a) + "\t" + " ".join(f"{ord(c):X}" for c in b) for a, b in rules)
+        table.write_text("\n".join(lines) + "\n")
+        options = {"normalization_rule_tsv": str(table)}
+    model = io.BytesIO()
+    text = ["the quiet river finds the golden lantern", "every evening the miller opens the garden"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=model, model_type="bpe", vocab_size=300, byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2, **options,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rules", "own"),
+    [
+        ("identity", True),
+        ("nmt_nfkc", True),
+        ("nmt_nfkc_cf", False),  # folds case: what is hard to predict is gone
+        ([("e", "e" * 12)], False),  # twelve bytes for one
+        ([("q", "e")], False),
+    ],
+)
+def test_only_the_normalization_of_the_challenge_may_come_before_the_count(
+    rules: list[tuple[str, str]] | str, own: bool, tmp_path: Path
+) -> None:
+    model_bytes = model_with(rules, tmp_path)
+    assert (documents.normalizer_of(model_bytes) in documents.OWN_NORMALIZERS) == own
+    lossy = Letters()
+    lossy.lossless, lossy.model_bytes = False, model_bytes
+    if own:
+        judged(weighed(lossy, None), "")
+    else:
+        with pytest.raises(MissingEvidence, match="rewrites the text by a table of its own"):
+            weighed(lossy, None)
+
+
+def test_a_normalization_table_cannot_hide_in_a_message_that_is_given_twice(tmp_path: Path) -> None:
+    """Protobuf merges them: SentencePiece uses the table of the first, whatever the second says."""
+    evil = model_with([("e", "e" * 12)], tmp_path)
+    twice = evil + b"\x1a\x00"  # an empty normalizer_spec
+    assert documents.normalizer_of(twice) == documents.normalizer_of(evil)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=twice)
+    assert processor.normalize("we").count("e") == 12
+
+
+def test_a_tokenizer_that_adds_text_prepares_nothing(tmp_path: Path) -> None:
+    (tmp_path / "evil.model").write_bytes(model_with([("e", "e" * 12)], tmp_path))
+    with pytest.raises(DataError, match="makes the train text longer"):
+        prepare(
+            DataConfig(source=f"jsonl:{write_jsonl(tmp_path / 'c.jsonl')}", tokenizer=str(tmp_path / "evil.model")),
+            Tokenizer.load(tmp_path / "evil.model").vocab_size,
+            tmp_path / "data",
+        )
+
+
+# --- the source, read again ------------------------------------------------------------------------------------------
+
+
+def test_documents_left_out_before_training_are_missed(run_copy: Path, corpus: Path) -> None:
+    """Hashes, counts and seals agree; the source says what is missing."""
+    run = RunDirectory.open(run_copy)
+    judged(documents.validation_complete(Evidence(run)), "")
+    path = run_copy / "data" / "val_documents.bin"
+    path.write_bytes(path.read_bytes()[: 8 * 40])
+    digest = file_digest(path)
+    manifest = read_json(run_copy / "data" / "manifest.json")
+    manifest["document_hashes"]["val"]["sha256"] = digest
+    (run_copy / "data" / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    judged(documents.validation_complete(Evidence(run)), "61 validation documents, 40 are scored: 21 are left out")
+    manifest["settings"]["source_files"] = "other"
+    (run_copy / "data" / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    with pytest.raises(MissingEvidence, match="not those that were prepared"):
+        documents.validation_complete(Evidence(run))

@@ -400,9 +400,10 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
     assert found["headline_bpb"] != found["methods"]["sliding"]["bpb"]
     assert (run_copy / "model.bitgolf").read_bytes() == artifact
     verdict = audit_run(run_directory, quick=True)
-    assert [(c.name, c.reason) for c in verdict.checks if c.verdict != "PASS"] == []
+    not_run = [] if ttt["method"] == "lora" else ["reproduction"]  # the tail of a chain of updates is not scored again
+    assert [c.name for c in verdict.checks if c.verdict != "PASS"] == not_run, verdict
     tampered = losses.copy()
-    tampered[700] += 0.01
+    tampered[:700] += 0.01
     np.save(run_copy / "nll.npy", tampered)
     assert audit_run(run_directory, quick=True, only=("reproduction",))["reproduction"].verdict == "FAIL"
 
