@@ -19,6 +19,7 @@ from bitgolf.run.seal import (
     TRAIN_PRODUCTS,
     TRAIN_SETTINGS,
     code_digest,
+    digest,
     file_digest,
     file_digests,
     seal_of,
@@ -123,8 +124,11 @@ def _packing(
     last = str(events[-1].get("seal")) if events else ""
     if pack["seal"] != seal_of(pack, last):
         yield "pack.json was changed after packing, or it does not follow this train.jsonl"
-    if evidence.artifact_facts[0].get("train_seal") != last:
-        yield "the header of model.bitgolf names another training log than this train.jsonl"
+    if evidence.artifact_facts[0].get("inputs_sha256") != digest(pack.get("inputs", {})):
+        yield "the header of model.bitgolf names other weights or statistics than pack.json"
+    products = events[-1].get("products", {}) if events else {}
+    if pack.get("inputs", {}) != products:
+        yield "pack.json names other weights or statistics than the end of train.jsonl"
     if pack.get("model_sha256") != evidence.artifact_sha256:
         yield "model.bitgolf is not the artifact that pack.json describes"
     yield from _changed_files(pack.get("inputs", {}), evidence.run.path, "after packing")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import bz2
-import copy
 import functools
 import json
 import re
@@ -169,7 +168,8 @@ def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
     (`_SHOWN_BY_SOURCE`) are about settings, data and files that do not fit; `source/train_gpt.py` shows them, and the
     file shows the error and its line. With `messages` they stay.
     """
-    for node in ast.walk(module := copy.deepcopy(module)):
+    module = ast.parse(ast.unparse(module))  # a copy, several times faster than copy.deepcopy
+    for node in ast.walk(module):
         if isinstance(node, ast.Call) and _is_name(node.func, "Field"):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:

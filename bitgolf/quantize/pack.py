@@ -40,7 +40,16 @@ from bitgolf.quantize.tensors import QuantizedTensor
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
-from bitgolf.run.seal import PACK_SETTINGS, TRAIN_PRODUCTS, code_digest, file_digests, last_seal, sealed, settings_of
+from bitgolf.run.seal import (
+    PACK_SETTINGS,
+    TRAIN_PRODUCTS,
+    code_digest,
+    digest,
+    file_digests,
+    last_seal,
+    sealed,
+    settings_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +195,7 @@ def _encoder(products: _Products, config: Config) -> Encoder:
             "window": config.window,
             "stride": config.score.stride,
             "config_sha256": config.digest(),
-            "train_seal": products.train_seal,
+            "inputs_sha256": digest(products.digests),
         },
         compressor=config.pack.compressor,
     )

@@ -5,7 +5,8 @@ Every record of a run ends with a `seal`, the digest of its content and of the s
     manifest.json  names the digests of the tokenizer, of every shard and of both lists of documents
     train.jsonl    one seal per line; the first line names the data's seal, the settings and the code, the last one the
                    digests of weights and statistics
-    artifact       its header has the last seal of train.jsonl
+    artifact       its header has the digest of the weights and statistics that it was made from; so the same training
+                   gives the same bytes again
     pack.json      after train.jsonl; the settings, the code, the digest of the artifact
     score.json     after pack.json; the settings, the code, the data's seal, the digests of the losses of every pass
 
@@ -33,7 +34,7 @@ SCORE_SETTINGS = ("score.methods", "score.stride", "score.batch_tokens", "ttt.",
 
 
 # The files that train.jsonl seals in its last line and that `pack` reads.
-TRAIN_PRODUCTS = ("weights.safetensors", "weights-last.safetensors", "calibration/*.safetensors")
+TRAIN_PRODUCTS = ("weights.safetensors", "weights-last.safetensors", "calibration/*")
 
 
 def digest(value: Any) -> str:

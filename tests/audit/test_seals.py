@@ -212,7 +212,7 @@ def artifact_changed(root: Path) -> None:
         (smaller_record, "pack.json was changed after packing"),
         (other_loss, "line 2 of train.jsonl (`step`) does not follow"),
         (missing_line, "of train.jsonl (`end`) does not follow"),
-        (log_sealed_again, "the header of model.bitgolf names another training log"),
+        (log_sealed_again, "pack.json was changed after packing, or it does not follow this train.jsonl"),
         (artifact_changed, "artifact-sealed: model.bitgolf has SHA-256"),
     ],
 )
