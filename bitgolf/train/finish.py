@@ -206,16 +206,16 @@ def _log_curvature(
     )
 
 
-def write_weights(folder: Path, weights: FinalWeights, step: int, *, last_too: bool) -> None:
+def write_weights(folder: Path, weights: FinalWeights, *, last_too: bool) -> None:
     """Write weights.safetensors, and weights-last.safetensors if `last_too`, in fp32."""
-    _write_weights(folder / "weights.safetensors", weights.shipped, step, weights.average)
+    _write_weights(folder / "weights.safetensors", weights.shipped, weights.average)
     if last_too:
-        _write_weights(folder / "weights-last.safetensors", weights.last, step, "last weights")
+        _write_weights(folder / "weights-last.safetensors", weights.last, "last weights")
 
 
-def _write_weights(path: Path, weights: dict[str, Tensor], step: int, average: str) -> None:
+def _write_weights(path: Path, weights: dict[str, Tensor], average: str) -> None:
     tensors = {name: tensor.float().cpu() for name, tensor in weights.items()}
-    write_tensors(path, tensors, {"step": str(step), "average": average})
+    write_tensors(path, tensors, {"average": average})  # one key: safetensors writes several in a random order
 
 
 def charge_and_log_end(

@@ -121,7 +121,7 @@ def train(
     if world.is_main:
         store.close()
         write_statistics(run / "calibration", statistics)
-        write_weights(run.path, weights, step, last_too=config.score.last_reference)
+        write_weights(run.path, weights, last_too=config.score.last_reference)
         tokens = step * config.train.batch_tokens
         products = file_digests(run.path, *TRAIN_PRODUCTS)
         charge_and_log_end(
