@@ -7,6 +7,7 @@ The tokenizer needs them to decide whether a model is lossless. This module read
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,6 +18,7 @@ SPACE = "\u2581"  # a space inside a piece of SentencePiece
 MAX_PIECES = 65_536  # ids are uint16
 MAX_MODEL_BYTES = 16 * 1024 * 1024  # several times the size of the largest models with so many pieces
 MAX_PIECE_BYTES = 4_096
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 # Appended to a serialized model, it replaces the normalizer: field 3 (normalizer_spec) with name "identity", an empty
 # precompiled_charsmap, add_dummy_prefix false, remove_extra_whitespaces false, escape_whitespaces true. In the wire
 # format, the last value of a field counts.
@@ -54,7 +56,7 @@ class ModelSettings:
         and one for the newline.
         """
         texts = {text for text, _ in self.pieces}
-        num_bytes = sum(kind is PieceKind.BYTE for _, kind in self.pieces)
+        num_bytes = len({text for text, kind in self.pieces if kind is PieceKind.BYTE})
         return (
             self.identity
             and not self.add_dummy_prefix
@@ -104,6 +106,8 @@ def read_model(data: bytes) -> ModelSettings:
                 if not isinstance(text, bytes) or not isinstance(kind, int):
                     raise ValueError(f"piece {len(pieces)} is malformed")
                 pieces.append((text.decode("utf-8"), PieceKind(kind)))
+                if kind == PieceKind.BYTE and not _BYTE_PIECE.fullmatch(pieces[-1][0]):
+                    raise ValueError(f"the byte piece {len(pieces) - 1} is not written as <0xHH>")
             elif number == 2 and isinstance(value, bytes):
                 trainer |= dict(_fields(value))  # a message that is given twice is merged, as in protobuf
             elif number == 3 and isinstance(value, bytes):

@@ -391,3 +391,10 @@ def _rule(folder, source: str, target: str) -> str:  # type: ignore[no-untyped-d
     path = folder / "rule.tsv"
     path.write_text(f"{source}\t{target}\n")
     return str(path)
+
+
+@pytest.mark.parametrize("text", [b"<0xZZ>", b"<0x1>", b"", b"<0x123>", b"0x41"])
+def test_byte_pieces_that_are_no_bytes_are_refused(lossless: Tokenizer, text: bytes) -> None:
+    piece = b"\x0a" + varint(len(text)) + text + b"\x15\0\0\0\0\x18\x06"
+    with pytest.raises(DataError, match="byte piece 400 is not written as"):
+        Tokenizer(lossless.model_bytes + b"\x0a" + varint(len(piece)) + piece)
