@@ -200,6 +200,17 @@ def resealed(data: bytes) -> bytes:
     return data[:_CRC_AT] + struct.pack("<I", checksum) + data[_CRC_AT + 4 :]
 
 
+def as_version_1(coded: CodedText) -> bytes:
+    """A file of version 1, by its definition."""
+    data = file_format.write(replace(coded, checkpoints=b""))
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=file_format._DICTIONARIES[1])
+    header = deflate.compress(header_text(data)) + deflate.flush()
+    payloads = b"".join(stream.payload for stream in coded.streams)
+    start = data[:4] + b"\1" + len(header).to_bytes(2, "little") + bytes(4) + data[11:35]
+    whole = start + header + payloads
+    return whole[:7] + zlib.crc32(whole[:7] + whole[11:]).to_bytes(4, "little") + whole[11:]
+
+
 def header_text(data: bytes) -> bytes:
     """The JSON text in the header of an undamaged file."""
     (size,) = struct.unpack_from("<H", data, _HEADER_AT)

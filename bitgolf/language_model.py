@@ -22,6 +22,9 @@ from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import make_scorer
 
+# Tokens per forward pass. On a CPU larger batches are not faster and take more memory than the text.
+_BATCH_TOKENS = {"cuda": 65_536, "cpu": 8_192}
+
 
 @dataclass(frozen=True)
 class LogProbs:
@@ -64,9 +67,10 @@ class LanguageModel(PackedModel):
         require_text("text", text)
         if not text:
             raise ConfigError("cannot score an empty text: there is no token to predict")
-        ids = np.array([self.tokenizer.bos_id, *self.tokenizer.encode(text)], dtype=np.uint16)
+        ids = np.append(np.uint16(self.tokenizer.bos_id), self.tokenizer.encode_documents([text])[0])
         tape = ScoreTape(ids)
-        batch = max(self.window, min(65_536, self.window * (1 + len(ids) // self.stride)))
+        most = _BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+        batch = max(self.window, min(most, self.window * (1 + len(ids) // self.stride)))
         scorer = make_scorer(
             "sliding",
             self.model,

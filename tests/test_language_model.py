@@ -101,6 +101,18 @@ def test_bits_per_byte_are_the_sum_of_the_log_probabilities(packed: LanguageMode
     assert packed.score(text).bytes == len(text.encode())
 
 
+def test_memory_does_not_grow_with_a_long_word(packed: LanguageModel) -> None:
+    """The largest tensor, and with it the memory of a pass, is that of one batch."""
+    shapes: list[torch.Size] = []
+    handle = packed.model.blocks[0].register_forward_hook(lambda module, args, out: shapes.append(out[0].shape))
+    try:
+        bits = packed.bits_per_byte("z9Kq" * 6_000)
+    finally:
+        handle.remove()
+    assert math.isfinite(bits)
+    assert len(shapes) > 1 and {shape[0] * shape[1] for shape in shapes} == {8_192}
+
+
 def test_familiar_text_costs_less_than_shuffled_letters(packed: LanguageModel) -> None:
     shuffled = "".join(np.random.default_rng(0).permutation(list(TEXT)))
     assert packed.bits_per_byte(TEXT) < 1.0 < 3.0 < packed.bits_per_byte(shuffled)

@@ -40,7 +40,7 @@ MAX_TEXT_BYTES = 1 << 31  # default bound on what decoding may produce
 MAX_EPOCHS = 100  # of test-time training, which repeats work without more bytes; PR 672 used 30
 # A step predicts one token of every stream. Half a bit per token is less than the most repetitive texts take here.
 STEPS_PER_BYTE = 16
-_UNCHECKED_STEPS = 4_096  # of files of version 1, which have no checkpoints
+_UNCHECKED_STEPS = 1_024  # of files of version 1, which have no checkpoints
 
 _PREAMBLE = struct.Struct(f"<4sBHI{MODEL_DIGEST_BYTES}s{TEXT_DIGEST_BYTES}s")
 _CRC_AT = 7

@@ -173,8 +173,8 @@ def decompress_bytes(
             "differ in their last bits, and a single difference makes the rest of the text wrong. Decode it on the "
             "platform of the coder, or try --allow-platform-mismatch: a digest decides whether the text is right"
         )
-    most = 4 * (os.cpu_count() or 1)
-    if text.threads > max(most, 16):
+    most = max(16, 4 * (os.cpu_count() or 1))
+    if text.threads > most:
         raise ArtifactError(f"the file needs {text.threads} threads; on this machine at most {most} are reasonable")
     try:
         config = codec_configuration(packed, text.stride, text.ttt)

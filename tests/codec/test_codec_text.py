@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_codec_file import as_version_1
+from test_codec_file import fuzz
 
 from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes, file_format
 from bitgolf.codec import text as codec_text
@@ -303,7 +303,7 @@ def test_checkpoints_are_few_and_dense_at_first() -> None:
 
 def test_a_file_of_version_1_is_decoded(model: CodecModel, letters: bytes) -> None:
     coded = compress_bytes(letters[:200], model, streams=2)
-    assert decompress_bytes(as_version_1(coded.text), model) == letters[:200]
+    assert decompress_bytes(fuzz.as_version_1(coded.text), model) == letters[:200]
 
 
 @pytest.mark.parametrize(

@@ -222,11 +222,11 @@ def test_scores_do_not_depend_on_where_the_document_ends() -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
+def test_the_event_log_is_that_of_one_document_after_the_other(keep: bool) -> None:
     tape = run(lora={"documents": 3, "keep_a": keep})
-    ledger = tape.event_log
-    assert score_first(evidence(event_log=ledger)).verdict == "PASS"
-    assert scored_once(evidence(event_log=ledger, tokens=TOKENS, nll=tape.nll)).verdict == "PASS"
+    log = tape.event_log
+    assert score_first(evidence(event_log=log)).verdict == "PASS"
+    assert scored_once(evidence(event_log=log, tokens=TOKENS, nll=tape.nll)).verdict == "PASS"
     borders = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
     expected: list[tuple[str, int, int]] = []
     for number, (first, last) in enumerate(itertools.pairwise(borders)):
@@ -237,7 +237,7 @@ def test_ledger_is_that_of_one_document_after_the_other(keep: bool) -> None:
             if start > first:
                 expected.append(("update", start - 6, start + 1))
             expected.append(("score", start, min(start + 6, last)))
-    assert [(e["event"], *e["targets" if e["event"] == "score" else "tokens"]) for e in ledger["events"]] == expected
+    assert [(e["event"], *e["targets" if e["event"] == "score" else "tokens"]) for e in log["events"]] == expected
 
 
 def test_distributions_are_those_of_the_losses_and_stop_before_the_last_target() -> None:

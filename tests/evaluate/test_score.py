@@ -1,4 +1,4 @@
-"""Stage `score`: the numbers on file against forward passes done one at a time, and the clock and ledger beside."""
+"""Stage `score`: the numbers on file against single forward passes, the clock, and the budget ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tape refuses what the rules refuse, whoever asks; its ledger says what happened."""
+"""The tape refuses what the rules refuse, whoever asks; its event log is complete."""
 
 from __future__ import annotations
 
@@ -92,24 +92,36 @@ def test_updates_need_scored_tokens() -> None:
     assert tape.state == 1
 
 
-def test_ledger_merges_runs_and_serializes() -> None:
+def test_an_update_is_logged_with_all_that_the_adapter_read() -> None:
+    class ReadsTwice:
+        def update(self, revealed, start: int, stop: int) -> None:
+            for first, last in ((4, 7), (2, 5), (stop, stop + 1)):
+                revealed(first, last)
+
+    tape = ScoreTape(np.arange(21))
+    scorer = make_scorer("chunked", CausalModel(21), window=5, stride=5, batch_tokens=5, device="cpu")
+    evaluate(tape, scorer, ReadsTwice(), chunk_targets=10)
+    assert [e["tokens"] for e in tape.event_log["events"] if e["event"] == "update"] == [[2, 11]]
+
+
+def test_the_event_log_merges_scores_in_a_row() -> None:
     tape = ScoreTape(np.arange(10, dtype=np.uint16))
     for start in range(0, 4, 2):
         tape.commit(start, start + 2, losses(2))
     tape.record_update(1, 5)
     for start in range(4, 9):
         tape.commit(start, start + 1, losses(1))
-    ledger = tape.event_log
-    assert ledger["events"] == [
+    log = tape.event_log
+    assert log["events"] == [
         {"event": "score", "targets": [0, 4], "state": 0},
         {"event": "update", "tokens": [1, 5], "state": 1},
         {"event": "score", "targets": [4, 9], "state": 1},
     ]
-    assert (ledger["num_tokens"], ledger["num_targets"], ledger["num_scored"]) == (10, 9, 9)
-    assert ledger["tokens_sha256"] == hashlib.sha256(struct.pack("<10I", *range(10))).hexdigest()
-    assert json.loads(json.dumps(ledger)) == ledger
-    ledger["events"][0]["targets"][1] = 99
-    assert tape.event_log["events"][0]["targets"] == [0, 4], "the ledger handed out is a copy"
+    assert (log["num_tokens"], log["num_targets"], log["num_scored"]) == (10, 9, 9)
+    assert log["tokens_sha256"] == hashlib.sha256(struct.pack("<10I", *range(10))).hexdigest()
+    assert json.loads(json.dumps(log)) == log
+    log["events"][0]["targets"][1] = 99
+    assert tape.event_log["events"][0]["targets"] == [0, 4], "the property is a copy"
 
 
 class Recorder:
@@ -195,7 +207,7 @@ def test_tape_stops_an_adapter_that_reads_ahead() -> None:
 
 
 def test_smuggling_passes_the_tape() -> None:
-    """Why flip tests exist: tokens taken from elsewhere leave a clean ledger (the audit's tests go on)."""
+    """Why flip tests exist: tokens taken from elsewhere leave a clean event log (the audit's tests go on)."""
     tokens = toy_tokens(40)
     adapter = SmugglingCache(CausalModel(), tokens)
     scorer = make_scorer("chunked", adapter, window=8, stride=8, batch_tokens=8, device="cpu")

@@ -386,8 +386,8 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
         assert found["methods"][method]["bpb"] == pytest.approx(plain["methods"][method]["bpb"], abs=1e-6)
     losses = np.load(run_copy / "nll.npy")
     assert losses.astype(np.float64).mean() == pytest.approx(found["methods"][name]["loss_nats"], rel=1e-9)
-    ledger = json.loads((run_copy / "tape.json").read_text())
-    assert sum(event["event"] == "update" for event in ledger["events"]) == found["methods"][name]["updates"] > 0
+    log = json.loads((run_copy / "tape.json").read_text())
+    assert sum(event["event"] == "update" for event in log["events"]) == found["methods"][name]["updates"] > 0
     charges = json.loads((run_copy / "budget.json").read_text())["charges"]
     charged = {charge["what"] for charge in charges if charge["stage"] == "score"}
     assert name in charged and "rescored" not in charged
