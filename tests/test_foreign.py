@@ -184,3 +184,26 @@ def test_work_is_linear_in_the_size() -> None:
         with contextlib.suppress(ForeignError):
             foreign.parse_json(text)
         assert time.process_time() - start < 5
+
+
+def test_values_at_the_limits_are_read(tmp_path: Path) -> None:
+    assert foreign.parse_json("9223372036854775807") == 2**63 - 1
+    assert foreign.parse_json("-9223372036854775807") == 1 - 2**63
+    assert foreign.parse_json("0." + "1" * 62) == float("0." + "1" * 62)
+    with pytest.raises(ForeignError, match="65 digits"):
+        foreign.parse_json("0." + "1" * 63)
+    assert foreign.parse_json("[1]", max_bytes=3) == [1]
+    assert list(foreign.parse_json_lines("[1]", max_bytes=3)) == [[1]]
+    assert foreign.parse_toml("a=1", max_bytes=3) == {"a": 1}
+    (tmp_path / "a").write_bytes(b"abc")
+    assert foreign.read_bytes(tmp_path / "a", 3) == b"abc"
+    assert foreign.as_text("ab", "s", 2) == "ab" and foreign.as_list([1, 2], "l", 2) == [1, 2]
+    assert foreign.as_integer(0, "n", 0, 3) == 0 and foreign.as_integer(3, "n", 0, 3) == 3
+    assert foreign.as_number(0, "n", 0, 3) == 0 and foreign.as_number(3, "n", 0, 3) == 3
+    assert foreign.printable("a" * 10, 10) == "a" * 10 and foreign.printable("a" * 11, 10) == "a" * 10 + "..."
+    assert list(foreign.lines("abc\nd", 3)) == ["abc", "d"] and list(foreign.lines("abcd", 3)) == ["abc"]
+    for value in (-1, 4):
+        with pytest.raises(ForeignError, match="n is"):
+            foreign.as_integer(value, "n", 0, 3)
+    with pytest.raises(ForeignError, match="more than 2 bytes"):
+        list(foreign.parse_json_lines("[1]", max_bytes=2))

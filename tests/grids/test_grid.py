@@ -234,6 +234,15 @@ def test_impossible_importance_is_refused() -> None:
         Grid(8).search_clip(torch.ones(2, 2, 2))
 
 
+def test_columns_without_importance_do_not_count() -> None:
+    weight = matrix(6, 50) ** 3
+    importance = torch.cat([torch.ones(25), torch.zeros(25)])
+    grid, percentiles = Grid(4), (1.0,)
+    assert torch.equal(grid.search_clip(weight, percentiles, importance), weight.abs().amax(dim=1))
+    counted = grid.search_clip(weight, (0.8, 1.0), importance)
+    assert not torch.equal(counted, grid.search_clip(weight, (0.8, 1.0), 1 - importance))
+
+
 def test_clip_at_standard_deviations_replaces_the_search() -> None:
     weight = matrix(4, 200, seed=3)
     clip = Grid(6, clip_sigmas=12.85).search_clip(weight)
