@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from crafted.case import Case
 from fuzz import as_version_1, header_text, with_header
 from tiny_gpt import WINDOW, config, tiny_gpt
 from tiny_run import documents
@@ -22,6 +21,7 @@ from bitgolf.codec.checkpoints import num_checkpoints
 from bitgolf.codec.file_format import CodedStream, CodedText
 from bitgolf.config import TTTConfig
 from bitgolf.data.train_tokenizer import train_tokenizer
+from crafted.case import Case
 
 MEGABYTE = 1_000_000
 
