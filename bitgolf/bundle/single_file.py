@@ -52,7 +52,10 @@ _REPLACED = {
     "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",
 }
 # Errors without their messages in the file, but for those that a command line can cause.
-_SHOWN_BY_SOURCE = ("ArtifactError", "ConfigError", "DataError", "RunError", "ValueError")
+_SHOWN_BY_SOURCE = (
+    "ArtifactError", "BudgetError", "ConfigError", "DataError", "ForeignError", "RunError", "TrainingDiverged", "TypeError",
+    "ValueError",
+)  # fmt: skip
 _WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.config.overrides", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
