@@ -181,7 +181,8 @@ def main() -> int:
         record = {"machine": machine, "cases": [asdict(r) | {"faults": r.faults} for r in results]}
         (arguments.into / "crafted-files.json").write_text(json.dumps(record, indent=1) + "\n")
         text = (
-            "# Crafted files\n\nMade by `benchmarks/crafted_files.py`: CPU time and peak memory of reading small inputs\n"
+            "# Crafted files\n\n"
+            "Made by `benchmarks/crafted_files.py`: CPU time and peak memory of reading small inputs\n"
             f"that declare, or unpack to, very much. {len(results)} inputs, {len(over)} over a bound. {machine}.\n"
         )
         (arguments.into / "README.md").write_text(f"{text}\n{table(results)}\n")

@@ -53,9 +53,16 @@ _REPLACED = {
 }
 # Errors without their messages in the file, but for those that a command line can cause.
 _SHOWN_BY_SOURCE = (
-    "ArtifactError", "BudgetError", "ConfigError", "DataError", "ForeignError", "RunError", "TrainingDiverged", "TypeError",
+    "ArtifactError",
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "ForeignError",
+    "RunError",
+    "TrainingDiverged",
+    "TypeError",
     "ValueError",
-)  # fmt: skip
+)
 _WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.config.overrides", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
