@@ -151,7 +151,9 @@ class CheckpointStore:
             save_file(tensors, temporary / "state.safetensors")
             meta = asdict(state) | {"tensors_sha256": state_digest(tensors)}
             (temporary / "state.json").write_text(json.dumps(meta, indent=2))
+            mode = (temporary / "state.json").stat().st_mode & 0o777  # safetensors creates files for the owner alone
             for file in temporary.iterdir():
+                file.chmod(mode)
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
             shutil.rmtree(final, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What follows the last step, through the command: the burst, the choice of the average, both inside the budget."""
+"""The end of training through its command: the replay burst and the choice of the average, inside the budget."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from simulated_time import simulate_time
 from tiny_run import cli, done, events, read_json, refused, start, weights_digest
 
 import bitgolf.train.finish
@@ -48,7 +49,9 @@ with world("cpu") as peers:
 """
 
 
-def test_the_burst_ends_inside_the_budget_and_the_warm_down_before_it(tmp_path: Path, tiny_run: Path) -> None:
+def test_the_burst_ends_inside_the_budget_and_the_warm_down_before_it(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {
         "train.max_steps": "0", "budget.train_seconds": "3", "train.warmdown": "0.6", "train.log_every": "1",
         "train.replay.epochs": "3", "train.replay.lr": "0.05", "train.measure.calibration_tokens": "2048",
@@ -56,6 +59,7 @@ def test_the_burst_ends_inside_the_budget_and_the_warm_down_before_it(tmp_path: 
     }  # fmt: skip
     run = RunDirectory.create(tmp_path / "run", load_config(str(tiny_run / "config.toml"), changes))
     shutil.copytree(tiny_run / "data", run / "data")
+    simulate_time(monkeypatch)
     done("train", run.path)
     (begin,), (burst,), (choice,), (end,) = (events(run.path, kind) for kind in ("start", "replay", "choice", "end"))
     steps = events(run.path, "step")
@@ -65,12 +69,12 @@ def test_the_burst_ends_inside_the_budget_and_the_warm_down_before_it(tmp_path: 
     assert burst["first_batch"] == end["step"] - burst["batches"]
     assert burst["planned_steps"] == 3 * burst["batches"]
     assert 0 < burst["replay_steps"] <= burst["planned_steps"]
-    assert steps[-1]["lr_scale"] < 0.5  # near 0: the warm-down is over where the burst begins
-    assert end["steps_seconds"] < burst["elapsed_seconds"] < choice["elapsed_seconds"] < end["elapsed_seconds"] <= 3.0
+    assert steps[-1]["lr_scale"] < 0.05  # the warm-down is over where the burst begins
+    assert end["steps_seconds"] < burst["elapsed_seconds"] <= choice["elapsed_seconds"] < end["elapsed_seconds"] <= 3.0
     charges = {c["what"]: c["amount"] for c in read_json(run / "budget.json")["charges"] if c["stage"] == "train"}
     assert list(charges) == ["optimizer steps", "replay", "choice of the average", "calibration"]
     assert sum(charges.values()) == pytest.approx(end["elapsed_seconds"])
-    assert charges["replay"] == pytest.approx(burst["elapsed_seconds"] - end["steps_seconds"], abs=0.05)
+    assert charges["replay"] == pytest.approx(burst["elapsed_seconds"] - end["steps_seconds"])
 
 
 def test_the_burst_reads_the_last_batches_again_and_nothing_else(
@@ -98,7 +102,7 @@ def test_the_burst_reads_the_last_batches_again_and_nothing_else(
         assert torch.equal(again[3], before[3])
 
 
-def test_without_a_burst_the_end_is_as_it_was(untrained: Make, tiny_run: Path) -> None:
+def test_settings_of_a_burst_that_is_off_change_nothing(untrained: Make, tiny_run: Path) -> None:
     run = untrained(train__replay__epochs=0, train__replay__lr=0.5, train__average__choose="fixed")
     outcome = cli("train", run)
     assert outcome.status == 0
@@ -184,7 +188,7 @@ def test_two_ranks_replay_choose_and_branch_alike(untrained: Make, tmp_path: Pat
     alone, two, arm = untrained("alone", **ending), untrained("two", **ending), untrained("arm", **ending)
     process = start(two, arm, ranks=2, program=(str(script),))
     done("train", alone)
-    stdout, stderr = process.communicate(timeout=150)
+    stdout, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     digests = [line for line in stdout.splitlines() if line.startswith("digest ")]
     assert len(digests) == 4

@@ -38,7 +38,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A run that got SIGKILL in mid-training, after two checkpoints."""
     root = tmp_path_factory.mktemp("killed") / "run"
     process = start("run", *settings(corpus, **SLOW_ENOUGH), "--out", root)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 600
     while len(checkpoints(root)) < 2:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "no checkpoint appeared"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     fisher = read_fisher(tmp_path, tmp_path)["embedding"]
     assert torch.equal(fisher.inputs, 2 * torch.eye(3)) and torch.equal(fisher.rows, torch.arange(4.0))
     assert read_curvature(tmp_path, tmp_path) == ALL.curvature
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_statistics(tmp_path, ALL)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
 
 
 def test_a_later_training_without_a_measurement_removes_its_file(tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert loaded[1][name].dtype == tensor.dtype
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_others_may_read_a_checkpoint_as_far_as_the_umask_allows(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        saved(tmp_path, 1)
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "step-00000001").iterdir())
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o666 & ~umask] * 2
+
+
 def test_the_tensors_are_saved_as_they_are_at_the_call(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     live = tensors(1)

@@ -126,18 +126,21 @@ def test_tables_and_scalars_follow_adamw_with_their_own_rates() -> None:
         torch.testing.assert_close(model.get_parameter(name).detach().double(), values, atol=1e-5, rtol=1e-5)
 
 
-def test_the_weight_decay_of_muon_is_that_of_matrices() -> None:
-    moved = {}
-    for decay in (0.0, 0.5):
-        model = GPT(ModelConfig().updated(TINY), 8).initialize_(torch.Generator().manual_seed(0))
-        optimizer = ModelOptimizer(model, TrainConfig().updated({"matrix_lr": 0.1, "muon.weight_decay": decay}), ALONE)
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step(0.5, 0.9)
-        moved[decay] = model.get_parameter("blocks.0.mlp.up.weight").detach()
-    start = GPT(ModelConfig().updated(TINY), 8).initialize_(torch.Generator().manual_seed(0))
-    weight = start.get_parameter("blocks.0.mlp.up.weight").detach()
-    torch.testing.assert_close(moved[0.5], moved[0.0] - 0.5 * 0.1 * 0.5 * weight, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_matrices_follow_muon_with_its_own_settings(steps: int) -> None:
+    """The first step: p (1 - lr wd) - lr max(1, rows / cols)^0.5 NS(g + mu g), NS with the configured steps."""
+    model = GPT(ModelConfig().updated(TINY), 8).initialize_(torch.Generator().manual_seed(0))
+    settings = {"matrix_lr": 0.1, "muon.weight_decay": 0.5, "muon.steps": steps, "adam.weight_decay": 0.0}
+    optimizer = ModelOptimizer(model, TrainConfig().updated(settings), ALONE)
+    rng = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=rng)
+    weight = model.get_parameter("blocks.0.mlp.up.weight")
+    assert weight.grad is not None
+    direction = newton_schulz(1.9 * weight.grad.numpy(), steps)
+    expected = weight.detach().numpy() * (1 - 0.05 * 0.5) - 0.05 * math.sqrt(32 / 16) * direction
+    optimizer.step(0.5, 0.9)
+    np.testing.assert_allclose(weight.detach().numpy(), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.5, 1e3], ids=["off", "above the limit", "below the limit"])

@@ -86,7 +86,7 @@ def test_curvature_and_choice_reserve_time_if_they_are_asked_for() -> None:
     [
         (3.9, 0, 0.0, "does not hold one optimizer step"),
         (4.0, 0, 0.0, ""),
-        (4.0, 7, 3.9, ""),
+        (3.5, 7, 3.4, ""),
         (4.0, 7, 4.0, "is spent"),
         (4.0, 7, 99.0, "is spent"),
     ],
