@@ -9,6 +9,7 @@ from grid_gptq import gptq
 
 from bitgolf.config import ModelConfig
 from bitgolf.grids.grid import Grid
+from bitgolf.measure import curvature as curvature_module
 from bitgolf.measure.curvature import TrialNoise, measure_curvature, shaped_noise
 from bitgolf.measure.inverse_factor import inverse_factor
 from bitgolf.model import GPT
@@ -103,3 +104,33 @@ def test_unused_tables_and_tensors_after_the_deadline_are_left_out() -> None:
         model, names, rows, TrialNoise(0.1, 0.01, False), seed=0, world=ALONE, another_fits=lambda: next(answers)
     )
     assert list(curvature) == ["embedding"]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_error_is_the_standard_error_over_the_rows_of_all_ranks(num_ranks: int) -> None:
+    class Ranks(World):
+        """Ranks with equal rows, so that the mean over ranks is that of one."""
+
+        def mean_(self, tensors: list[torch.Tensor]) -> None: ...
+
+    increases = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    mean, error = curvature_module._mean_and_error(increases, Ranks(0, num_ranks, torch.device("cpu")))
+    assert mean == 3.0
+    assert error == pytest.approx((14 / 3 / (3 * num_ranks)) ** 0.5)  # the variance of the rows is 14 / 3
+
+
+def test_time_is_reserved_for_every_tensor_as_wide_as_the_widest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPT(CONFIG, 8)
+    widths: list[list[tuple[str, int]]] = []
+    monkeypatch.setattr(curvature_module, "seconds_of_second_run", lambda work, world: (work(), 0.5)[1])
+    monkeypatch.setattr(
+        curvature_module,
+        "measure_curvature",
+        lambda model, hessians, *_, **__: widths.append([(name, len(h)) for name, h in hessians.items()]),
+    )
+    names = ["bigram.project.weight", "blocks.0.mlp.down.weight", "embedding"]
+    noise = TrialNoise(0.1, 0.01, False)
+    rows = torch.zeros(2, 9, dtype=torch.int64)
+    assert curvature_module.curvature_seconds(model, names, rows, noise, ALONE) == pytest.approx(2 * 1.15 * 4 * 0.5)
+    assert widths == [[("bigram.project.weight", 128)]]
+    assert curvature_module.curvature_seconds(model, [], rows, noise, ALONE) == 0

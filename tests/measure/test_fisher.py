@@ -110,3 +110,24 @@ def test_fisher_is_the_curvature_of_a_row_of_the_head(model: GPT) -> None:
     exact = (p * (1 - p) * slope**2).mean(0)  # E over labels of (dz_i)^2
     assert torch.allclose(statistics.rows.double().sum(), exact.sum(), rtol=0.05)
     assert float(torch.corrcoef(torch.stack((statistics.rows.double(), exact)))[0, 1]) > 0.9
+
+
+def test_every_rank_draws_its_own_labels_and_a_seed_repeats_them(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [torch.randint(260, (2, 8), generator=torch.Generator().manual_seed(3))]
+    labels: list[list[int]] = []
+    draw = fisher._draw
+
+    def watched(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        drawn = draw(logits, generator)
+        labels.append(drawn.tolist())
+        return drawn
+
+    monkeypatch.setattr(fisher, "_draw", watched)
+
+    class Rank(World):
+        def mean_(self, tensors: list[torch.Tensor]) -> None: ...
+
+    for rank, seed in ((0, 5), (1, 5), (0, 5), (0, 6)):
+        fisher.gather_fisher(model, tokens, seed, Rank(rank, 2, torch.device("cpu")), lambda: True)
+    assert labels[0] == labels[2]
+    assert labels[0] != labels[1] and labels[0] != labels[3]
