@@ -19,7 +19,7 @@ from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.grids.roles import grids_of, require_passthrough_names
 from bitgolf.measure.curvature import TrialNoise
-from bitgolf.measure.statistics import write_statistics
+from bitgolf.measure.statistics import Statistics, write_statistics
 from bitgolf.model.build import build_model
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
@@ -29,7 +29,14 @@ from bitgolf.run.seal import TRAIN_PRODUCTS, TRAIN_SETTINGS, code_digest, data_s
 from bitgolf.train.branch import find_trunk, require_same_data
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
 from bitgolf.train.effects import without_effect
-from bitgolf.train.finish import Stopwatch, charge_and_log_end, finish_weights, gather_statistics, write_weights
+from bitgolf.train.finish import (
+    FinalWeights,
+    Stopwatch,
+    charge_and_log_end,
+    finish_weights,
+    gather_statistics,
+    write_weights,
+)
 from bitgolf.train.late import LatePhase
 from bitgolf.train.loop import Checkpoints, make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
@@ -37,7 +44,7 @@ from bitgolf.train.pace import Pace, Timeline
 from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
-from bitgolf.train.start import find_start
+from bitgolf.train.start import Start, find_start
 from bitgolf.train.trainer import Trainer
 from bitgolf.version import __version__
 
@@ -82,10 +89,7 @@ def train(
     train_log = TrainLog(run.path, world.is_main)
     state = TrainState(start.step, start.seconds, config.digest(), world.size, start.origin)
     if world.is_main:
-        num_steps = config.train.max_steps or max(1, int(plan.steps_end / plan.step_seconds))
-        skipped = start.fraction(config.train.max_steps, plan.steps_end)
-        for sentence in without_effect(config, shapes, num_steps, skipped):
-            log.warning("no effect: %s", sentence)
+        _warn_of_settings_without_effect(config, shapes, plan, start)
         run.remove_products_of_later_stages()
         start.open_files(store, train_log, state)
     train_log.write(
@@ -99,12 +103,8 @@ def train(
         **start.details(),
         **plan.figures(),
     )
-    timeline = Timeline(
-        Clock(start.seconds),
-        Pace(start.step, start.seconds, plan.step_seconds),
-        plan.division,
-        config.train.max_steps,
-    )
+    pace = Pace(start.step, start.seconds, plan.step_seconds)
+    timeline = Timeline(Clock(start.seconds), pace, plan.division, config.train.max_steps)
     checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world)
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
     report = StepReport(pipe, timeline, train_log, config.train, world, progress)
@@ -120,14 +120,31 @@ def train(
         )
     if world.is_main:
         store.close()
-        write_statistics(run / "calibration", statistics)
-        write_weights(run.path, weights, last_too=config.score.last_reference)
-        tokens = step * config.train.batch_tokens
-        products = file_digests(run.path, *TRAIN_PRODUCTS)
-        charge_and_log_end(
-            run.budget(), train_log, stopwatch.seconds, step, tokens, statistics, weights.average, products
-        )
+        _write_products(run, weights, statistics, stopwatch.seconds, train_log, step)
     world.barrier()
+
+
+def _write_products(
+    run: RunDirectory,
+    weights: FinalWeights,
+    statistics: Statistics,
+    seconds: dict[str, float],
+    train_log: TrainLog,
+    step: int,
+) -> None:
+    write_statistics(run / "calibration", statistics)
+    write_weights(run.path, weights, last_too=run.config.score.last_reference)
+    products, tokens = file_digests(run.path, *TRAIN_PRODUCTS), step * run.config.train.batch_tokens
+    charge_and_log_end(run.budget(), train_log, seconds, step, tokens, statistics, weights.average, products)
+
+
+def _warn_of_settings_without_effect(
+    config: Config, shapes: dict[str, tuple[int, ...]], plan: Plan, start: Start
+) -> None:
+    max_steps = config.train.max_steps
+    num_steps = max_steps or max(1, int(plan.steps_end / plan.step_seconds))
+    for sentence in without_effect(config, shapes, num_steps, start.fraction(max_steps, plan.steps_end)):
+        log.warning("no effect: %s", sentence)
 
 
 def extend_budget_(run: RunDirectory, plan: Plan, world: World) -> tuple[Plan, Config]:
