@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,11 +44,18 @@ class NotingTrainer:
     config: TrainConfig
     clock: Clock
     late: Late | None = None
+    repeats: int = 0
     steps: list[tuple[float, ...]] = field(default_factory=list)
+    looped: list[bool] = field(default_factory=list)
+
+    @property
+    def model(self) -> Any:
+        return SimpleNamespace(config=SimpleNamespace(loop=SimpleNamespace(repeats=self.repeats)))
 
     def step(self, inputs: Any, targets: Any, lr_scale: float, momentum: float, elapsed: float, fraction: float,
-             late: bool) -> torch.Tensor:  # fmt: skip
+             late: bool, *, looped: bool) -> torch.Tensor:  # fmt: skip
         self.steps.append((inputs, fraction, lr_scale, momentum, late))
+        self.looped.append(looped)
         self.clock.spent_before += 1.0
         return torch.tensor([elapsed, 2.0 + len(self.steps), 1.0, 1.0])
 
@@ -74,11 +82,18 @@ class Scene:
     events: list[dict[str, Any]]
 
 
-def run(folder: Path, changes: dict[str, Any], limit: float = 1e9, late: Late | None = None, first: int = 0) -> Scene:
+def run(
+    folder: Path,
+    changes: dict[str, Any],
+    limit: float = 1e9,
+    late: Late | None = None,
+    first: int = 0,
+    repeats: int = 0,
+) -> Scene:
     """Run the loop from step `first` (with as many seconds spent) to its end."""
     config = TrainConfig().updated({"batch_tokens": 1024, "log_every": 4} | changes)
     clock = Clock(float(first))
-    trainer, store, window = NotingTrainer(config, clock, late), Store(), ReplayWindow(ReplayConfig(epochs=1))
+    trainer, store, window = NotingTrainer(config, clock, late, repeats), Store(), ReplayWindow(ReplayConfig(epochs=1))
     timeline = Timeline(clock, Pace(first, float(first), 1.0), Division(limit, 0.0), config.max_steps)
     train_log = TrainLog(folder, enabled=True)
     train_log.begin(None)
@@ -134,6 +149,16 @@ def test_the_late_phase_begins_once_when_the_rate_is_low(tmp_path: Path) -> None
     assert [step[-1] for step in scene.trainer.steps] == [False] * 8 + [True] * 2
     (event,) = [event for event in scene.events if event["event"] == "late"]
     assert (event["step"], event["relative_change"]) == (8, 0.01)
+
+
+@pytest.mark.parametrize(("repeats", "first", "expected"), [(0, 0, [True] * 8), (2, 0, [False] * 4 + [True] * 4),
+                                                            (2, 6, [True] * 2)])  # fmt: skip
+def test_layers_are_looped_from_their_fraction_on(
+    tmp_path: Path, repeats: int, first: int, expected: list[bool]
+) -> None:
+    scene = run(tmp_path, {"max_steps": 8, "loop_start": 0.5}, first=first, repeats=repeats)
+    assert scene.trainer.looped == expected
+    assert [event["step"] for event in scene.events if event["event"] == "loop"] == ([4] if False in expected else [])
 
 
 def test_the_replay_window_knows_the_batches_of_low_rate(tmp_path: Path) -> None:
