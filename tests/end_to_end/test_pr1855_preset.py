@@ -1,0 +1,97 @@
+"""Preset `pr-1855` from end to end at reduced size: loop, packing by rate, adapters, audit, codec, single file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import done, environment, events, read_json, weights_digest
+
+from bitgolf.artifact.container import read_artifact
+from bitgolf.bundle.single_file import make_bundle
+from bitgolf.run.directory import RunDirectory
+
+SMALL = {
+    "model.vocab_size": 384,
+    "model.num_layers": 4,
+    "model.attention.xsa_layers": 4,
+    "model.loop.first": 1,
+    "model.loop.last": 1,
+    "model.lanes_from": 3,
+    "model.model_dim": 32,
+    "model.num_heads": 4,
+    "model.num_kv_heads": 2,
+    "model.rope.dims": 4,
+    "model.attention.document_tokens": 48,
+    "train.seq_len": 128,
+    "train.batch_tokens": 512,
+    "train.micro_batch_tokens": 512,
+    "train.max_steps": 5,
+    "train.warmup_steps": 1,
+    "train.held_out_tokens": 512,
+    "train.measure.calibration_tokens": 512,
+    "train.measure.fisher_tokens": 512,
+    "train.measure.curvature_tokens": 512,
+    "train.checkpoint.seconds": 0,
+    "pack.small_tensor": 256,
+    "pack.rate.trellis": 0,
+    "score.seq_len": 64,
+    "score.batch_tokens": 2048,
+    "score.compressors": "false",
+    "ttt.method": "lora",
+    "ttt.lora.rank": 2,
+    "ttt.lora.chunk_tokens": 64,
+    "ttt.lora.targets": '["q", "o"]',
+    "report.samples": 0,
+    "data.val_fraction": 0.005,
+}
+ADAPTERS = ("--ttt", "--ttt.method=lora", "--ttt.lora.rank=2", "--ttt.lora.chunk_tokens=16")
+TEXT = "Letter 9 from the golden lantern. The quiet river finds the garden near the old harbor."
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_preset_runs_whole(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = SMALL | {"data.source": f"jsonl:{corpus}"}
+    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+    result = done("run", "pr-1855", *words, "--out", run, "--json")
+    assert result.json["audit_passed"]
+    assert "no effect" not in result.stderr
+    (switch,) = events(run, "loop")
+    assert (switch["step"], switch["fraction"]) == (2, 0.4)
+    score, pack = read_json(run / "score.json"), read_json(run / "pack.json")
+    assert score["headline"] == "documents+lora"
+    assert (pack["method"], pack["compressor"]) == ("rate", "range")
+    decodes(run, tmp_path)
+    repeats(run, tmp_path)
+
+
+def decodes(run: Path, folder: Path) -> None:
+    """The codec gives the text back, without and with adapters."""
+    (folder / "text").write_text(TEXT)
+    model = ("--model", run / "model.bitgolf")
+    for adapters in ((), ADAPTERS):
+        done("compress", folder / "text", "-o", folder / "coded", *model, *adapters)
+        done("decompress", folder / "coded", "-o", folder / "again", *model)
+        assert (folder / "again").read_text() == TEXT
+
+
+def repeats(run: Path, folder: Path) -> None:
+    """The single file gives the same weights, artifact and losses."""
+    file, again = folder / "alone" / "train_gpt.py", folder / "repeated"
+    file.parent.mkdir()
+    file.write_bytes(make_bundle(RunDirectory.open(run).config).data)
+    arguments = ["--data", str(run / "data"), "--out", str(again), "--seed", "1337"]
+    outcome = subprocess.run(
+        [sys.executable, file.name, *arguments], cwd=file.parent, env=environment(), capture_output=True, text=True
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert weights_digest(again) == weights_digest(run)
+    ours, theirs = (read_artifact(folder / "model.bitgolf").tensors for folder in (run, again))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert np.array_equal(np.load(run / "nll.npy"), np.load(again / "nll.npy"))
