@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from fake_evidence import evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, free_port, text, tiny_gpt
+from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
 from torch import Tensor, nn
 
 from bitgolf.audit.tape_log import score_first, scored_once
@@ -287,23 +285,6 @@ def test_a_document_cannot_be_entered_in_its_middle() -> None:
     assert scorer.score(lambda a, b: TOKENS[a:b], start, 200).shape == (200 - start,)
     with pytest.raises(RuleViolation, match="in the middle of a document"):
         scorer.score(lambda a, b: TOKENS[a:b], start + 1, 200)
-
-
-def _on_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    tape = ScoreTape(TOKENS)
-    settings_ = config(method="lora", lora={"documents": 5, "keep_a": True})
-    evaluate_documents(tape, scorer_of(settings_, World(rank, 2, torch.device("cpu"))))
-    np.save(Path(folder) / f"{rank}.npy", tape.nll)
-    dist.destroy_process_group()
-
-
-def test_two_ranks_score_as_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_on_rank, args=(free_port(), str(tmp_path)), nprocs=2)
-    both = [np.load(tmp_path / f"{rank}.npy") for rank in (0, 1)]
-    np.testing.assert_array_equal(both[0], both[1])
-    np.testing.assert_allclose(both[0], run(lora={"documents": 5, "keep_a": True}).nll, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

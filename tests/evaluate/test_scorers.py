@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import VOCAB, CausalModel, toy_tokens
@@ -150,27 +146,3 @@ def test_model_of_the_wrong_shape_is_named() -> None:
     )
     with pytest.raises(ValueError, match="model must map tokens"):
         evaluate(ScoreTape(toy_tokens(9)), scorer)
-
-
-def _score_on_rank(rank: int, world_size: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
-    scorer = make_scorer(
-        "sliding", CausalModel(), window=16, stride=3, batch_tokens=64, device="cpu", rank=rank, world_size=world_size
-    )
-    nll = evaluate(ScoreTape(toy_tokens(333)), scorer, chunk_targets=150)
-    np.save(Path(folder) / f"{rank}.npy", nll)
-    dist.destroy_process_group()
-
-
-def test_two_ranks_score_as_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_score_on_rank, args=(2, port, str(tmp_path)), nprocs=2)
-    first, second = (np.load(tmp_path / f"{rank}.npy") for rank in (0, 1))
-    scorer = make_scorer("sliding", CausalModel(), window=16, stride=3, batch_tokens=64, device="cpu")
-    alone = evaluate(ScoreTape(toy_tokens(333)), scorer)
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_allclose(first, alone, rtol=0, atol=2e-6)
