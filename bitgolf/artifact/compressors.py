@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import zstandard
 
@@ -33,6 +33,9 @@ _ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = (
 _PIECES_SIZE = struct.Struct("<I")
 _LZMA_MIN_DICTIONARY = 1 << 12  # the least that the format allows
 _LZMA_MAX_DICTIONARY = 1 << 26  # of preset 9
+_LZMA_PIECE = 1 << 20  # bytes that are decompressed at a time
+
+Raw = TypeVar("Raw", bytes, bytearray)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Compressor:
 
     name: str
     compress: Callable[[bytes], bytes]
-    decompress: Callable[[bytes | memoryview, int], bytes]
+    decompress: Callable[[bytes | memoryview, int], bytes | bytearray]
 
 
 def compressor_names() -> list[str]:
@@ -67,7 +70,7 @@ def compress(name: str, data: bytes) -> bytes:
     return backend.compress(data) if data else b""
 
 
-def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes:
+def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes | bytearray:
     """The `raw_size` bytes that `compress(name, ...)` made `data` from.
 
     Raises:
@@ -133,10 +136,17 @@ def _lzma_compress(data: bytes) -> bytes:
     return lzma.compress(data, format=lzma.FORMAT_RAW, filters=_lzma_filters(len(data)))
 
 
-def _lzma_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+def _lzma_decompress(data: bytes | memoryview, raw_size: int) -> bytes | bytearray:
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(raw_size))
+    raw, pending = bytearray(), data
     try:
-        raw = decoder.decompress(bytes(data), max_length=raw_size + 1)
+        # In pieces, because the decoder holds its whole output twice.
+        while len(raw) <= raw_size and not decoder.eof:
+            piece = decoder.decompress(pending, max_length=min(_LZMA_PIECE, raw_size + 1 - len(raw)))
+            if not piece and decoder.needs_input:
+                break
+            raw += piece
+            pending = b""
     except lzma.LZMAError as error:
         raise ArtifactError(f"lzma stream is damaged ({error})") from error
     return _whole("lzma", raw, raw_size, decoder.eof, bool(decoder.unused_data))
@@ -195,7 +205,7 @@ def _range_compress(data: bytes) -> bytes:
     return min(ways, key=len)
 
 
-def _range_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
+def _range_decompress(data: bytes | memoryview, raw_size: int) -> bytes | bytearray:
     tag, rest = bytes(data[:1]), data[1:]
     if tag == _ZSTD_FOLLOWS and len(rest):
         return _zstd_decompress(rest, raw_size)
@@ -206,10 +216,10 @@ def _range_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
     (size,) = _PIECES_SIZE.unpack(rest[: _PIECES_SIZE.size])
     if size > raw_size:  # a list of pieces is shorter than the file that it came from
         raise ArtifactError(f"range stream holds pieces of {size} bytes, more than the declared {raw_size}")
-    return pieces.restore(_lzma_decompress(rest[_PIECES_SIZE.size :], size))
+    return pieces.restore(bytes(_lzma_decompress(rest[_PIECES_SIZE.size :], size)))
 
 
-def _whole(name: str, raw: bytes, raw_size: int, finished: bool, followed: bool) -> bytes:
+def _whole(name: str, raw: Raw, raw_size: int, finished: bool, followed: bool) -> Raw:
     """`raw`, once the stream is known to end where it should."""
     if len(raw) > raw_size:
         raise ArtifactError(f"{name} stream expands beyond the declared {raw_size} bytes")

@@ -286,7 +286,7 @@ def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
         raw = compressors.decompress("zstd", data[_PREAMBLE.size : end], raw_bytes)
     except ArtifactError as error:
         raise ArtifactError(f"header: {error}") from error
-    return header.decode(raw, file_bytes=len(data) - end, max_bytes=max_bytes), end
+    return header.decode(bytes(raw), file_bytes=len(data) - end, max_bytes=max_bytes), end
 
 
 def _expand(
@@ -303,7 +303,7 @@ def _expand(
 def _expand_bytes(compressor: str, stream: StreamEntry, stored: memoryview, offset: int) -> bytes:
     where = _verified(stream, stored, offset)
     try:
-        return compressors.decompress(compressor, stored, stream.raw_bytes)
+        return bytes(compressors.decompress(compressor, stored, stream.raw_bytes))
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from error
 

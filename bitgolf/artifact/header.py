@@ -9,17 +9,17 @@ file, so that the work and the memory of reading are in proportion to it.
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from bitgolf.artifact import compressors
 from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, KINDS, num_elements
 from bitgolf.artifact.trellis import STATE_COUNTS
-from bitgolf.errors import ArtifactError
+from bitgolf.errors import ArtifactError, ForeignError
+from bitgolf.foreign import parse_json, printable
 
 MAX_HEADER_BYTES = 1 << 20  # raw JSON; a hundred tensors need about 10 KB
 MAX_TENSORS = 4_096  # a model of 256 layers, the most that can be configured, has about 3,000
@@ -28,6 +28,7 @@ MAX_COLUMNS = 1 << 20  # of a matrix of codes; its rows are decoded in blocks, o
 FREE_ELEMENTS = 1 << 22  # that any artifact may hold, as a freshly initialized model compresses to almost nothing
 ELEMENTS_PER_BYTE = 32  # and that it may hold for each of its bytes: a quarter of a bit per weight
 MAX_DIMENSIONS = 4
+_SHOWN = 120  # characters of a value in a message
 MAX_NAME_LENGTH = 200
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _KEYS = {"compressor", "meta", "model_config", "streams", "tensors", "tokenizer_bytes", "tokenizer_meta"}
@@ -155,13 +156,9 @@ def decode(raw: bytes, *, file_bytes: int, max_bytes: int) -> Header:
         ArtifactError: an entry is malformed, contradictory, unknown or too large; names the entry.
     """
     try:
-        value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float
-        )
-    except ArtifactError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"header is not valid JSON ({error})") from error
+        value = parse_json(raw)
+    except ForeignError as error:
+        raise ArtifactError(f"header: {error}") from error
     if not isinstance(value, dict) or set(value) != _KEYS:
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise ArtifactError(f"header must be an object with the keys {sorted(_KEYS)}, found {_short(found)}")
@@ -261,27 +258,5 @@ def _count(value: Any, where: str, at_least: int = 0) -> int:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ArtifactError("header: a key occurs twice in one object")
-    return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ArtifactError(f"header: {name} is not a number that JSON allows")
-
-
-def _finite_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ArtifactError(f"header: the number {text[:40]} is out of range")
-    return number
-
-
 def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
-        text = type(value).__name__
-    return text if len(text) <= 120 else text[:117] + "..."
+    return printable(repr(value), _SHOWN)

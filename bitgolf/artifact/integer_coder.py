@@ -121,14 +121,17 @@ def _add_mean_and_center_(
     values: np.ndarray,  # (R, C) int32, changed
     model: ScaleModel,
 ) -> None:
-    """Turn residuals into values, in blocks of rows, because the intermediate results have 64 bits."""
+    """Turn residuals into values, block by block, because the intermediate results have 64 bits."""
+    if model.mean is None or model.coefficients is None:
+        values = values.reshape(-1, 1)
     rows_at_once = max(1, _ELEMENTS_AT_ONCE // values.shape[1])
     for start in range(0, len(values), rows_at_once):
         rows = slice(start, start + rows_at_once)
         block = values[rows].astype(np.int64)
         if model.mean is not None and model.coefficients is not None:
             block += predict(model.coefficients[rows], model.mean)
-        block = (block << model.stride) + model.center
+        block <<= model.stride
+        block += model.center
         require(max(int(block.max()), -int(block.min())) <= MAX_VALUE)
         values[rows] = block
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from bitgolf.artifact.container import read_artifact
 from bitgolf.config import ModelConfig
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.errors import ArtifactError, ConfigError, DataError, require_type
+from bitgolf.errors import ArtifactError, ConfigError, DataError, ForeignError, require_type
+from bitgolf.foreign import as_bool, as_integer, field, printable
 from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.cache import GenerationCache
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import choose_device
 
-_LARGEST_WINDOW = 1 << 24  # tokens; an artifact that asks for more is damaged
+_LARGEST_WINDOW = 1 << 24  # tokens
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,16 @@ def open_model(path: str | Path, device: str | torch.device = "auto", attention:
     require_type("path", path, (str, os.PathLike), "a string or a path")
     require_type("device", device, (str, torch.device), "auto, cpu, cuda or a torch.device")
     require_type("attention", attention, str, "auto or the name of a backend")
-    try:
-        artifact = read_artifact(Path(path))
-    except OSError as error:
-        raise ArtifactError(f"cannot read artifact {path}: {error.strerror or error}") from error
+    artifact = read_artifact(Path(path))
     try:
         config = ModelConfig(**artifact.model_config)
-        window, stride = int(artifact.meta["window"]), int(artifact.meta["stride"])
-        lossless = bool(artifact.tokenizer_meta["lossless"])
-    except (TypeError, ValueError, KeyError) as error:
+        window = as_integer(field(artifact.meta, "window"), "window", 1, _LARGEST_WINDOW)
+        stride = as_integer(field(artifact.meta, "stride"), "stride", 1, window)
+        lossless = as_bool(field(artifact.tokenizer_meta, "lossless"), "lossless")
+    except (TypeError, ValueError, ForeignError) as error:
         raise ArtifactError(
-            f"{path}: the header does not describe a model that this version can build ({error})"
+            f"{path}: the header does not describe a model that this version can build ({printable(str(error))})"
         ) from error
-    if not 1 <= stride <= window <= _LARGEST_WINDOW:
-        raise ArtifactError(f"{path}: a window of {window} tokens with stride {stride} cannot be scored")
     try:
         tokenizer = Tokenizer.load(artifact.tokenizer, lossless=lossless)
     except DataError as error:

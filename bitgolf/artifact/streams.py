@@ -125,7 +125,7 @@ def to_planes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> bytes:
     return b"".join(piece.view(np.uint8).reshape(-1, piece.itemsize).T.tobytes() for piece in pieces)
 
 
-def from_planes(raw: bytes, slots: Sequence[Slot]) -> Iterator[np.ndarray]:
+def from_planes(raw: bytes | bytearray, slots: Sequence[Slot]) -> Iterator[np.ndarray]:
     """The inverse of `to_planes`."""
     if slots[0].dtype.kind == "f":
         values, position = _join(raw, slots[0].dtype), 0
@@ -140,7 +140,7 @@ def from_planes(raw: bytes, slots: Sequence[Slot]) -> Iterator[np.ndarray]:
         position += slot.num_bytes
 
 
-def _join(planes: bytes | memoryview, dtype: np.dtype[Any]) -> np.ndarray:
+def _join(planes: bytes | bytearray | memoryview, dtype: np.dtype[Any]) -> np.ndarray:
     by_plane = np.frombuffer(planes, dtype=np.uint8).reshape(dtype.itemsize, -1)
     return np.array(by_plane.T, order="C").reshape(-1).view(dtype)
 

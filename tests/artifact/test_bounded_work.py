@@ -1,0 +1,190 @@
+"""Reading an artifact takes work and memory in proportion to the file, whatever the header declares.
+
+`benchmarks/crafted_files.py artifact` measures seconds and megabytes of larger files. Here function calls, units of
+computing and allocated bytes are counted, which do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from surgery import put_together, take_apart, tiny_contents
+
+from bitgolf.artifact import container, header
+from bitgolf.artifact.compressors import compress
+from bitgolf.artifact.container import encode_artifact, read_artifact
+from bitgolf.artifact.entropy_coder import Matrix, encode_floats, encode_matrices
+from bitgolf.artifact.stored import StoredTensor
+from bitgolf.artifact.streams import CODED
+from bitgolf.artifact.tokenizer_bytes import restore
+from bitgolf.errors import ArtifactError
+
+
+def described(tensors: list[list[Any]], compressor: str = "zlib", **fields: Any) -> dict[str, Any]:
+    empty = {"meta": {}, "model_config": {}, "tokenizer_meta": {}, "tokenizer_bytes": 0, "streams": []}
+    return empty | {"compressor": compressor, "tensors": tensors} | fields
+
+
+def planes(values: np.ndarray) -> bytes:
+    return zlib.compress(values.view(np.uint8).reshape(-1, values.itemsize).T.tobytes())
+
+
+def groups(count: int) -> bytes:
+    """Tensors of one element, each in a stream of its own."""
+    scales = planes(np.ones(count, dtype="<f2"))
+    tensors = [[f"t{i}", "int8", f"g{i}", [1, 1]] for i in range(count)]
+    return put_together(described(tensors), [scales, *[zlib.compress(b"\1")] * count, b""])
+
+
+def tensors_of_one_stream(count: int) -> bytes:
+    tensors = [[f"t{i}", "int8", "g", [1, 1]] for i in range(count)]
+    ones = zlib.compress(bytes([1]) * count)
+    return put_together(described(tensors), [planes(np.ones(count, dtype="<f2")), ones, b""])
+
+
+def calls(data: bytes) -> int:
+    """Python and C functions called while reading."""
+    count = 0
+
+    def see(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(see)
+    try:
+        read_artifact(data)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("make", [groups, tensors_of_one_stream])
+def test_work_is_linear_in_the_number_of_tensors(make: Callable[[int], bytes]) -> None:
+    few, many = make(50), make(200)
+    calls(few)  # fills caches
+    assert calls(many) < 4.5 * calls(few)
+
+
+def test_the_number_of_tensors_is_limited() -> None:
+    tensors = [[f"t{i}", "fp16", "g", [1]] for i in range(header.MAX_TENSORS + 1)]
+    with pytest.raises(ArtifactError, match="4097 tensors, 4096 are allowed"):
+        read_artifact(put_together(described(tensors), [b"", b""]))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "fp16", "fp32"])
+def test_the_number_of_elements_is_limited_by_the_bytes(kind: str) -> None:
+    rows = 3 + header.FREE_ELEMENTS // 64
+    shape = [rows, 64] if kind.startswith("int") else [rows * 64]
+    names = ["scales", "codes"] if kind.startswith("int") else ["floats"]
+    small = put_together(described([["w", kind, "g", shape]]), [b"x" for _ in names] + [b""])
+    with pytest.raises(ArtifactError, match=f"declares {rows * 64} elements"):
+        read_artifact(small)
+    # A few more bytes allow them; the streams are then read, and refused.
+    more = put_together(described([["w", kind, "g", shape]]), [b"x" * 40 for _ in names] + [b""])
+    with pytest.raises(ArtifactError, match="stream"):
+        read_artifact(more)
+
+
+def test_a_writer_refuses_what_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "FREE_ELEMENTS", 1000)
+    zeros = StoredTensor.quantized(torch.zeros(100, 1000, dtype=torch.int8), torch.ones(100), 8)
+    contents = tiny_contents() | {"tensors": {"w": zeros}}
+    with pytest.raises(ArtifactError, match="declares 100000 elements"):
+        encode_artifact(**contents)
+    monkeypatch.undo()
+    assert torch.equal(read_artifact(encode_artifact(**contents)[0]).tensors["w"], zeros.restore())
+
+
+@pytest.mark.parametrize("num_bytes", [header.MAX_TOKENIZER_BYTES + 1, 1 << 40])
+def test_the_tokenizer_is_limited(num_bytes: int) -> None:
+    with pytest.raises(ArtifactError, match=f"tokenizer of {num_bytes} bytes, 4194304 are allowed"):
+        read_artifact(put_together(described([], tokenizer_bytes=num_bytes), [b"x"]))
+
+
+def test_a_list_of_millions_of_pieces_is_refused_before_it_is_split() -> None:
+    separators = b"\x07" * 4_000_000
+    data = (3_000_000).to_bytes(4, "little") + b"\x07" + separators
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match="3000000 pieces, 65536 are allowed"):
+        restore(data)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compressor", ["range", "zlib"])
+@pytest.mark.parametrize(("kind", "trellis"), [("int16", 0), ("int16", 8), ("fp16", 0), ("fp32", 0)])
+def test_memory_is_at_most_three_times_that_of_the_weights(
+    kind: str, trellis: int, compressor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for block in ("integer_coder._ELEMENTS_AT_ONCE", "container._RESTORED_AT_ONCE", "sizes._COUNTED_AT_ONCE"):
+        monkeypatch.setattr(f"bitgolf.artifact.{block}", 1 << 12)
+    shape = (100, 1024)
+    values = np.random.default_rng(0).normal(0, 2, shape)
+    scales = np.ones(shape[0], dtype="<f2")
+    if kind.startswith("fp"):
+        values = values.astype("<f2" if kind == "fp16" else "<f4")
+        streams = [CODED + encode_floats([values])] if compressor == "range" else [planes(values)]
+    else:
+        values = np.rint(values).astype("<i2")
+        coded = CODED + encode_matrices([Matrix(values, trellis)])
+        streams = (
+            [CODED + encode_floats([scales]), coded] if compressor == "range" else [planes(scales), planes(values)]
+        )
+    if (kind, compressor) == ("fp32", "range"):
+        streams = [compress("range", zlib.decompress(planes(values)))]
+    flags = [0, trellis] if trellis else []
+    data = put_together(described([["w", kind, "g", list(shape), *flags]], compressor), [*streams, b""])
+    finished = 4 * values.size
+    read_artifact(data)  # fills caches
+    tracemalloc.start()
+    weights = read_artifact(data).tensors["w"].numpy()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(weights, values) or trellis
+    outside = finished if kind.startswith("int") else 0  # allocated by torch, which tracemalloc does not see
+    assert outside + peak < 3 * finished + (200 << 10)
+
+
+def test_computing_is_shared_by_all_streams_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message alone is within the limit, all of them together are not."""
+    codes = np.random.default_rng(0).integers(-9, 10, (40, 30))
+    message = CODED + encode_matrices([Matrix(codes)])
+    scales = CODED + encode_floats([np.ones(40, dtype="<f2")] * 5)
+    tensors = [[f"t{i}", "int16", f"g{i}", [40, 30]] for i in range(5)]
+    data = put_together(described(tensors, "range"), [scales, *[message] * 5, b""])
+    assert len(read_artifact(data).tensors) == 5
+    monkeypatch.setattr("bitgolf.artifact.entropy_coder._FREE_WORK", 4_000)
+    monkeypatch.setattr("bitgolf.artifact.entropy_coder._WORK_PER_BYTE", 0)
+    with pytest.raises(ArtifactError, match="more computing than its size allows"):
+        read_artifact(data)
+
+
+def test_a_device_without_end_is_refused_by_its_first_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match="not a bitgolf artifact"):
+        read_artifact("/dev/zero")
+    with pytest.raises(ArtifactError, match="not a bitgolf artifact: it is empty"):
+        read_artifact("/dev/null")
+
+
+def test_a_file_that_grows_while_it_is_read_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.bitgolf"
+    path.write_bytes(container.MAGIC + bytes(100))
+    with pytest.raises(ArtifactError, match="108 bytes, 50 are allowed"):
+        read_artifact(path, max_bytes=50)
+
+
+def test_checksums_do_not_hide_a_bound() -> None:
+    """The header of a sound artifact, with one size raised and all checksums repaired."""
+    fields, streams = take_apart(encode_artifact(**tiny_contents())[0])
+    for row in fields["tensors"]:
+        row[3] = [1 << 24, *row[3][1:]]
+    with pytest.raises(ArtifactError, match="elements"):
+        read_artifact(put_together(fields, streams))
