@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
-from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
+from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits, initial_a, lora_sites
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
 
@@ -95,17 +97,20 @@ def test_each_document_sees_its_own_merged_weights(targets: tuple[str, ...]) -> 
     torch.testing.assert_close(model(tokens)[:, -5:], plain, rtol=0, atol=0)  # no hook stays behind
 
 
-def test_sites_have_the_widths_of_their_modules() -> None:
-    sites = lora_sites(tiny_gpt(), ALL)
-    assert len(sites) == 3 * 5 + 1
-    assert {(s.name.rpartition(".")[2], s.inputs, s.outputs) for s in sites} == {
-        ("query", 32, 32),
-        ("key", 32, 16),
-        ("value", 32, 16),
-        ("attention", 32, 32),
-        ("mlp", 32, 32),
-        ("head", 32, VOCAB),
-    }
+@pytest.mark.parametrize("targets", [ALL, ("v", "head"), ("mlp", "q")])
+def test_sites_are_the_modules_in_order_with_their_widths(targets: tuple[str, ...]) -> None:
+    sites = lora_sites(tiny_gpt(), targets)
+    assert [(site.name, site.outputs) for site in sites] == places_by_definition(targets)
+    assert {site.inputs for site in sites} == {32}
+
+
+@pytest.mark.parametrize(("rank", "inputs"), [(2, 400), (50, 9)])
+def test_the_initial_a_is_uniform_within_the_root_of_the_inputs(rank: int, inputs: int) -> None:
+    """LoRA's Kaiming uniform with a = sqrt(5): +-1 / sqrt(inputs), whatever the rank."""
+    (a,) = initial_a([Site("x", inputs, 7)], rank, 3, torch.device("cpu"))
+    bound = 1 / math.sqrt(inputs)
+    assert a.shape == (rank, inputs)
+    assert 0.95 * bound < float(a.abs().max()) <= bound and float(a.abs().mean()) == pytest.approx(bound / 2, rel=0.1)
 
 
 LOOPED = {
@@ -145,11 +150,31 @@ def test_every_run_of_a_looped_layer_has_its_own_adapters() -> None:
     assert (adapted_logits(model, adapters, tokens, 5) - model(tokens)[:, -5:]).abs().max() > 0.05
 
 
+def places_by_definition(targets: Sequence[str]) -> list[tuple[str, int]]:
+    """Module and number of outputs of every adapter of the tiny model, in order."""
+    modules = {
+        "q": ("attention.query", 32),
+        "k": ("attention.key", 16),
+        "v": ("attention.value", 16),
+        "o": ("attention", 32),
+        "mlp": ("mlp", 32),
+    }
+    places = [
+        (f"blocks.{layer}.{name}", width)
+        for layer in range(3)
+        for target, (name, width) in modules.items()
+        if target in targets
+    ]
+    return places + [("head", VOCAB)] * ("head" in targets)
+
+
 def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     """One document after the other, unpadded windows, merged weights, torch's AdamW."""
     ttt, model = settings_.ttt, tiny_gpt(settings_.model)
-    sites = lora_sites(model, ttt.lora.targets)
-    fresh = initial_a(sites, ttt.lora.rank, 5, torch.device("cpu"))
+    sites = places_by_definition(ttt.lora.targets)
+    generator = torch.Generator().manual_seed(5)
+    bound = 1 / math.sqrt(32)  # every site reads 32 channels
+    fresh = [torch.empty(ttt.lora.rank, 32).uniform_(-bound, bound, generator=generator) for _ in sites]
     starts = [0, *(i for i in range(1, len(tokens) - 1) if tokens[i] == BOS), len(tokens) - 1]
     ids = torch.from_numpy(tokens.astype(np.int64))
     left: list[list[Tensor]] = []
@@ -157,7 +182,7 @@ def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     for number, (first, last) in enumerate(itertools.pairwise(starts)):
         inherits = ttt.lora.keep_a and number >= ttt.lora.documents
         a = [t.clone().requires_grad_() for t in (left[number - ttt.lora.documents] if inherits else fresh)]
-        b = [torch.zeros(s.outputs, ttt.lora.rank, requires_grad=True) for s in sites]
+        b = [torch.zeros(outputs, ttt.lora.rank, requires_grad=True) for _, outputs in sites]
         optimizer = torch.optim.AdamW(
             [*a, *b],
             lr=ttt.lora.lr,
@@ -169,7 +194,9 @@ def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
             end = start + ttt.lora.chunk_tokens
             stop = min(end, last - first)
             begin = max(0, end - WINDOW)
-            deltas = {s.name: ttt.lora.alpha / ttt.lora.rank * bb @ aa for s, aa, bb in zip(sites, a, b, strict=True)}
+            deltas = {
+                name: ttt.lora.alpha / ttt.lora.rank * bb @ aa for (name, _), aa, bb in zip(sites, a, b, strict=True)
+            }
             logits = merged_logits(model, deltas, ids[first + begin : first + stop])[start - begin :]
             chunk = F.cross_entropy(logits, ids[first + start + 1 : first + stop + 1], reduction="none")
             losses.append(chunk.detach().numpy())
