@@ -14,6 +14,7 @@ from hub_server import Hub as Server
 from bitgolf.config import DataConfig
 from bitgolf.data import fineweb_docs
 from bitgolf.data.fineweb_docs import FinewebDocs
+from bitgolf.data.hub import Hub
 from bitgolf.data.prepare import open_data, prepare
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
@@ -145,3 +146,10 @@ def test_strange_manifests_are_named(hub: Server, manifest: bytes, message: str)
     hub.files[MANIFEST] = manifest
     with pytest.raises(DataError, match=message):
         FinewebDocs()
+
+
+def test_another_hub_can_be_given(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with FinewebDocs(Hub(hub.url, tmp_path / "elsewhere")) as published:
+        assert next(published.validation())
+    assert list((tmp_path / "elsewhere" / "bitgolf").glob("*.jsonl"))

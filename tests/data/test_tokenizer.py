@@ -398,3 +398,17 @@ def test_byte_pieces_that_are_no_bytes_are_refused(lossless: Tokenizer, text: by
     piece = b"\x0a" + varint(len(text)) + text + b"\x15\0\0\0\0\x18\x06"
     with pytest.raises(DataError, match="byte piece 400 is not written as"):
         Tokenizer(lossless.model_bytes + b"\x0a" + varint(len(piece)) + piece)
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_the_options_of_the_published_tokenizer(kind: bool) -> None:
+    """Digits one by one, ids 0 to 3 for the control pieces, all bytes, and exactly the requested size."""
+    tokenizer = train_tokenizer(["year 2026 2026 2026 in the year 2026\n    indented    again\n"] * 50, 310, kind)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    assert (sp.pad_id(), sp.bos_id(), sp.eos_id(), sp.unk_id()) == (0, 1, 2, 3)
+    assert tokenizer.vocab_size == 310 and sum(map(sp.is_byte, range(310))) == 256
+    assert [tokenizer.token_text_bytes(i).strip() for i in tokenizer.encode("2026")][-4:] == [b"2", b"0", b"2", b"6"]
+    pieces = [sp.id_to_piece(i) for i in range(310) if not sp.is_byte(i)]
+    assert {piece.strip("▁") for piece in pieces if any(c.isdigit() for c in piece)} == {"0", "2", "6"}
+    assert any(set(piece) == {"▁"} and len(piece) > 1 for piece in pieces) == kind, "runs of spaces"
+    assert ("\n" in pieces) == kind
