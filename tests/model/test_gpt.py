@@ -19,7 +19,7 @@ from bitgolf.model.layers import Linear
         {},
         {"num_layers": 4, "mlp.activation": "leaky_relu2", "mlp.leaky_slope": 0.5},
         {"rope.dims": 4, "rope.train_length": 8, "num_kv_heads": 4},
-        {"rope.train_length": 5, "rope.base": 500.0},
+        {"rope.train_length": 12, "rope.base": 500.0},
         {"skips": False, "num_kv_heads": 1, "logit_softcap": 5.0},
         {"num_layers": 1},
         {"bigram.rows": 40, "bigram.dim": 6, "smear.gate": "v1"},
@@ -96,6 +96,10 @@ def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> No
         values = torch.linalg.svdvals(weight)
         assert values.tolist() == pytest.approx([0.2132] * 64, abs=2e-4)  # 1 / sqrt(2 * 11 layers)
     assert model.bigram.table.abs().max() == 0
+    assert (model.bigram.scale.item(), model.value_embedding.scale.item()) == pytest.approx((0.05, 0.1))
+    mixed = GPT(ModelConfig().updated({"attention.value_residual": True, "num_layers": 2, "model_dim": 64}), 8)
+    assert mixed.blocks[1].attention.value_mix.tolist() == pytest.approx([0.01, 0.99])  # PR 693
+    assert mixed.blocks[0].attention.value_mix is None
     assert model.value_embedding.table.std().item() == pytest.approx(0.01, rel=0.02)
 
 

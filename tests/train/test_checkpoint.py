@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,18 @@ def test_others_may_read_a_checkpoint_as_far_as_the_umask_allows(tmp_path: Path,
     assert [file.stat().st_mode & 0o777 for file in files] == [0o666 & ~umask] * 2
 
 
-def test_the_tensors_are_saved_as_they_are_at_the_call(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    live = tensors(1)
+def test_the_tensors_are_saved_as_they_are_at_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, live, changed = CheckpointStore(tmp_path), tensors(1), threading.Event()
+    write = bitgolf.train.checkpoint.save_file
+
+    def write_later(values: dict[str, torch.Tensor], path: Path) -> None:
+        assert changed.wait(60)
+        write(values, path)
+
+    monkeypatch.setattr(bitgolf.train.checkpoint, "save_file", write_later)
     store.save(state(1), live)
     live["model.a"].zero_()
+    changed.set()
     store.close()
     loaded = store.load_latest("config")
     assert loaded is not None

@@ -67,7 +67,7 @@ def test_row_clips_are_searched_when_they_are_due(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("mode", ["none", "ste", "soft_round"])
 def test_the_loss_is_that_of_the_rounded_weights_plus_the_penalty(mode: str) -> None:
     """Against a model whose weights are rounded by hand: 3 bits give the codes -3 .. 3."""
-    late = make(**{"mode": mode, "crown.weight": 0.25, "crown.levels": 7})
+    late = make(**{"mode": mode, "crown.weight": 100.0, "crown.levels": 7})
     late.begin(0.5)
     late.prepare(0.75)
     inputs, targets = batch(0)
@@ -92,7 +92,7 @@ def test_the_loss_is_that_of_the_rounded_weights_plus_the_penalty(mode: str) -> 
                 inside = torch.tanh(a * (y - floor - 0.5)) / (2 * torch.tanh(torch.tensor(a / 2)))
                 rounded = floor + 0.5 + inside
             module.weight.copy_(rounded * steps)
-        expected = F.cross_entropy(reference(inputs).flatten(0, 1), targets.flatten()) + 0.25 * penalty
+        expected = F.cross_entropy(reference(inputs).flatten(0, 1), targets.flatten()) + 100.0 * penalty
         loss = late.loss(inputs, targets, late.sharpness)
     assert float(loss) == pytest.approx(float(expected), rel=2e-3)
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from simulated_time import simulate_time
 from tiny_trainer import MODEL, batch, make_steps, make_trainer
 
 import bitgolf.train.trainer
 from bitgolf.config import PackConfig, QATConfig
 from bitgolf.errors import BudgetError
 from bitgolf.model import GPT
+from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 
@@ -136,3 +138,31 @@ def test_training_lowers_the_loss_of_what_it_sees() -> None:
     trainer = make_trainer()
     losses = [float(trainer.step(*batch(0), 1.0, 0.9)[1]) for _ in range(25)]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_warm_up_returns_the_median_of_its_last_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, durations = make_trainer({"warmup_steps": 7}), iter([90.0, 9.0, 8.0, 7.0, 2.0, 50.0, 3.0])
+    clock = simulate_time(monkeypatch, step_seconds=0.0)
+    step = trainer.step
+
+    def slow_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        clock.now += next(durations)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "step", slow_step)
+    assert trainer.warm_up() == 3.0
+
+
+@pytest.mark.parametrize(("rank", "reading"), [(0, 12.5), (1, 0.0)])
+def test_the_mean_over_ranks_of_the_clock_is_the_reading_of_rank_0(rank: int, reading: float) -> None:
+    trainer = make_trainer()
+
+    class Half(World):
+        """Two ranks, of which the other one has only zeros."""
+
+        def mean_(self, tensors: list[torch.Tensor]) -> None:
+            for tensor in tensors:
+                tensor.div_(2)
+
+    trainer.world = Half(rank, 2, torch.device("cpu"))
+    assert float(trainer.step(*batch(0), 1.0, 0.9, elapsed=12.5)[0]) == reading
