@@ -9,7 +9,6 @@ from the operating system, so that nobody can know before the audit which target
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping
 from functools import cached_property
@@ -26,7 +25,8 @@ from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.prepared import PreparedData, open_data
 from bitgolf.data.sources import parse_source, source_files
-from bitgolf.errors import DataError, RunError
+from bitgolf.errors import DataError, ForeignError, RunError
+from bitgolf.foreign import as_object, parse_json_lines, printable, read_bytes, read_json
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent
@@ -102,8 +102,10 @@ class Evidence:
     def events(self) -> list[dict[str, Any]]:
         """Lines of train.jsonl."""
         path = self.require("train.jsonl")
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [_parse(line, path) for line in lines if line.strip()]
+        try:
+            return [as_object(value, "a line") for value in parse_json_lines(read_bytes(path))]
+        except ForeignError as error:
+            raise RunError(f"{path} is damaged: {error}") from error
 
     @cached_property
     def nll(self) -> np.ndarray:
@@ -212,7 +214,10 @@ class Evidence:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.require(name)
-        return _parse(path.read_text(encoding="utf-8", errors="replace"), path)
+        try:
+            return as_object(read_json(path), "the document")
+        except ForeignError as error:
+            raise RunError(f"{path} is damaged: {error}") from error
 
 
 run_checks: Registry[Evidence] = Registry()
@@ -220,17 +225,7 @@ run_checks: Registry[Evidence] = Registry()
 
 def number(values: Mapping[str, Any], key: str, where: str) -> int | float:
     """A number of a record. Raises DataError when it is none."""
-    value = values.get(key)
+    value = values.get(key) if isinstance(values, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{where} has no number {key!r} (it has {value!r})")
-    return value
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds {type(value).__name__}, not an object")
+        raise DataError(f"{where} has no number {key!r} (it has {printable(repr(value))})")
     return value

@@ -18,9 +18,11 @@ from typing import Generic, TypeVar
 
 from bitgolf.audit.verdict import Check, Finding, MissingEvidence, Verdict, failed, not_run
 from bitgolf.errors import BitgolfError, ConfigError
+from bitgolf.foreign import printable
 from bitgolf.run.progress import Progress, silent
 
 Subject = TypeVar("Subject")
+_LONGEST_REASON = 4_000  # characters
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class _Entry(Generic[Subject]):
 
     def make(self, subject: Subject) -> Check:
         finding = attempt(self.function, subject)
-        return Check(self.name, self.rule, self.title, finding.verdict, finding.reason, finding.evidence)
+        reason = printable(finding.reason, _LONGEST_REASON)  # it may quote foreign text
+        return Check(self.name, self.rule, self.title, finding.verdict, reason, finding.evidence)
 
 
 class Registry(Generic[Subject]):

@@ -1,7 +1,8 @@
 """A submission's script, read but never run: its source (unpacked where it is packed), imports and settings.
 
 Many scripts are a line that decompresses and executes a string. The string is data: it is decoded here with the same
-codecs, within bounds, and parsed; nothing is evaluated. What cannot be unpacked so is reported as unreadable.
+codecs and parsed, and nothing is evaluated. A script that cannot be unpacked this way is reported as unreadable. The
+work is bounded: all strings of a script together may expand to `_MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-_MOST_BYTES = 16 << 20  # of unpacked source: more is no script
+from bitgolf.errors import DataError
+
+_MOST_BYTES = 2 << 20  # of source, and of all that the strings of a script expand to; the largest record has 0.2 MB
 _MOST_LAYERS = 4
+_MOST_STRINGS = 64  # that are tried, the longest first
 _PACKED_CHARACTERS = 400  # a shorter string holds no program
 _SETTING = re.compile(r"[A-Z][A-Z0-9_]{2,}")
 _DOWNLOADERS = ("requests", "urllib.request", "urllib3", "httpx", "aiohttp", "wget", "huggingface_hub", "datasets")
@@ -46,8 +50,26 @@ class Script:
 
     @cached_property
     def tree(self) -> ast.Module | None:
-        """Syntax tree of the source; of a log's source that ends in the middle, as much as parses is not tried."""
+        """Syntax tree of the source; None if it is not Python."""
         return _parse(self.source) if self.source else None
+
+    @cached_property
+    def _nodes(self) -> dict[type[ast.AST], list[ast.AST]]:
+        """All nodes of the tree by their type, in the order of `ast.walk`."""
+        nodes: dict[type[ast.AST], list[ast.AST]] = {}
+        for node in ast.walk(self.tree) if self.tree is not None else ():
+            nodes.setdefault(type(node), []).append(node)
+        return nodes
+
+    @cached_property
+    def _inside(self) -> dict[ast.AST, list[ast.AST]]:
+        return {}
+
+    def inside(self, part: ast.AST) -> list[ast.AST]:
+        """All nodes of a part of the tree, walked once."""
+        if part not in self._inside:
+            self._inside[part] = list(ast.walk(part))
+        return self._inside[part]
 
     @cached_property
     def strings(self) -> set[str]:
@@ -57,41 +79,53 @@ class Script:
     @cached_property
     def names(self) -> set[str]:
         """All identifiers: variables, attributes, arguments, functions, classes."""
-        found: set[str] = set()
+        names: set[str] = set()
         for node in self.nodes(ast.AST):
             for attribute in ("id", "attr", "arg", "name"):
                 value = getattr(node, attribute, None)
                 if isinstance(value, str):
-                    found.add(value)
-        return found
+                    names.add(value)
+        return names
+
+    @cached_property
+    def called(self) -> set[str]:
+        """Names of functions that are called, and all names in the arguments of calls."""
+        names: set[str] = set()
+        for call in self.nodes(ast.Call):
+            names.add(callee(call).rpartition(".")[2])
+            for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+                if isinstance(argument, ast.Name):
+                    names.add(argument.id)
+                elif isinstance(argument, ast.Attribute):
+                    names.add(argument.attr)
+        return names
 
     @cached_property
     def settings(self) -> set[str]:
         """Upper-case names that it may read from the environment: every such string or keyword in it."""
-        found = {text for text in self.strings if _SETTING.fullmatch(text)}
-        # A class of hyper-parameters that is filled from the environment by the names of its fields.
-        return found | {name.upper() for name in self.names if _builds_names(self) and name.islower()}
+        settings = {text for text in self.strings if _SETTING.fullmatch(text)}
+        if _builds_names(self):  # a class of hyper-parameters, filled from the environment by the names of its fields
+            settings |= {name.upper() for name in self.names if name.islower()}
+        return settings
 
     @cached_property
     def imports(self) -> set[str]:
         """Dotted names of all modules imported anywhere in it."""
-        found: set[str] = set()
-        for node in self.nodes(ast.AST):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        return found
+        modules = {alias.name for node in self.nodes(ast.Import) for alias in node.names}
+        for node in self.nodes(ast.ImportFrom):
+            if node.module:
+                modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        return modules
 
     def downloads(self) -> list[str]:
-        """What in it reaches for the network or installs something while it runs."""
-        found = [f"imports {name}" for name in sorted(self.imports) if name.startswith(_DOWNLOADERS)]
+        """Imports and calls that use the network or install something while the script runs."""
+        downloads = [f"imports {name}" for name in sorted(self.imports) if name.startswith(_DOWNLOADERS)]
         for call in self.nodes(ast.Call):
             texts = [n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
             command = _INSTALLING.search(" ".join(texts))
             if command and callee(call).rpartition(".")[2] in ("run", "system", "Popen", "check_call", "check_output"):
-                found.append(f"runs `{command[0].strip()}` at line {call.lineno}")
-        return found
+                downloads.append(f"runs `{command[0].strip()}` at line {call.lineno}")
+        return downloads
 
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
         """All functions and methods."""
@@ -99,22 +133,25 @@ class Script:
         yield from self.nodes(ast.AsyncFunctionDef)
 
     def nodes(self, kind: type[_Node]) -> Iterator[_Node]:
-        """All nodes of a kind, in the order of the source where it matters little."""
-        if self.tree is not None:
-            for node in ast.walk(self.tree):
-                if isinstance(node, kind):
-                    yield node
+        """All nodes of a kind, grouped by their exact type."""
+        for exact, nodes in self._nodes.items():
+            if issubclass(exact, kind):
+                yield from nodes  # type: ignore[misc]
 
 
 def read_script(name: str, data: bytes) -> Script:
-    """Read the bytes of a Python file, unpacking what it holds packed."""
-    text = _decode(data)
-    source, packed = _unpack(text)
+    """Read the bytes of a Python file, and unpack the program in it if it is packed.
+
+    Raises DataError for a file that is longer than any script.
+    """
+    if len(data) > _MOST_BYTES:
+        raise DataError(f"{name} has {len(data):,} bytes; scripts of up to {_MOST_BYTES:,} are read")
+    source, packed = _unpack(_decode(data))
     return Script(name, len(data), source, packed)
 
 
 def callee(call: ast.Call) -> str:
-    """Dotted name of what a call calls, as far as it is one: "dist.all_reduce", ".backward" of an expression."""
+    """Dotted name of the function that is called: "dist.all_reduce"; ".backward" for a method of an expression."""
     parts: list[str] = []
     node: ast.expr = call.func
     while isinstance(node, ast.Attribute):
@@ -144,33 +181,42 @@ def _decode(data: bytes) -> str:
 
 def _unpack(text: str) -> tuple[str, bool]:
     """Readable source, layer by layer, and whether there was more than one."""
-    packed = False
+    packed, budget = False, _Budget(_MOST_BYTES)
     for _ in range(_MOST_LAYERS):
         tree = _parse(text)
-        inner = "" if tree is None else max(_programs_in(tree), key=len, default="")
+        inner = "" if tree is None else max(_programs_in(tree, budget), key=len, default="")
         if not inner or len(inner) < len(text) // 4:
             break
         text, packed = inner, True
     return text, packed
 
 
-def _programs_in(tree: ast.Module) -> Iterator[str]:
-    """Sources that the tree's long strings hold, decompressed."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
-            if len(node.value) < _PACKED_CHARACTERS:
-                continue
-            for data in _encoded(node.value):
-                for expand in _EXPANDERS:
-                    try:
-                        raw = expand(data)
-                    except (lzma.LZMAError, zlib.error, OSError, ValueError, EOFError):
-                        continue
-                    yield from _as_source(raw)
+@dataclass
+class _Budget:
+    """Bytes that may still be unpacked."""
+
+    left: int
+
+
+def _programs_in(tree: ast.Module, budget: _Budget) -> Iterator[str]:
+    """Sources in the tree's long strings, decompressed."""
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    strings = [value for value in values if isinstance(value, str | bytes) and len(value) >= _PACKED_CHARACTERS]
+    for value in sorted(strings, key=len, reverse=True)[:_MOST_STRINGS]:
+        for data in _encoded(value):
+            for expand in _EXPANDERS:
+                if budget.left <= 0:
+                    return
+                try:
+                    raw = expand(data, budget.left)
+                except (lzma.LZMAError, zlib.error, OSError, ValueError, EOFError, MemoryError):
+                    continue
+                budget.left -= len(raw)
+                yield from _as_source(raw)
 
 
 def _encoded(value: str | bytes) -> Iterator[bytes]:
-    """What a string may stand for: itself byte for byte, or base85, base64, Ascii85."""
+    """The bytes that a string may stand for: its own characters, or base85, base64, Ascii85."""
     if isinstance(value, bytes):
         yield value
         text = value
@@ -187,22 +233,19 @@ def _encoded(value: str | bytes) -> Iterator[bytes]:
             continue
 
 
-def _bounded(make: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]) -> Callable[[bytes], bytes]:
-    return lambda data: make().decompress(data, _MOST_BYTES)
-
-
-_EXPANDERS: tuple[Callable[[bytes], bytes], ...] = (
-    _bounded(lzma.LZMADecompressor),
-    _bounded(lambda: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_RAW_LZMA)),
-    _bounded(bz2.BZ2Decompressor),
-    lambda data: zlib.decompressobj().decompress(data, _MOST_BYTES),
-    lambda data: zlib.decompressobj(-15).decompress(data, _MOST_BYTES),
-    lambda data: zlib.decompressobj(31).decompress(data, _MOST_BYTES),
+_MEMORY_BYTES = 128 << 20  # of an LZMA dictionary
+_EXPANDERS: tuple[Callable[[bytes, int], bytes], ...] = (  # of data, up to a number of bytes
+    lambda data, most: lzma.LZMADecompressor(memlimit=_MEMORY_BYTES).decompress(data, most),
+    lambda data, most: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_RAW_LZMA).decompress(data, most),
+    lambda data, most: bz2.BZ2Decompressor().decompress(data, most),
+    lambda data, most: zlib.decompressobj().decompress(data, most),
+    lambda data, most: zlib.decompressobj(-15).decompress(data, most),
+    lambda data, most: zlib.decompressobj(31).decompress(data, most),
 )
 
 
 def _as_source(raw: bytes) -> Iterator[str]:
-    """`raw` as the source of a program, when it is one; a program in NUL-divided sections is put together again."""
+    """`raw` as source, if it is the source of a program; sections that NUL divides are joined."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:

@@ -8,11 +8,15 @@ Source: docs/rules.md, conditions C1 to C4 and section 6.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge, not_run
+from bitgolf.errors import ForeignError
+from bitgolf.foreign import parse_number
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
+from bitgolf.referee.log import Log
 
 _UNPROVEN = "no violation was recognized in script and logs, which is no proof; only a run can show it"
 # Read by launchers and libraries, not by the script.
@@ -28,6 +32,7 @@ _PRE_QUANT = re.compile(
 _ADAPTS = re.compile(r"(?i)^\W*\w*(ttt|adapt)\w*\W.*\bepoch\b")
 _AGAIN = re.compile(r"(?i)(\b|_)(two[-_ ]?pass|second[-_ ]pass|pass[:= _]?2\b|re-?scor(e|ed|ing)|best[-_ ]of)(\b|_)")
 _EPOCH_SCORE = re.compile(r"(?i)\bepoch[:= ]*(\d+)")
+_STARTS = re.compile(r"(?i)\btotal_docs:"), re.compile(r"(?i)^beginning \w{0,12} ?eval(uation)? timer")
 _GATES = re.compile(r"\b(within_gate|word_gate)=(\d+)")
 # A claim in prose, what the script must then hold, and what it is called.
 _TECHNIQUES = (
@@ -53,7 +58,7 @@ def validation_unseen(submission: Submission) -> Finding:
             if _PRE_QUANT.search(line) or early:
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}, before the artifact was made")
                 break
-        if re.search(r"_val[_*]", log.settings.get("train_files", "")):
+        if patterns.covers_validation(log.settings.get("train_files", "")):
             problems.append(f"{log.name}: training reads {log.settings['train_files']}")
     return _unless_proven(problems)
 
@@ -69,6 +74,7 @@ def single_pass(submission: Submission) -> Finding:
             if _AGAIN.search(line) and switched_on:
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}")
                 break
+        problems += [f"{log.name}: {what}" for what in _passes_before_the_headline(log)]
         epochs = [metric for metric in log.metrics if _EPOCH_SCORE.search(metric.label) and not metric.in_training]
         if log.final and len(epochs) > 1 and any(abs(m.bpb - log.final.bpb) < 1e-7 for m in epochs[1:]):
             problems.append(
@@ -78,13 +84,28 @@ def single_pass(submission: Submission) -> Finding:
     return _unless_proven(problems)
 
 
+def _passes_before_the_headline(log: Log) -> Iterator[str]:
+    """Evaluations that the log reports more than once: the same figure with another value, a second start."""
+    final = log.final
+    name = final.label.removesuffix("_exact") if final is not None else ""
+    same = {metric.bpb: metric.line for metric in log.metrics if metric.label.removesuffix("_exact") == name}
+    exact = {bpb for bpb in same if final is None or abs(bpb - final.bpb) > 10.0 ** -min(4, final.decimals)}
+    if final is not None and not final.in_training and exact:
+        first = min(same[bpb] for bpb in exact)
+        yield f"line {first}: {name or 'the evaluation'} was made before and gave another score than the headline"
+    for begins in _STARTS:
+        starts = [number for number, line in log.lines.items() if begins.search(line[:200])]
+        if len(starts) > 1:
+            yield f"lines {starts[0]} and {starts[1]}: the evaluation was started {len(starts)} times"
+
+
 @submission_checks.register("causal", "C1, C3", "no prediction uses its target or later tokens")
 def causal(submission: Submission) -> Finding:
     """C1, C3: SLOT, experts gated by the target, schedules by length, warm-up on validation tokens."""
     problems = _matches(submission, patterns.peeking)
     for log in submission.logs:
         for number, line in log.lines.items():
-            gates = [f"{name}={count}" for name, count in _GATES.findall(line) if int(count)]
+            gates = [f"{name}={count}" for name, count in _GATES.findall(line) if count.strip("0")]
             if gates:
                 problems.append(f"{log.name} line {number}: {', '.join(gates)}: hints gated by the word of the target")
                 break
@@ -101,7 +122,7 @@ def distribution(submission: Submission) -> Finding:
 def split(submission: Submission) -> Finding:
     """B7: default sizes of the validation split in the scripts that prepare data."""
     scripts = [
-        read_script(path.name, path.read_bytes())
+        read_script(path.name, submission.read(path))
         for path in submission.files
         if path.suffix == ".py" and path.name != SCRIPT and re.search(r"(?i)prep|data|export|download", path.name)
     ]
@@ -165,8 +186,8 @@ def _same_setting(assigned: str, resolved: str) -> bool:
     if assigned.lower() in truths and resolved.lower() in truths:
         return truths[assigned.lower()] == truths[resolved.lower()]
     try:
-        return float(assigned.replace("_", "")) == float(resolved.replace("_", "").replace(",", ""))
-    except ValueError:
+        return parse_number(assigned.replace("_", "")) == parse_number(resolved.replace("_", ""))
+    except ForeignError:
         return assigned.lower() == resolved.strip("'\"").lower()
 
 

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from bitgolf.errors import ForeignError
+from bitgolf.foreign import parse_number
+
 _FIGURE = re.compile(r"(?<![\w.,/-])[-+\u2212]?(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w/,]|\.\d)")
 
 
@@ -25,11 +28,15 @@ class Figure:
 
 def figures(text: str) -> list[Figure]:
     """The numbers in a text, with or without commas between thousands."""
-    found = []
+    numbers = []
     for match in _FIGURE.finditer(text):
         digits = match[0].replace(",", "").replace("\u2212", "-")
-        found.append(Figure(float(digits), len(match[2]) - 1 if match[2] else 0))
-    return found
+        try:
+            value = parse_number(digits)
+        except ForeignError:  # more digits than any figure has
+            continue
+        numbers.append(Figure(value, len(match[2]) - 1 if match[2] else 0))
+    return numbers
 
 
 def figure_of(value: int | float) -> Figure:

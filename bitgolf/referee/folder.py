@@ -5,7 +5,7 @@ Nothing in the folder is executed. `submission_checks` collects the checks of su
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,8 @@ from typing import Any
 
 from bitgolf.audit.registry import Registry
 from bitgolf.audit.verdict import MissingEvidence
-from bitgolf.errors import DataError
+from bitgolf.errors import DataError, ForeignError
+from bitgolf.foreign import as_object, parse_json, read_bytes
 from bitgolf.referee.code import Script, read_script
 from bitgolf.referee.log import Log, parse_log
 from bitgolf.referee.readme import Readme
@@ -22,6 +23,7 @@ from bitgolf.referee.readme import Readme
 SCRIPT = "train_gpt.py"
 _SWITCHED_OFF = re.compile(r"\w+:\s*(false|0)$")
 _MOST_FILE_BYTES = 64 << 20  # a longer file is no log and no script
+_MOST_FILES = 10_000
 # Tokenizers of the challenge by a word in the name of their data sets, the more specific first.
 TOKENIZERS = ("caseops", "sp8192", "sp4096", "sp1024")
 
@@ -51,18 +53,25 @@ class Submission:
         return sorted(entry for entry in self.path.iterdir() if entry.is_file())
 
     @cached_property
+    def all_files(self) -> list[Path]:
+        """All files of the folder, at any depth, without links; at most `_MOST_FILES`."""
+        files: list[Path] = []
+        for folder, _, names in os.walk(self.path):
+            files += [Path(folder, name) for name in names if not Path(folder, name).is_symlink()]
+            if len(files) > _MOST_FILES:
+                raise DataError(f"{self.path} has more than {_MOST_FILES:,} files")
+        return sorted(path for path in files if path.is_file())
+
+    @cached_property
     def metadata(self) -> dict[str, Any]:
         """submission.json. Raises MissingEvidence without it, DataError when it is no JSON object."""
         path = self.path / "submission.json"
         if not path.is_file():
             raise MissingEvidence(f"{path} is missing")
         try:
-            value = json.loads(_read(path).decode("utf-8", errors="replace"))
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{path} holds {type(value).__name__}, not an object")
-        return value
+            return as_object(parse_json(self.read(path)), "the document")
+        except ForeignError as error:
+            raise DataError(f"{path} is damaged: {error}") from error
 
     @cached_property
     def readme(self) -> Readme:
@@ -70,7 +79,7 @@ class Submission:
         path = self.path / "README.md"
         if not path.is_file():
             raise MissingEvidence(f"{path} is missing")
-        return Readme(_read(path).decode("utf-8", errors="replace"))
+        return Readme(self.read(path).decode("utf-8", errors="replace"))
 
     @cached_property
     def script(self) -> Script:
@@ -78,7 +87,7 @@ class Submission:
         path = self.path / SCRIPT
         if not path.is_file():
             raise MissingEvidence(f"{path} is missing")
-        return read_script(path.name, _read(path))
+        return read_script(path.name, self.read(path))
 
     @cached_property
     def source(self) -> Script:
@@ -104,7 +113,7 @@ class Submission:
         """Logs of training, parsed. Raises MissingEvidence without any."""
         named = [path for path in self.files if path.name.startswith("train") and path.suffix in (".log", ".txt")]
         paths = named or [path for path in self.files if path.suffix == ".log"]
-        logs = [parse_log(path.name, _read(path).decode("utf-8", errors="replace")) for path in paths]
+        logs = [parse_log(path.name, self.read(path).decode("utf-8", errors="replace")) for path in paths]
         logs = [log for log in logs if log.metrics or log.steps]
         if not logs:
             raise MissingEvidence(f"{self.path} has no training log (train_seed<N>.log) with losses in it")
@@ -132,11 +141,12 @@ class Submission:
                 logs.setdefault(log.seed, []).append(log)
         return logs
 
+    def read(self, path: Path) -> bytes:
+        """The content of a file of the folder. Raises DataError when it is too large, unreadable or no regular file."""
+        try:
+            return read_bytes(path, _MOST_FILE_BYTES)
+        except ForeignError as error:
+            raise DataError(f"{path}: {error}") from error
+
 
 submission_checks: Registry[Submission] = Registry()
-
-
-def _read(path: Path) -> bytes:
-    if path.stat().st_size > _MOST_FILE_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes; the audit reads files up to {_MOST_FILE_BYTES:,}")
-    return path.read_bytes()

@@ -7,21 +7,38 @@ Source: docs/rules.md, sections 1, 2 and 5.
 from __future__ import annotations
 
 import lzma
+import re
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
+from bitgolf.errors import ForeignError
+from bitgolf.foreign import parse_number, printable
 from bitgolf.referee.figures import is_number
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
+from bitgolf.referee.log import Log
+from bitgolf.referee.shipped import data_files, hidden_code, imported_files
 
 # Validation tokens by tokenizer, from the published logs: 50,000 documents, cut to whole windows by most scripts.
 VAL_TOKENS = {"sp1024": 62_021_632, "sp8192": 40_540_160, "caseops": 47_851_520}
 VAL_DOCUMENTS = 50_000
+_FIRST_DAY = date(2026, 1, 1)  # before the first record of openai/parameter-golf
 _CUT_TAIL = 1e-3  # share of the tokens: cutting to whole windows of 4,096 leaves out less
 _REQUIRED = ("author", "name", "date", "val_loss", "val_bpb", "bytes_total")
 _TEXT = ("author", "name", "date")
 _NUMBERS = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total", "bytes_code")
 _LEAST_CODE_SHARE = 0.5  # of the source compressed by xz: shortening names does not save more
-_TIMER = r"(?i)beginning .*eval(uation)? timer"
-_HINTS = r"(?i)^\W*(\w*(ngram|hint|tilt|cache)\w*)\b.*\b(built|build|hints|precomput\w*|in [\d.]+ ?s)"
+_LEFT_OUT = r"(?:skip\w{0,4}|drop\w{0,4}|ignor\w{0,4}|exclud\w{0,4}|discard\w{0,4}|omit\w{0,4}|filter\w{0,4})"
+_THINGS = r"(?:\w{1,20}[ _])?(?:documents?|docs?|sequences?|samples?|targets?|tokens?)"
+_SKIPPED = re.compile(  # "skipped 12 documents", "docs_skipped: 12", "12 docs were skipped"
+    rf"(?i)\b{_LEFT_OUT}[:= ]{{1,3}}(\d[\d,_]*) {_THINGS}\b"
+    rf"|(?:{_THINGS}[_ ]{_LEFT_OUT}|\b{_LEFT_OUT}[_ ]{_THINGS})[:= ]{{1,3}}(\d[\d,_]*)"
+    rf"|\b(\d[\d,_]*) {_THINGS} (?:\w{{1,6}} )?{_LEFT_OUT}\b"
+)
+_SKIPPED_CHARACTERS = 300  # of a line
+_TIMER = re.compile(r"(?i)eval(uation)? timer")
+_HINT = re.compile(r"(?i)ngram|hint|tilt|cache")  # in the first word of a line
+_HINTS_BUILT = re.compile(r"(?i)\b(built|build|hints|precomput|in \d[\d.]* ?s)")
 
 
 @submission_checks.register("files", "section 5", "the folder holds what a reviewer needs")
@@ -34,7 +51,9 @@ def files(submission: Submission) -> Finding:
     except MissingEvidence as missing:
         logs = []
         problems.append(str(missing))
-    return judge(problems, f"{len(names)} files, {len(logs)} logs of training", files=sorted(names), logs=logs)
+    for log in submission.logs if logs else ():
+        problems += [f"{log.name} line {number}: {reason}" for number, reason in list(log.damaged.items())[:3]]
+    return judge(problems[:8], f"{len(names)} files, {len(logs)} logs of training", files=sorted(names), logs=logs)
 
 
 @submission_checks.register("json-schema", "section 5", "submission.json has its fields, of the right kind and size")
@@ -61,12 +80,27 @@ def schema(submission: Submission) -> Finding:
             problems.append(f"val_loss {loss} is bits per byte, not nats per token")
         elif not 0.2 < bpb / loss < 0.8:
             problems.append(f"val_bpb {bpb} and val_loss {loss} do not go together")
+    if isinstance(data.get("date"), str) and (problem := _impossible_date(data["date"])):
+        problems.append(problem)
     results = data.get("seed_results")
     if isinstance(results, dict) and isinstance(data.get("seeds"), list):
         listed = {str(seed) for seed in data["seeds"]}
         if listed != set(results):
             problems.append(f"seeds {sorted(listed)} but seed_results of {sorted(results)}")
     return judge(problems, f"{len(data)} fields; val_bpb {bpb}, val_loss {loss} nats", fields=sorted(data))
+
+
+def _impossible_date(text: str) -> str:
+    """Why a date cannot be that of a submission; "" if it can."""
+    try:
+        day = datetime.fromisoformat(text.strip().replace("Z", "+00:00")).date()
+    except ValueError:
+        return f"date is {printable(text)!r}, which is no date of the form YYYY-MM-DD"
+    if day < _FIRST_DAY:
+        return f"date is {text}, before the challenge began"
+    if day > datetime.now(UTC).date() + timedelta(days=1):  # somewhere it is tomorrow already
+        return f"date is {text}, which is in the future"
+    return ""
 
 
 @submission_checks.register("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed")
@@ -85,8 +119,14 @@ def artifact_bytes(submission: Submission) -> Finding:
     problems += [
         f"submission.json says {value:,} bytes, {value - cap:,.0f} over the cap" for value in claimed if value > cap
     ]
-    helpers = _imported_files(submission)
+    helpers, counted = imported_files(submission), {log.model_bytes for log in submission.logs}
     shipped = script.size + sum(helpers.values())
+    problems += [f"{script.name} {what}: its bytes cannot be counted" for what in hidden_code(script)]
+    problems += [
+        f"{name} ({size:,} bytes) is read by {SCRIPT} and not counted"
+        for name, size in _data_files(submission).items()
+        if size not in counted
+    ]
     for log in submission.logs:
         model, code, total = log.model_bytes, log.code_bytes, log.total_bytes
         if model is None or code is None or total is None:
@@ -118,18 +158,11 @@ def artifact_bytes(submission: Submission) -> Finding:
     )
 
 
-def _imported_files(submission: Submission) -> dict[str, int]:
-    """Bytes of the files beside the script that it imports or compiles, by name."""
-    script = submission.script
-    sizes = {}
-    for path in submission.files:
-        if path.name == SCRIPT:
-            continue
-        imported = path.suffix in (".py", ".so") and path.name.split(".")[0] in script.imports
-        compiled = path.suffix in (".c", ".cc", ".cpp", ".cu") and any(path.name in text for text in script.strings)
-        if imported or compiled:
-            sizes[path.name] = path.stat().st_size
-    return sizes
+def _data_files(submission: Submission) -> dict[str, int]:
+    try:
+        return data_files(submission)
+    except MissingEvidence:  # the script cannot be read: its names are unknown
+        return {}
 
 
 def _least_size(source: str) -> int:
@@ -156,6 +189,10 @@ def train_clock(submission: Submission) -> Finding:
             )
         if log.stop and log.stop.why != "wallclock_cap":
             problems.append(f"{log.name}: training was stopped by {log.stop.why!r}, not by the clock")
+        if log.stop and (after := [step.step for step in log.steps if step.step > log.stop.step]):
+            problems.append(
+                f"{log.name}: training goes on to step {max(after)} after it stopped at step {log.stop.step}"
+            )
         ends[log.name] = end
         later = [took for line, took in log.calibration if took is not None and log.stop and line > log.stop.line]
         if later and end + sum(later) > cap + grace:
@@ -185,7 +222,7 @@ def eval_clock(submission: Submission) -> Finding:
                 problems.append(
                     f"{log.name}: evaluation took {took:.1f} s, {took - cap:.1f} over the budget of {cap:g} s"
                 )
-        begin, hints = log.first_line(_TIMER), log.first_line(_HINTS)
+        begin, hints = log.first_line(_starts_timer), log.first_line(_builds_hints)
         if begin is not None and hints is not None and hints < begin:
             problems.append(
                 f"{log.name}: line {hints} ({log.lines[hints].strip()[:60]!r}) comes before the evaluation timer "
@@ -200,6 +237,16 @@ def eval_clock(submission: Submission) -> Finding:
         raise MissingEvidence("no log gives the time of the evaluation")
     most = max(seconds.values(), default=0.0)
     return judge(problems[:8], f"{most:.1f} of {cap:g} s at most", eval_seconds=seconds)
+
+
+def _starts_timer(line: str) -> bool:
+    _, begins, rest = line.lower().partition("beginning ")
+    return bool(begins) and _TIMER.search(rest) is not None
+
+
+def _builds_hints(line: str) -> bool:
+    first, _, rest = line.strip(" \t*[#-").partition(" ")
+    return _HINT.search(first) is not None and _HINTS_BUILT.search(first + " " + rest) is not None
 
 
 @submission_checks.register("tokens-scored", "C4", "the whole validation split was scored, each target once")
@@ -226,6 +273,7 @@ def tokens_scored(submission: Submission) -> Finding:
             for count in {*documents}
             if count != VAL_DOCUMENTS
         ]
+        problems += [f"{log.name} line {number}: {line.strip()[:80]!r}" for number, line in _skipped(log)]
         fraction = log.settings.get("val_doc_fraction")
         if fraction and _as_float(fraction) not in (None, 1.0):
             problems.append(f"{log.name}: val_doc_fraction is {fraction}")
@@ -249,8 +297,18 @@ def tokens_scored(submission: Submission) -> Finding:
     )
 
 
+def _skipped(log: Log) -> Iterator[tuple[int, str]]:
+    """Lines that tell of documents or tokens that were left out, with more than zero of them."""
+    for number, line in log.lines.items():
+        for match in _SKIPPED.finditer(line[:_SKIPPED_CHARACTERS]):
+            count = next(group for group in match.groups() if group is not None)
+            if count.strip("0,_") and "train" not in line.lower():
+                yield number, line
+                break
+
+
 def _as_float(text: str) -> float | None:
     try:
-        return float(text)
-    except ValueError:
+        return parse_number(text)
+    except ForeignError:
         return None

@@ -1,16 +1,23 @@
-"""A training log of the challenge as data: settings, losses, clocks, sizes, each with the line it stands on.
+"""A training log of the challenge as data: settings, losses, clocks, sizes, each with the number of its line.
 
-The formats are those of the public records, from the first baseline to phased test-time training, and our own; a line
-of another form is ignored. Many logs hold the source of the script, which is set aside. Nothing is inferred: a figure
-that the log does not give is None or missing from its list.
+The formats are those of the public records, from the first baseline to phased test-time training, and our own. A line
+of another form is ignored; one whose figure is no number is listed in `damaged`. Many logs contain the source of the
+script, which is kept apart. A figure that the log does not give is None or missing from its list.
+
+The work is linear in the length of the log: lines are cut, and no pattern looks at a character more than a few times.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
+
+from bitgolf.errors import ForeignError
+from bitgolf.foreign import MAX_INTEGER, parse_number, printable
 
 _METRIC = re.compile(
     r"^(?P<label>.*?)\bval_loss[:=]\s*(?P<loss>\d+\.\d+),?\s+val_bpb[:=]\s*(?P<bpb>\d+\.\d+)(?P<rest>.*)$"
@@ -32,10 +39,11 @@ _SIZE = re.compile(
     r"^(?P<what>Code size|Serialized model|Total submission size)(?P<how>[^:]*):\s*(?P<bytes>[\d,]+) bytes"
 )
 _COUNTS = {
-    "val_tokens": re.compile(r"\b(?:val_tokens:\s*|val_loader:.*\btokens:)([\d,_]+)"),
+    "val_tokens": re.compile(r"\bval_tokens:\s*([\d,_]+)"),
     "target_tokens": re.compile(r"\b(?:target_tokens|scored_tokens|total_targets):\s*([\d,_]+)"),
     "documents": re.compile(r"\b(?:total_docs|docs|val_docs|num_val_docs):\s*([\d,_]+)"),
 }
+_LOADER_TOKENS = re.compile(r"\btokens:([\d,_]+)")  # on a line with `val_loader:`
 _CALIBRATION = re.compile(r"(?i)(hessian|calibrat)")
 _SECONDS = re.compile(r"\bin ([\d.]+)\s*s\b")
 _RULE = re.compile(r"^={50,}$")
@@ -43,12 +51,18 @@ _CODE = re.compile(r"(import|from|def|class) \w")
 _CODE_LINES = 3  # that make a block of lines a program
 _SEED_NAME = re.compile(r"seed[_-]?(\d+)")
 _UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+_LONGEST_LINE = 2_000  # characters that are looked at
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A pair of validation figures: `label` is what stands before it, `decimals` how exactly bpb is given, `counts` the
-    targets and bytes that it is of, where the line says so."""
+    """A pair of validation figures.
+
+    Attributes:
+        label: the text before them.
+        decimals: digits of bpb after the point.
+        counts: targets and bytes that were scored, if the line gives them.
+    """
 
     label: str
     loss: float
@@ -60,13 +74,13 @@ class Metric:
 
     @property
     def in_training(self) -> bool:
-        """Whether it was taken between two steps."""
+        """Whether it was measured between two steps."""
         return bool(re.match(r"(?:step[: ]\s*)?\d+/\d+", self.label))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line of training progress; `seconds` on the training clock, where given."""
+    """A line of training progress; `seconds` on the training clock, if the line gives them."""
 
     step: int
     loss: float
@@ -86,7 +100,15 @@ class Stop:
 
 @dataclass(frozen=True)
 class Log:
-    """One log file, parsed. `lines` (numbered from 1) leave out the script's source, which is in `source`."""
+    """One log file, parsed.
+
+    Attributes:
+        lines: by number from 1, without the script's source.
+        source: the script's source, "" without it.
+        calibration: line, and seconds if it gives them.
+        sizes: by what is stored: how it is stored, bytes.
+        damaged: lines whose figure is no number, with the reason.
+    """
 
     name: str
     lines: dict[int, str]
@@ -95,10 +117,11 @@ class Log:
     metrics: list[Metric]
     steps: list[Step]
     stop: Stop | None
-    calibration: list[tuple[int, float | None]]  # line, seconds where it says so
-    sizes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # by what: how it is stored, bytes
+    calibration: list[tuple[int, float | None]]
+    sizes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
     total_eval_seconds: float | None = None
+    damaged: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def seed(self) -> str | None:
@@ -115,8 +138,10 @@ class Log:
 
     @property
     def eval_seconds(self) -> float | None:
-        """Of the pass that gave `final`: the total where there is one, else what stands on its line, or on the line of
-        the same name without `_exact`."""
+        """Of the pass that gave `final`: the total if there is one, else the time on its line.
+
+        A line named `..._exact` has no time; the line of the same name without `_exact` has it.
+        """
         if self.total_eval_seconds is not None or self.final is None:
             return self.total_eval_seconds
         if self.final.eval_seconds is not None:
@@ -130,91 +155,114 @@ class Log:
     @property
     def total_bytes(self) -> int | None:
         """Artifact and code together, of the compressed model."""
-        found = self.sizes.get("Total submission size")
-        return found[-1][1] if found else None
+        sizes = self.sizes.get("Total submission size")
+        return sizes[-1][1] if sizes else None
 
     @property
     def model_bytes(self) -> int | None:
         """Of the compressed model."""
-        found = self.sizes.get("Serialized model")
-        return found[-1][1] if found else None
+        sizes = self.sizes.get("Serialized model")
+        return sizes[-1][1] if sizes else None
 
     @property
     def code_bytes(self) -> int | None:
         """Of the code as it is counted: compressed where the log says so."""
-        found = [size for how, size in self.sizes.get("Code size", []) if how in ("", "(compressed)")]
-        return found[-1] if found else None
+        sizes = [size for how, size in self.sizes.get("Code size", []) if how in ("", "(compressed)")]
+        return sizes[-1] if sizes else None
 
-    def first_line(self, pattern: str) -> int | None:
+    def first_line(self, matches: Callable[[str], object]) -> int | None:
         """Number of the first line that matches, or None."""
-        wanted = re.compile(pattern)
-        return next((number for number, line in self.lines.items() if wanted.search(line)), None)
+        return next((number for number, line in self.lines.items() if matches(line)), None)
 
 
 def parse_log(name: str, text: str) -> Log:
     """Parse the text of a log file."""
     source, numbered = _set_source_aside(text)
-    settings: dict[str, str] = {}
-    metrics: list[Metric] = []
-    steps: list[Step] = []
-    stop: Stop | None = None
-    calibration: list[tuple[int, float | None]] = []
-    sizes: dict[str, list[tuple[str, int]]] = {}
-    counts: dict[str, list[int]] = {}
-    total_eval: float | None = None
-    section = ""
+    log = Log(name, numbered, source, {}, [], [], None, [])
+    reader = _Reader(log)
     for number, line in numbered.items():
+        try:
+            reader.read(number, line)
+        except ForeignError as error:
+            log.damaged[number] = str(error)
+    return dataclasses.replace(log, stop=reader.stop, total_eval_seconds=reader.total_eval_seconds)
+
+
+class _Reader:
+    """Enters the figures of one line after the other into a log."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.section = ""  # of a TOML configuration
+        self.stop: Stop | None = None
+        self.total_eval_seconds: float | None = None
+
+    def read(self, number: int, line: str) -> None:
+        """Raises ForeignError for a line of a known form whose figure is no number."""
+        log = self.log
         if metric := _METRIC.match(line):
-            metrics.append(_metric(metric, number))
+            log.metrics.append(_metric(metric, number))
         elif step := _STEP.match(line):
-            seconds = float(step["time"]) * _UNIT[step["unit"]] if step["time"] else None
-            steps.append(Step(int(step["step"]), float(step["loss"]), seconds, line.strip()))
+            seconds = parse_number(step["time"]) * _UNIT[step["unit"]] if step["time"] else None
+            log.steps.append(Step(_count(step["step"]), parse_number(step["loss"]), seconds, line.strip()))
         elif step := _OUR_STEP.match(line):
-            steps.append(Step(int(step["step"]), float(step["loss"]), float(step["seconds"]), line.strip()))
-        elif found := _STOP.match(line):
-            stop = Stop(found["why"], float(found["ms"]) / 1000, int(found["step"]), number)
-        elif found := _OUR_STOP.match(line):
-            stop = Stop("wallclock_cap", float(found["ms"]) / 1000, int(found["step"]), number)
+            seconds = parse_number(step["seconds"])
+            log.steps.append(Step(_count(step["step"]), parse_number(step["loss"]), seconds, line.strip()))
+        elif stop := _STOP.match(line) or _OUR_STOP.match(line):
+            why = stop.groupdict().get("why", "wallclock_cap")
+            self.stop = Stop(why, parse_number(stop["ms"]) / 1000, _count(stop["step"]), number)
         elif size := _SIZE.match(line):
-            sizes.setdefault(size["what"], []).append((size["how"].strip(), _number(size["bytes"])))
+            log.sizes.setdefault(size["what"], []).append((size["how"].strip(), _count(size["bytes"])))
         elif total := _TOTAL_EVAL.match(line):
-            total_eval = float(total["seconds"]) if total["seconds"] else float(total["ms"]) / 1000
+            value = parse_number(total["seconds"] or total["ms"])
+            self.total_eval_seconds = value if total["seconds"] else value / 1000
         elif _CALIBRATION.search(line) and not line.startswith("  "):
             took = _SECONDS.search(line)
-            calibration.append((number, float(took[1]) if took else None))
-        if not steps and not metrics:
-            if named := _TOML_SECTION.match(line):
-                section = f"{named['name']}."
-            elif setting := _TOML_KEY.match(line):
-                settings[section + setting["key"]] = setting["value"]
-            elif setting := _SETTING.match(line):
-                settings[setting["key"]] = setting["value"].strip()
-            elif not line.startswith((" ", "[")):
-                settings |= {pair["key"]: pair["value"] for pair in _PAIR.finditer(line)}
+            log.calibration.append((number, parse_number(took[1]) if took else None))
+        if not log.steps and not log.metrics:
+            self._setting(line)
         for what, pattern in _COUNTS.items():
-            counts.setdefault(what, []).extend(_number(count[1]) for count in pattern.finditer(line))
-    return Log(name, numbered, source, settings, metrics, steps, stop, calibration, sizes, counts, total_eval)
+            log.counts.setdefault(what, []).extend(_count(count[1]) for count in pattern.finditer(line))
+        if "val_loader:" in line and (tokens := _LOADER_TOKENS.search(line)):
+            log.counts["val_tokens"].append(_count(tokens[1]))
+
+    def _setting(self, line: str) -> None:
+        if section := _TOML_SECTION.match(line):
+            self.section = f"{section['name']}."
+        elif setting := _TOML_KEY.match(line):
+            self.log.settings[self.section + setting["key"]] = setting["value"]
+        elif setting := _SETTING.match(line):
+            self.log.settings[setting["key"]] = setting["value"].strip()
+        elif not line.startswith((" ", "[")):
+            self.log.settings.update({pair["key"]: pair["value"] for pair in _PAIR.finditer(line)})
 
 
-def _metric(found: re.Match[str], number: int) -> Metric:
-    took = _EVAL_MS.search(found["rest"])
-    decimals = len(found["bpb"].partition(".")[2])
-    seconds = float(took["ms"]) / 1000 if took else None
-    scored = _SCORED.search(found["rest"])
-    counts = (int(scored["tokens"]), int(scored["bytes"])) if scored else None
-    return Metric(found["label"].strip(), float(found["loss"]), float(found["bpb"]), decimals, number, seconds, counts)
+def _metric(match: re.Match[str], number: int) -> Metric:
+    took = _EVAL_MS.search(match["rest"])
+    decimals = len(match["bpb"].partition(".")[2])
+    seconds = parse_number(took["ms"]) / 1000 if took else None
+    scored = _SCORED.search(match["rest"])
+    counts = (_count(scored["tokens"]), _count(scored["bytes"])) if scored else None
+    loss, bpb = parse_number(match["loss"]), parse_number(match["bpb"])
+    if not (loss > 0 and bpb > 0):
+        raise ForeignError(f"a loss of {loss:g} nats and {bpb:g} bits per byte is none")
+    return Metric(match["label"].strip(), loss, bpb, decimals, number, seconds, counts)
+
+
+def _count(text: str) -> int:
+    """A whole number. Raises ForeignError for one of more digits than any count has."""
+    digits = text.replace(",", "").replace("_", "")
+    if not digits.isdecimal() or len(digits) > len(str(MAX_INTEGER)):
+        raise ForeignError(f"{printable(text)!r} is no count")
+    return int(digits)
 
 
 def _set_source_aside(text: str) -> tuple[str, dict[int, str]]:
-    """The script's source where the log holds it, between ruled lines or before the first, and the rest, numbered."""
-    lines = text.splitlines()
+    """The script's source, between ruled lines or before the first, and the other lines by number, cut in length."""
+    lines = text.split("\n")
     edges = [-1, *(index for index, line in enumerate(lines) if _RULE.match(line)), len(lines)]
     blocks = [range(before + 1, after) for before, after in pairwise(edges)]
     programs = (block for block in blocks if sum(bool(_CODE.match(lines[i])) for i in block) >= _CODE_LINES)
     source = next(programs, range(0))
-    rest = {index + 1: line for index, line in enumerate(lines) if index not in source}
+    rest = {index + 1: line.rstrip("\r")[:_LONGEST_LINE] for index, line in enumerate(lines) if index not in source}
     return "\n".join(lines[index] for index in source), rest
-
-
-def _number(text: str) -> int:
-    return int(text.replace(",", "").replace("_", ""))

@@ -1,6 +1,6 @@
-"""A submission's logs beside each other: one constant between loss and bits per byte, one configuration, no copies.
+"""Checks of a submission's logs against each other: one bpb / loss, one configuration, no copies.
 
-Source: test 6 and section 6 of the challenge's rules (PR 2101: three logs of one run; PR 2124: mixed configurations).
+Source: docs/rules.md, test 6 and section 6 (PR 2101: three logs of one run; PR 2124: mixed configurations).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import statistics
 from itertools import combinations
 
-from bitgolf.audit.verdict import Finding, MissingEvidence, judge
+from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
 from bitgolf.referee.figures import is_number
 from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.log import Log, Metric
@@ -18,6 +18,7 @@ from bitgolf.referee.log import Log, Metric
 # bpb / loss by tokenizer on the full split, from the published logs, and how far it may be off: the split of the first
 # baseline gives 0.59071 for sp1024.
 CONSTANTS = {"sp1024": (0.592258, 4e-3), "sp8192": (0.387131, 1e-3), "caseops": (0.456961, 1e-3)}
+_PLAUSIBLE_BYTES = 1.0, 6.0  # per token of English web text: one byte at least, GPT-2's 50,257 pieces give 4.5
 _SAME_CONSTANT = 5e-6  # between seeds, beside rounding
 _LIKE_CONSTANT = 2e-4  # within a log: other windows cut off other tails
 _COPIED_LOSSES, _COPIED_SHARE = 3, 0.3
@@ -69,6 +70,19 @@ def identity(submission: Submission) -> Finding:
             f"the bytes are {known / middle - 1:+.2%} off"
         )
     note = f", that of {submission.tokenizer}" if known else "; no published constant to compare with"
+    bytes_per_token = 1 / (middle * math.log(2))
+    if not _PLAUSIBLE_BYTES[0] < bytes_per_token < _PLAUSIBLE_BYTES[1]:
+        problems.append(
+            f"bpb / loss is {middle:.6f}, that is {bytes_per_token:.2f} bytes per token: no tokenizer of at most 65,536"
+            " pieces has so many"
+        )
+    if not problems and not known:
+        return not_run(
+            f"bpb / loss is {middle:.6f} in {len(constants)} logs, {bytes_per_token:.3f} bytes per token; the tokenizer"
+            " is none of the challenge's, so the bytes cannot be checked without the text",
+            constants=constants,
+            bytes_per_token=bytes_per_token,
+        )
     return judge(
         problems[:8],
         f"bpb / loss is {middle:.6f} in {len(constants)} logs{note}",

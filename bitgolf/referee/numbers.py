@@ -34,6 +34,8 @@ def seeds(submission: Submission) -> Finding:
                 f"the headline {claimed} is the best seed ({best}) of {len(values)}; their mean is "
                 f"{statistics.mean(values):.6f}"
             )
+    if len(values) > 1 and len(set(values)) == 1:
+        problems.append(f"{len(values)} seeds have the same score {values[0]}: runs of other seeds differ")
     spread = f" +- {statistics.stdev(values):.5f}" if len(values) > 1 else ""
     mean = f"{statistics.mean(values):.5f}{spread}" if values else "none"
     return judge(
@@ -44,16 +46,17 @@ def seeds(submission: Submission) -> Finding:
 
 
 def _finals(submission: Submission) -> dict[str, Metric]:
-    """What each seed's run claims: the log that submission.json agrees with, where a seed has several."""
-    found: dict[str, Metric] = {}
+    """The final figures of each seed: of the log that submission.json agrees with, if a seed has several."""
+    metrics: dict[str, Metric] = {}
     results = submission.metadata.get("seed_results")
     for seed, logs in submission.by_seed.items():
         finals = [log.final for log in logs if log.final is not None]
-        claimed = results.get(seed, {}).get("val_bpb") if isinstance(results, dict) else None
+        result = results.get(seed) if isinstance(results, dict) else None
+        claimed = result.get("val_bpb") if isinstance(result, dict) else None
         agreeing = [metric for metric in finals if is_number(claimed) and figure_of(claimed).equals(metric.bpb)]
         if finals:
-            found[seed] = (agreeing or finals)[-1]
-    return found
+            metrics[seed] = (agreeing or finals)[-1]
+    return metrics
 
 
 @submission_checks.register("numbers-agree", "section 5", "README and submission.json follow from the logs")
@@ -121,7 +124,11 @@ def _aggregates(data: dict[str, Any], finals: dict[str, Metric], submission: Sub
     if steps:
         expected += [("train_steps_mean", [statistics.mean(steps)])]
     for key, values in expected:
-        if is_number(data.get(key)) and not any(figure_of(data[key]).equals(value, 1.0) for value in values):
+        claimed = data.get(key)
+        if not is_number(claimed):
+            continue
+        zero = claimed == 0 and not any(value == 0 for value in values)  # a zero is a claim, not a rounded figure
+        if zero or not any(figure_of(claimed).equals(value, 1.0) for value in values):
             yield f"{key} is {data[key]} in submission.json, the logs give {shown(values[0])}"
 
 

@@ -407,6 +407,36 @@ def test_damaged_products_fail_their_checks(run: RunDirectory, name: str, conten
     assert {found[check] for check in checks} == {"FAIL"}
 
 
+HOSTILE = {
+    "deep nesting": "[" * 100_000,
+    "deep objects": '{"a":' * 3_000 + "1" + "}" * 3_000,
+    "5000 digits": '{"headline": 1' + "0" * 5_000 + "}",
+    "null": "null",
+    "nulls": '{"methods": null, "headline": null, "events": null, "charges": null, "event": null, "limits": null}',
+    "lists": '{"methods": [1], "headline": [], "events": {"a": 1}, "charges": {"a": []}, "splits": [], "event": []}',
+    "surrogates": '{"headline": "\\ud800", "event": "\\udfff", "methods": {"\\ud800": {}}}',
+    "strange numbers": '{"val_tokens": 1e400, "events": [1.5], "methods": {"a": {"bpb": NaN}}, "headline": "a"}',
+    "wrong kinds": '{"methods": {"a": 7}, "headline": "a", "charges": [7], "events": [[]], "event": 5, "seal": 3}',
+    "methods of methods": '{"methods": {"sliding": {"bpb": "1", "tokens": [], "seconds": "s"}}, "headline": "sliding"}',
+    "control characters": '{"event": "\\u001b[2J\\u202e", "headline": "\\u001b]0;x\\u0007", "methods": {}}',
+    "binary": "\0\1\2" * 100,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("name", ["score.json", "pack.json", "tape.json", "budget.json", "train.jsonl"])
+def test_hostile_records_end_in_a_verdict(run: RunDirectory, name: str, what: str) -> None:
+    """Every check is made; those that need the record fail or are not run, and say why in one printable line."""
+    (run / name).write_text(HOSTILE[what])
+    verdict = audit_run(run, quick=True)
+    assert [check.name for check in verdict.checks] == EVERY_CHECK
+    assert all(check.reason.isprintable() for check in verdict.checks)
+    assert json.loads((run / "audit.json").read_text())["counts"]["PASS"] >= 5
+    if what not in ("nothing",):
+        assert not verdict.passed
+
+
 def test_unknown_method_is_not_run(run: RunDirectory) -> None:
     def change(score):
         score["methods"]["two-pass"] = score["methods"].pop("sliding")

@@ -1,0 +1,119 @@
+"""Everything in a submission folder that its script runs or reads, and code that nobody can count.
+
+Rule B2 (docs/rules.md): all code that runs counts, and so does any file that carries part of the model. The files are
+found by the names in the script: modules and packages that it imports, sources that it compiles, data files that it
+names or that one of its patterns covers. Code that is imported by a computed name, or executed after it was read, could
+be anywhere; `hidden_code` names such lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+
+from bitgolf.referee.code import Script, callee, read_script
+from bitgolf.referee.folder import SCRIPT, Submission
+
+_CODE = (".py", ".so", ".pyd", ".pyc")
+_COMPILED = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".metal")
+# Documents, logs and pictures carry no part of a model; a tokenizer is part of the challenge's data.
+_NO_DATA = (".md", ".log", ".png", ".jpg", ".jpeg", ".svg", ".pdf", ".csv", ".model", ".vocab", ".toml", ".cfg", ".sh")
+_LONGEST_PATH = 300  # characters of a string that may name a file
+_READS = ("open", "read", "read_text", "read_bytes", "readlines", "load", "loads", "fromfile", "get", "urlopen")
+_IMPORTS = ("importlib.import_module", "import_module", "__import__")
+_LOADERS = ("spec_from_file_location", "SourceFileLoader", "run_path", "run_module", "exec_module", "load_module")
+
+
+def imported_files(submission: Submission) -> dict[str, int]:
+    """Bytes of the code files beside the script that it, or one of them, imports or compiles, by path."""
+    files = {path.relative_to(submission.path): path for path in submission.all_files}
+    roots = [PurePath(), *_added_to_path(submission.script, files)]
+    sizes: dict[str, int] = {}
+    todo = [submission.script]
+    while todo:
+        script = todo.pop()
+        modules = {name.partition(".")[0] for name in script.imports}
+        for relative, path in files.items():
+            if str(relative) in sizes or str(relative) == SCRIPT or not _is_used(relative, modules, roots, script):
+                continue
+            sizes[str(relative)] = path.stat().st_size
+            if relative.suffix == ".py":
+                todo.append(read_script(str(relative), submission.read(path)))
+    return sizes
+
+
+def _is_used(relative: PurePath, modules: set[str], roots: Iterable[PurePath], script: Script) -> bool:
+    """Whether a file is an imported module, inside an imported package, or a source that the script compiles."""
+    if relative.suffix in _COMPILED:
+        return any(relative.name in text for text in script.strings if len(text) < _LONGEST_PATH)
+    if relative.suffix not in _CODE:
+        return False
+    for root in roots:
+        if relative.is_relative_to(root) and relative.relative_to(root).parts[0].split(".")[0] in modules:
+            return True
+    return False
+
+
+def _added_to_path(script: Script, files: Iterable[PurePath]) -> list[PurePath]:
+    """Folders that the script may add to the paths of imports: those that it names, if it changes `sys.path`."""
+    if not any(callee(call).startswith("sys.path.") for call in script.nodes(ast.Call)):
+        return []
+    folders = {parent for path in files for parent in path.parents if parent != PurePath()}
+    strings = [text for text in script.strings if len(text) < _LONGEST_PATH]
+    return [folder for folder in folders if any(folder.name in text for text in strings)]
+
+
+def data_files(submission: Submission) -> dict[str, int]:
+    """Bytes of the other files that the script names, or that a pattern in it covers, by path."""
+    names = [text for text in submission.source.strings if 1 < len(text) < _LONGEST_PATH]
+    patterns = [PurePath(text).name for text in names if "*" in text]
+    sizes = {}
+    for path in submission.all_files:
+        documents = path.suffix.lower() in (*_NO_DATA, *_CODE, *_COMPILED)
+        if documents or path.name in (SCRIPT, "submission.json", "requirements.txt") or _is_log(path):
+            continue
+        named = any(path.name in text or path.stem == text for text in names)
+        if named or any(pattern.strip("*") and fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
+            sizes[str(path.relative_to(submission.path))] = path.stat().st_size
+    return sizes
+
+
+def _is_log(path: Path) -> bool:
+    return path.suffix == ".txt" and path.name.startswith(("train", "log", "README", "LICENSE"))
+
+
+def hidden_code(script: Script) -> Iterator[str]:
+    """Lines that import a module by a computed name, or execute what they read."""
+    read = _names_of_read_values(script)
+    for call in script.nodes(ast.Call):
+        name = callee(call)
+        if name in _IMPORTS and not (call.args and isinstance(call.args[0], ast.Constant)):
+            yield f"line {call.lineno} imports a module by a computed name"
+        elif name.rpartition(".")[2] in _LOADERS:
+            yield f"line {call.lineno} loads code from a file: {ast.unparse(call)[:60]}"
+        elif name in ("exec", "eval") and _reads(call, read):
+            yield f"line {call.lineno} executes what it reads: {ast.unparse(call)[:60]}"
+
+
+def _names_of_read_values(script: Script) -> set[str]:
+    """Variables that are assigned from a call that reads a file, or from such a variable."""
+    read: set[str] = set()
+    for _ in range(2):
+        for node in script.nodes(ast.Assign):
+            if _reads(node.value, read):
+                read |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        for item in script.nodes(ast.withitem):
+            if _reads(item.context_expr, read) and isinstance(item.optional_vars, ast.Name):
+                read.add(item.optional_vars.id)
+    return read
+
+
+def _reads(node: ast.AST, read: set[str]) -> bool:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Call) and callee(part).rpartition(".")[2] in _READS:
+            return True
+        if isinstance(part, ast.Name) and part.id in read:
+            return True
+    return False
