@@ -194,6 +194,7 @@ def _is_name(node: ast.expr, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
 
+@functools.cache
 def minified(source: str) -> str:
     """The same module in fewer bytes, without docstrings and annotations and with short names of local variables.
 

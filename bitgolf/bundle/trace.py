@@ -6,12 +6,13 @@ own module and in others, until nothing is added. Four rules limit what is kept:
 - Annotations of functions and variables are ignored. Those of class attributes count, because pydantic reads them.
 - A definition, an assignment or an import is kept if its name is needed.
 - Other statements of a needed module are kept, and also what a function of the package decorates (it may register).
-- A class is kept whole.
+- A class is kept whole if it has bases. Otherwise a method without underscores is kept if its name is mentioned.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -47,6 +48,7 @@ class _Mentions:
 
     bare: set[str] = field(default_factory=set)  # not followed by an attribute
     attributes: dict[str, set[str]] = field(default_factory=dict)  # by the name before the dot
+    words: set[str] = field(default_factory=set)  # all attributes, and texts and keywords that may name some
     imports: list[Import] = field(default_factory=list)  # inside functions and blocks
 
 
@@ -56,6 +58,8 @@ class _Tracer:
         self.kept: dict[str, set[tuple[int, int]]] = {}  # by module: (statement, alias of an import or 0)
         self.tables: dict[str, dict[str, list[tuple[int, int]]]] = {}
         self.to_follow: list[tuple[str, ast.stmt]] = []
+        self.words: set[str] = set()  # of all code that was followed
+        self.waiting: dict[str, list[tuple[str, ast.stmt]]] = {}  # methods by name that no such word names
 
     def need(self, module: str, name: str) -> None:
         """Keep `name` of `module`, which is a definition, an imported name, or a module of that package."""
@@ -118,7 +122,12 @@ class _Tracer:
         """Follow the names in kept statements until nothing is added."""
         while self.to_follow:
             module, statement = self.to_follow.pop()
+            for method in _methods_on_demand(statement):
+                self.waiting.setdefault(method.name, []).append((module, method))
             mentions = _mentions(statement)
+            self.words |= mentions.words
+            for name in self.words & self.waiting.keys():
+                self.to_follow += self.waiting.pop(name)
             for name in mentions.bare | mentions.attributes.keys():
                 if name in self.table(module):
                     self.keep_name(module, name, mentions)
@@ -168,6 +177,7 @@ class _Tracer:
     def remaining(self, module: str) -> ast.Module:
         """The kept part of a module."""
         kept = self.kept[module]
+        unused = {method for methods in self.waiting.values() for _, method in methods}
         body: list[ast.stmt] = []
         for index, statement in enumerate(self.package[module].body):
             if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
@@ -179,7 +189,7 @@ class _Tracer:
                 elif names and isinstance(statement, ast.ImportFrom):
                     body.append(ast.ImportFrom(statement.module, names, 0))
             elif (index, 0) in kept:
-                body.append(statement)
+                body.append(_without(statement, unused))
         return ast.Module(body, [])
 
 
@@ -190,16 +200,42 @@ def _is_for_readers(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
+def _methods_on_demand(statement: ast.stmt) -> list[ast.FunctionDef]:
+    """The methods that are kept only if some code mentions their name: all but those that Python or a base may call."""
+    if not isinstance(statement, ast.ClassDef) or statement.bases:
+        return []
+    return [node for node in statement.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("__")]
+
+
+def _without(statement: ast.stmt, unused: set[ast.stmt]) -> ast.stmt:
+    """A class without its unused methods; any other statement as it is."""
+    if not isinstance(statement, ast.ClassDef) or unused.isdisjoint(statement.body):
+        return statement
+    shorter = copy.copy(statement)
+    shorter.body = [node for node in statement.body if node not in unused] or [ast.Pass()]
+    return shorter
+
+
 def _mentions(code: ast.stmt) -> _Mentions:
     """The names that one statement mentions."""
     mentions = _Mentions()
     stack: list[ast.AST] = [code]
+    on_demand = set(_methods_on_demand(code))
     while stack:
         node = stack.pop()
+        if node in on_demand:
+            continue
+        if isinstance(node, ast.Attribute):
+            mentions.words.add(node.attr)
+        elif isinstance(node, ast.keyword) and node.arg:
+            mentions.words.add(node.arg)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            mentions.words.add(node.value)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             mentions.attributes.setdefault(node.value.id, set()).add(node.attr)
         elif isinstance(node, ast.Name):
             mentions.bare.add(node.id)
+            mentions.words.add(node.id)
         elif isinstance(node, Import):
             mentions.imports.append(node)
         else:

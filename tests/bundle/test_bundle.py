@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import done, file_digest, read_json, weights_digest
+from tiny_run import documents, done, file_digest, read_json, weights_digest, write_jsonl
 
 from bitgolf.bundle.importer import install
 from bitgolf.bundle.readable_source import readable_source
@@ -200,21 +200,24 @@ def test_variants_pack_and_score_as_the_package_does(
     blocked: Run, tiny_run: Path, tmp_path: Path, one_thread: None
 ) -> None:
     """Settings that choose other code than the tiny run does."""
-    jobs = []
+    data, jobs = tmp_path / "data", []
+    few = write_jsonl(tmp_path / "few.jsonl", documents()[:80])
+    same = ("--model.vocab_size", "384", "--data.tokenizer", tiny_run / "data" / "tokenizer.model")
+    done("prepare", f"jsonl:{few}", "--out", data, *same, "--data.val_bytes", "3000")
     for name, changes in VARIANTS.items():
         config = variant(tiny_run, changes)
         ours, theirs = tmp_path / name / "package", tmp_path / name / "bundle"
         for run in (ours, theirs):
             run.mkdir(parents=True)
             (run / "config.toml").write_text(config.to_toml())
-            (run / "data").symlink_to(tiny_run / "data")
+            (run / "data").symlink_to(data)
             (run / "calibration").symlink_to(tiny_run / "calibration")
             (run / "weights.safetensors").symlink_to(tiny_run / "weights.safetensors")
         done("pack", ours)
         done("score", ours)
         (tmp_path / name / "train_gpt.py").write_bytes(make_bundle(config).data)
         for stage in ("pack", "score"):
-            words = ["--data", str(tiny_run / "data"), "--out", str(theirs), "--seed", "7", "--stage", stage]
+            words = ["--data", str(data), "--out", str(theirs), "--seed", "7", "--stage", stage]
             jobs.append([str(tmp_path / name / "train_gpt.py"), words])
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     outcome = blocked(Path(__file__).parents[1] / "support" / "bundle_driver.py", tmp_path / "jobs.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 
 import pytest
@@ -107,10 +108,11 @@ def test_statements_that_act_stay_and_bindings_that_nobody_needs_go() -> None:
         assert part not in text
 
 
-def test_classes_stay_whole_and_their_fields_need_their_types() -> None:
+def test_classes_with_bases_stay_whole_and_their_fields_need_their_types() -> None:
     a = """
     from p.b import Field, Other, Result
-    class Shape:
+    class Base: pass
+    class Shape(Base):
         size: Field = 1
         def area(self, other: Other) -> Result:
             local: Other = other
@@ -122,6 +124,45 @@ def test_classes_stay_whole_and_their_fields_need_their_types() -> None:
     remaining = program({"p.a": a, "p.b": "class Field: pass\nclass Other: pass\nclass Result: pass"}, "p.a:main")
     assert remaining["p.b"] == "class Field:\n    pass"
     assert "def unnamed" in remaining["p.a"] and "def helper" in remaining["p.a"]
+
+
+METHODS = """
+from p.b import Left, Right
+class Shape:
+    def __len__(self): return self.sides()
+    def sides(self): return 4
+    @property
+    def left(self): return Left
+    def right(self): return Right
+    def by_text(self): return 1
+    def alias(self): return 2
+    other = alias
+    def loop(self): return self.loop()
+def main(): return {use}
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "kept"),
+    [
+        ("Shape", {"__len__", "sides", "alias"}),
+        ("Shape().left", {"__len__", "sides", "alias", "left"}),
+        ("getattr(Shape(), 'by_text')", {"__len__", "sides", "alias", "by_text"}),
+        ("[lambda x: x.right(), Shape]", {"__len__", "sides", "alias", "right"}),
+        ("Shape().loop", {"__len__", "sides", "alias", "loop"}),
+    ],
+)
+def test_a_method_that_no_code_names_goes_with_what_it_needs(use: str, kept: set[str]) -> None:
+    source = METHODS.format(use=use)
+    remaining = program({"p.a": source, "p.b": "class Left: pass\nclass Right: pass"}, "p.a:main")
+    assert set(re.findall(r"def (\w+)\(", remaining["p.a"])) - {"main"} == kept
+    assert ("class Left" in remaining.get("p.b", "")) == ("left" in kept)
+    assert ("class Right" in remaining.get("p.b", "")) == ("right" in kept)
+
+
+def test_a_class_without_used_methods_is_still_a_class() -> None:
+    a = "class Empty:\n    def idle(self): return 1\ndef main(): return Empty()"
+    assert program({"p.a": a}, "p.a:main")["p.a"].startswith("class Empty:\n    pass")
 
 
 def test_blocks_for_type_checkers_go() -> None:
