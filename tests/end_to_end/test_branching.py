@@ -16,8 +16,6 @@ from tiny_run import MAX_STEPS, cli, done, events, read_json, refused, settings,
 from bitgolf.config import load_config
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.checkpoint import state_digest
-from bitgolf.train.metrics import StepReport
-from bitgolf.train.pace import Timeline
 
 Make = Callable[..., Path]
 STEPS = 20
@@ -61,23 +59,6 @@ def test_kept_checkpoints_change_nothing_and_stand_among_others(untrained: Make,
     assert [name for name in names if name.endswith("-kept")] == [f"step-000000{n}-kept" for n in (10, 24, MAX_STEPS)]
     assert len(names) == 5  # and the newest two of the others
     assert weights_digest(run) == weights_digest(tiny_run)
-
-
-def test_no_fraction_is_kept_twice_when_a_newer_reading_of_the_clock_falls_back(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    behind: list[float] = [0.0]
-    fraction, drain = Timeline.fraction, StepReport.drain
-
-    def drain_and_fall_back(report: StepReport) -> None:
-        drain(report)
-        behind[0] = 0.06
-
-    monkeypatch.setattr(StepReport, "drain", drain_and_fall_back)
-    monkeypatch.setattr(Timeline, "fraction", lambda timeline, step: fraction(timeline, step) - behind[0])
-    run = make("back", train__checkpoint__at=[0.25, 0.6])
-    done("train", run)
-    assert [event["step"] for event in events(run, "checkpoint")] == [5, 14]
 
 
 @pytest.mark.parametrize("spec", ["newest", "step"])
@@ -189,35 +170,6 @@ def test_resuming_with_the_flag_goes_on_from_the_runs_own_checkpoint(trunk: Path
     before = tree_digest(own)
     assert "leave out --branch to resume" in refused("train", own, "--branch", trunk, "--resume", "--overwrite")
     assert tree_digest(own) == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "keys"),
-    [
-        (
-            {"train__matrix_lr": 0.01, "seed": 9},
-            ["train.matrix_lr is 0.04 there, 0.01 here", "seed is 7 there, 9 here"],
-        ),
-        ({"model__attention__qk_gain": 2.0, "train__warmdown": 0.3}, ["model.attention.qk_gain", "train.warmdown"]),
-        ({"train__max_steps": 50}, ["train.max_steps"]),
-        ({"budget__train_seconds": 60}, ["budget.train_seconds"]),
-        ({"train__held_out_tokens": 640}, ["train.held_out_tokens"]),
-        ({"train__table_dtype": "bf16"}, ["train.table_dtype"]),
-        ({"data__val_fraction": 0.05}, ["data.val_fraction"]),
-    ],
-    ids=str,
-)
-def test_what_decides_the_training_so_far_must_agree(
-    trunk: Path, make: Make, changes: dict[str, Any], keys: list[str]
-) -> None:
-    run = make("other", **changes)
-    before = tree_digest(run)
-    message = refused("train", run, "--branch", trunk)
-    assert message.startswith(f"cannot branch from {trunk}: ")
-    for key in keys:
-        assert key in message
-    assert message.count(" there, ") == len(keys if len(keys) > 1 else changes)
-    assert tree_digest(run) == before
 
 
 def test_other_training_data_are_refused(trunk: Path, make: Make) -> None:
