@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bitgolf.artifact.compressors import compress, decompress
@@ -44,6 +44,7 @@ def test_scores_take_few_bytes() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(pieces=[(bytes(5), -1.0, 0)], rest=bytes(4))  # longer when rearranged
 @given(
     st.lists(
         st.tuples(
