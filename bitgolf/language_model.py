@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bitgolf.artifact.open import PackedModel, open_model, require_text
+from bitgolf.artifact.generate import generate, require_text
+from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.tape import ScoreTape, evaluate
@@ -62,6 +63,18 @@ class LanguageModel(PackedModel):
         """Bits per byte of `text`, with its loss and counts."""
         ids, nll = self._score(text)
         return bits_per_byte(nll, self.tokenizer.byte_costs(ids))
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        seed: int | None = None,
+    ) -> str:
+        """The continuation of `prompt`; see `bitgolf.artifact.generate` for the settings."""
+        return generate(self, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
 
     def _score(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         require_text("text", text)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_run import PRESET, documents, done, environment, read_json
 
 import bitgolf
-from bitgolf.artifact import open as opening
+from bitgolf.artifact import generate as generation
 from bitgolf.config import load_config
 from bitgolf.errors import ArtifactError, ConfigError, DataError
 from bitgolf.evaluate import ScoreTape, bits_per_byte
@@ -169,7 +169,7 @@ def test_the_best_token_alone_is_the_greedy_choice_at_any_temperature(packed: La
 def test_sampling_follows_temperature_and_top_k() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -30.0])
     generator = torch.Generator().manual_seed(0)
-    draws = [opening._choose(logits, 0.5, 2, generator) for _ in range(4000)]
+    draws = [generation._choose(logits, 0.5, 2, generator) for _ in range(4000)]
     expected = 1 / (1 + math.exp(-2.0))  # two candidates, a logit apart, at temperature one half
     assert set(draws) == {0, 1}
     assert draws.count(0) / 4000 == pytest.approx(expected, abs=0.02)
@@ -177,7 +177,7 @@ def test_sampling_follows_temperature_and_top_k() -> None:
 
 def test_generation_ends_with_the_document(packed: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = iter([70, 71, packed.tokenizer.bos_id, 72])
-    monkeypatch.setattr(opening, "_choose", lambda *_: next(tokens))
+    monkeypatch.setattr(generation, "_choose", lambda *_: next(tokens))
     assert packed.generate("The ", max_tokens=50) == packed.tokenizer.decode([70, 71])
 
 

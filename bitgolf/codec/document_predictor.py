@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.codec.cached_steps import CachedSteps, recorder_for
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits
 from bitgolf.model.cache import Cache
+from bitgolf.model.cached_steps import CachedSteps, recorder_for
 from bitgolf.model.gpt import GPT
 
 
@@ -99,7 +99,7 @@ class DocumentPredictor:
         self.steps = self._fresh_steps()  # for the smaller batch
 
     def _fresh_steps(self) -> CachedSteps:
-        return CachedSteps(self.model, self._predict, self.window, recorder_for(self.model))
+        return CachedSteps(self.model, self.window, predict=self._predict, recorder=recorder_for(self.model))
 
     def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
         view = cast(GPT, _Continued(self.model, cache))

@@ -16,6 +16,7 @@ import torch
 
 from bitgolf.errors import ConfigError
 from bitgolf.model.build import compute_dtype
+from bitgolf.model.small_step import blas_name, one_blas_thread
 from bitgolf.run.ranks import device_name
 from bitgolf.version import __version__
 
@@ -31,6 +32,7 @@ def fingerprint(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         platform["cudnn"] = str(torch.backends.cudnn.version())
     else:
+        platform["blas"] = blas_name()
         platform["simd"] = torch.backends.cpu.get_cpu_capability()
     return platform
 
@@ -43,6 +45,7 @@ def describe(platform: dict[str, str]) -> str:
 @contextmanager
 def exact_arithmetic(device: torch.device, threads: int) -> Iterator[None]:
     """Inside the block PyTorch uses `threads` threads, full float32 products, and on CUDA only deterministic kernels.
+    NumPy multiplies with one thread.
 
     Raises ConfigError when an operation has no deterministic kernel, when cuBLAS has no workspace setting that makes it
     deterministic, and when the device's memory is too small.
@@ -57,7 +60,8 @@ def exact_arithmetic(device: torch.device, threads: int) -> Iterator[None]:
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False  # one kernel per tensor, for memory that is never read
     try:
-        yield
+        with one_blas_thread():
+            yield
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{device} has too little memory for this number of streams: code with fewer (--streams), or decode on a "

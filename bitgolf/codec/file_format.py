@@ -67,7 +67,7 @@ _DICTIONARY_2 = (
     b'"rank":8,"targets":["q","v","head"],"weight_decay":0.0},"method":"full","rescore_temperature":0.0,"weights":{'
     b'"batch_rows":32,"beta1":0.9,"beta2":0.999,"chunk_tokens":32768,"epochs":3,"freeze_blocks":0,"grad_clip":1.0,'
     b'"last_blocks":2,"lr":0.002,"momentum":0.9,"optimizer":"sgd","step_cosine_floor":1.0,"weight_decay":0.0}}}'
-    + _PLATFORMS
+    b'Haswell"Zen"' + _PLATFORMS + b'blas":"openblas 0.3.31.188.0 SkylakeX","device":"'
 )
 _DICTIONARIES = {1: _DICTIONARY_1, 2: _DICTIONARY_2}  # by format version
 

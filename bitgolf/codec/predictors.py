@@ -37,6 +37,7 @@ def fresh_predictor(
     num_targets: int,  # of the whole text, for the learning rate schedule
     first_token: int,  # before every stream
     a: list[Tensor] | None = None,  # initial A of document adapters, (num_streams, r, inputs) each; None = fresh
+    in_numpy: bool = True,  # steps of small models, see `WindowPredictor`
 ) -> Iterator[WindowPredictor | DocumentPredictor]:
     """The predictor of an evaluation before its first target; afterwards the model has its own weights again.
 
@@ -76,6 +77,7 @@ def fresh_predictor(
             stride=windows.length if windows.method == "chunked" else windows.stride,
             first_token=first_token,
             adapted=adapted,
+            in_numpy=in_numpy,
         )
 
 

@@ -37,6 +37,7 @@ from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config, TTTConfig, resolve
 from bitgolf.errors import ArtifactError, ConfigError, require_type
 from bitgolf.evaluate.window_scorer import Windows
+from bitgolf.model.small_step import is_small
 from bitgolf.run.progress import Progress, silent
 
 _logger = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ def compress_bytes(
     _check_memory(packed, len(parts))
     token_streams = tokenize(parts, packed.tokenizer)
     _warn_of_long_chunks(config.ttt, token_streams)
-    threads = min(torch.get_num_threads(), file_format.MAX_THREADS)
+    # Threads of small products wait for each other longer than they work.
+    threads = 1 if is_small(packed.model, len(parts)) else min(torch.get_num_threads(), file_format.MAX_THREADS)
     payloads, checkpoints = _encode(packed, config, [stream.tokens for stream in token_streams], threads, progress)
     text = CodedText(
         num_bytes=len(data),
@@ -167,6 +169,8 @@ def decompress_bytes(
             f"coded with the model whose SHA-256 begins {text.model_digest.hex()}; this one is {model.sha256.hex()}"
         )
     here = fingerprint(packed.device)
+    if text.checkpoints is None:
+        here.pop("blas", None)  # version 1 does not multiply with it
     if text.platform != here and not allow_platform_mismatch:
         raise ArtifactError(
             f"coded on another platform ({describe(text.platform)}); this one is {describe(here)}. Predictions may "
@@ -244,13 +248,14 @@ def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Prog
     lengths = [stream.num_tokens for stream in text.streams]
     total = sum(lengths)
     payloads = [stream.payload for stream in text.streams]
-    with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths) as predictor:
+    latest = text.checkpoints is not None
+    with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths, latest) as predictor:
         checked = predictor if text.checkpoints is None else Checkpoints(predictor, text.checkpoints)
         return decode_streams(checked, payloads, lengths, tick=lambda done: progress("decompress", done, total))
 
 
 def _predictor(
-    packed: PackedModel, config: Config, lengths: list[int]
+    packed: PackedModel, config: Config, lengths: list[int], in_numpy: bool = True
 ) -> AbstractContextManager[WindowPredictor | DocumentPredictor]:
     longest = max(lengths)
     return fresh_predictor(
@@ -262,6 +267,7 @@ def _predictor(
         longest=longest,
         num_targets=longest,
         first_token=packed.tokenizer.bos_id,
+        in_numpy=in_numpy,
     )
 
 
@@ -269,7 +275,7 @@ def _check_memory(packed: PackedModel, num_streams: int) -> None:
     """Raise ConfigError when the caches of all streams would be large before the first checkpoint is reached."""
     config = packed.model.config
     positions = num_streams * min(FIRST_STEPS, packed.window)
-    cache_bytes = positions * 2 * config.num_layers * config.kv_dim * packed.model.compute_dtype.itemsize
+    cache_bytes = positions * 2 * packed.model.num_positions * config.kv_dim * packed.model.compute_dtype.itemsize
     if num_streams > _AUTOMATIC_STREAMS and cache_bytes > _MAX_CACHE_BYTES:
         most = num_streams * _MAX_CACHE_BYTES // cache_bytes
         raise ConfigError(f"{num_streams} streams take too much memory with this model; use {most} or fewer")

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from bitgolf.codec.cached_steps import CachedSteps, recorder_for
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.adapted_pass import AdaptedPass
 from bitgolf.evaluate.tape import TokenReader
 from bitgolf.evaluate.window_scorer import window_plan
-from bitgolf.model.cache import Cache
+from bitgolf.model.cached_steps import CachedSteps, recorder_for
 from bitgolf.model.gpt import GPT
+from bitgolf.model.small_step import SmallStep, is_small
 
 
 class WindowPredictor:
@@ -35,6 +34,7 @@ class WindowPredictor:
         stride: targets of a window after the first.
         first_token: before every stream (the BOS).
         adapted: adapter and chunk, or None.
+        in_numpy: take the steps of a small model in NumPy; files of format version 1 were coded without.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class WindowPredictor:
         stride: int,
         first_token: int,
         adapted: AdaptedPass | None = None,
+        in_numpy: bool = True,
     ) -> None:
         self.model, self.window, self.stride, self.adapted = model, window, stride, adapted
         self.device = model.embedding.device
@@ -56,7 +57,8 @@ class WindowPredictor:
         self.going = np.ones(num_streams, dtype=bool)
         self.position = 0  # next target; inputs 0..position are known
         self.begin = -1  # first input of the window in `steps`; -1 = none
-        self.steps = CachedSteps(model, self._predict, window, recorder_for(model))
+        small = SmallStep(model, num_streams, window) if in_numpy and is_small(model, num_streams) else None
+        self.steps = CachedSteps(model, window, recorder=recorder_for(model), small=small)
 
     @torch.no_grad()
     def logits(self, going: np.ndarray) -> np.ndarray:
@@ -74,9 +76,6 @@ class WindowPredictor:
         else:
             logits = self.steps.step(self.tokens[:, position : position + 1])
         return logits.cpu().numpy()
-
-    def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
-        return self.model.logits(self.model.hidden(tokens, cache)[:, -1])
 
     def accept(self, tokens: np.ndarray) -> None:
         """See `Predictor`."""

@@ -24,7 +24,7 @@ from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.rotary import rotate
 
 _GATE_CHANNELS = 12  # channels of its input that the gate of attention reads (PR 1787)
-_GATE_SCALE = 0.5  # factor on the gate's logits (PR 1855)
+GATE_SCALE = 0.5  # factor on the gate's logits (PR 1855)
 
 
 class Linear(nn.Linear):
@@ -140,10 +140,10 @@ class Attention(nn.Module):
             logits = F.linear(x[..., : self.gate.size(1)], self.gate.to(x.dtype))  # (B, T, H)
         if self.kernels is not None and self.exclude_self:
             _, exclude_and_gate = self.kernels
-            return exclude_and_gate(y, v, y.new_empty(0) if logits is None else logits, _GATE_SCALE)
+            return exclude_and_gate(y, v, y.new_empty(0) if logits is None else logits, GATE_SCALE)
         if self.exclude_self:
             y = remove_own_value(y, v)
-        return y if logits is None else y * torch.sigmoid(_GATE_SCALE * logits)[..., None]
+        return y if logits is None else y * torch.sigmoid(GATE_SCALE * logits)[..., None]
 
 
 def remove_own_value(y: Tensor, v: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
-from bitgolf.artifact.open import open_model
+from bitgolf.artifact.generate import generate
+from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.data.prepare import open_data
 from bitgolf.report import allocation, charts, passage, sections
 from bitgolf.report.page import markup, render_page, require_libraries
@@ -22,12 +22,6 @@ from bitgolf.run.progress import Progress, silent
 from bitgolf.version import __version__
 
 _LARGEST_JSON_EVIDENCE = 4_000  # characters of evidence shown per check; audit.json holds all of it
-
-
-class Sampler(Protocol):
-    """The part of `bitgolf.artifact.open.PackedModel` that the report uses."""
-
-    def generate(self, prompt: str, *, max_tokens: int, seed: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -111,13 +105,13 @@ def collect_texts(run: RunDirectory, products: Products, *, device: str = "cpu",
 
 
 def sample(
-    model: Sampler, prompts: list[passage.Prompt], max_tokens: int, seed: int, progress: Progress = silent
+    model: PackedModel, prompts: list[passage.Prompt], max_tokens: int, seed: int, progress: Progress = silent
 ) -> tuple[Sample, ...]:
     """Continue each prompt by up to `max_tokens` tokens. Prompt i uses seed + i, so a report is reproducible."""
     samples = []
     for index, prompt in enumerate(prompts):
         progress("report", index, len(prompts) + 1, f"sample {index + 1}")
-        continuation = model.generate(prompt.text, max_tokens=max_tokens, seed=seed + index)
+        continuation = generate(model, prompt.text, max_tokens=max_tokens, seed=seed + index)
         samples.append(
             Sample(passage.visible(prompt.text), passage.visible(continuation), passage.visible(prompt.continues))
         )

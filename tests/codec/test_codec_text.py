@@ -143,6 +143,7 @@ def test_coding_is_deterministic(model: CodecModel, letters: bytes) -> None:
 def test_the_decoder_takes_the_coders_threads(
     model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(codec_text, "is_small", lambda model, num_streams: False)
     torch.set_num_threads(2)
     try:
         coded = compress_bytes(letters[:24], model)
@@ -301,9 +302,39 @@ def test_checkpoints_are_few_and_dense_at_first() -> None:
     assert np.diff(counts).max() == 1
 
 
-def test_a_file_of_version_1_is_decoded(model: CodecModel, letters: bytes) -> None:
-    coded = compress_bytes(letters[:200], model, streams=2)
-    assert decompress_bytes(fuzz.as_version_1(coded.text), model) == letters[:200]
+class Silent:
+    """A predictor that nobody asks."""
+
+    def logits(self, going: np.ndarray) -> np.ndarray:
+        raise AssertionError
+
+    def accept(self, tokens: np.ndarray) -> None:
+        pass
+
+
+@pytest.mark.parametrize("wrong_step", [0, 30, 63])
+def test_a_checkpoint_covers_all_tokens_before_it(wrong_step: int) -> None:
+    coder = Checkpoints(Silent())
+    streams = np.random.default_rng(0).integers(0, 300, (64, 3))
+    for tokens in streams:
+        coder.accept(tokens)
+    streams[wrong_step, 1] += 1
+    decoder = Checkpoints(Silent(), bytes(coder.collected))
+    with pytest.raises(ArtifactError, match="within 64 steps"):
+        for tokens in streams:
+            decoder.accept(tokens)
+
+
+def test_a_file_of_version_1_is_decoded_by_the_steps_that_coded_it(
+    model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("bitgolf.codec.window_predictor.is_small", lambda *_: False)
+        text = compress_bytes(letters[:200], model, streams=2).text
+    platform = {key: value for key, value in text.platform.items() if key != "blas"}
+    earlier = fuzz.as_version_1(replace(text, platform=platform))
+    monkeypatch.setattr("bitgolf.codec.window_predictor.SmallStep", None)
+    assert decompress_bytes(earlier, model) == letters[:200]
 
 
 @pytest.mark.parametrize(

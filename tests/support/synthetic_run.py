@@ -285,4 +285,5 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticRun:
     data = SimpleNamespace(tokenizer=ByteTokenizer(), val=val)
     monkeypatch.setattr(report_module, "open_data", lambda path: data)
     monkeypatch.setattr(report_module, "open_model", lambda path, device: finished.model)
+    monkeypatch.setattr(report_module, "generate", lambda model, prompt, **settings: model.generate(prompt, **settings))
     return finished

@@ -9,7 +9,6 @@ imported.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bitgolf.audit.sandbox import kernel, limits, namespaces
+from bitgolf.audit.sandbox import namespaces
 from bitgolf.audit.sandbox.isolation import Isolation, enter
 
 if TYPE_CHECKING:
@@ -41,8 +40,6 @@ class SealedEvaluation(Protocol):
 
 def main(requests: int, answers: int) -> None:
     """Serve until the other side hangs up. Arguments: descriptors of the pipes."""
-    with contextlib.suppress(kernel.Unavailable, OSError):
-        kernel.die_with_parent()
     server = Server(Connection(requests, writable=False), Connection(answers, readable=False))
     server.isolate()
     server.serve()
@@ -67,9 +64,7 @@ class Server:
         os.chdir(view.writable)
         self.isolated = asked["isolated"]
         if self.isolated:
-            self.isolation = enter(view, asked["secrets"], asked["limits"])
-        else:
-            limits.apply(asked["limits"])
+            self.isolation = enter(view, asked["secrets"])
         self._answer({"isolation": self.isolation.to_json()})
 
     def serve(self) -> None:

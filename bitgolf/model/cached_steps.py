@@ -1,9 +1,10 @@
 """Predictions token by token: one pass over the beginning of a window fills a cache, then each token takes one step.
 
-On CUDA a step is recorded once as a graph and replayed, because launching its few hundred kernels one by one takes
-several times longer than running them. A recorded step has fixed shapes, so its cache has room for the whole window and
-it attends with a mask. Steps of models with document attention are not recorded, because their masks depend on the
-tokens.
+Generation and the codec predict this way. A step has a few hundred small operations, and starting them takes several
+times longer than their work. On CUDA a step is therefore recorded once as a graph and replayed. A recorded step has
+fixed shapes, so its cache has room for the whole window and it attends with a mask. Steps of models with document
+attention are not recorded, because their masks depend on the tokens. On a CPU, steps of small models run in NumPy
+(`small_step`).
 
 Legend: S streams, T window, V vocabulary.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bitgolf.model.cache import Cache, FixedCache, GenerationCache
 from bitgolf.model.gpt import GPT
+from bitgolf.model.small_step import SmallStep
 
 # Most tokens of one forward pass that fills caches; it bounds the memory of the pass and its mask.
 FILL_TOKENS = 16_384
@@ -61,13 +63,25 @@ class CachedSteps:
 
     Args:
         model: on its device; its weights may change in place between two windows.
-        predict: the prediction; for one token it must launch the same kernels each time.
         window: most positions of a window, T.
+        predict: the prediction, None for the logits of the model. For one token it must launch the same kernels each
+            time.
         recorder: how to record a step, or None to run each step anew.
+        small: takes the steps of the model in place of `predict`.
     """
 
-    def __init__(self, model: GPT, predict: Predict, window: int, recorder: Recorder | None) -> None:
-        self.model, self.predict, self.window, self.recorder = model, predict, window, recorder
+    def __init__(
+        self,
+        model: GPT,
+        window: int,
+        *,
+        predict: Predict | None = None,
+        recorder: Recorder | None = None,
+        small: SmallStep | None = None,
+    ) -> None:
+        assert predict is None or small is None
+        self.model, self.window, self.recorder, self.small = model, window, recorder, small
+        self.predict = predict or self._logits
         self._grown: GenerationCache | None = None  # of the current window, until a recorded step takes over
         self._fixed: FixedCache | None = None
         self._token: Tensor | None = None  # (S, 1), input of the recorded step
@@ -83,11 +97,15 @@ class CachedSteps:
             self.predict(piece, cache)
         logits = self.predict(pieces[-1], cache)
         self._grown = cache
+        if self.small is not None:
+            self.small.load(cache)
         return logits
 
     @torch.no_grad()
     def step(self, token: Tensor) -> Tensor:
         """Logits (S, V) after the next token (S, 1); a later step may overwrite the tensor."""
+        if self.small is not None:
+            return torch.from_numpy(self.small.step(token[:, 0].numpy()))
         if self.recorder is None or (self._grown is not None and not FixedCache.fits(self._grown)):
             assert self._grown is not None, "a step before the beginning of a window"
             return self.predict(token, self._grown)
@@ -99,6 +117,9 @@ class CachedSteps:
         logits = self._replay()
         self._fixed.advance(token)
         return logits
+
+    def _logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        return self.model.logits(self.model.hidden(tokens, cache)[:, -1])
 
     def _fix(self, grown: GenerationCache, token: Tensor) -> None:
         """Continue in a cache of fixed size; the first call also records the step that runs on it."""
