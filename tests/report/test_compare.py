@@ -21,12 +21,12 @@ from bitgolf.config import load_config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
-from bitgolf.report.comparison.bootstrap import bootstrap, resample
-from bitgolf.report.comparison.compare import Settings, compare
+from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
+from bitgolf.report.comparison.compare import Contrast, DocumentContrast, Settings, compare
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.document_losses import document_losses, document_starts
 from bitgolf.report.comparison.scored_runs import config_differences, read_runs
-from bitgolf.report.comparison.statistics import Sample
+from bitgolf.report.comparison.statistics import Sample, TTest
 from bitgolf.run.directory import RunDirectory
 
 FEW = Settings(resamples=200)
@@ -353,6 +353,38 @@ def test_differences_of_configurations_are_found_by_key() -> None:
 def test_p_values_as_text(p: float, text: str) -> None:
     assert p_value(p) == text
     assert (signed(-0.00312), signed(0.5, 2)) == ("\N{MINUS SIGN}0.0031", "+0.50")
+
+
+@pytest.mark.parametrize(
+    ("p_any", "p", "states"),
+    [
+        (0.3, 0.4, ("fail", "fail")),
+        (0.2, 0.3, ("pass", "fail")),
+        (0.001, 0.02, ("pass", "fail")),
+        (0.001, 0.002, ("pass", "pass")),
+    ],
+)
+def test_each_question_is_judged_by_its_own_bar(p_any: float, p: float, states: tuple[str, str]) -> None:
+    test = TTest("welch", -0.01, 0.01, 4.0, 0.002, 1.0, p, 2.0, p_any)
+    contrast = Contrast("b", "a", -0.01, -0.02, 0.005, 0.002, test, "", None, "other seeds", None, "no losses")
+    rows = contrast_rows(contrast)
+    assert (rows[2].state, rows[3].state) == states
+    for row, value, bar in ((rows[2], p_any, "0.25"), (rows[3], p, "0.01")):
+        assert row.answer.endswith(f"{'' if value < float(bar) else 'not '}below {bar}")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excludes_zero", "state"),
+    [(-0.3, -0.1, True, "pass"), (0.1, 0.3, True, "fail"), (-0.1, 0.2, False, "open"), (0.0, 0.2, False, "open")],
+)
+def test_an_interval_decides_only_without_zero(low: float, high: float, excludes_zero: bool, state: str) -> None:
+    interval = Interval((low + high) / 2, low, high, 0.5, 100, 2, 0)
+    documents = DocumentContrast(interval, np.array([-1.0, 0.0]), np.array([30, 10]))
+    contrast = Contrast("b", "a", 0.0, 0.0, 0.005, 0.002, None, "one seed", None, "one seed", documents, "")
+    assert interval.excludes_zero == excludes_zero
+    row = contrast_rows(contrast)[1]
+    assert row.state == state
+    assert "better in 50.0% of the documents (75.0% of the bytes)" in row.detail
 
 
 # The command

@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from run_family import Family, texts
 
 from bitgolf.errors import ConfigError, RunError
-from bitgolf.report.comparison.scored_runs import ScoredRun, group_runs, label_paths, read_runs, sample
-from bitgolf.report.comparison.statistics import Sample, margin_in_bpb, paired, same_seeds, welch
+from bitgolf.report.comparison.scored_runs import ScoredRun, TextIdentity, group_runs, label_paths, read_runs, sample
+from bitgolf.report.comparison.statistics import (
+    AUDIT_P,
+    BAR_P,
+    MARGIN_NATS,
+    Sample,
+    TTest,
+    margin_in_bpb,
+    paired,
+    same_seeds,
+    welch,
+)
 from bitgolf.report.comparison.student_t import incomplete_beta, upper_tail
 
 # One-sided critical values of Student's t as textbooks print them: df -> t for each of TABLE_P.
@@ -107,6 +117,34 @@ def test_mean_and_deviation_are_those_of_numpy(values: list[float]) -> None:
 def shifted(values: tuple[float, ...], name: str) -> Sample:
     """The sleep data as scores: above 0, and lower is better, with the patients as seeds."""
     return Sample.from_seeds(name, {patient: 10 - value for patient, value in enumerate(values)})
+
+
+def test_the_bars_are_those_of_the_challenge() -> None:
+    """docs/rules.md, section 4."""
+    assert (MARGIN_NATS, BAR_P, AUDIT_P) == (0.005, 0.01, 0.25)
+    for p, clears in ((0.0099, True), (0.01, False), (0.2, False)):
+        assert TTest("welch", -0.1, 0.1, 4.0, 0.0, 1.0, p, 1.0, 0.001).clears_bar == clears
+
+
+@pytest.mark.parametrize(
+    ("hashes_of", "tokenizers", "hashes", "same"),
+    [
+        (("utf-8 text", "utf-8 text"), "aa", "xx", True),
+        (("utf-8 text", "utf-8 text"), "ab", "xx", True),
+        (("utf-8 text", "utf-8 text"), "aa", "xy", False),
+        (("uint16 tokens", "uint16 tokens"), "aa", "xx", True),
+        (("uint16 tokens", "uint16 tokens"), "aa", "xy", False),
+        (("uint16 tokens", "uint16 tokens"), "ab", "xx", None),
+        (("uint16 tokens", "utf-8 text"), "aa", "xx", None),
+    ],
+)
+def test_hashes_decide_whether_two_texts_are_equal_only_where_they_can(
+    hashes_of: tuple[str, str], tokenizers: str, hashes: str, same: bool | None
+) -> None:
+    one, other = (
+        TextIdentity(hashes[i], "train", hashes_of[i], tokenizers[i], "original", documents=3, bytes=9) for i in (0, 1)
+    )
+    assert one.same_val_text(other) is same
 
 
 def test_welch_on_the_data_of_the_textbook() -> None:
