@@ -95,9 +95,7 @@ class _Tracer:
             return any(self.is_own(module, root) for root in roots)
         if isinstance(statement, ast.Assign):
             return not all(isinstance(target, ast.Name | ast.Tuple) for target in statement.targets)
-        if isinstance(statement, ast.ImportFrom):
-            return statement.module == "__future__"
-        return not isinstance(statement, ast.Import | ast.AnnAssign) and not _is_for_readers(statement)
+        return not isinstance(statement, Import | ast.AnnAssign) and not _is_for_readers(statement)
 
     def is_own(self, module: str, name: str) -> bool:
         """Whether a global name of `module` belongs to the package."""

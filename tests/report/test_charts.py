@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -81,6 +82,11 @@ def test_the_summary_cannot_leave_its_attribute() -> None:
 @pytest.mark.parametrize("log_x", [False, True])
 def test_few_or_missing_points_still_draw(points: tuple[list[float], list[float]], log_x: bool) -> None:
     assert draw(chart(x=points[0], y=points[1], log_x=log_x)).endswith("</svg>")
+
+
+def test_losses_that_are_not_finite_leave_no_gap_and_do_not_stretch_the_axis() -> None:
+    values, infinite = [3.0, 2.5, 2.0, 1.0], [3.0, 2.5, math.nan, 2.0, math.inf, 1.0]
+    assert draw(chart(x=[1.0, 2.0, 4.0, 6.0], y=values)) == draw(chart(x=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], y=infinite))
 
 
 def test_short_numbers() -> None:

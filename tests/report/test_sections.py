@@ -53,7 +53,9 @@ def test_meters_show_use_cap_and_overspending(finished: SyntheticRun) -> None:
     assert sum(s.percent for s in train.segments) == pytest.approx(100 * 74.3 / 75)
     assert [s.label for s in evaluation.segments] == ["read and decompress", "chunked", "sliding"]
     assert not artifact.command
-    finished.run.budget().charge("train_seconds", "train", "too much", 75.7)
+    finished.run.budget().charge("train_seconds", "train", "to the cap", 0.7)
+    assert not sections.budget_meters(read(finished))[1].over
+    finished.run.budget().charge("train_seconds", "train", "too much", 75.0)
     over = sections.budget_meters(read(finished))[1]
     assert over.over and over.share == "200.0%" and over.cap_percent == pytest.approx(50)
     assert sum(s.percent for s in over.segments) == pytest.approx(100)

@@ -142,6 +142,8 @@ def test_curves_are_overlaid(runs: list[Path], tmp_path: Path) -> None:
 def test_curves_of_many_runs_look_different() -> None:
     looks = [look(number) for number in range(8 * len(DASHES))]
     assert len(set(looks)) == len(looks)
+    assert [one.color for one in looks[:9]] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
+    assert [one.dash for one in looks[::8]] == ["", "10 4", "3 3", "14 4 3 4"]
     curves = [Curve(number, list(range(1000)), [number + 1 / (i + 1) for i in range(1000)]) for number in range(9)]
     svg = draw_overlay(Overlay("many", "Many", 'all "nine"', "steps", curves))
     assert {f"var(--curve-{color})" for color in range(1, 9)} <= set(re.findall(r"var\(--curve-\d\)", svg))
@@ -188,6 +190,11 @@ def test_what_is_over_its_cap_or_failed_is_marked(runs: list[Path], tmp_path: Pa
     text = page.visible_text()
     assert "mine-2, whose audit failed" not in text
     assert "1,000,001" in text and "over the cap" in text and 'class="num over"' in html
+    states = [
+        [cell.state for cell in cells if cell.small == "over the cap"]
+        for _, cells in tables(read_site_runs(runs))[0].rows
+    ]
+    assert sorted(states) == [[], [], [], ["fail"]]
     assert "1 of 1 checks failed" in text and "3 of 4 passed, 1 failed" in text
     assert "mine-1: its page is outdated" in text
     (runs[2] / "audit.json").write_text(json.dumps({"passed": False, "checks": checks}))
