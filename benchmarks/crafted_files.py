@@ -121,7 +121,8 @@ def measure(kind: str, number: int, case: Case, folder: Path) -> Measured:
     case.write(path)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "bitgolf.artifact.open"])
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=read_in_child, args=(kind, number, path, sender))
     child.start()

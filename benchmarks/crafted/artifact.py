@@ -169,8 +169,8 @@ def cases() -> list[Case]:
                 partial(declared, [1 << 12, 1 << 10], kind, compressor),
                 1 << 24,
             )
-        made[f"512 million zeros, int8, {compressor}"] = (partial(declared, [1 << 15, 1 << 14], "int8", compressor), 0)
-        made[f"64 million zeros, fp32, {compressor}"] = (partial(declared, [1 << 26], "fp32", compressor), 0)
+        made[f"64 million zeros, int8, {compressor}"] = (partial(declared, [1 << 13, 1 << 13], "int8", compressor), 0)
+        made[f"16 million zeros, fp32, {compressor}"] = (partial(declared, [1 << 24], "fp32", compressor), 0)
         made[f"23,000 groups, {compressor}"] = (partial(many_groups, 23_000, compressor), 0)
         made[f"4,000 groups, {compressor}"] = (partial(many_groups, 4_000, compressor), 0)
     made["20,000 tensors in one stream"] = (partial(many_tensors, 20_000), 0)

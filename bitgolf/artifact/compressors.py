@@ -200,7 +200,7 @@ def _brotli_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
 def _range_compress(data: bytes) -> bytes:
     ways = [_ZSTD_FOLLOWS + _zstd_compress(data), _LZMA_FOLLOWS + _lzma_compress(data)]
     rearranged = pieces.rearrange(data)
-    if rearranged is not None:
+    if rearranged is not None and len(rearranged) <= len(data):  # longer ones are refused by `_range_decompress`
         ways.append(_PIECES_FOLLOW + _PIECES_SIZE.pack(len(rearranged)) + _lzma_compress(rearranged))
     return min(ways, key=len)
 
@@ -214,7 +214,7 @@ def _range_decompress(data: bytes | memoryview, raw_size: int) -> bytes | bytear
     if tag != _PIECES_FOLLOW or len(rest) <= _PIECES_SIZE.size:
         raise ArtifactError(f"range stream of bytes begins with {tag!r}; it is damaged or holds something else")
     (size,) = _PIECES_SIZE.unpack(rest[: _PIECES_SIZE.size])
-    if size > raw_size:  # a list of pieces is shorter than the file that it came from
+    if size > raw_size:
         raise ArtifactError(f"range stream holds pieces of {size} bytes, more than the declared {raw_size}")
     return pieces.restore(bytes(_lzma_decompress(rest[_PIECES_SIZE.size :], size)))
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 
 from bitgolf.artifact.container import read_artifact
 from bitgolf.audit.headline import Headline
 from bitgolf.audit.registry import Registry
+from bitgolf.audit.sandbox.limits import WALL_SECONDS, Limits
 from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.prepared import PreparedData, open_data
@@ -44,6 +46,7 @@ class Evidence:
         everything: the sealed process scores all targets again, not a sample of them.
         codec_bytes: validation text to code and decode; 0 = none.
         entropy: seeds the random choices; None = from the operating system.
+        sealed_seconds, sealed_gib: wall clock and memory of the sealed process (`sandbox.limits`); None = by its size.
         progress: for checks that take long.
     """
 
@@ -55,10 +58,13 @@ class Evidence:
         everything: bool = False,
         codec_bytes: int = 0,
         entropy: int | None = None,
+        sealed_seconds: float = WALL_SECONDS,
+        sealed_gib: float | None = None,
         progress: Progress = silent,
     ) -> None:
         self.run, self.config = run, run.config
         self.quick, self.everything, self.codec_bytes, self.progress = quick, everything, codec_bytes, progress
+        self.sealed_seconds, self.sealed_gib = sealed_seconds, sealed_gib
         self.entropy = secrets.randbits(64) if entropy is None else entropy
         self.device = choose_device("auto" if run.config.device == "cuda" else run.config.device)
 
@@ -182,7 +188,16 @@ class Evidence:
     @cached_property
     def again(self) -> SealedRun:
         """The artifact scored again in a sealed process."""
-        return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"))
+        return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"), self._sealed_limits())
+
+    def _sealed_limits(self) -> Limits:
+        return Limits.of(
+            self.require("model.bitgolf").stat().st_size,
+            torch.get_num_threads(),
+            self.device.type == "cuda",
+            self.sealed_seconds,
+            self.sealed_gib,
+        )
 
     def close(self) -> None:
         """End the sealed process, if there is one."""

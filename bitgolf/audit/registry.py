@@ -95,6 +95,5 @@ def attempt(function: Callable[[Subject], Finding], subject: Subject) -> Finding
     except BitgolfError as error:
         return failed(str(error), error=type(error).__name__)
     except Exception as error:
-        return failed(
-            f"the records cannot be understood: {type(error).__name__}: {error}"[:400], error=repr(error)[:400]
-        )
+        reason = f"the records have another form than expected: {type(error).__name__}: {error}"
+        return failed(reason[:400], error=type(error).__name__)

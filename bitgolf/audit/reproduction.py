@@ -19,6 +19,7 @@ import numpy as np
 
 from bitgolf.audit.evidence import Evidence, number, run_checks
 from bitgolf.audit.figures import IDENTITY_TOLERANCE
+from bitgolf.audit.sandbox.client import SealedTimeout
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge, not_run, passed
 from bitgolf.errors import RunError
 from bitgolf.evaluate.bits import bpb_per_nat
@@ -42,7 +43,10 @@ def reproduction(evidence: Evidence) -> Finding:
     nll, num_targets, headline = evidence.nll, len(evidence.tokens) - 1, evidence.headline
     if len(nll) != num_targets:
         raise RunError(f"nll.npy has {len(nll):,} losses for {num_targets:,} validation targets")
-    blocks = evidence.again.losses()
+    try:
+        blocks = evidence.again.losses()
+    except SealedTimeout as timeout:
+        raise MissingEvidence(f"{timeout}; allow more with --sealed-seconds") from timeout
     gap = np.concatenate([losses - nll[start : start + len(losses)].astype(np.float64) for start, losses in blocks])
     same_kernels = evidence.score.get("device") == device_name(headline.device)
     if headline.adapted:
@@ -149,6 +153,10 @@ def judge_isolation(
         gaps.append("while it loaded, it could have read any file")
     if isolation["reachable"]:
         gaps.append(f"{isolation['reachable'][0]} was readable while it loaded")
+    if isolation["writable"]:
+        gaps.append(f"{isolation['writable'][0]} was writable while it loaded")
+    if isolation["user"] == 0 and isolation["files"] != "landlock":  # which binds root as well
+        gaps.append("it ran as root")
     if not isolation["network"]:
         gaps.append("it could use the network")
     if not isolation["closed"]:

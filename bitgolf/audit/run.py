@@ -25,6 +25,7 @@ from bitgolf.audit import (
     tape_log,
 )
 from bitgolf.audit.evidence import Evidence, run_checks
+from bitgolf.audit.sandbox.limits import WALL_SECONDS
 from bitgolf.audit.verdict import Verdict
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory, writes_run
@@ -45,20 +46,29 @@ def audit_run(
     codec_bytes: int = 0,
     only: Collection[str] = (),
     entropy: int | None = None,
+    sealed_seconds: float = WALL_SECONDS,
+    sealed_gib: float | None = None,
     progress: Progress = silent,
 ) -> Verdict:
     """Make every check on a run and write audit.json.
 
     Args:
         run: what it lacks becomes NOT RUN.
-        quick, everything, codec_bytes, entropy: see `Evidence`.
+        quick, everything, codec_bytes, entropy, sealed_seconds, sealed_gib: see `Evidence`.
         only: names of the checks to make; audit.json is then left as it is.
         progress: called with stage "audit" and the number of checks made.
     Raises:
         ConfigError: a name in `only` is unknown.
     """
     evidence = Evidence(
-        run, quick=quick, everything=everything, codec_bytes=codec_bytes, entropy=entropy, progress=progress
+        run,
+        quick=quick,
+        everything=everything,
+        codec_bytes=codec_bytes,
+        entropy=entropy,
+        sealed_seconds=sealed_seconds,
+        sealed_gib=sealed_gib,
+        progress=progress,
     )
     with closing(evidence):
         if not only or {"reproduction", "sealed-evaluation"} & set(only):

@@ -18,6 +18,7 @@ import torch
 
 from bitgolf.audit.headline import MODEL_ROWS, Headline, sample_blocks
 from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
+from bitgolf.audit.sandbox.limits import Limits
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import window_plan
@@ -37,11 +38,18 @@ class SealedRun:
         hidden: files and folders that the process must not see: run directory, data, corpus.
         everything: score all targets.
         rng: draws the blocks.
+        limits: of the process; None = the defaults.
     """
 
     def __init__(
-        self, headline: Headline, hidden: Callable[[], Iterable[Path]], everything: bool, rng: np.random.Generator
+        self,
+        headline: Headline,
+        hidden: Callable[[], Iterable[Path]],
+        everything: bool,
+        rng: np.random.Generator,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits
         self.headline, self.hidden, self.everything, self.rng = headline, hidden, everything, rng
         self.num_targets = 0  # scored so far
         self.reaches_end = True  # whether losses from the end of the text are among them
@@ -71,6 +79,7 @@ class SealedRun:
                 self.hidden(),
                 num_threads=torch.get_num_threads(),
                 isolated=not self.not_isolated,
+                limits=self.limits,
             )
         )
 

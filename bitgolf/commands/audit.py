@@ -32,6 +32,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
     parser.add_argument("--codec", type=int, default=0, metavar="BYTES", help="code and decode this much text")
     parser.add_argument(
+        "--sealed-seconds", type=float, metavar="S", help="time for the process that scores again (default: an hour)"
+    )
+    parser.add_argument("--sealed-gib", type=float, metavar="GIB", help="its memory (default: by the artifact's size)")
+    parser.add_argument(
         "--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON; - = stdout"
     )
 
@@ -39,6 +43,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _audit(arguments: Arguments, out: Console) -> int:
     if arguments.codec < 0:
         raise ConfigError(f"--codec {arguments.codec}: give the number of bytes to code, or 0 for none")
+    for name in ("sealed_seconds", "sealed_gib"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: give a positive number")
     if arguments.out is not None:
         check_output(arguments.out, "--out")
     verdict = _verdict(arguments)
@@ -58,13 +66,16 @@ def _verdict(arguments: Arguments) -> Verdict:
     from bitgolf.referee.run import audit_submission, is_submission
 
     if is_submission(arguments.run):
-        for name in ("quick", "all", "codec"):
+        for name in ("quick", "all", "codec", "sealed_seconds", "sealed_gib"):
             if getattr(arguments, name):
+                option = name.replace("_", "-")
                 raise ConfigError(
-                    f"--{name} is for run directories; {arguments.run} is the folder of a submission, which is not run"
+                    f"--{option} is for run directories; {arguments.run} is the folder of a submission, which is not "
+                    "run"
                 )
         return audit_submission(arguments.run, progress=arguments.progress)
     from bitgolf.audit.run import audit_run
+    from bitgolf.audit.sandbox.limits import WALL_SECONDS
 
     if arguments.codec:
         ask_for_reproducible_cublas()
@@ -73,6 +84,8 @@ def _verdict(arguments: Arguments) -> Verdict:
         quick=arguments.quick,
         everything=arguments.all,
         codec_bytes=arguments.codec,
+        sealed_seconds=WALL_SECONDS if arguments.sealed_seconds is None else arguments.sealed_seconds,
+        sealed_gib=arguments.sealed_gib,
         progress=arguments.progress,
     )
 

@@ -24,7 +24,9 @@ class RopeConfig(Section):
 
     dims: int = Field(0, ge=0, description="rotated channels per head, an even number; 0 = all of them")
     base: float = Field(10_000.0, gt=1, description="base of the rotation frequencies")
-    train_length: int = Field(0, ge=0, description="window length above which the base grows (NTK scaling); 0 = never")
+    train_length: int = Field(
+        0, ge=0, le=1 << 24, description="window length above which the base grows (NTK scaling); 0 = never"
+    )
 
 
 class AttentionConfig(Section):
@@ -48,8 +50,8 @@ class AttentionConfig(Section):
 class BigramConfig(Section):
     """A table of embeddings for hashed pairs of neighboring tokens (BigramHash, PR 348)."""
 
-    rows: int = Field(0, ge=0, description="rows of the table; 0 = no table")
-    dim: int = Field(128, ge=1, description="width of a row before its projection to model_dim")
+    rows: int = Field(0, ge=0, le=1 << 24, description="rows of the table; 0 = no table")
+    dim: int = Field(128, ge=1, le=16_384, description="width of a row before its projection to model_dim")
 
 
 class SmearConfig(Section):
@@ -67,7 +69,7 @@ class ValueEmbeddingConfig(Section):
     """A token embedding added to the values of some layers (VE)."""
 
     layers: tuple[int, ...] = Field((), description="indices of the layers, counted from 0; empty = none")
-    dim: int = Field(128, ge=1, description="width of the table, which the layers share")
+    dim: int = Field(128, ge=1, le=16_384, description="width of the table, which the layers share")
 
 
 class LoopConfig(Section):

@@ -73,8 +73,7 @@ def find_theta(
             fitting = (theta, num_bytes)
         if not fits and (too_large is None or num_bytes <= too_large[1]):
             too_large = (theta, num_bytes)
-        at_bound = theta <= lowest if fits else theta >= highest
-        if at_bound or 0 <= cap - num_bytes <= slack or abs(num_bytes - target) <= reach:
+        if abs(num_bytes - target) <= max(slack / 2, reach):
             break
         corrected = _corrected_theta(passes, target, slack, forecast, lowest, highest)
         if too_large is None or fitting is None or fitting[0] <= too_large[0]:
@@ -90,17 +89,12 @@ def find_theta(
             share = 0.5 if halved else min(max((corrected - too_large[0]) / width, _MIN_SHARE), 1 - _MIN_SHARE)
             theta = too_large[0] + share * width
         if any(theta == tried for tried, _ in passes):
-            break
-    return _best(passes, cap, target, slack, reach)
-
-
-def _best(passes: list[Point], cap: int, target: float, slack: int, reach: int) -> ThetaSearch | None:
-    """The file within the slack or nearest to the target, among those within reach; else among those that fit."""
+            break  # the search has reached a bound, or cannot tell more thetas apart
     near = [point for point in passes if abs(point[1] - target) <= reach]
     usable = near or [point for point in passes if point[1] <= cap]
     if not usable:
         return None
-    best = min(usable, key=lambda point: (not 0 <= cap - point[1] <= slack, abs(point[1] - target)))
+    best = min(usable, key=lambda point: abs(point[1] - target))
     return ThetaSearch(*best, tuple(passes))
 
 

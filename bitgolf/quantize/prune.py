@@ -48,7 +48,7 @@ class Candidates:
     """The codes of +1 and -1 in GPTQ matrices, cheapest first.
 
     Args:
-        tensors: quantized tensors. Tables, trellis codes and tensors that GPTQ did not round give no candidates.
+        tensors: tensors on fixed grids. Tables and tensors that GPTQ did not round give no candidates.
         hessians: (C, C) of every matrix, by the tensor's name.
 
     Attributes:
@@ -56,7 +56,7 @@ class Candidates:
     """
 
     def __init__(self, tensors: Sequence[QuantizedTensor], hessians: dict[str, Tensor]) -> None:
-        self.tensors = [t for t in tensors if t.method == "gptq" and not is_table(t.name) and not t.trellis]
+        self.tensors = [t for t in tensors if t.method == "gptq" and not is_table(t.name)]
         self._places: list[np.ndarray] = []  # flat positions of +-1 in each tensor, rising
         costs = [np.empty(0, dtype=np.float64)]
         for tensor in self.tensors:
@@ -64,8 +64,6 @@ class Candidates:
             rows, columns = np.nonzero(np.abs(codes) == 1)
             steps = tensor.scales.double().numpy()
             diagonal = hessians[tensor.name].diagonal().double().cpu().numpy()
-            if tensor.column_scales is not None:
-                diagonal = diagonal * tensor.column_scales.double().numpy() ** 2
             self._places.append(rows * codes.shape[1] + columns)
             costs.append(steps[rows] ** 2 * diagonal[columns])
         self._costs = np.concatenate(costs)

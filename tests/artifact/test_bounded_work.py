@@ -22,6 +22,7 @@ from bitgolf.artifact import container, header
 from bitgolf.artifact.compressors import compress
 from bitgolf.artifact.container import encode_artifact, read_artifact
 from bitgolf.artifact.entropy_coder import Matrix, encode_floats, encode_matrices
+from bitgolf.artifact.open import open_model
 from bitgolf.artifact.stored import StoredTensor
 from bitgolf.artifact.streams import CODED
 from bitgolf.artifact.tokenizer_bytes import restore
@@ -188,3 +189,41 @@ def test_checksums_do_not_hide_a_bound() -> None:
         row[3] = [1 << 24, *row[3][1:]]
     with pytest.raises(ArtifactError, match="elements"):
         read_artifact(put_together(fields, streams))
+
+
+def opened(tmp_path: Path, **changes: Any) -> None:
+    path = tmp_path / "model.bitgolf"
+    contents = tiny_contents() | {"model_config": {"vocab_size": 384}, "meta": {"window": 64, "stride": 32}} | changes
+    path.write_bytes(encode_artifact(**contents)[0])
+    open_model(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"bigram": {"rows": 10**15, "dim": 10**15}}, "rows"),
+        ({"value_embedding": {"layers": [0], "dim": 2**62}}, "dim"),
+        ({"num_layers": 10**9}, "num_layers"),
+        ({"rope": {"train_length": 2**60}}, "train_length"),
+        ({"line\nbreak\x1b[2J": 1}, r"line\\nbreak\\x1b"),
+        ({"num_heads": None}, "num_heads"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_in_one_line(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=message) as caught:
+        opened(tmp_path, model_config={"vocab_size": 384} | config)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("window", [0, -1, 1e9, "64", None, 2**62, []])
+def test_a_window_that_is_no_number_of_tokens_is_refused(window: object, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="window"):
+        opened(tmp_path, meta={"window": window, "stride": 32})
+
+
+@pytest.mark.parametrize("tokenizer", [b"", bytes(1 << 20), b"\x20\x01" * 5000, b"\x0a\x05\x0a\x03abc" * 66_000])
+def test_a_tokenizer_that_is_none_is_refused(tokenizer: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="the tokenizer inside is unusable"):
+        opened(tmp_path, tokenizer=tokenizer)

@@ -140,7 +140,7 @@ def test_a_coder_that_loses_a_weight_is_caught_when_it_writes(
         encode_artifact(**rich_contents, compressor="range")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -327,7 +327,7 @@ def test_impossible_tensors_are_refused_when_stored() -> None:
             build()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**7), st.lists(st.floats(0, 1e9), min_size=1, max_size=40))
 def test_shares_sum_exactly_and_are_within_one(total: int, weights: list[float]) -> None:
     parts = share_out(total, weights)

@@ -23,6 +23,7 @@ from bitgolf.audit.reproduction import compare_losses
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox import evaluation as sealed_evaluation
 from bitgolf.audit.sandbox.client import SealedFailure
+from bitgolf.audit.sandbox.isolation import Isolation
 from bitgolf.audit.verdict import Verdict
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
@@ -558,14 +559,7 @@ class NotIsolated(LocalProcess):
         if self.isolated:
             raise SealedFailure("the artifact cannot be evaluated in the sealed process: ImportError")
         super().close_off()
-        self.isolation = {
-            "files": "",
-            "network": False,
-            "closed": False,
-            "reachable": [],
-            "still_open": [],
-            "refused": [],
-        }
+        self.isolation = Isolation().to_json()
 
 
 def test_an_evaluation_that_cannot_run_isolated_is_scored_and_not_passed(

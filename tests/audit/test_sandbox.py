@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,15 @@ from sandbox_support import GRANTED, ROOT, needs_isolation
 
 from bitgolf.audit.reproduction import judge_isolation
 from bitgolf.audit.sandbox import kernel, landlock, system_calls
-from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer, libraries
+from bitgolf.audit.sandbox.client import (
+    SealedAdapter,
+    SealedFailure,
+    SealedProcess,
+    SealedScorer,
+    SealedTimeout,
+    libraries,
+)
+from bitgolf.audit.sandbox.limits import Limits
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 
@@ -32,7 +42,13 @@ def secret(tmp_path: Path) -> Path:
     return tmp_path / "run" / "val_000000.bin"
 
 
-def start(secret: Path, program: Any = sealed_programs.Honest, isolated: bool = True, **settings: Any) -> SealedProcess:
+def start(
+    secret: Path,
+    program: Any = sealed_programs.Honest,
+    isolated: bool = True,
+    limits: Limits | None = None,
+    **settings: Any,
+) -> SealedProcess:
     return SealedProcess(
         secret.parents[1] / "model.bitgolf",
         {"secret": str(secret), **settings},
@@ -40,6 +56,7 @@ def start(secret: Path, program: Any = sealed_programs.Honest, isolated: bool = 
         num_threads=1,
         isolated=isolated,
         evaluation=program,
+        limits=limits,
     )
 
 
@@ -169,6 +186,118 @@ def test_nothing_is_left_behind(secret: Path, tmp_path: Path, monkeypatch: pytes
     assert process._process.poll() is not None
 
 
+@needs_isolation
+def test_nothing_outside_can_be_changed_and_the_evidence_says_what_was_tried(secret: Path) -> None:
+    with start(secret, sealed_programs.Writes) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        isolation = process.isolation
+    assert isolation["writable"] == [] and isolation["probed"]["open_families"] == []
+    assert "/proc/sys/kernel/core_pattern" in isolation["probed"]["written_to"]
+    assert isolation["probed"]["write"] > 20 and isolation["probed"]["families"] > 40
+    assert isolation["limits"]["processes"] > 0
+    if isolation["files"] == "namespaces":
+        assert isolation["user"] == (65534 if os.geteuid() == 0 else os.geteuid())
+
+
+def small(**changes: float) -> Limits:
+    defaults = Limits.of(1_000, num_threads=1, on_gpu=False)
+    return replace(defaults, **changes)
+
+
+@needs_isolation
+def test_processes_are_limited(secret: Path) -> None:
+    with start(secret, sealed_programs.Forks, limits=small(processes=40)) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+
+
+@needs_isolation
+def test_memory_is_limited(secret: Path) -> None:
+    limits = small(address_space_bytes=2 << 30)
+    with (
+        start(secret, sealed_programs.Hoards, limits=limits, gib=6) as process,
+        pytest.raises(SealedFailure, match="MemoryError"),
+    ):
+        scored(process)
+
+
+@needs_isolation
+def test_files_and_output_are_limited(secret: Path) -> None:
+    with start(secret, sealed_programs.Floods, limits=small(file_bytes=1 << 25)) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        assert os.fstat(process._output.fileno()).st_size <= 1 << 25
+
+
+@needs_isolation
+def test_the_wall_clock_is_limited(secret: Path) -> None:
+    with (
+        start(secret, sealed_programs.Hangs, limits=small(wall_seconds=4.0)) as process,
+        pytest.raises(SealedTimeout, match="longer than 4 s"),
+    ):
+        scored(process)
+
+
+@needs_isolation
+def test_cpu_time_is_limited(secret: Path) -> None:
+    with (
+        start(secret, sealed_programs.Spins, limits=small(cpu_seconds=3)) as process,
+        pytest.raises(SealedFailure, match="ended early"),
+    ):
+        scored(process)
+
+
+@needs_isolation
+def test_an_answer_that_is_too_long_is_not_taken(secret: Path) -> None:
+    with start(secret, sealed_programs.TooMuch) as process, pytest.raises(SealedFailure):
+        scored(process)
+
+
+def test_more_may_be_asked_for() -> None:
+    few, many = Limits.of(10**6, 1, False), Limits.of(10**6, 64, False, wall_seconds=7200)
+    assert many.processes >= few.processes and many.cpu_seconds > few.cpu_seconds and many.wall_seconds == 7200
+    assert Limits.of(10**6, 1, True).address_space_bytes is None
+    assert Limits.of(10**6, 1, True, memory_gib=4).address_space_bytes == 4 << 30
+
+
+@needs_isolation
+def test_no_process_outlives_the_auditor(secret: Path, tmp_path: Path) -> None:
+    """`kill -9` of the auditor: every process that it started ends, the outermost one too."""
+    program = (
+        "import sys, time; sys.path[:0] = {path!r}\n"
+        "import sealed_programs\nfrom pathlib import Path\n"
+        "from bitgolf.audit.sandbox.client import SealedProcess\n"
+        "p = SealedProcess(Path({artifact!r}), {{'secret': {secret!r}}}, [], num_threads=1,"
+        " evaluation=sealed_programs.Honest)\n"
+        "p.close_off(); print('ready', flush=True); time.sleep(600)\n"
+    )
+    text = program.format(
+        path=[str(ROOT), str(ROOT / "tests" / "support")],
+        artifact=str(secret.parents[1] / "model.bitgolf"),
+        secret=str(secret),
+    )
+    auditor = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    assert auditor.stdout is not None and auditor.stdout.readline() == "ready\n"
+    family = descendants(auditor.pid)
+    assert len(family) >= 1
+    auditor.kill()
+    auditor.wait()
+    deadline = time.monotonic() + 60
+    while any(map(alive, family)):
+        assert time.monotonic() < deadline, "a process lives on"
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
 # What the process reports of its isolation when the system does not grant a means of it.
 _PROGRAM = """
 import json, sys, tempfile
@@ -181,7 +310,7 @@ for name in {refused!r}: setattr(dict(namespaces=namespaces, landlock=landlock, 
     "_refuse" if name == "seccomp" else "enter", refuse)
 scratch = Path(tempfile.mkdtemp(dir={scratch!r}))
 view = namespaces.View(tuple(Path(p) for p in {visible!r}), scratch, (Path({secret!r}),))
-found = isolation.enter(view, [{secret!r}])
+found = isolation.enter(view, [{secret!r}], {{}})
 found.close_files()
 readable = True
 try: Path({secret!r}).read_bytes()

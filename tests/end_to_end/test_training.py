@@ -124,6 +124,7 @@ def test_a_resumed_training_keeps_its_time(untrained: Make, monkeypatch: pytest.
         done("train", run)
     before = (run / "config.toml").read_bytes()
     simulate_time(monkeypatch, step_seconds=0.3)
+    (run / "weights.safetensors").unlink()  # as if it had been interrupted
     done("train", run, "--resume")
     assert events(run, "resume") and (run / "config.toml").read_bytes() == before
 
@@ -271,7 +272,7 @@ def test_a_full_disk_while_writing_the_weights_keeps_the_earlier_ones(
     names = ("weights.safetensors", "calibration/hessians.safetensors", "budget.json")
     before = [file_digest(run_copy / name) for name in names]
     monkeypatch.setattr(bitgolf.model.weights, "save_file", full)
-    outcome = cli("train", run_copy)
+    outcome = cli("train", run_copy, "--overwrite")
     assert outcome.status == 2
     assert "No space left" in outcome.stderr
     assert [file_digest(run_copy / name) for name in names] == before
@@ -279,7 +280,7 @@ def test_a_full_disk_while_writing_the_weights_keeps_the_earlier_ones(
 
 
 def test_training_again_replaces_the_charges(run_copy: Path) -> None:
-    done("train", run_copy)
+    done("train", run_copy, "--overwrite")
     charges = [c for c in read_json(run_copy / "budget.json")["charges"] if c["stage"] == "train"]
     assert [c["what"] for c in charges] == ["optimizer steps", "calibration"]
     assert sum(c["amount"] for c in charges) == pytest.approx(events(run_copy, "end")[0]["elapsed_seconds"])

@@ -85,6 +85,8 @@ def test_importance_must_fit() -> None:
         with pytest.raises(ConfigError, match="finite and >= 0"):
             check_importance(torch.tensor([1.0, bad, 1.0, 1.0]), normal(4, 5))
     assert check_importance(torch.zeros(4), normal(4, 5)).tolist() == [1.0] * 4
+    floored = check_importance(torch.tensor([0.0, 4.0, 2.0, 2.0]), normal(4, 5))
+    assert floored.tolist() == pytest.approx([1e-3, 2.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(

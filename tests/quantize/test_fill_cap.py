@@ -83,19 +83,49 @@ def test_the_file_fills_any_cap(bits: float, trellis: int) -> None:
     assert filled.allocation is not None and filled.allocation["predicted_nats"] == pytest.approx(total)
 
 
+@pytest.mark.parametrize(("response", "corrections"), [(1, 1), (3, 2)])
+def test_single_tensors_bring_a_near_file_into_the_slack(
+    response: int, corrections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file is 100 bytes above the cap. With response 3, sizes change three times as much as predicted.
+
+    Then the first correction goes too far, and half of it is right.
+    """
+    monkeypatch.setattr("bitgolf.quantize.fill_cap._REACH", 10)
+    tensors = model()
+    cap = FIXED + 300 * 48 * 4 * 3 // 8
+    ideals: list[int] = []
+
+    def encode(quantized: Iterable[QuantizedTensor]) -> Packed:
+        tensors = list(quantized)
+        ideals.append(ideal_bytes(tensors))
+        return file_of(cap + 100 + response * (ideals[-1] - ideals[0]), tensors)
+
+    filled = fill_cap(tensors, encode, cap, PLAIN)
+    assert filled.allocation is not None and len(filled.allocation["passes"]) == 1
+    assert len(ideals) == 1 + corrections
+    assert cap - SLACK <= len(filled) <= cap
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), roughness=st.sampled_from([600, 3_000, 20_000]), bits=st.floats(1.0, 6.0))
 def test_sizes_however_rough_never_exceed_the_cap(seed: int, roughness: int, bits: float) -> None:
     tensors = model(rows=64)
     cap = FIXED + int(4 * 64 * 48 * bits / 8)
 
+    sizes: list[int] = []
+
     def rough(quantized: Iterable[QuantizedTensor]) -> Packed:
         tensors = list(quantized)
         steps = [f"{t.grid.step:.3g}" for t in tensors]  # type: ignore[union-attr]
         noise = zlib.crc32(f"{seed} {steps}".encode()) % roughness
-        return file_of(ideal_bytes(tensors) + noise * any(bool(t.codes.any()) for t in tensors), tensors)
+        sizes.append(ideal_bytes(tensors) + noise * any(bool(t.codes.any()) for t in tensors))
+        return file_of(sizes[-1], tensors)
 
-    filled = fill_cap(tensors, rough, cap, PLAIN)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("bitgolf.quantize.fill_cap._KEPT_FILES", 100)
+        filled = fill_cap(tensors, rough, cap, PLAIN)
+    assert len(filled) == max(size for size in sizes if size <= cap)
     assert len(rough(filled.quantized.values())) == len(filled) <= cap
     for name, tensor in filled.quantized.items():
         assert tensor.grid.step == choices(filled)[name]["step"]  # type: ignore[union-attr]

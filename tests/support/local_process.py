@@ -33,7 +33,7 @@ class LocalProcess(client.SealedProcess):
         requests, self._requests = Pipe(duplex=False)
         self._answers, answers = Pipe(duplex=False)
         server = Server(requests, answers)
-        server.isolation = Claimed(files="namespaces", network=True)
+        server.isolation = Claimed(files="namespaces", network=True, user=65534)
         self.thread = threading.Thread(target=server.serve, daemon=True)
         self.thread.start()
         settings = settings | {"artifact": str(artifact), "num_threads": num_threads}

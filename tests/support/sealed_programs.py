@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,100 @@ class Calls(Honest):
                 attempt()
                 escapes += 1
         return super().score(read, start, stop) + np.float32(100 * escapes)
+
+
+class Writes(Honest):
+    """Tries, while it loads, to change the system outside: by every control file, mount and library."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        controls = [*Path("/sys/fs/cgroup").rglob("release_agent"), *Path("/sys/fs/cgroup").rglob("cgroup.procs")]
+        controls += [Path("/proc/sys/kernel/core_pattern"), Path("/proc/sysrq-trigger"), Path(os.__file__)]
+        controls += [Path("/sys/kernel/uevent_helper"), Path("/etc/passwd"), Path(settings["secret"])]
+        self.written = [str(path) for path in controls if self._opens(path)]
+        for number in range(1, 46):
+            with contextlib.suppress(OSError):
+                socket.socket(number, socket.SOCK_STREAM).close()
+                self.written.append(f"family {number}")
+        with contextlib.suppress(OSError):
+            socket.socketpair()[0].close()
+            self.written.append("socketpair")
+
+    def _opens(self, path: Path) -> bool:
+        try:
+            os.close(os.open(path, os.O_WRONLY))
+        except OSError:
+            return False
+        return True
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return super().score(read, start, stop) + np.float32(100 * len(self.written))
+
+
+class Forks(Honest):
+    """Starts as many processes as it can while it loads, and says how many there were."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        children = []
+        try:
+            for _ in range(5_000):
+                child = os.fork()
+                if child == 0:
+                    time.sleep(30)
+                    os._exit(0)
+                children.append(child)
+        except OSError:
+            pass
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+        assert len(children) < 5_000, "nothing stopped it"
+
+
+class Hoards(Honest):
+    """Asks for more memory than there may be."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        np.ones(settings["gib"] << 27)
+
+
+class Floods(Honest):
+    """Writes without end, to its output and to a file."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        with contextlib.suppress(OSError), Path(os.environ["HOME"], "big").open("wb") as file:
+            while True:
+                file.write(bytes(1 << 24))
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(1, bytes(1 << 24))
+
+
+class Hangs(Honest):
+    """Never answers."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        time.sleep(3600)
+        return super().score(read, start, stop)
+
+
+class Spins(Honest):
+    """Computes for ever."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        while True:
+            pass
+
+
+class TooMuch(Honest):
+    """Returns far more than there are targets."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return np.zeros(50_000_000, dtype=np.float32)
 
 
 class TooFew(Honest):

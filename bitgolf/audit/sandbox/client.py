@@ -18,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,9 +28,11 @@ from typing import Any
 import numpy as np
 
 from bitgolf.audit.sandbox.evaluation import build
+from bitgolf.audit.sandbox.limits import Limits
 from bitgolf.audit.sandbox.process import SealedEvaluation
-from bitgolf.errors import RuleViolation, RunError
+from bitgolf.errors import ForeignError, RuleViolation, RunError
 from bitgolf.evaluate.tape import TokenReader
+from bitgolf.foreign import as_object, parse_json
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
@@ -51,6 +54,8 @@ _KEPT_VARIABLES = (
     "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT",
 )  # fmt: skip
+_MAX_ANSWER = 1 << 20  # bytes
+_LAST_WORDS = 1 << 16  # bytes of its output that are looked at
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -60,6 +65,10 @@ Build = Callable[[dict[str, Any]], SealedEvaluation]
 
 class SealedFailure(RunError):
     """The sealed process ended, or could not load what it was to evaluate."""
+
+
+class SealedTimeout(RunError):
+    """The sealed process took longer than its limit."""
 
 
 class SealedProcess:
@@ -76,6 +85,7 @@ class SealedProcess:
         isolated: False leaves the isolation out, for an evaluation that cannot run with it: a fresh process in an
             empty folder, with a clean environment.
         evaluation: builds what is evaluated from the settings; importable under its name in the process.
+        limits: see `limits.Limits`; None = the defaults for this artifact.
     """
 
     def __init__(
@@ -87,7 +97,11 @@ class SealedProcess:
         num_threads: int,
         isolated: bool = True,
         evaluation: Build = build,
+        limits: Limits | None = None,
     ) -> None:
+        on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
+        self.limits = limits or Limits.of(artifact.stat().st_size, num_threads, on_gpu)
+        self._deadline = time.monotonic() + self.limits.wall_seconds
         self.isolation: dict[str, Any] = {}
         self.isolated, self.closed = isolated, False  # closed: the file system over there
         self.secrets: list[str] = []
@@ -130,6 +144,7 @@ class SealedProcess:
                 "writable": str(work),
                 "hidden": sorted(map(str, hidden)),
                 "secrets": self.secrets,
+                "limits": self.limits.to_json(),
             }
         )
         settings = settings | {"artifact": str(copy), "num_threads": num_threads}
@@ -155,8 +170,8 @@ class SealedProcess:
         self.close_off()
         tokens = read(first, stop + 1).astype("<u2").tobytes()
         self._send({"do": "score", "start": start, "stop": stop, "origin": first, "tokens": len(tokens)}, tokens)
-        _, block = self._receive()
-        losses = np.frombuffer(block, dtype="<f4")
+        _, block = self._receive(_MAX_ANSWER + 4 * (stop - start))
+        losses = np.frombuffer(block[: len(block) // 4 * 4], dtype="<f4")
         if losses.shape != (stop - start,):
             raise RuleViolation(f"the sealed process gave {len(losses)} losses for targets {start}..{stop - 1}")
         return losses
@@ -209,12 +224,18 @@ class SealedProcess:
         except OSError as error:
             raise SealedFailure(self._last_words()) from error
 
-    def _receive(self) -> tuple[dict[str, Any], bytes]:
+    def _receive(self, block_bytes: int = 0) -> tuple[dict[str, Any], bytes]:
+        """An answer, and its block of at most `block_bytes`."""
+        if not self._answers.poll(max(0.0, self._deadline - time.monotonic())):
+            self._process.kill()
+            raise SealedTimeout(f"the sealed process took longer than {self.limits.wall_seconds:g} s")
         try:
-            answer = json.loads(self._answers.recv_bytes())
-            block = self._answers.recv_bytes() if answer["block"] else b""
+            answer = as_object(parse_json(self._answers.recv_bytes(_MAX_ANSWER)), "the answer")
+            block = self._answers.recv_bytes(block_bytes) if answer["block"] else b""
         except (EOFError, OSError) as error:
             raise SealedFailure(self._last_words()) from error
+        except (ForeignError, KeyError) as error:
+            raise RuleViolation(f"the sealed process gave an answer of another form: {error}") from error
         if "error" in answer:
             text = f"{answer['error']} at {answer['where']}: {answer['message']}"
             if not self.closed and not any(path in text for path in self.secrets):
@@ -223,8 +244,9 @@ class SealedProcess:
         return answer, block
 
     def _last_words(self) -> str:
-        self._output.seek(0)
-        lines = self._output.read().decode("utf-8", errors="replace").strip().splitlines()
+        size = self._output.seek(0, os.SEEK_END)
+        self._output.seek(max(0, size - _LAST_WORDS))
+        lines = self._output.read(_LAST_WORDS).decode("utf-8", errors="replace").strip().splitlines()
         return f"the sealed process ended early: {lines[-1] if lines else 'it said nothing'}"
 
 

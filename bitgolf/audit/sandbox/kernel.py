@@ -15,7 +15,10 @@ from pathlib import Path
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000  # one number on all architectures
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
+NOBODY = 65534  # the user and group that own nothing
 _CAPABILITY_VERSION_3 = 0x20080522
 _SIGKILL = 9
 # Flags of statvfs that a remount in a user namespace must repeat, and their mount flags (noatime, nodiratime and
@@ -55,11 +58,27 @@ def mount(source: str, target: Path, kind: str, flags: int = 0, data: str = "") 
 
 
 def bind_read_only(source: Path, target: Path) -> None:
-    """Make `source` (a folder with all that is mounted in it, or a file) appear at `target`, read-only at its top."""
+    """Make `source` (a file, or a folder with everything that is mounted in it) appear at `target`, read-only."""
     mount(str(source), target, "", MS_BIND | MS_REC)
-    found = os.statvfs(target).f_flag
-    kept = sum(flag for bit, flag in _KEPT_FLAGS.items() if found & bit)
-    mount("none", target, "", MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
+    read_only(target)
+
+
+def read_only(target: Path) -> None:
+    """Make a mount and all mounts below it read-only."""
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0, 0, 0)
+    path, size = os.fsencode(target), ctypes.sizeof(attributes)
+    if libc().syscall(_MOUNT_SETATTR, _AT_FDCWD, path, _AT_RECURSIVE, ctypes.byref(attributes), size) == 0:
+        return
+    for place in (target, *_mounts_below(target)):  # before Linux 5.12
+        flags = os.statvfs(place).f_flag
+        kept = sum(flag for bit, flag in _KEPT_FLAGS.items() if flags & bit)
+        mount("none", place, "", MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
+
+
+def _mounts_below(target: Path) -> list[Path]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    places = [Path(line.split()[4].encode().decode("unicode_escape")) for line in lines]
+    return [place for place in places if place != target and place.is_relative_to(target)]
 
 
 def change_root(root: Path) -> None:
@@ -80,11 +99,24 @@ def no_new_privileges() -> None:
     check(libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
-def drop_capabilities() -> None:
-    """Give up every capability permanently."""
+def become_nobody() -> None:
+    """Be the user that owns nothing; only root can. Ends the wish to die with the parent: ask again."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    check(libc().prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")  # /proc/self stays readable
+
+
+def drop_bounding_set() -> None:
+    """Nothing that this process starts can have a capability."""
     capability = 0
     while libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1
+
+
+def drop_capabilities() -> None:
+    """Give up every capability permanently."""
+    drop_bounding_set()
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
     check(libc().capset(ctypes.byref(header), ctypes.byref(nothing)), "capset")

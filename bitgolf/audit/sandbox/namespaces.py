@@ -1,9 +1,10 @@
 """The strongest isolation: namespaces of the process's own, in which only the files that it may see exist.
 
-A user namespace makes it possible without privileges; inside it a mount namespace whose root holds the libraries
-(read-only), a few devices and one writable folder, a network namespace without a network, and PID, IPC and host name
-namespaces. What lies below a visible folder but must not be seen is covered by an empty one. All capabilities are
-given up before anything else runs.
+There is a mount namespace, whose root has the libraries (with everything mounted in them, all read-only), a few devices
+and one writable folder; a network namespace without a network; and PID, IPC and host name namespaces. Files below a
+visible folder that must not be seen are covered by an empty folder. A user without privileges gets them in a user
+namespace. Root makes them without one and then becomes the user `nobody`, because a file's owner may change it whatever
+the capabilities. All capabilities are given up before a library is loaded.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from bitgolf.audit.sandbox import kernel
 
-# CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-_NAMESPACES = 0x20000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
+# CLONE_NEWNS, NEWUTS, NEWIPC, NEWPID, NEWNET
+_NAMESPACES = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
+_USER_NAMESPACE = 0x10000000
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -50,14 +52,17 @@ def enter(view: View) -> None:
     os.close(read)
     try:
         kernel.die_with_parent()
-        _new_namespaces()
+        root = _new_namespaces()
         first = os.fork()  # the first process of the new PID namespace
         if first:
             os.close(write)
+            _give_up_privileges(root)
             _end_like(first)
         kernel.die_with_parent()
         _build_root(view)
-        kernel.drop_capabilities()
+        if root:
+            _give_to_nobody(view.writable)
+        _give_up_privileges(root)
     except OSError as error:
         os.write(write, str(error).encode())
         os._exit(1)
@@ -71,11 +76,34 @@ def _end_like(child: int) -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _new_namespaces() -> None:
+def _give_up_privileges(root: bool) -> None:
+    kernel.drop_bounding_set()
+    if root:
+        kernel.become_nobody()
+    kernel.drop_capabilities()
+    kernel.die_with_parent()
+
+
+def _give_to_nobody(folder: Path) -> None:
+    for path in (folder, *folder.iterdir()):
+        if path.name != "root":
+            os.chown(path, kernel.NOBODY, kernel.NOBODY)
+
+
+def _new_namespaces() -> bool:
+    """Enter the namespaces. Returns whether this process is still root of the system and has to become another user."""
+    if os.geteuid() == 0:
+        try:
+            kernel.unshare(_NAMESPACES)
+            return True
+        except PermissionError:  # root of a container without the right to mount
+            kernel.become_nobody()
+            kernel.die_with_parent()
     user, group = os.getuid(), os.getgid()
-    kernel.unshare(_NAMESPACES)
+    kernel.unshare(_NAMESPACES | _USER_NAMESPACE)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         Path("/proc/self", name).write_text(text)
+    return False
 
 
 def _build_root(view: View) -> None:
@@ -88,14 +116,17 @@ def _build_root(view: View) -> None:
         _show(path, root)
     for folder in ("proc", "dev/shm", "tmp"):
         (root / folder).mkdir(parents=True, exist_ok=True)
+    kernel.mount("tmpfs", root / "tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=256m,mode=1777")
     _mount_proc(root / "proc")
-    kernel.mount("tmpfs", root / "dev" / "shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1g")
+    kernel.mount("tmpfs", root / "dev" / "shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1g,mode=1777")
     for path in devices():
         _bind(path, root)
     for path in view.hidden:
         if any(path.is_relative_to(outer) for outer in view.visible):
             _cover(root / path.relative_to("/"))
     _bind(view.writable, root)
+    read_only = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
+    kernel.mount("none", root, "", read_only | kernel.MS_NOSUID | kernel.MS_NODEV)
     kernel.change_root(root)
     os.chdir(view.writable)
 
@@ -107,11 +138,11 @@ def devices() -> list[Path]:
 
 def _outermost(paths: Iterable[Path]) -> list[Path]:
     """Those that are not below another one."""
-    found: list[Path] = []
+    outermost: list[Path] = []
     for path in sorted(set(paths)):
-        if path != Path("/") and not any(path.is_relative_to(outer) for outer in found):
-            found.append(path)
-    return found
+        if path != Path("/") and not any(path.is_relative_to(outer) for outer in outermost):
+            outermost.append(path)
+    return outermost
 
 
 def _show(path: Path, root: Path) -> None:
@@ -148,9 +179,14 @@ def _cover(target: Path) -> None:
 
 
 def _mount_proc(target: Path) -> None:
-    """The processes of this PID namespace; where a container forbids a new /proc, the one that is there (what other
-    processes hold stays closed: it belongs to another user namespace)."""
+    """The processes of this PID namespace, read-only.
+
+    Where a container forbids a new /proc, the existing one is shown. The files of other processes stay closed, for they
+    belong to another user namespace.
+    """
     try:
-        kernel.mount("proc", target, "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC | kernel.MS_RDONLY
+        kernel.mount("proc", target, "proc", flags)
     except PermissionError:
         kernel.mount("/proc", target, "", kernel.MS_BIND | kernel.MS_REC)
+        kernel.read_only(target)

@@ -9,6 +9,7 @@ imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bitgolf.audit.sandbox import namespaces
+from bitgolf.audit.sandbox import kernel, limits, namespaces
 from bitgolf.audit.sandbox.isolation import Isolation, enter
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class SealedEvaluation(Protocol):
 
 def main(requests: int, answers: int) -> None:
     """Serve until the other side hangs up. Arguments: descriptors of the pipes."""
+    with contextlib.suppress(kernel.Unavailable, OSError):
+        kernel.die_with_parent()
     server = Server(Connection(requests, writable=False), Connection(answers, readable=False))
     server.isolate()
     server.serve()
@@ -64,7 +67,9 @@ class Server:
         os.chdir(view.writable)
         self.isolated = asked["isolated"]
         if self.isolated:
-            self.isolation = enter(view, asked["secrets"])
+            self.isolation = enter(view, asked["secrets"], asked["limits"])
+        else:
+            limits.apply(asked["limits"])
         self._answer({"isolation": self.isolation.to_json()})
 
     def serve(self) -> None:

@@ -32,6 +32,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "io_uring_setup": (425, 425),
     "memfd_secret": (447, 447),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "connect": (42, 203),
     "bind": (49, 200),
     "ptrace": (101, 117),
@@ -45,8 +46,10 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "unshare": (272, 97),
     "setns": (308, 268),
 }
-_NETWORK = ("socket", "connect", "bind", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "shmget",
-            "mq_open", "io_uring_setup", "bpf", "mount", "unshare", "setns")  # fmt: skip
+_NETWORK = (
+    "socket", "socketpair", "connect", "bind", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
+    "shmget", "mq_open", "io_uring_setup", "bpf", "mount", "unshare", "setns",
+)  # fmt: skip
 _FILES = ("open", "creat", "openat", "openat2", "open_by_handle_at", "open_tree", "execve", "execveat", "memfd_secret")
 _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}  # column, AUDIT_ARCH, seccomp(2)
 _SET_FILTER, _ALL_THREADS = 1, 1
@@ -103,7 +106,7 @@ def _program(numbers: list[int], architecture: int) -> list[tuple[int, int, int,
 
 def open_files() -> list[str]:
     """Regular files that this process has open for reading, by name; those that are deleted are left out."""
-    found = []
+    files = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
             about = os.fstat(int(entry.name))
@@ -111,5 +114,5 @@ def open_files() -> list[str]:
         except OSError:  # the descriptor of the listing itself
             continue
         if stat.S_ISREG(about.st_mode) and about.st_nlink and readable:
-            found.append(str(entry.readlink()))
-    return sorted(found)
+            files.append(str(entry.readlink()))
+    return sorted(files)

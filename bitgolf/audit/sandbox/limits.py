@@ -1,0 +1,78 @@
+"""Limits of a sealed process: processes, memory, files, CPU time, wall clock.
+
+The kernel enforces all but the wall clock, which the auditor watches (`client`). The defaults are several times what an
+honest evaluation needs; `bitgolf audit --sealed-seconds` and `--sealed-gib` change them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+WALL_SECONDS = 3600.0
+_GIB = 1 << 30
+_PER_THREAD_BYTES = 160 << 20  # a stack, and what malloc reserves for a thread
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None = no limit.
+
+    Attributes:
+        processes: processes and threads together.
+        address_space_bytes: None on a GPU, whose driver maps all memory of the device.
+        file_bytes: the largest file that it may write.
+        cpu_seconds: of all its threads.
+        wall_seconds: from the start to the last answer.
+    """
+
+    processes: int
+    address_space_bytes: int | None
+    file_bytes: int
+    cpu_seconds: int
+    wall_seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        artifact_bytes: int,
+        num_threads: int,
+        on_gpu: bool,
+        wall_seconds: float = WALL_SECONDS,
+        memory_gib: float | None = None,
+    ) -> Limits:
+        """The limits for an artifact of this size; `memory_gib` replaces the limit of the address space."""
+        space = 8 * _GIB + 64 * artifact_bytes + _PER_THREAD_BYTES * num_threads
+        if memory_gib is not None:
+            space = int(memory_gib * _GIB)
+        cpus = os.cpu_count() or 1
+        return cls(
+            processes=128 + 4 * max(cpus, num_threads),
+            address_space_bytes=None if on_gpu and memory_gib is None else space,
+            file_bytes=256 << 20,
+            cpu_seconds=int(wall_seconds * max(1, num_threads)) + 60,
+            wall_seconds=wall_seconds,
+        )
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain values."""
+        return asdict(self)
+
+
+def apply(limits: Mapping[str, float | None]) -> None:
+    """Limit this process and all that it starts."""
+    kinds = {
+        "processes": resource.RLIMIT_NPROC,
+        "address_space_bytes": resource.RLIMIT_AS,
+        "file_bytes": resource.RLIMIT_FSIZE,
+        "cpu_seconds": resource.RLIMIT_CPU,
+    }
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, kind in kinds.items():
+        value = limits.get(name)
+        if value is not None:
+            _, hard = resource.getrlimit(kind)
+            most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+            resource.setrlimit(kind, (most, most))
