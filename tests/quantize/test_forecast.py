@@ -104,5 +104,9 @@ def test_bits_never_rise_with_the_step(
 def test_steps_count_as_they_are_stored() -> None:
     forecast = Forecast([Spread(np.ones(4), np.zeros(4))], [1000], 0)
     exact = float(np.float16(0.1))
+    with_trellis = Forecast([Spread(np.ones(4), np.zeros(4))], [1000], 8)
+    # A trellis stores half the step. Just above 2^-14, where fp16 gets coarse, that rounds to another number.
+    step = 2.0**-14 * (1 + 2**-10)
+    assert with_trellis.bits(np.array([step]))[0] != forecast.bits(np.array([step]))[0]
     close, stored, further = (forecast.bits(np.array([s]))[0] for s in (exact * (1 + 1e-4), exact, exact * 1.001))
     assert close == stored > further

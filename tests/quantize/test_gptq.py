@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import Grid, scale_levels
 from bitgolf.quantize.column_steps import StepRounder, Steps
-from bitgolf.quantize.gptq import factorize, output_error, round_with_feedback
+from bitgolf.quantize.gptq import GridRounder, factorize, output_error, round_with_feedback
 from bitgolf.quantize.viterbi import trellis_quantize
 
 
@@ -259,6 +259,16 @@ def test_reduced_matmul_precision_is_suspended_and_restored() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
+        seen: list[str] = []
+
+        class Watching(GridRounder):
+            def __call__(self, x: torch.Tensor) -> torch.Tensor:
+                seen.append(torch.backends.cuda.matmul.fp32_precision)
+                return super().__call__(x)
+
+        factors = factorize(weight.float().unsqueeze(0), [hessian.float()], 0.01, torch.float32)
+        round_with_feedback(weight.float().unsqueeze(0), factors, scales.unsqueeze(0), None, Watching(grid))
+        assert set(seen) == {"ieee"}
         codes, _ = gptq(weight.float(), hessian.float(), grid, scales)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
