@@ -211,7 +211,6 @@ def _put_in_one_context(out: Writer, symbols: np.ndarray, table: np.ndarray) -> 
 def _get_in_one_context(inp: Reader, count: int, table: np.ndarray) -> np.ndarray:
     if not inp.plain(1, 1)[0]:
         return inp.symbols(count, table)
-    require(count <= _MOST_ADAPTED and len(table) <= _LONGEST_ADAPTED)
     seen = np.zeros_like(table)
     symbols = np.empty(count, dtype=np.int32)
     for start, end in _learning_blocks(count):
@@ -266,7 +265,6 @@ def _get_model(inp: Reader, shape: tuple[int, int], trellis: bool) -> ScaleModel
     inp.count_work(_MODEL_WORK)
     num_symbols = inp.number(_SYMBOL_COUNT_BITS) + 1
     center = inp.signed(_CENTER_BITS)
-    require(abs(center) < MAX_VALUE)
     if num_symbols == 1:
         return ScaleModel(center, 0, Law(0, 0, GAUSSIAN, 0))
     stride, law = _get_law(inp, num_symbols)

@@ -457,6 +457,36 @@ def test_garbage_gives_arrays_or_an_error(states: int) -> None:
             assert str(error)
 
 
+def test_values_beyond_those_of_any_writer_are_refused() -> None:
+    """Products of a large mean and large coefficients could leave 32 bits."""
+    out = Writer()
+    large = np.full(6, 1 << 17)
+    law = Law(-3, 4, 16, 700)
+    integer_coder._put_model(out, ScaleModel(0, 0, law, np.zeros(6, np.int64), None, large, large), True)
+    out.plain(np.zeros(64, dtype=np.int64), 16)
+    with pytest.raises(ArtifactError, match="impossible way"):
+        list(decode_matrices(out.finish(), [(6, 6)], [0]))
+
+
+def test_a_parity_without_probability_is_refused() -> None:
+    out = Writer()
+    integer_coder._put_model(out, ScaleModel(0, 0, Law(-4, 3, 16, 700)), True)
+    out.plain(np.array([0]), 1)  # one table for all parities
+    out.plain(np.array([0]), 16)  # its share of even codes
+    out.plain(np.zeros(64, dtype=np.int64), 16)
+    with pytest.raises(ArtifactError, match="no probability"):
+        list(decode_matrices(out.finish(), [(6, 6)], [8]))
+
+
+def test_the_mean_is_rounded_to_the_nearest() -> None:
+    assert scale_model.predict(np.array([32, 31, -33, 96]), np.array([1, 2])).tolist() == [
+        [1, 1],
+        [0, 1],
+        [-1, -1],
+        [2, 3],
+    ]
+
+
 def test_descriptions_that_ask_for_too_much_are_refused() -> None:
     """A writer without checks exceeds each limit of the description."""
 
@@ -464,10 +494,11 @@ def test_descriptions_that_ask_for_too_much_are_refused() -> None:
         out = Writer()
         integer_coder._put_model(out, model, True)
         out.plain(np.zeros(64, dtype=np.int64), 16)
-        with pytest.raises(ArtifactError):
+        with pytest.raises(ArtifactError, match=r"impossible way|code beyond"):
             list(decode_matrices(out.finish(), [(6, 6)], [trellis]))
 
     sound = Law(-3, 4, 16, 700)
+    describe(ScaleModel(0, 0, sound, rows=np.full(6, 200), columns=np.full(6, 200)))
     classes = np.array([0, 1, 2, 3, 4, 300])
     describe(ScaleModel(1 << 18, 0, Law(0, 0, 16, 0)))
     describe(ScaleModel(40_000, 0, Law(0, 0, 16, 0)))
