@@ -17,7 +17,7 @@ import torch
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.adapted_pass import AdaptedPass
 from bitgolf.evaluate.tape import TokenReader
-from bitgolf.evaluate.window_scorer import window_plan
+from bitgolf.evaluate.window_scorer import window_of
 from bitgolf.model.cached_steps import CachedSteps, recorder_for
 from bitgolf.model.gpt import GPT
 from bitgolf.model.small_step import SmallStep, is_small
@@ -70,7 +70,7 @@ class WindowPredictor:
             if position and position % size == 0:
                 self._adapt(position - size, position)
                 self.begin = -1
-        begin = int(window_plan(position, position + 1, self.window, self.stride)[0, 0])
+        begin = window_of(position, self.window, self.stride) * self.stride
         if begin != self.begin:
             logits, self.begin = self.steps.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
         else:

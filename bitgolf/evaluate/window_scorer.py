@@ -72,15 +72,16 @@ def window_plan(
     Window k begins at input k * stride. Window 0 scores targets 0..T-1; window k > 0 scores targets
     k*stride + T - stride .. k*stride + T - 1. Rows are cut to [start, stop), so the plan reads no later token.
     """
-    first_k = _window_of(start, window, stride)
-    last_k = _window_of(stop - 1, window, stride)
+    first_k = window_of(start, window, stride)
+    last_k = window_of(stop - 1, window, stride)
     k = np.arange(first_k, last_k + 1, dtype=np.int64)
     begin = k * stride
     own = np.where(k == 0, 0, begin + window - stride)
     return np.stack([begin, np.maximum(own, start), np.minimum(begin + window, stop)], axis=1)
 
 
-def _window_of(target: int, window: int, stride: int) -> int:
+def window_of(target: int, window: int, stride: int) -> int:
+    """Number k of the window that scores a target."""
     return 0 if target < window else (target - window) // stride + 1
 
 
