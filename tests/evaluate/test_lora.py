@@ -97,6 +97,24 @@ def test_each_document_sees_its_own_merged_weights(targets: tuple[str, ...]) -> 
     torch.testing.assert_close(model(tokens)[:, -5:], plain, rtol=0, atol=0)  # no hook stays behind
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-9])  # B's first gradients are tiny
+def test_a_step_is_that_of_adamw_with_the_published_epsilon(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lora = config(method="lora", lora={"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "lr": 0.02}).ttt.lora
+    a = torch.randn(2, 3, 5, generator=generator)
+    adapters = DocumentAdapters([Site("x", 5, 4)], [a], lora)
+    expected = [a.clone(), torch.zeros(2, 4, 3)]
+    optimizer = torch.optim.AdamW(expected, lr=0.02, betas=(0.8, 0.9), eps=1e-10, weight_decay=0.3)
+    for _ in range(3):
+        gradients = [size * torch.randn(p.shape, generator=generator) for p in expected]
+        adapters.step([gradient.clone() for gradient in gradients])
+        for parameter, gradient in zip(expected, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    for ours, theirs in zip(adapters.parameters, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("targets", [ALL, ("v", "head"), ("mlp", "q")])
 def test_sites_are_the_modules_in_order_with_their_widths(targets: tuple[str, ...]) -> None:
     sites = lora_sites(tiny_gpt(), targets)
