@@ -40,7 +40,7 @@ from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
-from bitgolf.run.seal import SCORE_SETTINGS, code_digest, data_seal, file_digest, record_seal, sealed, settings_of
+from bitgolf.run.seal import SCORE_SETTINGS, code_digest, data_seal, file_digest, record_seal, seal_of, settings_of
 
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         "code_sha256": code_digest(),
         "settings": settings_of(config, SCORE_SETTINGS),
     }
-    atomic.write_json(run / "score.json", sealed(record, record_seal(run / "pack.json")))
+    record["seal"] = seal_of(record, record_seal(run / "pack.json"))
+    atomic.write_json(run / "score.json", record)
     run.mark_report_outdated("score")
 
 

@@ -1,5 +1,9 @@
-"""Audit of a submission folder, ours or a foreign one, as far as its files allow: nothing in it is ever executed.
+"""Audit of a submission folder, ours or a foreign one. Nothing in the folder is ever executed.
 
-`log`, `readme` and `code` read what is there; `limits`, `numbers` and `logs` recompute what it says; `conduct` looks in
-logs and code for what the rules forbid (`patterns`); `run.audit_submission` puts them together.
+    folder, log, readme, code, figures    read the files, within limits
+    limits, numbers, logs                 checks that recompute what the files say
+    conduct                               checks of code and logs for what the rules forbid
+    patterns, second_pass, shipped        what these look for in the syntax tree of the script
+
+Every check is registered in `folder.submission_checks`. `run.audit_submission` makes them all.
 """

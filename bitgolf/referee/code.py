@@ -11,6 +11,8 @@ import ast
 import base64
 import binascii
 import bz2
+import functools
+import itertools
 import lzma
 import re
 import zlib
@@ -22,6 +24,8 @@ from typing import TypeVar
 from bitgolf.errors import DataError
 
 _MOST_BYTES = 2 << 20  # of source, and of all that the strings of a script expand to; the largest record has 0.2 MB
+_MOST_CHARACTERS = 600_000  # that are parsed: a megabyte of dense code takes seconds
+_MOST_NODES = 400_000  # of a syntax tree; the program of this package has 93,000
 _MOST_LAYERS = 4
 _MOST_STRINGS = 64  # that are tried, the longest first
 _PACKED_CHARACTERS = 400  # a shorter string holds no program
@@ -166,11 +170,17 @@ def _builds_names(script: Script) -> bool:
     return any(callee(call).endswith(".upper") for call in script.nodes(ast.Call))
 
 
+@functools.lru_cache(maxsize=4)
 def _parse(source: str) -> ast.Module | None:
+    """The syntax tree of a source; None if it is no Python, or larger than any script."""
+    if len(source) > _MOST_CHARACTERS:
+        return None
     try:
-        return ast.parse(source)
+        tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    num_nodes = sum(1 for _ in itertools.islice(ast.walk(tree), _MOST_NODES + 1))
+    return tree if num_nodes <= _MOST_NODES else None
 
 
 def _decode(data: bytes) -> str:

@@ -32,6 +32,7 @@ _PRE_QUANT = re.compile(
 _ADAPTS = re.compile(r"(?i)^\W*\w*(ttt|adapt)\w*\W.*\bepoch\b")
 _AGAIN = re.compile(r"(?i)(\b|_)(two[-_ ]?pass|second[-_ ]pass|pass[:= _]?2\b|re-?scor(e|ed|ing)|best[-_ ]of)(\b|_)")
 _EPOCH_SCORE = re.compile(r"(?i)\bepoch[:= ]*(\d+)")
+_LOOKED_AT = 300  # characters of a line that these patterns see: the work of some grows with the square of the length
 _STARTS = re.compile(r"(?i)\btotal_docs:"), re.compile(r"(?i)^beginning \w{0,12} ?eval(uation)? timer")
 _GATES = re.compile(r"\b(within_gate|word_gate)=(\d+)")
 # A claim in prose, what the script must then hold, and what it is called.
@@ -54,8 +55,9 @@ def validation_unseen(submission: Submission) -> Finding:
     for log in submission.logs:
         sealed = [number for number, line in log.lines.items() if line.startswith("Serialized model")]
         for number, line in log.lines.items():
-            early = bool(sealed) and number < sealed[-1] and _ADAPTS.search(line)
-            if _PRE_QUANT.search(line) or early:
+            start = line[:_LOOKED_AT]
+            early = bool(sealed) and number < sealed[-1] and _ADAPTS.search(start)
+            if _PRE_QUANT.search(start) or early:
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}, before the artifact was made")
                 break
         if patterns.covers_validation(log.settings.get("train_files", "")):
@@ -71,7 +73,7 @@ def single_pass(submission: Submission) -> Finding:
         for number, line in log.lines.items():
             setting = _SETTING.match(line)
             switched_on = setting is None or setting["value"].strip().lower() in _ON
-            if _AGAIN.search(line) and switched_on:
+            if switched_on and _AGAIN.search(line[:_LOOKED_AT]):
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}")
                 break
         problems += [f"{log.name}: {what}" for what in _passes_before_the_headline(log)]
@@ -105,7 +107,7 @@ def causal(submission: Submission) -> Finding:
     problems = _matches(submission, patterns.peeking)
     for log in submission.logs:
         for number, line in log.lines.items():
-            gates = [f"{name}={count}" for name, count in _GATES.findall(line) if count.strip("0")]
+            gates = [f"{name}={count}" for name, count in _GATES.findall(line[:_LOOKED_AT]) if count.strip("0")]
             if gates:
                 problems.append(f"{log.name} line {number}: {', '.join(gates)}: hints gated by the word of the target")
                 break

@@ -1,4 +1,4 @@
-"""Numbers as they are written: a value with its decimals, so that a rounded figure is compared as a rounded one."""
+"""Numbers as they are written: a value with its number of decimals, so that rounded figures are compared as such."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from bitgolf.referee.log import Log, parse_log
 from bitgolf.referee.readme import Readme
 
 SCRIPT = "train_gpt.py"
-_SWITCHED_OFF = re.compile(r"\w+:\s*(false|0)$")
+_SWITCHED_OFF = re.compile(r":\s*(false|0)$")
 _MOST_FILE_BYTES = 64 << 20  # a longer file is no log and no script
 _MOST_FILES = 10_000
 # Tokenizers of the challenge by a word in the name of their data sets, the more specific first.

@@ -246,7 +246,7 @@ def _starts_timer(line: str) -> bool:
 
 def _builds_hints(line: str) -> bool:
     first, _, rest = line.strip(" \t*[#-").partition(" ")
-    return _HINT.search(first) is not None and _HINTS_BUILT.search(first + " " + rest) is not None
+    return _HINT.search(first[:_SKIPPED_CHARACTERS]) is not None and _HINTS_BUILT.search(first + " " + rest) is not None
 
 
 @submission_checks.register("tokens-scored", "C4", "the whole validation split was scored, each target once")

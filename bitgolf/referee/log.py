@@ -258,11 +258,16 @@ def _count(text: str) -> int:
 
 
 def _set_source_aside(text: str) -> tuple[str, dict[int, str]]:
-    """The script's source, between ruled lines or before the first, and the other lines by number, cut in length."""
+    """The script's source, between ruled lines or before the first, and the other lines by number,
+    cut in length and without empty ones."""
     lines = text.split("\n")
     edges = [-1, *(index for index, line in enumerate(lines) if _RULE.match(line)), len(lines)]
     blocks = [range(before + 1, after) for before, after in pairwise(edges)]
     programs = (block for block in blocks if sum(bool(_CODE.match(lines[i])) for i in block) >= _CODE_LINES)
     source = next(programs, range(0))
-    rest = {index + 1: line.rstrip("\r")[:_LONGEST_LINE] for index, line in enumerate(lines) if index not in source}
+    rest = {
+        index + 1: line.rstrip("\r")[:_LONGEST_LINE]
+        for index, line in enumerate(lines)
+        if index not in source and line.strip()
+    }
     return "\n".join(lines[index] for index in source), rest

@@ -63,20 +63,20 @@ def identity(submission: Submission) -> Finding:
         stated = data["val_bpb"] / data["val_loss"]
         if abs(stated - middle) > middle * _LIKE_CONSTANT:
             problems.append(f"val_bpb / val_loss of submission.json is {stated:.6f}, of the logs {middle:.6f}")
-    known, tolerance = CONSTANTS.get(submission.tokenizer, (0.0, 0.0))
-    if known and abs(middle / known - 1) > tolerance:
+    published, tolerance = CONSTANTS.get(submission.tokenizer, (0.0, 0.0))
+    if published and abs(middle / published - 1) > tolerance:
         problems.append(
-            f"bpb / loss is {middle:.6f}; the tokenizer {submission.tokenizer} has {known:.6f} on the full split: "
-            f"the bytes are {known / middle - 1:+.2%} off"
+            f"bpb / loss is {middle:.6f}; the tokenizer {submission.tokenizer} has {published:.6f} on the full split: "
+            f"the bytes are {published / middle - 1:+.2%} off"
         )
-    note = f", that of {submission.tokenizer}" if known else "; no published constant to compare with"
+    note = f", that of {submission.tokenizer}" if published else "; no published constant to compare with"
     bytes_per_token = 1 / (middle * math.log(2))
     if not _PLAUSIBLE_BYTES[0] < bytes_per_token < _PLAUSIBLE_BYTES[1]:
         problems.append(
             f"bpb / loss is {middle:.6f}, that is {bytes_per_token:.2f} bytes per token: no tokenizer of at most 65,536"
             " pieces has so many"
         )
-    if not problems and not known:
+    if not problems and not published:
         return not_run(
             f"bpb / loss is {middle:.6f} in {len(constants)} logs, {bytes_per_token:.3f} bytes per token; the tokenizer"
             " is none of the challenge's, so the bytes cannot be checked without the text",
@@ -87,7 +87,7 @@ def identity(submission: Submission) -> Finding:
         problems[:8],
         f"bpb / loss is {middle:.6f} in {len(constants)} logs{note}",
         constants=constants,
-        known=known or None,
+        published=published or None,
     )
 
 

@@ -1,6 +1,6 @@
-"""The figures of submission.json and README, computed again from the logs: means, deviations, bytes, steps.
+"""Checks of the figures of submission.json and README: means, deviations, bytes and steps, computed from the logs.
 
-Section 5 of the challenge's rules wants them to follow from the logs; scores have been lost to prose that did not.
+Source: docs/rules.md, sections 4 and 5. Scores have been lost to prose that did not follow from the logs.
 """
 
 from __future__ import annotations
@@ -154,27 +154,27 @@ def _readme_numbers(submission: Submission) -> Iterator[str]:
 
 
 def _seed_of(cell: str, submission: Submission) -> str | None:
-    found = [str(int(figure.value)) for figure in figures(cell) if not figure.decimals]
-    return found[0] if len(found) == 1 and found[0] in submission.by_seed else None
+    numbers = [str(int(figure.value)) for figure in figures(cell) if not figure.decimals]
+    return numbers[0] if len(numbers) == 1 and numbers[0] in submission.by_seed else None
 
 
 def _seed_row(
     header: tuple[str, ...], row: tuple[str, ...], seed: str, submission: Submission, columns: dict[int, list[float]]
 ) -> Iterator[str]:
     logs = submission.by_seed[seed]
-    known = [value for log in logs for metric in log.metrics for value in (metric.bpb, metric.loss)]
+    logged = [value for log in logs for metric in log.metrics for value in (metric.bpb, metric.loss)]
     sizes = [size for log in logs for kind in log.sizes.values() for _, size in kind]
     for index, cell in enumerate(row[1:], 1):
-        found = figures(cell)
-        if len(found) != 1:
+        numbers = figures(cell)
+        if len(numbers) != 1:
             continue
-        (figure,) = found
+        (figure,) = numbers
         columns.setdefault(index, []).append(figure.value)
         title = header[index] if index < len(header) else ""
         if any(word in title.lower() for word in ("delta", "\u0394", "gain", " vs")):
             continue
-        if figure.decimals >= 3 and 0.3 < figure.value < 12 and known:
-            if not any(figure.equals(value, 1.0) for value in known):
+        if figure.decimals >= 3 and 0.3 < figure.value < 12 and logged:
+            if not any(figure.equals(value, 1.0) for value in logged):
                 yield f"README: {title or 'a column'} of seed {seed} is {cell}, which is not in its log"
         elif figure.decimals == 0 and figure.value >= 1_000_000 and sizes and int(figure.value) not in sizes:
             yield f"README: {title or 'a column'} of seed {seed} is {cell} bytes, its log has {max(sizes):,}"
@@ -182,8 +182,7 @@ def _seed_row(
 
 def _mean_row(header: tuple[str, ...], row: tuple[str, ...], columns: dict[int, list[float]]) -> Iterator[str]:
     for index, cell in enumerate(row[1:], 1):
-        found = figures(cell)
-        values = columns.get(index, [])
-        if len(found) == 1 and len(values) > 1 and not found[0].equals(statistics.mean(values), 1.0):
+        numbers, values = figures(cell), columns.get(index, [])
+        if len(numbers) == 1 and len(values) > 1 and not numbers[0].equals(statistics.mean(values), 1.0):
             title = header[index] if index < len(header) else "a column"
             yield f"README: the mean of {title} is {cell}, its rows have {shown(statistics.mean(values))}"

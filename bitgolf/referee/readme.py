@@ -1,6 +1,6 @@
 """A submission's README as data: tables, the settings of its commands, its prose.
 
-Only Markdown that the public records use is understood: pipe tables and fenced code.
+Only the Markdown of the public records is parsed: pipe tables and fenced code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Readme:
     @cached_property
     def tables(self) -> list[Table]:
         """All pipe tables outside code."""
-        found: list[Table] = []
+        tables: list[Table] = []
         rows: list[tuple[str, ...]] = []
         for line in [*self._prose_lines, ""]:
             cells = _cells(line)
@@ -47,9 +47,9 @@ class Readme:
                 rows.append(cells)
             elif rows:
                 if len(rows) > 2 and all(_DIVIDER.match(cell) for cell in rows[1] if cell):
-                    found.append(Table(rows[0], tuple(rows[2:])))
+                    tables.append(Table(rows[0], tuple(rows[2:])))
                 rows = []
-        return found
+        return tables
 
     @cached_property
     def assigned(self) -> dict[str, str]:
@@ -60,17 +60,17 @@ class Readme:
     @cached_property
     def headline(self) -> str:
         """The first score that its prose gives for `val_bpb`, as written; "" when there is none."""
-        found = _HEADLINE.search("\n".join(self._prose_lines[:_HEADLINE_LINES]))
-        return found[1] if found else ""
+        match = _HEADLINE.search("\n".join(self._prose_lines[:_HEADLINE_LINES]))
+        return match[1] if match else ""
 
     def claims(self, pattern: str) -> str:
         """The first line of its own prose that mentions `pattern` and does not deny it; "" when there is none."""
-        wanted = re.compile(pattern)
+        claim = re.compile(pattern)
         of_others = False
         for line in self._prose_lines:
             if line.startswith("#"):
                 of_others = bool(_SECTIONS_OF_OTHERS.match(line))
-            if not of_others and wanted.search(line) and not _DENIED.search(line):
+            if not of_others and claim.search(line) and not _DENIED.search(line):
                 return line.strip()
         return ""
 

@@ -49,13 +49,15 @@ class Uses:
         self.tree = tree
         self.parents: dict[ast.AST, ast.AST] = {}
         self.functions: dict[str, Function] = {}
+        self.methods: dict[str, Function] = {}
         self.names: dict[str, list[ast.expr]] = defaultdict(list)  # variables and attributes
         self.constants: dict[str, list[ast.Constant]] = defaultdict(list)
         for node in ast.walk(tree):
             for child in ast.iter_child_nodes(node):
                 self.parents[child] = node
             if isinstance(node, Function):
-                self.functions[node.name] = node
+                kind = self.methods if isinstance(self.parents[node], ast.ClassDef) else self.functions
+                kind[node.name] = node
             elif isinstance(node, ast.Name):
                 self.names[node.id].append(node)
             elif isinstance(node, ast.Attribute):
@@ -130,8 +132,14 @@ class _Flow:
         if isinstance(parent, ast.Assign | ast.AnnAssign) and parent.value is node:
             targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
             return all(self.store(target, holder) for target in targets)
+        if isinstance(parent, ast.List | ast.Tuple) and holder:
+            self.todo.append((parent, True))
+            return True
         if isinstance(parent, ast.Dict) and node in parent.values:
             key = parent.keys[parent.values.index(node)]
+            if key is None and holder:  # `**node`
+                self.todo.append((parent, True))
+                return True
             return self.keep(parent, key, holder)
         if isinstance(parent, ast.Return):
             owner = self.uses.owner(parent)
@@ -206,10 +214,11 @@ class _Flow:
             return True
         if holder and callee(call) in _WRITERS:
             return True
-        function = self.uses.functions.get(callee(call).rpartition(".")[2])
+        owner, _, name = callee(call).rpartition(".")
+        function = self.uses.functions.get(name) or (self.uses.methods.get(name) if owner else None)
         if function is None:
             return False
-        arguments = _arguments(function)
+        arguments = _arguments(function)[name not in self.uses.functions :]  # a method's first one is its object
         if isinstance(parent, ast.keyword):
             names = [argument.arg for argument in arguments if argument.arg == parent.arg]
         else:

@@ -20,7 +20,9 @@ _CODE = (".py", ".so", ".pyd", ".pyc")
 _COMPILED = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".metal")
 # Documents, logs and pictures carry no part of a model; a tokenizer is part of the challenge's data.
 _NO_DATA = (".md", ".log", ".png", ".jpg", ".jpeg", ".svg", ".pdf", ".csv", ".model", ".vocab", ".toml", ".cfg", ".sh")
+_MOST_CODE = 4 << 20  # bytes of code beside the script that are read; more is over any cap
 _LONGEST_PATH = 300  # characters of a string that may name a file
+_TEXT = (".json", ".txt")
 _READS = ("open", "read", "read_text", "read_bytes", "readlines", "load", "loads", "fromfile", "get", "urlopen")
 _IMPORTS = ("importlib.import_module", "import_module", "__import__")
 _LOADERS = ("spec_from_file_location", "SourceFileLoader", "run_path", "run_module", "exec_module", "load_module")
@@ -28,32 +30,35 @@ _LOADERS = ("spec_from_file_location", "SourceFileLoader", "run_path", "run_modu
 
 def imported_files(submission: Submission) -> dict[str, int]:
     """Bytes of the code files beside the script that it, or one of them, imports or compiles, by path."""
-    files = {path.relative_to(submission.path): path for path in submission.all_files}
-    roots = [PurePath(), *_added_to_path(submission.script, files)]
+    files: dict[PurePath, Path] = {path.relative_to(submission.path): path for path in submission.all_files}
+    files = {relative: path for relative, path in files.items() if str(relative) != SCRIPT}
+    modules = _by_module(files, [PurePath(), *_added_to_path(submission.script, files)])
+    compiled = [path for path in files if path.suffix in _COMPILED]
     sizes: dict[str, int] = {}
     todo = [submission.script]
-    while todo:
+    while todo and sum(sizes.values()) < _MOST_CODE:
         script = todo.pop()
-        modules = {name.partition(".")[0] for name in script.imports}
-        for relative, path in files.items():
-            if str(relative) in sizes or str(relative) == SCRIPT or not _is_used(relative, modules, roots, script):
-                continue
+        names = [text for text in script.strings if compiled and len(text) < _LONGEST_PATH]
+        used = [path for path in compiled if any(path.name in text for text in names)]
+        for module in {name.partition(".")[0] for name in script.imports} & modules.keys():
+            used += modules.pop(module)
+        for relative in used:
+            path = files[relative]
             sizes[str(relative)] = path.stat().st_size
             if relative.suffix == ".py":
                 todo.append(read_script(str(relative), submission.read(path)))
-    return sizes
+    return dict(sorted(sizes.items()))
 
 
-def _is_used(relative: PurePath, modules: set[str], roots: Iterable[PurePath], script: Script) -> bool:
-    """Whether a file is an imported module, inside an imported package, or a source that the script compiles."""
-    if relative.suffix in _COMPILED:
-        return any(relative.name in text for text in script.strings if len(text) < _LONGEST_PATH)
-    if relative.suffix not in _CODE:
-        return False
-    for root in roots:
-        if relative.is_relative_to(root) and relative.relative_to(root).parts[0].split(".")[0] in modules:
-            return True
-    return False
+def _by_module(files: Iterable[PurePath], roots: Iterable[PurePath]) -> dict[str, list[PurePath]]:
+    """The code files that belong to each module or package that can be imported from one of the roots."""
+    modules: dict[str, list[PurePath]] = {}
+    for path in files:
+        if path.suffix in _CODE:
+            for root in roots:
+                if path.is_relative_to(root):
+                    modules.setdefault(path.relative_to(root).parts[0].split(".")[0], []).append(path)
+    return modules
 
 
 def _added_to_path(script: Script, files: Iterable[PurePath]) -> list[PurePath]:
@@ -74,8 +79,11 @@ def data_files(submission: Submission) -> dict[str, int]:
         documents = path.suffix.lower() in (*_NO_DATA, *_CODE, *_COMPILED)
         if documents or path.name in (SCRIPT, "submission.json", "requirements.txt") or _is_log(path):
             continue
-        named = any(path.name in text or path.stem == text for text in names)
-        if named or any(pattern.strip("*") and fnmatch.fnmatch(path.name, pattern) for pattern in patterns):
+        named = any(PurePath(text).name == path.name for text in names)
+        if path.suffix not in _TEXT or path.parent == submission.path:  # such files are found by their ending, too
+            named |= path.suffix not in _TEXT and path.stem in names
+            named |= any(pattern.strip("*") and fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
+        if named:
             sizes[str(path.relative_to(submission.path))] = path.stat().st_size
     return sizes
 

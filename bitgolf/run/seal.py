@@ -57,8 +57,8 @@ def file_digests(folder: Path, *patterns: str) -> dict[str, str]:
 
 
 def seal_of(record: Mapping[str, Any], before: str = "") -> str:
-    """The seal that a record has after the seal `before`; a seal that it has already is left out."""
-    return digest([before, {key: value for key, value in record.items() if key != "seal"}])
+    """The seal of a record after the seal `before`, whatever seal it has already."""
+    return digest([before, {**record, "seal": ""}])
 
 
 def sealed(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -249,6 +249,13 @@ DECIDES = {
 
 HONEST = {
     "a second pass that is only a diagnostic": DIAGNOSTIC,
+    "a diagnostic in a record with a digest": DIAGNOSTIC.replace(
+        "open(path", 'value["digest"] = digest([1, {**value, "digest": 0}])\n        open(path'
+    )
+    + """
+    def digest(value):
+        return sha256(json.dumps(value)).hexdigest()
+""",
     "hashed bigrams of the input": """
         def bigram_hash(t, mod):
             return (36313 * t[..., 1:] ^ 27191 * t[..., :-1]) % mod
