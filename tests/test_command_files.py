@@ -127,7 +127,6 @@ def test_text_goes_through_pipes_and_comes_back(
 
 
 def test_a_verdict_goes_to_special_files_too(run_copy: Path, tmp_path: Path) -> None:
-    (run_copy / "nll.npy").unlink()
     words = ("audit", run_copy, "--quick", "--out")
     (tmp_path / "link").symlink_to("verdict.json")
     done(*words, tmp_path / "link")

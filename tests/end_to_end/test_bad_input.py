@@ -207,7 +207,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "terabytes": (terabytes, "header declares"),
     "terabytes by configuration": (terabytes_by_configuration, "do not match the model"),
     "another vocabulary": (another_vocabulary, "384 pieces, the model 400"),
-    "endless window": (endless_window, "window of"),
+    "endless window": (endless_window, "window is"),
     "newer": (newer, f"format v{FORMAT_VERSION + 1}"),
 }
 

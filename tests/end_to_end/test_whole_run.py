@@ -157,7 +157,7 @@ def test_text_files_are_a_source_too(tmp_path: Path) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[Path], tuple[object, ...]], set[str]]] = {
     "run": (lambda run: ("run", run / "config.toml", "--out", run, "--resume"), {"run", "pack", "score", "report"}),
-    "train": (lambda run: ("train", run), {"event", "step", "tokens", "elapsed_seconds"}),
+    "train": (lambda run: ("train", run, "--overwrite"), {"event", "step", "tokens", "elapsed_seconds"}),
     "pack": (lambda run: ("pack", run), {"model_bytes", "total_bytes", "tensors"}),
     "score": (lambda run: ("score", run), {"headline_bpb", "methods", "val_bytes"}),
     "audit": (lambda run: ("audit", run, "--quick"), {"passed", "complete", "checks"}),
