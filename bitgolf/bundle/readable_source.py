@@ -22,14 +22,14 @@ _LAUNCHER = '''\
 import sys
 from pathlib import Path
 
+SETTINGS = {settings!r}
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 if __name__ == "__main__":
     from {module} import {function}
 
-    settings = (HERE / "settings.json").read_text(encoding="utf-8")
-    raise SystemExit({function}(settings, sys.argv[1:], (HERE.parent / "train_gpt.py").stat().st_size))
+    raise SystemExit({function}(SETTINGS, sys.argv[1:], (HERE.parent / "train_gpt.py").stat().st_size))
 '''
 
 
@@ -40,8 +40,7 @@ def readable_source(bundle: Bundle) -> dict[str, str]:
     modules = imported_modules(root, frozenset((*bundle.modules, *_MAKER)))
     texts = {str(files[name].relative_to(root)): files[name].read_text(encoding="utf-8") for name in sorted(modules)}
     return {
-        "train_gpt.py": _LAUNCHER.format(module=ENTRY[0], function=ENTRY[1]),
-        "settings.json": bundle.settings + "\n",
+        "train_gpt.py": _LAUNCHER.format(module=ENTRY[0], function=ENTRY[1], settings=bundle.settings),
         "MODULES.md": _table(bundle, modules),
         **texts,
     }
