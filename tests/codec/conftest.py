@@ -1,4 +1,4 @@
-"""Tiny codec models: the tiny GPT of the evaluation's tests under small tokenizers, and one thread."""
+"""Tiny codec models (the tiny GPT with small tokenizers), and one thread."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def lossy() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., CodecModel]:
-    """A codec model (window 16, stride 4) of a tokenizer; another seed is another model."""
+    """Makes a codec model (window 16, stride 4) with a tokenizer; the seed decides the weights."""
 
     def make(tokenizer: Tokenizer, seed: int = 0) -> CodecModel:
         gpt = tiny_gpt(config().model.model_copy(update={"vocab_size": tokenizer.vocab_size}), seed)

@@ -1,4 +1,4 @@
-"""`bitgolf compress` and `decompress`: files in and out, what is printed, what is refused, and that nothing is lost."""
+"""`bitgolf compress` and `decompress`: files, printed figures, refusals, and files that must survive an error."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ def by_definition(logits: np.ndarray) -> list[int]:
         second = int((Decimal(2**31) * (Decimal(-fine) / 16384).exp()).to_integral_value())
         weights.append(first * second // 2**31)
     share = (TOTAL - len(logits)) * 2**38 // sum(weights)
-    found = [1 + weight * share // 2**38 for weight in weights]
-    found[int(np.argmax(logits))] += TOTAL - sum(found)
-    return found
+    result = [1 + weight * share // 2**38 for weight in weights]
+    result[int(np.argmax(logits))] += TOTAL - sum(result)
+    return result
 
 
 def rows(seed: int, num_rows: int, vocab: int, scale: float) -> np.ndarray:
@@ -49,14 +49,14 @@ def test_counts_are_their_definition(seed: int, vocab: int, scale: float) -> Non
 @settings(max_examples=40, deadline=None)
 def test_counts_are_complete_and_follow_the_softmax(seed: int, vocab: int, scale: float) -> None:
     logits = rows(seed, 3, vocab, scale)
-    found = token_counts(logits)
-    assert found.dtype == np.int64 and found.min() >= 1
-    assert (found.sum(axis=1) == TOTAL).all()
+    result = token_counts(logits)
+    assert result.dtype == np.int64 and result.min() >= 1
+    assert (result.sum(axis=1) == TOTAL).all()
     exact = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     p = np.exp(exact) / np.exp(exact).sum(axis=1, keepdims=True)
-    extra_bits = (p * np.log2(p / (found / TOTAL), where=p > 0, out=np.zeros_like(p))).sum(axis=1)
+    extra_bits = (p * np.log2(p / (result / TOTAL), where=p > 0, out=np.zeros_like(p))).sum(axis=1)
     assert extra_bits.max() < 1.5 * vocab / TOTAL + 1e-4
-    assert (np.argsort(-found, axis=1, kind="stable")[:, 0] == logits.argmax(axis=1)).all()
+    assert (np.argsort(-result, axis=1, kind="stable")[:, 0] == logits.argmax(axis=1)).all()
 
 
 def test_a_larger_logit_never_gets_a_smaller_count() -> None:
@@ -77,8 +77,8 @@ def test_extremes() -> None:
     impossible = np.full((1, vocab), -np.inf, dtype=np.float32)
     impossible[0, 7] = 0
     for logits in (certain, impossible):
-        found = token_counts(logits)[0]
-        assert found[7] == TOTAL - vocab + 1 and np.delete(found, 7).max() == 1
+        result = token_counts(logits)[0]
+        assert result[7] == TOTAL - vocab + 1 and np.delete(result, 7).max() == 1
     flat = token_counts(np.zeros((1, vocab), dtype=np.float32))[0]
     assert flat.max() - flat.min() <= vocab
 

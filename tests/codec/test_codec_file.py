@@ -1,4 +1,4 @@
-"""The file format: small, exact, and nothing but ArtifactError for whatever else is in a file."""
+"""The file format: small headers, exact fields, and ArtifactError for every other file."""
 
 from __future__ import annotations
 

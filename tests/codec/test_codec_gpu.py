@@ -1,4 +1,4 @@
-"""The codec on a GPU: texts come back bit for bit, with and without adaptation, and nowhere else."""
+"""The codec on a GPU: texts are restored exactly, with and without adaptation, but not on another device."""
 
 from __future__ import annotations
 

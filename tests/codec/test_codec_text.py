@@ -1,4 +1,4 @@
-"""Whole texts: they come back, at the size of their score, and only where that is certain."""
+"""Whole texts: they are restored, at the size of their score, and refused where that is not certain."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SMALL = [
 
 
 def score_bytes(text: bytes, model: CodecModel, streams: int, stride: int, ttt: TTTConfig | None) -> float:
-    """What the evaluation charges for the streams, each with adaptation of its own."""
+    """Bytes of the streams by the losses of the evaluation, each stream with adaptation of its own."""
     language_model = model.packed
     config = codec_configuration(language_model, stride, ttt)
     total = 0.0
@@ -197,7 +197,7 @@ def test_another_platform_is_refused_unless_allowed(model: CodecModel, letters: 
 
 
 def test_other_arithmetic_is_found_out(model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits that differ in their last bits now and then: an error in the end, never another text."""
+    """Logits that differ in their last bits give an error, never another text."""
     coded = compress_bytes(letters[:150], model)
     tables = codec_text.decode_streams.__globals__["_tables"]
     monkeypatch.setitem(
@@ -303,7 +303,7 @@ def test_checkpoints_are_few_and_dense_at_first() -> None:
 
 
 class Silent:
-    """A predictor that nobody asks."""
+    """A predictor without predictions."""
 
     def logits(self, going: np.ndarray) -> np.ndarray:
         raise AssertionError

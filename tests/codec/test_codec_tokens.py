@@ -1,4 +1,4 @@
-"""Bytes to token streams and back: nothing is lost, whatever the bytes and whatever the tokenizer."""
+"""Bytes to token streams and back, for any bytes and for both kinds of tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bits per byte against fractions and against the constant of the rules."""
+"""Bits per byte against exact sums, and against the constant of one nat per token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_definition(pairs: list[tuple[float, int]]) -> None:
 
 
 def test_sum_is_not_taken_in_float32() -> None:
-    """float32 running sums of this many equal terms are off by percents; uint8 byte sums would wrap."""
+    """A running sum in float32 of this many equal terms is wrong by percents; a sum in uint8 overflows."""
     n = 3_000_000
     score = bits_per_byte(np.full(n, 0.1, np.float32), np.full(n, 200, np.uint8))
     assert score.loss_nats == pytest.approx(float(np.float32(0.1)), rel=1e-12)
@@ -36,7 +36,7 @@ def test_sum_is_not_taken_in_float32() -> None:
 
 
 def test_constant() -> None:
-    """One byte a token: a nat a token is 1 / ln 2 bits a byte; twice the bytes, half of it."""
+    """With one byte per token, one nat per token is 1 / ln 2 bits per byte; with two bytes it is half of that."""
     assert bpb_per_nat(7, 7) == pytest.approx(1.4426950408889634, rel=1e-15)
     assert bpb_per_nat(7, 14) == pytest.approx(0.7213475204444817, rel=1e-15)
 

@@ -1,4 +1,4 @@
-"""Document-aware attention in everything that scores: windows, test-time training, adapters, an artifact, the audit."""
+"""Attention within documents in windows, test-time training, adapters, an artifact and the audit."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ TOKENS = text(171, seed=6)
 
 
 def aware(value: bool = True, **ttt: Any) -> Config:
-    found = config(**ttt)
-    return found.updated({"model.attention.within_documents": value, "model.smear.document_mask": True})
+    return config(**ttt).updated({"model.attention.within_documents": value, "model.smear.document_mask": True})
 
 
 def document_in(window: np.ndarray, position: int) -> slice:
-    """The part of a window's tokens up to `position` that is of one document with it, by a loop."""
+    """The tokens of a window up to `position` that belong to the same document, by a loop."""
     start = position
     while start and window[start] != BOS:
         start -= 1
@@ -41,7 +40,7 @@ def document_in(window: np.ndarray, position: int) -> slice:
 
 
 def piecewise(model: GPT) -> Callable[[Tensor], Tensor]:
-    """The model run on every document of every row by itself."""
+    """The model with one pass per document of every row."""
 
     def forward(tokens: Tensor) -> Tensor:
         rows = []
@@ -107,10 +106,10 @@ def test_flips_prove_it_causal() -> None:
 
     for span in (all_after, only_target):
         rng = np.random.default_rng(0)
-        found = flip_test(
+        finding = flip_test(
             evaluation, TOKENS[:91], span, vocab_size=VOCAB, bos_id=BOS, num_flips=4, rng=rng, chunk_targets=40
         )
-        assert found.verdict == "PASS" and found.evidence["noise_nats"] == 0, found
+        assert finding.verdict == "PASS" and finding.evidence["noise_nats"] == 0, finding
 
 
 def test_a_run_trains_packs_scores_and_generates_with_it(untrained: Callable[..., Path]) -> None:

@@ -1,4 +1,4 @@
-"""Adapters a document: against merged weights, torch's AdamW on one document at a time, and any batching."""
+"""Adapters per document against merged weights and torch's AdamW on one document at a time, in batches of any size."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def test_each_document_sees_its_own_merged_weights(targets: tuple[str, ...]) -> 
     torch.testing.assert_close(adapted_logits(model, adapters, tokens, 5), plain, rtol=0, atol=2e-5)  # B is zero
     for b in adapters.b:
         b.normal_(0, 0.1, generator=generator)
-    found = adapted_logits(model, adapters, tokens, 5)
+    logits = adapted_logits(model, adapters, tokens, 5)
     for document in range(4):
         deltas = {
             s.name: 4.5 / 3 * b[document] @ a[document] for s, a, b in zip(sites, adapters.a, adapters.b, strict=True)
         }
         torch.testing.assert_close(
-            found[document], merged_logits(model, deltas, tokens[document])[-5:], rtol=0, atol=2e-4
+            logits[document], merged_logits(model, deltas, tokens[document])[-5:], rtol=0, atol=2e-4
         )
-    assert (found - plain).abs().max() > 0.05
+    assert (logits - plain).abs().max() > 0.05
     torch.testing.assert_close(model(tokens)[:, -5:], plain, rtol=0, atol=0)  # no hook stays behind
 
 
@@ -236,10 +236,10 @@ def by_definition(settings_: Config, tokens: np.ndarray) -> np.ndarray:
     ],
 )
 def test_equals_one_document_at_a_time_with_torch_adamw(ttt: dict[str, Any]) -> None:
-    found = run(**ttt).nll
-    np.testing.assert_allclose(found, by_definition(config(method="lora", **ttt), TOKENS), rtol=0, atol=2e-4)
+    nll = run(**ttt).nll
+    np.testing.assert_allclose(nll, by_definition(config(method="lora", **ttt), TOKENS), rtol=0, atol=2e-4)
     plain = by_definition(config(method="lora", lora={**ttt.get("lora", {}), "lr": 1e-9}), TOKENS)
-    assert np.abs(found - plain).max() > 0.05, "adaptation changes something"
+    assert np.abs(nll - plain).max() > 0.05, "adaptation changes something"
 
 
 @pytest.mark.parametrize("documents", [1, 2, 5, 64])

@@ -40,7 +40,7 @@ def tokens(data: PreparedData) -> torch.Tensor:
 
 
 def loss(model: GPT, tokens: torch.Tensor, begin: int, target: int) -> float:
-    """Loss of target `target` (token target + 1) given tokens begin..target, by a pass of its own."""
+    """Loss of target `target` (token target + 1) from tokens begin..target, by one forward pass."""
     with torch.no_grad():
         logits = model(tokens[None, begin : target + 1])[0, -1].double()
     return float(-torch.log_softmax(logits, -1)[tokens[target + 1]])
@@ -103,7 +103,7 @@ def test_the_tape_of_the_headline_covers_every_target(tiny_run: Path, tokens: to
 
 
 def rescored(run: Path, **overrides: str) -> dict[str, object]:
-    """score.json of a run whose configuration is changed on disk and which is scored again."""
+    """score.json after the configuration of a run is changed on disk and the run is scored again."""
     config = load_config(str(run / "config.toml"), {k.replace("__", "."): v for k, v in overrides.items()})
     (run / "config.toml").write_text(config.to_toml())
     score(RunDirectory.open(run), ALONE)

@@ -1,4 +1,4 @@
-"""Scoring by halves: the head runs on scored positions only, in one shape, and nothing else changes."""
+"""Scoring in two parts: the head runs on scored positions only, with one shape, and the losses stay equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL = tiny_gpt()
 
 
 class Watched:
-    """The halves of a model, with the shapes that each was called with."""
+    """The two parts of a model; it records the shapes of all calls."""
 
     def __init__(self, model: GPT = MODEL) -> None:
         self.model = model
@@ -63,7 +63,7 @@ def test_halves_score_as_the_whole(num_tokens: int, size: tuple[int, int], rows:
 
 
 def test_the_head_runs_on_what_is_scored() -> None:
-    """120 targets by windows of 16, 4 new ones each, 3 rows a batch: padding is less than a slab a batch."""
+    """120 targets in windows of 16 with stride 4, three rows per batch: the padding is below one slab per batch."""
     watched = Watched()
     evaluate(ScoreTape(text(121)), scorer_of("sliding", watched, 16, 4, 3))
     assert len(watched.windows) == 9  # of 27 windows
@@ -103,9 +103,9 @@ def test_temperature_divides_the_logits_of_either_half() -> None:
         assert split(tempered) is tempered  # type: ignore[comparison-overlap]
         for temperature in (1.6, 0.9):
             tempered.temperature = temperature
-            found = tempered.logits(tempered.hidden(tokens).flatten(0, 1)).view(1, 24, VOCAB)
-            torch.testing.assert_close(found, MODEL(tokens) / temperature, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(tempered(tokens), found, atol=1e-5, rtol=1e-5)
+            logits = tempered.logits(tempered.hidden(tokens).flatten(0, 1)).view(1, 24, VOCAB)
+            torch.testing.assert_close(logits, MODEL(tokens) / temperature, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(tempered(tokens), logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
@@ -122,7 +122,7 @@ def test_compiled_halves_are_one_graph_each() -> None:
 
 
 def test_a_model_compiled_as_a_whole_is_run_as_a_whole() -> None:
-    """What `torch.compile` returns shows the halves of the model inside, and they would run uncompiled."""
+    """The result of `torch.compile` shows the two parts of the model inside, which would run uncompiled."""
     whole = torch.compile(MODEL, backend="aot_eager")
     assert callable(whole.hidden) and split(whole) is not whole
     assert split(MODEL) is MODEL

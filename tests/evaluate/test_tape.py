@@ -1,4 +1,4 @@
-"""The tape refuses what the rules refuse, whoever asks; its event log is complete."""
+"""The score tape refuses reads and scores against the rules, and its event log is complete."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_event_log_merges_scores_in_a_row() -> None:
 
 
 class Recorder:
-    """A scorer that notes what it was asked, and gives every target the index of its chunk as loss."""
+    """A scorer that records its calls; the loss of every target is the index of its chunk."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -172,7 +172,7 @@ def test_evaluate_without_adapter_is_one_chunk_and_continues_a_tape() -> None:
 
 @pytest.mark.parametrize("wrap", [OnlineTemperature, UnigramCache])
 def test_honest_adapters_learn_chunk_by_chunk(wrap) -> None:
-    """Against a loop that scores target by target with a state rebuilt from the scored prefix alone."""
+    """Compared with a loop that scores target by target, with a state computed from the scored tokens alone."""
     tokens, window, chunk = toy_tokens(60), 8, 16
     model = CausalModel()
     adapter = wrap(model)
@@ -207,7 +207,7 @@ def test_tape_stops_an_adapter_that_reads_ahead() -> None:
 
 
 def test_smuggling_passes_the_tape() -> None:
-    """Why flip tests exist: tokens taken from elsewhere leave a clean event log (the audit's tests go on)."""
+    """An adapter with a copy of the tokens leaves a correct event log; only the audit's flip tests find it."""
     tokens = toy_tokens(40)
     adapter = SmugglingCache(CausalModel(), tokens)
     scorer = make_scorer("chunked", adapter, window=8, stride=8, batch_tokens=8, device="cpu")

@@ -1,4 +1,4 @@
-"""Chunk test-time training against a plain loop over single rows, on any number of ranks, and as a stage."""
+"""Chunk test-time training against a plain loop over single rows, and in the stage `score`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def weights_sha256(model: GPT) -> str:
 
 
 def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np.ndarray, GPT]:
-    """Score a chunk, then for every epoch and batch of rows: mean loss row by row, clip by hand, step; next chunk."""
+    """After each chunk, for every epoch and batch: the mean loss of its rows, an explicit clip, a step."""
     ttt = settings_.ttt
     model = copy.deepcopy(model)
     names = {
@@ -205,7 +205,7 @@ def test_weights_come_back_even_after_an_error() -> None:
 
 
 def test_last_blocks_of_the_seed_system_learn_as_many_weights_as_published() -> None:
-    """Seeds PR 576 and 585: 5,780,500 of 33.6 million weights learn."""
+    """In PR 576 and 585, 5,780,500 of 33.6 million weights learn."""
     seed = ModelConfig(
         vocab_size=1024,
         num_layers=11,
@@ -342,24 +342,24 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
     plain = json.loads((run_copy / "score.json").read_text())
     artifact = (run_copy / "model.bitgolf").read_bytes()
     score(run_directory, ALONE)
-    found = json.loads((run_copy / "score.json").read_text())
-    assert found["headline"] == name and found["headline_bpb"] == found["methods"][name]["bpb"]
+    stored = json.loads((run_copy / "score.json").read_text())
+    assert stored["headline"] == name and stored["headline_bpb"] == stored["methods"][name]["bpb"]
     for method in ("chunked", "sliding"):
-        assert found["methods"][method]["bpb"] == pytest.approx(plain["methods"][method]["bpb"], abs=1e-6)
+        assert stored["methods"][method]["bpb"] == pytest.approx(plain["methods"][method]["bpb"], abs=1e-6)
     losses = np.load(run_copy / "nll.npy")
-    assert losses.astype(np.float64).mean() == pytest.approx(found["methods"][name]["loss_nats"], rel=1e-9)
+    assert losses.astype(np.float64).mean() == pytest.approx(stored["methods"][name]["loss_nats"], rel=1e-9)
     log = json.loads((run_copy / "tape.json").read_text())
-    assert sum(event["event"] == "update" for event in log["events"]) == found["methods"][name]["updates"] > 0
+    assert sum(event["event"] == "update" for event in log["events"]) == stored["methods"][name]["updates"] > 0
     charges = json.loads((run_copy / "budget.json").read_text())["charges"]
     charged = {charge["what"] for charge in charges if charge["stage"] == "score"}
     assert name in charged and "rescored" not in charged
     if "rescore_temperature" in ttt:
-        again = found["diagnostic"]["rescored"]
+        again = stored["diagnostic"]["rescored"]
         assert again["label"] == NOT_ADMISSIBLE and again["temperature"] == 0.98
-        assert again["bpb"] != found["headline_bpb"] and "rescored" not in found["methods"]
+        assert again["bpb"] != stored["headline_bpb"] and "rescored" not in stored["methods"]
     else:
-        assert found["diagnostic"] == {}
-    assert found["headline_bpb"] != found["methods"]["sliding"]["bpb"]
+        assert stored["diagnostic"] == {}
+    assert stored["headline_bpb"] != stored["methods"]["sliding"]["bpb"]
     assert (run_copy / "model.bitgolf").read_bytes() == artifact
     names = ("reproduction", "losses-match", "score-first", "scored-once", "numbers-agree", "identity")
     verdict = audit_run(run_directory, quick=True, only=names)

@@ -1,4 +1,4 @@
-"""Range coding of streams: what goes in comes out, at the size of the counts, and damage is an error."""
+"""Range coding of streams: tokens are restored, the size is that of the counts, and damage is an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCAB = 270
 
 
 class Memory:
-    """A program whose predictions hang on everything it was ever told; it keeps a diary."""
+    """A predictor whose predictions depend on all accepted tokens; it records its calls."""
 
     def __init__(self, num_streams: int, seed: int = 0, sharpness: float = 3.0) -> None:
         self.num_streams, self.seed, self.sharpness = num_streams, seed, sharpness
@@ -69,7 +69,7 @@ def test_the_size_is_that_of_the_counts() -> None:
 
 
 def test_constriction_codes_with_exactly_our_counts() -> None:
-    """The same words come from models that know nothing but the interval of the token."""
+    """Models that have only the interval of the token give the same words."""
     rng = np.random.default_rng(5)
     whole, intervals = constriction.stream.queue.RangeEncoder(), constriction.stream.queue.RangeEncoder()
     for scale in np.repeat([0.0, 1.0, 5.0, 60.0], 200):
@@ -126,7 +126,7 @@ def test_half_a_word_is_refused() -> None:
 
 
 class Panic(BaseException):
-    """Like pyo3's PanicException, which is no Exception."""
+    """Like pyo3's PanicException, which does not derive from Exception."""
 
 
 @pytest.mark.parametrize("problem", [Panic("index out of bounds"), AssertionError("invalid")])

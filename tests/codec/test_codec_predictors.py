@@ -27,32 +27,33 @@ from bitgolf.model.gpt import GPT
 CLOSE = 2e-4  # nats; cached and whole passes round differently, and updates carry that along
 
 
-@pytest.fixture(params=["growing", "fixed"])
+@pytest.fixture(params=["numpy", "growing", "fixed"])
 def caches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps as they are on a CPU, and at fixed shapes as they are recorded on CUDA (here run anew each time)."""
+    """Steps in NumPy, in PyTorch, and with fixed shapes as they are recorded on CUDA (here run anew each time)."""
+    if request.param != "numpy":
+        monkeypatch.setattr(window_predictor, "is_small", lambda *_: False)
     if request.param == "fixed":
         for module in (window_predictor, document_predictor):
             monkeypatch.setattr(module, "recorder_for", lambda model: lambda run: run)
 
 
 def language_model(gpt: GPT, lossless: Tokenizer) -> LanguageModel:
-    found = LanguageModel(gpt, lossless, WINDOW, 4, "math")
-    assert found.tokenizer.bos_id == BOS
-    return found
+    assert lossless.bos_id == BOS
+    return LanguageModel(gpt, lossless, WINDOW, 4, "math")
 
 
 def losses(predictor: WindowPredictor | DocumentPredictor, streams: list[np.ndarray]) -> list[np.ndarray]:
     """The loss of every token of every stream, by running the predictor over them."""
-    found: list[list[float]] = [[] for _ in streams]
+    predicted: list[list[float]] = [[] for _ in streams]
     for step in range(max(map(len, streams))):
         going = np.array([len(stream) > step for stream in streams])
         log_p = torch.log_softmax(torch.from_numpy(predictor.logits(going)).double(), -1)
         tokens = np.zeros(len(streams), dtype=np.int64)
         for s in np.flatnonzero(going):
             tokens[s] = streams[s][step]
-            found[s].append(-float(log_p[s, tokens[s]]))
+            predicted[s].append(-float(log_p[s, tokens[s]]))
         predictor.accept(tokens)
-    return [np.array(values) for values in found]
+    return [np.array(values) for values in predicted]
 
 
 def run(settings: Config, gpt: GPT, lossless: Tokenizer, streams: list[np.ndarray], targets: int) -> list[np.ndarray]:
@@ -93,9 +94,9 @@ def test_windows_are_those_of_the_scorer(
     monkeypatch.setattr(cached_steps, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
     gpt = tiny_gpt()
     streams = [text(n + 1, seed=n)[1:].astype(np.int64) for n in (45, 3, 38)]
-    found = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
+    predicted = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
     scorer = make_scorer(method, gpt, window=WINDOW, stride=stride, batch_tokens=64, device="cpu")
-    for stream, mine in zip(streams, found, strict=True):
+    for stream, mine in zip(streams, predicted, strict=True):
         expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
         assert np.abs(mine - expected).max() < 1e-5
 
@@ -104,12 +105,12 @@ def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokeniz
     settings = config()
     gpt = tiny_gpt(settings.model.updated({"attention.within_documents": True, "smear.document_mask": True}))
     stream = text(60, seed=8)[1:].astype(np.int64)
-    (found,) = run(settings, gpt, lossless, [stream], 59)
+    (predicted,) = run(settings, gpt, lossless, [stream], 59)
     scorer = make_scorer("sliding", gpt, window=WINDOW, stride=4, batch_tokens=64, device="cpu")
     expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
-    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(predicted - expected).max() < 1e-5
     (seen_through,) = run(settings, tiny_gpt(), lossless, [stream], 59)
-    assert np.abs(found - seen_through).max() > 1e-2
+    assert np.abs(predicted - seen_through).max() > 1e-2
 
 
 CHUNKS: list[dict[str, Any]] = [
@@ -128,8 +129,8 @@ def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless:
     gpt = tiny_gpt()
     adapted(settings, gpt, 150).run(tape)
     gpt = tiny_gpt()
-    (found,) = run(settings, gpt, lossless, [tokens[1:].astype(np.int64)], 150)
-    assert np.abs(found - tape.nll).max() < CLOSE
+    (predicted,) = run(settings, gpt, lossless, [tokens[1:].astype(np.int64)], 150)
+    assert np.abs(predicted - tape.nll).max() < CLOSE
     plain = evaluate(ScoreTape(tokens), make_scorer("sliding", gpt, window=16, stride=4, batch_tokens=64, device="cpu"))
     assert np.abs(plain - tape.nll).max() > 50 * CLOSE, "nothing was adapted: the test shows nothing"
     fresh = tiny_gpt()
@@ -138,11 +139,11 @@ def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless:
 
 
 def test_streams_share_what_their_chunks_teach_round_by_round(lossless: Tokenizer) -> None:
-    """By definition: every stream's chunk is scored with the weights of the round, then each is learned in turn."""
+    """The chunks of all streams are scored with equal weights, and then learned in turn."""
     settings = config(method="full", weights={"lr": 0.05, "epochs": 2, "batch_rows": 1})
     streams = [text(n + 1, seed=n, period=9)[1:].astype(np.int64) for n in (100, 95, 45)]
     gpt = tiny_gpt()
-    found = run(settings, gpt, lossless, streams, 100)
+    predicted = run(settings, gpt, lossless, streams, 100)
     by_chunks = adapted(settings, gpt, 100)
     assert by_chunks.adapter is not None
     texts = [np.concatenate([[BOS], stream]) for stream in streams]
@@ -153,7 +154,7 @@ def test_streams_share_what_their_chunks_teach_round_by_round(lossless: Tokenize
             expected[s].append(by_chunks.scorer.score(lambda a, b, s=s: texts[s][a:b], start, stop))  # type: ignore[misc]
         for s, stop in rounds if start < 80 else []:
             by_chunks.adapter.update(lambda a, b, s=s: texts[s][a:b], start, stop)  # type: ignore[misc]
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(predicted, expected, strict=True):
         assert np.abs(mine - np.concatenate(theirs)).max() < CLOSE
 
 
@@ -186,7 +187,7 @@ def test_documents_adapt_as_the_evaluation_does(lora: dict[str, Any], lossless: 
     adapted(settings, gpt, 399).run(tape)
     borders = [0, *(np.flatnonzero(tokens[1:-1] == BOS) + 1).tolist(), 399]
     streams = [tokens[a + 1 : b + 1].astype(np.int64) for a, b in pairwise(borders)]
-    found: list[np.ndarray] = []
+    predicted: list[np.ndarray] = []
     size = settings.ttt.lora.documents
     model = language_model(gpt, lossless)
     a = fresh_adapters(model, settings.ttt.lora, settings.seed, size)
@@ -204,11 +205,11 @@ def test_documents_adapt_as_the_evaluation_does(lora: dict[str, Any], lossless: 
             a=[tensor[: len(batch)] for tensor in a],
         ) as predictor:
             assert isinstance(predictor, DocumentPredictor)
-            found += losses(predictor, batch)
+            predicted += losses(predictor, batch)
             if settings.ttt.lora.keep_a:
                 for tensor, handed in zip(a, predictor.hand_down(), strict=True):
                     tensor[: len(batch)] = handed
-    assert np.abs(np.concatenate(found) - tape.nll).max() < CLOSE
+    assert np.abs(np.concatenate(predicted) - tape.nll).max() < CLOSE
     plain = np.concatenate(run(with_stride(config(), 4), gpt, lossless, streams, 399))
     assert np.abs(plain - tape.nll).max() > 50 * CLOSE
     assert math.isfinite(float(tape.nll.sum()))

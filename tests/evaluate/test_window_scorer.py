@@ -1,4 +1,4 @@
-"""Window scorers against the definition: a loop over windows, one forward pass a target."""
+"""Window scorers against the definition: a loop over windows with one forward pass per target."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def windows_by_definition(num_targets: int, window: int, stride: int) -> dict[in
 
 
 def nll_by_definition(model: CausalModel, tokens: np.ndarray, window: int, stride: int) -> np.ndarray:
-    """One unpadded forward pass a target, softmax in float64."""
+    """Losses by one unpadded forward pass per target and a softmax in float64."""
     out = []
     for target, begin in sorted(windows_by_definition(len(tokens) - 1, window, stride).items()):
         with torch.no_grad():
