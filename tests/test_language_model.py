@@ -23,6 +23,7 @@ from bitgolf.evaluate import ScoreTape, bits_per_byte
 from bitgolf.language_model import LanguageModel
 from bitgolf.model import GPT
 from bitgolf.model.build import load_weights_
+from bitgolf.model.cached_steps import CachedSteps
 from bitgolf.run.directory import RunDirectory
 
 WINDOW, STRIDE = 64, 32
@@ -151,6 +152,20 @@ def test_generation_with_a_cache_equals_generation_without(packed: LanguageModel
     text = packed.generate(prompt, max_tokens=count, temperature=0)
     assert text == greedy_without_cache(packed, prompt, count)
     assert text
+
+
+def test_a_full_window_is_followed_by_its_second_half(packed: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    begin = CachedSteps.begin
+
+    def watched(steps: CachedSteps, tokens: torch.Tensor) -> torch.Tensor:
+        lengths.append(tokens.size(1))
+        return begin(steps, tokens)
+
+    monkeypatch.setattr(CachedSteps, "begin", watched)
+    monkeypatch.setattr(generation, "_choose", lambda *_: 70)
+    packed.generate("", max_tokens=2 * WINDOW)
+    assert lengths == [1, WINDOW // 2, WINDOW // 2]
 
 
 def test_a_seed_repeats_a_sample_and_another_gives_another(packed: LanguageModel) -> None:

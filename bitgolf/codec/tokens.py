@@ -45,7 +45,7 @@ def split_bytes(data: bytes, num_streams: int) -> list[bytes]:
     cuts = [0]
     for index in range(1, num_streams):
         even = len(data) * index // num_streams
-        lowest = max(cuts[-1] + 1, even - len(data) // num_streams // _SEARCH_SHARE)
+        lowest = even - len(data) // num_streams // _SEARCH_SHARE  # above the cut before
         cuts.append(_cut(data, lowest, even))
     return [data[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(data)], strict=True)]
 

@@ -57,10 +57,8 @@ def write_output(path: Path, data: bytes) -> None:
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        with target.open("wb", buffering=0) as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+        with target.open("wb") as file:
+            file.write(data)
     else:
         atomic.write_bytes(target, data)
 

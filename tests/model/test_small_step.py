@@ -29,7 +29,7 @@ MODELS = {
         "ln_scale": True,
         "attention.qk_gain": 4.0,
     },
-    "gates": {"skip_gates": True, "attention.gate": True, "attention.xsa_layers": 3},
+    "gates": {"skip_gates": True, "attention.gate": True, "attention.xsa_layers": 3, "ln_scale": True},
     "loop": {
         "num_layers": 4,
         "loop.repeats": 1,
@@ -48,6 +48,7 @@ def test_steps_are_the_logits_of_the_model(changes: dict[str, object], start: in
     with torch.no_grad():
         for parameter in model.parameters():  # gains and scales too
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        model.blocks[2].attention.value.weight *= 1e-3  # values shorter than any sensible floor of XSA's norm
     tokens = torch.randint(2, VOCAB, (3, WINDOW), generator=generator)
     tokens[:, 0] = tokens[1, 5] = tokens[2, 8] = BOS
     expected = model(tokens).detach()
@@ -82,5 +83,6 @@ def test_models_with_lanes_or_documents_or_many_parameters_are_left_to_pytorch(m
     documents = {"attention.within_documents": True, "smear.document_mask": True}
     for changes in (documents, {"lanes_from": 2}):
         assert not is_small(tiny_gpt(EVERYTHING.updated(changes)))
+    assert is_small(tiny_gpt(), 128) and not is_small(tiny_gpt(), 129)
     monkeypatch.setattr("bitgolf.model.small_step.MOST_PARAMETERS", 10_000)
     assert not is_small(tiny_gpt())
