@@ -201,8 +201,9 @@ def resealed(data: bytes) -> bytes:
 
 
 def as_version_1(coded: CodedText) -> bytes:
-    """A file of version 1, by its definition."""
-    data = file_format.write(replace(coded, checkpoints=b""))
+    """A file of version 1, by its definition. Its platform does not name the BLAS of NumPy."""
+    platform = {key: value for key, value in coded.platform.items() if key != "blas"}
+    data = file_format.write(replace(coded, checkpoints=b"", platform=platform))
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=file_format._DICTIONARIES[1])
     header = deflate.compress(header_text(data)) + deflate.flush()
     payloads = b"".join(stream.payload for stream in coded.streams)
