@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.artifact import entropy_coder as coder
-from bitgolf.artifact import integer_coder, scale_model
+from bitgolf.artifact import float_coder, integer_coder, scale_model
 from bitgolf.artifact.entropy_coder import Matrix, decode_floats, decode_matrices, encode_floats, encode_matrices
 from bitgolf.artifact.frequency import Law
 from bitgolf.artifact.message import Reader, WorkBudget, Writer
@@ -425,10 +425,19 @@ def test_a_writer_refuses_messages_that_readers_would_refuse(monkeypatch: pytest
         encode_matrices(wide)
 
 
-def test_large_tables_of_floats_do_not_get_a_model_for_each_row() -> None:
+def test_large_tables_of_floats_do_not_get_a_model_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model takes 20 ms to fit: minutes for a table of embeddings that is kept in fp16."""
     table = np.random.default_rng(0).normal(0, 1, (256, 64)).astype("<f2")
+    fitted: list[int] = []
+    put = float_coder.put_integers
+
+    def count(out: Writer, values: np.ndarray) -> None:
+        fitted.append(values.size)
+        put(out, values)
+
+    monkeypatch.setattr(float_coder, "put_integers", count)
     data = encode_floats([table])
+    assert len(fitted) < 10
     assert decode_floats(data, [table.shape])[0].tobytes() == table.tobytes()
     assert 8 * len(data) < 14 * table.size
 
@@ -466,6 +475,28 @@ def test_values_beyond_those_of_any_writer_are_refused() -> None:
     out.plain(np.zeros(64, dtype=np.int64), 16)
     with pytest.raises(ArtifactError, match="impossible way"):
         list(decode_matrices(out.finish(), [(6, 6)], [0]))
+
+
+def test_floats_beyond_16_bits_are_refused() -> None:
+    out = Writer()
+    out.plain(np.array([0]), 2)  # coded as ordered integers
+    integer_coder.put_integers(out, np.array([[5, 40_000, 7]]))
+    with pytest.raises(ArtifactError, match="impossible way"):
+        decode_floats(out.finish(), [(3,)])
+
+
+def test_a_palette_is_no_larger_than_there_are_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the palette was read")
+
+    monkeypatch.setattr(float_coder, "get_integers", never)
+    for size, count in ((1 << 16, 1 << 18), (4, 4)):
+        out = Writer()
+        out.plain(np.array([3]), 2)  # coded by a palette
+        out.number(size, 4)  # one less than its size
+        out.signed(0, 12)
+        with pytest.raises(ArtifactError, match="impossible way"):
+            decode_floats(out.finish(), [(count,)])
 
 
 def test_a_parity_without_probability_is_refused() -> None:
