@@ -162,10 +162,16 @@ def test_computing_is_shared_by_all_streams_of_a_file(monkeypatch: pytest.Monkey
     tensors = [[f"t{i}", "int16", f"g{i}", [40, 30]] for i in range(5)]
     data = put_together(described(tensors, "range"), [scales, *[message] * 5, b""])
     assert len(read_artifact(data).tensors) == 5
-    monkeypatch.setattr("bitgolf.artifact.entropy_coder._FREE_WORK", 4_000)
+    monkeypatch.setattr("bitgolf.artifact.entropy_coder._FREE_WORK", 30_000)
     monkeypatch.setattr("bitgolf.artifact.entropy_coder._WORK_PER_BYTE", 0)
+    assert encode_matrices([Matrix(codes)])
     with pytest.raises(ArtifactError, match="more computing than its size allows"):
         read_artifact(data)
+    stored = StoredTensor.quantized(torch.from_numpy(codes.astype(np.int8)), torch.ones(40), 8)
+    contents = tiny_contents() | {"compressor": "range"}
+    encode_artifact(**contents | {"tensors": {"w": stored}})
+    with pytest.raises(ArtifactError, match="choose another compressor than range"):
+        encode_artifact(**contents | {"tensors": {f"group{i}.x{i}": stored for i in range(9)}})
 
 
 def test_a_device_without_end_is_refused_by_its_first_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

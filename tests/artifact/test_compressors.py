@@ -141,3 +141,10 @@ def test_an_old_brotli_without_a_bound_counts_as_missing(monkeypatch: pytest.Mon
 
     monkeypatch.setitem(sys.modules, "brotli", OldBrotli)
     assert missing_package("brotli") == "brotli>=1.2"
+
+
+def test_a_zstd_frame_that_declares_a_gigabyte_is_refused_before_it_is_allocated() -> None:
+    size = 1 << 30
+    frame = b"\x28\xb5\x2f\xfd\xa0" + size.to_bytes(4, "little") + b"\x01\0\0"  # one empty block
+    with pytest.raises(ArtifactError, match="12 bytes cannot expand to the declared 1073741824"):
+        decompress("zstd", frame, size)

@@ -327,6 +327,19 @@ def test_impossible_tensors_are_refused_when_stored() -> None:
             build()
 
 
+def test_range_falls_back_where_floats_repeat() -> None:
+    pattern = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    contents: dict[str, Any] = {"model_config": {}, "tokenizer": b"", "tokenizer_meta": {}, "meta": {}}
+    tensors = {"w": StoredTensor.fp16(pattern.repeat(30))}
+    sizes = encode_artifact(**contents, tensors=tensors, compressor="range")[1]
+    assert sizes.streams["fp16"] < 1.2 * 2 * 400
+
+
+def test_the_largest_remainders_get_the_bytes_that_are_left() -> None:
+    assert share_out(1, [0.2, 0.8]) == [0, 1] and share_out(10, [1, 1, 1.6]) == [3, 3, 4]
+    assert share_out(5, [0, 0]) in ([2, 3], [3, 2])
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**7), st.lists(st.floats(0, 1e9), min_size=1, max_size=40))
 def test_shares_sum_exactly_and_are_within_one(total: int, weights: list[float]) -> None:
