@@ -80,7 +80,7 @@ def decode_matrices(
     num_states: Sequence[int],
     budget: WorkBudget | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The (R, C) int32 codes of each matrix, and under a trellis the (R, C) uint8 quantizers z of its levels 2k + z.
+    """The (R, C) codes of each matrix, int16 or int32; with a trellis also the uint8 quantizers z of its levels 2k + z.
 
     Args:
         budget: of all messages of a file; None = this message is alone.

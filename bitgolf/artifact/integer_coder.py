@@ -13,6 +13,7 @@ Legend: R rows, C columns, K contexts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -81,9 +82,9 @@ def put_integers(out: Writer, values: np.ndarray, num_states: int = 0) -> None:
 
 
 def get_integers(inp: Reader, shape: tuple[int, int], num_states: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """(R, C) int32 integers, and under a trellis their (R, C) uint8 quantizers."""
+    """(R, C) int16 or int32 integers, and under a trellis their (R, C) uint8 quantizers."""
     model = _get_model(inp, shape, bool(num_states))
-    law, count = model.law, shape[0] * shape[1]
+    law, count, dtype = model.law, shape[0] * shape[1], _dtype_of(model)
     quantizers = None
     if law.num_symbols == 1:
         symbols = np.zeros(count, dtype=np.int32)
@@ -92,7 +93,7 @@ def get_integers(inp: Reader, shape: tuple[int, int], num_states: int = 0) -> tu
     elif num_states:
         parities, quantizers = get_parities(inp, shape, num_states)
         parities = parities.reshape(-1)
-        symbols = np.empty(count, dtype=np.int32)
+        symbols = np.empty(count, dtype=dtype)
         for elements, table in _trellis_contexts(inp, model, quantizers, parities):
             symbols[elements] = inp.symbols(len(elements), table)
         symbols *= 2
@@ -103,7 +104,7 @@ def get_integers(inp: Reader, shape: tuple[int, int], num_states: int = 0) -> tu
         if model.rows is None and model.columns is None:
             symbols = _get_in_one_context(inp, count, _table(inp, law, Contexts.one()))
         else:
-            symbols = np.empty(count, dtype=np.int32)
+            symbols = np.empty(count, dtype=dtype)
             for elements, table in _class_contexts(inp, model, shape):
                 symbols[elements] = inp.symbols(len(elements), table)
         symbols += law.low
@@ -115,6 +116,13 @@ def get_integers(inp: Reader, shape: tuple[int, int], num_states: int = 0) -> tu
     else:
         _add_mean_and_center_(values, model)
     return values, quantizers
+
+
+def _dtype_of(model: ScaleModel) -> type[np.signedinteger[Any]]:
+    """The type of decoded integers: int16 if none can leave it, which saves half of the memory."""
+    law = model.law
+    small = max(-law.low, law.high + 1) << law.shift <= 1 << 15
+    return np.int16 if small and model.mean is None and not model.stride and not model.center else np.int32
 
 
 def _add_mean_and_center_(

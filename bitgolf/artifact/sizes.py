@@ -17,7 +17,7 @@ PRORATING_RULE = (
     "compressed bytes of a stream are shared among its tensors by order-0 entropy for codes, by raw bytes for the rest"
 )
 
-_COUNTED_AT_ONCE = 1 << 20  # codes; counting needs 12 bytes for each
+_COUNTED_AT_ONCE = 1 << 18  # codes; counting needs 12 bytes for each
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def predict_bytes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> int:
 def decode(
     compressor: str, data: bytes | memoryview, slots: Sequence[Slot], budget: WorkBudget
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The arrays of a stream, and the quantizers of a trellis if the decoder knows them. Codes may come as int32.
+    """The arrays of a stream, and the quantizers of a trellis if they are known. Codes may be wider than stored.
 
     Args:
         budget: limits the computing that the messages of the whole file may ask for.
