@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import struct
-import zlib
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
+from surgery import put_together, take_apart
 from tiny_run import PRESET, cli, documents, done, file_digest, read_json, refused, settings, tree_digest, write_jsonl
-
-from bitgolf.artifact import compressors
-from bitgolf.artifact.container import FORMAT_VERSION, MAGIC
-
-PREAMBLE = struct.Struct("<8sHIII")
 
 
 @pytest.mark.parametrize(
@@ -103,8 +98,6 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, corpus: Pat
 def test_a_stage_too_early_names_the_command_that_comes_first(
     run_copy: Path, stage: str, missing: str, command: str
 ) -> None:
-    import shutil
-
     gone = run_copy / missing
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     before = tree_digest(run_copy)
@@ -132,90 +125,30 @@ def test_the_report_of_an_untrained_run_names_the_next_commands(untrained: Calla
         assert command in page
 
 
-def truncated(data: bytes) -> bytes:
-    return data[: len(data) // 2]
+def with_model(**settings: object) -> Callable[[bytes], bytes]:
+    """Replaces settings of the model in the header of an artifact, whose checksums stay right."""
+
+    def rewrite(data: bytes) -> bytes:
+        header, streams = take_apart(data)
+        header["model_config"].update(settings)
+        return put_together(header, streams)
+
+    return rewrite
 
 
-def flipped(data: bytes) -> bytes:
-    position = 3 * len(data) // 4
-    return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
-
-
-def flipped_header(data: bytes) -> bytes:
-    return data[:40] + bytes([data[40] ^ 1]) + data[41:]
-
-
-def newer(data: bytes) -> bytes:
-    return data[:8] + struct.pack("<H", FORMAT_VERSION + 1) + data[10:]
-
-
-def rewritten(data: bytes, change: Callable[[dict[str, object]], None]) -> bytes:
-    """`data` with another, correctly signed header."""
-    _, _, packed, raw, _ = PREAMBLE.unpack_from(data)
-    value = json.loads(compressors.decompress("zstd", data[PREAMBLE.size : PREAMBLE.size + packed], raw))
-    change(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    header = compressors.compress("zstd", text)
-    prefix = PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(header), len(text), 0)[:-4]
-    checksum = struct.pack("<I", zlib.crc32(header, zlib.crc32(prefix)))
-    return prefix + checksum + header + data[PREAMBLE.size + packed :]
-
-
-def terabytes(data: bytes) -> bytes:
-    def enlarge(value: dict[str, object]) -> None:
-        tensors = value["tensors"]
-        assert isinstance(tensors, list)
-        tensors[0][3] = [2**20, 2**20]
-
-    return rewritten(data, enlarge)
-
-
-def terabytes_by_configuration(data: bytes) -> bytes:
-    def enlarge(value: dict[str, object]) -> None:
-        model = value["model_config"]
-        assert isinstance(model, dict)
-        model.update(num_layers=256, model_dim=16384, ve_layers=[], mlp_multiple=16)
-
-    return rewritten(data, enlarge)
-
-
-def another_vocabulary(data: bytes) -> bytes:
-    def change(value: dict[str, object]) -> None:
-        model = value["model_config"]
-        assert isinstance(model, dict)
-        model["vocab_size"] = 400
-
-    return rewritten(data, change)
-
-
-def endless_window(data: bytes) -> bytes:
-    def change(value: dict[str, object]) -> None:
-        meta = value["meta"]
-        assert isinstance(meta, dict)
-        meta["window"] = 2**50
-
-    return rewritten(data, change)
-
-
-DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "empty"),
-    "not an artifact": (lambda data: b"PK\3\4" + data, "not a bitgolf artifact"),
-    "truncated": (truncated, "truncated"),
-    "followed": (lambda data: data + b"\0", "followed by other bytes"),
-    "bit flipped": (flipped, "checksum mismatch"),
-    "bit flipped in the header": (flipped_header, "header checksum mismatch"),
-    "terabytes": (terabytes, "header declares"),
-    "terabytes by configuration": (terabytes_by_configuration, "do not match the model"),
-    "another vocabulary": (another_vocabulary, "384 pieces, the model 400"),
-    "endless window": (endless_window, "window is"),
-    "newer": (newer, f"format v{FORMAT_VERSION + 1}"),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("command", ["score", "sample"])
-def test_a_damaged_artifact_is_refused_with_the_place(run_copy: Path, command: str, kind: str) -> None:
-    damage, words = DAMAGE[kind]
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[: len(data) // 2], "truncated"),
+        (with_model(num_layers=256, model_dim=16384, ve_layers=[], mlp_multiple=16), "do not match the model"),
+        (with_model(vocab_size=400), "384 pieces, the model 400"),
+    ],
+    ids=["truncated", "terabytes by configuration", "another vocabulary"],
+)
+def test_a_damaged_artifact_is_refused_with_the_place(
+    run_copy: Path, command: str, damage: Callable[[bytes], bytes], words: str
+) -> None:
     artifact = run_copy / "model.bitgolf"
     artifact.write_bytes(damage(artifact.read_bytes()))
     before = tree_digest(run_copy)
@@ -236,24 +169,14 @@ def test_an_artifact_over_the_cap_says_by_how_much_and_keeps_the_earlier_one(run
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [("missing", "No such file"), ("empty", "empty"), ("truncated", "truncated"), ("magic", "not a token shard")],
-)
-def test_a_damaged_shard_stops_every_stage_that_opens_the_data(
-    run_copy: Path, split: str, kind: str, words: str
-) -> None:
+def test_a_damaged_shard_stops_every_stage_that_opens_the_data(run_copy: Path, split: str) -> None:
     shard = run_copy / "data" / f"{split}_000000.bin"
-    contents = shard.read_bytes()
-    if kind == "missing":
-        shard.unlink()
-    else:
-        shard.write_bytes({"empty": b"", "truncated": contents[:-2], "magic": b"\7" + contents[1:]}[kind])
+    shard.write_bytes(shard.read_bytes()[:-2])
     before = tree_digest(run_copy)
     for stage in ("train", "pack", "score"):
         message = refused(stage, run_copy, *(["--overwrite"] if stage == "train" else []))
         assert shard.name in message
-        assert words in message
+        assert "truncated" in message
     assert tree_digest(run_copy) == before
 
 
@@ -272,8 +195,6 @@ def test_the_tokenizer_of_other_data_is_not_taken(run_copy: Path, tmp_path: Path
     other = write_jsonl(tmp_path / "other.jsonl", tuple(text.upper() for text in documents()[:200]))
     data = tmp_path / "data"
     done("prepare", f"jsonl:{other}", "--out", data, "--model.vocab_size", "384")
-    import shutil
-
     shutil.rmtree(run_copy / "data")
     data.rename(run_copy / "data")
     assert "is not the one that" in refused("score", run_copy)
@@ -351,37 +272,12 @@ def test_impossible_words_beside_a_run_are_refused_at_once(tiny_run: Path, tmp_p
     assert tree_digest(tiny_run) == before
 
 
-def corrupt_zst(path: Path) -> None:
-    text = "".join(json.dumps({"text": text}) + "\n" for text in documents()[:100]).encode()
-    data = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(text))
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(bytes(data))
-
-
-def cut_zst(path: Path) -> None:
-    text = "".join(json.dumps({"text": text}) + "\n" for text in documents()[:100]).encode()
-    path.write_bytes(zstandard.compress(text)[:-50])
-
-
-BAD_TEXT: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
-    "no text field": ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"txt": "b"}\n'), ["line 2", "'text'"]),
-    "not JSON": ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{"text": \n'), ["line 2", "not JSON"]),
-    "not UTF-8": ("a.jsonl", lambda p: p.write_bytes(b'{"text": "caf\xe9"}\n'), ["line 1", "not UTF-8", "0xE9"]),
-    "empty": ("a.jsonl", lambda p: p.write_text(""), ["the corpus is empty"]),
-    "corrupt zst": ("a.jsonl.zst", corrupt_zst, ["corrupt zstd", "a.jsonl.zst"]),
-    "cut zst": ("a.jsonl.zst", cut_zst, ["a.jsonl.zst", "truncated"]),
-    "not gzip": ("a.jsonl.gz", lambda p: p.write_bytes(b"plain"), ["a.jsonl.gz", "gzip"]),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_TEXT)
-def test_bad_text_is_named_and_leaves_no_half_made_data(kind: str, tmp_path: Path) -> None:
-    name, write, expected = BAD_TEXT[kind]
-    write(tmp_path / name)
-    message = refused("prepare", f"jsonl:{tmp_path / name}", "--out", tmp_path / "data")
-    for word in expected:
-        assert word in message
-    assert [p.name for p in tmp_path.iterdir()] == [name]
+def test_bad_text_is_named_and_leaves_no_half_made_data(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "a"}\n{"txt": "b"}\n')
+    message = refused("prepare", f"jsonl:{source}", "--out", tmp_path / "data")
+    assert "line 2" in message and "'text'" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_failed_preparation_can_be_repeated_with_other_settings(tmp_path: Path) -> None:
@@ -396,9 +292,6 @@ def test_a_failed_preparation_can_be_repeated_with_other_settings(tmp_path: Path
 
 
 def test_a_full_disk_while_packing_keeps_the_earlier_artifact(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import os
-
     def full(self: Path, data: bytes) -> int:
         with self.open("wb") as handle:
             handle.write(data[: len(data) // 2])

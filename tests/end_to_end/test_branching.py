@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from tiny_run import MAX_STEPS, cli, done, events, read_json, refused, settings, tree_digest, weights_digest
+from safetensors.torch import load_file
+from tiny_run import MAX_STEPS, done, events, read_json, refused, settings, tree_digest, weights_digest
 
 from bitgolf.config import load_config
 from bitgolf.run.directory import RunDirectory
@@ -42,14 +41,6 @@ def trunk(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
 
 def checkpoint(run: Path, step: int, kept: bool = True) -> Path:
     return run / "checkpoint" / f"step-{step:08d}{'-kept' if kept else ''}"
-
-
-def test_checkpoints_are_kept_at_the_fractions_that_were_asked_for(trunk: Path) -> None:
-    assert sorted(p.name for p in (trunk / "checkpoint").iterdir()) == ["step-00000005-kept", "step-00000012-kept"]
-    assert [(e["step"], e["kept"], e["fraction"]) for e in events(trunk, "checkpoint")] == [
-        (5, True, 0.25),
-        (12, True, 0.6),
-    ]
 
 
 def test_kept_checkpoints_change_nothing_and_stand_among_others(untrained: Make, tiny_run: Path) -> None:
@@ -128,20 +119,6 @@ def test_arms_differ_in_their_endings_and_say_in_what(trunk: Path, make: Make) -
     assert [event["step"] for event in events(runs["quantized"], "late")] == [AT]  # its start lay before the branch
 
 
-def test_an_average_that_the_trunk_did_not_keep_begins_at_the_branch_point(tiny_run: Path, make: Make) -> None:
-    bare = make("bare", train__average__ema_decay=0.0, train__checkpoint__at=[0.6])
-    done("train", bare)
-    run = make("averaged", train__average__ema_decay=0.5, train__replay__epochs=1, train__replay__lr_scale_below=0.4)
-    done("train", run, "--branch", bare)
-    assert events(run, "branch")[0]["branch_starts_fresh"] == ["ema", "replay"]
-    first = load_file(checkpoint(run, AT, kept=False) / "state.safetensors")
-    for name, tensor in first.items():
-        if name.startswith("ema."):
-            assert torch.equal(tensor, first["model." + name.removeprefix("ema.")])
-    assert int(first["replay.first"]) == -1
-    assert events(run, "replay")[0]["batches"] == 3  # steps 17 to 19 have a multiplier below 0.4
-
-
 def test_a_branch_is_resumed_like_any_run_and_needs_its_trunk_no_more(trunk: Path, make: Make, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(trunk, tmp_path / "moved"))
     run = make("branch")
@@ -198,73 +175,3 @@ def test_a_branch_that_does_not_fit_is_refused_before_its_directory_is_made(
     message = refused("run", *settings(corpus, train__matrix_lr=0.3, **SMALLER), "--out", out, "--branch", trunk)
     assert "train.matrix_lr" in message
     assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("{trunk}@11", "no checkpoint of step 11; there are: 5, 12"),
-        ("{trunk}/nowhere", "is not a run directory"),
-        ("{bare}", "has no checkpoint to branch from"),
-        ("{run}", "cannot branch from itself"),
-    ],
-)
-def test_a_checkpoint_that_is_not_there_is_named(trunk: Path, make: Make, spec: str, words: str) -> None:
-    run, bare = make("branch"), make("bare")
-    assert words in refused("train", run, "--branch", spec.format(trunk=trunk, bare=bare, run=run))
-
-
-def test_a_damaged_checkpoint_is_passed_over_or_named(trunk: Path, make: Make, tmp_path: Path, caplog: Any) -> None:
-    copy = Path(shutil.copytree(trunk, tmp_path / "copy"))
-    file = checkpoint(copy, AT) / "state.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    message = refused("train", make("one"), "--branch", f"{copy}@{AT}")
-    assert "damaged" in message
-    run = make("two")
-    done("train", run, "--branch", copy)
-    assert "is damaged" in caplog.text
-    assert events(run, "branch")[0]["step"] == 5
-    assert weights_digest(run) == weights_digest(trunk)
-
-
-def test_a_late_phase_that_began_under_other_settings_is_not_taken_over(make: Make) -> None:
-    late = {"qat__mode": "ste", "qat__start_fraction": 0.3, "pack__grid__matrix_bits": 4}
-    quantized = make("quantized", **late, train__checkpoint__at=[0.25, 0.6])
-    done("train", quantized)
-    same = make("same", **late, pack__compressor="lzma")
-    done("train", same, "--branch", quantized)
-    assert weights_digest(same) == weights_digest(quantized)  # resumed inside the phase, bit for bit
-    for name, changes in {"off": {}, "bits": late | {"pack__grid__matrix_bits": 5}}.items():
-        message = refused("train", make(name, **changes), "--branch", quantized)
-        assert "late phase had begun (at fraction 0.3 of the run)" in message
-    done("train", make("earlier"), "--branch", f"{quantized}@5")
-
-
-def test_snapshots_taken_under_another_rule_are_not_mixed(make: Make) -> None:
-    rule = {"train__average__swa_weight": 0.5, "train__average__swa_start": 0.9, "train__average__swa_spacing": 0.02}
-    averaged = make("averaged", **rule, train__warmdown=0.4, train__checkpoint__at=[0.5, 0.8])
-    done("train", averaged)
-    other = rule | {"train__average__swa_spacing": 0.05}
-    message = refused("train", make("other", **other), "--branch", averaged)
-    assert "snapshots taken under other settings" in message
-    done("train", make("earlier", **other), "--branch", f"{averaged}@10")
-    without = make("without")
-    done("train", without, "--branch", averaged)
-    weighed = make("weighed", **(rule | {"train__average__swa_weight": 0.25}))
-    done("train", weighed, "--branch", averaged)
-    names = ("averaged", "without", "weighed")
-    half, none, quarter = (load_file(averaged.parent / name / "weights.safetensors")["embedding"] for name in names)
-    torch.testing.assert_close(quarter, (half + none) / 2, atol=1e-6, rtol=1e-5)
-
-
-def test_state_that_cannot_be_made_up_is_refused(trunk: Path, make: Make, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(trunk, tmp_path / "copy"))
-    folder = checkpoint(copy, AT)
-    tensors = load_file(folder / "state.safetensors")
-    del tensors["muon.64x64"]
-    save_file(tensors, folder / "state.safetensors")
-    state = read_json(folder / "state.json") | {"tensors_sha256": state_digest(tensors)}
-    (folder / "state.json").write_text(json.dumps(state))
-    outcome = cli("train", make("branch"), "--branch", copy)
-    assert outcome.status == 2
-    assert "lacks 'muon.64x64'" in outcome.stderr

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from simulated_time import simulate_time
-from tiny_run import cli, done, events, read_json, refused, start, weights_digest
+from tiny_run import done, events, read_json, refused, start
 
 import bitgolf.train.finish
 from bitgolf.config import load_config
@@ -102,14 +102,6 @@ def test_the_burst_reads_the_last_batches_again_and_nothing_else(
         assert torch.equal(again[3], before[3])
 
 
-def test_settings_of_a_burst_that_is_off_change_nothing(untrained: Make, tiny_run: Path) -> None:
-    run = untrained(train__replay__epochs=0, train__replay__lr=0.5, train__average__choose="fixed")
-    outcome = cli("train", run)
-    assert outcome.status == 0
-    assert weights_digest(run) == weights_digest(tiny_run)
-    assert events(run, "replay") == events(run, "choice") == []
-
-
 def test_the_best_on_held_out_training_text_is_shipped(untrained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained(**CHOICE)
     kept: dict[str, dict[str, torch.Tensor]] = {}
@@ -171,11 +163,6 @@ def test_held_out_tokens_are_never_read_before_the_choice(untrained: Make, monke
     done("train", run)
     assert min(left for left, inside in last if inside) == 0
     assert min(left for left, inside in last if not inside) >= 1281
-
-
-def test_held_out_rows_that_leave_nothing_to_train_on_are_refused(untrained: Make) -> None:
-    message = refused("train", untrained(train__held_out_tokens=10_000_000))
-    assert "train.held_out_tokens 10000000 leaves no row of 64 tokens" in message
 
 
 def test_two_ranks_replay_choose_and_branch_alike(untrained: Make, tmp_path: Path) -> None:

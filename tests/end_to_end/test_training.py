@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from simulated_time import simulate_time
 from tiny_run import (
@@ -32,10 +32,8 @@ from tiny_run import (
 import bitgolf.model.weights
 import bitgolf.train.checkpoint
 from bitgolf.config import load_config
-from bitgolf.data.shards import read_header
 from bitgolf.model import GPT
 from bitgolf.run.directory import RunDirectory
-from bitgolf.train.schedule import lr_multiplier
 from bitgolf.train.trainer import Trainer
 
 Make = Callable[..., Path]
@@ -129,21 +127,7 @@ def test_a_resumed_training_keeps_its_time(untrained: Make, monkeypatch: pytest.
     assert events(run, "resume") and (run / "config.toml").read_bytes() == before
 
 
-def test_the_log_gives_each_step_its_own_learning_rate(tiny_run: Path) -> None:
-    for event in events(tiny_run, "step"):
-        assert event["lr_scale"] == pytest.approx(lr_multiplier((event["step"] - 1) / 40, 0.4, 0.0))
-
-
-def test_warm_up_steps_do_not_change_the_result(untrained: Make, tiny_run: Path) -> None:
-    run = untrained(train__warmup_steps=3)
-    done("train", run)
-    assert weights_digest(run) == weights_digest(tiny_run)
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.0])
-def test_the_average_is_shipped_when_there_is_one_else_the_last_weights(
-    untrained: Make, monkeypatch: pytest.MonkeyPatch, decay: float
-) -> None:
+def test_the_average_is_shipped(untrained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     original, seen = Trainer.step, []
 
     def watched(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -152,14 +136,14 @@ def test_the_average_is_shipped_when_there_is_one_else_the_last_weights(
         return metrics
 
     monkeypatch.setattr(Trainer, "step", watched)
-    run = untrained(train__max_steps=4, train__average__ema_decay=decay)
+    run = untrained(train__max_steps=4, train__average__ema_decay=0.5)
     config = load_config(str(run / "config.toml"))
     initial = GPT(config.model, config.window).initialize_(torch.Generator().manual_seed(config.seed))
     done("train", run)
     for name, weight in load_file(run / "weights.safetensors").items():
         expected = initial.get_parameter(name).detach().double()
         for moment in seen[-4:]:  # the first is of the warm-up
-            expected = decay * expected + (1 - decay) * moment[name]
+            expected = 0.5 * expected + 0.5 * moment[name]
         torch.testing.assert_close(weight.double(), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -172,33 +156,14 @@ def test_an_exploding_run_stops_with_the_step_and_the_tensor(untrained: Make) ->
     assert not (run / "weights.safetensors").exists()
 
 
-def test_a_poisoned_tensor_is_named(untrained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer.step
-    calls = 0
-
-    def poisoned(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 6:  # one step of warm-up, then the fifth timed one
-            self.optimizer.parameters["blocks.1.mlp.down.weight"].register_hook(lambda grad: grad * float("nan"))
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "step", poisoned)
-    message = refused("train", untrained())
-    assert message.startswith("step 5: ")
-    assert "1 of " in message
-    assert "'blocks.1.mlp.down.weight'" in message
-
-
-@pytest.mark.parametrize("seconds", [0.001, 0.05])
-def test_a_budget_below_one_step_is_refused_before_anything_is_lost(untrained: Make, seconds: float) -> None:
-    run = untrained(budget__train_seconds=seconds)
+def test_a_budget_below_one_step_is_refused_before_anything_is_lost(untrained: Make) -> None:
+    run = untrained(budget__train_seconds=0.05)
     earlier = run / "checkpoint" / "step-00000009"
     earlier.mkdir(parents=True)
     (earlier / "state.json").write_text("earlier")
     before = tree_digest(run)
     message = refused("train", run)
-    assert f"budget.train_seconds = {seconds:g}" in message
+    assert "budget.train_seconds = 0.05" in message
     assert "one optimizer step" in message
     assert "reserved" in message
     assert tree_digest(run) == before
@@ -213,61 +178,16 @@ def test_rows_longer_than_the_data_are_refused(untrained: Make) -> None:
     assert "prepare more text" in message
 
 
-def test_a_vocabulary_other_than_the_tokenizers_is_refused(untrained: Make) -> None:
-    run = untrained(model__vocab_size=512)
-    message = refused("train", run)
-    assert "model.vocab_size 512" in message
-    assert "384" in message
-
-
-def test_ids_beyond_the_vocabulary_are_refused_when_they_are_read(untrained: Make, tiny_run: Path) -> None:
-    run = untrained()
-    shard = next((run / "data").glob("train_0*.bin"))
-    tokens = np.memmap(shard, dtype="<u2", mode="r+", offset=1024)
-    tokens[: read_header(shard)] = 384
-    tokens.flush()
-    message = refused("train", run)
-    assert shard.name in message
-    assert "id 384" in message
-
-
-def out_of_space(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_full_disk_while_saving_a_checkpoint_is_reported_and_keeps_the_earlier_ones(
-    untrained: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = untrained(train__checkpoint__seconds=0.001)
-    original = bitgolf.train.checkpoint.save_file
-    written: list[Path] = []
-
-    def full_after_two(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if len(written) == 2:
-            out_of_space()
-        original(tensors, path)
-        written.append(path)
-
-    monkeypatch.setattr(bitgolf.train.checkpoint, "save_file", full_after_two)
-    message = refused("train", run)
-    assert "No space left" in message
-    assert "--resume" in message
-    assert len(list((run / "checkpoint").glob("step-*"))) == 2
-    monkeypatch.undo()
-    done("train", run, "--resume")
-    assert events(run, "resume")[0]["step"] > 0
-
-
-@pytest.mark.parametrize("error", ["ENOSPC", "safetensors"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("I/O error: No space left on device")],
+    ids=["ENOSPC", "safetensors"],
+)
 def test_a_full_disk_while_writing_the_weights_keeps_the_earlier_ones(
-    run_copy: Path, monkeypatch: pytest.MonkeyPatch, error: str
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    from safetensors import SafetensorError
-
     def full(*_: Any, **__: Any) -> None:
-        if error == "ENOSPC":
-            out_of_space()
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise error
 
     names = ("weights.safetensors", "calibration/hessians.safetensors", "budget.json")
     before = [file_digest(run_copy / name) for name in names]

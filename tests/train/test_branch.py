@@ -136,3 +136,6 @@ def test_a_step_of_the_trunk_is_found_by_its_number(trunk: Path, tmp_path: Path)
             find_trunk(spec, config(), tmp_path / "arm")
     with pytest.raises(RunError, match="itself"):
         find_trunk(str(trunk), config(), trunk)
+    bare = RunDirectory.create(tmp_path / "bare", config()).path
+    with pytest.raises(RunError, match="no checkpoint to branch from"):
+        find_trunk(str(bare), config(), tmp_path / "arm")
