@@ -24,7 +24,6 @@ from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox import evaluation as sealed_evaluation
 from bitgolf.audit.sandbox.client import SealedFailure
 from bitgolf.audit.sandbox.isolation import Isolation
-from bitgolf.audit.verdict import Verdict
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
 from bitgolf.errors import ArtifactError, ConfigError
@@ -42,47 +41,14 @@ TOKENS = toy_tokens(400, seed=5)
 TRAIN_TOKENS = toy_tokens(1500, seed=9)
 COSTS = np.where(TOKENS[1:] == BOS, 0, 3).astype(np.int32)
 EVERY_CHECK = [
-    "artifact-bytes",
-    "train-clock",
-    "eval-clock",
-    "artifact-sealed",
-    "data-sealed",
-    "sealed-chain",
-    "one-configuration",
-    "train-log",
-    "headline-pass",
-    "disjoint-splits",
-    "one-order",
-    "validation-complete",
-    "byte-accounting",
-    "near-duplicates",
-    "scored-once",
-    "score-first",
-    "counts",
-    "identity",
-    "numbers-agree",
-    "future-flip",
-    "target-flip",
-    "length-blind",
-    "normalization",
-    "losses-match",
-    "other-shapes",
-    "reproduction",
-    "other-passes",
-    "sealed-evaluation",
-]
+    "artifact-bytes", "train-clock", "eval-clock", "artifact-sealed", "data-sealed", "sealed-chain",
+    "one-configuration", "train-log", "headline-pass", "disjoint-splits", "one-order", "validation-complete",
+    "byte-accounting", "near-duplicates", "scored-once", "score-first", "counts", "identity", "numbers-agree",
+    "future-flip", "target-flip", "length-blind", "normalization", "losses-match", "other-shapes", "reproduction",
+    "other-passes", "sealed-evaluation",
+]  # fmt: skip
 NEVER_RUN = ("sealed-chain", "validation-complete", "near-duplicates")
-NEED_THE_MODEL = {
-    "future-flip",
-    "target-flip",
-    "length-blind",
-    "normalization",
-    "losses-match",
-    "other-shapes",
-    "reproduction",
-    "other-passes",
-    "sealed-evaluation",
-}
+NEED_THE_MODEL = set(EVERY_CHECK[EVERY_CHECK.index("future-flip") :])
 
 
 class Model(CausalModel):
@@ -107,7 +73,7 @@ def config() -> Config:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What stands outside the run directory's files: the prepared data, its hashes, the artifact's model."""
-    world = SimpleNamespace(tokens=TOKENS, train=TRAIN_TOKENS, overlap=0, model=Model)
+    world = SimpleNamespace(model=Model)
 
     def byte_costs(tokens: np.ndarray) -> np.ndarray:
         return np.where(tokens[1:] == BOS, 0, 3).astype(np.int32)
@@ -125,9 +91,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def open_data(path: Path) -> SimpleNamespace:
         manifest = json.loads((Path(path) / "manifest.json").read_text())
-        return SimpleNamespace(
-            val=stream(world.tokens), train=stream(world.train), manifest=manifest, tokenizer=tokenizer
-        )
+        return SimpleNamespace(val=stream(TOKENS), train=stream(TRAIN_TOKENS), manifest=manifest, tokenizer=tokenizer)
 
     def load(path: Path, device: object = "cpu", attention: str = "auto") -> SimpleNamespace:
         if Path(path).read_bytes()[:7] != b"bitgolf":
@@ -140,7 +104,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return SimpleNamespace(meta=meta, model_config=config().model.model_dump(mode="json"))
 
     monkeypatch.setattr("bitgolf.audit.evidence.open_data", open_data)
-    monkeypatch.setattr("bitgolf.audit.documents.check_disjoint", lambda path: (40, 7, world.overlap))
+    monkeypatch.setattr("bitgolf.audit.documents.check_disjoint", lambda path: (40, 7, 0))
     monkeypatch.setattr("bitgolf.audit.headline.open_model", load)
     monkeypatch.setattr(sealed_evaluation, "open_model", load)
     monkeypatch.setattr("bitgolf.audit.evidence.read_artifact", read_artifact)
@@ -224,10 +188,6 @@ def edit(run: RunDirectory, name: str, change) -> None:
     atomic.write_json(run / name, value)
 
 
-def failed(verdict: Verdict) -> set[str]:
-    return {check.name for check in verdict.checks if check.verdict == "FAIL"}
-
-
 def passes_but(*not_run: str) -> dict[str, str]:
     """PASS for every check but `not_run` and those of what the toy run does not have: seals, a source, words."""
     return {check: "NOT RUN" if check in (*NEVER_RUN, *not_run) else "PASS" for check in EVERY_CHECK}
@@ -278,40 +238,7 @@ def test_what_is_missing_is_not_run(run: RunDirectory, name: str, not_run: set[s
     assert outcomes(run) == passes_but(*not_run)
 
 
-def bigger_artifact(run: RunDirectory) -> None:
-    (run / "model.bitgolf").write_bytes(b"bitgolf" + bytes(1_000_000))
-
-
-def repacked_artifact(run: RunDirectory) -> None:
-    (run / "model.bitgolf").write_bytes(b"bitgolf" + bytes(992) + b"\1")
-
-
-def calibration_after_the_end(run: RunDirectory) -> None:
-    with (run / "train.jsonl").open("a") as handle:
-        handle.write('{"event": "calibration", "elapsed_seconds": 99.0}\n')
-
-
-def more_training(run: RunDirectory) -> None:
-    run.budget().charge("train_seconds", "train", "replay", 3.0)
-
-
-def more_scoring(run: RunDirectory) -> None:
-    run.budget().charge("eval_seconds", "score", "hints", 31.0)
-
-
-def rescored_target(run: RunDirectory) -> None:
-    edit(run, "tape.json", lambda ledger: ledger["events"].append({"event": "score", "targets": [0, 5], "state": 0}))
-
-
-def early_update(run: RunDirectory) -> None:
-    def change(ledger):
-        ledger["events"][0]["state"] = 1
-        ledger["events"].insert(0, {"event": "update", "tokens": [0, 400], "state": 1})
-
-    edit(run, "tape.json", change)
-
-
-def byte_denominator(run: RunDirectory) -> None:
+def test_another_number_of_bytes_is_found_by_three_checks(run: RunDirectory) -> None:
     def change(score):
         for entry in score["methods"].values():
             entry["bytes"] += 50
@@ -320,64 +247,9 @@ def byte_denominator(run: RunDirectory) -> None:
         score["headline_bpb"] = score["methods"]["sliding"]["bpb"]
 
     edit(run, "score.json", change)
-
-
-def lucky_loss(run: RunDirectory) -> None:
-    nll = np.load(run / "nll.npy")
-    nll[:4] *= 0.9
-    save_losses(run, nll)
-    entry = bits_per_byte(nll, COSTS).to_json()
-
-    def change(score):
-        score["methods"]["sliding"].update(entry)
-        score["headline_bpb"] = entry["bpb"]
-
-    edit(run, "score.json", change)
-
-
-def rounded_up_score(run: RunDirectory) -> None:
-    def change(score):
-        score["methods"]["sliding"]["bpb"] -= 0.01
-
-    edit(run, "score.json", change)
-
-
-def bpb_in_the_loss_field(run: RunDirectory) -> None:
-    edit(
-        run,
-        "score.json",
-        lambda score: score["methods"]["chunked"].update(loss_nats=score["methods"]["chunked"]["bpb"]),
-    )
-
-
-@pytest.mark.parametrize(
-    "plant, caught_by",
-    [
-        (bigger_artifact, {"artifact-bytes", "artifact-sealed"}),
-        (repacked_artifact, {"artifact-sealed"}),
-        (calibration_after_the_end, {"train-clock", "numbers-agree"}),
-        (more_training, {"train-clock", "numbers-agree"}),
-        (more_scoring, {"eval-clock"}),
-        (rescored_target, {"scored-once"}),
-        (early_update, {"score-first"}),
-        (byte_denominator, {"counts", "identity", "other-passes"}),
-        (lucky_loss, {"reproduction"}),
-        (rounded_up_score, {"identity", "numbers-agree"}),
-        (bpb_in_the_loss_field, {"identity"}),
-    ],
-)
-def test_planted_violations_are_named(run: RunDirectory, plant, caught_by: set[str]) -> None:
-    plant(run)
     verdict = audit_run(run, quick=True)
-    assert failed(verdict) == caught_by, [check for check in verdict.checks if check.verdict == "FAIL"]
+    assert {check.name for check in verdict.checks if check.verdict == "FAIL"} == {"counts", "identity", "other-passes"}
     assert verdict.exit_code == 1 and not json.loads((run / "audit.json").read_text())["passed"]
-
-
-def test_planted_data_is_named(run: RunDirectory, world: SimpleNamespace) -> None:
-    world.overlap = 3
-    assert {name for name, verdict in outcomes(run).items() if verdict == "FAIL"} == {"disjoint-splits"}
-    world.overlap, world.tokens = 0, TOKENS[:390]  # the run scored more tokens than the shards hold
-    assert {"scored-once", "counts"} <= {name for name, verdict in outcomes(run).items() if verdict == "FAIL"}
 
 
 def test_leaking_artifact_is_caught(run: RunDirectory, world: SimpleNamespace) -> None:

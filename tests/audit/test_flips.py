@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fake_evidence import evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import (
@@ -22,10 +23,11 @@ from toy_models import (
 from bitgolf.audit.distribution import losses_of, normalized
 from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.registry import attempt
+from bitgolf.audit.tape_log import score_first
 from bitgolf.audit.traces import Trace, deterministic_kernels, flip_tokens, trace
 from bitgolf.audit.verdict import Finding
 from bitgolf.errors import RuleViolation
-from bitgolf.evaluate import make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 
 TOKENS = toy_tokens(70, seed=3)
 
@@ -53,16 +55,9 @@ def target_flip(evaluation, tokens: np.ndarray = TOKENS, chunk_targets: int = 0)
 
 
 def flips(evaluation, tokens: np.ndarray, span, chunk_targets: int) -> Finding:
-    return flip_test(
-        evaluation,
-        tokens,
-        span,
-        vocab_size=VOCAB,
-        bos_id=BOS,
-        num_flips=8,
-        rng=np.random.default_rng(0),
-        chunk_targets=chunk_targets,
-    )
+    rng = np.random.default_rng(0)
+    options = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 8, "rng": rng, "chunk_targets": chunk_targets}
+    return flip_test(evaluation, tokens, span, **options)
 
 
 HONEST = {
@@ -126,14 +121,20 @@ def test_a_loss_that_nearly_matches_its_distribution(error: float, verdict: str)
 def test_adapter_that_trains_on_the_next_chunk_is_caught() -> None:
     """Its ledger is clean and each model state causal: only flips through the whole evaluation show it."""
     smuggling = evaluation_of(CausalModel, wrap=SmugglingCache)
-    assert future_flip(smuggling, chunk_targets=20).verdict == "FAIL"
-    assert target_flip(smuggling, chunk_targets=20).verdict == "FAIL"
+    for check in (future_flip, target_flip):
+        found = check(smuggling, chunk_targets=20)
+        assert found.verdict == "FAIL"
+        assert all(leak["moved_target"] >= 20 for leak in found.evidence["leaks"]), "the first chunk is honest"
+    tape = ScoreTape(TOKENS)
+    evaluate(tape, *smuggling(TOKENS), chunk_targets=20)
+    assert score_first(evidence(event_log=tape.event_log)).verdict == "PASS"
 
 
 def test_adapter_that_reads_ahead_fails_its_check() -> None:
     eager = evaluation_of(CausalModel, wrap=lambda model, _: EagerCache(model))
     found = attempt(lambda evaluation: future_flip(evaluation, chunk_targets=20), eager)
     assert found.verdict == "FAIL" and "an adapter asked for tokens" in found.reason
+    assert found.evidence["error"] == "RuleViolation"
 
 
 class Wrapped:
@@ -254,9 +255,6 @@ def test_nan_predictions_do_not_pass() -> None:
 
     evaluation = evaluation_of(CausalModel, scorer_class=Broken)
     assert future_flip(evaluation).verdict != "PASS"
-    log_p = trace(HONEST["sliding"], TOKENS).log_p.copy()
-    log_p[7, 0] = np.nan
-    assert normalized(log_p, VOCAB).verdict == "FAIL"
 
 
 def test_wrong_vocabulary_is_not_normalized_over_it() -> None:

@@ -23,6 +23,9 @@ from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import digest, file_digest, seal_of, sealed
 
 CHECKS = ("artifact-sealed", "data-sealed", "sealed-chain")
+CHANGED_SCORE = "score.json was changed after scoring"
+HIGHER_CAP = "budget.artifact_bytes was 1000000 when the model was packed, it is 2000000 in config.toml"
+MORE_SECONDS = "budget.train_seconds was 120.0 when the model was trained"
 
 
 def problems(root: Path) -> str:
@@ -100,43 +103,23 @@ def easiest_documents(root: Path) -> None:
     name_shard(root, "val", reseal=True)
 
 
-def higher_cap(root: Path) -> None:
-    text = (root / "config.toml").read_text()
-    (root / "config.toml").write_text(re.sub(r"artifact_bytes = \d+", "artifact_bytes = 2000000", text))
+def record(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A record that is edited."""
+    return lambda root: edit(root / name, change)
 
 
-def more_training_seconds(root: Path) -> None:
-    text = (root / "config.toml").read_text()
-    (root / "config.toml").write_text(re.sub(r"train_seconds = [\d.]+", "train_seconds = 900.0", text))
+def setting(pattern: str, line: str) -> Callable[[Path], None]:
+    """Another value in config.toml."""
 
+    def change(root: Path) -> None:
+        text = (root / "config.toml").read_text()
+        (root / "config.toml").write_text(re.sub(pattern, line, text))
 
-def other_stride(root: Path) -> None:
-    text = (root / "config.toml").read_text()
-    (root / "config.toml").write_text(re.sub(r"stride = \d+", "stride = 16", text))
-
-
-def better_method(root: Path) -> None:
-    edit(root / "score.json", lambda score: score["methods"]["chunked"].update(bpb=0.2))
+    return change
 
 
 def better_method_with_losses(root: Path) -> None:
     np.save(root / "nll-chunked.npy", np.load(root / "nll-chunked.npy") * np.float32(0.7))
-
-
-def better_float_score(root: Path) -> None:
-    edit(root / "score.json", lambda score: score["float"]["chunked"].update(bpb=0.1))
-
-
-def other_device(root: Path) -> None:
-    edit(root / "score.json", lambda score: score.update(device="NVIDIA H200"))
-
-
-def other_tape(root: Path) -> None:
-    edit(root / "tape.json", lambda tape: tape.update(note="nothing"))
-
-
-def unsealed_score(root: Path) -> None:
-    edit(root / "score.json", lambda score: score.pop("seal"))
 
 
 def other_weights(root: Path) -> None:
@@ -153,10 +136,6 @@ def other_statistics(root: Path) -> None:
 def more_statistics(root: Path) -> None:
     folder = root / "calibration"
     shutil.copy(folder / "hessians.safetensors", folder / "more.safetensors")
-
-
-def smaller_record(root: Path) -> None:
-    edit(root / "pack.json", lambda pack: pack.update(seconds=0.1))
 
 
 def other_tokenizer(root: Path) -> None:
@@ -197,19 +176,34 @@ def artifact_changed(root: Path) -> None:
         (other_shard_in_a_new_seal, "the data is not the data that was trained on"),
         (easiest_documents, "the data is not the data that was scored"),
         (other_tokenizer, "tokenizer"),
-        (higher_cap, "budget.artifact_bytes was 1000000 when the model was packed, it is 2000000 in config.toml"),
-        (more_training_seconds, "budget.train_seconds was 120.0 when the model was trained"),
-        (other_stride, "score.stride was 32 when the model was scored"),
-        (better_method, "score.json was changed after scoring"),
+        (
+            setting(r"artifact_bytes = \d+", "artifact_bytes = 2000000"),
+            "budget.artifact_bytes was 1000000 when the model was packed, it is 2000000 in config.toml",
+        ),
+        (
+            setting(r"train_seconds = [\d.]+", "train_seconds = 900.0"),
+            "budget.train_seconds was 120.0 when the model was trained",
+        ),
+        (setting(r"stride = \d+", "stride = 16"), "score.stride was 32 when the model was scored"),
+        (
+            record("score.json", lambda score: score["methods"]["chunked"].update(bpb=0.2)),
+            CHANGED_SCORE,
+        ),
         (better_method_with_losses, "nll-chunked.npy was changed after scoring"),
-        (better_float_score, "score.json was changed after scoring"),
-        (other_device, "score.json was changed after scoring"),
-        (other_tape, "tape.json was changed after scoring"),
-        (unsealed_score, "score.json has no seal"),
+        (
+            record("score.json", lambda score: score["float"]["chunked"].update(bpb=0.1)),
+            CHANGED_SCORE,
+        ),
+        (
+            record("score.json", lambda score: score.update(device="NVIDIA H200")),
+            CHANGED_SCORE,
+        ),
+        (record("tape.json", lambda tape: tape.update(note="nothing")), "tape.json was changed after scoring"),
+        (record("score.json", lambda score: score.pop("seal")), "score.json has no seal"),
         (other_weights, "weights.safetensors was changed after training"),
         (other_statistics, "calibration/hessians.safetensors was changed after training"),
         (more_statistics, "calibration/more.safetensors was added after training"),
-        (smaller_record, "pack.json was changed after packing"),
+        (record("pack.json", lambda pack: pack.update(seconds=0.1)), "pack.json was changed after packing"),
         (other_loss, "line 2 of train.jsonl (`step`) does not follow"),
         (missing_line, "of train.jsonl (`end`) does not follow"),
         (log_sealed_again, "pack.json was changed after packing, or it does not follow this train.jsonl"),
