@@ -12,16 +12,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 
 from bitgolf.commands.audit import AUDIT
 from bitgolf.commands.codec import COMPRESS, DECOMPRESS
 from bitgolf.commands.compare import COMPARE
+from bitgolf.commands.completion import COMPLETION
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.doctor import DOCTOR
-from bitgolf.commands.output import print_error
+from bitgolf.commands.help import build_parser
+from bitgolf.commands.output import print_error, print_line
 from bitgolf.commands.pack import PACK
 from bitgolf.commands.prepare import PREPARE
 from bitgolf.commands.presets import PRESETS
@@ -29,16 +30,27 @@ from bitgolf.commands.report import REPORT
 from bitgolf.commands.run import RUN
 from bitgolf.commands.sample import SAMPLE
 from bitgolf.commands.score import SCORE
+from bitgolf.commands.settings import SETTINGS
 from bitgolf.commands.submit import SUBMIT
 from bitgolf.commands.train import TRAIN
 from bitgolf.config.overrides import parse_overrides
 from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
-from bitgolf.version import __version__
 
 COMMANDS = (
-    RUN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, COMPRESS, DECOMPRESS, SAMPLE, PRESETS, DOCTOR,
+    RUN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, COMPRESS, DECOMPRESS, PRESETS, SETTINGS,
+    DOCTOR, COMPLETION,
 )  # fmt: skip
+
+_WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.
+
+Begin with:
+  bitgolf doctor                                             what this machine offers
+  bitgolf run demo --out runs/demo                           train and score a small model, under four minutes on a CPU
+  bitgolf sample runs/demo --prompt "The "                   let the model continue a text
+
+`bitgolf run demo --out runs/mine --data.source dir:FOLDER` trains on your own text files.
+`bitgolf --help` lists all commands, `bitgolf COMMAND --help` explains one, `bitgolf settings` lists all settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,35 +93,27 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     The result holds the command's arguments, `run_command` and `overrides` (text by dotted key).
     Raises ConfigError.
     """
-    arguments, rest = _parser().parse_known_args(argv)
+    parser, options = build_parser(COMMANDS)
+    words = [_hyphens(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    if not words:
+        return argparse.Namespace(run_command=_welcome)
+    arguments, rest = parser.parse_known_args(words)
     if rest and not arguments.takes_overrides:
         raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
-    arguments.overrides = parse_overrides(rest)
+    arguments.overrides, arguments.commands = parse_overrides(rest), COMMANDS
     return arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as a ConfigError, which is one line."""
+def _hyphens(word: str, options: set[str]) -> str:
+    """`--max_tokens` as the option `--max-tokens`."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.replace("_", "-") in options else word
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="bitgolf",
-        description="Train the best language model that fits in N bytes in T seconds, and prove its score.",
-        epilog="Settings are dotted overrides, for example --train.matrix_lr 0.02; "
-        "`bitgolf presets show NAME` lists them all.",
-    )
-    parser.add_argument("--version", action="version", version=f"bitgolf {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        sub = commands.add_parser(command.name, help=command.text, description=command.text, allow_abbrev=False)
-        sub.set_defaults(run_command=command.run, takes_overrides=command.takes_overrides)
-        sub.add_argument("--json", action="store_true", help="print the result as JSON")
-        command.add_arguments(sub)
-    return parser
+def _welcome(_: argparse.Namespace, out: Console) -> int:
+    """What `bitgolf` alone prints."""
+    print_line(out, _WELCOME)
+    return 0
 
 
 def _set_up_logging(level: int) -> None:

@@ -10,18 +10,19 @@ Legend: n tokens of a text, without the BOS before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bitgolf.artifact.generate import generate, require_text
+from bitgolf.artifact.generate import Sampling, generate, require_text
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.tape import ScoreTape, evaluate
-from bitgolf.evaluate.window_scorer import make_scorer
+from bitgolf.evaluate.window_scorer import WindowScorer
 
 # Tokens per forward pass. On a CPU larger batches are not faster and take more memory than the text.
 _BATCH_TOKENS = {"cuda": 65_536, "cpu": 8_192}
@@ -71,10 +72,26 @@ class LanguageModel(PackedModel):
         max_tokens: int = 200,
         temperature: float = 0.8,
         top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int | None = None,
+        each: Callable[[str], None] = lambda text: None,
     ) -> str:
-        """The continuation of `prompt`; see `bitgolf.artifact.generate` for the settings."""
-        return generate(self, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        """The continuation of `prompt`, without the prompt.
+
+        Args:
+            prompt: an empty prompt starts a document.
+            max_tokens: tokens to add at most. Generation also ends where the model ends the document.
+            temperature: 0 takes the most likely token each time.
+            top_k: sample among the k most likely tokens; 0 = all.
+            top_p: sample among the fewest most likely tokens whose probabilities add up to this; 1 = all.
+            stop: texts that end the generation; they are not part of the result.
+            seed: of the sampling; None = a random one.
+            each: called with the parts of the text, as soon as they are certain.
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        return generate(self, prompt, Sampling(max_tokens, temperature, top_k, top_p, stop, seed), each).text
 
     def _score(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         require_text("text", text)
@@ -82,18 +99,14 @@ class LanguageModel(PackedModel):
             raise ConfigError("cannot score an empty text: there is no token to predict")
         ids = np.append(np.uint16(self.tokenizer.bos_id), self.tokenizer.encode_documents([text])[0])
         tape = ScoreTape(ids)
-        most = _BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
-        batch = max(self.window, min(most, self.window * (1 + len(ids) // self.stride)))
-        scorer = make_scorer(
-            "sliding",
-            self.model,
-            window=self.window,
-            stride=min(self.stride, self.window),
-            batch_tokens=batch,
-            device=self.device,
-        )
-        evaluate(tape, scorer)
+        evaluate(tape, self.scorer(len(ids)))
         return ids, np.asarray(tape.nll)
+
+    def scorer(self, num_tokens: int) -> WindowScorer:
+        """The scorer of a text of so many tokens: sliding windows."""
+        most = _BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+        batch = max(self.window, min(most, self.window * (1 + num_tokens // self.stride)))
+        return WindowScorer(self.model, self.window, min(self.stride, self.window), batch, self.device, 0, 1)
 
 
 def load(path: str | Path, device: str | torch.device = "auto", attention: str = "auto") -> LanguageModel:

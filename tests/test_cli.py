@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import lzma
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -18,14 +21,16 @@ from tiny_run import cli, documents, done, environment, refused, write_jsonl
 
 import bitgolf.commands.console
 from bitgolf.audit.verdict import Check, Verdict
-from bitgolf.cli import SafeFormatter
+from bitgolf.cli import COMMANDS, SafeFormatter, parse
 from bitgolf.commands import doctor
+from bitgolf.commands.command import Command
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.output import make_table, plain
 from bitgolf.commands.tables import audit_table, data_table, doctor_table, score_table
-from bitgolf.config import load_config, preset_names, resolve
+from bitgolf.config import all_settings, load_config, preset_names, resolve
 from bitgolf.config.overrides import parse_overrides
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, DataError, RunError
+from bitgolf.language_model import load
 from bitgolf.version import __version__
 
 CHECK_KEYS = ("rule", "title", "verdict", "reason")
@@ -88,6 +93,87 @@ def test_the_version_and_the_help_are_printed() -> None:
     for command in "run prepare train pack score audit report sample presets doctor".split():  # noqa: SIM905
         assert f"\n    {command} " in text
         assert cli(command, "--help").status == 0
+
+
+def test_alone_it_says_what_it_is_and_what_to_type_first() -> None:
+    text = done().stdout
+    assert "best language model that fits" in text
+    first = [line.split("  ")[1] for line in text.splitlines() if line.startswith("  bitgolf ")]
+    assert [command.split()[1] for command in first] == ["doctor", "run", "sample"]
+    for command in first:
+        parse(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_help_of_a_command_has_a_sentence_settings_and_examples(command: Command) -> None:
+    text = cli(command.name, "--help").stdout
+    assert f"\n{command.text[0].upper()}" in text and command.examples
+    for key in command.settings:
+        assert f"--{key} " in text
+    for line, meaning in command.examples:
+        assert f"  bitgolf {line}\n      {meaning}" in text
+        arguments = parse(shlex.split(line.partition(" > ")[0]))
+        assert arguments.run_command is command.run or command.name == "prepare"
+        resolve({}, {key: value for key, value in arguments.overrides.items() if key != "data.val_bytes"})
+
+
+def test_hyphens_and_underscores_are_the_same() -> None:
+    arguments = parse(["sample", "m", "--max_tokens", "5", "--top_p=0.5"])
+    assert (arguments.max_tokens, arguments.top_p) == (5, 0.5)
+    assert parse(["run", "demo", "--out", "r", "--train.matrix-lr", "1"]).overrides == {"train.matrix_lr": "1"}
+    with pytest.raises(ConfigError, match="given twice"):
+        parse_overrides(["--train.matrix-lr", "1", "--train.matrix_lr", "1"])
+
+
+def test_settings_are_searched_by_name_pattern_and_meaning() -> None:
+    def names(*words: str) -> list[str]:
+        return [setting["key"] for setting in done("settings", *words, "--json").json]
+
+    assert names() == list(all_settings())
+    assert names("train.*_lr") == ["train.matrix_lr", "train.embed_lr", "train.scalar_lr", "train.min_lr"]
+    assert "score.stride" in names("window") and "train.muon.steps" in names("newton")
+    assert names("artifact-bytes") == ["budget.artifact_bytes"]
+    (row,) = done("settings", "budget.artifact_bytes", "--json").json
+    assert row["allowed"] == "integer >= 1" and row["default"] == 16_000_000 and "largest size" in row["description"]
+    text = done("settings", "budget.*").stdout
+    assert "budget.train_seconds" in text and "600" in text and "number > 0" in text
+    assert "did you mean 'train.matrix_lr'" in refused("settings", "train.lr")
+    assert "lists all of them" in refused("settings", "dropout")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_complete_commands_options_and_settings(shell: str) -> None:
+    script = done("completion", shell).stdout
+    assert "compress" in script and "train.matrix_lr" in script and "max-tokens" in script
+
+
+def test_a_shell_completes_a_setting(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    script = tmp_path / "completion"
+    script.write_text(done("completion", "bash").stdout)
+    lines = f"source {script}; COMP_WORDS=(bitgolf run --train.mat); COMP_CWORD=2; _shtab_bitgolf; echo $COMPREPLY"
+    answer = subprocess.run([bash, "-c", lines], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "--train.matrix_lr"
+
+
+def test_a_text_file_is_scored_beside_compressors(tiny_run: Path, tmp_path: Path) -> None:
+    text = "".join(documents()[:3])
+    path = tmp_path / "notes.txt"
+    path.write_text(text, encoding="utf-8")
+    values = done("score", path, "--model", tiny_run, "--device", "cpu", "--json").json
+    assert values["score"]["bpb"] == load(tiny_run / "model.bitgolf", device="cpu").bits_per_byte(text)
+    assert values["bytes"] == values["score"]["bytes"] == len(text.encode())
+    assert values["compressors"]["xz-9"] == 8 * len(lzma.compress(text.encode(), preset=9)) / len(text.encode())
+    shown = done("score", path, "--model", tiny_run / "model.bitgolf").stdout
+    assert f"{values['score']['bpb']:.4f}" in shown and "xz-9" in shown and "zstd-22" in shown
+    assert "name the model that scores it with --model" in refused("score", path)
+    path.write_bytes(b"abc\xff")
+    assert "is not UTF-8 text: byte 3 is 0xFF" in refused("score", path, "--model", tiny_run)
+    path.write_bytes(b"")
+    assert "empty text" in refused("score", path, "--model", tiny_run)
+    assert "holds no model.bitgolf" in refused("score", path, "--model", tmp_path)
 
 
 def test_presets_are_listed_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +350,11 @@ def test_a_sample_repeats_with_its_seed_and_begins_with_the_prompt(tiny_run: Pat
     assert done(*words).stdout == text
     answer = done(*words, "--json").json
     assert answer["prompt"] + answer["continuation"] + "\n" == text
+    assert done("sample", tiny_run, *words[2:]).stdout == text
+    stop = answer["continuation"][5:8]
+    stopped = done(*words, "--stop", stop, "--stop", "\0").stdout
+    assert stopped == text[: text.index(stop, len("The [quiet] "))] + "\n"
+    assert done(*words, "--top-p", "0.0001").stdout == done(*words, "--temperature", "0").stdout
 
 
 def test_lossy_shards_are_summarized_by_the_bytes_that_count(tmp_path: Path) -> None:

@@ -184,10 +184,58 @@ def test_the_best_token_alone_is_the_greedy_choice_at_any_temperature(packed: La
 def test_sampling_follows_temperature_and_top_k() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -30.0])
     generator = torch.Generator().manual_seed(0)
-    draws = [generation._choose(logits, 0.5, 2, generator) for _ in range(4000)]
+    draws = [generation._choose(logits, generation.Sampling(temperature=0.5, top_k=2), generator) for _ in range(4000)]
     expected = 1 / (1 + math.exp(-2.0))  # two candidates, a logit apart, at temperature one half
     assert set(draws) == {0, 1}
     assert draws.count(0) / 4000 == pytest.approx(expected, abs=0.02)
+
+
+def test_sampling_among_the_tokens_that_have_a_probability() -> None:
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(top_p: float) -> set[int]:
+        sampling = generation.Sampling(temperature=1.0, top_p=top_p)
+        return {generation._choose(logits, sampling, generator) for _ in range(300)}
+
+    assert [drawn(p) for p in (0.1, 0.4, 0.41, 0.7, 0.75, 1.0)] == [
+        {0}, {0}, {0, 1}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [(), ("e",), ("quiet", "the"), ("zzz",), ("the river crosses",)], ids=str)
+def test_the_parts_of_a_text_add_up_and_end_before_a_stop(packed: LanguageModel, stop: tuple[str, ...]) -> None:
+    whole = packed.generate("The ", max_tokens=60, seed=5)
+    parts: list[str] = []
+    text = packed.generate("The ", max_tokens=60, seed=5, stop=stop, each=parts.append)
+    assert "".join(parts) == text
+    assert text == min((whole.partition(end)[0] for end in stop), key=len, default=whole)
+    assert len(parts) > 1 or len(text) < 9
+    assert all(parts)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_characters_of_several_tokens_are_passed_on_whole(lossless: bool) -> None:
+    class Spelled:
+        """Every byte is a token."""
+
+        def __init__(self) -> None:
+            self.lossless = lossless
+
+        def token_text_bytes(self, token: int) -> bytes:
+            return bytes([token])
+
+        def decode(self, ids: list[int]) -> str:
+            return bytes(ids).decode("utf-8", "replace")
+
+    ids = [ord("a")]
+    spelling = generation._Spelling(Spelled(), ids)  # type: ignore[arg-type]
+    parts = []
+    for byte in "é漢".encode() + b"x\xe6\xbc":
+        ids.append(byte)
+        parts.append(spelling.add(byte))
+    assert parts == ["", "é", "", "", "漢", "x", "", ""]
+    assert spelling.finish() == "\ufffd"
 
 
 def test_generation_ends_with_the_document(packed: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +252,8 @@ def test_generation_ends_with_the_document(packed: LanguageModel, monkeypatch: p
         {"temperature": math.nan},
         {"temperature": math.inf},
         {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
         {"seed": -1},
         {"seed": 2**64},
     ],
@@ -226,6 +276,9 @@ def test_impossible_generation_settings_are_refused(packed: LanguageModel, setti
         (lambda lm: lm.generate("The ", max_tokens=2.5), "max_tokens must be a whole number, not float"),
         (lambda lm: lm.generate("The ", temperature="hot"), "temperature must be a number, not str"),
         (lambda lm: lm.generate("The ", top_k=True), "top_k must be a whole number, not bool"),
+        (lambda lm: lm.generate("The ", top_p="all"), "top_p must be a number, not str"),
+        (lambda lm: lm.generate("The ", stop="."), "stop must be a list of strings, not str"),
+        (lambda lm: lm.generate("The ", stop=[3]), "stop must be a string, not int"),
         (lambda lm: lm.generate("The ", seed="now"), "seed must be a whole number or None, not str"),
         (lambda lm: bitgolf.load(7), "path must be a string or a path, not int"),
         (lambda lm: bitgolf.load("x", device=0), "device must be auto, cpu, cuda or a torch.device, not int"),

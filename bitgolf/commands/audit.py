@@ -91,5 +91,13 @@ def _verdict(arguments: Arguments) -> Verdict:
 
 
 AUDIT = Command(
-    "audit", "check a run, or the folder of a submission, against the rules, with evidence", _add_arguments, _audit
+    "audit",
+    "check a run, or a submission, against the rules (exit status 1: a check failed; 3: one could not run)",
+    _add_arguments,
+    _audit,
+    examples=(
+        ("audit runs/mine", "all checks of a run"),
+        ("audit runs/mine --quick", "smaller samples, about a minute"),
+        ("audit submissions/mine --out verdict.json", "a submission that anybody made; nothing in it is run"),
+    ),
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.files import STANDARD, check_output, read_input, write_output
+from bitgolf.commands.files import STANDARD, artifact_path, check_output, read_input, write_output
 from bitgolf.commands.output import print_json, print_line
 from bitgolf.config import TTTConfig, load_config
 from bitgolf.errors import ArtifactError, ConfigError
@@ -129,7 +129,7 @@ def ask_for_reproducible_cublas() -> None:
 def _add_paths(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("file", type=Path, help=what)
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - = standard output")
-    parser.add_argument("--model", type=Path, required=True, help="artifact (model.bitgolf)")
+    parser.add_argument("--model", type=Path, required=True, help="run directory, or its model.bitgolf")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -144,7 +144,7 @@ def _input(arguments: Arguments) -> bytes:
 def _model(arguments: Arguments) -> CodecModel:
     from bitgolf.codec import CodecModel
 
-    return CodecModel.load(arguments.model, arguments.device)
+    return CodecModel.load(artifact_path(arguments.model), arguments.device)
 
 
 def _ttt(arguments: Arguments, model: CodecModel) -> TTTConfig | None:
@@ -175,6 +175,21 @@ def _show(arguments: Arguments, out: Console, figures: dict[str, Any], line: str
 
 
 COMPRESS = Command(
-    "compress", "code a file without loss with the model of an artifact", _add_compress_arguments, _compress, True
+    "compress",
+    "compress a file without loss with the model of an artifact",
+    _add_compress_arguments,
+    _compress,
+    True,
+    settings=("ttt.method", "ttt.lora.rank", "ttt.lora.lr", "ttt.weights.lr"),
+    examples=(
+        ("compress notes.txt -o notes.bg --model runs/mine", "compress one file"),
+        ("compress notes.txt -o notes.bg --model runs/mine --ttt --ttt.method lora", "smaller, and much slower"),
+    ),
 )
-DECOMPRESS = Command("decompress", "restore the file that `compress` coded", _add_decompress_arguments, _decompress)
+DECOMPRESS = Command(
+    "decompress",
+    "restore the file that `compress` coded",
+    _add_decompress_arguments,
+    _decompress,
+    examples=(("decompress notes.bg -o same.txt --model runs/mine", "the exact bytes, or an error"),),
+)

@@ -25,6 +25,8 @@ class Command:
         run: does the work, prints to the console and returns the exit status. `arguments` also holds `overrides`
             (text by dotted key) and `progress` (a `ConsoleProgress`).
         takes_overrides: whether `--section.key value` is allowed.
+        settings: keys of the settings that matter most for the command; its help lists them.
+        examples: command lines without the word `bitgolf`, each with what it does.
     """
 
     name: str
@@ -32,3 +34,5 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Arguments, Console], int]
     takes_overrides: bool = False
+    settings: tuple[str, ...] = ()
+    examples: tuple[tuple[str, str], ...] = ()

@@ -131,5 +131,12 @@ def _published(arguments: Arguments) -> Sample | None:
 
 
 COMPARE = Command(
-    "compare", "compare runs with a baseline: over seeds, and document by document", _add_arguments, _compare
+    "compare",
+    "compare runs with a baseline: over seeds, and document by document",
+    _add_arguments,
+    _compare,
+    examples=(
+        ("compare runs/mine --baseline runs/other", "is the difference between two runs real?"),
+        ("compare runs/a1 runs/a2 --baseline runs/b1 runs/b2 --html comparison.html", "two sets of seeds, as a page"),
+    ),
 )

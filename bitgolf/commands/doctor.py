@@ -146,4 +146,10 @@ def _doctor(arguments: Arguments, out: Console) -> int:
     return 0
 
 
-DOCTOR = Command("doctor", "hardware, backends and libraries of this machine", _add_arguments, _doctor)
+DOCTOR = Command(
+    "doctor",
+    "show what this machine and its libraries offer, and what each missing piece costs",
+    _add_arguments,
+    _doctor,
+    examples=(("doctor", "a table"), ("doctor --json", "for a report of a problem")),
+)

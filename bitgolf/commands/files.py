@@ -38,6 +38,16 @@ def read_input(path: Path, max_bytes: int) -> bytes:
     return data
 
 
+def artifact_path(path: Path) -> Path:
+    """The artifact of a run directory, or `path` itself. Raises ConfigError for a directory without an artifact."""
+    if not path.is_dir():
+        return path
+    artifact = path / "model.bitgolf"
+    if not artifact.exists():
+        raise ConfigError(f"{path} holds no model.bitgolf; finish the run with `bitgolf run ... --resume`")
+    return artifact
+
+
 def check_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
     """Raise ConfigError if `path` cannot be written, or is one of the regular files that are read."""
     if path == STANDARD:

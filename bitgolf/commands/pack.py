@@ -47,4 +47,17 @@ def pack_run(run: RunDirectory, device: Any, progress: Any, cap: int | None = No
     pack(run, device, code_bytes(run.config), artifact_bytes=cap, progress=progress)
 
 
-PACK = Command("pack", "quantize and pack the trained weights under the byte cap", _add_arguments, _pack)
+PACK = Command(
+    "pack",
+    "quantize the trained weights and pack them into one file under the byte cap",
+    _add_arguments,
+    _pack,
+    settings=(
+        "budget.artifact_bytes",
+        "pack.method",
+        "pack.compressor",
+        "pack.grid.matrix_bits",
+        "pack.grid.embed_bits",
+    ),
+    examples=(("pack runs/mine", "pack again"), ("pack runs/mine --artifact-bytes 500000", "under another cap")),
+)

@@ -39,4 +39,15 @@ def _prepare(arguments: Arguments, out: Console) -> int:
     return 0
 
 
-PREPARE = Command("prepare", "text -> tokenizer and shards", _add_arguments, _prepare, True)
+PREPARE = Command(
+    "prepare",
+    "turn text into a tokenizer and token shards, for use in several runs",
+    _add_arguments,
+    _prepare,
+    True,
+    settings=("data.val_fraction", "data.val_source", "data.val_bytes", "data.tokenizer", "model.vocab_size"),
+    examples=(
+        ("prepare dir:notes --out data/notes --model.vocab_size 1024", "the text files of a folder"),
+        ("run demo --out runs/notes --data.source shards:data/notes --data.val_bytes 0", "train on the result"),
+    ),
+)

@@ -70,4 +70,15 @@ def annotated(config: Config) -> str:
     return "\n".join(lines)
 
 
-PRESETS = Command("presets", "list the presets, or `show NAME` with every setting", _add_arguments, _presets, True)
+PRESETS = Command(
+    "presets",
+    "list the presets, or `show NAME` with every setting",
+    _add_arguments,
+    _presets,
+    True,
+    examples=(
+        ("presets", "what there is"),
+        ("presets show demo > mine.toml", "a file to edit; `bitgolf run mine.toml --out DIR` uses it"),
+        ("presets show demo --train.matrix_lr 0.02 --json", "the configuration that a command would use"),
+    ),
+)

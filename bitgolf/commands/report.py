@@ -52,5 +52,13 @@ def _site(paths: list[Path], arguments: Arguments, out: Console) -> int:
 
 
 REPORT = Command(
-    "report", "write report.html; for several runs, or a folder of them, a site (--out)", _add_arguments, _report
+    "report",
+    "write the page of a run, report.html, or with --out a site of several runs",
+    _add_arguments,
+    _report,
+    settings=("report.samples", "report.sample_tokens", "report.surprisal_tokens"),
+    examples=(
+        ("report runs/mine", "writes runs/mine/report.html"),
+        ("report runs --out site", "a page of every run in the folder, and one that compares them"),
+    ),
 )

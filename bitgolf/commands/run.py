@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("preset", help="preset name or .toml file")
+    parser.add_argument("preset", help="name of a preset (see `bitgolf presets`), or path of a .toml file")
     parser.add_argument("--out", required=True, type=Path, help="run directory")
     parser.add_argument("--resume", action="store_true", help="continue a run of the same configuration")
     parser.add_argument("--branch", metavar="RUN[@STEP]", default="", help="start from a checkpoint of another run")
@@ -114,4 +114,29 @@ def _on_main(peers: World, work: Callable[[], None]) -> None:
         raise failure or RunError("rank 0 failed; see its error message")
 
 
-RUN = Command("run", "all stages: prepare, train, pack, score, audit, report", _add_arguments, _run, True)
+RUN = Command(
+    "run",
+    "make a model: prepare, train, pack, score, audit and report",
+    _add_arguments,
+    _run,
+    True,
+    settings=(
+        "data.source",
+        "data.val_fraction",
+        "budget.artifact_bytes",
+        "budget.train_seconds",
+        "model.vocab_size",
+        "model.num_layers",
+        "model.model_dim",
+        "train.seq_len",
+        "train.batch_tokens",
+        "train.matrix_lr",
+        "score.methods",
+        "seed",
+    ),
+    examples=(
+        ("run demo --out runs/demo", "a small model of Python's documentation, under four minutes on two CPU cores"),
+        ("run demo --out runs/mine --data.source dir:notes --budget.train_seconds 120", "a model of your own files"),
+        ("run demo --out runs/mine --data.source dir:notes --budget.train_seconds 120 --resume", "continue that run"),
+    ),
+)

@@ -1,4 +1,4 @@
-"""`bitgolf score`: score the artifact of a run directory on its validation text."""
+"""`bitgolf score`: score the artifact of a run on its validation text, or any text file with `--model`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,33 @@ from pathlib import Path
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import STANDARD, artifact_path, read_input
 from bitgolf.commands.output import print_json
-from bitgolf.commands.tables import score_table
+from bitgolf.commands.tables import score_table, text_score_table
+from bitgolf.errors import ConfigError, DataError
 from bitgolf.run.directory import RunDirectory
+
+_MAX_TEXT_BYTES = 100_000_000
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument(
+        "target", type=Path, metavar="RUN|FILE", help="run directory, or with --model a text file; - = stdin"
+    )
+    parser.add_argument("--model", type=Path, help="run directory or model.bitgolf that scores the text file")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="for --model")
 
 
 def _score(arguments: Arguments, out: Console) -> int:
+    if arguments.model is not None:
+        return _score_text(arguments, out)
+    if arguments.target == STANDARD or arguments.target.is_file():
+        raise ConfigError(f"{arguments.target} is a text file; name the model that scores it with --model RUN")
     from bitgolf.evaluate.score import score
     from bitgolf.report.products import require_product
     from bitgolf.run.ranks import world
 
-    run = RunDirectory.open(arguments.run)
+    run = RunDirectory.open(arguments.target)
     if not arguments.json:
         require_product(run, "pack")  # the table needs it, so a missing one is an error before the work
     with world(run.config.device) as peers:
@@ -35,4 +47,43 @@ def _score(arguments: Arguments, out: Console) -> int:
     return 0
 
 
-SCORE = Command("score", "score the artifact on the validation text", _add_arguments, _score)
+def _score_text(arguments: Arguments, out: Console) -> int:
+    """Score a text file as one document."""
+    data = read_input(arguments.target, _MAX_TEXT_BYTES)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{arguments.target} is not UTF-8 text: byte {error.start:,} is 0x{data[error.start]:02X}"
+        ) from error
+    from bitgolf.evaluate.score import general_purpose
+    from bitgolf.language_model import load
+
+    model = load(artifact_path(arguments.model), arguments.device)
+    result = model.score(text)
+    values = {
+        "text": str(arguments.target),
+        "model": str(arguments.model),
+        "bytes": len(data),
+        "accounting": model.tokenizer.accounting,
+        "score": result.to_json(),
+        "compressors": general_purpose(data, arguments.progress),
+    }
+    if arguments.json:
+        print_json(out, values)
+    else:
+        out.print(text_score_table(values))
+    return 0
+
+
+SCORE = Command(
+    "score",
+    "score a model on its validation text, or on any text file with --model",
+    _add_arguments,
+    _score,
+    settings=("score.methods", "score.stride", "score.batch_tokens", "ttt.method", "budget.eval_seconds"),
+    examples=(
+        ("score runs/mine", "score the run again on its validation text"),
+        ("score notes.txt --model runs/mine", "bits per byte of a text file, with xz and zstd beside it"),
+    ),
+)

@@ -64,4 +64,13 @@ def _date(text: str) -> datetime | None:
         raise ConfigError(f"--date {text!r} is not a date; write it as 2026-03-17") from error
 
 
-SUBMIT = Command("submit", "make the challenge's folder from finished runs, one per seed", _add_arguments, _submit)
+SUBMIT = Command(
+    "submit",
+    "make the challenge's folder from finished runs, one per seed",
+    _add_arguments,
+    _submit,
+    examples=(
+        ("submit runs/s1 runs/s2 runs/s3 --out submissions --author NAME --github-id ID", "three seeds, all audited"),
+        ("submit runs/s1 --out submissions --seeds 1 --force", "one seed; the folder says what is missing"),
+    ),
+)

@@ -31,6 +31,14 @@ def score_table(name: str, score: dict[str, Any], packed: dict[str, Any]) -> Tab
     return make_table(title, ("what", "bits per byte", "bytes", "seconds"), rows, numeric=3)
 
 
+def text_score_table(values: dict[str, Any]) -> Table:
+    """Bits per byte of a text file by a model and by general-purpose compressors."""
+    rows = [("model, sliding", f"{values['score']['bpb']:.4f}")]
+    rows += [(name, f"{bpb:.4f}") for name, bpb in values["compressors"].items()]
+    title = f"{values['text']}: {values['bytes']:,} bytes ({values['accounting']} byte accounting)"
+    return make_table(title, ("what", "bits per byte"), rows, numeric=1)
+
+
 def audit_table(verdict: dict[str, Any]) -> Table:
     """Every check with its rule, verdict and reason. The title says whether all checks ran and passed."""
     colors = {"PASS": "green", "FAIL": "bold red"}

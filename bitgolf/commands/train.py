@@ -45,4 +45,23 @@ def _train(arguments: Arguments, out: Console) -> int:
     return 0
 
 
-TRAIN = Command("train", "train the run's model and gather calibration statistics", _add_arguments, _train)
+TRAIN = Command(
+    "train",
+    "train the model of a run directory and gather calibration statistics",
+    _add_arguments,
+    _train,
+    settings=(
+        "budget.train_seconds",
+        "train.batch_tokens",
+        "train.micro_batch_tokens",
+        "train.seq_len",
+        "train.matrix_lr",
+        "train.warmdown",
+        "train.average.ema_decay",
+        "train.checkpoint.seconds",
+    ),
+    examples=(
+        ("train runs/mine --resume", "continue a training that was stopped"),
+        ("train runs/mine --overwrite", "train again, and remove what was made from the earlier weights"),
+    ),
+)

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from bitgolf.config.config import Config
 from bitgolf.config.earlier import MOVED, NOTEBOOK, REMOVED, translate
+from bitgolf.config.nearest import nearest_setting
 from bitgolf.config.section import flatten, with_values
-from bitgolf.config.settings import all_settings, is_group, nearest_setting
+from bitgolf.config.settings import all_settings, is_group
 from bitgolf.errors import ConfigError, ForeignError
 from bitgolf.foreign import MAX_NUMBER_LENGTH, parse_toml, printable, read_bytes
 
@@ -31,7 +32,8 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
     Args:
         preset: a name of `preset_names()` or a path that ends in `.toml`.
         overrides: dotted key -> value as text, for example `{"train.matrix_lr": "0.02"}`. A value is read as TOML if
-            it parses (numbers, booleans, lists, quoted strings), otherwise as a plain string.
+            it parses (numbers, booleans, lists, quoted strings), otherwise as a plain string. The items of a list may
+            also be written with commas between them.
 
     Raises:
         ConfigError: unknown preset or key (with the nearest valid name), or a value out of range.
@@ -90,7 +92,9 @@ def _require_setting(key: str, where: str) -> None:
         raise ConfigError(f"{where}{key!r} has moved to {MOVED[key]!r}")
     if key in REMOVED:
         raise ConfigError(f"{where}{key!r} was removed. {REMOVED[key][1]} {NOTEBOOK}")
-    raise ConfigError(f"{where}unknown key {key!r}{_did_you_mean(nearest_setting(key))}")
+    word = key.rpartition(".")[2]
+    near = _did_you_mean(nearest_setting(key)) or f"; `bitgolf settings {word}` searches names and descriptions"
+    raise ConfigError(f"{where}unknown key {key!r}{near}")
 
 
 def _did_you_mean(name: str | None) -> str:
@@ -98,15 +102,22 @@ def _did_you_mean(name: str | None) -> str:
 
 
 def _parse_value(key: str, text: str) -> Any:
-    """`text` as TOML if it is one value, otherwise as text. Raises ConfigError for numbers of too many digits."""
+    """`text` as the value of a setting: TOML if it is one value, otherwise text, or a list of what commas separate.
+
+    Raises ConfigError for numbers of too many digits.
+    """
     if len(text) > MAX_NUMBER_LENGTH and not text.strip("+-._0123456789"):
         raise ConfigError(f"{key} = {printable(text)}: the number has too many digits")
     try:
         table = parse_toml(f"value = {text}")
     except ForeignError:
         table = {}
-    if table.keys() == {"value"}:
+    is_list = all_settings()[key].is_list
+    if table.keys() == {"value"} and (not is_list or isinstance(table["value"], list)):
         return table["value"]
+    if is_list:
+        items = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [item.strip(" \"'") for item in items.split(",") if item.strip()]
     return {"true": True, "false": False}.get(text.lower(), text)
 
 

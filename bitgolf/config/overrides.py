@@ -10,7 +10,8 @@ from bitgolf.errors import ConfigError
 def parse_overrides(words: Sequence[str]) -> dict[str, str]:
     """Text by dotted key from words such as `--train.matrix_lr 0.02` and `--seed=7`.
 
-    Raises ConfigError for a word that is not an option, an option without a value and an option given twice.
+    Hyphens in a key count as underscores. Raises ConfigError for a word that is not an option, an option without a
+    value and an option given twice.
     """
     overrides: dict[str, str] = {}
     rest = iter(words)
@@ -23,6 +24,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, str]:
             if next_word is None:
                 raise ConfigError(f"{word} needs a value")
             value = next_word
+        key = key.replace("-", "_")
         if key in overrides:
             raise ConfigError(f"--{key} is given twice")
         overrides[key] = value

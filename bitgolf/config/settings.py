@@ -1,11 +1,10 @@
 """The list of all settings: dotted key, allowed values, default and description.
 
-Error messages, help texts and documentation are made from it. `nearest_setting` guesses the key that a user meant.
+Error messages, help texts and documentation are made from it.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,19 +14,6 @@ from pydantic.fields import FieldInfo
 
 from bitgolf.config.config import Config
 from bitgolf.config.section import Section
-
-# Words of other programs -> words of the keys here.
-_SYNONYMS = {
-    "learning_rate": "lr",
-    "batch_size": "batch_tokens",
-    "context_length": "seq_len",
-    "block_size": "seq_len",
-    "window": "seq_len",
-    "n_layer": "num_layers",
-    "n_head": "num_heads",
-    "n_embd": "model_dim",
-    "hidden_size": "model_dim",
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +29,11 @@ class Setting:
     default: Any
     description: str
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the value is a list."""
+        return isinstance(self.default, tuple)
+
 
 @functools.cache
 def all_settings() -> dict[str, Setting]:
@@ -55,43 +46,13 @@ def is_group(key: str) -> bool:
     return any(name.startswith(f"{key}.") for name in all_settings())
 
 
-def nearest_setting(key: str) -> str | None:
-    """The setting that an unknown `key` probably means, or None.
-
-    A key of the same group whose last part contains the given last word comes first: `train.lr` means
-    `train.matrix_lr`. After it come typing errors, then such keys of any group, and then synonyms.
-    """
-    group, _, word = key.replace("-", "_").rpartition(".")
-    names = sorted(all_settings(), key=lambda name: name.count("."))  # stable: the order of the sections is kept
-    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
-
-    def same_group(word: str) -> list[str]:
-        parent = group
-        while parent:
-            if near := _with_word(word, [name for name in names if name.startswith(f"{parent}.")]):
-                return near
-            parent = parent.rpartition(".")[0]
-        return []
-
-    near = same_group(word)
-    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-    near = near or _with_word(word, names)
-    near = near or [by_last[last] for last in difflib.get_close_matches(word, by_last, n=1, cutoff=0.8)]
-    if not near and word in _SYNONYMS:
-        near = same_group(_SYNONYMS[word]) or _with_word(_SYNONYMS[word], names)
-    near = near or difflib.get_close_matches(key, names, n=1, cutoff=0.7)
-    return near[0] if near else None
-
-
-def _with_word(word: str, names: list[str]) -> list[str]:
-    """The names whose last part is `word`, or ends or begins with it. Names with fewer dots come first."""
-
-    def rank(name: str) -> tuple[int, int]:
-        last = name.rpartition(".")[2]
-        tests = (last == word, last.endswith(f"_{word}"), last.startswith(f"{word}_"))
-        return name.count("."), tests.index(True) if any(tests) else len(tests)
-
-    return sorted((name for name in names if rank(name)[1] < 3), key=rank)
+def as_text(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _settings(section: type[Section], prefix: str) -> Iterator[Setting]:

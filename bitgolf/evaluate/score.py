@@ -83,7 +83,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     }
     if not world.is_main:
         return
-    compressors = _general_purpose(data, passes.tokens, progress) if config.score.compressors else {}
+    compressors = {}
+    if config.score.compressors:
+        compressors = general_purpose(_validation_bytes(data, passes.tokens), progress)
     tape = scored[-1].tape
     losses = {each.name: nll_file(each.name, scored[-1].name) for each in scored}
     for each in scored:
@@ -251,11 +253,15 @@ def _scores(
     }
 
 
-def _general_purpose(data: PreparedData, tokens: np.ndarray, progress: Progress) -> dict[str, float]:
-    """Bits per byte of zstd-22 and xz-9 on the same validation text, for comparison."""
+def _validation_bytes(data: PreparedData, tokens: np.ndarray) -> bytes:
+    """The validation text that the tokens stand for."""
     bos = data.tokenizer.bos_id
     documents = np.split(tokens, np.flatnonzero(tokens == bos))
-    text = "".join(data.tokenizer.decode(d[d != bos].tolist()) for d in documents if len(d)).encode("utf-8")
+    return "".join(data.tokenizer.decode(d[d != bos].tolist()) for d in documents if len(d)).encode("utf-8")
+
+
+def general_purpose(text: bytes, progress: Progress = silent) -> dict[str, float]:
+    """Bits per byte of zstd-22 and xz-9 on a text, for comparison with a model."""
     if not text:
         return {}
     progress("compressors", 0, 2, "zstd-22")

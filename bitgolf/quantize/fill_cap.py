@@ -98,7 +98,7 @@ def fill_cap(
             raise BudgetError(
                 f"the artifact does not fit: with every quantized weight rounded to zero {smallest:,} bytes remain for "
                 f"tokenizer, header and tensors kept in float, {smallest - cap:,} over the {cap:,} that are allowed; "
-                "raise the cap, lower pack.small_tensor, or shrink the model"
+                f"raise the cap{', lower pack.small_tensor' if settings.small_tensor else ''}, or shrink the model"
             )
         outcome = ThetaSearch(model.coarsest, smallest, ((model.coarsest, smallest),))
     file = _fitting(model, _corrected(model, outcome.log2_theta, cap), outcome.log2_theta, cap)

@@ -223,9 +223,20 @@ def _does_not_fit(packed: Packed, room: _Room, settings: PackConfig) -> BudgetEr
     return BudgetError(
         f"the artifact does not fit{tried}: {len(packed):,} bytes of model + {room.code_bytes:,} bytes of code = "
         f"{len(packed) + room.code_bytes:,}, {len(packed) - room.model_bytes:,} over the cap of "
-        f"{room.cap_bytes:,}{less}; lower pack.grid.matrix_bits (now {settings.grid.matrix_bits}) or "
-        f"pack.grid.embed_bits (now {settings.grid.embed_bits}), or shrink the model"
+        f"{room.cap_bytes:,}{less}; {_smaller(settings)}model.num_layers or model.model_dim, or raise "
+        "budget.artifact_bytes"
     )
+
+
+def _smaller(settings: PackConfig) -> str:
+    """The settings in force that make the file smaller, as the beginning of a list."""
+    if settings.method == "lossless":
+        return "use pack.method 'gptq' or 'rate', lower "
+    grid = settings.grid
+    bits = {name: getattr(grid, name) for name in ("attention_bits", "mlp_bits", "embed_bits")}
+    if not (grid.attention_bits and grid.mlp_bits):
+        bits = {"matrix_bits": grid.matrix_bits} | bits
+    return "lower " + "".join(f"pack.grid.{name} (now {value}), " for name, value in bits.items() if value > 2)
 
 
 def _record(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from bitgolf.artifact.generate import generate
+from bitgolf.artifact.generate import Sampling, generate
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.data.prepare import open_data
 from bitgolf.report import allocation, charts, passage, sections
@@ -111,7 +111,7 @@ def sample(
     samples = []
     for index, prompt in enumerate(prompts):
         progress("report", index, len(prompts) + 1, f"sample {index + 1}")
-        continuation = generate(model, prompt.text, max_tokens=max_tokens, seed=seed + index)
+        continuation = generate(model, prompt.text, Sampling(max_tokens, seed=seed + index)).text
         samples.append(
             Sample(passage.visible(prompt.text), passage.visible(continuation), passage.visible(prompt.continues))
         )

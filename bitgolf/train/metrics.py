@@ -149,8 +149,8 @@ class MetricsPipe:
             f"gradients of {len(broken)} of {len(self.names)} tensors, first {broken[0]!r}" if broken else "the loss"
         )
         raise TrainingDiverged(
-            f"step {step}: loss {loss}, not finite in {where}; lower the learning rates, set "
-            "train.grad_clip, or continue from the last checkpoint with --resume"
+            f"step {step}: loss {loss}, not finite in {where}; lower the learning rates, "
+            "clip gradients harder (train.grad_clip), or continue from the last checkpoint with --resume"
         )
 
 

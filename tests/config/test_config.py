@@ -18,7 +18,7 @@ from bitgolf.config import (
     resolve,
 )
 from bitgolf.config.earlier import REMOVED
-from bitgolf.config.settings import nearest_setting
+from bitgolf.config.nearest import nearest_setting
 from bitgolf.config.train import CrownConfig
 from bitgolf.errors import ConfigError
 
@@ -37,6 +37,31 @@ def test_overrides_replace_values_and_change_the_digest() -> None:
     config = load_config("demo", {"train.matrix_lr": "0.02", "seed": "7", "pack.grid.percentiles": "[1.0]"})
     assert (config.train.matrix_lr, config.seed, config.pack.grid.percentiles) == (0.02, 7, (1.0,))
     assert config.digest() != load_config("demo").digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("chunked", ("chunked",)), ("chunked,sliding", ("chunked", "sliding")),
+     ("[sliding, chunked]", ("sliding", "chunked")), ('["sliding"]', ("sliding",)),
+     ("'sliding','chunked'", ("sliding", "chunked"))],
+)  # fmt: skip
+def test_a_list_needs_no_quotes(text: str, value: tuple[str, ...]) -> None:
+    assert load_config("demo", {"score.methods": text}).score.methods == value
+
+
+def test_a_list_may_hold_numbers_patterns_or_nothing() -> None:
+    overrides = {
+        "train.checkpoint.at": "0.5,0.85",
+        "model.value_embedding.layers": "2",
+        "pack.passthrough": "*.[ab], e",
+    }
+    config = load_config("demo", overrides)
+    assert config.train.checkpoint.at == (0.5, 0.85)
+    assert config.model.value_embedding.layers == (2,)
+    assert config.pack.passthrough == ("*.[ab]", "e")
+    assert load_config("demo", {"train.checkpoint.at": ""}).train.checkpoint.at == ()
+    with pytest.raises(ConfigError, match=r"train\.checkpoint\.at\.0 = 'soon'"):
+        load_config("demo", {"train.checkpoint.at": "soon"})
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -93,11 +118,24 @@ def test_bad_settings_are_named_with_what_is_allowed(overrides: dict[str, str], 
         ("artifact_bytes", "budget.artifact_bytes"),
         ("score.method", "score.methods"),
         ("sed", "seed"),
+        ("train.seconds", "budget.train_seconds"),
+        ("lora_rank", "ttt.lora.rank"),
+        ("model.width", "model.model_dim"),
+        ("budget.size", "budget.artifact_bytes"),
+        ("model.depth", "model.num_layers"),
+        ("data.path", "data.source"),
+        ("train.time", "budget.train_seconds"),
+        ("train.newton", "train.muon.steps"),  # by its description
         ("dropout", None),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_setting(key: str, nearest: str | None) -> None:
     assert nearest_setting(key) == nearest
+
+
+def test_a_key_without_a_guess_is_searched_with_a_command() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.dropout'; `bitgolf settings dropout` searches"):
+        load_config("demo", {"model.dropout": "1"})
 
 
 def test_every_setting_is_described_with_its_allowed_values() -> None:
