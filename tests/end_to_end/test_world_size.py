@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import simulated_time
 from tiny_run import done, events, read_json, settings, start
@@ -85,6 +87,24 @@ def test_an_error_of_rank_0_ends_the_others_without_a_message(tiny_run: Path) ->
     assert stderr.count("error: ") == 1
     assert "--resume" in stderr
     assert "[rank" not in stderr
+
+
+def test_a_killed_rank_ends_all_and_another_number_of_ranks_goes_on(corpus: Path, tmp_path: Path) -> None:
+    words = settings(corpus, train__max_steps=60, train__checkpoint__seconds=0.2)
+    process, log = start("run", *words, "--out", tmp_path / "run", ranks=2), tmp_path / "run" / "train.jsonl"
+    while process.poll() is None and not (log.exists() and '"checkpoint"' in log.read_text()):
+        time.sleep(0.05)
+    ranks = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK")]
+    assert len(ranks) == 2
+    next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "SIGKILL" in stderr
+    assert not any(rank.is_running() for rank in ranks)
+    done("run", tmp_path / "run" / "config.toml", "--out", tmp_path / "run", "--resume")
+    sizes = [events(tmp_path / "run", kind)[0]["world_size"] for kind in ("start", "resume")]
+    assert sizes == [2, 1]
+    assert events(tmp_path / "run", "end")[0]["step"] == 60
 
 
 def test_gradient_accumulation_changes_no_loss(untrained: Callable[..., Path]) -> None:
