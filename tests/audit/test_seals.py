@@ -24,8 +24,6 @@ from bitgolf.run.seal import digest, file_digest, seal_of, sealed
 
 CHECKS = ("artifact-sealed", "data-sealed", "sealed-chain")
 CHANGED_SCORE = "score.json was changed after scoring"
-HIGHER_CAP = "budget.artifact_bytes was 1000000 when the model was packed, it is 2000000 in config.toml"
-MORE_SECONDS = "budget.train_seconds was 120.0 when the model was trained"
 
 
 def problems(root: Path) -> str:
@@ -185,19 +183,10 @@ def artifact_changed(root: Path) -> None:
             "budget.train_seconds was 120.0 when the model was trained",
         ),
         (setting(r"stride = \d+", "stride = 16"), "score.stride was 32 when the model was scored"),
-        (
-            record("score.json", lambda score: score["methods"]["chunked"].update(bpb=0.2)),
-            CHANGED_SCORE,
-        ),
+        (record("score.json", lambda score: score["methods"]["chunked"].update(bpb=0.2)), CHANGED_SCORE),
         (better_method_with_losses, "nll-chunked.npy was changed after scoring"),
-        (
-            record("score.json", lambda score: score["float"]["chunked"].update(bpb=0.1)),
-            CHANGED_SCORE,
-        ),
-        (
-            record("score.json", lambda score: score.update(device="NVIDIA H200")),
-            CHANGED_SCORE,
-        ),
+        (record("score.json", lambda score: score["float"]["chunked"].update(bpb=0.1)), CHANGED_SCORE),
+        (record("score.json", lambda score: score.update(device="NVIDIA H200")), CHANGED_SCORE),
         (record("tape.json", lambda tape: tape.update(note="nothing")), "tape.json was changed after scoring"),
         (record("score.json", lambda score: score.pop("seal")), "score.json has no seal"),
         (other_weights, "weights.safetensors was changed after training"),

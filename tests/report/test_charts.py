@@ -69,10 +69,6 @@ def test_a_mark_beyond_the_curve_is_left_out_and_one_at_its_end_keeps_its_word_i
     assert "text-anchor: end" in word
 
 
-def test_same_chart_same_drawing() -> None:
-    assert draw(chart()) == draw(chart())
-
-
 def test_the_summary_cannot_leave_its_attribute() -> None:
     root = ElementTree.fromstring(draw(chart(summary='a "b" <c> & d')).replace("xlink:href", "href"))
     assert root.attrib["aria-label"] == 'a "b" <c> & d'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from browser import BROWSER, NO_BROWSER, look_at
 from html_page import Page, assert_loads_nothing
 from hypothesis import given
 from hypothesis import strategies as st
-from run_family import Family, documents_by_hand, texts, write_scores
+from run_family import Family, documents_by_hand, texts
 from tiny_run import cli, done, refused
 
 from bitgolf.config import load_config
@@ -27,7 +26,6 @@ from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signe
 from bitgolf.report.comparison.document_losses import document_losses, document_starts
 from bitgolf.report.comparison.scored_runs import config_differences, read_runs
 from bitgolf.report.comparison.statistics import Sample, TTest
-from bitgolf.run.directory import RunDirectory
 
 FEW = Settings(resamples=200)
 BOS = 1
@@ -135,21 +133,6 @@ def test_the_interval_is_that_of_the_resamples() -> None:
     assert drawn[24] <= found.low <= drawn[25] and drawn[974] <= found.high <= drawn[975]
     assert found.share_better == sum(value < 0 for value in drawn) / 1_000
     assert found.excludes_zero == (found.low > 0 or found.high < 0)
-
-
-def test_the_width_of_the_interval_is_that_of_the_delta_method() -> None:
-    bits, sizes = some_documents(3_000)
-    found = bootstrap(bits, sizes, resamples=4_000)
-    ratio = bits.sum() / sizes.sum()
-    error = math.sqrt(((bits - ratio * sizes) ** 2).sum()) / sizes.sum()
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)
-
-
-def test_the_other_way_round_is_the_mirror_image() -> None:
-    bits, sizes = some_documents(40)
-    there, back = bootstrap(bits, sizes, resamples=500), bootstrap(-bits, sizes, resamples=500)
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
-    assert there.share_better == pytest.approx(1 - back.share_better)
 
 
 def test_a_bootstrap_of_too_little_is_refused() -> None:
@@ -524,20 +507,3 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
     up = [float(value) for value in found["up"].split()]
     assert len(up) == 4 and up == sorted(up)
     assert [float(value) for value in found["down"].split()] == sorted(up, reverse=True)
-
-
-def test_real_runs_are_compared(tiny_run: Path, run_copy: Path, tmp_path: Path) -> None:
-    data = open_data(tiny_run / "data")
-    losses = np.load(tiny_run / "nll.npy")
-    run = RunDirectory.open(run_copy)
-    score = json.loads((run_copy / "score.json").read_text())
-    write_scores(run, data, (losses * 0.99).astype(np.float32))
-    changed = json.loads((run_copy / "score.json").read_text())
-    (run_copy / "score.json").write_text(json.dumps(score | {k: changed[k] for k in ("methods", "headline_bpb")}))
-    outcome = cli("compare", tiny_run, run_copy, "--json", "--resamples", "200")
-    assert outcome.status == 0, outcome.stderr
-    contrast = outcome.json["contrasts"][0]
-    bits, sizes = documents_by_hand(data, losses)
-    assert contrast["difference_bpb"] == pytest.approx(-0.01 * sum(bits) / sum(sizes), rel=1e-4)
-    assert contrast["documents"]["share_of_documents_better"] == 1
-    assert contrast["documents"]["high"] < 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import shutil
@@ -12,7 +10,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from html_page import Page
+from html_page import Page, assert_loads_nothing
 from synthetic_run import SyntheticRun
 
 from bitgolf.errors import ConfigError, RunError
@@ -29,42 +27,17 @@ def test_a_finished_run_has_every_section(finished: SyntheticRun) -> None:
     _, page = page_of(finished)
     text = page.visible_text()
     for expected in (
-        "2.0243",
-        "PASS",
-        "Budget",
-        "Bits per byte, stage by stage",
-        "zstd-22",
-        "Where the bytes are",
-        "against time",
-        "against tokens",
-        "Learning rate",
-        "Throughput",
-        "What surprised the model",
-        "Continuations",
-        "Audit",
-        "Ledger",
-        "optimizer steps",
-        "matrix_lr = 0.04",
-        "545",
-    ):
+        "2.0243", "PASS", "Budget", "Bits per byte, stage by stage", "zstd-22", "Where the bytes are", "against time",
+        "against tokens", "Learning rate", "Throughput", "What surprised the model", "Continuations", "Audit", "Ledger",
+        "optimizer steps", "matrix_lr = 0.04", "545",
+    ):  # fmt: skip
         assert expected in text, expected
     assert "Run bitgolf" not in text  # nothing is missing
     assert sum(tag == "svg" for tag, _ in page.tags) == 4
 
 
 def test_the_page_loads_nothing(finished: SyntheticRun) -> None:
-    html, page = page_of(finished)
-    for tag, attributes in page.tags:
-        assert tag not in {"img", "iframe", "object", "embed", "base", "form"}
-        assert not attributes.get("src")
-        for key in ("href", "xlink:href"):
-            assert attributes.get(key, "#").startswith(("#", "data:,")), (tag, attributes)
-    style = resources.files("bitgolf.report").joinpath("templates/report.css").read_text()
-    assert "url(" not in style and "@import" not in style
-    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in policy
-    (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
-    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert_loads_nothing(page_of(finished)[0])
 
 
 def test_hostile_text_stays_text(finished: SyntheticRun) -> None:
@@ -160,21 +133,8 @@ def test_losses_of_other_data_are_not_shown(finished: SyntheticRun) -> None:
 
 
 def test_a_failed_rule_is_shown_by_symbol_and_word(finished: SyntheticRun) -> None:
-    finished.write(
-        "audit.json",
-        {
-            "passed": False,
-            "checks": [
-                {
-                    "rule": "B4",
-                    "title": "training stays in its budget",
-                    "verdict": "FAIL",
-                    "reason": "80 of 75 s",
-                    "evidence": {},
-                }
-            ],
-        },
-    )
+    check = {"rule": "B4", "title": "training stays in its budget", "verdict": "FAIL", "reason": "80 s", "evidence": {}}
+    finished.write("audit.json", {"passed": False, "checks": [check]})
     _, page = page_of(finished)
     assert re.search(r"\N{HEAVY BALLOT X}\s*FAIL\s*1 of 1 checks failed", page.visible_text())
 
@@ -213,27 +173,13 @@ def test_contrast_of_every_text_on_its_ground(theme: str) -> None:
     for name, value in re.findall(r"--([\w-]+): ([^;]+);", blocks[0] if theme == "light" else blocks[1]):
         digits = [int(value[i : i + 2], 16) for i in (1, 3, 5)] if value.startswith("#") else map(int, value.split())
         colors[name] = tuple(float(d) for d in digits)
-    texts = [
-        ("ink", "page"),
-        ("ink", "card"),
-        ("muted", "page"),
-        ("muted", "card"),
-        ("ink", "soft"),
-        ("ink", "track"),
-        ("series-1", "card"),
-        ("fail", "card"),
-        *((s, f"{s}-soft") for s in ("pass", "fail", "open")),
-        *((t, f"{s}-soft") for s in ("pass", "fail", "open") for t in ("muted", "ink")),
-    ]
-    weak = {
-        pair: contrast(colors[pair[0]], colors[pair[1]])
-        for pair in texts
-        if contrast(colors[pair[0]], colors[pair[1]]) < 4.5
-    }
+    pairs = [("ink", "soft"), ("ink", "track"), ("series-1", "card"), ("fail", "card")]
+    pairs += [(text, ground) for text in ("ink", "muted") for ground in ("page", "card")]
+    pairs += [(text, f"{state}-soft") for state in ("pass", "fail", "open") for text in (state, "muted", "ink")]
+    weak = [pair for pair in pairs if contrast(colors[pair[0]], colors[pair[1]]) < 4.5]
     assert not weak
     for level, alpha in re.findall(r"\.s(\d) \{ background: rgb\(var\(--heat\) / ([\d.]+)\)", style):
         ground = tuple(
             float(alpha) * h + (1 - float(alpha)) * c for h, c in zip(colors["heat"], colors["card"], strict=True)
         )
         assert contrast(colors["ink"], ground) >= 4.5, f"surprisal shade {level}"
-    assert contrast(colors["series-1"], colors["card"]) >= 3  # graphics

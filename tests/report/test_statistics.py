@@ -40,7 +40,6 @@ TABLE = {
     60: (1.671, 2.000, 2.390, 2.660, 3.232),
     120: (1.658, 1.980, 2.358, 2.617, 3.160),
 }
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(400)  # of the integral over (-1, 1)
 # Student's sleep data (1908), hours gained with two drugs by ten patients; R's t.test gives the numbers below.
 SLEEP = (
     (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0),
@@ -62,24 +61,6 @@ def test_one_and_two_degrees_of_freedom_have_closed_forms(t: float) -> None:
     assert upper_tail(size, 1) == pytest.approx(cauchy, rel=1e-11)
     assert upper_tail(size, 2) == pytest.approx(two, rel=1e-11)
     assert upper_tail(-size, 1) == pytest.approx(1 - cauchy, rel=1e-12)
-
-
-@given(t=st.floats(0, 40), df=st.floats(1, 60))
-def test_the_tail_is_the_integral_of_the_density(t: float, df: float) -> None:
-    # With x = sqrt(df) tan(a) the density is proportional to cos(a)^(df - 1): a finite range and no division.
-    def integral(low: float, high: float) -> float:
-        angles = low + (high - low) * (NODES + 1) / 2
-        return float((high - low) / 2 * (WEIGHTS * np.cos(angles) ** (df - 1)).sum())
-
-    start = math.atan(t / math.sqrt(df))
-    tail = integral(start, math.pi / 2) / (2 * integral(0, math.pi / 2))
-    assert upper_tail(t, df) == pytest.approx(tail, rel=2e-6, abs=1e-12)
-
-
-@given(t=st.floats(-1e3, 1e3), step=st.floats(0, 10), df=st.floats(0.2, 1e4))
-def test_the_tail_falls_and_is_symmetric(t: float, step: float, df: float) -> None:
-    assert upper_tail(t + step, df) <= upper_tail(t, df) * (1 + 1e-9)
-    assert upper_tail(t, df) + upper_tail(-t, df) == pytest.approx(1, abs=1e-12)
 
 
 def test_the_ends_of_the_tail() -> None:
@@ -200,15 +181,6 @@ def test_a_published_summary_tests_as_its_values_do() -> None:
     one, two = (welch(other, base, 0.003) for base in (summary, Sample.from_values("theirs", values)))
     assert one.p == pytest.approx(two.p, rel=1e-9)
     assert one.clears_bar and not same_seeds(other, summary)
-
-
-def test_of_systems_just_at_the_margin_the_paired_test_passes_five_in_a_hundred() -> None:
-    rng = np.random.default_rng(4)
-    num_trials, passed = 4_000, 0
-    for base, gap in zip(rng.normal(1.2, 0.01, (num_trials, 4)), rng.normal(0, 0.002, (num_trials, 4)), strict=True):
-        candidate = Sample.from_seeds("c", dict(enumerate(base - 0.003 + gap)))
-        passed += paired(candidate, Sample.from_seeds("b", dict(enumerate(base))), 0.003).p < 0.05
-    assert 0.04 < passed / num_trials < 0.06  # 3 standard deviations: 0.0103
 
 
 @pytest.mark.parametrize(("constant", "bpb"), [(0.5922, 0.0030), (0.387, 0.0019), (0.45696, 0.0023)])
