@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,10 +48,7 @@ def untrained(tiny_run: Path, tmp_path: Path, corpus: Path) -> Callable[..., Pat
     return make
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One torch thread for the length of a test. Tiny models are fastest with it, and their results bit-exact."""
-    before = torch.get_num_threads()
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """One torch thread. Tiny models are fastest with it, and their results bit-exact."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import experiment
 import pytest
-import torch
 from tiny_run import PRESET, documents, done, events, write_jsonl
 
 from bitgolf.bundle import single_file
@@ -66,13 +65,10 @@ def no_stage(words: list[str], log: Path, gpu: str) -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_stages() -> Iterator[None]:
-    """One thread, and no single-file program made to count its bytes: that takes seconds and is tested elsewhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """No single-file program is made to count its bytes: that takes seconds and is tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(single_file, "code_bytes", lambda config: 75_000)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

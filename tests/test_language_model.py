@@ -31,9 +31,6 @@ TEXT = documents()[5]
 UNUSUAL = "naïve \N{SNOWMAN} \0 <unk> ▁ 漢字\n\n  tail "
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def lossless_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's weights, packed as fp32 and scored."""

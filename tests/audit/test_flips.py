@@ -14,7 +14,6 @@ from toy_models import (
     CausalModel,
     EagerCache,
     LeakyModel,
-    OnlineTemperature,
     SmugglingCache,
     UnigramCache,
     toy_tokens,
@@ -63,7 +62,6 @@ def flips(evaluation, tokens: np.ndarray, span, chunk_targets: int) -> Finding:
 HONEST = {
     "chunked": evaluation_of(CausalModel, "chunked"),
     "sliding": evaluation_of(CausalModel),
-    "online temperature": evaluation_of(CausalModel, wrap=lambda model, _: OnlineTemperature(model)),
     "unigram cache": evaluation_of(CausalModel, wrap=lambda model, _: UnigramCache(model)),
 }
 

@@ -196,9 +196,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.slow
-def test_variants_pack_and_score_as_the_package_does(
-    blocked: Run, tiny_run: Path, tmp_path: Path, one_thread: None
-) -> None:
+def test_variants_pack_and_score_as_the_package_does(blocked: Run, tiny_run: Path, tmp_path: Path) -> None:
     """Settings that choose other code than the tiny run does."""
     data, jobs = tmp_path / "data", []
     few = write_jsonl(tmp_path / "few.jsonl", documents()[:80])

@@ -1,10 +1,9 @@
-"""Tiny codec models (the tiny GPT with small tokenizers), and one thread."""
+"""Tiny codec models (the tiny GPT with small tokenizers)."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import torch
 from tiny_gpt import WINDOW, config, tiny_gpt
 from tiny_run import documents
 
@@ -12,14 +11,6 @@ from bitgolf.codec import CodecModel
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.language_model import LanguageModel
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -221,21 +221,6 @@ def test_a_header_that_swells_is_cut_off() -> None:
         read(fuzz.with_header(write(CODED), b" " * 10_000_000))
 
 
-def test_headers_changed_at_random() -> None:
-    rng = random.Random(0)
-    sound = write(CODED)
-    text = fuzz.header_text(sound)
-    accepted = 0
-    for _ in range(2000):
-        bad = fuzz.with_header(sound, fuzz.scrambled(text, rng, b'0123456789[]{}",:.-eEnulltrue'))
-        try:
-            read(bad)
-        except ArtifactError:
-            continue
-        accepted += 1
-    assert 0 < accepted < 1000
-
-
 def test_too_many_streams_to_describe_are_refused_when_written() -> None:
     rng = random.Random(0)
     streams = tuple(CodedStream(rng.randrange(2**30), bytes(4 * rng.randrange(40)), False) for _ in range(20_000))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hub_server import COMMIT, serving, shards_repository
 from hub_server import Hub as Server
@@ -17,7 +14,7 @@ from hub_server import Hub as Server
 from bitgolf.config import DataConfig
 from bitgolf.data import existing_shards, fineweb
 from bitgolf.data.hub import Hub
-from bitgolf.data.prepare import open_data, prepare
+from bitgolf.data.prepare import prepare
 from bitgolf.data.shards import write_shard
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
@@ -63,24 +60,6 @@ def test_complete_files_are_kept(hub: Server, tmp_path: Path) -> None:
     fetch(hub, tmp_path, shards=3)
     assert [len(hub.sent(f"train_00000{i}.bin")) for i in range(3)] == [0, 1, 1]
     assert not hub.sent("val_000000.bin") and not hub.sent(".model")
-
-
-def test_a_lost_connection_continues_where_it_broke(
-    hub: Server, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1_000)  # written to disk at a time
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before trying again
-    name = "datasets/datasets/fineweb10B_sp400/fineweb_train_000000.bin"
-    hub.cut_after[name] = 3_000
-    try:
-        found = fetch(hub, tmp_path, shards=1)
-    except DataError:  # huggingface_hub before 1.0 leaves it to the next call
-        found = fetch(hub, tmp_path, shards=1)
-    assert found.train[0].read_bytes() == files[name]
-    (first, sent), (second, rest) = hub.sent("train_000000.bin")
-    assert first == "" and second.startswith("bytes=") and sent == 3_000
-    start = int(second.removeprefix("bytes=").rstrip("-"))
-    assert 0 < start <= 3_000 and rest == len(files[name]) - start
 
 
 def test_after_a_kill_only_the_file_under_way_is_fetched(
@@ -164,24 +143,6 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(DataError, match=r"pip install 'bitgolf\[hub\]'"):
         fineweb.fetch_fineweb("sp400")
-
-
-def test_prepare_honours_hf_endpoint(hub: Server, documents: list[str], challenge: Tokenizer, tmp_path: Path) -> None:
-    """The whole stage in a fresh process, with nothing but HF_ENDPOINT and HF_HOME to find the server."""
-    script = (
-        "from bitgolf.config import DataConfig\nfrom bitgolf.data.prepare import prepare\n"
-        f"prepare(DataConfig(source='fineweb:sp400', train_shards=2), 400, {str(tmp_path / 'out')!r})"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    data = open_data(tmp_path / "out", verify=True)
-    val, train = challenge.encode_proven(documents[:50]), challenge.encode_proven(documents[50:200])
-    assert np.array_equal(data.val.read(0, data.val.num_tokens), val.tokens)
-    assert np.array_equal(data.train.read(0, data.train.num_tokens), train.tokens)
-    assert data.manifest["accounting"] == "challenge" and data.manifest["disjoint"] is True
-    assert data.manifest["splits"]["val"]["counted_bytes"] == val.counted_bytes
-    assert data.manifest["origin"]["variant"] == "sp400"
 
 
 def test_the_default_variant_is_sp1024(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tiny_gpt import ALONE, WINDOW, adapted, config, text, tiny_gpt
 
 from bitgolf.audit.run import audit_run
 from bitgolf.config import Config, ModelConfig, TTTConfig, load_config
-from bitgolf.errors import ConfigError, RuleViolation, TrainingDiverged
+from bitgolf.errors import ConfigError, TrainingDiverged
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass_name, preserved
 from bitgolf.evaluate.chunk_training import ChunkTTT, chunk_rows, cosine_lr, learning_parameters, share, step_scale
@@ -153,14 +153,6 @@ def test_scores_up_to_the_first_update_are_those_without_it() -> None:
     assert np.abs(trained.nll[40:] - plain.nll[40:]).max() > 1e-3
     updates = [event["tokens"] for event in trained.event_log["events"] if event["event"] == "update"]
     assert updates == [[c * 40, c * 40 + 33] for c in range(4)], "two rows of 16 and their targets"
-
-
-def test_it_helps_on_text_that_repeats() -> None:
-    tokens = text(600, period=25)
-    plain = ScoreTape(tokens)
-    evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
-    adapted_nll = run(config(method="full", weights={"lr": 0.05}), tiny_gpt(), tokens).nll
-    assert adapted_nll[300:].mean() < plain.nll[300:].mean() - 0.3
 
 
 def test_gradients_are_accumulated_over_forward_passes() -> None:
@@ -374,10 +366,3 @@ def test_the_adapted_pass_is_the_headline_and_passes_the_audit(run_copy: Path, t
 def test_a_chunk_as_long_as_the_text_is_pointed_out(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     score(reconfigure(run_copy, method="full", weights={"chunk_tokens": 10_000_000}), ALONE)
     assert "ttt.weights.chunk_tokens 10000000 holds all" in caplog.text and "nothing is learned" in caplog.text
-
-
-def test_an_adapter_cannot_read_ahead() -> None:
-    tape = ScoreTape(TOKENS)
-    tape.commit(0, 40, np.ones(40, dtype=np.float32))
-    with pytest.raises(RuleViolation, match="an adapter asked for tokens"):
-        chunk_rows(tape.revealed, 32, 48, WINDOW)

@@ -249,13 +249,6 @@ def test_any_number_side_by_side_scores_the_same(documents: int) -> None:
     )
 
 
-def test_documents_know_nothing_of_each_other() -> None:
-    whole = run().nll
-    borders = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
-    for first, last in itertools.pairwise(borders):
-        np.testing.assert_allclose(run(TOKENS[first : last + 1]).nll, whole[first:last], rtol=0, atol=1e-4)
-
-
 def test_scores_do_not_depend_on_where_the_document_ends() -> None:
     document = text(60, seed=9)
     document[1:] = np.where(document[1:] == BOS, 7, document[1:])

@@ -24,7 +24,6 @@ from bitgolf.model import GPT
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))
 WINDOW, STRIDE = 64, 32
 
@@ -120,12 +119,6 @@ def test_a_window_given_to_the_scorer_replaces_that_of_training(run_copy: Path, 
     for target in [47, 48, 63, 64, 700]:
         begin = 0 if target < 48 else ((target - 48) // 16 + 1) * 16
         assert nll[target] == pytest.approx(loss(model, tokens, begin, target), abs=1e-4)
-
-
-def test_the_batch_does_not_change_the_losses(run_copy: Path) -> None:
-    before = np.load(run_copy / "nll.npy")
-    rescored(run_copy, score__batch_tokens="192")
-    np.testing.assert_allclose(np.load(run_copy / "nll.npy"), before, atol=1e-5)
 
 
 def test_the_last_weights_are_scored_beside_their_average_when_asked(untrained: Callable[..., Path]) -> None:

@@ -93,6 +93,7 @@ def test_distributions_are_those_of_the_losses(method: str) -> None:
 
     log_p = scorer.distributions(read, 7, 69)
     assert log_p.shape == (62, VOCAB) and log_p.dtype == np.float32
+    np.testing.assert_allclose(np.exp(log_p.astype(np.float64)).sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(-log_p[np.arange(62), tokens[8:70]], nll, rtol=0, atol=2e-6)
 
 

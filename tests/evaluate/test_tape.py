@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CausalModel, EagerCache, OnlineTemperature, SmugglingCache, UnigramCache, toy_tokens
+from toy_models import CausalModel, UnigramCache, toy_tokens
 
 from bitgolf.errors import DataError, RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
@@ -170,18 +170,17 @@ def test_evaluate_without_adapter_is_one_chunk_and_continues_a_tape() -> None:
         evaluate(ScoreTape(np.arange(3)), scorer, chunk_targets=-1)
 
 
-@pytest.mark.parametrize("wrap", [OnlineTemperature, UnigramCache])
-def test_honest_adapters_learn_chunk_by_chunk(wrap) -> None:
+def test_an_adapter_learns_chunk_by_chunk() -> None:
     """Compared with a loop that scores target by target, with a state computed from the scored tokens alone."""
     tokens, window, chunk = toy_tokens(60), 8, 16
     model = CausalModel()
-    adapter = wrap(model)
-    scorer = make_scorer("sliding", adapter, window=window, stride=4, batch_tokens=24, device="cpu")
+    adapter = UnigramCache(model)
+    options = {"window": window, "stride": 4, "batch_tokens": 24, "device": "cpu"}
     tape = ScoreTape(tokens)
-    nll = evaluate(tape, scorer, adapter, chunk_targets=chunk)
+    nll = evaluate(tape, make_scorer("sliding", adapter, **options), adapter, chunk_targets=chunk)
 
     for t in range(59):
-        fresh = wrap(model)
+        fresh = UnigramCache(model)
         for start in range(0, t - t % chunk, chunk):
             prefix = tokens[: start + chunk + 1]
             fresh.update(lambda a, b, known=prefix: known[a:b], start, start + chunk)
@@ -189,28 +188,7 @@ def test_honest_adapters_learn_chunk_by_chunk(wrap) -> None:
         with torch.no_grad():
             logits = fresh(torch.from_numpy(tokens[None, begin : t + 1].astype(np.int64)))[0, -1]
         assert nll[t] == pytest.approx(-torch.log_softmax(logits, -1)[int(tokens[t + 1])].item(), abs=1e-5)
-    frozen = evaluate(
-        ScoreTape(tokens), make_scorer("sliding", wrap(model), window=window, stride=4, batch_tokens=24, device="cpu")
-    )
+    frozen = evaluate(ScoreTape(tokens), make_scorer("sliding", UnigramCache(model), **options))
     assert np.array_equal(nll[:chunk], frozen[:chunk]) and not np.allclose(nll[chunk:], frozen[chunk:])
     updates = [event for event in tape.event_log["events"] if event["event"] == "update"]
     assert [event["tokens"][1] for event in updates] == [17, 33, 49]
-
-
-def test_tape_stops_an_adapter_that_reads_ahead() -> None:
-    adapter = EagerCache(CausalModel())
-    scorer = make_scorer("chunked", adapter, window=8, stride=8, batch_tokens=8, device="cpu")
-    tape = ScoreTape(toy_tokens(40))
-    with pytest.raises(RuleViolation, match="an adapter asked for tokens"):
-        evaluate(tape, scorer, adapter, chunk_targets=8)
-    assert tape.num_scored == 8
-
-
-def test_smuggling_passes_the_tape() -> None:
-    """An adapter with a copy of the tokens leaves a correct event log; only the audit's flip tests find it."""
-    tokens = toy_tokens(40)
-    adapter = SmugglingCache(CausalModel(), tokens)
-    scorer = make_scorer("chunked", adapter, window=8, stride=8, batch_tokens=8, device="cpu")
-    tape = ScoreTape(tokens)
-    evaluate(tape, scorer, adapter, chunk_targets=8)
-    assert tape.complete

@@ -14,7 +14,6 @@ from bitgolf.model import GPT
 from bitgolf.model.layers import Linear
 from bitgolf.run.ranks import World
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))
 
 

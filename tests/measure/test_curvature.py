@@ -16,7 +16,6 @@ from bitgolf.model import GPT
 from bitgolf.quantize.gptq import output_error
 from bitgolf.run.ranks import World
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = ModelConfig().updated(
     {"vocab_size": 260, "num_layers": 2, "model_dim": 16, "num_heads": 2, "num_kv_heads": 1, "bigram.rows": 20}

@@ -21,7 +21,6 @@ from bitgolf.quantize.fill_cap import SLACK, fill_cap
 from bitgolf.quantize.packed import Packed
 from bitgolf.quantize.tensors import QuantizedTensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = PackConfig(method="rate").updated({"rate.trellis": 0, "rate.column_steps": False})
 BY_COLUMN = PLAIN.updated({"rate.column_steps": True})
 FIXED = 2_000

@@ -17,8 +17,6 @@ from bitgolf.quantize.column_steps import Steps
 from bitgolf.quantize.forecast import Forecast, Spread, spread
 from bitgolf.quantize.tensors import QuantizeTask, quantize_tensors
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def layer(rows: int = 384, columns: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A weight with variances by row and column, and a Hessian with strong correlations."""

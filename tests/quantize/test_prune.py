@@ -14,7 +14,6 @@ from bitgolf.grids.grid import Grid
 from bitgolf.quantize.prune import Candidates, fit, measure_again
 from bitgolf.quantize.tensors import QuantizedTensor, quantize_tensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = {"blocks.0.mlp.up.weight": (12, 10), "blocks.0.attention.key.weight": (6, 10), "embedding": (20, 10)}
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from bitgolf.cli import main
@@ -103,18 +102,13 @@ class Outcome:
 
 
 def cli(*arguments: str | Path) -> Outcome:
-    """Run a command in this process on one thread, as `bitgolf ARGUMENTS` would."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Run a command in this process, as `bitgolf ARGUMENTS` would."""
     out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                status = main([str(argument) for argument in arguments])
-            except SystemExit as error:  # argparse
-                status = int(error.code or 0)
-    finally:
-        torch.set_num_threads(threads)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse
+            status = int(error.code or 0)
     return Outcome(status, out.getvalue(), err.getvalue())
 
 

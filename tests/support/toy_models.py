@@ -43,26 +43,6 @@ class LeakyModel(CausalModel):
         return super().forward(tokens) + self.strength * self.embed[ahead] @ self.head
 
 
-class OnlineTemperature:
-    """A model and an adapter: divides logits by a temperature refitted on each scored chunk."""
-
-    def __init__(self, model: CausalModel, window: int = 8) -> None:
-        self.model = model
-        self.window = window
-        self.temperature = 1.0
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        return self.model(tokens) / self.temperature
-
-    def update(self, revealed: TokenReader, start: int, stop: int) -> None:
-        tokens = torch.from_numpy(revealed(max(0, stop - self.window), stop + 1).astype(np.int64))
-        with torch.no_grad():
-            logits = self.model(tokens[None, :-1])[0]
-        grid = np.linspace(0.5, 3.0, 26)
-        losses = [nn.functional.cross_entropy(logits / t, tokens[1:]).item() for t in grid]
-        self.temperature = float(grid[int(np.argmin(losses))])
-
-
 class UnigramCache:
     """A model and an adapter: mixes the model with the token frequencies of what has been scored."""
 

@@ -24,7 +24,6 @@ from bitgolf.run.ranks import World
 from bitgolf.train.average import Averages, num_candidates
 from bitgolf.train.choose import best, choice_seconds, held_out_losses
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 MODEL = ModelConfig(vocab_size=260, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1)

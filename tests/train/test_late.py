@@ -13,7 +13,6 @@ from bitgolf.model.layers import Linear
 from bitgolf.train.late import LatePhase
 from bitgolf.train.qat import WeightFaker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PACK = PackConfig().updated({"small_tensor": 1, "grid.matrix_bits": 3, "grid.percentiles": (0.8, 1.0)})
 SOFT = {
     "mode": "soft_round",

@@ -25,7 +25,6 @@ from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = TrialNoise(1.0, 0.01, False)
 
 

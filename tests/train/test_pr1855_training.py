@@ -20,7 +20,6 @@ from bitgolf.train.muon import Muon, orthogonalize
 from bitgolf.train.schedule import lr_multiplier, muon_momentum
 from bitgolf.train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PRESET = load_config("pr-1855").train
 MODEL = ModelConfig().updated(
     {

@@ -18,7 +18,6 @@ from bitgolf.train.pace import Division, Pace, Timeline
 from bitgolf.train.replay import Replayed, ReplayWindow, replay
 from bitgolf.train.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BURST: dict[str, Any] = {
     "replay.epochs": 2, "replay.batches": 3, "replay.lr": 0.25, "muon.momentum": 0.9, "average.ema_decay": 0.9,
     "average.swa_weight": 0.5, "average.swa_start": 1.0, "average.swa_spacing": 0.001,

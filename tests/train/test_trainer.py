@@ -18,8 +18,6 @@ from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("changes", "micro_rows"),
@@ -112,32 +110,6 @@ def test_a_step_reports_the_clock_the_loss_and_the_gradient_norms(micro_rows: in
     norms = [float(p.grad.norm()) for _, p in reference.named_parameters() if p.grad is not None]
     assert metrics[2:-1].tolist() == pytest.approx(norms, rel=1e-3, abs=1e-6)
     assert float(metrics[-1]) == pytest.approx(math.sqrt(sum(norm**2 for norm in norms)), rel=1e-4)
-
-
-def test_the_average_is_shipped_if_there_is_one() -> None:
-    trainer = make_trainer({"average.ema_decay": 0.5})
-    expected = trainer.optimizer.parameters["embedding"].detach().double()
-    for seed in range(4):
-        trainer.step(*batch(seed), 1.0, 0.9)
-        expected = 0.5 * expected + 0.5 * trainer.optimizer.parameters["embedding"].detach().double()
-    shipped = trainer.averages.shipped()[0]["embedding"]
-    torch.testing.assert_close(shipped.double(), expected, atol=1e-6, rtol=1e-5)
-    plain = make_trainer()
-    make_steps(plain, 0, 2)
-    assert torch.equal(plain.averages.shipped()[0]["embedding"], plain.optimizer.parameters["embedding"])
-
-
-def test_a_learning_rate_of_zero_changes_nothing() -> None:
-    trainer = make_trainer({"muon.weight_decay": 0.1, "adam.weight_decay": 0.1})
-    before = state_digest(dict(trainer.model.named_parameters()))
-    trainer.step(*batch(0), 0.0, 0.9)
-    assert state_digest(dict(trainer.model.named_parameters())) == before
-
-
-def test_training_lowers_the_loss_of_what_it_sees() -> None:
-    trainer = make_trainer()
-    losses = [float(trainer.step(*batch(0), 1.0, 0.9)[1]) for _ in range(25)]
-    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_the_warm_up_returns_the_median_of_its_last_half(monkeypatch: pytest.MonkeyPatch) -> None:
