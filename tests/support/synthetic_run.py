@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitgolf.artifact.generate import Continuation, Sampling
 from bitgolf.config import Config, load_config
 from bitgolf.grids.roles import role
 from bitgolf.report import report as report_module
@@ -58,9 +59,10 @@ class EchoModel:
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
 
-    def generate(self, prompt: str, *, max_tokens: int, seed: int) -> str:
-        self.calls.append((prompt, max_tokens, seed))
-        return f"<img src=x onerror=alert(1)> seed {seed}"
+    def generate(self, prompt: str, sampling: Sampling) -> Continuation:
+        assert sampling.seed is not None
+        self.calls.append((prompt, sampling.max_tokens, sampling.seed))
+        return Continuation(f"<img src=x onerror=alert(1)> seed {sampling.seed}", [], False)
 
 
 def stream(*documents: str) -> Tokens:
@@ -285,5 +287,5 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticRun:
     data = SimpleNamespace(tokenizer=ByteTokenizer(), val=val)
     monkeypatch.setattr(report_module, "open_data", lambda path: data)
     monkeypatch.setattr(report_module, "open_model", lambda path, device: finished.model)
-    monkeypatch.setattr(report_module, "generate", lambda model, prompt, **settings: model.generate(prompt, **settings))
+    monkeypatch.setattr(report_module, "generate", lambda model, prompt, sampling: model.generate(prompt, sampling))
     return finished
