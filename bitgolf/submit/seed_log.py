@@ -47,10 +47,9 @@ def _results(run: SeedRun, code_bytes: int) -> list[str]:
         f"Code size when packed: {run.pack['code_bytes']} bytes",
         f"Total submission size: {run.model_bytes + code_bytes} bytes",
     ]
-    for name, result in score.get("last", {}).items():
-        lines.append(f"last {name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f}")
-    for name, result in score["float"].items():
-        lines.append(f"float {name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f}")
+    for weights in ("last", "float"):
+        for name, result in score.get(weights, {}).items():
+            lines.append(f"{weights} {name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f}")
     for name, result in score["methods"].items():
         lines.append(
             f"{name} val_loss:{result['loss_nats']:.8f} val_bpb:{result['bpb']:.8f} "

@@ -1,7 +1,7 @@
 """The runs behind a submission: finished runs, one per seed, and the checks that they belong together.
 
 `read_seed_runs` refuses runs that no flag can make right: a run that is not finished or contradicts itself,
-configurations that differ in more than the seed, a seed twice, too few seeds, copied artifacts or logs. `find_doubts`
+configurations that differ in more than the seed, a seed twice, too few seeds, copied artifacts or logs. `doubts_about`
 lists audits that are missing, stale or not passed. `--force` writes a submission in spite of these doubts and marks it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -91,32 +91,22 @@ def read_seed_runs(paths: Sequence[Path], num_seeds: int) -> list[SeedRun]:
     _require_one_configuration(scored)
     require_one_set(scored)
     runs = sorted((_read(run) for run in scored), key=lambda run: run.seed)
-    for before, after in pairwise(runs):
-        if before.seed == after.seed:
-            raise RunError(
-                f"{before.path} and {after.path} both have seed {before.seed}; a submission has one run per seed"
-            )
+    for one, two in combinations(runs, 2):
+        if one.seed == two.seed:
+            raise RunError(f"{one.path} and {two.path} both have seed {one.seed}; a submission has one run per seed")
     if len(runs) < num_seeds:
         raise RunError(
             f"{len(runs)} seed{'' if len(runs) == 1 else 's'} given, {num_seeds} asked for: run the configuration "
             "with other values of --seed, or ask for fewer with --seeds"
         )
-    by_digest: dict[str, SeedRun] = {}
-    for run in runs:
-        twin = by_digest.setdefault(run.model_sha256, run)
-        if twin is not run:
-            raise RunError(
-                f"{twin.path} and {run.path} hold the same artifact: one of them is a copy, not another seed"
-            )
+    for one, two in combinations(runs, 2):
+        if one.model_sha256 == two.model_sha256:
+            raise RunError(f"{one.path} and {two.path} hold the same artifact: one of them is a copy, not another seed")
     return runs
 
 
-def find_doubts(runs: Sequence[SeedRun]) -> list[str]:
-    """Reasons not to submit: audits that are missing, stale or not passed."""
-    return [sentence for run in runs for sentence in _doubts(run)]
-
-
-def _doubts(run: SeedRun) -> list[str]:
+def doubts_about(run: SeedRun) -> list[str]:
+    """Reasons not to submit a run: an audit that is missing, stale or not passed."""
     if run.audit is None:
         return [f"seed {run.seed} was not audited"]
     doubts = []

@@ -16,7 +16,7 @@ TRACKS = ("10min_16mb", "non_record_16mb")
 
 @dataclass(frozen=True)
 class Labels:
-    """What the runs do not say: the author, the name, the date and the track."""
+    """What the runs do not say."""
 
     author: str = ""
     github_id: str = ""

@@ -64,74 +64,43 @@ def _cell(value: object) -> str:
 
 
 def _warning(submission: Submission) -> list[str]:
-    if not submission.doubts:
-        return []
-    return ["> **Written with `--force`.** " + "; ".join(submission.doubts) + "."]
+    return ["> **Written with `--force`.** " + "; ".join(submission.doubts) + "."] if submission.doubts else []
 
 
 def _results(submission: Submission) -> str:
     runs = submission.runs
-    first = runs[0].config.score.methods[0]
+    first, headline = runs[0].config.score.methods[0], runs[0].scored.method
+    header = (
+        "seed", "steps", "ms per step", f"float, {first}, bpb", f"packed, {first}, bpb", f"**{headline}, bpb**",
+        f"{headline}, nats",
+    )  # fmt: skip
     rows: list[tuple[object, ...]] = []
     for run in runs:
-        quantized = run.scored.score["methods"][first]["bpb"]
         before = f"{run.float_result['bpb']:.8f}" if run.float_result else _DASH
-        steps, milliseconds = int(run.end["step"]), step_milliseconds(run)
-        rows.append(
-            (
-                run.seed,
-                f"{steps:,}",
-                f"{milliseconds:.2f}",
-                before,
-                f"{quantized:.8f}",
-                f"{run.scored.bpb:.8f}",
-                f"{run.scored.loss_nats:.8f}",
-            )
-        )
+        scores = (run.scored.score["methods"][first]["bpb"], run.scored.bpb, run.scored.loss_nats)
+        steps = (f"{int(run.end['step']):,}", f"{step_milliseconds(run):.2f}")
+        rows.append((run.seed, *steps, before, *(f"{score:.8f}" for score in scores)))
     bpb, bpb_std = moments("val_bpb", {run.seed: run.scored.bpb for run in runs})
     loss, loss_std = moments("val_loss", {run.seed: run.scored.loss_nats for run in runs})
     rows.append(("**mean**", "", "", "", "", f"**{bpb:.8f}**", f"**{loss:.8f}**"))
     if bpb_std is not None and loss_std is not None:
         rows.append(("std", "", "", "", "", f"{bpb_std:.8f}", f"{loss_std:.8f}"))
-    headline = runs[0].scored.method
-    header = (
-        "seed", "steps", "ms per step", f"float, {first}, bpb", f"packed, {first}, bpb", f"**{headline}, bpb**",
-        f"{headline}, nats",
-    )  # fmt: skip
     return table(header, rows, 1)
 
 
 def _budgets(submission: Submission) -> str:
-    limits = submission.runs[0].config.budget
-    rows: list[tuple[object, ...]] = [
-        (
-            run.seed,
-            f"{run.model_bytes:,}",
-            f"{submission.code_bytes:,}",
-            f"{submission.total_bytes(run):,}",
-            f"{run.seconds['train_seconds']:.2f}",
-            f"{run.seconds['eval_seconds']:.2f}",
-            run.trained_on,
-            run.scored_on,
-        )
-        for run in submission.runs
-    ]
-    rows.append(
-        (
-            "allowed", "", "", f"{limits.artifact_bytes:,}", f"{limits.train_seconds:g}", f"{limits.eval_seconds:g}",
-            "", "",
-        )
-    )  # fmt: skip
     header = (
-        "seed",
-        "model bytes",
-        "code bytes",
-        "total bytes",
-        "training s",
-        "evaluation s",
-        "trained on",
-        "scored on",
-    )
+        "seed", "model bytes", "code bytes", "total bytes", "training s", "evaluation s", "trained on", "scored on",
+    )  # fmt: skip
+    rows: list[tuple[object, ...]] = []
+    for run in submission.runs:
+        sizes = (run.model_bytes, submission.code_bytes, submission.total_bytes(run))
+        seconds = (run.seconds["train_seconds"], run.seconds["eval_seconds"])
+        numbers = (*(f"{size:,}" for size in sizes), *(f"{value:.2f}" for value in seconds))
+        rows.append((run.seed, *numbers, run.trained_on, run.scored_on))
+    limits = submission.runs[0].config.budget
+    allowed = (f"{limits.artifact_bytes:,}", f"{limits.train_seconds:g}", f"{limits.eval_seconds:g}")
+    rows.append(("allowed", "", "", *allowed, "", ""))
     return table(header, rows, 1)
 
 

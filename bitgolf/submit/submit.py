@@ -13,18 +13,16 @@ All numbers come from the run directories. The folder appears when it is complet
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitgolf.bundle.readable_source import readable_source
 from bitgolf.errors import BudgetError, RunError
+from bitgolf.run import atomic
 from bitgolf.run.progress import Progress, silent
 from bitgolf.submit.requirements import requirements_text
 from bitgolf.submit.seed_log import seed_log
-from bitgolf.submit.seed_runs import find_doubts, read_seed_runs
+from bitgolf.submit.seed_runs import doubts_about, read_seed_runs
 from bitgolf.submit.submission import Labels, Submission, describe
 from bitgolf.submit.submission_json import submission_json
 from bitgolf.submit.submission_readme import submission_readme
@@ -57,7 +55,7 @@ def submit(
     """
     progress("submit", 0, 3, "reading runs")
     runs = read_seed_runs(paths, num_seeds)
-    doubts = find_doubts(runs)
+    doubts = [doubt for run in runs for doubt in doubts_about(run)]
     if doubts and not force:
         raise RunError(
             f"not ready to be submitted: {'; '.join(doubts)}. Run `bitgolf audit RUN` and correct what it reports, or "
@@ -103,19 +101,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
         if there.keys() == files.keys() and all(there[name].read_bytes() == data for name, data in files.items()):
             return folder
         raise RunError(f"{folder} exists with other content; remove it, or choose another --name or --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with atomic.atomic_directory(folder) as temporary:
         for name, data in files.items():
-            target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            atomic.write_bytes(temporary / name, data)
     return folder

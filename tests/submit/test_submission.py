@@ -199,7 +199,7 @@ def test_lineage_names_what_is_on_and_nothing_else() -> None:
     names = {name for name, _, _ in lineage(full)}
     assert {"XSA", "CROWN-Q", "Value residual (VRL)", "Snapshot average (SWA)"} <= names
     for component in COMPONENTS:
-        assert full.flat().keys() >= set(component.settings)
+        assert full.flat().keys() >= set(component.settings.split())
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
