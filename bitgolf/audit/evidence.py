@@ -8,9 +8,9 @@ from the operating system, so that nobody can know before the audit which target
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,40 +33,37 @@ from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import choose_device
+from bitgolf.run.seal import file_digest
 
 _BLOCK_TOKENS = 1 << 22  # tokens whose bytes are counted at once
 
 
+@dataclass(eq=False)
 class Evidence:
     """The products of a run, and how thoroughly they are audited.
 
-    Args:
-        run: the run directory.
+    Attributes:
         quick: shorter texts, fewer flips and fewer blocks for the checks that run the model.
         everything: the sealed process scores all targets again, not a sample of them.
         codec_bytes: validation text to code and decode; 0 = none.
-        entropy: seeds the random choices; None = from the operating system.
+        entropy: seeds the random choices; by default it comes from the operating system.
         sealed_seconds, sealed_gib: wall clock and memory of the sealed process (`sandbox.limits`); None = by its size.
         progress: for checks that take long.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        *,
-        quick: bool = False,
-        everything: bool = False,
-        codec_bytes: int = 0,
-        entropy: int | None = None,
-        sealed_seconds: float = WALL_SECONDS,
-        sealed_gib: float | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        self.run, self.config = run, run.config
-        self.quick, self.everything, self.codec_bytes, self.progress = quick, everything, codec_bytes, progress
-        self.sealed_seconds, self.sealed_gib = sealed_seconds, sealed_gib
-        self.entropy = secrets.randbits(64) if entropy is None else entropy
-        self.device = choose_device("auto" if run.config.device == "cuda" else run.config.device)
+    run: RunDirectory
+    _: KW_ONLY
+    quick: bool = False
+    everything: bool = False
+    codec_bytes: int = 0
+    entropy: int = field(default_factory=lambda: secrets.randbits(64))
+    sealed_seconds: float = WALL_SECONDS
+    sealed_gib: float | None = None
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        self.config = self.run.config
+        self.device = choose_device("auto" if self.config.device == "cuda" else self.config.device)
 
     def rng(self, what: str) -> np.random.Generator:
         """The random numbers of one check, e.g. `rng("blocks")`: independent of those of others."""
@@ -88,11 +85,8 @@ class Evidence:
         """score.json, with an entry for its headline."""
         score = self._json("score.json")
         methods, headline = score.get("methods"), score.get("headline")
-        if (
-            not isinstance(methods, dict)
-            or not isinstance(headline, str)
-            or not isinstance(methods.get(headline), dict)
-        ):
+        kinds = isinstance(methods, dict), isinstance(headline, str)
+        if not all(kinds) or not isinstance(methods.get(headline), dict):
             raise RunError(
                 f"score.json has no method of the name of its headline {headline!r}; run "
                 f"`bitgolf score {self.run.path}` again"
@@ -151,8 +145,7 @@ class Evidence:
     @cached_property
     def artifact_sha256(self) -> str:
         """Of model.bitgolf as it is now."""
-        with self.require("model.bitgolf").open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_digest(self.require("model.bitgolf"))
 
     @cached_property
     def artifact_facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -181,23 +174,21 @@ class Evidence:
             self.require("model.bitgolf"),
             self.tokens,
             self.data.tokenizer.bos_id,
-            quick=self.quick,
-            rng=self.rng("passage"),
+            self.quick,
+            self.rng("passage"),
         )
 
     @cached_property
     def again(self) -> SealedRun:
         """The artifact scored again in a sealed process."""
-        return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"), self._sealed_limits())
-
-    def _sealed_limits(self) -> Limits:
-        return Limits.of(
+        limits = Limits.of(
             self.require("model.bitgolf").stat().st_size,
             torch.get_num_threads(),
             self.device.type == "cuda",
             self.sealed_seconds,
             self.sealed_gib,
         )
+        return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"), limits)
 
     def close(self) -> None:
         """End the sealed process, if there is one."""

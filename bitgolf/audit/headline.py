@@ -9,6 +9,7 @@ Legend: n tokens of the passage, V vocabulary.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.audit.traces import Trace, deterministic_kernels, trace
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.config import Config
-from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass, adapted_pass_name
+from bitgolf.evaluate.adapted_pass import adapted_pass, adapted_pass_name
 from bitgolf.evaluate.tape import Adapter, Scorer
-from bitgolf.evaluate.window_scorer import METHODS, Windows, make_scorer
+from bitgolf.evaluate.window_scorer import METHODS, Windows
 from bitgolf.model.backends import reproducible_backend
 from bitgolf.run.ranks import World, choose_device
 
@@ -30,10 +31,11 @@ _NUM_BLOCKS = 4  # of a pass beside the headline
 _UPDATES = {True: 1, False: 2}  # chunks that an adapter learns from in the passage, by `quick`
 
 
+@dataclass(eq=False)
 class Headline:
     """The evaluation behind the headline of score.json.
 
-    Args:
+    Attributes:
         name: the headline's pass, e.g. "sliding".
         config: of the run.
         artifact: path of model.bitgolf.
@@ -43,23 +45,19 @@ class Headline:
         rng: draws the place of the passage.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: Config,
-        artifact: Path,
-        tokens: np.ndarray,
-        bos_id: int,
-        *,
-        quick: bool,
-        rng: np.random.Generator,
-    ) -> None:
-        self.name, self.config, self.artifact = name, config, artifact
-        self.tokens, self.bos_id, self.quick, self.rng = tokens, bos_id, quick, rng
-        self.device = choose_device("auto" if config.device == "cuda" else config.device)
-        self.vocab_size = config.model.vocab_size
-        self.adapted = name == adapted_pass_name(config.ttt, config.score.methods[-1])
-        self.method = str(config.score.methods[-1]) if self.adapted else name
+    name: str
+    config: Config
+    artifact: Path
+    tokens: np.ndarray
+    bos_id: int
+    quick: bool
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.device = choose_device("auto" if self.config.device == "cuda" else self.config.device)
+        self.vocab_size = self.config.model.vocab_size
+        self.adapted = self.name == adapted_pass_name(self.config.ttt, self.config.score.methods[-1])
+        self.method = str(self.config.score.methods[-1]) if self.adapted else self.name
         if self.method not in METHODS:
             raise MissingEvidence(
                 f"the headline method {self.method!r} cannot be rebuilt by the audit (it has {', '.join(METHODS)})"
@@ -102,57 +100,44 @@ class Headline:
             return trace(self.build, self.passage, self.chunk_targets, with_losses=True)
 
     def build(self, tokens: np.ndarray) -> tuple[Scorer, Adapter | None]:
-        """The evaluation from scratch (`traces.Evaluation`)."""
-        batch_tokens = MODEL_ROWS * self.config.window
-        if self.adapted:
-            adapted = self._adapted(len(tokens) - 1, batch_tokens)
-            return adapted.scorer, adapted.adapter
-        scorer = make_scorer(
-            self.method,
-            self.packed.model,
-            window=self.config.window,
-            stride=self.stride,
-            batch_tokens=batch_tokens,
-            device=self.device,
+        """The evaluation from scratch (`traces.Evaluation`).
+
+        An adapted pass gets a copy of the artifact's model, and attention with reproducible gradients.
+        """
+        if not self.adapted:
+            return self._plain(self.method), None
+        model = copy.deepcopy(self.packed.model)
+        if self.device.type == "cuda":
+            model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
+        config = self.with_chunks(self.chunk_targets)
+        adapted = adapted_pass(
+            config.ttt,
+            Windows.of(config, batch_tokens=MODEL_ROWS * config.window),
+            model,
+            model,
+            num_targets=len(tokens) - 1,
+            bos_id=self.bos_id,
+            seed=config.seed,
+            world=World(0, 1, self.device),
         )
-        return scorer, None
+        return adapted.scorer, adapted.adapter
 
     def plain_losses(self, method: str, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
         """Losses of a pass without adaptation on a few blocks: first target and (n,) float32 nats of each."""
+        scorer = self._plain(method)
         stride = self.config.window if method == "chunked" else self.config.score.stride
-        scorer = make_scorer(
-            method,
-            self.packed.model,
-            window=self.config.window,
-            stride=stride,
-            batch_tokens=MODEL_ROWS * self.config.window,
-            device=self.device,
-        )
         blocks = sample_blocks(len(self.tokens) - 1, MODEL_ROWS * stride, _NUM_BLOCKS, rng)
         return [(start, scorer.score(lambda a, b: self.tokens[a:b], start, stop)) for start, stop in blocks]
+
+    def _plain(self, method: str) -> Scorer:
+        windows = Windows.of(self.config, method, MODEL_ROWS * self.config.window)
+        return windows.scorer(self.packed.model, World(0, 1, self.device))
 
     def with_chunks(self, chunk_tokens: int) -> Config:
         """The configuration with other chunks, where something is learned between chunks."""
         if not self.config.ttt.between_chunks:
             return self.config
         return self.config.updated({"ttt.weights.chunk_tokens": chunk_tokens})
-
-    def _adapted(self, num_targets: int, batch_tokens: int) -> AdaptedPass:
-        """The adapted pass on a copy of the artifact's model, with reproducible gradients."""
-        model = copy.deepcopy(self.packed.model)
-        if self.device.type == "cuda":
-            model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
-        config = self.with_chunks(self.chunk_targets)
-        return adapted_pass(
-            config.ttt,
-            Windows.of(config, batch_tokens=batch_tokens),
-            model,
-            model,
-            num_targets=num_targets,
-            bos_id=self.bos_id,
-            seed=config.seed,
-            world=World(0, 1, self.device),
-        )
 
 
 def sample_blocks(num_targets: int, block: int, num_blocks: int, rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import closing, suppress
+from typing import Any
 
 from bitgolf.audit import (
     borders,
@@ -25,7 +26,6 @@ from bitgolf.audit import (
     tape_log,
 )
 from bitgolf.audit.evidence import Evidence, run_checks
-from bitgolf.audit.sandbox.limits import WALL_SECONDS
 from bitgolf.audit.verdict import Verdict
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory, writes_run
@@ -38,39 +38,17 @@ run_checks.arrange([*_OF_RECORDS, *_OF_THE_EVALUATION])
 
 
 @writes_run
-def audit_run(
-    run: RunDirectory,
-    *,
-    quick: bool = False,
-    everything: bool = False,
-    codec_bytes: int = 0,
-    only: Collection[str] = (),
-    entropy: int | None = None,
-    sealed_seconds: float = WALL_SECONDS,
-    sealed_gib: float | None = None,
-    progress: Progress = silent,
-) -> Verdict:
-    """Make every check on a run and write audit.json.
+def audit_run(run: RunDirectory, *, only: Collection[str] = (), progress: Progress = silent, **options: Any) -> Verdict:
+    """Make every check on a run and write audit.json. What the run lacks becomes NOT RUN.
 
     Args:
-        run: what it lacks becomes NOT RUN.
-        quick, everything, codec_bytes, entropy, sealed_seconds, sealed_gib: see `Evidence`.
         only: names of the checks to make; audit.json is then left as it is.
         progress: called with stage "audit" and the number of checks made.
+        options: quick, everything, codec_bytes, entropy, sealed_seconds, sealed_gib; see `Evidence`.
     Raises:
         ConfigError: a name in `only` is unknown.
     """
-    evidence = Evidence(
-        run,
-        quick=quick,
-        everything=everything,
-        codec_bytes=codec_bytes,
-        entropy=entropy,
-        sealed_seconds=sealed_seconds,
-        sealed_gib=sealed_gib,
-        progress=progress,
-    )
-    with closing(evidence):
+    with closing(Evidence(run, progress=progress, **options)) as evidence:
         if not only or {"reproduction", "sealed-evaluation"} & set(only):
             with suppress(Exception):  # the checks that need the process will report what prevents it
                 _ = evidence.again.process
@@ -78,8 +56,8 @@ def audit_run(
     if not only:
         stored = {
             **verdict.to_json(),
-            "quick": quick,
-            "everything": everything,
+            "quick": evidence.quick,
+            "everything": evidence.everything,
             "device": str(evidence.device),
             "entropy": str(evidence.entropy),
             "score_seal": record_seal(run / "score.json"),

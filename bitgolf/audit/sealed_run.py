@@ -33,27 +33,22 @@ Losses = list[tuple[int, np.ndarray]]  # first target of a block, and its losses
 class SealedRun:
     """Scores parts of the validation text again.
 
-    Args:
-        headline: what to score.
-        hidden: files and folders that the process must not see: run directory, data, corpus.
-        everything: score all targets.
-        rng: draws the blocks.
-        limits: of the process; None = the defaults.
+    Attributes:
+        num_targets: scored so far.
+        reaches_end: whether losses from the end of the text are among them.
+        not_isolated: why the process runs without isolation; "" when it is isolated.
     """
 
     def __init__(
         self,
         headline: Headline,
-        hidden: Callable[[], Iterable[Path]],
-        everything: bool,
-        rng: np.random.Generator,
-        limits: Limits | None = None,
+        hidden: Callable[[], Iterable[Path]],  # files that the process must not see: run directory, data, corpus
+        everything: bool,  # score all targets
+        rng: np.random.Generator,  # draws the blocks
+        limits: Limits,  # of the process
     ) -> None:
-        self.limits = limits
-        self.headline, self.hidden, self.everything, self.rng = headline, hidden, everything, rng
-        self.num_targets = 0  # scored so far
-        self.reaches_end = True  # whether losses from the end of the text are among them
-        self.not_isolated = ""  # why it runs without isolation
+        self.headline, self.hidden, self.everything, self.rng, self.limits = headline, hidden, everything, rng, limits
+        self.num_targets, self.reaches_end, self.not_isolated = 0, True, ""
         self._stack = ExitStack()
 
     def close(self) -> None:
@@ -68,7 +63,6 @@ class SealedRun:
             "config": config.model_dump(mode="json"),
             "device": str(headline.device),
             "method": "" if headline.adapted else headline.method,
-            "stride": headline.stride,
             "batch_tokens": self.rows * config.window,
             "num_targets": len(headline.tokens) - 1,
         }
