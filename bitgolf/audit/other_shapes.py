@@ -29,6 +29,7 @@ from bitgolf.artifact.open import open_model
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.reproduction import compare_losses
 from bitgolf.audit.sandbox import kernel
+from bitgolf.audit.sandbox.client import import_path
 from bitgolf.audit.verdict import Finding, MissingEvidence
 from bitgolf.config import Config
 from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
@@ -37,7 +38,7 @@ from bitgolf.evaluate.tape import ScoreTape
 from bitgolf.evaluate.window_scorer import Windows, WindowScorer
 from bitgolf.run.ranks import World
 
-_ONE, _TWO = {"rows": 4, "ranks": 1}, {"rows": 3, "ranks": 2}
+_ROWS_OF_ONE, _ROWS_OF_TWO = 4, 3  # windows in a batch of one process, and of each of two
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from bitgolf.audit.other_shapes import ranks_main; ranks_main()"
 _CPU = torch.device("cpu")
 _TIMEOUT_SECONDS = 600
@@ -107,28 +108,21 @@ def adapted_shapes(
     """Adapted passes: one process, then two, on this machine's CPU."""
     with tempfile.TemporaryDirectory(prefix="bitgolf-ranks-") as folder:
         request = Path(folder, "request.json")
-        request.write_text(
-            json.dumps(
-                {
-                    "artifact": str(artifact.absolute()),
-                    "config": config.model_dump(mode="json"),
-                    "tokens": tokens.tolist(),
-                    "one": _ONE,
-                    "two": _TWO,
-                    "threads": max(1, torch.get_num_threads() // int(_TWO["ranks"])),
-                }
-            )
-        )
+        asked = {
+            "artifact": str(artifact.absolute()),
+            "config": config.model_dump(mode="json"),
+            "tokens": tokens.tolist(),
+            "threads": max(1, torch.get_num_threads() // 2),
+        }
+        request.write_text(json.dumps(asked))
         _score_with_ranks(request)
         one, two = (np.load(Path(folder, f"{name}.npy")) for name in ("one", "two"))
-    return compare_losses(
-        two.astype(np.float64) - one, True, ranks=_TWO["ranks"], processes=_TWO["ranks"], device="cpu"
-    )
+    return compare_losses(two.astype(np.float64) - one, True, ranks=2, processes=2, device="cpu")
 
 
 def _score_with_ranks(request: Path) -> None:
     """Run `ranks_main` on a request. Raises MissingEvidence with the last line of what it said when it fails."""
-    path = [str(_PACKAGE_ROOT), *(str(Path(entry).absolute()) for entry in sys.path if entry)]
+    path = [str(_PACKAGE_ROOT), *import_path()]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     # Both processes are on this machine; the name of the host need not resolve. One thread until they part.
     environment |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo", "CUDA_VISIBLE_DEVICES": ""}
@@ -151,15 +145,13 @@ def _score_with_ranks(request: Path) -> None:
 
 
 def ranks_main() -> None:
-    """The program: score the text alone, then once more as one of several ranks, and write both.
+    """The program: score the text alone, then once more as one of two ranks, and write both.
 
     The other rank is forked when the libraries are loaded and nothing is computed yet: so they are loaded once.
     """
     request = Path(sys.argv[1])
     asked = json.loads(request.read_text())
-    ranks = int(asked["two"]["ranks"])
-    assert ranks == 2, "one fork makes two ranks"
-    _adapted(asked, asked["one"]["rows"], World(0, 1, _CPU))  # loads what optimizers load late
+    _adapted(asked, _ROWS_OF_ONE, World(0, 1, _CPU))  # loads what optimizers load late
     other = os.fork()
     rank = 1 if other == 0 else 0
     if rank:
@@ -167,12 +159,10 @@ def ranks_main() -> None:
             kernel.die_with_parent()
     torch.set_num_threads(asked["threads"])
     if rank == 0:
-        np.save(request.parent / "one.npy", _losses(asked, asked["one"]["rows"], World(0, 1, _CPU)))
-    store = dist.FileStore(str(request.parent / "store"), ranks)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=_TIMEOUT_SECONDS)
-    )
-    losses = _losses(asked, asked["two"]["rows"], World(rank, ranks, _CPU))
+        np.save(request.parent / "one.npy", _losses(asked, _ROWS_OF_ONE, World(0, 1, _CPU)))
+    store, timeout = dist.FileStore(str(request.parent / "store"), 2), timedelta(seconds=_TIMEOUT_SECONDS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timeout)
+    losses = _losses(asked, _ROWS_OF_TWO, World(rank, 2, _CPU))
     dist.barrier()
     dist.destroy_process_group()
     if rank:

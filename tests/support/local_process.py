@@ -38,7 +38,7 @@ class LocalProcess(client.SealedProcess):
         self.thread.start()
         settings = settings | {"artifact": str(artifact), "num_threads": num_threads}
         self._send({"do": "load", "settings": settings}, pickle.dumps(evaluation))
-        self._waiting = [lambda _: None]
+        self._waiting = 1
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):

@@ -20,9 +20,9 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,10 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     "from bitgolf.audit.sandbox.process import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
-_SYSTEM = tuple(
-    map(
-        Path,
-        (
-            "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/sys", "/etc/ld.so.cache", "/etc/ld.so.conf",
-            "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf",
-            "/etc/localtime",
-        ),
-    )
-)  # fmt: skip
+_SYSTEM = tuple(map(Path, (
+    "/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/sys", "/etc/ld.so.cache", "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime",
+)))  # fmt: skip
 # Variables that a process needs to find its libraries and devices, and to run as many threads as this one. Nothing else
 # of the environment is passed on.
 _KEPT_VARIABLES = (
@@ -123,7 +117,7 @@ class SealedProcess:
         answer_read, answer_write = os.pipe()
         self._output = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, json.dumps(_import_path()), str(request_read), str(answer_write)],
+            [sys.executable, "-I", "-c", _START, json.dumps(import_path()), str(request_read), str(answer_write)],
             cwd=work,
             env=_environment(work / "tmp"),
             pass_fds=(request_read, answer_write),
@@ -136,7 +130,7 @@ class SealedProcess:
         self._requests = Connection(request_write, readable=False)
         self._answers = Connection(answer_read, writable=False)
         hidden = {alias for path in secrets for alias in (path, path.resolve())}
-        self.secrets = [str(path) for path in sorted(_files(hidden))]
+        self.secrets = sorted(map(str, _files(hidden)))
         self._send(
             {
                 "isolated": self.isolated,
@@ -144,12 +138,12 @@ class SealedProcess:
                 "writable": str(work),
                 "hidden": sorted(map(str, hidden)),
                 "secrets": self.secrets,
-                "limits": self.limits.to_json(),
+                "limits": asdict(self.limits),
             }
         )
         settings = settings | {"artifact": str(copy), "num_threads": num_threads}
         self._send({"do": "load", "settings": settings}, pickle.dumps(evaluation))
-        self._waiting: list[Callable[[dict[str, Any]], None]] = [self._keep_isolation, lambda _: None]
+        self._waiting = 2  # answers to these requests
 
     def close_off(self) -> None:
         """Wait until the evaluation is loaded and warmed up, then close the file system; no token is sent before.
@@ -159,7 +153,7 @@ class SealedProcess:
         self._drain()
         if not self.closed:
             self._send({"do": "close"})
-            self._keep_isolation(self._receive()[0])
+            self._receive()
             self.closed = True
 
     def score(self, read: TokenReader, start: int, stop: int, first: int) -> np.ndarray:
@@ -203,18 +197,13 @@ class SealedProcess:
     def __enter__(self) -> SealedProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _keep_isolation(self, answer: dict[str, Any]) -> None:
-        self.isolation = answer["isolation"]
 
     def _drain(self) -> None:
         while self._waiting:
-            keep = self._waiting.pop(0)
-            keep(self._receive()[0])
+            self._waiting -= 1
+            self._receive()
 
     def _send(self, request: dict[str, Any], block: bytes = b"") -> None:
         try:
@@ -241,6 +230,7 @@ class SealedProcess:
             if not self.closed and not any(path in text for path in self.secrets):
                 raise SealedFailure(f"the artifact cannot be evaluated in the sealed process: {text}")
             raise RuleViolation(f"the evaluation failed in the sealed process with {text}")
+        self.isolation = answer.get("isolation", self.isolation)
         return answer, block
 
     def _last_words(self) -> str:
@@ -299,7 +289,8 @@ def libraries() -> set[Path]:
     }
 
 
-def _import_path() -> list[str]:
+def import_path() -> list[str]:
+    """Where this process looks for modules, as absolute paths."""
     return [str(Path(entry).absolute()) for entry in sys.path if entry]
 
 

@@ -76,13 +76,13 @@ class Isolation:
         sys.addaudithook(self._note)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return {name: value for name, value in asdict(self).items() if not name.startswith("_")}
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Audit hook: note what is opened or started after the closing."""
         if event not in _NOTED or len(self.attempts) >= _MOST_NOTES:
             return
+        note = f"{event} {arguments[0]!r}"[:200]
         if event == "open":
             if not isinstance(arguments[0], str | bytes | os.PathLike):
                 return
@@ -91,8 +91,6 @@ class Isolation:
             if path.is_absolute() and any(path.is_relative_to(folder) for folder in folders):
                 return
             note = str(path)
-        else:
-            note = f"{event} {arguments[0]!r}"[:200]
         if note not in self.attempts:
             self.attempts.append(note)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 WALL_SECONDS = 3600.0
 _GIB = 1 << 30
@@ -44,25 +44,22 @@ class Limits:
         memory_gib: float | None = None,
     ) -> Limits:
         """The limits for an artifact of this size; `memory_gib` replaces the limit of the address space."""
-        space = 8 * _GIB + 64 * artifact_bytes + _PER_THREAD_BYTES * num_threads
+        space: int | None = 8 * _GIB + 64 * artifact_bytes + _PER_THREAD_BYTES * num_threads
         if memory_gib is not None:
             space = int(memory_gib * _GIB)
-        cpus = os.cpu_count() or 1
+        elif on_gpu:
+            space = None
         return cls(
-            processes=128 + 4 * max(cpus, num_threads),
-            address_space_bytes=None if on_gpu and memory_gib is None else space,
+            processes=128 + 4 * max(os.cpu_count() or 1, num_threads),
+            address_space_bytes=space,
             file_bytes=256 << 20,
             cpu_seconds=int(wall_seconds * max(1, num_threads)) + 60,
             wall_seconds=wall_seconds,
         )
 
-    def to_json(self) -> dict[str, float | None]:
-        """Plain values."""
-        return asdict(self)
-
 
 def apply(limits: Mapping[str, float | None]) -> None:
-    """Limit this process and all that it starts."""
+    """Limit this process and all that it starts. `limits` are the fields of `Limits`."""
     kinds = {
         "processes": resource.RLIMIT_NPROC,
         "address_space_bytes": resource.RLIMIT_AS,
@@ -71,8 +68,7 @@ def apply(limits: Mapping[str, float | None]) -> None:
     }
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name, kind in kinds.items():
-        value = limits.get(name)
-        if value is not None:
+        if (value := limits.get(name)) is not None:
             _, hard = resource.getrlimit(kind)
             most = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
             resource.setrlimit(kind, (most, most))

@@ -79,7 +79,7 @@ class Server:
             "close": self._close,
             "score": self._score,
             "update": self._update,
-            "end": self._end,
+            "end": lambda asked: ({"attempts": self.isolation.attempts}, b""),
         }
         while True:
             try:
@@ -122,9 +122,6 @@ class Server:
         assert self.evaluation is not None and self.evaluation.adapter is not None
         self.evaluation.adapter.update(self._reader(asked["stop"] + 1), asked["start"], asked["stop"])
         return {}, b""
-
-    def _end(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        return {"attempts": self.isolation.attempts}, b""
 
     def _receive(self, asked: dict[str, Any]) -> None:
         """Take in tokens from position `asked["origin"]` on: a continuation of what is there, or a new block."""
