@@ -14,7 +14,6 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import zstandard
@@ -25,26 +24,14 @@ from bitgolf.errors import ArtifactError, ConfigError
 _ZSTD_LEVEL = 22  # the strongest
 _ZSTD_MAX_WINDOW = 1 << 27  # the largest that level 22 uses; frames that ask for more are refused
 _ZSTD_MAX_EXPANSION = 1 << 15  # a block of 4 bytes yields at most 128 KiB
-_ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = (
-    b"\0",
-    b"\1",
-    b"\3",
-)  # first byte of "range"; 2 is an entropy-coded message
+# First byte of "range"; 2 is an entropy-coded message.
+_ZSTD_FOLLOWS, _LZMA_FOLLOWS, _PIECES_FOLLOW = b"\0", b"\1", b"\3"
 _PIECES_SIZE = struct.Struct("<I")
 _LZMA_MIN_DICTIONARY = 1 << 12  # the least that the format allows
 _LZMA_MAX_DICTIONARY = 1 << 26  # of preset 9
 _LZMA_PIECE = 1 << 20  # bytes that are decompressed at a time
 
 Raw = TypeVar("Raw", bytes, bytearray)
-
-
-@dataclass(frozen=True)
-class Compressor:
-    """One backend: `compress(data)`, and `decompress(data, raw_size)`, which raises ArtifactError."""
-
-    name: str
-    compress: Callable[[bytes], bytes]
-    decompress: Callable[[bytes | memoryview, int], bytes | bytearray]
 
 
 def compressor_names() -> list[str]:
@@ -54,11 +41,9 @@ def compressor_names() -> list[str]:
 
 def missing_package(name: str) -> str | None:
     """The package that compressor `name` needs and that is not installed, or None. Raises ConfigError if unknown."""
-    try:
-        _find(name)
-    except _MissingPackage as error:
-        return error.package
-    return None
+    if name not in _COMPRESSORS:
+        raise ConfigError(f"unknown compressor {name!r}; choose from {', '.join(_COMPRESSORS)}")
+    return "brotli>=1.2" if name == "brotli" and _brotli() is None else None
 
 
 def compress(name: str, data: bytes) -> bytes:
@@ -66,8 +51,8 @@ def compress(name: str, data: bytes) -> bytes:
 
     Empty data gives empty output. Raises ConfigError: the name is unknown, or its package not installed.
     """
-    backend = _find(name)
-    return backend.compress(data) if data else b""
+    _require_installed(name)
+    return _COMPRESSORS[name][0](data) if data else b""
 
 
 def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes | bytearray:
@@ -78,36 +63,25 @@ def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes | by
             No more than `raw_size` bytes (and a small margin) are ever produced.
         ConfigError: the name is unknown or its package is not installed.
     """
-    backend = _find(name)
+    _require_installed(name)
     if raw_size < 0 or bool(raw_size) != bool(len(data)):
         raise ArtifactError(f"{name} stream of {len(data)} bytes cannot expand to the declared {raw_size}")
-    raw = backend.decompress(data, raw_size) if raw_size else b""
+    raw = _COMPRESSORS[name][1](data, raw_size) if raw_size else b""
     if len(raw) != raw_size:
         raise ArtifactError(f"{name} stream expands to {len(raw)} bytes, {raw_size} were declared")
     return raw
 
 
-class _MissingPackage(ConfigError):
-    def __init__(self, compressor: str, package: str) -> None:
-        super().__init__(
-            f"compressor {compressor!r} needs the package {package}, which is not installed: "
+def _require_installed(name: str) -> None:
+    if package := missing_package(name):
+        raise ConfigError(
+            f"compressor {name!r} needs the package {package}, which is not installed: "
             f"pip install '{package}', or choose another compressor"
         )
-        self.package = package
-
-
-def _find(name: str) -> Compressor:
-    compressor = _COMPRESSORS.get(name)
-    if compressor is None:
-        raise ConfigError(f"unknown compressor {name!r}; choose from {', '.join(_COMPRESSORS)}")
-    if name == "brotli":
-        _brotli()
-    return compressor
 
 
 def _zstd_compress(data: bytes) -> bytes:
-    encoder = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True, write_checksum=False)
-    return encoder.compress(data)
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True, write_checksum=False).compress(data)
 
 
 def _zstd_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
@@ -119,8 +93,7 @@ def _zstd_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
         if frame.content_size != raw_size:
             found = "unknown" if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN else frame.content_size
             raise ArtifactError(f"zstd stream says its content is {found} bytes, {raw_size} were declared")
-        decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW)
-        return decoder.decompress(data, allow_extra_data=False)
+        return zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW).decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"zstd stream is damaged ({error})") from error
 
@@ -152,10 +125,6 @@ def _lzma_decompress(data: bytes | memoryview, raw_size: int) -> bytes | bytearr
     return _whole("lzma", raw, raw_size, decoder.eof, bool(decoder.unused_data))
 
 
-def _zlib_compress(data: bytes) -> bytes:
-    return zlib.compress(data, 9)
-
-
 def _zlib_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
     decoder = zlib.decompressobj()
     try:
@@ -166,14 +135,12 @@ def _zlib_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
 
 
 def _brotli() -> Any:
-    """The brotli module, in a version whose decoder can be told when to stop."""
+    """The brotli module, in a version whose decoder can be told when to stop; None if it is not installed."""
     try:
         module = importlib.import_module("brotli")
     except ImportError:
-        module = None
-    if module is None or not hasattr(getattr(module, "Decompressor", None), "can_accept_more_data"):
-        raise _MissingPackage("brotli", "brotli>=1.2")
-    return module
+        return None
+    return module if hasattr(getattr(module, "Decompressor", None), "can_accept_more_data") else None
 
 
 def _brotli_compress(data: bytes) -> bytes:
@@ -230,13 +197,11 @@ def _whole(name: str, raw: Raw, raw_size: int, finished: bool, followed: bool) -
     return raw
 
 
-_COMPRESSORS = {
-    entry.name: entry
-    for entry in (
-        Compressor("zstd", _zstd_compress, _zstd_decompress),
-        Compressor("lzma", _lzma_compress, _lzma_decompress),
-        Compressor("zlib", _zlib_compress, _zlib_decompress),
-        Compressor("brotli", _brotli_compress, _brotli_decompress),
-        Compressor("range", _range_compress, _range_decompress),
-    )
+# By name: compress(data), and decompress(data, raw size), which raises ArtifactError.
+_COMPRESSORS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes | memoryview, int], bytes | bytearray]]] = {
+    "zstd": (_zstd_compress, _zstd_decompress),
+    "lzma": (_lzma_compress, _lzma_decompress),
+    "zlib": (lambda data: zlib.compress(data, 9), _zlib_decompress),
+    "brotli": (_brotli_compress, _brotli_decompress),
+    "range": (_range_compress, _range_decompress),
 }

@@ -50,7 +50,7 @@ _PREAMBLE = struct.Struct("<8sHIII")
 _RESTORED_AT_ONCE = 1 << 18  # elements of a matrix whose levels are computed together
 _SCALE_DTYPE = FLOAT_KINDS["fp16"]
 _Scales = tuple[Tensor | None, Tensor | None]  # (R,) and (C,), fp16
-_Located = dict[str, tuple[StreamEntry, memoryview, int]]  # stream, its bytes, their offset in the file
+_Located = dict[str, tuple[str, memoryview]]  # by stream: its place in the file for messages, and its bytes
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,8 @@ def encode_artifact(
     described = Header(compressor, model_config, tokenizer_meta, meta, entries, listed)
     packed_header, preamble = _pack_header(described)
     entropies = {n: entropy_bits(t.values.numpy()) for n, t in tensors.items() if t.kind in CODE_KINDS}
-    return (
-        b"".join([preamble, packed_header, *stored]),
-        _sizes(described, _PREAMBLE.size + len(packed_header), entropies),
-    )
+    sizes = _sizes(described, len(preamble) + len(packed_header), entropies)
+    return b"".join([preamble, packed_header, *stored]), sizes
 
 
 def predict_bytes(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
@@ -147,26 +145,23 @@ def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MA
         ArtifactError: the file is missing, truncated, damaged, hostile or made by a newer version; says where.
         ConfigError: the streams need a compressor that is not installed.
     """
-    data = _load(source, max_bytes)
-    with _naming(source):
+    if isinstance(source, bytes):
+        return _decode(source, max_bytes)
+    data = _load(Path(source), max_bytes)
+    with _naming(str(source)):
         return _decode(data, max_bytes)
 
 
 @contextlib.contextmanager
-def _naming(source: str | os.PathLike[str] | bytes) -> Iterator[None]:
-    """Puts the file's name in front of errors about its contents."""
+def _naming(place: str) -> Iterator[None]:
+    """Puts the name of the file, or of the place in it, in front of errors about its contents."""
     try:
         yield
     except ArtifactError as error:
-        if isinstance(source, bytes):
-            raise
-        raise ArtifactError(f"{source}: {error}") from error
+        raise ArtifactError(f"{place}: {error}") from error
 
 
-def _load(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    path = Path(source)
+def _load(path: Path, max_bytes: int) -> bytes:
     try:
         size = path.stat().st_size
         if size > max_bytes:
@@ -176,11 +171,11 @@ def _load(source: str | os.PathLike[str] | bytes, max_bytes: int) -> bytes:
             if start[: len(MAGIC)] != MAGIC:
                 return start  # refused later; a device may have no end
             data = start + file.read(max_bytes - len(start) + 1)
-        if len(data) > max_bytes:
-            raise ArtifactError(f"{path}: the file has more than the {max_bytes} bytes that are allowed")
-        return data
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise ArtifactError(f"{path}: the file has more than the {max_bytes} bytes that are allowed")
+    return data
 
 
 def _decode(data: bytes, max_bytes: int) -> Artifact:
@@ -197,7 +192,7 @@ def _decode(data: bytes, max_bytes: int) -> Artifact:
             tensors[entry.name] = _dequantize(values, quantizers, rows, columns)
     return Artifact(
         model_config=described.model_config,
-        tokenizer=_expand_bytes(described.compressor, *located["tokenizer"]),
+        tokenizer=_tokenizer(described, located),
         tokenizer_meta=described.tokenizer_meta,
         meta=described.meta,
         tensors={entry.name: tensors[entry.name] for entry in described.tensors},
@@ -228,7 +223,7 @@ def _dequantize(
 
 
 def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
-    """The verified header, the number of bytes before the streams, and the place of each stream."""
+    """The verified header, the number of bytes before the streams, and each stream after its checksum is verified."""
     described, position = _read_header(data, max_bytes)
     header_bytes = position
     end = position + sum(stream.stored_bytes for stream in described.streams)
@@ -238,8 +233,12 @@ def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
     view = memoryview(data)
     located: _Located = {}
     for stream in described.streams:
-        located[stream.name] = (stream, view[position : position + stream.stored_bytes], position)
-        position += stream.stored_bytes
+        after = position + stream.stored_bytes
+        where = f"stream {stream.name} (bytes {position} to {after})"
+        if zlib.crc32(view[position:after]) != stream.crc32:
+            raise ArtifactError(f"{where}: checksum mismatch; the file is damaged")
+        located[stream.name] = where, view[position:after]
+        position = after
     return described, header_bytes, located
 
 
@@ -250,7 +249,7 @@ def _tensors(
     budget = work_budget(sum(stream.stored_bytes for stream in described.streams))
     scales = _scales(described, located, budget)
     for name, inside in _by_stream(described.tensors).items():
-        arrays = _expand(described.compressor, *located[name], [_slot(entry) for entry in inside], budget)
+        arrays = _expand(described, located[name], [_slot(entry) for entry in inside], budget)
         for entry, (values, quantizers) in zip(inside, arrays, strict=True):
             _verify(entry, values)
             yield entry, values, quantizers, scales.get(entry.name, (None, None))
@@ -259,11 +258,8 @@ def _tensors(
 def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
     """The verified header and the offset at which the streams begin."""
     if data[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(
-            f"not a bitgolf artifact: it begins with {data[: len(MAGIC)]!r}"
-            if data
-            else "not a bitgolf artifact: it is empty"
-        )
+        what = f"begins with {data[: len(MAGIC)]!r}" if data else "is empty"
+        raise ArtifactError(f"not a bitgolf artifact: it {what}")
     if len(data) < _PREAMBLE.size:
         raise ArtifactError(f"the artifact is truncated: {len(data)} of {_PREAMBLE.size} preamble bytes")
     _, version, packed_bytes, raw_bytes, checksum = _PREAMBLE.unpack_from(data)
@@ -282,37 +278,25 @@ def _read_header(data: bytes, max_bytes: int) -> tuple[Header, int]:
         raise ArtifactError(f"the artifact is truncated in its header: {len(data)} of {end} bytes")
     if zlib.crc32(data[_PREAMBLE.size : end], zlib.crc32(data[: _PREAMBLE.size - 4])) != checksum:
         raise ArtifactError(f"header checksum mismatch (bytes 0 to {end}); the file is damaged")
-    try:
+    with _naming("header"):
         raw = compressors.decompress("zstd", data[_PREAMBLE.size : end], raw_bytes)
-    except ArtifactError as error:
-        raise ArtifactError(f"header: {error}") from error
     return header.decode(bytes(raw), file_bytes=len(data) - end, max_bytes=max_bytes), end
 
 
 def _expand(
-    compressor: str, stream: StreamEntry, stored: memoryview, offset: int, slots: list[Slot], budget: WorkBudget
+    described: Header, located: tuple[str, memoryview], slots: list[Slot], budget: WorkBudget
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The arrays of a stream after its checksum was verified. Errors name the stream and its bytes."""
-    where = _verified(stream, stored, offset)
-    try:
-        yield from streams.decode(compressor, stored, slots, budget)
-    except ArtifactError as error:
-        raise ArtifactError(f"{where}: {error}") from error
+    """The arrays of a stream. Errors name the stream and its bytes."""
+    where, stored = located
+    with _naming(where):
+        yield from streams.decode(described.compressor, stored, slots, budget)
 
 
-def _expand_bytes(compressor: str, stream: StreamEntry, stored: memoryview, offset: int) -> bytes:
-    where = _verified(stream, stored, offset)
-    try:
-        return bytes(compressors.decompress(compressor, stored, stream.raw_bytes))
-    except ArtifactError as error:
-        raise ArtifactError(f"{where}: {error}") from error
-
-
-def _verified(stream: StreamEntry, stored: memoryview, offset: int) -> str:
-    where = f"stream {stream.name} (bytes {offset} to {offset + len(stored)})"
-    if zlib.crc32(stored) != stream.crc32:
-        raise ArtifactError(f"{where}: checksum mismatch; the file is damaged")
-    return where
+def _tokenizer(described: Header, located: _Located) -> bytes:
+    where, stored = located["tokenizer"]
+    raw_bytes = next(stream.raw_bytes for stream in described.streams if stream.name == "tokenizer")
+    with _naming(where):
+        return bytes(compressors.decompress(described.compressor, stored, raw_bytes))
 
 
 def _scales(described: Header, located: _Located, budget: WorkBudget) -> dict[str, _Scales]:
@@ -320,7 +304,7 @@ def _scales(described: Header, located: _Located, budget: WorkBudget) -> dict[st
     if "scales" not in located:
         return {}
     quantized = [entry for entry in described.tensors if entry.scale_counts]
-    arrays = _expand(described.compressor, *located["scales"], _scale_slots(quantized), budget)
+    arrays = _expand(described, located["scales"], _scale_slots(quantized), budget)
     scales: dict[str, _Scales] = {}
     for entry in quantized:
         parts = []
@@ -332,7 +316,7 @@ def _scales(described: Header, located: _Located, budget: WorkBudget) -> dict[st
                 )
             parts.append(part)
         scales[entry.name] = (parts[0], parts[1] if len(parts) > 1 else None)
-    if next(arrays, None) is not None:
+    if next(arrays, None) is not None:  # also lets the decoder check the end of the stream
         raise AssertionError("the stream of scales has as many arrays as the tensors need")
     return scales
 

@@ -9,6 +9,7 @@ file, so that the work and the memory of reading are in proportion to it.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitgolf.artifact import compressors
-from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, KINDS, num_elements
+from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, KINDS
 from bitgolf.artifact.trellis import STATE_COUNTS
 from bitgolf.errors import ArtifactError, ForeignError
 from bitgolf.foreign import parse_json, printable
@@ -53,7 +54,7 @@ class TensorEntry:
     @property
     def raw_bytes(self) -> int:
         """Its bytes in that stream: one per code (two above 8 bits), two or four per float."""
-        return num_elements(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -175,7 +176,7 @@ def decode(raw: bytes, *, file_bytes: int, max_bytes: int) -> Header:
     if tokenizer_bytes > MAX_TOKENIZER_BYTES:
         raise ArtifactError(f"header: tokenizer of {tokenizer_bytes} bytes, {MAX_TOKENIZER_BYTES} are allowed")
     layout = stream_layout(tensors, tokenizer_bytes)
-    elements = sum(num_elements(entry.shape) for entry in tensors)
+    elements = sum(math.prod(entry.shape) for entry in tensors)
     allowed = FREE_ELEMENTS + ELEMENTS_PER_BYTE * file_bytes
     if elements > allowed:
         raise ArtifactError(

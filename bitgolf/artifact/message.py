@@ -185,12 +185,8 @@ class Reader:
 def _as_model(table: Any) -> Any:
     """The model of a table, or of so many equally likely values if `table` is a number."""
     if isinstance(table, int):
-        return _uniform(table)
+        return _UNIFORM[table.bit_length() - 2]
     return _model.Categorical((table - 1).astype(np.float32), perfect=False)
-
-
-def _uniform(size: int) -> Any:
-    return _UNIFORM[size.bit_length() - 2]
 
 
 _UNIFORM = [_model.Uniform(2 << i) for i in range(_MAX_PLAIN)]

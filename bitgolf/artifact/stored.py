@@ -8,7 +8,6 @@ Legend: R rows, C columns.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,11 +116,6 @@ class StoredTensor:
 def largest_code(kind: str) -> int:
     """Largest code of a quantized kind; the smallest is its negative."""
     return 2 ** (CODE_KINDS[kind] - 1) - 1
-
-
-def num_elements(shape: tuple[int, ...]) -> int:
-    """Number of elements of `shape`, exact."""
-    return math.prod(shape)
 
 
 def _require_scales(scales: Tensor, what: str) -> None:
