@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge, not_run
 from bitgolf.errors import ForeignError
@@ -53,11 +54,10 @@ def validation_unseen(submission: Submission) -> Finding:
     """B7: test-time training before quantization, calibration on validation data, checkpoints chosen by it."""
     problems = _matches(submission, patterns.validation_before_seal)
     for log in submission.logs:
-        sealed = [number for number, line in log.lines.items() if line.startswith("Serialized model")]
+        sealed = max((number for number, line in log.lines.items() if line.startswith("Serialized model")), default=0)
         for number, line in log.lines.items():
             start = line[:_LOOKED_AT]
-            early = bool(sealed) and number < sealed[-1] and _ADAPTS.search(start)
-            if _PRE_QUANT.search(start) or early:
+            if _PRE_QUANT.search(start) or (number < sealed and _ADAPTS.search(start)):
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}, before the artifact was made")
                 break
         if patterns.covers_validation(log.settings.get("train_files", "")):
@@ -130,16 +130,12 @@ def split(submission: Submission) -> Finding:
     ]
     if not scripts:
         raise MissingEvidence("the folder has no script that prepares data: it uses shards made elsewhere")
-    problems = [
-        f"{script.name} line {match.line}: {match.what}"
-        for script in scripts
-        for match in patterns.small_validation_split(script)
-    ]
+    names = [script.name for script in scripts]
+    problems = [f"{s.name} line {m.line}: {m.what}" for s in scripts for m in patterns.small_validation_split(s)]
     if problems:
-        return failed("; ".join(problems[:5]), scripts=[script.name for script in scripts])
+        return failed("; ".join(problems[:5]), scripts=names)
     return not_run(
-        f"{', '.join(script.name for script in scripts)}: no small validation split by default; the documents "
-        "themselves are not here to compare"
+        f"{', '.join(names)}: no small validation split by default; the documents themselves are not here to compare"
     )
 
 
@@ -212,13 +208,11 @@ def logged_source(submission: Submission) -> Finding:
         raise MissingEvidence(f"{SCRIPT} cannot be unpacked to compare it with the source in the logs")
     problems = []
     for name, source in sources.items():
-        here, there = _code_lines(script), _code_lines(source)
-        if here != there:
-            first = next(
-                (i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), min(len(here), len(there))
-            )
-            line = there[first] if first < len(there) else "its end"
-            problems.append(f"{name} was written by another script: it differs from {SCRIPT} at {line.strip()[:60]!r}")
+        for here, there in zip_longest(_code_lines(script), _code_lines(source)):
+            if here != there:
+                line = "its end" if there is None else there.strip()
+                problems.append(f"{name} was written by another script: it differs from {SCRIPT} at {line[:60]!r}")
+                break
     return judge(problems, f"the source in {len(sources)} logs is {SCRIPT}")
 
 
@@ -234,12 +228,12 @@ def _matches(submission: Submission, pattern: patterns.Pattern) -> list[str]:
 
 
 def _switched_off(submission: Submission, topic: str) -> bool:
-    """Whether every log has a setting of that name that is off."""
-    states: list[list[bool]] = []
+    """Whether every log has a setting of that name that is off, and none that is on."""
     for log in submission.logs:
-        values = [value.lower() for key, value in log.settings.items() if topic in key]
-        states.append([value in _OFF for value in values if value in (*_OFF, *_ON)])
-    return all(switches and all(switches) for switches in states)
+        values = {value.lower() for key, value in log.settings.items() if topic in key}
+        if not values & {*_OFF} or values & {*_ON}:
+            return False
+    return True
 
 
 def _unless_proven(problems: list[str]) -> Finding:

@@ -66,8 +66,6 @@ class Submission:
     def metadata(self) -> dict[str, Any]:
         """submission.json. Raises MissingEvidence without it, DataError when it is no JSON object."""
         path = self.path / "submission.json"
-        if not path.is_file():
-            raise MissingEvidence(f"{path} is missing")
         try:
             return as_object(parse_json(self.read(path)), "the document")
         except ForeignError as error:
@@ -76,18 +74,12 @@ class Submission:
     @cached_property
     def readme(self) -> Readme:
         """README.md. Raises MissingEvidence without it."""
-        path = self.path / "README.md"
-        if not path.is_file():
-            raise MissingEvidence(f"{path} is missing")
-        return Readme(self.read(path).decode("utf-8", errors="replace"))
+        return Readme(self.read(self.path / "README.md").decode("utf-8", errors="replace"))
 
     @cached_property
     def script(self) -> Script:
         """train_gpt.py. Raises MissingEvidence without it."""
-        path = self.path / SCRIPT
-        if not path.is_file():
-            raise MissingEvidence(f"{path} is missing")
-        return read_script(path.name, self.read(path))
+        return read_script(SCRIPT, self.read(self.path / SCRIPT))
 
     @cached_property
     def source(self) -> Script:
@@ -142,9 +134,14 @@ class Submission:
         return logs
 
     def read(self, path: Path) -> bytes:
-        """The content of a file of the folder. Raises DataError when it is too large, unreadable or no regular file."""
+        """The content of a file of the folder.
+
+        Raises MissingEvidence without it, DataError when it is too large, unreadable or no regular file.
+        """
         try:
             return read_bytes(path, _MOST_FILE_BYTES)
+        except FileNotFoundError as error:
+            raise MissingEvidence(f"{path} is missing") from error
         except ForeignError as error:
             raise DataError(f"{path}: {error}") from error
 

@@ -60,18 +60,10 @@ def files(submission: Submission) -> Finding:
 def schema(submission: Submission) -> Finding:
     """Section 5: fields and their kinds; `val_loss` in nats, `val_bpb` in bits."""
     data = submission.metadata
-    problems = []
-    problems += [f"{key} is missing" for key in _REQUIRED if data.get(key) is None]
-    problems += [
-        f"{key} is {data[key]!r}, not text"
-        for key in _TEXT
-        if data.get(key) is not None and not isinstance(data[key], str)
-    ]
-    problems += [
-        f"{key} is {data[key]!r}, not a number"
-        for key in _NUMBERS
-        if data.get(key) is not None and not is_number(data[key])
-    ]
+    problems = [f"{key} is missing" for key in _REQUIRED if data.get(key) is None]
+    present = {key: value for key, value in data.items() if value is not None}
+    problems += [f"{key} is {present[key]!r}, not text" for key in _TEXT if not isinstance(present.get(key, ""), str)]
+    problems += [f"{key} is {present[key]!r}, not a number" for key in _NUMBERS if not is_number(present.get(key, 0))]
     loss, bpb = data.get("val_loss"), data.get("val_bpb")
     if is_number(loss) and is_number(bpb) and loss > 0:
         if not 0.2 < bpb < 4:
@@ -113,12 +105,9 @@ def artifact_bytes(submission: Submission) -> Finding:
     claimed = [value for key in ("bytes_total", "artifact_bytes_max") if is_number(value := data.get(key))]
     if not totals and not claimed:
         raise MissingEvidence("neither the logs nor submission.json give the bytes of the artifact")
-    problems += [
-        f"{total:,} bytes in {name}, {total - cap:,.0f} over the cap" for name, total in totals.items() if total > cap
-    ]
-    problems += [
-        f"submission.json says {value:,} bytes, {value - cap:,.0f} over the cap" for value in claimed if value > cap
-    ]
+    sizes = [(f"{total:,} bytes in {name}", total) for name, total in totals.items()]
+    sizes += [(f"submission.json says {value:,} bytes", value) for value in claimed]
+    problems += [f"{what}, {size - cap:,.0f} over the cap" for what, size in sizes if size > cap]
     helpers, counted = imported_files(submission), {log.model_bytes for log in submission.logs}
     shipped = script.size + sum(helpers.values())
     problems += [f"{script.name} {what}: its bytes cannot be counted" for what in hidden_code(script)]
@@ -143,8 +132,11 @@ def artifact_bytes(submission: Submission) -> Finding:
             problems.append(f"{', '.join(helpers)} is imported by {SCRIPT} and not counted")
         elif code != shipped:
             notes.append(f"{log.name} counts {code:,} bytes of code, {shipped:,} ship")
-    code_claimed = data.get("bytes_code")
-    if is_number(code_claimed) and code_claimed < 0.5 * _least_size(script.source):
+    code_claimed, compressed = (
+        data.get("bytes_code"),
+        len(lzma.compress(script.source.encode(errors="replace"), preset=9)),
+    )
+    if is_number(code_claimed) and script.source and code_claimed < _LEAST_CODE_SHARE * compressed:
         problems.append(f"bytes_code {code_claimed:,} is less than any compression makes of {SCRIPT}")
     most = max([*totals.values(), *claimed])
     return judge(
@@ -163,10 +155,6 @@ def _data_files(submission: Submission) -> dict[str, int]:
         return data_files(submission)
     except MissingEvidence:  # the script cannot be read: its names are unknown
         return {}
-
-
-def _least_size(source: str) -> int:
-    return len(lzma.compress(source.encode("utf-8", errors="replace"), preset=9)) if source else 0
 
 
 @submission_checks.register("train-clock", "B4", "training data was last read within the training budget")

@@ -9,7 +9,6 @@ The work is linear in the length of the log: lines are cut, and no pattern looks
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,10 +25,12 @@ _STEP = re.compile(
     r"^(?:step[: ]\s*)?(?P<step>\d+)/\d+\s+train_loss:\s*(?P<loss>[\d.]+)"
     r"(?:\s+train_time:\s*(?P<time>[\d.]+)(?P<unit>ms|m|s))?"
 )
+_OUR_STEP = re.compile(
+    r"^\[step\] step:(?P<step>\d+) loss:(?P<loss>[\d.]+).*\belapsed_seconds:(?P<time>[\d.e+-]+)(?P<unit>)"
+)
 _STOP = re.compile(r"^stopping_early: (?P<why>\S+) train_time:\s*(?P<ms>[\d.]+)ms step:\s*(?P<step>\d+)")
 _OUR_STOP = re.compile(r"^stopping: step:(?P<step>\d+) train_time:(?P<ms>[\d.]+)ms")
 _EVAL_MS = re.compile(r"\beval_time:\s*(?P<ms>[\d.]+)\s*ms")
-_OUR_STEP = re.compile(r"^\[step\] step:(?P<step>\d+) loss:(?P<loss>[\d.]+).*\belapsed_seconds:(?P<seconds>[\d.e+-]+)")
 _TOTAL_EVAL = re.compile(r"^(?:total_eval_time:\s*(?P<seconds>[\d.]+)\s*s|eval_time_total:\s*(?P<ms>[\d.]+)ms)")
 _SCORED = re.compile(r"\btokens:(?P<tokens>\d+) bytes:(?P<bytes>\d+)\b")
 _TOML_KEY, _TOML_SECTION = re.compile(r"^(?P<key>[a-z_]\w*) = (?P<value>.+)$"), re.compile(r"^\[(?P<name>[a-z_]\w*)\]$")
@@ -50,7 +51,7 @@ _RULE = re.compile(r"^={50,}$")
 _CODE = re.compile(r"(import|from|def|class) \w")
 _CODE_LINES = 3  # that make a block of lines a program
 _SEED_NAME = re.compile(r"seed[_-]?(\d+)")
-_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
 _LONGEST_LINE = 2_000  # characters that are looked at
 
 
@@ -98,7 +99,7 @@ class Stop:
     line: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Log:
     """One log file, parsed.
 
@@ -113,11 +114,11 @@ class Log:
     name: str
     lines: dict[int, str]
     source: str
-    settings: dict[str, str]
-    metrics: list[Metric]
-    steps: list[Step]
-    stop: Stop | None
-    calibration: list[tuple[int, float | None]]
+    settings: dict[str, str] = field(default_factory=dict)
+    metrics: list[Metric] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    stop: Stop | None = None
+    calibration: list[tuple[int, float | None]] = field(default_factory=list)
     sizes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
     total_eval_seconds: float | None = None
@@ -147,27 +148,26 @@ class Log:
         if self.final.eval_seconds is not None:
             return self.final.eval_seconds
         name = self.final.label.removesuffix("_exact")
-        same = [
-            metric.eval_seconds for metric in self.metrics if metric.label == name and metric.eval_seconds is not None
-        ]
-        return same[-1] if same else None
+        same = [metric.eval_seconds for metric in self.metrics if metric.label == name]
+        return next((seconds for seconds in reversed(same) if seconds is not None), None)
 
     @property
     def total_bytes(self) -> int | None:
         """Artifact and code together, of the compressed model."""
-        sizes = self.sizes.get("Total submission size")
-        return sizes[-1][1] if sizes else None
+        return self._last_size("Total submission size")
 
     @property
     def model_bytes(self) -> int | None:
         """Of the compressed model."""
-        sizes = self.sizes.get("Serialized model")
-        return sizes[-1][1] if sizes else None
+        return self._last_size("Serialized model")
 
     @property
     def code_bytes(self) -> int | None:
         """Of the code as it is counted: compressed where the log says so."""
-        sizes = [size for how, size in self.sizes.get("Code size", []) if how in ("", "(compressed)")]
+        return self._last_size("Code size", "", "(compressed)")
+
+    def _last_size(self, what: str, *how: str) -> int | None:
+        sizes = [size for stored, size in self.sizes.get(what, []) if not how or stored in how]
         return sizes[-1] if sizes else None
 
     def first_line(self, matches: Callable[[str], object]) -> int | None:
@@ -177,64 +177,54 @@ class Log:
 
 def parse_log(name: str, text: str) -> Log:
     """Parse the text of a log file."""
-    source, numbered = _set_source_aside(text)
-    log = Log(name, numbered, source, {}, [], [], None, [])
-    reader = _Reader(log)
-    for number, line in numbered.items():
+    source, lines = _set_source_aside(text)
+    log = Log(name, lines, source)
+    section = ""  # of a TOML configuration, with a dot
+    for number, line in lines.items():
         try:
-            reader.read(number, line)
+            _read_figures_(log, number, line)
+            if not log.steps and not log.metrics:
+                section = _read_setting_(log, line, section)
         except ForeignError as error:
             log.damaged[number] = str(error)
-    return dataclasses.replace(log, stop=reader.stop, total_eval_seconds=reader.total_eval_seconds)
+    return log
 
 
-class _Reader:
-    """Enters the figures of one line after the other into a log."""
+def _read_figures_(log: Log, number: int, line: str) -> None:
+    """Enter the figures of a line. Raises ForeignError for a line of a known form whose figure is no number."""
+    if metric := _METRIC.match(line):
+        log.metrics.append(_metric(metric, number))
+    elif step := _STEP.match(line) or _OUR_STEP.match(line):
+        seconds = parse_number(step["time"]) * _UNIT[step["unit"]] if step["time"] else None
+        log.steps.append(Step(_count(step["step"]), parse_number(step["loss"]), seconds, line.strip()))
+    elif stop := _STOP.match(line) or _OUR_STOP.match(line):
+        why = stop.groupdict().get("why", "wallclock_cap")
+        log.stop = Stop(why, parse_number(stop["ms"]) / 1000, _count(stop["step"]), number)
+    elif size := _SIZE.match(line):
+        log.sizes.setdefault(size["what"], []).append((size["how"].strip(), _count(size["bytes"])))
+    elif total := _TOTAL_EVAL.match(line):
+        value = parse_number(total["seconds"] or total["ms"])
+        log.total_eval_seconds = value if total["seconds"] else value / 1000
+    elif _CALIBRATION.search(line) and not line.startswith("  "):
+        took = _SECONDS.search(line)
+        log.calibration.append((number, parse_number(took[1]) if took else None))
+    for what, pattern in _COUNTS.items():
+        log.counts.setdefault(what, []).extend(_count(count[1]) for count in pattern.finditer(line))
+    if "val_loader:" in line and (tokens := _LOADER_TOKENS.search(line)):
+        log.counts["val_tokens"].append(_count(tokens[1]))
 
-    def __init__(self, log: Log) -> None:
-        self.log = log
-        self.section = ""  # of a TOML configuration
-        self.stop: Stop | None = None
-        self.total_eval_seconds: float | None = None
 
-    def read(self, number: int, line: str) -> None:
-        """Raises ForeignError for a line of a known form whose figure is no number."""
-        log = self.log
-        if metric := _METRIC.match(line):
-            log.metrics.append(_metric(metric, number))
-        elif step := _STEP.match(line):
-            seconds = parse_number(step["time"]) * _UNIT[step["unit"]] if step["time"] else None
-            log.steps.append(Step(_count(step["step"]), parse_number(step["loss"]), seconds, line.strip()))
-        elif step := _OUR_STEP.match(line):
-            seconds = parse_number(step["seconds"])
-            log.steps.append(Step(_count(step["step"]), parse_number(step["loss"]), seconds, line.strip()))
-        elif stop := _STOP.match(line) or _OUR_STOP.match(line):
-            why = stop.groupdict().get("why", "wallclock_cap")
-            self.stop = Stop(why, parse_number(stop["ms"]) / 1000, _count(stop["step"]), number)
-        elif size := _SIZE.match(line):
-            log.sizes.setdefault(size["what"], []).append((size["how"].strip(), _count(size["bytes"])))
-        elif total := _TOTAL_EVAL.match(line):
-            value = parse_number(total["seconds"] or total["ms"])
-            self.total_eval_seconds = value if total["seconds"] else value / 1000
-        elif _CALIBRATION.search(line) and not line.startswith("  "):
-            took = _SECONDS.search(line)
-            log.calibration.append((number, parse_number(took[1]) if took else None))
-        if not log.steps and not log.metrics:
-            self._setting(line)
-        for what, pattern in _COUNTS.items():
-            log.counts.setdefault(what, []).extend(_count(count[1]) for count in pattern.finditer(line))
-        if "val_loader:" in line and (tokens := _LOADER_TOKENS.search(line)):
-            log.counts["val_tokens"].append(_count(tokens[1]))
-
-    def _setting(self, line: str) -> None:
-        if section := _TOML_SECTION.match(line):
-            self.section = f"{section['name']}."
-        elif setting := _TOML_KEY.match(line):
-            self.log.settings[self.section + setting["key"]] = setting["value"]
-        elif setting := _SETTING.match(line):
-            self.log.settings[setting["key"]] = setting["value"].strip()
-        elif not line.startswith((" ", "[")):
-            self.log.settings.update({pair["key"]: pair["value"] for pair in _PAIR.finditer(line)})
+def _read_setting_(log: Log, line: str, section: str) -> str:
+    """Enter the settings of a line before the first step. Returns the section of the next line."""
+    if header := _TOML_SECTION.match(line):
+        return f"{header['name']}."
+    if setting := _TOML_KEY.match(line):
+        log.settings[section + setting["key"]] = setting["value"]
+    elif setting := _SETTING.match(line):
+        log.settings[setting["key"]] = setting["value"].strip()
+    elif not line.startswith((" ", "[")):
+        log.settings.update({pair["key"]: pair["value"] for pair in _PAIR.finditer(line)})
+    return section
 
 
 def _metric(match: re.Match[str], number: int) -> Metric:
