@@ -85,8 +85,8 @@ class Evidence:
         """score.json, with an entry for its headline."""
         score = self._json("score.json")
         methods, headline = score.get("methods"), score.get("headline")
-        kinds = isinstance(methods, dict), isinstance(headline, str)
-        if not all(kinds) or not isinstance(methods.get(headline), dict):
+        entry = methods.get(headline) if isinstance(methods, dict) and isinstance(headline, str) else None
+        if not isinstance(entry, dict):
             raise RunError(
                 f"score.json has no method of the name of its headline {headline!r}; run "
                 f"`bitgolf score {self.run.path}` again"

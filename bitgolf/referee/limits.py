@@ -105,7 +105,7 @@ def artifact_bytes(submission: Submission) -> Finding:
     claimed = [value for key in ("bytes_total", "artifact_bytes_max") if is_number(value := data.get(key))]
     if not totals and not claimed:
         raise MissingEvidence("neither the logs nor submission.json give the bytes of the artifact")
-    sizes = [(f"{total:,} bytes in {name}", total) for name, total in totals.items()]
+    sizes: list[tuple[str, float]] = [(f"{total:,} bytes in {name}", total) for name, total in totals.items()]
     sizes += [(f"submission.json says {value:,} bytes", value) for value in claimed]
     problems += [f"{what}, {size - cap:,.0f} over the cap" for what, size in sizes if size > cap]
     helpers, counted = imported_files(submission), {log.model_bytes for log in submission.logs}
