@@ -30,6 +30,7 @@ from bitgolf.commands.report import REPORT
 from bitgolf.commands.run import RUN
 from bitgolf.commands.sample import SAMPLE
 from bitgolf.commands.score import SCORE
+from bitgolf.commands.serve import SERVE
 from bitgolf.commands.settings import SETTINGS
 from bitgolf.commands.submit import SUBMIT
 from bitgolf.commands.train import TRAIN
@@ -38,8 +39,8 @@ from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
 
 COMMANDS = (
-    RUN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, COMPRESS, DECOMPRESS, PRESETS, SETTINGS,
-    DOCTOR, COMPLETION,
+    RUN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS, DECOMPRESS,
+    PRESETS, SETTINGS, DOCTOR, COMPLETION,
 )  # fmt: skip
 
 _WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.

@@ -1,0 +1,266 @@
+"""`bitgolf serve`: the answers of the endpoint, its refusals, many clients at a time, and the page in a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import socket
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import BROWSER, NO_BROWSER
+from tiny_run import documents, done, refused
+
+from bitgolf.language_model import LanguageModel, load
+
+uvicorn = pytest.importorskip("uvicorn")
+app = pytest.importorskip("bitgolf.serve.app")
+
+TEXT = documents()[3]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Path) -> LanguageModel:
+    return load(tiny_run / "model.bitgolf", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def address(model: LanguageModel) -> Iterator[str]:
+    """The address of a running server."""
+    with serving(app.make_app(model, "tiny", ["127.0.0.1"])) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(application: Any) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def ask(address: str, body: bytes | dict[str, Any], path: str = "/v1/completions", **headers: str) -> tuple[int, Any]:
+    """Status and JSON of the answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"} | headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def choice(address: str, **request: Any) -> dict[str, Any]:
+    status, answer = ask(address, request)
+    assert status == 200, answer
+    return answer["choices"][0]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_text_is_that_of_sample(address: str, tiny_run: Path, seed: int) -> None:
+    words = (
+        "--prompt",
+        "The quiet",
+        "--max-tokens",
+        "30",
+        "--temperature",
+        "0.9",
+        "--top-p",
+        "0.8",
+        "--seed",
+        str(seed),
+    )
+    sampled = done("sample", tiny_run, *words, "--json").json["continuation"]
+    request = {"prompt": "The quiet", "max_tokens": 30, "temperature": 0.9, "top_p": 0.8, "seed": seed}
+    answer = choice(address, **request)
+    assert answer["text"] == sampled and answer["logprobs"] is None
+    assert choice(address, **request, stop=sampled[4:6])["text"] == sampled[: sampled.index(sampled[4:6])]
+    assert choice(address, **request, stop=[sampled[4:6]])["finish_reason"] == "stop"
+    assert choice(address, **request, echo=True)["text"] == "The quiet" + sampled
+
+
+def test_log_probabilities_of_the_prompt_are_those_of_the_library(address: str, model: LanguageModel) -> None:
+    text = TEXT + TEXT + " — déjà vu \N{SNOWMAN}"  # longer than the window, with characters of several tokens
+    answer = choice(address, prompt=text, max_tokens=0, echo=True, logprobs=2)
+    logprobs, reference = answer["logprobs"], model.logprobs(text)
+    assert answer["text"] == text and answer["finish_reason"] == "length"
+    assert logprobs["token_logprobs"] == pytest.approx(reference.logprobs.tolist(), abs=1e-5)
+    assert len(logprobs["tokens"]) == len(reference.tokens) > 2 * model.window
+    whole = [i for i, token in enumerate(logprobs["tokens"]) if not token.startswith("bytes:")]
+    assert len(whole) < len(logprobs["tokens"])
+    for i in whole:
+        begin = logprobs["text_offset"][i]
+        assert text[begin : begin + len(logprobs["tokens"][i])] == logprobs["tokens"][i]
+    for token, own, top in zip(logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
+        assert top[token] == own <= max(top.values()) and len(top) <= 3
+        assert sum(map(math.exp, top.values())) < 1 + 1e-5
+
+
+def test_lm_eval_reads_the_log_likelihood_of_a_continuation(address: str, model: LanguageModel) -> None:
+    """Its `local-completions` sends token ids, asks for one token more, and drops that one."""
+    context, continuation = model.tokenizer.encode("The quiet"), model.tokenizer.encode(" river opens")
+    request = {"model": "tiny", "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True, "temperature": 0}
+    status, answer = ask(address, request | {"prompt": [context + continuation, [*context, 0, 1, 2]]})
+    assert status == 200 and [c["index"] for c in answer["choices"]] == [0, 1]
+    logprobs = answer["choices"][0]["logprobs"]
+    scored = logprobs["token_logprobs"][len(context) : -1]
+    expected = model.logprobs("The quiet river opens").logprobs[len(context) :]
+    assert sum(scored) == pytest.approx(float(np.sum(expected)), abs=1e-4)
+    top = logprobs["top_logprobs"][len(context) : -1]
+    greedy = all(own == max(each.values()) for own, each in zip(scored, top, strict=True))
+    assert greedy == (model.generate("The quiet", max_tokens=len(continuation), temperature=0) == " river opens")
+
+
+def test_a_prompt_may_begin_with_the_token_that_begins_documents(address: str, model: LanguageModel) -> None:
+    ids = model.tokenizer.encode("The quiet")
+    plain = choice(address, prompt=ids, max_tokens=5, temperature=0, echo=True, logprobs=0)["logprobs"]
+    begun = choice(address, prompt=[1, *ids], max_tokens=5, temperature=0, echo=True, logprobs=0)["logprobs"]
+    assert model.tokenizer.bos_id == 1
+    assert begun["token_logprobs"] == [None, *plain["token_logprobs"]] and begun["tokens"] == ["<s>", *plain["tokens"]]
+
+
+def test_a_document_that_ends_has_its_end_among_the_tokens(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitgolf.artifact import generate
+    from bitgolf.serve.completions import complete, read_request
+
+    tokens = iter([70, model.tokenizer.bos_id])
+    monkeypatch.setattr(generate, "_choose", lambda *_: next(tokens))
+    answer = complete(model, read_request({"prompt": "The", "max_tokens": 9, "logprobs": 0}))["choices"][0]
+    assert answer["finish_reason"] == "stop"
+    assert answer["logprobs"]["tokens"][-1] == "<s>" and len(answer["logprobs"]["tokens"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "message"),
+    [
+        (b"{", 400, "no JSON"),
+        (b"[" * 100_000, 400, "no JSON"),
+        (b"\xff", 400, "no JSON"),
+        ([], 400, "the request"),
+        ({}, 400, "prompt: Field required"),
+        ({"prompt": ""}, 400, "prompt: it is empty"),
+        ({"prompt": []}, 400, "prompt: it is empty"),
+        ({"prompt": ["a", ""]}, 400, "prompt: it is empty"),
+        ({"prompt": [[]]}, 400, "prompt: it is empty"),
+        ({"prompt": [-1]}, 400, "token id -1 is outside the vocabulary"),
+        ({"prompt": [10**6]}, 400, "token id 1000000 is outside"),
+        ({"prompt": {"a": 1}}, 400, "prompt: Input should be"),
+        ({"prompt": "\ud800"}, 400, "surrogate"),
+        ({"prompt": "a", "max_tokens": "9"}, 400, "max_tokens: Input should be a valid integer"),
+        ({"prompt": "a", "max_tokens": 10**9}, 400, "max_tokens"),
+        ({"prompt": "a", "temperature": -1}, 400, "temperature"),
+        ({"prompt": "a", "temperature": math.nan}, 400, "temperature"),
+        ({"prompt": "a", "top_p": 0}, 400, "top_p"),
+        ({"prompt": "a", "seed": 2**63}, 400, "seed"),
+        ({"prompt": "a", "stop": [""]}, 400, "stop"),
+        ({"prompt": "a", "n": 2}, 400, "n: Input should be 1"),
+        ({"prompt": "a", "stream": True}, 400, "stream"),
+        ({"prompt": "a", "suffix": "b"}, 400, "suffix: Extra inputs"),
+        ({"prompt": "a" * 1_000_000}, 413, "262,144 bytes"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_a_clear_refusal(address: str, request_: Any, status: int, message: str) -> None:
+    body = request_ if isinstance(request_, bytes) else json.dumps(request_).encode()
+    given, answer = ask(address, body)
+    assert (given, answer["error"]["code"]) == (status, status)
+    assert message in answer["error"]["message"]
+    assert choice(address, prompt="The", max_tokens=1)["finish_reason"] in ("length", "stop")
+
+
+def test_other_paths_methods_and_hosts_are_refused(address: str) -> None:
+    status, answer = ask(address, {}, "/v1/chat/completions")
+    assert status == 404 and "POST to /v1/completions" in answer["error"]["message"]
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(address + "/v1/completions")
+    assert error.value.code == 405
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "attacker.example"}))
+    assert error.value.code == 400
+    with urllib.request.urlopen(address + "/v1/models") as response:
+        assert json.load(response)["data"][0]["id"] == "tiny"
+
+
+def test_two_hundred_requests_of_twenty_clients(address: str) -> None:
+    def one(number: int) -> str:
+        return str(choice(address, prompt=f"Letter {number % 10}", max_tokens=3, seed=number % 10)["text"])
+
+    with ThreadPoolExecutor(20) as clients:
+        texts = list(clients.map(one, range(200)))
+    assert texts == texts[:10] * 20
+
+
+def test_a_full_line_refuses_and_recovers(model: LanguageModel) -> None:
+    application = app.make_app(model, "tiny", ["127.0.0.1"], max_waiting=2)
+    with serving(application) as address, ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda _: ask(address, {"prompt": "The", "max_tokens": 40}), range(12)))
+        assert choice(address, prompt="The", max_tokens=1)
+    assert {status for status, _ in answers} == {200, 503}
+    assert all("try again later" in answer["error"]["message"] for status, answer in answers if status == 503)
+
+
+def test_a_port_in_use_and_a_missing_model_are_named(tiny_run: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port} is in use" in refused("serve", tiny_run, "--port", port)
+    assert "no port" in refused("serve", tiny_run, "--port", "99999")
+    assert "holds no model.bitgolf" in refused("serve", tmp_path)
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_the_page_in_a_browser(model: LanguageModel, tmp_path: Path) -> None:
+    """A script types a text, then asks for a continuation; the page shows colored tokens that add up to the text."""
+    typed = "The quiet river — déjà vu"
+    script = f"""<script>addEventListener("load", async () => {{
+      at("prompt").value = {json.dumps(typed)};
+      await ask(0);
+      const scored = at("text").textContent, spans = at("text").children.length, note = at("note").textContent;
+      await ask(20);
+      const fresh = [...document.querySelectorAll("#text .new")].map((span) => span.textContent).join("");
+      const title = at("text").firstChild.title, width = document.documentElement.scrollWidth;
+      document.title = JSON.stringify({{ scored, spans, note, fresh, title, width }});
+    }});</script>"""
+    application = app.make_app(model, "tiny", ["127.0.0.1"])
+    original = app.resources.files("bitgolf.serve").joinpath("page.html").read_text("utf-8")
+    page = app.HTMLResponse(original.replace("</body>", script + "</body>"))
+
+    async def scripted(_: Any) -> Any:
+        return page
+
+    application.router.routes[0] = app.Route("/", scripted)
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        "--window-size=500,900",
+        "--virtual-time-budget=20000",
+    ]
+    with serving(application) as address:
+        command = [str(BROWSER), *options, f"--user-data-dir={tmp_path}", address]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    match = re.search(r"<title>(\{.*?\})</title>", shown.stdout)
+    assert match, shown.stdout[-400:]
+    result = json.loads(match[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert result["scored"] == typed and 3 < result["spans"] <= len(typed)
+    assert f"{model.bits_per_byte(typed):.3f} bits per byte" in result["note"]
+    assert result["fresh"] == model.generate(typed, max_tokens=20, temperature=0.8, seed=1)
+    assert "bits" in result["title"] and "expected" in result["title"]
+    assert result["width"] <= 500
