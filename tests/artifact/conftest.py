@@ -1,8 +1,7 @@
-"""A tiny artifact with every kind of tensor, and the means to take one apart and put it together wrong."""
+"""A tiny artifact with every kind of tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,13 +26,3 @@ def rich_contents() -> dict[str, Any]:
 def artifact(contents: dict[str, Any]) -> bytes:
     """The bytes of the tiny artifact."""
     return encode_artifact(**contents)[0]
-
-
-@pytest.fixture(name="take_apart")
-def _take_apart() -> Callable[..., Any]:
-    return surgery.take_apart
-
-
-@pytest.fixture(name="put_together")
-def _put_together() -> Callable[..., Any]:
-    return surgery.put_together

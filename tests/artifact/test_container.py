@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surgery import unbounded
+from surgery import put_together, take_apart, unbounded
 
 from bitgolf.artifact import container, header, streams
 from bitgolf.artifact import entropy_coder as coder
@@ -196,7 +196,7 @@ def test_same_input_in_any_order_gives_the_same_bytes(contents: dict[str, Any], 
         assert encode_artifact(**shuffled)[0] == artifact
 
 
-def test_layout_is_the_documented_one(artifact: bytes, take_apart: Callable[..., Any], contents: Any) -> None:
+def test_layout_is_the_documented_one(artifact: bytes, contents: Any) -> None:
     assert artifact[:8] == container.MAGIC
     assert int.from_bytes(artifact[8:10], "little") == container.FORMAT_VERSION
     packed = int.from_bytes(artifact[10:14], "little")
@@ -244,7 +244,7 @@ def test_files_that_are_no_artifacts(tmp_path: Path) -> None:
         read_artifact(tmp_path)
 
 
-def test_a_newer_version_says_so(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+def test_a_newer_version_says_so(artifact: bytes) -> None:
     future = put_together(*take_apart(artifact), version=container.FORMAT_VERSION + 1)
     with pytest.raises(ArtifactError, match=r"made by a newer bitgolf \(format v2\), this one reads up to v1: upgrade"):
         read_artifact(future)

@@ -6,13 +6,12 @@ import copy
 import random
 import sys
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from surgery import mutations, rich_contents, tiny_contents
+from surgery import mutations, put_together, rich_contents, take_apart, tiny_contents
 
 from bitgolf.artifact import compressors, header
 from bitgolf.artifact import entropy_coder as coder
@@ -72,7 +71,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(p for key, child in children for p in places(child, (*path, key)))]
 
 
-def test_every_header_field_with_every_weird_value(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+def test_every_header_field_with_every_weird_value(artifact: bytes) -> None:
     described, streams = take_apart(artifact)
     for path in places(described)[1:]:
         if path[0] in ("meta", "model_config", "tokenizer_meta") and len(path) > 1:
@@ -95,7 +94,7 @@ def change(described: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {**copy.deepcopy(described), **fields}
 
 
-def test_contradictions_are_named(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+def test_contradictions_are_named(artifact: bytes) -> None:
     described, streams = take_apart(artifact)
     rows = described["tensors"]
     position = {row[0]: i for i, row in enumerate(rows)}
@@ -146,7 +145,7 @@ def test_contradictions_are_named(artifact: bytes, take_apart: Any, put_together
     assert "streams must list" in outcome(put_together(change(described, streams=[]), streams, repair=False))
 
 
-def test_bad_values_inside_sound_streams_are_named(artifact: bytes, take_apart: Any, put_together: Any) -> None:
+def test_bad_values_inside_sound_streams_are_named(artifact: bytes) -> None:
     described, streams = take_apart(artifact)
     names = list(read_artifact(artifact).sizes.streams)
     raws = {name: read_artifact(artifact).sizes.streams_raw[name] for name in names}
@@ -169,9 +168,7 @@ def test_bad_values_inside_sound_streams_are_named(artifact: bytes, take_apart: 
     assert "stream fp32" in with_stream("fp32", bytes(raws["fp32"] - 1))
 
 
-def test_bad_values_inside_sound_messages_are_named(
-    rich_contents: dict[str, Any], take_apart: Any, put_together: Any
-) -> None:
+def test_bad_values_inside_sound_messages_are_named(rich_contents: dict[str, Any]) -> None:
     data, sizes = encode_artifact(**rich_contents, compressor="range")
     described, streams = take_apart(data)
     names, entries = list(sizes.streams), described["tensors"]
@@ -207,9 +204,7 @@ def test_bad_values_inside_sound_messages_are_named(
         assert f"stream {name}" in with_stream(name, CODED)
 
 
-def test_a_header_that_asks_for_terabytes_allocates_nothing(
-    artifact: bytes, take_apart: Any, put_together: Any
-) -> None:
+def test_a_header_that_asks_for_terabytes_allocates_nothing(artifact: bytes) -> None:
     described, streams = take_apart(artifact)
     rows = described["tensors"]
     requests = [
@@ -230,7 +225,7 @@ def test_a_header_that_asks_for_terabytes_allocates_nothing(
         read_artifact(artifact, max_bytes=1000)
 
 
-def test_a_header_larger_than_allowed_is_refused_unread(artifact: bytes, put_together: Any) -> None:
+def test_a_header_larger_than_allowed_is_refused_unread(artifact: bytes) -> None:
     data = put_together(b" " * (header.MAX_HEADER_BYTES + 1), [])
     tracemalloc.start()
     assert "above the limit" in outcome(data)
@@ -248,9 +243,7 @@ def test_files_larger_than_allowed_are_refused_unread(artifact: bytes, tmp_path:
 
 
 @pytest.mark.parametrize("compressor", ["zstd", "range"])
-def test_mutations_stay_within_the_declared_memory(
-    contents: dict[str, Any], take_apart: Any, put_together: Any, compressor: str
-) -> None:
+def test_mutations_stay_within_the_declared_memory(contents: dict[str, Any], compressor: str) -> None:
     described, streams = take_apart(encode_artifact(**contents, compressor=compressor)[0])
     rng = random.Random(4)
     tracemalloc.start()
@@ -262,9 +255,7 @@ def test_mutations_stay_within_the_declared_memory(
     assert peak < 1 << 20
 
 
-def test_a_compressor_that_is_not_installed_is_named(
-    artifact: bytes, take_apart: Callable[..., Any], put_together: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compressor_that_is_not_installed_is_named(artifact: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "brotli", None)
     described, streams = take_apart(artifact)
     with pytest.raises(ConfigError, match=r"brotli>=1\.2"):

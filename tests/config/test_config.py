@@ -22,6 +22,8 @@ from bitgolf.config.nearest import nearest_setting
 from bitgolf.config.train import CrownConfig
 from bitgolf.errors import ConfigError
 
+RATE = {"pack.method": "rate", "pack.compressor": "range", "train.held_out_tokens": "512",
+        "train.measure.curvature_tokens": "512"}  # fmt: skip
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
@@ -233,6 +235,31 @@ def test_configurations_are_compared_and_changed_by_dotted_keys() -> None:
         ({"pack.grid.mlp_bits": "1"}, "mlp_bits 1"),
         ({"pack.passthrough": '["a", "a"]'}, "different, non-empty"),
         ({"pack.passthrough": '[" "]'}, "different, non-empty"),
+        ({"train.average.choose": "val"}, "train.average.choose"),
+        ({"train.replay.lr": "0"}, "train.replay.lr"),
+        ({"train.table_dtype": "fp16"}, "train.table_dtype"),
+        ({"train.checkpoint.at": "[0.0]"}, "between 0 and 1"),
+        ({"qat.crown.weight": "0.01", "qat.start_lr_scale": "0.1", "train.warmdown": "0"}, "qat never starts"),
+        (RATE | {"pack.rate.hessian": "fisher"}, "train.measure.fisher_tokens"),
+        (RATE | {"qat.mode": "ste", "qat.start_fraction": "0.5"}, "qat.mode"),
+        (RATE | {"pack.rate.trellis": "4"}, "pack.rate.trellis"),
+        (RATE | {"pack.fit.prune": "true"}, "pack.fit.prune"),
+        ({"model.smear.gate": "v1", "model.attention.within_documents": "true"}, "= true: smear.gate 'v1'"),
+        ({"model.smear.gate": "v2", "model.attention.within_documents": "true"}, "= true: smear.gate 'v2'"),
+        ({"ttt.method": "slot"}, "ttt.method"),
+        ({"ttt.weights.optimizer": "muon"}, "ttt.weights.optimizer"),
+        ({"ttt.weights.momentum": "1.0"}, "ttt.weights.momentum"),
+        ({"ttt.weights.epochs": "0"}, "ttt.weights.epochs"),
+        ({"ttt.weights.lr": "0"}, "ttt.weights.lr"),
+        ({"ttt.weights.batch_rows": "0"}, "ttt.weights.batch_rows"),
+        ({"ttt.weights.freeze_blocks": "-1"}, "ttt.weights.freeze_blocks"),
+        ({"ttt.weights.step_cosine_floor": "1.5"}, "ttt.weights.step_cosine_floor"),
+        ({"ttt.weights.step_cosine_floor": "-0.1"}, "ttt.weights.step_cosine_floor"),
+        ({"ttt.lora.rank": "0"}, "ttt.lora.rank"),
+        ({"ttt.lora.targets": '["q", "embedding"]'}, "ttt.lora.targets"),
+        ({"ttt.lora.targets": "[]"}, "must name at least one matrix, each once"),
+        ({"ttt.method": "lora", "ttt.rescore_temperature": "0.98"}, "method is lora"),
+        ({"ttt.method": "last_blocks", "ttt.weights.freeze_blocks": "1"}, "is a setting of method full"),
         ({"ttt.method": "lora", "ttt.weights.freeze_blocks": "1"}, "is a setting of method full"),
         ({"ttt.rescore_temperature": "0.9"}, "needs weights that test-time training changed"),
         ({"ttt.method": "full", "ttt.weights.chunk_tokens": "255"}, "below the window of 256"),

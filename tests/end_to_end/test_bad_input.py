@@ -19,11 +19,6 @@ from tiny_run import PRESET, cli, documents, done, file_digest, read_json, refus
     [
         (["run", "demoo", "--out", "x"], ["unknown preset 'demoo'", "did you mean 'demo'"]),
         (["run", "demo", "--out", "x", "--train.matrx_lr", "1"], ["train.matrx_lr", "did you mean 'train.matrix_lr'"]),
-        (["run", "demo", "--out", "x", "--train.matrix_lr"], ["--train.matrix_lr needs a value"]),
-        (["run", "demo", "--out", "x", "--seed", "1", "--seed=2"], ["--seed is given twice"]),
-        (["run", "demo", "--out", "x", "--model.num_heads", "3"], ["num_heads 3", "model_dim 128"]),
-        (["run", "demo", "--out", "x", "--model.rope.dims", "7"], ["rope.dims 7", "even"]),
-        (["run", "demo", "--out", "x", "--model.rope.dims", "64"], ["rope.dims 64", "head width 32"]),
         (["run", "demo", "--out", "x", "--device", "tpu"], ["device", "'tpu'", "'cpu'"]),
         (["run", "demo", "--out", "x", "surprise"], ["surprise"]),
         (["run", "demo"], ["--out"]),

@@ -22,7 +22,7 @@ SMALL = {
     "train.seq_len": 64,
     "train.batch_tokens": 512,
     "train.micro_batch_tokens": 512,
-    "train.max_steps": 60,
+    "train.max_steps": 24,
     "train.held_out_tokens": 1024,
     "train.measure.calibration_tokens": 1024,
     "train.measure.fisher_tokens": 1024,

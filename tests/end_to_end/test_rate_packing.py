@@ -91,22 +91,6 @@ def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: 
     assert (run / "model.bitgolf").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"train__measure__curvature_tokens": 0}, "train.measure.curvature_tokens"),
-        ({"train__held_out_tokens": 512}, "held_out_tokens"),
-        ({"pack__rate__hessian": "fisher"}, "train.measure.fisher_tokens"),
-        ({"qat__mode": "ste", "qat__start_fraction": 0.5}, "qat.mode"),
-        ({"pack__rate__trellis": 4}, "pack.rate.trellis"),
-        ({"pack__fit__prune": True}, "pack.fit.prune"),
-    ],
-)
-def test_settings_that_cannot_work_are_named(changes: dict[str, Any], named: str, corpus: Path, tmp_path: Path) -> None:
-    assert named in refused("run", *settings(corpus, **(RATE | changes)), "--out", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_statistics_that_were_not_gathered_are_asked_for(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)

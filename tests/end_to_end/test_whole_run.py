@@ -158,11 +158,6 @@ def test_json_of_prepare_is_the_manifest(tmp_path: Path) -> None:
     assert printed == read_json(tmp_path / "data" / "manifest.json")
 
 
-def test_json_of_presets_lists_size_and_budgets_of_each() -> None:
-    for preset in done("presets", "--json").json:
-        assert {"name", "parameters", "vocab_size", "artifact_bytes", "train_seconds", "eval_seconds"} <= set(preset)
-
-
 def test_the_tables_for_people_name_what_was_measured(tiny_run: Path, corpus: Path) -> None:
     outcome = cli("run", *settings(corpus), "--out", tiny_run, "--resume")
     score = read_json(tiny_run / "score.json")

@@ -38,7 +38,7 @@ with world("cpu") as peers:
 
 
 def test_two_ranks_and_one_follow_the_same_losses(corpus: Path, tmp_path: Path) -> None:
-    words = settings(corpus, train__max_steps=20, train__log_every=1, data__val_fraction=0.02)
+    words = settings(corpus, train__max_steps=8, train__log_every=1, data__val_fraction=0.02)
     process = start("run", *words, "--out", tmp_path / "two", "--json", ranks=2)
     done("run", *words, "--out", tmp_path / "one")
     stdout, stderr = process.communicate(timeout=600)
@@ -47,7 +47,7 @@ def test_two_ranks_and_one_follow_the_same_losses(corpus: Path, tmp_path: Path) 
     assert stdout.strip().startswith("{")
     assert stdout.strip().endswith("}")
     one, two = ([event["loss"] for event in events(tmp_path / name, "step")] for name in ("one", "two"))
-    assert len(one) == len(two) == 20
+    assert len(one) == len(two) == 8
     assert two == pytest.approx(one, abs=1e-3)
     assert events(tmp_path / "two", "start")[0]["world_size"] == 2
     scores = [read_json(tmp_path / name / "score.json") for name in ("one", "two")]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bitgolf.audit.tape_log import score_first, scored_once
 from bitgolf.config import Config
-from bitgolf.errors import ConfigError, RuleViolation
+from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits, initial_a, lora_sites
@@ -323,23 +323,3 @@ def test_a_document_cannot_be_entered_in_its_middle() -> None:
     assert scorer.score(lambda a, b: TOKENS[a:b], start, 200).shape == (200 - start,)
     with pytest.raises(RuleViolation, match="in the middle of a document"):
         scorer.score(lambda a, b: TOKENS[a:b], start + 1, 200)
-
-
-@pytest.mark.parametrize(
-    "ttt, words",
-    [
-        ({"lora": {"rank": 33, "targets": ["q"]}}, ["ttt.lora.rank 33", "width 32", "'q'"]),
-        ({"lora": {"rank": 17, "targets": ["q", "v"]}}, ["ttt.lora.rank 17", "width 16", "'v'"]),
-        ({"lora": {"rank": 0}}, ["ttt.lora.rank", "greater than or equal to 1"]),
-        ({"lora": {"targets": ["q", "embedding"]}}, ["ttt.lora.targets", "embedding", "'mlp'"]),
-        ({"lora": {"targets": []}}, ["ttt.lora: targets []", "at least one"]),
-        ({"lora": {"targets": ["q", "q"]}}, ["targets", "each once"]),
-        ({"lora": {"chunk_tokens": 17}}, ["ttt.lora.chunk_tokens 17", "window of 16"]),
-        ({"rescore_temperature": 0.98}, ["rescore_temperature 0.98", "method is lora"]),
-    ],
-)
-def test_bad_settings_are_named(ttt: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ConfigError) as error:
-        config(method="lora", **ttt)
-    for word in words:
-        assert word in str(error.value)

@@ -5,7 +5,6 @@ import torch
 
 from bitgolf.config import PackConfig
 from bitgolf.config.pack import GridConfig
-from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import Grid
 from bitgolf.grids.roles import grid_of, is_table, role
 from bitgolf.quantize.prune import prune
@@ -46,13 +45,6 @@ def test_a_role_is_the_name_without_the_layer(name: str, expected: str) -> None:
 def test_tables_are_told_by_their_names() -> None:
     assert is_table("value_embedding.table") and is_table("embedding")
     assert not is_table("value_embedding.project.weight")
-
-
-def test_one_bit_is_no_grid() -> None:
-    with pytest.raises(ValueError, match="mlp_bits 1"):
-        GridConfig(mlp_bits=1)
-    with pytest.raises(ConfigError):
-        Grid(1)
 
 
 def test_pruning_zeroes_the_smallest_of_large_matrices_only() -> None:

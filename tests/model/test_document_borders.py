@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from slow_gpt import make, slow_logits
 from torch import Tensor
 
-from bitgolf.config import ModelConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model.backends import available_backends, choose_backend
 from bitgolf.model.cache import GenerationCache
@@ -307,18 +306,6 @@ def test_a_kernel_that_ignores_a_border_is_rejected(
             patch.setattr("bitgolf.model.backends.document_backend", tampered)
             reasons = available_backends(CPU, dtype, 16, documents=True, **sizes)
         assert "its result differs from attention within documents" in reasons["flash"] and reasons["math"] == ""
-
-
-def test_settings_with_a_leak_between_documents_are_refused() -> None:
-    for smear in ("v1", "v2"):
-        with pytest.raises(ValueError, match=r"within_documents needs smear.document_mask = true: smear.gate 'v\d'"):
-            ModelConfig().updated({"attention.within_documents": True, "smear.gate": smear})
-        assert (
-            ModelConfig()
-            .updated({"attention.within_documents": True, "smear.gate": smear, "smear.document_mask": True})
-            .attention.within_documents
-        )
-    assert ModelConfig().updated({"attention.within_documents": True}).smear.gate == "none"
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, while it traces

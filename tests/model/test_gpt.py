@@ -103,21 +103,6 @@ def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> No
     assert model.value_embedding.table.std().item() == pytest.approx(0.01, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"bigram.rows": 1}, "bigram.rows 1"),
-        ({"attention.xsa_layers": 12}, "xsa_layers 12 is above num_layers 9"),
-        ({"value_embedding.layers": (8, 9)}, "from 0 to 8"),
-        ({"value_embedding.layers": (2, 2)}, "different layers"),
-        ({"skip_gates": True, "skips": False}, "skip_gates need skips"),
-    ],
-)
-def test_impossible_components_are_named(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ModelConfig().updated(changes)
-
-
 def test_initialization_is_that_of_the_published_systems() -> None:
     config = load_config("baseline").model.updated({"num_layers": 2, "model_dim": 128})
     model = GPT(config, 1024).initialize_(torch.Generator().manual_seed(0))

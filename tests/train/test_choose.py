@@ -252,25 +252,3 @@ def test_time_is_reserved_for_every_candidate_and_round(
     tokens = torch.zeros(micro_rows, 9, dtype=torch.int64)
     seconds = choice_seconds(model, config.average, HeldOut.of(10_000, config), tokens, World(0, size, CPU))
     assert seconds == pytest.approx(SAFETY * 4 * (rounds + 1))  # one second per pass, four candidates, one more round
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"average.choose": "held_out", "average.ema_decay": 0.9}, "held_out_tokens"),
-        ({"average.choose": "held_out", "held_out_tokens": 4096}, "average.ema_decay"),
-        ({"held_out_tokens": 1000}, "held_out_tokens 1000"),
-        ({"average.choose": "val"}, "average.choose"),
-        ({"replay.epochs": 1, "min_lr": 0.2}, "replay.lr_scale_below 0.2"),
-        ({"replay.epochs": 1, "warmdown": 0.0}, "replay.lr_scale_below 0.2"),
-        ({"replay.lr": 0.0}, "replay.lr"),
-        ({"table_dtype": "fp16"}, "table_dtype"),
-        ({"checkpoint.at": (0.5, 1.0)}, r"at \[0.5, 1.0\]"),
-        ({"checkpoint.at": (0.5, 0.2)}, r"at \[0.5, 0.2\]"),
-        ({"checkpoint.at": (0.5, 0.5)}, r"at \[0.5, 0.5\]"),
-        ({"checkpoint.at": (0.0,)}, r"at \[0.0\]"),
-    ],
-)
-def test_settings_of_the_end_that_cannot_be_are_refused(changes: dict[str, object], key: str) -> None:
-    with pytest.raises(ValueError, match=key):
-        TrainConfig().updated(changes)

@@ -9,9 +9,8 @@ import pytest
 import torch
 from tiny_trainer import ALONE
 
-from bitgolf.config import ModelConfig, TrainConfig, load_config
+from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.config.train import AverageConfig, MuonConfig
-from bitgolf.errors import ConfigError
 from bitgolf.model import GPT
 from bitgolf.run.ranks import World
 from bitgolf.train.average import EMA, SWA, Averages
@@ -198,23 +197,6 @@ def test_the_blend_is_the_configured_mixture_and_survives_a_restart() -> None:
     for name, tensor in again.state().items():
         tensor.copy_(averages.state()[name])
     assert torch.equal(again.shipped()[0]["p"], weights["p"])
-
-
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (
-            {"train.average.swa_weight": "0.5", "train.average.swa_start": "0.2", "train.min_lr": "0.2"},
-            "swa_start",
-        ),
-        ({"qat.mode": "ste"}, "qat"),
-        ({"qat.crown.weight": "0.01", "qat.start_lr_scale": "0.1", "train.warmdown": "0"}, "qat"),
-    ],
-    ids=str,
-)
-def test_averages_and_late_phases_that_never_start_are_refused(overrides: dict[str, str], key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        load_config("demo", overrides)
 
 
 def test_the_ema_is_the_weighted_sum_of_all_weights() -> None:
