@@ -24,7 +24,6 @@ from tiny_run import PRESET, cli, documents, done, file_digest, read_json, refus
         (["run", "demo"], ["--out"]),
         (["run", "none.toml", "--out", "x"], ["none.toml does not exist"]),
         (["rnu", "demo"], ["rnu", "run"]),
-        ([], ["COMMAND"]),
         (["prepare", "stdlbi", "--out", "x"], ["stdlbi", "did you mean 'stdlib'"]),
         (["prepare", "jsonl:none.jsonl", "--out", "x"], ["none.jsonl"]),
         (["prepare", "stdlib", "--out", "x", "--train.seq_len", "8"], ["--train.seq_len", "--data."]),
