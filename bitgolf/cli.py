@@ -24,6 +24,7 @@ from bitgolf.commands.doctor import DOCTOR
 from bitgolf.commands.help import build_parser
 from bitgolf.commands.output import print_error, print_line
 from bitgolf.commands.pack import PACK
+from bitgolf.commands.plan import PLAN
 from bitgolf.commands.prepare import PREPARE
 from bitgolf.commands.presets import PRESETS
 from bitgolf.commands.report import REPORT
@@ -39,8 +40,8 @@ from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
 
 COMMANDS = (
-    RUN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS, DECOMPRESS,
-    PRESETS, SETTINGS, DOCTOR, COMPLETION,
+    RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS,
+    DECOMPRESS, PRESETS, SETTINGS, DOCTOR, COMPLETION,
 )  # fmt: skip
 
 _WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.
@@ -57,7 +58,7 @@ Begin with:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done. 1: an audit failed. 2: an error that the user can correct. 3: an audit could not make all checks.
+    0: done. 1: an audit failed, or a plan does not fit. 2: an error that the user can correct. 3: an audit could not make all checks.
     130: interrupted.
     """
     is_main = os.environ.get("RANK", "0") == "0"

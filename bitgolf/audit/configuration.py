@@ -7,13 +7,15 @@ configured. Rules B7, C4 and config: docs/rules.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.data.held_out import HeldOut
+from bitgolf.errors import ForeignError
 from bitgolf.evaluate.adapted_pass import adapted_pass_name
+from bitgolf.quantize.repack import packed_config, trained_digest
 
 
 @run_checks.register("one-configuration", "config", "training, artifact and scores are of one configuration")
@@ -27,9 +29,7 @@ def one_configuration(evidence: Evidence) -> Finding:
     if not begun:
         raise MissingEvidence("train.jsonl does not say which configuration was trained")
     trained, packed, current = str(begun[-1]["config_sha256"]), str(meta.get("config_sha256")), config.digest()
-    problems = []
-    if trained != packed:
-        problems.append(f"configuration {trained[:12]}... was trained, the artifact is of {packed[:12]}...")
+    problems = list(_other_configuration(evidence.pack, trained, packed))
     facts = [
         ("seed", begun[-1].get("seed"), config.seed),
         ("vocab_size", begun[-1].get("vocab_size"), config.model.vocab_size),
@@ -44,14 +44,33 @@ def one_configuration(evidence: Evidence) -> Finding:
         if recorded != value
     ]
     note = "" if current == packed else "; config.toml has other settings now, none that these contradict"
+    again = "" if trained == packed else f" as {packed[:12]}..., which differs in settings of packing only"
     return judge(
         problems[:8],
-        f"configuration {trained[:12]}... was trained and packed{note}",
+        f"configuration {trained[:12]}... was trained and packed{again}{note}",
         trained=trained,
         packed=packed,
         config_toml=current,
         facts=len(facts),
     )
+
+
+def _other_configuration(pack: Mapping[str, Any], trained: str, packed: str) -> Iterator[str]:
+    """Problems if the packed configuration is not the trained one, other than by a recorded `bitgolf pack`."""
+    if trained == packed:
+        return
+    try:
+        config = packed_config(pack)
+        if config is None:
+            yield f"configuration {trained[:12]}... was trained, the artifact is of {packed[:12]}..."
+        elif config.digest() != packed or trained_digest(config, pack) != trained:
+            yield (
+                f"pack.json says that weights of another configuration were packed again: configuration "
+                f"{trained[:12]}... was trained, the artifact is of {packed[:12]}..., and the recorded settings of "
+                "packing are not their difference"
+            )
+    except ForeignError as error:
+        yield f"pack.json: {error}"
 
 
 @run_checks.register("train-log", "B7", "the training log adds up, and tells of no validation data")

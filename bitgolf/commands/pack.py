@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,11 @@ from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.output import print_json, print_line
-from bitgolf.errors import ConfigError
 from bitgolf.run.directory import RunDirectory
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--artifact-bytes", type=int, help="cap to use instead of the configured one")
 
 
 def _pack(arguments: Arguments, out: Console) -> int:
@@ -24,9 +23,8 @@ def _pack(arguments: Arguments, out: Console) -> int:
     from bitgolf.run.ranks import choose_device
 
     run = RunDirectory.open(arguments.run)
-    if arguments.artifact_bytes is not None and arguments.artifact_bytes < 1:
-        raise ConfigError(f"--artifact-bytes {arguments.artifact_bytes}: the cap must be at least 1")
-    pack_run(run, choose_device(run.config.device), arguments.progress, arguments.artifact_bytes)
+    is_scored = (run / "score.json").exists()
+    pack_run(run, choose_device(run.config.device), arguments.progress, arguments.overrides)
     packed = require_product(run, "pack")
     if arguments.json:
         print_json(out, packed)
@@ -36,15 +34,24 @@ def _pack(arguments: Arguments, out: Console) -> int:
             f"{packed['model_bytes']:,} bytes of model + {packed['code_bytes']:,} of code = "
             f"{packed['total_bytes']:,} of {packed['cap_bytes']:,} ({packed['bits_per_weight']:.3f} bits per weight)",
         )
+        if is_scored:
+            print_line(out, f"its scores are those of the earlier artifact; run `bitgolf score {run.path}`, then audit")
     return 0
 
 
-def pack_run(run: RunDirectory, device: Any, progress: Any, cap: int | None = None) -> None:
-    """Stage `pack` with the size of the single-file program that would ship. `cap`: bytes; None = as configured."""
+def pack_run(run: RunDirectory, device: Any, progress: Any, overrides: Mapping[str, str] | None = None) -> None:
+    """Stage `pack` with the size of the single-file program that would ship.
+
+    `overrides`: other settings of packing, text by dotted key. They are recorded, as are those of an earlier call.
+    """
     from bitgolf.bundle.single_file import code_bytes
     from bitgolf.quantize.pack import pack
+    from bitgolf.quantize.repack import is_repacked, repack
 
-    pack(run, device, code_bytes(run.config), artifact_bytes=cap, progress=progress)
+    if overrides or is_repacked(run):
+        repack(run, device, overrides or {}, progress=progress)
+    else:
+        pack(run, device, code_bytes(run.config), progress=progress)
 
 
 PACK = Command(
@@ -52,6 +59,7 @@ PACK = Command(
     "quantize the trained weights and pack them into one file under the byte cap",
     _add_arguments,
     _pack,
+    takes_overrides=True,
     settings=(
         "budget.artifact_bytes",
         "pack.method",
@@ -59,5 +67,5 @@ PACK = Command(
         "pack.grid.matrix_bits",
         "pack.grid.embed_bits",
     ),
-    examples=(("pack runs/mine", "pack again"), ("pack runs/mine --artifact-bytes 500000", "under another cap")),
+    examples=(("pack runs/mine", "pack again"), ("pack runs/mine --budget.artifact_bytes 500KB", "under another cap")),
 )

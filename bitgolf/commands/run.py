@@ -28,6 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="run directory")
     parser.add_argument("--resume", action="store_true", help="continue a run of the same configuration")
     parser.add_argument("--branch", metavar="RUN[@STEP]", default="", help="start from a checkpoint of another run")
+    parser.add_argument("--anyway", action="store_true", help="start although this machine is too small or too slow")
 
 
 def _run(arguments: Arguments, out: Console) -> int:
@@ -37,7 +38,7 @@ def _run(arguments: Arguments, out: Console) -> int:
 
     config = load_config(arguments.preset, arguments.overrides)
     with world(config.device) as peers, ExitStack() as hold:
-        _on_main(peers, lambda: _begin(arguments, config, hold))
+        _on_main(peers, lambda: _begin(arguments, config, peers, hold))
         run = RunDirectory.open(arguments.out)
         _train_pack_score(arguments, run, peers)
         if not peers.is_main:
@@ -55,13 +56,14 @@ def _run(arguments: Arguments, out: Console) -> int:
     return int(not verdict.passed)
 
 
-def _begin(arguments: Arguments, config: Config, hold: ExitStack) -> None:
+def _begin(arguments: Arguments, config: Config, peers: World, hold: ExitStack) -> None:
     """Refuse at once what would fail at the end, make the run directory, and prepare its data.
 
     `hold` keeps the lock of the run directory.
     """
     from bitgolf.artifact.compressors import missing_package
     from bitgolf.data.prepare import prepare
+    from bitgolf.plan.check import require_fit, settled
     from bitgolf.report.page import require_libraries
     from bitgolf.train.branch import find_trunk
 
@@ -70,6 +72,11 @@ def _begin(arguments: Arguments, config: Config, hold: ExitStack) -> None:
         raise ConfigError(f"pack.compressor = {config.pack.compressor!r} needs {package}, which is not installed")
     if arguments.branch:
         find_trunk(arguments.branch, config, arguments.out)
+    stored = arguments.out / "config.toml"
+    is_begun = arguments.resume and stored.is_file()
+    config = settled(config, peers, RunDirectory.open(arguments.out).config if is_begun else None)
+    if not is_begun:
+        require_fit(config, peers, anyway=arguments.anyway)
     run = RunDirectory.create(arguments.out, config, resume=arguments.resume, hold=hold)
     if not (arguments.resume and (run / "data").exists()):
         prepare(config.data, config.model.vocab_size, run / "data", arguments.progress)
@@ -78,6 +85,7 @@ def _begin(arguments: Arguments, config: Config, hold: ExitStack) -> None:
 def _train_pack_score(arguments: Arguments, run: RunDirectory, peers: World) -> None:
     """Run these stages, or with `--resume` those whose product is missing and all that follow them."""
     from bitgolf.evaluate.score import score
+    from bitgolf.plan.memory import memory_of
     from bitgolf.train.stage import is_finished, train
 
     outdated = not arguments.resume
@@ -89,11 +97,13 @@ def _train_pack_score(arguments: Arguments, run: RunDirectory, peers: World) -> 
         return outdated
 
     if must_run(is_finished(run)):
-        train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
+        with memory_of("train.micro_batch_tokens", run.config.train.micro_batch_tokens):
+            train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
     if must_run((run / "pack.json").exists()):
         _on_main(peers, lambda: pack_run(run, peers.device, arguments.progress))
     if must_run((run / "score.json").exists()):
-        score(run, peers, progress=arguments.progress)
+        with memory_of("score.batch_tokens", run.config.score.batch_tokens):
+            score(run, peers, progress=arguments.progress)
 
 
 def _audit(run: RunDirectory, progress: Any) -> Verdict:

@@ -80,3 +80,25 @@ def data_table(path: str, manifest: dict[str, Any]) -> Table:
         per_token = num_bytes / max(1, split["tokens"])
         rows.append((name, f"{split['documents']:,}", f"{split['tokens']:,}", f"{num_bytes:,}", f"{per_token:.3f}"))
     return make_table(f"prepared {path}", ("split", "documents", "tokens", "bytes", "bytes/token"), rows, numeric=4)
+
+
+def plan_table(plan: dict[str, Any]) -> Table:
+    """What a run is predicted to need, beside what there is."""
+    gigabytes, memory = "{:.1f} GB".format, plan["free_memory_bytes"] / 1e9
+    how = "measured" if plan["measured"] else "estimated"
+    evaluation = plan["evaluation_seconds"]
+    rows = [
+        ("parameters", f"{plan['parameters']:,}", ""),
+        ("code, bytes", f"{plan['code_bytes']:,}", ""),
+        ("code and model, bytes", f"about {plan['total_bytes']:,}", f"{plan['cap_bytes']:,}"),
+        ("memory of training", gigabytes(plan["training_memory_bytes"] / 1e9), f"{memory:.1f} GB free"),
+        ("memory of evaluation", gigabytes(plan["evaluation_memory_bytes"] / 1e9), f"{memory:.1f} GB free"),
+        (f"seconds per step ({how})", f"{plan['step_seconds']:.3g}", ""),
+        ("steps", f"{plan['num_steps']:,}", f"in {plan['train_seconds']:.0f} s"),
+        (
+            "seconds of evaluation",
+            "unknown: the size of the validation text" if evaluation is None else f"about {evaluation:.0f}",
+            f"{plan['eval_seconds_limit']:.0f}",
+        ),
+    ]
+    return make_table(f"{plan['preset']} on {plan['device']}", ("what", "needs", "has"), rows, numeric=2)

@@ -18,9 +18,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="train again a run that is already trained")
     parser.add_argument("--branch", metavar="RUN[@STEP]", default="", help="start from a checkpoint of another run")
+    parser.add_argument("--anyway", action="store_true", help="start although this machine is too small or too slow")
 
 
 def _train(arguments: Arguments, out: Console) -> int:
+    from bitgolf.plan.check import require_fit, settled
+    from bitgolf.plan.memory import memory_of
     from bitgolf.run.ranks import world
     from bitgolf.train.metrics import read_events
     from bitgolf.train.stage import is_finished, train
@@ -32,7 +35,12 @@ def _train(arguments: Arguments, out: Console) -> int:
             "--overwrite to do so, or start another run with `bitgolf run PRESET --out DIR`"
         )
     with world(run.config.device) as peers:
-        train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
+        if not arguments.resume:
+            require_fit(settled(run.config, peers), peers, anyway=arguments.anyway)
+        if not run.config.train.micro_batch_tokens:
+            run.replace_config_(settled(run.config, peers), write=peers.is_main)
+        with memory_of("train.micro_batch_tokens", run.config.train.micro_batch_tokens):
+            train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
     end = read_events(run / "train.jsonl")[-1]
     if arguments.json:
         print_json(out, end)

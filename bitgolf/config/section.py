@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from bitgolf.config.earlier import translate
+from bitgolf.config.units import read_quantity
 
 
 class Section(BaseModel):
@@ -21,9 +22,12 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _translate_earlier_keys(cls, values: Any) -> Any:
-        """Rename earlier keys here too, because artifacts and codec files hold single sections."""
-        return translate(cls.earlier_name, values) if cls.earlier_name and isinstance(values, Mapping) else values
+    def _read(cls, values: Any) -> Any:
+        """Rename earlier keys here too, because artifacts and codec files hold single sections; read units."""
+        if not isinstance(values, Mapping):
+            return values
+        current = translate(cls.earlier_name, values) if cls.earlier_name else values
+        return {key: read_quantity(key, value) for key, value in current.items()}
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
         """A validated copy with other values for the dotted keys of `changes`, for example `{"lora.rank": 4}`."""

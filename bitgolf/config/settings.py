@@ -61,7 +61,10 @@ def _settings(section: type[Section], prefix: str) -> Iterator[Setting]:
         if isinstance(annotation, type) and issubclass(annotation, Section):
             yield from _settings(annotation, f"{prefix}{name}.")
         else:
-            yield Setting(prefix + name, _allowed(annotation, field), field.default, field.description or "")
+            allowed = _allowed(annotation, field)
+            if name.endswith(("bytes", "seconds")):
+                allowed += ", or text with a unit, as " + ("300KB" if name.endswith("bytes") else "5min")
+            yield Setting(prefix + name, allowed, field.default, field.description or "")
 
 
 def _allowed(annotation: Any, field: FieldInfo) -> str:

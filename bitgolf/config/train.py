@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bitgolf.config.section import Section
 
@@ -120,7 +120,9 @@ class TrainConfig(Section):
 
     seq_len: int = Field(1024, ge=8, description="tokens in a training row")
     batch_tokens: int = Field(65_536, ge=8, description="tokens per optimizer step over all ranks")
-    micro_batch_tokens: int = Field(65_536, ge=8, description="tokens per forward pass on one rank")
+    micro_batch_tokens: int = Field(
+        65_536, ge=0, description="tokens per forward pass on one rank; auto (0) = as many as the device's memory holds"
+    )
     max_steps: int = Field(0, ge=0, description="largest number of steps; 0 = no limit but the clock")
     loader: Literal["sequential", "shuffled"] = Field("sequential", description="order of the training rows")
     compile: bool = Field(True, description="use torch.compile for the training step (CUDA only)")
@@ -154,6 +156,11 @@ class TrainConfig(Section):
     replay: ReplayConfig = ReplayConfig()
     measure: MeasureConfig = MeasureConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("micro_batch_tokens", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return 0 if value == "auto" else value
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -105,7 +105,7 @@ class BatchShape:
     def plan(cls, batch_tokens: int, micro_batch_tokens: int, seq_len: int, world_size: int) -> BatchShape:
         """Divide `batch_tokens` over `world_size` ranks into micro-batches of at most `micro_batch_tokens`.
 
-        Raises ConfigError if the rows do not divide evenly.
+        0 micro-batch tokens are all of a rank's. Raises ConfigError if the rows do not divide evenly.
         """
         rows = batch_tokens // seq_len
         if rows % world_size:
@@ -114,7 +114,7 @@ class BatchShape:
                 f"{world_size} ranks; use a multiple of {seq_len * world_size}"
             )
         rank_rows = rows // world_size
-        micro_rows = min(rank_rows, micro_batch_tokens // seq_len)
+        micro_rows = min(rank_rows, micro_batch_tokens // seq_len or rank_rows)
         if rank_rows % micro_rows:
             raise ConfigError(
                 f"the {rank_rows} rows of a rank do not divide into micro-batches of {micro_rows} "

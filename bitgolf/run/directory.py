@@ -124,9 +124,13 @@ class RunDirectory:
 
     def extend_budget_(self, budget: BudgetConfig, *, write: bool) -> None:
         """Replace the budget by one with more time (`budget.min_steps`); with `write` in config.toml too."""
-        self.config = self.config.updated({"budget": budget.model_dump()})
+        self.replace_config_(self.config.updated({"budget": budget.model_dump()}), write=write)
+
+    def replace_config_(self, config: Config, *, write: bool = True) -> None:
+        """Replace the configuration; with `write` in config.toml too."""
+        self.config = config
         if write:
-            atomic.write_text(self.path / "config.toml", self.config.to_toml())
+            atomic.write_text(self.path / "config.toml", config.to_toml())
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

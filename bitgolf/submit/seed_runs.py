@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bitgolf.config import Config
-from bitgolf.errors import ConfigError, RunError
+from bitgolf.errors import ConfigError, ForeignError, RunError
+from bitgolf.quantize.repack import trained_digest
 from bitgolf.report.comparison.scored_runs import ScoredRun, config_differences, read_runs, require_one_set
 from bitgolf.report.products import Products
 from bitgolf.run.directory import RunDirectory
@@ -141,6 +142,13 @@ def _require_one_configuration(runs: Sequence[ScoredRun]) -> None:
             )
 
 
+def _trained_digest(run: RunDirectory, pack: dict[str, Any]) -> str:
+    try:
+        return trained_digest(run.config, pack)
+    except ForeignError as error:
+        raise RunError(f"{run / 'pack.json'}: {error}; run `bitgolf pack {run.path}` again") from error
+
+
 def _read(scored: ScoredRun) -> SeedRun:
     products = Products.read(scored.run)
     path = scored.run.path
@@ -165,7 +173,7 @@ def _read(scored: ScoredRun) -> SeedRun:
             raise RunError(f"{path / name} is about another artifact than model.bitgolf; {again}")
     for key, logged, configured in (
         ("seed", start.get("seed"), scored.seed),
-        ("configuration", start.get("config_sha256"), scored.run.config.digest()),
+        ("configuration", start.get("config_sha256"), _trained_digest(scored.run, products.pack)),
     ):
         if logged != configured:
             raise RunError(

@@ -1,0 +1,163 @@
+"""`bitgolf plan`: what a configuration will need on this machine, and what of it does not fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitgolf.bundle.single_file import code_bytes
+from bitgolf.config import Config
+from bitgolf.data.sources import parse_source, source_files
+from bitgolf.errors import BitgolfError
+from bitgolf.model.gpt import count_parameters
+from bitgolf.plan.check import memory_problems, require_room_for_code, settled, speed_problems
+from bitgolf.plan.memory import free_memory, predict_memory, total_memory
+from bitgolf.plan.size import predict_model_bytes
+from bitgolf.plan.speed import Speed, after_steps_seconds, estimated_step_seconds, evaluation_seconds, measured_speed
+from bitgolf.run.progress import Progress, silent
+from bitgolf.run.ranks import World, device_name
+
+_FINEWEB_VAL_BYTES = 151_080_891  # of the challenge's 50,000 validation documents
+_SIZE_TOLERANCE = 1.1  # of the predicted artifact, see `size`
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run of one configuration will need. Seconds are None when the model does not fit in the memory.
+
+    Attributes:
+        measured: whether steps were run; otherwise the seconds are estimated from the speed of a matrix product.
+        num_steps: in the training budget, which `budget.min_steps` may extend.
+        val_bytes: raw bytes of validation text as far as they are known before `prepare`.
+        problems: one sentence for everything that does not fit.
+    """
+
+    preset: str
+    device: str
+    parameters: int
+    code_bytes: int
+    model_bytes: int
+    cap_bytes: int
+    training_memory_bytes: int
+    evaluation_memory_bytes: int
+    free_memory_bytes: int
+    total_memory_bytes: int
+    micro_batch_tokens: int
+    measured: bool
+    step_seconds: float
+    num_steps: int
+    train_seconds: float
+    val_bytes: int | None
+    evaluation_seconds: float | None
+    eval_seconds_limit: float
+    problems: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return self.code_bytes + self.model_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"total_bytes": self.total_bytes, "fits": not self.problems}
+
+
+def predict(config: Config, world: World, progress: Progress = silent) -> Prediction:
+    """Predict what a run of `config` needs. Runs a few steps on random tokens if the model fits in the memory."""
+    progress("plan", 0, 3, "bytes and memory")
+    problems: list[str] = []
+    try:
+        require_room_for_code(config)
+    except BitgolfError as error:
+        problems.append(str(error))
+    config = settled(config, world)
+    memory, code = predict_memory(config, world.device, world.size), code_bytes(config)
+    model_bytes = predict_model_bytes(config, code)
+    if not problems and not config.pack.fit.prune and code + model_bytes > config.budget.artifact_bytes:
+        problems.append(_too_large(config, code, model_bytes))
+    problems += memory_problems(config, world)
+    too_slow = speed_problems(config, world)
+    problems += too_slow
+    progress("plan", 1, 3, "steps on random tokens")
+    measured = not problems or too_slow == problems
+    speed = measured_speed(config, world) if measured else _estimated_speed(config, world)
+    num_steps, train_seconds, eval_limit = _steps(config, speed)
+    val_bytes = validation_bytes(config)
+    seconds = None
+    if val_bytes is not None:
+        seconds = evaluation_seconds(config, speed, int(val_bytes / _bytes_per_token(config.model.vocab_size)))
+        if seconds > eval_limit:
+            problems.append(
+                f"evaluation takes about {seconds:.0f} s, and budget.eval_seconds is {eval_limit:g}; raise "
+                "score.stride, drop the sliding pass (score.methods), or set data.val_bytes lower"
+            )
+    if num_steps < 1 and not too_slow:
+        problems.append(f"budget.train_seconds = {train_seconds:g} does not hold one step and the work after the steps")
+    progress("plan", 3, 3)
+    return Prediction(
+        preset=config.name,
+        device=device_name(world.device),
+        parameters=count_parameters(config.model),
+        code_bytes=code,
+        model_bytes=model_bytes,
+        cap_bytes=config.budget.artifact_bytes,
+        training_memory_bytes=memory.training_bytes,
+        evaluation_memory_bytes=memory.evaluation_bytes,
+        free_memory_bytes=free_memory(world.device),
+        total_memory_bytes=total_memory(world.device),
+        micro_batch_tokens=memory.micro_batch_tokens,
+        measured=measured,
+        step_seconds=speed.step_seconds,
+        num_steps=num_steps,
+        train_seconds=train_seconds,
+        val_bytes=val_bytes,
+        evaluation_seconds=seconds,
+        eval_seconds_limit=eval_limit,
+        problems=tuple(problems),
+    )
+
+
+def _too_large(config: Config, code: int, model_bytes: int) -> str:
+    cap = config.budget.artifact_bytes
+    over = "may be" if code + model_bytes < _SIZE_TOLERANCE * cap else "is"
+    return (
+        f"the artifact {over} too large: about {model_bytes:,} bytes of model + {code:,} of code, and "
+        f"budget.artifact_bytes is {cap:,}; lower pack.grid.matrix_bits (now {config.pack.grid.matrix_bits}) or "
+        f"pack.grid.embed_bits (now {config.pack.grid.embed_bits}), or make the model smaller"
+    )
+
+
+def _estimated_speed(config: Config, world: World) -> Speed:
+    seconds = estimated_step_seconds(config, world)
+    return Speed(seconds, seconds * world.size / config.train.batch_tokens / 3)
+
+
+def _steps(config: Config, speed: Speed) -> tuple[int, float, float]:
+    """(steps, training seconds, evaluation seconds) of the budget, extended as `budget.min_steps` says."""
+    budget, reserve = config.budget, after_steps_seconds(config, speed)
+    least = min(budget.min_steps, config.train.max_steps or budget.min_steps)
+    seconds = max(budget.train_seconds, float(math.ceil(least * speed.step_seconds + reserve)) if least else 0.0)
+    num_steps = max(0, int((seconds - reserve) / speed.step_seconds))
+    if config.train.max_steps:
+        num_steps = min(num_steps, config.train.max_steps)
+    return num_steps, seconds, budget.eval_seconds * seconds / budget.train_seconds
+
+
+def validation_bytes(config: Config) -> int | None:
+    """Raw bytes of the validation text, as far as they are known before it is prepared; None = unknown."""
+    data = config.data
+    source = data.val_source or data.source
+    kind, _ = parse_source(source)
+    if kind in ("fineweb", "fineweb-docs"):
+        size = _FINEWEB_VAL_BYTES
+    elif kind in ("jsonl", "dir"):
+        total = sum(Path(file).stat().st_size for file in source_files(source))
+        size = total if data.val_source else int(data.val_fraction * total)
+    else:
+        return data.val_bytes or None
+    return min(size, data.val_bytes or size)
+
+
+def _bytes_per_token(vocab_size: int) -> float:
+    """Bytes of English text per token: 2.4 with 1,024 tokens and 3.7 with 8,192, as measured on FineWeb."""
+    return max(1.0, 2.4 + 0.43 * (math.log2(vocab_size) - 10))
