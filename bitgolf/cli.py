@@ -58,8 +58,8 @@ Begin with:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done. 1: an audit failed, or a plan does not fit. 2: an error that the user can correct. 3: an audit could not make all checks.
-    130: interrupted.
+    0: done. 1: an audit failed, or a plan does not fit. 2: an error that the user can correct. 3: an audit could not
+    make all checks. 130: interrupted.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     # PyTorch's OpenMP threads read this when they are loaded. Long spinning while they wait makes a step four times

@@ -130,7 +130,11 @@ def test_settings_are_searched_by_name_pattern_and_meaning() -> None:
     assert "score.stride" in names("window") and "train.muon.steps" in names("newton")
     assert names("artifact-bytes") == ["budget.artifact_bytes"]
     (row,) = done("settings", "budget.artifact_bytes", "--json").json
-    assert row["allowed"] == "integer >= 1" and row["default"] == 16_000_000 and "largest size" in row["description"]
+    assert (
+        row["allowed"] == "integer >= 1, or text with a unit, as 300KB"
+        and row["default"] == 16_000_000
+        and "largest size" in row["description"]
+    )
     text = done("settings", "budget.*").stdout
     assert "budget.train_seconds" in text and "600" in text and "number > 0" in text
     assert "did you mean 'train.matrix_lr'" in refused("settings", "train.lr")

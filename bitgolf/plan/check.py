@@ -27,7 +27,9 @@ def require_fit(config: Config, world: World, *, anyway: bool = False) -> None:
         return
     problems = [*memory_problems(config, world), *speed_problems(config, world)]
     if problems:
-        raise BudgetError(f"{config.name!r} does not fit this machine: {'; '.join(problems)}; {_way_out(config, world)}")
+        raise BudgetError(
+            f"{config.name!r} does not fit this machine: {'; '.join(problems)}; {_way_out(config, world)}"
+        )
 
 
 def require_room_for_code(config: Config) -> None:
@@ -42,7 +44,8 @@ def require_room_for_code(config: Config) -> None:
 
 def memory_problems(config: Config, world: World) -> list[str]:
     """Sentences about the memory that training lacks; empty if it fits."""
-    room = USABLE * free_memory(world.device)
+    sharing = world.size if world.device.type == "cpu" else 1  # ranks on one CPU share its memory
+    room = USABLE * free_memory(world.device) / sharing
     if at_most(config) < room:
         return []
     memory = predict_memory(config, world.device, world.size)
@@ -66,8 +69,8 @@ def speed_problems(config: Config, world: World) -> list[str]:
     if num_steps >= min(max_steps or _LEAST_STEPS, _LEAST_STEPS):
         return []
     return [
-        f"one step takes about {2 * seconds:.0f} s on {torch.get_num_threads()} CPU threads, so budget.train_seconds = "
-        f"{budget.train_seconds:g} holds about {int(num_steps / 2)} steps; its batches of {config.train.batch_tokens:,} "
+        f"one step takes about {2 * seconds:.0f} s on {torch.get_num_threads()} CPU threads, so budget.train_seconds "
+        f"{budget.train_seconds:g} holds about {int(num_steps / 2)} steps; batches of {config.train.batch_tokens:,} "
         "tokens are made for a GPU"
     ]
 
@@ -85,10 +88,11 @@ def settled(config: Config, world: World, earlier: Config | None = None) -> Conf
     memory = predict_memory(config, world.device, world.size)
     tokens = memory.largest_micro_batch(config, _room_of_auto(world.device), world.size)
     if not tokens:
+        least = memory.fixed_bytes + memory.bytes_per_token * config.train.seq_len
         raise ConfigError(
-            f"train.micro_batch_tokens auto: one row of train.seq_len {config.train.seq_len} needs "
-            f"{_gigabytes(memory.fixed_bytes + memory.bytes_per_token * config.train.seq_len)}, and {_name(world.device)} "
-            f"has {_gigabytes(total_memory(world.device))}; make the model or train.seq_len smaller"
+            f"train.micro_batch_tokens auto: one row of train.seq_len {config.train.seq_len} needs {_gigabytes(least)} "
+            f"and {_name(world.device)} has {_gigabytes(total_memory(world.device))}; make the model or train.seq_len "
+            "smaller"
         )
     return config.updated({"train.micro_batch_tokens": tokens})
 

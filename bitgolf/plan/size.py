@@ -1,8 +1,8 @@
 """Predicted bytes of the artifact: the entropy of normally distributed weights on the configured grids.
 
-Method `rate` fills the cap, and `lossless` stores fp32. For fixed grids the real grid rounds rows of normal samples; the
-entropy of their codes times the number of weights is the prediction. Trained weights have heavier tails and
-compressors are not ideal, so the file differs by about ten percent.
+Method `rate` fills the cap, and `lossless` stores fp32. For fixed grids the real grid rounds rows of normal samples.
+The entropy of their codes times the number of weights is the prediction. Trained weights have other distributions and
+compressors are not ideal, so the file differs by 10 to 20 percent.
 """
 
 from __future__ import annotations

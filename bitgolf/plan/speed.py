@@ -95,5 +95,3 @@ def evaluation_seconds(config: Config, speed: Speed, val_tokens: int) -> float:
     elif ttt.enabled:
         passes += window / config.score.stride + 3.0 * ttt.weights.epochs
     return passes * val_tokens * speed.forward_token_seconds
-
-

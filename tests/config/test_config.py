@@ -330,3 +330,39 @@ def test_values_of_another_kind_are_refused(value: Any) -> None:
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("FALSE", False), ("false", False)])
 def test_truth_values_of_overrides(text: str, value: bool) -> None:
     assert load_config("demo", {"model.skips": text}).model.skips is value
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("300KB", 300_000), ("16 MB", 16_000_000), ("1GiB", 2**30), ("1.5kb", 1_500), ("12", 12),
+        ("16_000_000B", 16_000_000), ('"2MiB"', 2 * 2**20),
+    ],
+)  # fmt: skip
+def test_sizes_take_units(text: str, number: int) -> None:
+    assert load_config("demo", {"budget.artifact_bytes": text}).budget.artifact_bytes == number
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5min", 300), ("90s", 90), ("1h30min", 5400), ("1.5 h", 5400), ("250ms", 0.25), ("7", 7), ('"1min 5s"', 65)],
+)
+def test_durations_take_units(text: str, seconds: float) -> None:
+    assert load_config("demo", {"budget.train_seconds": text}).budget.train_seconds == pytest.approx(seconds)
+    assert load_config("demo", {"train.checkpoint.seconds": text}).train.checkpoint.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("budget.artifact_bytes", "300KX", "artifact_bytes '300KX' is not a size; write bytes, or a unit as in 300KB"),
+        ("budget.artifact_bytes", "1.5B", "not a whole number of bytes"),
+        ("budget.artifact_bytes", "-5KB", "is not a size"),
+        ("budget.train_seconds", "5 fortnights", "train_seconds '5 fortnights' is not a duration"),
+        ("budget.train_seconds", "5min5min", "is not a duration"),
+        ("budget.train_seconds", '""', "is not a duration"),
+    ],
+)
+def test_a_unit_that_does_not_exist_is_named(key: str, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config("demo", {key: text})
