@@ -173,7 +173,7 @@ def test_rows_longer_than_the_data_are_refused(untrained: Make) -> None:
     size = 2**18
     run = untrained(train__seq_len=size, train__batch_tokens=size, train__micro_batch_tokens=size,
                     score__batch_tokens=size)  # fmt: skip
-    message = refused("train", run)
+    message = refused("train", run, "--anyway")
     assert f"train.seq_len {size}" in message
     assert "prepare more text" in message
 
