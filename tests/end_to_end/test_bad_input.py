@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from surgery import put_together, take_apart
-from tiny_run import PRESET, cli, documents, done, file_digest, read_json, refused, settings, tree_digest, write_jsonl
+from tiny_run import PRESET, cli, documents, done, file_digest, refused, settings, tree_digest, write_jsonl
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_a_damaged_artifact_is_refused_with_the_place(
 
 
 def test_an_artifact_over_the_cap_says_by_how_much_and_keeps_the_earlier_one(run_copy: Path) -> None:
-    model_bytes = read_json(run_copy / "pack.json")["model_bytes"]
     before = tree_digest(run_copy)
     message = refused("pack", run_copy, "--budget.artifact_bytes", "1000")
-    code_bytes = int(re.search(r"([\d,]+) bytes of code", message)[1].replace(",", ""))
-    assert f"{model_bytes + code_bytes - 1000:,} over the cap of 1,000" in message
+    sum_of_bytes = r"([\d,]+) bytes of model \+ ([\d,]+) bytes of code = ([\d,]+), ([\d,]+) over the cap of 1,000"
+    model, code, total, over = (int(text.replace(",", "")) for text in re.findall(sum_of_bytes, message)[0])
+    assert model + code == total == over + 1000
     assert tree_digest(run_copy) == before
 
 
