@@ -190,4 +190,6 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> i
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # of the tokens that are more likely
         scaled = scaled.index_fill(0, indices[before >= sampling.top_p], -torch.inf)
-    return int(torch.multinomial(scaled.softmax(-1), 1, generator=generator))
+    # As `torch.multinomial` draws, without its checks: the exponential variables are the same.
+    waiting = torch.empty_like(scaled).exponential_(1, generator=generator)
+    return int((scaled.softmax(-1) / waiting).argmax())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+from torch import Tensor
 
 from bitgolf.codec.range_coder import Predictor
 from bitgolf.errors import ArtifactError
@@ -40,7 +41,7 @@ class Checkpoints:
         self.collected = bytearray()
         self._steps = self._checksum = 0
 
-    def logits(self, going: np.ndarray) -> np.ndarray:
+    def logits(self, going: np.ndarray) -> Tensor:
         """See `Predictor`."""
         return self.predictor.logits(going)
 

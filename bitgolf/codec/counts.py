@@ -6,6 +6,9 @@ integer arithmetic on two small tables of exp(-x), which are computed with decim
 equal counts on any processor. The cost is V / 2^24 of the probability for the smallest count of 1, and a rounding of
 logits to 2^-14 nats.
 
+The counts are computed where the logits are: in NumPy on a CPU, and in PyTorch on a GPU, because tables of a large
+vocabulary for hundreds of streams should stay there.
+
 Legend: S streams, V vocabulary.
 """
 
@@ -15,8 +18,8 @@ from decimal import Context, Decimal
 from functools import cache
 
 import numpy as np
-
-from bitgolf.errors import ArtifactError
+import torch
+from torch import Tensor
 
 COUNT_BITS = 24
 TOTAL = 1 << COUNT_BITS
@@ -24,6 +27,7 @@ TOTAL = 1 << COUNT_BITS
 _STEP_BITS = 14  # logits are rounded to multiples of 2^-14 nats
 _LOW_BITS = 9  # low bits of a distance index the fine table, the others the coarse table
 _RANGE_BITS = 19  # distances to the largest logit are at most 2^19 steps = 32 nats, where exp is below 2^-46
+_LONGEST = (1 << _RANGE_BITS) - 1
 _SCALE_BITS = 31  # table entries are exp(-x) * 2^31
 _SHARE_BITS = 38  # fractional bits of TOTAL / sum; 2^24 << 38 and all products with it fit in int64
 
@@ -34,23 +38,37 @@ def token_counts(logits: np.ndarray) -> np.ndarray:
     Args:
         logits: (S, V) float32, V at most 65,536.
     Returns:
-        (S, V) int64, each at least 1, every row adding up to 2^24.
-    Raises:
-        ArtifactError: a logit is NaN, or the largest of a row is infinite; the model is damaged.
+        (S, V) int64, each at least 1, every row adding up to 2^24. A row with NaN, or whose largest logit is infinite,
+        is all 0.
     """
-    top = logits.max(axis=1, keepdims=True)  # (S, 1)
-    if not np.isfinite(top).all():
-        raise ArtifactError("the model predicts logits that are not finite; its artifact or its adaptation is broken")
     coarse, fine = _exponentials()
+    top = logits.max(axis=1, keepdims=True)  # (S, 1)
+    finite = np.isfinite(top)
+    if not finite.all():
+        logits, top = np.where(finite, logits, 0), np.where(finite, top, 0)
     steps = np.rint((top - logits) * np.float32(1 << _STEP_BITS))
-    distance = np.minimum(steps, np.float32((1 << _RANGE_BITS) - 1)).astype(np.int64)  # (S, V)
+    distance = np.minimum(steps, np.float32(_LONGEST)).astype(np.int64)  # (S, V)
     weights = (coarse[distance >> _LOW_BITS] * fine[distance & ((1 << _LOW_BITS) - 1)]) >> _SCALE_BITS
     spare = TOTAL - logits.shape[1]  # after every token has its 1
     share = (spare << _SHARE_BITS) // weights.sum(axis=1, keepdims=True)  # (S, 1)
     counts = 1 + ((weights * share) >> _SHARE_BITS)
     rows = np.arange(len(counts))
     counts[rows, logits.argmax(axis=1)] += TOTAL - counts.sum(axis=1)  # the remainder of rounding down
-    return counts
+    return counts * finite
+
+
+def token_counts_on_device(logits: Tensor) -> Tensor:
+    """The same counts as `token_counts`, computed by PyTorch on the device of the logits (S, V): (S, V) int64."""
+    coarse, fine = _exponentials_on(logits.device)
+    top, best = logits.max(dim=1, keepdim=True)  # (S, 1); of equal logits the first
+    steps = torch.round((top - logits) * (1 << _STEP_BITS)).clamp_(max=_LONGEST)
+    distance = steps.nan_to_num_().long()  # (S, V)
+    weights = (coarse[distance >> _LOW_BITS] * fine[distance & ((1 << _LOW_BITS) - 1)]) >> _SCALE_BITS
+    share = ((TOTAL - logits.size(1)) << _SHARE_BITS) // weights.sum(dim=1, keepdim=True)  # (S, 1)
+    counts = 1 + ((weights * share) >> _SHARE_BITS)
+    rest = TOTAL - counts.sum(dim=1, keepdim=True)
+    counts += rest * (torch.arange(logits.size(1), device=logits.device) == best)
+    return counts * top.isfinite()
 
 
 @cache
@@ -64,3 +82,9 @@ def _exponentials() -> tuple[np.ndarray, np.ndarray]:
         return np.array([int(value.to_integral_value()) for value in values], dtype=np.int64)
 
     return table(1 << (_RANGE_BITS - _LOW_BITS), _STEP_BITS - _LOW_BITS), table(1 << _LOW_BITS, _STEP_BITS)
+
+
+@cache
+def _exponentials_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    coarse, fine = _exponentials()
+    return torch.from_numpy(coarse).to(device), torch.from_numpy(fine).to(device)

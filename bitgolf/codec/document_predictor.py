@@ -59,7 +59,7 @@ class DocumentPredictor:
         self.position = 0
         self.steps = self._fresh_steps()
 
-    def logits(self, going: np.ndarray) -> np.ndarray:
+    def logits(self, going: np.ndarray) -> Tensor:
         """See `Predictor`."""
         size, position = self.config.chunk_tokens, self.position
         border = position % size == 0
@@ -71,8 +71,8 @@ class DocumentPredictor:
             logits = self.steps.begin(self.tokens[rows, max(0, position + size - self.window) : position + 1])
         else:
             logits = self.steps.step(self.tokens[rows, position : position + 1])
-        out = np.zeros((len(self.tokens), logits.size(-1)), dtype=np.float32)
-        out[self.active] = logits.cpu().numpy()
+        out = logits.new_zeros(len(self.tokens), logits.size(-1))
+        out[rows] = logits
         return out
 
     def accept(self, tokens: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.adapted_pass import AdaptedPass
@@ -61,7 +62,7 @@ class WindowPredictor:
         self.steps = CachedSteps(model, window, recorder=recorder_for(model), small=small)
 
     @torch.no_grad()
-    def logits(self, going: np.ndarray) -> np.ndarray:
+    def logits(self, going: np.ndarray) -> Tensor:
         """See `Predictor`."""
         self.going = going
         position = self.position
@@ -72,10 +73,9 @@ class WindowPredictor:
                 self.begin = -1
         begin = window_of(position, self.window, self.stride) * self.stride
         if begin != self.begin:
-            logits, self.begin = self.steps.begin(self.tokens[:, begin : position + 1]), begin  # (S, V)
-        else:
-            logits = self.steps.step(self.tokens[:, position : position + 1])
-        return logits.cpu().numpy()
+            self.begin = begin
+            return self.steps.begin(self.tokens[:, begin : position + 1])
+        return self.steps.step(self.tokens[:, position : position + 1])
 
     def accept(self, tokens: np.ndarray) -> None:
         """See `Predictor`."""

@@ -136,9 +136,8 @@ class FixedCache:
     def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """See `Cache`; one token per pass, which is not part of the cache before `advance`."""
         assert tokens.size(1) == 1 and not documents
-        here = self.places == self.position  # (S,)
         for layer in self.fixed:
-            layer.here = here[None, :, None, None]
+            layer.position = self.position
         return torch.cat((self.recent, tokens), dim=1), self.position.float(), (self.places <= self.position)[None, :]
 
     def advance(self, tokens: Tensor) -> None:
@@ -148,7 +147,7 @@ class FixedCache:
 
 
 class _FixedLayer:
-    here: Tensor  # (1, S, 1, 1) bool, the position of the next key and value
+    position: Tensor  # (1,) int64, of the next key and value
 
     def __init__(self, layer: _GrowingLayer, size: int) -> None:
         keys, values = layer.contents()
@@ -159,8 +158,12 @@ class _FixedLayer:
         self.keys[:, : layer.length], self.values[:, : layer.length] = layer.contents()
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        torch.where(self.here, k, self.keys, out=self.keys)
-        torch.where(self.here, v, self.values, out=self.values)
+        # With deterministic algorithms an indexed copy would sort its indices first. One index has only one order.
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(False)
+        self.keys.index_copy_(1, self.position, k)
+        self.values.index_copy_(1, self.position, v)
+        torch.use_deterministic_algorithms(deterministic)
         return self.keys, self.values
 
 

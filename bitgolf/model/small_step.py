@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from bitgolf.model.layers import GATE_SCALE, Block
 MOST_PARAMETERS = 8_000_000  # with more, the products dominate, and PyTorch has faster ones on several cores
 MOST_STREAMS = 128
 _EPS = np.float32(torch.finfo(torch.float32).eps)
+_SAFE_SCORE = 60.0  # exp of larger scores could leave float32, so they are taken relative to the largest
 _BIGRAM_FACTORS = 36313, 27191  # see `embeddings.bigram_rows`
 
 
@@ -79,7 +81,7 @@ class SmallStep:
         config = model.config
         self.model, self.config = model, config
         places, shape = model.num_positions, (num_streams, config.num_kv_heads, window, config.head_dim)
-        self.keys = [np.zeros(shape, np.float32) for _ in range(places)]
+        self.keys = [np.zeros(shape, np.float32).swapaxes(2, 3).copy() for _ in range(places)]  # (S, G, K, W)
         self.values = [np.zeros(shape, np.float32) for _ in range(places)]
         angles = np.arange(window, dtype=np.float32)[:, None] * model.frequencies.numpy()
         cos, sin, rest = np.cos(angles), np.sin(angles), config.head_dim - 2 * angles.shape[1]
@@ -100,7 +102,7 @@ class SmallStep:
         self.length = cache.length
         for place, layer in enumerate(cache.grown):
             keys, values = layer.contents()
-            self.keys[place][:, :, : self.length] = keys.transpose(1, 2).numpy()
+            self.keys[place][..., : self.length] = keys.permute(0, 2, 3, 1).numpy()
             self.values[place][:, :, : self.length] = values.transpose(1, 2).numpy()
         tokens = cache.tokens[:, -2:].numpy()
         self.previous = tokens[:, -1]
@@ -111,7 +113,7 @@ class SmallStep:
         weights, config = self._weights, self.config
         x = self._embed(tokens)
         ve = None if weights.value_table is None else weights.value_table[tokens]
-        x0, first_value = x, None
+        x0, first_value = weights.mix0 * x, None  # (L, S, D), the share of each layer
         skips: list[np.ndarray] = []
         for place, (layer, keeps, row) in enumerate(self.model.orders[True]):
             if row >= 0:
@@ -120,20 +122,22 @@ class SmallStep:
                 gate = None if weights.skip_gates is None else weights.skip_gates[row]
                 x = x + skip if gate is None else gate * x + (1 - gate) * skip
             block = weights.blocks[layer]
-            x = block.mix[0] * x + block.mix[1] * x0
-            normed = _normed(x)
-            y, value = self._attend(place, block, normed, ve, first_value)
+            x = block.mix * x + x0[layer]
+            y, value = self._attend(place, block, x, ve, first_value)
             if place == 0 and config.attention.value_residual:
                 first_value = value
-            x = x + y @ block.out
-            up = _normed(x) @ block.up
+            x += y @ block.out
+            up = x @ block.up
             np.maximum(up, block.slope * up if block.slope else 0, out=up)
             up *= up
-            x = x + up @ block.down
+            up = up @ block.down
+            up *= _inverse_square(x)  # the activation squares the scale of the norm
+            x += up
             if keeps:
                 skips.append(x)
         self.length += 1
-        logits = _normed(x) @ weights.head
+        logits = x @ weights.head
+        logits *= np.sqrt(_inverse_square(x))
         np.tanh(logits, out=logits)
         logits *= np.float32(config.logit_softcap)
         return logits
@@ -164,35 +168,44 @@ class SmallStep:
         return _normed(raw + self._weights.smear_strength * open_ * (before * seen))
 
     def _attend(
-        self, place: int, block: _BlockWeights, normed: np.ndarray, ve: np.ndarray | None, first: np.ndarray | None
+        self, place: int, block: _BlockWeights, x: np.ndarray, ve: np.ndarray | None, first: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs of the heads (S, H * K), and the values (S, G, K) of the next tokens."""
-        config, n, streams = self.config, self.length, len(normed)
+        """Outputs of the heads (S, H * K), and the values (S, G, K) of the next tokens, from the stream x (S, D)."""
+        config, n, streams = self.config, self.length, len(x)
         H, G, K = config.num_heads, config.num_kv_heads, config.head_dim
-        joined = normed @ block.qkv  # (S, (H + 2 G) K)
-        qk, value = joined[:, : (H + G) * K].reshape(streams, H + G, K), joined[:, (H + G) * K :]
+        joined = x @ block.qkv  # (S, (H + 2 G) K), before the scale of the norm
+        square = _inverse_square(x)  # (S, 1)
+        scale = np.sqrt(square)
+        qk, value = joined[:, : (H + G) * K].reshape(streams, H + G, K), scale * joined[:, (H + G) * K :]
         if ve is not None and block.ve_scale is not None:
-            value = value + block.ve_scale * ve
+            value += block.ve_scale * ve
         value = value.reshape(streams, G, K)
         if first is not None and block.value_mix is not None:
             value = block.value_mix[0] * first + block.value_mix[1] * value
-        qk = _normed(qk)
-        qk = (qk * self.cos[n] + qk.take(self.permutation, axis=-1) * self.sin[n]) * block.gain
+        length = np.add.reduce(qk * qk, axis=-1)
+        length *= square * np.float32(1 / K)
+        length += _EPS
+        factor = scale / np.sqrt(length, out=length)  # of the norm of each head, (S, H + G)
+        factor *= block.gain
+        qk = qk * self.cos[n] + qk.take(self.permutation, axis=-1) * self.sin[n]
+        qk *= factor[..., None]
         keys, values = self.keys[place], self.values[place]
-        keys[:, :, n], values[:, :, n] = qk[:, H:], value
+        keys[..., n], values[:, :, n] = qk[:, H:], value
         queries = qk[:, :H].reshape(streams, G, H // G, K)
-        scores = queries @ keys[:, :, : n + 1].transpose(0, 1, 3, 2)  # (S, G, H / G, n + 1)
-        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+        scores = queries @ keys[..., : n + 1]  # (S, G, H / G, n + 1)
+        if block.largest_score > _SAFE_SCORE:
+            scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
         y = scores @ values[:, :, : n + 1]  # (S, G, H / G, K)
+        y /= np.add.reduce(scores, axis=-1, keepdims=True)
         if block.exclude_self:
-            norm = np.sqrt((value * value).sum(axis=-1, keepdims=True))
+            norm = np.sqrt(np.add.reduce(value * value, axis=-1, keepdims=True))
             own = (value / np.maximum(norm, np.float32(1e-12)))[:, :, None]
-            y = y - (y * own).sum(axis=-1, keepdims=True) * own
+            y -= np.add.reduce(y * own, axis=-1, keepdims=True) * own
         y = y.reshape(streams, H, K)
         if block.gate is not None:
-            y = y * _sigmoid(np.float32(GATE_SCALE) * (normed[:, : len(block.gate)] @ block.gate))[..., None]
+            logits = scale * (x[:, : len(block.gate)] @ block.gate)
+            y *= _sigmoid(np.float32(GATE_SCALE) * logits)[..., None]
         return y.reshape(streams, H * K), value
 
 
@@ -200,9 +213,10 @@ class SmallStep:
 class _BlockWeights:
     """One layer: matrices (inputs, outputs) with the scales around them."""
 
-    mix: np.ndarray  # (2, D)
+    mix: np.ndarray  # (D,)
     qkv: np.ndarray  # (D, (H + 2 G) K)
-    gain: np.ndarray  # (H + G, 1): gain of a query head over sqrt(K), 1 for a key head
+    gain: np.ndarray  # (H + G,): gain of a query head over sqrt(K), 1 for a key head
+    largest_score: float  # of a query of length gain and a key of length sqrt(K)
     out: np.ndarray  # (H K, D)
     up: np.ndarray  # (D, F)
     down: np.ndarray  # (F, D)
@@ -221,6 +235,9 @@ class _Weights:
         cap = model.config.logit_softcap
         self.embedding = _array(model.embedding)
         self.head = _array(model.embedding.T / cap)  # (D, V)
+        self.mix0 = _array(torch.stack([cast(Block, block).resid_mix[1] for block in model.blocks]))[
+            :, None
+        ]  # (L, 1, D)
         self.blocks = [_block_weights(model, layer) for layer in range(len(model.blocks))]
         self.skip_weights = None if model.skip_weights is None else _array(model.skip_weights)
         self.skip_gates = None if model.skip_gates is None else _array(model.skip_gates.sigmoid())
@@ -245,9 +262,10 @@ def _block_weights(model: GPT, layer: int) -> _BlockWeights:
     if model.value_embedding is not None and layer in config.value_embedding.layers:
         ve_scale = np.float32(float(model.value_embedding.layer_scales[config.value_embedding.layers.index(layer)]))
     return _BlockWeights(
-        _array(block.resid_mix),
+        _array(block.resid_mix[0]),
         _array((scale * joined).T),
-        _array(gain[:, None]),
+        _array(gain),
+        float(gain[: config.num_heads].abs().max()) * config.head_dim,
         _array((block.attn_scale[:, None] * attention.out.weight).T),
         _array((scale * block.mlp.up.weight).T),
         _array((block.mlp_scale[:, None] * block.mlp.down.weight).T),
@@ -265,8 +283,15 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 def _normed(x: np.ndarray) -> np.ndarray:
     """RMS normalization of the last axis."""
+    return x * np.sqrt(_inverse_square(x))
+
+
+def _inverse_square(x: np.ndarray) -> np.ndarray:
+    """1 / (mean of the squares of the last axis + eps), (..., 1): the square of the scale of RMS normalization."""
     squares = np.add.reduce(x * x, axis=-1, keepdims=True)  # a method such as `mean` takes several times longer
-    return x * (1 / np.sqrt(squares * np.float32(1 / x.shape[-1]) + _EPS))
+    squares *= np.float32(1 / x.shape[-1])
+    squares += _EPS
+    return np.divide(np.float32(1), squares, out=squares)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -7,12 +7,19 @@ from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.codec import counts
-from bitgolf.codec.counts import TOTAL, token_counts
-from bitgolf.errors import ArtifactError
+from bitgolf.codec.counts import TOTAL
+
+
+def token_counts(logits: np.ndarray) -> np.ndarray:
+    """The counts, which NumPy and PyTorch compute alike."""
+    result = counts.token_counts(logits)
+    assert np.array_equal(counts.token_counts_on_device(torch.from_numpy(logits)).numpy(), result)
+    return result
 
 
 def by_definition(logits: np.ndarray) -> list[int]:
@@ -84,11 +91,18 @@ def test_extremes() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_predictions_that_are_not_finite_are_refused(bad: float) -> None:
+def test_rows_that_are_not_finite_have_no_counts(bad: float) -> None:
     logits = np.zeros((2, 260), dtype=np.float32)
     logits[1, 3] = bad
-    with pytest.raises(ArtifactError, match="not finite"):
-        token_counts(logits)
+    result = token_counts(logits)
+    assert result[0].sum() == TOTAL and not result[1].any()
+
+
+def test_of_equal_largest_logits_the_first_gets_the_remainder() -> None:
+    logits = np.zeros((1, 300), dtype=np.float32)
+    logits[0, [7, 200]] = 5
+    result = token_counts(logits)[0]
+    assert result[7] > result[200] and result.sum() == TOTAL
 
 
 def test_the_tables_are_rounded_exponentials() -> None:

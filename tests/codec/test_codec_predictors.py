@@ -47,7 +47,7 @@ def losses(predictor: WindowPredictor | DocumentPredictor, streams: list[np.ndar
     predicted: list[list[float]] = [[] for _ in streams]
     for step in range(max(map(len, streams))):
         going = np.array([len(stream) > step for stream in streams])
-        log_p = torch.log_softmax(torch.from_numpy(predictor.logits(going)).double(), -1)
+        log_p = torch.log_softmax(predictor.logits(going).double(), -1)
         tokens = np.zeros(len(streams), dtype=np.int64)
         for s in np.flatnonzero(going):
             tokens[s] = streams[s][step]

@@ -8,6 +8,7 @@ from typing import Any
 import constriction
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,10 @@ class Memory:
         self.diary: list[Any] = []
         self.told: list[tuple[int, ...]] = []
 
-    def logits(self, going: np.ndarray) -> np.ndarray:
+    def logits(self, going: np.ndarray) -> torch.Tensor:
         self.diary.append(going.tolist())
         state = np.random.default_rng(hash((self.seed, *self.told)) % 2**32)
-        return (state.standard_normal((self.num_streams, VOCAB)) * self.sharpness).astype(np.float32)
+        return torch.from_numpy((state.standard_normal((self.num_streams, VOCAB)) * self.sharpness).astype(np.float32))
 
     def accept(self, tokens: np.ndarray) -> None:
         self.diary.append(tokens.tolist())
@@ -59,7 +60,7 @@ def test_the_size_is_that_of_the_counts() -> None:
     program = Memory(2, 3)
     ideal = [0.0, 0.0]
     for step in range(400):
-        counts = token_counts(program.logits(np.array([True, step < 100])))
+        counts = token_counts(program.logits(np.array([True, step < 100])).numpy())
         for s in range(2):
             if step < len(streams[s]):
                 ideal[s] += math.log2(TOTAL / counts[s, streams[s][step]])
@@ -68,19 +69,101 @@ def test_the_size_is_that_of_the_counts() -> None:
         assert bits <= 8 * len(payload) <= bits + 64
 
 
-def test_constriction_codes_with_exactly_our_counts() -> None:
-    """Models that have only the interval of the token give the same words."""
+def test_payloads_are_those_of_whole_tables_in_constriction() -> None:
+    """The library, given the counts of all tokens, writes the same words, and reads the tokens from them."""
     rng = np.random.default_rng(5)
-    whole, intervals = constriction.stream.queue.RangeEncoder(), constriction.stream.queue.RangeEncoder()
-    for scale in np.repeat([0.0, 1.0, 5.0, 60.0], 200):
-        counts = token_counts((rng.standard_normal((1, VOCAB)) * scale).astype(np.float32))
-        token = int(rng.integers(VOCAB))
-        whole.encode(token, coder._model((counts[0] - 1).astype(np.float32)))
-        below, own = int(counts[0, :token].sum()), int(counts[0, token])
-        parts = [part for part in (below, own, TOTAL - below - own) if part]
-        coarse = np.array([part - 1 for part in parts], dtype=np.float64)
-        intervals.encode(int(below > 0), constriction.stream.model.Categorical(coarse, perfect=False))
-    assert np.array_equal(whole.get_compressed(), intervals.get_compressed())
+    whole = constriction.stream.queue.RangeEncoder()
+    tokens, tables, intervals = [], [], []
+    for index, scale in enumerate(np.repeat([0.0, 1.0, 5.0, 60.0], 200)):
+        counts = token_counts((rng.standard_normal((1, VOCAB)) * scale).astype(np.float32))[0]
+        token = [0, VOCAB - 1, int(counts.argmax()), int(rng.integers(VOCAB))][index % 4]
+        model = constriction.stream.model.Categorical((counts - 1).astype(np.float32), lazy=True)
+        whole.encode(token, model)
+        tokens.append(token)
+        tables.append(model)
+        intervals.append((counts[:token].sum(), counts[token]))
+    payload = coder._payload(np.array(intervals))
+    assert payload == whole.get_compressed().astype("<u4").tobytes()
+    reader = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+    assert [reader.decode(model) for model in tables] == tokens
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(1, 8), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_words_decode_as_in_constriction(seed: int, num_words: int, steps: int, high: bool) -> None:
+    """Damaged payloads too: the same tokens, the same refusals, the same opinion on words that are left."""
+    words = np.random.default_rng(seed).integers(0, 2**32, num_words, dtype=np.uint32)
+    words[: num_words * high] = 2**32 - 1
+    reader = constriction.stream.queue.RangeDecoder(words)
+    there, expected = Memory(1, seed), []
+    outcome = ""
+    try:
+        for _ in range(steps):
+            counts = token_counts(there.logits(np.array([True])).numpy())[0]
+            model = constriction.stream.model.Categorical((counts - 1).astype(np.float32), lazy=True)
+            expected.append(int(reader.decode(model)))
+            there.accept(np.array(expected[-1:]))
+        outcome = "" if reader.maybe_exhausted() else "continues"
+    except AssertionError:
+        outcome = "no token has this code"
+    try:
+        (tokens,) = decode_streams(Memory(1, seed), [words.astype("<u4").tobytes()], [steps])
+    except ArtifactError as error:
+        assert outcome and outcome in str(error)
+    else:
+        assert not outcome and tokens.tolist() == expected
+
+
+def test_streams_of_different_lengths_read_their_own_words() -> None:
+    streams = draw(9, [300, 0, 1, 120])
+    payloads = encode_streams(Memory(4), streams)
+    alone = [encode_streams(Solo(Memory(4), s, streams), [streams[s]])[0] for s in range(4)]
+    assert payloads == alone
+
+
+class Solo:
+    """Row `stream` of a predictor of several streams, whose other tokens are given."""
+
+    def __init__(self, memory: Memory, stream: int, streams: list[np.ndarray]) -> None:
+        self.memory, self.stream, self.streams, self.step = memory, stream, streams, 0
+
+    def logits(self, going: np.ndarray) -> torch.Tensor:
+        return self.memory.logits(going)[self.stream : self.stream + 1]
+
+    def accept(self, tokens: np.ndarray) -> None:
+        rest = [stream[self.step] if self.step < len(stream) else 0 for stream in self.streams]
+        assert rest[self.stream] == tokens[0]
+        self.memory.accept(np.array(rest))
+        self.step += 1
+
+
+@pytest.mark.parametrize("rows_at_once", [2, 512])
+def test_a_device_finds_the_intervals_that_the_host_finds(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions of a GPU, run here on tensors of the CPU."""
+    monkeypatch.setattr(coder, "_ROWS_AT_ONCE", rows_at_once)
+    logits = Memory(5, 1).logits(np.ones(5, bool))
+    counts = torch.from_numpy(token_counts(logits.numpy()))
+    quantiles = np.random.default_rng(2).integers(0, TOTAL, 5)
+    host = coder._on_host(coder._by_rows(coder._token_and_interval, logits, quantiles))
+    device = coder._on_host(list(coder._token_and_interval(counts, torch.from_numpy(quantiles))))
+    assert np.array_equal(host, device)
+    tokens, before, own = host
+    assert (before <= quantiles).all() and (quantiles < before + own).all()
+    assert np.array_equal(coder._on_host(coder._by_rows(coder._interval, logits, tokens)), host[1:])
+
+
+def test_predictions_that_are_not_finite_are_refused() -> None:
+    class Broken(Memory):
+        def logits(self, going: np.ndarray) -> torch.Tensor:
+            logits = super().logits(going)
+            logits[1, 3] = math.nan
+            return logits
+
+    with pytest.raises(ArtifactError, match="not finite"):
+        encode_streams(Broken(2), draw(0, [3, 1]))
+    assert encode_streams(Broken(2), draw(0, [3, 0])) == encode_streams(Memory(2), draw(0, [3, 0]))
+    with pytest.raises(ArtifactError, match="not finite"):
+        decode_streams(Broken(2), [b"\0" * 8] * 2, [3, 1])
 
 
 def test_a_stop_token_ends_a_stream_before_its_limit() -> None:
@@ -123,28 +206,3 @@ def test_a_payload_that_goes_on_is_refused() -> None:
 def test_half_a_word_is_refused() -> None:
     with pytest.raises(ArtifactError, match="stream 1 has 3 bytes"):
         decode_streams(Memory(2), [b"", b"abc"], [1, 1])
-
-
-class Panic(BaseException):
-    """Like pyo3's PanicException, which does not derive from Exception."""
-
-
-@pytest.mark.parametrize("problem", [Panic("index out of bounds"), AssertionError("invalid")])
-def test_a_panic_inside_the_coder_is_an_error_about_the_file(
-    problem: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def panic(table: np.ndarray) -> None:
-        raise problem
-
-    monkeypatch.setattr(coder, "_model", panic)
-    with pytest.raises(ArtifactError, match=f"stream 0 is damaged: {problem}"):
-        decode_streams(Memory(1), [b"\0\0\0\0"], [1])
-
-
-def test_an_interrupt_stays_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(table: np.ndarray) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(coder, "_model", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        decode_streams(Memory(1), [b"\0\0\0\0"], [1])
