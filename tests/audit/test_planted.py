@@ -21,7 +21,7 @@ import pytest
 import torch
 from local_process import LocalProcess
 from sandbox_support import needs_isolation
-from synthetic_submission import CODE, CONSTANT, Folder
+from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, for_seed, instead, logged, script
 from tiny_run import read_json
 
 from bitgolf.audit.headline import Headline
@@ -67,7 +67,6 @@ ROWS = {
     "text opened in mid-scoring": "B7, section 7",
 }
 CASES: list[tuple[str, Callable[..., None], str, str]] = []  # of runs: row, plant, check, words of its reason
-FOLDERS: list[tuple[str, Callable[[Folder], None], str, str]] = []  # of submissions, likewise
 
 
 def in_a_run(row: str, check: str, words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -75,16 +74,6 @@ def in_a_run(row: str, check: str, words: str) -> Callable[[Callable[..., None]]
 
     def register(plant: Callable[..., None]) -> Callable[..., None]:
         CASES.append((row, plant, check, words))
-        return plant
-
-    return register
-
-
-def in_a_folder(row: str, check: str, words: str) -> Callable[[Callable[[Folder], None]], Callable[[Folder], None]]:
-    """Register a plant in a submission: `plant(folder)`."""
-
-    def register(plant: Callable[[Folder], None]) -> Callable[[Folder], None]:
-        FOLDERS.append((row, plant, check, words))
         return plant
 
     return register
@@ -208,7 +197,7 @@ def losses_of_another_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     wrap(monkeypatch, Mixture)
 
 
-def logged(root: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+def edit_log(root: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     """Edit train.jsonl, and train.log with it: only the content gives it away."""
     from bitgolf.train.metrics import TrainLog
 
@@ -225,7 +214,7 @@ def calibration_that_says_so(root: Path, _: Any) -> None:
     def change(events: list[dict[str, Any]]) -> None:
         next(event for event in events if event["event"] == "calibration")["val_tokens"] = 8192
 
-    logged(root, change)
+    edit_log(root, change)
 
 
 @in_a_run("calibrated on validation", "train-log", "they were made again")
@@ -242,7 +231,7 @@ def calibration_after_the_end(root: Path, _: Any) -> None:
         late = next(event for event in events if event["event"] == "calibration")
         events.append(late | {"elapsed_seconds": 123.4})
 
-    logged(root, change)
+    edit_log(root, change)
 
 
 @in_a_run("training over the budget", "train-clock", "over the budget of 120 s")
@@ -355,7 +344,7 @@ def average_chosen_by_validation(root: Path, _: Any) -> None:
     def change(events: list[dict[str, Any]]) -> None:
         events.insert(-2, {"event": "choice", "step": 40, "chosen": "ema", "losses": {"val_bpb": 0.33}})
 
-    logged(root, change)
+    edit_log(root, change)
 
 
 @in_a_run("tail scored repeatedly", "scored-once", "are scored a second time")
@@ -381,7 +370,7 @@ def artifact_packed_again(root: Path, _: Any) -> None:
 
 @in_a_run("mixed or copied logs", "one-configuration", "was trained, the artifact is of")
 def log_of_another_run(root: Path, _: Any) -> None:
-    logged(root, lambda events: events[0].update(config_sha256="0" * 64))
+    edit_log(root, lambda events: events[0].update(config_sha256="0" * 64))
 
 
 @in_a_run("mixed or copied logs", "numbers-agree", "train.log has loss:0.5")
@@ -443,39 +432,17 @@ def test_the_same_checks_pass_on_the_clean_run(clean_copy: Path) -> None:
 # --- planted in submissions ------------------------------------------------------------------------------------------
 
 
-def code(folder: Folder, add: str, before: str = "def main():", replace: str = "") -> None:
-    """Put source before a line of the script, or in the place of one."""
-    folder.code = folder.code.replace(replace or before, f"{add}\n" + ("" if replace else f"\n\n{before}"), 1)
-
-
-@in_a_folder(
-    "trained on validation before scoring", "validation-unseen", "adapt_to_val trains on validation tokens before"
-)
-def prequant_ttt_in_the_script(folder: Folder) -> None:
-    code(
-        folder,
-        "def adapt_to_val(model, val_tokens):\n    for epoch in range(10):\n        model(val_tokens).backward()\n"
-        "        optimizer.step()",
-    )
-    folder.code = folder.code.replace(
-        "    serialize(h,", "    adapt_to_val(model, val_data.val_tokens)\n    serialize(h,"
-    )
-
-
-@in_a_folder("trained on validation before scoring", "validation-unseen", "'prequant_ttt: epoch 3/10 loss:2.1'")
-def prequant_ttt_in_the_log(folder: Folder) -> None:
-    folder.seeds[1].before_seal = ["prequant_ttt: epoch 3/10 loss:2.1"]
-
-
-@in_a_folder(
-    "scored again after learning, best of passes", "single-pass", "eval_val_second_pass: targets scored a second"
-)
-def second_pass_in_the_script(folder: Folder) -> None:
-    code(folder, "def eval_val_second_pass(h, model, val_data):\n    return min(first, eval_val(h, val_data))")
+def second_pass(folder: Folder) -> None:
+    add(folder, "def eval_val_second_pass(h, model, val_data):\n    return min(first, eval_val(h, val_data))")
     folder.code += "\neval_val_second_pass(h, model, val_data)\n"
 
 
-@in_a_folder("the last epoch's score", "single-pass", "scored in 3 epochs")
+def prequant_ttt(folder: Folder) -> None:
+    loop = "    for epoch in range(10):\n        model(val_tokens).backward()\n        optimizer.step()"
+    add(folder, f"def adapt_to_val(model, val_tokens):\n{loop}")
+    instead("    serialize(h,", "    adapt_to_val(model, val_data.val_tokens)\n    serialize(h,")(folder)
+
+
 def score_of_the_last_epoch(folder: Folder) -> None:
     for seed in folder.seeds:
         epochs = [seed.bpb + 0.2, seed.bpb + 0.05, seed.bpb]
@@ -484,231 +451,118 @@ def score_of_the_last_epoch(folder: Folder) -> None:
         ]
 
 
-@in_a_folder("two-pass n-gram rescoring", "single-pass", "'ngram two-pass rescore: chunks 1..60 done'")
-def two_pass_rescoring_in_the_log(folder: Folder) -> None:
-    folder.seeds[0].in_evaluation = ["ngram two-pass rescore: chunks 1..60 done"]
-
-
-@in_a_folder("hashed n-gram cache", "distribution", "ngram_probability hashes its target into the key")
-def hashed_cache_in_the_script(folder: Folder) -> None:
-    code(
-        folder,
-        "def ngram_probability(table, context_hash, tgt):\n    key = (context_hash ^ (tgt * 36313)) & 0x3FFFFF\n"
-        "    return table[key] / table.total",
-    )
-
-
-@in_a_folder("expert gated by the target", "causal", "looks its target up in starts_word_lut")
-def expert_in_the_script(folder: Folder) -> None:
-    code(folder, "def tilt_logits(logits, tgt, starts_word_lut):\n    return logits * (1 + starts_word_lut[tgt])")
-
-
-@in_a_folder("expert gated by the target", "causal", "within_gate=9871234")
-def expert_in_the_log(folder: Folder) -> None:
-    folder.seeds[2].in_evaluation = [
-        "ngram_tilt:hints total=47851520 token_gate=628130 within_gate=9871234 word_gate=0"
-    ]
-
-
-@in_a_folder("SLOT", "causal", "slot_score optimizes on the positions that it scores")
-def slot_in_the_script(folder: Folder) -> None:
-    code(folder, "def slot_score(model, x, y, delta):\n    loss(model(x) + delta, y).backward()\n    opt.step()")
-
-
-@in_a_folder("byte mixtures", "distribution", "ppm_mix mixes in a byte model")
-def byte_mixture_in_the_script(folder: Folder) -> None:
-    code(folder, "def ppm_mix(p, piece_bytes):\n    return 0.9 * p + 0.1 * product(order4[b] for b in piece_bytes)")
-
-
-@in_a_folder("calibrated on validation", "validation-unseen", "collect_hessians gathers its statistics on validation")
-def calibration_on_validation_in_the_script(folder: Folder) -> None:
-    folder.code = folder.code.replace(
-        "collect_hessians(model, train_loader, 16)", "collect_hessians(model, val_data, 16)"
-    )
-
-
-@in_a_folder("calibrated after the clock", "train-clock", "until 602.2 s")
-def hessians_after_the_clock(folder: Folder) -> None:
-    folder.seeds[2].stop_ms, folder.seeds[2].hessian_seconds = 597_511, 4.7
-
-
-@in_a_folder("training over the budget", "train-clock", "training stopped at 601.20 s")
-def training_stopped_late(folder: Folder) -> None:
-    folder.seeds[0].stop_ms = 601_201
-
-
-@in_a_folder("evaluation over the budget", "eval-clock", "evaluation took 688.2 s")
-def evaluation_of_688_seconds(folder: Folder) -> None:
-    folder.seeds[1].eval_ms = 688_210
-
-
-@in_a_folder("hints outside the timer", "eval-clock", "comes before the evaluation timer starts")
-def hints_before_the_timer(folder: Folder) -> None:
-    folder.seeds[0].before_timer = ["ngram_tilt:hints built total=47851520 in 126.4s"]
-
-
-@in_a_folder("training and validation overlap", "split", "--val-docs is 10000 by default")
-def preparation_of_ten_thousand_documents(folder: Folder) -> None:
-    folder.extra["prepare_caseops_data.py"] = (
-        "import argparse\nparser = argparse.ArgumentParser()\n"
-        "parser.add_argument('--val-docs', type=int, default=10000)\n"
-    )
-
-
-@in_a_folder("partial validation", "tokens-scored", "9,660,000 validation tokens, 20.2% of the full split")
-def corrupt_validation_file(folder: Folder) -> None:
-    folder.seeds[1].val_tokens = 9_660_000
-
-
-@in_a_folder("partial validation", "tokens-scored", "10,000 validation documents")
-def part_of_the_documents(folder: Folder) -> None:
-    folder.seeds[0].documents = 10_000
-
-
-@in_a_folder("tail scored repeatedly", "tokens-scored", "some twice")
 def more_targets_than_tokens(folder: Folder) -> None:
     folder.seeds[0].target_tokens = folder.seeds[0].val_tokens + 1_984
 
 
-@in_a_folder("byte denominator", "identity", "the bytes are +4.13% off")
 def bytes_counted_twice(folder: Folder) -> None:
     for seed in folder.seeds:
         seed.constant, seed.bpb = CONSTANT / 1.0413, round(seed.bpb / 1.0413, 8)
 
 
-@in_a_folder("byte denominator", "json-schema", "val_loss 1.0616513 is bits per byte, not nats")
-def bits_in_the_loss_field(folder: Folder) -> None:
-    folder.claims["val_loss"] = folder.metadata()["val_bpb"]
-
-
-@in_a_folder("warm-up on validation", "causal", "ttt_warmup takes optimizer steps on validation tokens")
-def warm_up_on_validation_tokens(folder: Folder) -> None:
-    code(folder, "def ttt_warmup(model, val_tokens):\n    model(val_tokens[:64]).backward()\n    opt.step()")
-
-
-@in_a_folder("checkpoint chosen by validation", "validation-unseen", "weights are kept by best_bpb and val_bpb")
-def best_checkpoint_in_the_script(folder: Folder) -> None:
-    code(
-        folder,
-        "def keep(model, val_bpb, best_bpb, best):\n    if val_bpb < best_bpb:\n"
-        "        best.update(copy.deepcopy(model.state_dict()))",
-    )
-
-
-@in_a_folder("tail scored repeatedly", "single-pass", "the last targets are scored by several of them")
-def every_window_kept(folder: Folder) -> None:
-    folder.code = folder.code.replace("if ws + h.seq_len <= total]", "if min(ws + h.seq_len, total) - ws >= 1]")
-
-
-@in_a_folder("over the cap", "artifact-bytes", "16,110,000 bytes in train_seed0.log, 110,000 over the cap")
-def one_seed_over_the_cap(folder: Folder) -> None:
-    folder.seeds[1].model_bytes = 16_110_000 - folder.code_bytes
-
-
-@in_a_folder("over the cap", "artifact-bytes", "as they ship are")
 def code_counted_in_another_form(folder: Folder) -> None:
     folder.code += "# " + "a comment that ships\n# " * 5_000
     folder.counted_code = 1_200
 
 
-@in_a_folder("over the cap", "artifact-bytes", "lossless_caps.py is imported by train_gpt.py and not counted")
 def helper_that_is_not_counted(folder: Folder) -> None:
-    code(folder, "import lossless_caps", replace="import math")
+    instead("import math", "import lossless_caps")(folder)
     folder.extra["lossless_caps.py"] = "TITLE = '\\ue001'\n"
 
 
-@in_a_folder("mixed or copied logs", "logs-distinct", "have the same run id 'record_s42'")
-def one_run_id(folder: Folder) -> None:
-    folder.seeds[1].run_id = "record_s42"
+PREPARATION = """import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument('--val-docs', type=int, default=10000)
+"""
+KEEP = """def keep(model, val_bpb, best_bpb, best):
+    if val_bpb < best_bpb:
+        best.update(copy.deepcopy(model.state_dict()))"""
+NGRAM = """def ngram_probability(table, context_hash, tgt):
+    key = (context_hash ^ (tgt * 36313)) & 0x3FFFFF
+    return table[key] / table.total"""
+LOSSES = [9.0087, 12.8281, 10.2124, 8.6857, 7.9438]
+FOLDERS: list[tuple[str, str, str, Plant]] = [  # the row, the check that must fail, words of its reason, the plant
+    ("trained on validation before scoring", "validation-unseen",
+     "adapt_to_val trains on validation tokens before", prequant_ttt),
+    ("trained on validation before scoring", "validation-unseen", "'prequant_ttt: epoch 3/10 loss:2.1'",
+     logged(1, "prequant_ttt: epoch 3/10 loss:2.1", "before_seal")),
+    ("scored again after learning, best of passes", "single-pass",
+     "eval_val_second_pass: targets scored a second", second_pass),
+    ("the last epoch's score", "single-pass", "scored in 3 epochs", score_of_the_last_epoch),
+    ("two-pass n-gram rescoring", "single-pass", "'ngram two-pass rescore: chunks 1..60 done'",
+     logged(0, "ngram two-pass rescore: chunks 1..60 done")),
+    ("hashed n-gram cache", "distribution", "ngram_probability hashes its target into the key", script(NGRAM)),
+    ("expert gated by the target", "causal", "looks its target up in starts_word_lut",
+     script("def tilt_logits(logits, tgt, starts_word_lut):\n    return logits * (1 + starts_word_lut[tgt])")),
+    ("expert gated by the target", "causal", "within_gate=9871234",
+     logged(2, "ngram_tilt:hints total=47851520 token_gate=628130 within_gate=9871234 word_gate=0")),
+    ("expert gated by the target", "causal", "chooses its chunks by the length of the document",
+     script("def ttt_chunks(doc_len):\n    if doc_len <= 256:\n        chunk_size = 8\n    return chunk_size")),
+    ("SLOT", "causal", "slot_score optimizes on the positions that it scores",
+     script("def slot_score(model, x, y, delta):\n    loss(model(x) + delta, y).backward()\n    opt.step()")),
+    ("byte mixtures", "distribution", "ppm_mix mixes in a byte model",
+     script("def ppm_mix(p, piece_bytes):\n    return 0.9 * p + 0.1 * product(order4[b] for b in piece_bytes)")),
+    ("calibrated on validation", "validation-unseen", "collect_hessians gathers its statistics on validation",
+     instead("collect_hessians(model, train_loader, 16)", "collect_hessians(model, val_data, 16)")),
+    ("calibrated after the clock", "train-clock", "until 602.2 s", for_seed(2, stop_ms=597_511, hessian_seconds=4.7)),
+    ("training over the budget", "train-clock", "training stopped at 601.20 s", for_seed(0, stop_ms=601_201)),
+    ("evaluation over the budget", "eval-clock", "evaluation took 688.2 s", for_seed(1, eval_ms=688_210)),
+    ("hints outside the timer", "eval-clock", "comes before the evaluation timer starts",
+     logged(0, "ngram_tilt:hints built total=47851520 in 126.4s", "before_timer")),
+    ("training and validation overlap", "split", "--val-docs is 10000 by default",
+     lambda folder: folder.extra.update({"prepare_caseops_data.py": PREPARATION})),
+    ("partial validation", "tokens-scored", "9,660,000 validation tokens, 20.2% of the full split",
+     for_seed(1, val_tokens=9_660_000)),
+    ("partial validation", "tokens-scored", "10,000 validation documents", for_seed(0, documents=10_000)),
+    ("tail scored repeatedly", "tokens-scored", "some twice", more_targets_than_tokens),
+    ("tail scored repeatedly", "single-pass", "the last targets are scored by several of them",
+     instead("if ws + h.seq_len <= total]", "if min(ws + h.seq_len, total) - ws >= 1]")),
+    ("byte denominator", "identity", "the bytes are +4.13% off", bytes_counted_twice),
+    ("byte denominator", "json-schema", "val_loss 1.0616513 is bits per byte, not nats",
+     lambda folder: folder.claims.update(val_loss=folder.metadata()["val_bpb"])),
+    ("warm-up on validation", "causal", "ttt_warmup takes optimizer steps on validation tokens",
+     script("def ttt_warmup(model, val_tokens):\n    model(val_tokens[:64]).backward()\n    opt.step()")),
+    ("checkpoint chosen by validation", "validation-unseen", "weights are kept by best_bpb and val_bpb", script(KEEP)),
+    ("over the cap", "artifact-bytes", "16,110,000 bytes in train_seed0.log, 110,000 over the cap",
+     lambda folder: setattr(folder.seeds[1], "model_bytes", 16_110_000 - folder.code_bytes)),
+    ("over the cap", "artifact-bytes", "as they ship are", code_counted_in_another_form),
+    ("over the cap", "artifact-bytes", "lossless_caps.py is imported by train_gpt.py and not counted",
+     helper_that_is_not_counted),
+    ("mixed or copied logs", "logs-distinct", "have the same run id 'record_s42'", for_seed(1, run_id="record_s42")),
+    ("mixed or copied logs", "logs-distinct", "have the same losses at steps 1, 2, 3, 4, 5",
+     lambda folder: [setattr(folder.seeds[n], "losses", LOSSES) for n in (0, 2)]),
+    ("mixed or copied logs", "identity", "bpb / loss is 0.456525 in train_seed1234.log, 0.456961 in train_seed42.log",
+     for_seed(2, constant=0.456525)),
+    ("mixed or copied logs", "one-configuration", "warmdown_frac differs",
+     lambda folder: folder.seeds[2].settings.update(warmdown_frac=0.75)),
+    ("settings ignored", "settings-read", "TTT_MASK=no_qv is never read by train_gpt.py",
+     lambda folder: folder.command.update(TTT_MASK="no_qv")),
+    ("README contradicts", "claims-agree", "README sets WARMDOWN_FRAC=0.50",
+     lambda folder: folder.command.update(WARMDOWN_FRAC="0.50")),
+    ("README contradicts", "claims-agree", "README claims LeakyReLU",
+     instead("leaky_relu(self.up(x), negative_slope=0.5)", "relu(self.up(x))")),
+    ("README contradicts", "numbers-agree", "README: Post-TTT val_bpb of seed 0 is 1.05995",
+     lambda folder: folder.readme_rows.update({0: {"bpb": "**1.05995**"}})),
+    ("README contradicts", "numbers-agree", "README's headline is 1.05900, val_bpb of submission.json",
+     lambda folder: setattr(folder, "readme_headline", "1.05900")),
+    ("README contradicts", "numbers-agree", "val_bpb_std is 0.0001 in submission.json", claimed(val_bpb_std=0.0001)),
+    ("README contradicts", "logged-source", "was written by another script",
+     for_seed(0, log_source=CODE.replace("0.75", "0.85"))),
+    ("best seed as headline", "seeds", "is the best seed (42) of 3",
+     lambda folder: folder.claims.update(val_bpb=folder.seeds[0].bpb)),
+    ("best seed as headline", "seeds", "3 seeds are the rule", lambda folder: folder.seeds.__delitem__(slice(1, None))),
+    ("training on validation", "validation-unseen", "training reads",
+     lambda folder: folder.seeds[0].settings.update(train_files="./data/fineweb_val_*.bin")),
+    ("training on validation", "validation-unseen", "training reads 'fineweb_val_*.bin'",
+     instead('"fineweb_train_*.bin")', '"fineweb_val_*.bin")')),
+    ("text opened in mid-scoring", "self-contained", "train_gpt.py imports requests",
+     instead("import math", "import requests")),
+]  # fmt: skip
 
 
-@in_a_folder("mixed or copied logs", "logs-distinct", "have the same losses at steps 1, 2, 3, 4, 5")
-def same_early_losses(folder: Folder) -> None:
-    folder.seeds[0].losses = folder.seeds[2].losses = [9.0087, 12.8281, 10.2124, 8.6857, 7.9438]
-
-
-@in_a_folder(
-    "mixed or copied logs", "identity", "bpb / loss is 0.456525 in train_seed1234.log, 0.456961 in train_seed42.log"
-)
-def edited_bits_per_byte(folder: Folder) -> None:
-    folder.seeds[2].constant = 0.456525
-
-
-@in_a_folder("mixed or copied logs", "one-configuration", "warmdown_frac differs")
-def third_seed_of_another_configuration(folder: Folder) -> None:
-    folder.seeds[2].settings["warmdown_frac"] = 0.75
-
-
-@in_a_folder("settings ignored", "settings-read", "TTT_MASK=no_qv is never read by train_gpt.py")
-def setting_that_nothing_reads(folder: Folder) -> None:
-    folder.command["TTT_MASK"] = "no_qv"
-
-
-@in_a_folder("README contradicts", "claims-agree", "README sets WARMDOWN_FRAC=0.50")
-def setting_that_was_another(folder: Folder) -> None:
-    folder.command["WARMDOWN_FRAC"] = "0.50"
-
-
-@in_a_folder("README contradicts", "claims-agree", "README claims LeakyReLU")
-def activation_that_was_another(folder: Folder) -> None:
-    folder.code = folder.code.replace("leaky_relu(self.up(x), negative_slope=0.5)", "relu(self.up(x))")
-
-
-@in_a_folder("README contradicts", "numbers-agree", "README: Post-TTT val_bpb of seed 0 is 1.05995")
-def readme_with_another_score(folder: Folder) -> None:
-    folder.readme_rows[0] = {"bpb": "**1.05995**"}
-
-
-@in_a_folder("README contradicts", "numbers-agree", "README's headline is 1.05900, val_bpb of submission.json")
-def readme_with_another_headline(folder: Folder) -> None:
-    folder.readme_headline = "1.05900"
-
-
-@in_a_folder("README contradicts", "numbers-agree", "val_bpb_std is 0.0001 in submission.json")
-def deviation_that_does_not_follow(folder: Folder) -> None:
-    folder.claims["val_bpb_std"] = 0.0001
-
-
-@in_a_folder("README contradicts", "logged-source", "was written by another script")
-def log_of_another_script(folder: Folder) -> None:
-    folder.seeds[0].log_source = CODE.replace("0.75", "0.85")
-
-
-@in_a_folder("best seed as headline", "seeds", "is the best seed (42) of 3")
-def headline_of_the_best_seed(folder: Folder) -> None:
-    folder.claims["val_bpb"] = folder.seeds[0].bpb
-
-
-@in_a_folder("best seed as headline", "seeds", "3 seeds are the rule")
-def one_seed(folder: Folder) -> None:
-    del folder.seeds[1:]
-
-
-@in_a_folder("training on validation", "validation-unseen", "training reads")
-def training_files_of_validation(folder: Folder) -> None:
-    folder.seeds[0].settings["train_files"] = "./data/fineweb_val_*.bin"
-
-
-@in_a_folder("training on validation", "validation-unseen", "training reads 'fineweb_val_*.bin'")
-def training_pattern_of_validation(folder: Folder) -> None:
-    folder.code = folder.code.replace('"fineweb_train_*.bin")', '"fineweb_val_*.bin")')
-
-
-@in_a_folder("expert gated by the target", "causal", "chooses its chunks by the length of the document")
-def chunks_by_the_length_of_the_document(folder: Folder) -> None:
-    code(folder, "def ttt_chunks(doc_len):\n    if doc_len <= 256:\n        chunk_size = 8\n    return chunk_size")
-
-
-@in_a_folder("text opened in mid-scoring", "self-contained", "train_gpt.py imports requests")
-def script_that_downloads(folder: Folder) -> None:
-    code(folder, "import requests", replace="import math")
-
-
-@pytest.mark.parametrize(
-    ("plant", "check", "words"), [pytest.param(*case[1:], id=case[1].__name__) for case in FOLDERS]
-)
+@pytest.mark.parametrize(("row", "check", "words", "plant"), FOLDERS)
 def test_violations_planted_in_a_submission_are_named(
-    tmp_path: Path, plant: Callable[[Folder], None], check: str, words: str
+    tmp_path: Path, row: str, check: str, words: str, plant: Plant
 ) -> None:
     folder = Folder()
     plant(folder)

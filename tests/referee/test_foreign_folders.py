@@ -7,159 +7,16 @@ import os
 import resource
 import time
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from synthetic_submission import CODE, CONSTANT, Folder
+from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, instead, logged, script
 from tiny_run import cli
 
 from bitgolf.audit.verdict import Verdict
 from bitgolf.referee.log import parse_log
 from bitgolf.referee.run import audit_submission
-
-CASES: dict[str, tuple[Callable[[Folder], None], str, str]] = {}
-
-
-def case(check: str, words: str) -> Callable[[Callable[[Folder], None]], Callable[[Folder], None]]:
-    """Register a folder whose `check` must fail with `words`."""
-
-    def register(plant: Callable[[Folder], None]) -> Callable[[Folder], None]:
-        CASES[plant.__name__] = plant, check, words
-        return plant
-
-    return register
-
-
-def add(folder: Folder, code: str) -> None:
-    """Put source before `main`."""
-    folder.code = folder.code.replace("def main():", f"{code}\n\n\ndef main():", 1)
-
-
-# --- code and tables that are not counted ----------------------------------------------------------------------------
-
-
-@case("artifact-bytes", "helpers/__init__.py, helpers/tables.py is imported by train_gpt.py and not counted")
-def package_beside_the_script(folder: Folder) -> None:
-    add(folder, "from helpers.tables import WORDS")
-    folder.extra |= {"helpers/__init__.py": "", "helpers/tables.py": "WORDS = 'the of and'\n" * 40}
-
-
-@case("artifact-bytes", "lib/inner/deep.py")
-def package_that_a_package_imports(folder: Folder) -> None:
-    add(folder, "import lib")
-    folder.extra |= {"lib/__init__.py": "from lib.inner import deep\n", "lib/inner/deep.py": "X = 1\n"}
-
-
-@case("artifact-bytes", "module.py, second.py is imported")
-def module_that_a_module_imports(folder: Folder) -> None:
-    add(folder, "import module")
-    folder.extra |= {"module.py": "import second\n", "second.py": "TABLE = 'x'\n"}
-
-
-@case("artifact-bytes", "vendor/tricks.py")
-def folder_added_to_the_path(folder: Folder) -> None:
-    add(folder, "import sys\nsys.path.insert(0, 'vendor')\nimport tricks")
-    folder.extra["vendor/tricks.py"] = "TABLE = 'x'\n"
-
-
-@case("artifact-bytes", "executes what it reads")
-def executed_data_file(folder: Folder) -> None:
-    add(folder, "exec(open('weights.dat').read())")
-
-
-@case("artifact-bytes", "executes what it reads")
-def executed_text_of_a_variable(folder: Folder) -> None:
-    add(folder, "with open(name) as f:\n    text = f.read()\nprogram = compile(text, name, 'exec')\nexec(program)")
-
-
-@case("artifact-bytes", "imports a module by a computed name")
-def computed_import(folder: Folder) -> None:
-    add(folder, "import importlib\ntools = importlib.import_module('to' + 'ols')")
-
-
-@case("artifact-bytes", "imports a module by a computed name")
-def computed_dunder_import(folder: Folder) -> None:
-    add(folder, "tools = __import__(''.join(['to', 'ols']))")
-
-
-@case("artifact-bytes", "loads code from a file")
-def module_loaded_from_a_path(folder: Folder) -> None:
-    add(folder, "import importlib.util\nspec = importlib.util.spec_from_file_location('x', 'x.dat')")
-
-
-@case("artifact-bytes", "unigrams.npz (3,000 bytes) is read by train_gpt.py and not counted")
-def table_beside_the_artifact(folder: Folder) -> None:
-    add(folder, "table = np.load('unigrams.npz')")
-    folder.extra["unigrams.npz"] = "x" * 3_000
-
-
-@case("artifact-bytes", "extra/part1.pt (10 bytes) is read")
-def weights_that_a_pattern_covers(folder: Folder) -> None:
-    add(folder, "parts = [torch.load(p) for p in glob.glob('extra/*.pt')]")
-    folder.extra["extra/part1.pt"] = "0123456789"
-
-
-@case("artifact-bytes", "hints.txt (5 bytes) is read")
-def table_as_text(folder: Folder) -> None:
-    add(folder, "hints = open('hints.txt').read()")
-    folder.extra["hints.txt"] = "a b c"
-
-
-# --- training data, documents, clocks --------------------------------------------------------------------------------
-
-
-@case("validation-unseen", "training reads 'fineweb_*.bin'")
-def training_pattern_that_covers_validation(folder: Folder) -> None:
-    folder.code = folder.code.replace('"fineweb_train_*.bin")', '"fineweb_*.bin")')
-
-
-@case("validation-unseen", "training reads ./data/*")
-def training_pattern_in_the_log(folder: Folder) -> None:
-    folder.seeds[1].settings["train_files"] = "./data/*"
-
-
-@case("validation-unseen", "training reads '*.bin'")
-def training_pattern_of_everything(folder: Folder) -> None:
-    folder.code = folder.code.replace('"fineweb_train_*.bin")', '"*.bin")')
-
-
-@case("tokens-scored", "'eval: skipped 1,204 documents longer than 4096'")
-def skipped_documents(folder: Folder) -> None:
-    folder.seeds[2].in_evaluation = ["eval: skipped 1,204 documents longer than 4096"]
-
-
-@case("tokens-scored", "'ttt docs_skipped:17 total:50000'")
-def skipped_documents_as_a_count(folder: Folder) -> None:
-    folder.seeds[0].in_evaluation = ["ttt docs_skipped:17 total:50000"]
-
-
-@case("tokens-scored", "'312 docs dropped (too hard)'")
-def dropped_documents(folder: Folder) -> None:
-    folder.seeds[0].in_evaluation = ["312 docs dropped (too hard)"]
-
-
-@case("train-clock", "training goes on to step 5000 after it stopped at step 4912")
-def training_after_the_clock(folder: Folder) -> None:
-    folder.seeds[0].before_seal = ["5000/20000 train_loss: 2.4 train_time: 9.9m tok/s: 700000"]
-
-
-@case("single-pass", "quantized_ttt_phased was made before and gave another score than the headline")
-def second_pass_before_the_headline(folder: Folder) -> None:
-    bpb = folder.seeds[0].bpb + 0.01
-    line = f"quantized_ttt_phased val_loss:{bpb / CONSTANT:.8f} val_bpb:{bpb:.8f} eval_time:480000ms"
-    folder.seeds[0].in_evaluation = [line]
-
-
-@case("single-pass", "the evaluation was started 2 times")
-def second_start_of_the_evaluation(folder: Folder) -> None:
-    folder.seeds[1].in_evaluation = ["ttt_phased: total_docs:50000 prefix_docs:2500 num_phases:3"]
-
-
-@case("identity", "9.62 bytes per token: no tokenizer of at most 65,536 pieces has so many")
-def bytes_of_an_unknown_tokenizer(folder: Folder) -> None:
-    unknown_tokenizer(folder, 0.15)
 
 
 def unknown_tokenizer(folder: Folder, constant: float) -> None:
@@ -168,67 +25,110 @@ def unknown_tokenizer(folder: Folder, constant: float) -> None:
         seed.settings |= {"caseops_enabled": False, "datasets_dir": "./data/mine", "train_files": "./mine/train_*.bin"}
 
 
-# --- adaptation under another name -----------------------------------------------------------------------------------
+def refine(call: str) -> Plant:
+    """Adaptation before the artifact is made, under the name of another parameter."""
 
-_REFINE = "def refine(model, stream):\n    model(stream).backward()\n    optimizer.step()"
+    def plant(folder: Folder) -> None:
+        add(folder, "def refine(model, stream):\n    model(stream).backward()\n    optimizer.step()")
+        folder.code = folder.code.replace("    serialize(h,", f"{call}\n    serialize(h,")
 
-
-@case("validation-unseen", "refine trains on validation tokens before main makes the artifact")
-def adaptation_under_the_name_of_another_parameter(folder: Folder) -> None:
-    add(folder, _REFINE)
-    folder.code = folder.code.replace("    serialize(h,", "    refine(model, val_data)\n    serialize(h,")
-
-
-@case("validation-unseen", "refine trains on validation tokens before main makes the artifact")
-def adaptation_by_keyword(folder: Folder) -> None:
-    add(folder, _REFINE)
-    folder.code = folder.code.replace("    serialize(h,", "    refine(model, stream=h.val_tokens)\n    serialize(h,")
+    return plant
 
 
-@case("validation-unseen", "refine trains on validation tokens before main makes the artifact")
-def adaptation_through_an_alias(folder: Folder) -> None:
-    add(folder, _REFINE)
-    alias = "    smooth = torch.from_numpy(val_data.tokens)\n    more = smooth[:100]\n    refine(model, more)\n"
-    folder.code = folder.code.replace("    serialize(h,", alias + "    serialize(h,")
+def second_pass_before_the_headline(folder: Folder) -> None:
+    bpb = folder.seeds[0].bpb + 0.01
+    line = f"quantized_ttt_phased val_loss:{bpb / CONSTANT:.8f} val_bpb:{bpb:.8f} eval_time:480000ms"
+    folder.seeds[0].in_evaluation = [line]
 
 
-# --- dates and deviations --------------------------------------------------------------------------------------------
-
-
-@case("json-schema", "date is '2026-02-30', which is no date")
-def date_that_does_not_exist(folder: Folder) -> None:
-    folder.claims["date"] = "2026-02-30"
-
-
-@case("json-schema", "which is in the future")
-def date_in_the_future(folder: Folder) -> None:
-    folder.claims["date"] = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
-
-
-@case("json-schema", "before the challenge began")
-def date_of_long_ago(folder: Folder) -> None:
-    folder.claims["date"] = "1999-12-31"
-
-
-@case("json-schema", "which is no date")
-def date_in_words(folder: Folder) -> None:
-    folder.claims["date"] = "next Tuesday"
-
-
-@case("numbers-agree", "val_bpb_std is 0.0 in submission.json")
-def deviation_of_zero(folder: Folder) -> None:
-    folder.claims["val_bpb_std"] = 0.0
-
-
-@case("numbers-agree", "val_loss_std is 0 in submission.json")
-def deviation_of_integer_zero(folder: Folder) -> None:
-    folder.claims["val_loss_std"] = 0
-
-
-@case("seeds", "3 seeds have the same score 1.06123451")
 def seeds_of_one_score(folder: Folder) -> None:
     for seed in folder.seeds:
         seed.bpb = 1.06123451
+
+
+IN_A_MONTH = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+FROM_A_VARIABLE = "with open(name) as f:\n    text = f.read()\nprogram = compile(text, name, 'exec')\nexec(program)"
+ALIAS = "    smooth = torch.from_numpy(val_data.tokens)\n    more = smooth[:100]\n    refine(model, more)"
+ADAPTED = "refine trains on validation tokens before main makes the artifact"
+CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words of its reason, what is planted
+    # Code and tables that are not counted.
+    "a package beside the script": (
+        "artifact-bytes", "helpers/__init__.py, helpers/tables.py is imported by train_gpt.py and not counted",
+        script("from helpers.tables import WORDS",
+               {"helpers/__init__.py": "", "helpers/tables.py": "WORDS = 'the of and'\n" * 40})),
+    "a package that a package imports": (
+        "artifact-bytes", "lib/inner/deep.py",
+        script("import lib", {"lib/__init__.py": "from lib.inner import deep\n", "lib/inner/deep.py": "X = 1\n"})),
+    "a module that a module imports": (
+        "artifact-bytes", "module.py, second.py is imported",
+        script("import module", {"module.py": "import second\n", "second.py": "TABLE = 'x'\n"})),
+    "a folder added to the path": (
+        "artifact-bytes", "vendor/tricks.py",
+        script("import sys\nsys.path.insert(0, 'vendor')\nimport tricks", {"vendor/tricks.py": "TABLE = 'x'\n"})),
+    "an executed data file": (
+        "artifact-bytes", "executes what it reads", script("exec(open('weights.dat').read())")),
+    "executed text of a variable": ("artifact-bytes", "executes what it reads", script(FROM_A_VARIABLE)),
+    "a computed import": (
+        "artifact-bytes", "imports a module by a computed name",
+        script("import importlib\ntools = importlib.import_module('to' + 'ols')")),
+    "a computed __import__": (
+        "artifact-bytes", "imports a module by a computed name", script("tools = __import__(''.join(['to', 'ols']))")),
+    "a module loaded from a path": (
+        "artifact-bytes", "loads code from a file",
+        script("import importlib.util\nspec = importlib.util.spec_from_file_location('x', 'x.dat')")),
+    "a table beside the artifact": (
+        "artifact-bytes", "unigrams.npz (3,000 bytes) is read by train_gpt.py and not counted",
+        script("table = np.load('unigrams.npz')", {"unigrams.npz": "x" * 3_000})),
+    "weights that a pattern covers": (
+        "artifact-bytes", "extra/part1.pt (10 bytes) is read",
+        script("parts = [torch.load(p) for p in glob.glob('extra/*.pt')]", {"extra/part1.pt": "0123456789"})),
+    "a table as text": (
+        "artifact-bytes", "hints.txt (5 bytes) is read",
+        script("hints = open('hints.txt').read()", {"hints.txt": "a b c"})),
+    # Training data, documents, clocks.
+    "a training pattern that covers validation": (
+        "validation-unseen", "training reads 'fineweb_*.bin'", instead('"fineweb_train_*.bin")', '"fineweb_*.bin")')),
+    "a training pattern in the log": (
+        "validation-unseen", "training reads ./data/*",
+        lambda folder: folder.seeds[1].settings.update(train_files="./data/*")),
+    "a training pattern of everything": (
+        "validation-unseen", "training reads '*.bin'", instead('"fineweb_train_*.bin")', '"*.bin")')),
+    "skipped documents": (
+        "tokens-scored", "'eval: skipped 1,204 documents longer than 4096'",
+        logged(2, "eval: skipped 1,204 documents longer than 4096")),
+    "skipped documents as a count": (
+        "tokens-scored", "'ttt docs_skipped:17 total:50000'", logged(0, "ttt docs_skipped:17 total:50000")),
+    "dropped documents": (
+        "tokens-scored", "'312 docs dropped (too hard)'", logged(0, "312 docs dropped (too hard)")),
+    "training after the clock": (
+        "train-clock", "training goes on to step 5000 after it stopped at step 4912",
+        logged(0, "5000/20000 train_loss: 2.4 train_time: 9.9m tok/s: 700000", "before_seal")),
+    "a second pass before the headline": (
+        "single-pass", "quantized_ttt_phased was made before and gave another score than the headline",
+        second_pass_before_the_headline),
+    "a second start of the evaluation": (
+        "single-pass", "the evaluation was started 2 times",
+        logged(1, "ttt_phased: total_docs:50000 prefix_docs:2500 num_phases:3")),
+    "bytes of an unknown tokenizer": (
+        "identity", "9.62 bytes per token: no tokenizer of at most 65,536 pieces has so many",
+        lambda folder: unknown_tokenizer(folder, 0.15)),
+    # Adaptation under another name.
+    "adaptation under the name of another parameter": (
+        "validation-unseen", ADAPTED, refine("    refine(model, val_data)")),
+    "adaptation by keyword": ("validation-unseen", ADAPTED, refine("    refine(model, stream=h.val_tokens)")),
+    "adaptation through an alias": ("validation-unseen", ADAPTED, refine(ALIAS)),
+    # Dates and deviations.
+    "a date that does not exist": (
+        "json-schema", "date is '2026-02-30', which is no date", claimed(date="2026-02-30")),
+    "a date in the future": ("json-schema", "which is in the future", claimed(date=IN_A_MONTH)),
+    "a date of long ago": ("json-schema", "before the challenge began", claimed(date="1999-12-31")),
+    "a date in words": ("json-schema", "which is no date", claimed(date="next Tuesday")),
+    "a deviation of zero": (
+        "numbers-agree", "val_bpb_std is 0.0 in submission.json", claimed(val_bpb_std=0.0)),
+    "a deviation of integer zero": (
+        "numbers-agree", "val_loss_std is 0 in submission.json", claimed(val_loss_std=0)),
+    "seeds of one score": ("seeds", "3 seeds have the same score 1.06123451", seeds_of_one_score),
+}  # fmt: skip
 
 
 def written(folder: Folder, path: Path) -> Path:
@@ -242,7 +142,7 @@ def written(folder: Folder, path: Path) -> Path:
 
 @pytest.mark.parametrize("name", CASES)
 def test_foreign_folders_are_judged(name: str, tmp_path: Path) -> None:
-    plant, check, words = CASES[name]
+    check, words, plant = CASES[name]
     folder = Folder()
     plant(folder)
     made = audit_submission(written(folder, tmp_path / "2026-04-27_Stack"))[check]
@@ -256,29 +156,21 @@ def test_the_bytes_of_a_plausible_unknown_tokenizer_cannot_be_checked(tmp_path: 
     assert made.verdict == "NOT RUN" and "3.699 bytes per token" in made.reason
 
 
-HONEST: dict[str, Callable[[Folder], None]] = {
+POLISHED = "    model = with_eval(model, val_data)\n    polish(model)\n"
+HONEST: dict[str, Plant] = {
     "files that nothing reads": lambda folder: folder.extra.update({"notes/plan.npz": "x", "old/tool.py": "X = 1"}),
-    "a tokenizer and pictures": lambda folder: (
-        add(folder, "sp.load('tok.model')"),
-        folder.extra.update({"tok.model": "x", "loss.png": "x"}),
-    ),
-    "an exec of its own text": lambda folder: add(folder, "exec('x = 1')\neval('2 + 2')"),
-    "nothing skipped": lambda folder: setattr(folder.seeds[0], "in_evaluation", ["eval: skipped 0 documents"]),
-    "training documents skipped": lambda folder: setattr(
-        folder.seeds[0], "before_seal", ["train loader skipped 12 documents"]
-    ),
+    "a tokenizer and pictures": script("sp.load('tok.model')", {"tok.model": "x", "loss.png": "x"}),
+    "an exec of its own text": script("exec('x = 1')\neval('2 + 2')"),
+    "nothing skipped": logged(0, "eval: skipped 0 documents"),
+    "training documents skipped": logged(0, "train loader skipped 12 documents", "before_seal"),
     "a model that validation data was handed to": lambda folder: (
         add(folder, "def polish(model):\n    model(x).backward()\n    optimizer.step()"),
-        setattr(
-            folder,
-            "code",
-            folder.code.replace(
-                "    serialize(h,", "    model = with_eval(model, val_data)\n    polish(model)\n    serialize(h,"
-            ),
+        instead("    serialize(h,", "    model = with_eval(model, val_data)\n    polish(model)\n    serialize(h,")(
+            folder
         ),
     ),
-    "today's date": lambda folder: folder.claims.update(date=datetime.now(UTC).date().isoformat()),
-    "a date with a time": lambda folder: folder.claims.update(date="2026-04-27T10:00:00Z"),
+    "today's date": claimed(date=datetime.now(UTC).date().isoformat()),
+    "a date with a time": claimed(date="2026-04-27T10:00:00Z"),
 }
 
 

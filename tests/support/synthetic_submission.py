@@ -10,6 +10,7 @@ import json
 import math
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,36 @@ SEED=42 torchrun --standalone --nproc_per_node=8 train_gpt.py
 def metric(label: str, bpb: float, constant: float, eval_ms: int) -> str:
     """A line of validation figures."""
     return f"{label} val_loss:{bpb / constant:.8f} val_bpb:{bpb:.8f} eval_time:{eval_ms}ms"
+
+
+Plant = Callable[[Folder], object]
+
+
+def add(folder: Folder, code: str, files: dict[str, str] | None = None) -> None:
+    """Put source before `main`, and files beside the script."""
+    folder.code = folder.code.replace("def main():", f"{code}\n\n\ndef main():", 1)
+    folder.extra |= files or {}
+
+
+def script(code: str, files: dict[str, str] | None = None) -> Plant:
+    return lambda folder: add(folder, code, files)
+
+
+def instead(old: str, new: str) -> Plant:
+    """Other source in the place of some."""
+    return lambda folder: setattr(folder, "code", folder.code.replace(old, new))
+
+
+def logged(seed: int, line: str, where: str = "in_evaluation") -> Plant:
+    """A line in the log of a seed."""
+    return lambda folder: setattr(folder.seeds[seed], where, [line])
+
+
+def claimed(**fields: object) -> Plant:
+    """Fields of submission.json."""
+    return lambda folder: folder.claims.update(fields)
+
+
+def for_seed(number: int, **values: object) -> Plant:
+    """Attributes of a seed."""
+    return lambda folder: [setattr(folder.seeds[number], name, value) for name, value in values.items()]
