@@ -6,6 +6,7 @@ around it.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,15 @@ import torch
 
 from bitgolf.artifact.container import read_artifact
 from bitgolf.config import ModelConfig
+from bitgolf.data.canonical import forbidden_pairs
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ArtifactError, DataError, ForeignError, require_type
 from bitgolf.foreign import as_bool, as_integer, field, printable
 from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import choose_device
+
+_logger = logging.getLogger(__name__)
 
 _LARGEST_WINDOW = 1 << 24  # tokens
 
@@ -48,13 +52,16 @@ class PackedModel:
         return self.model.embedding.device
 
 
-def open_model(path: str | Path, device: str | torch.device = "auto", attention: str = "auto") -> PackedModel:
+def open_model(
+    path: str | Path, device: str | torch.device = "auto", attention: str = "auto", canonical: bool | None = None
+) -> PackedModel:
     """Read an artifact and put its model on a device.
 
     Args:
         path: a `.bitgolf` file.
         device: auto, cpu, cuda, or a device.
         attention: backend name or auto.
+        canonical: see `forbid_impossible_`; None = as the artifact says.
     Raises:
         ArtifactError: the file is missing, damaged, or made by a newer version.
     """
@@ -66,6 +73,7 @@ def open_model(path: str | Path, device: str | torch.device = "auto", attention:
         config = ModelConfig(**artifact.model_config)
         window = as_integer(field(artifact.meta, "window"), "window", 1, _LARGEST_WINDOW)
         stride = as_integer(field(artifact.meta, "stride"), "stride", 1, window)
+        canonical = as_bool(artifact.meta.get("canonical", False), "canonical") if canonical is None else canonical
         lossless = as_bool(field(artifact.tokenizer_meta, "lossless"), "lossless")
     except (TypeError, ValueError, ForeignError) as error:
         raise ArtifactError(
@@ -83,4 +91,14 @@ def open_model(path: str | Path, device: str | torch.device = "auto", attention:
     place = choose_device(device) if isinstance(device, str) else device
     model, backend = build_model(config, window, place, attention)
     load_weights_(model, artifact.tensors, str(path))
+    if canonical:
+        forbid_impossible_(model, tokenizer)
     return PackedModel(model.eval().requires_grad_(False), tokenizer, window, stride, backend)
+
+
+def forbid_impossible_(model: GPT, tokenizer: Tokenizer) -> None:
+    """Give pairs of tokens that the tokenizer never emits almost no probability; warn if they are not known."""
+    try:
+        model.forbid_(forbidden_pairs(tokenizer.model_bytes))
+    except DataError as error:
+        _logger.warning("score.canonical has no effect: %s", error)

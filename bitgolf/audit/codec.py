@@ -51,7 +51,7 @@ def codec(evidence: Evidence) -> Finding:
     """
     text = beginning(evidence.data, evidence.nll, evidence.codec_bytes)
     config = _scored_with(evidence)
-    packed = open_model(evidence.require("model.bitgolf"), evidence.device)
+    packed = open_model(evidence.require("model.bitgolf"), evidence.device, canonical=config.score.canonical)
     try:
         return code_and_decode(_Plan(packed, config, text), text, evidence.progress)
     except ConfigError as error:

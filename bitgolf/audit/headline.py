@@ -81,7 +81,7 @@ class Headline:
     @cached_property
     def packed(self) -> PackedModel:
         """The artifact, loaded."""
-        return open_model(self.artifact, device=str(self.device))
+        return open_model(self.artifact, str(self.device), canonical=self.config.score.canonical)
 
     @cached_property
     def passage(self) -> np.ndarray:

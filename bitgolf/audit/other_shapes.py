@@ -177,7 +177,7 @@ def _losses(asked: dict[str, Any], rows: int, world: World) -> np.ndarray:
 
 def _adapted(asked: dict[str, Any], rows: int, world: World) -> AdaptedPass:
     config = Config.model_validate(asked["config"])
-    packed = open_model(asked["artifact"], world.device)
+    packed = open_model(asked["artifact"], world.device, canonical=config.score.canonical)
     return adapted_pass(
         config.ttt,
         Windows.of(config, batch_tokens=rows * config.window),

@@ -20,6 +20,10 @@ class ScoreConfig(Section):
     )
     stride: int = Field(64, ge=1, description="new targets per sliding window")
     batch_tokens: int = Field(131_072, ge=8, description="tokens per scoring batch")
+    canonical: bool = Field(
+        False,
+        description="give pairs of tokens that the tokenizer never emits almost no probability (arXiv 2506.07956)",
+    )
     float_reference: bool = Field(True, description="also score the float weights (not counted as evaluation)")
     last_reference: bool = Field(False, description="also score the last weights before averaging")
     compile: bool = Field(True, description="use torch.compile for the scorer (CUDA only)")

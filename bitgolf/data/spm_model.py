@@ -47,6 +47,7 @@ class ModelSettings:
     remove_extra_whitespaces: bool
     escape_whitespaces: bool
     space_as_suffix: bool
+    is_bpe: bool
 
     @property
     def lossless(self) -> bool:
@@ -124,6 +125,7 @@ def read_model(data: bytes) -> ModelSettings:
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         escape_whitespaces=bool(normalizer.get(5, 1)),
         space_as_suffix=bool(trainer.get(24, 0)),
+        is_bpe=trainer.get(3) == 2,  # TrainerSpec.ModelType
     )
 
 

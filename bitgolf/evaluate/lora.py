@@ -138,10 +138,8 @@ def adapted_logits(model: GPT, adapters: DocumentAdapters, tokens: Tensor, last:
     with _hooked(model, deltas):
         hidden = model.hidden(tokens)[:, -last:]  # (N, last, D)
     if head is None:
-        return model.logits(hidden)
-    cap = model.config.logit_softcap
-    raw = F.linear(hidden, model.embedding.to(hidden.dtype)) + head[0](hidden)
-    return cap * torch.tanh(raw.float() / cap)
+        return model.logits(hidden, tokens[:, -last:])
+    return model.capped(F.linear(hidden, model.embedding.to(hidden.dtype)) + head[0](hidden), tokens[:, -last:])
 
 
 def _delta(a: Tensor, b: Tensor, scale: float) -> Delta:

@@ -23,9 +23,10 @@ import numpy as np
 import zstandard
 from torch import Tensor
 
-from bitgolf.artifact.open import open_model
+from bitgolf.artifact.open import forbid_impossible_, open_model
 from bitgolf.config import Config, ModelConfig, TTTConfig
 from bitgolf.data.prepare import PreparedData, open_data
+from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass, adapted_pass_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
@@ -62,7 +63,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
 
     world.barrier()
     begin = time.perf_counter()
-    packed = open_model(path, world.device, config.train.attention)
+    packed = open_model(path, world.device, config.train.attention, config.score.canonical)
     if packed.tokenizer.model_bytes != data.tokenizer.model_bytes:
         raise ConfigError(f"the tokenizer in {path} is not the one that {data.path} was prepared with; pack again")
     load_seconds = time.perf_counter() - begin
@@ -78,7 +79,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
 
     first = config.score.methods[0]
     float_scores = {
-        key: passes.plain(first, _float_model(tensors, config, world), f"score float {_FLOAT_WEIGHTS[key]}").score
+        key: passes.plain(
+            first, _float_model(tensors, config, data.tokenizer, world), f"score float {_FLOAT_WEIGHTS[key]}"
+        ).score
         for key, tensors in references.items()
     }
     if not world.is_main:
@@ -219,10 +222,12 @@ def _float_weights(folder: Path, keys: Iterable[str], model: ModelConfig, window
     return weights
 
 
-def _float_model(tensors: dict[str, Tensor], config: Config, world: World) -> Model:
+def _float_model(tensors: dict[str, Tensor], config: Config, tokenizer: Tokenizer, world: World) -> Model:
     """A model with float weights, as the scorers call it."""
     model, _ = build_model(config.model, config.window, world.device, config.train.attention)
     load_weights_(model, tensors, "float weights")
+    if config.score.canonical:
+        forbid_impossible_(model, tokenizer)
     return scoring_model(model.eval().requires_grad_(False), compiled=config.score.compile)
 
 

@@ -23,14 +23,14 @@ Model = Callable[[Tensor], Tensor]
 
 
 class SplitModel(Protocol):
-    """Both parts; the logits of a position depend on its hidden state alone."""
+    """Both parts; the logits of a position depend on its hidden state and its token alone."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> (B, T, D), causal."""
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(P, D) -> (P, V) float32."""
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(P, D) and the tokens there, (P,) int64 -> (P, V) float32."""
         ...
 
 
@@ -66,9 +66,9 @@ class CompiledModel:
         """(B, T, D)."""
         return self._hidden(tokens)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(P, V) float32."""
-        return self._logits(hidden)
+        return self._logits(hidden, tokens)
 
 
 class Tempered:
@@ -86,9 +86,9 @@ class Tempered:
         """(B, T, D)."""
         return self._parts.hidden(tokens)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(P, V) float32."""
-        return self._parts.logits(hidden) / self.temperature
+        return self._parts.logits(hidden, tokens) / self.temperature
 
 
 class _Whole:
@@ -104,5 +104,5 @@ class _Whole:
             raise ValueError(f"the model must map tokens {shape} to logits {(*shape, 'V')}, got {tuple(logits.shape)}")
         return logits
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         return hidden

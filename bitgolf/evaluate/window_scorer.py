@@ -140,24 +140,26 @@ class WindowScorer:
 
     def _logits(self, read: TokenReader, rows: np.ndarray) -> Iterator[tuple[int, Tensor]]:
         """The targets of a batch in order, per slab: the first target, and logits (up to P, V) float32."""
-        hidden = self._hidden(read, rows).flatten(0, 1)  # (B * T, D)
+        inputs = self._inputs(read, rows)
+        hidden = self.model.hidden(inputs).flatten(0, 1)  # (B * T, D)
         positions = np.concatenate(
             [row * self.window + np.arange(low - begin, high - begin) for row, (begin, low, high) in enumerate(rows)]
         )
         for done in range(0, len(positions), self.slab):
             scored = positions[done : done + self.slab]
             padded = np.pad(scored, (0, self.slab - len(scored)), mode="edge")  # (P,)
-            chosen = hidden[torch.from_numpy(padded).to(self.device)]  # (P, D)
-            yield int(rows[0, 1]) + done, self.model.logits(chosen)[: len(scored)].float()
+            places = torch.from_numpy(padded).to(self.device)
+            logits = self.model.logits(hidden[places], inputs.flatten()[places])  # (P, V)
+            yield int(rows[0, 1]) + done, logits[: len(scored)].float()
 
-    def _hidden(self, read: TokenReader, rows: np.ndarray) -> Tensor:
-        """Hidden states (B, T, D) of a batch of windows, padded on the right and below with token 0."""
+    def _inputs(self, read: TokenReader, rows: np.ndarray) -> Tensor:
+        """Tokens (B, T) int64 of a batch of windows, padded on the right and below with token 0."""
         origin = int(rows[0, 0])
         block = read(origin, int(rows[-1, 2])).astype(np.int64)
         inputs = np.zeros((self.rows, self.window), dtype=np.int64)
         for row, (begin, _, high) in enumerate(rows.tolist()):
             inputs[row, : high - begin] = block[begin - origin : high - origin]
-        return self.model.hidden(torch.from_numpy(inputs).to(self.device))
+        return torch.from_numpy(inputs).to(self.device)
 
     def _gather(self, losses: Tensor) -> Tensor:
         """Sum the losses of all ranks; the sum is exact, because each target is nonzero on one rank only."""

@@ -119,7 +119,7 @@ class CachedSteps:
         return logits
 
     def _logits(self, tokens: Tensor, cache: Cache) -> Tensor:
-        return self.model.logits(self.model.hidden(tokens, cache)[:, -1])
+        return self.model.logits(self.model.hidden(tokens, cache)[:, -1], tokens[:, -1])
 
     def _fix(self, grown: GenerationCache, token: Tensor) -> None:
         """Continue in a cache of fixed size; the first call also records the step that runs on it."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class GPT(nn.Module):
         self.document_layout = self._document_layout("math")
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
+        self.forbidden: Tensor | None  # see `forbid_`
+        self.register_buffer("forbidden", None, persistent=False)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every parameter by name."""
@@ -85,6 +88,13 @@ class GPT(nn.Module):
                     bound = module.in_features**-0.5
                     module.weight.uniform_(-bound, bound, generator=generator)
         return self.to(device)
+
+    def forbid_(self, pairs: np.ndarray | None) -> None:
+        """From now on give pairs of tokens almost no probability.
+
+        `pairs`: (V, V / 8) uint8 of `data.canonical.forbidden_pairs`; None = no pairs.
+        """
+        self.forbidden = None if pairs is None else torch.from_numpy(pairs).to(self.embedding.device)
 
     def set_attention_backend(self, backend: str) -> None:
         """Use the named backend (see `bitgolf.model.backends`) in every layer."""
@@ -187,16 +197,24 @@ class GPT(nn.Module):
             return None
         return self.value_embedding.layer_scales[layers.index(layer)].to(ve.dtype) * ve
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Softcapped fp32 logits (..., V) of the output of `hidden`, (..., D)."""
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Softcapped fp32 logits (..., V) of the output of `hidden` (..., D) at `tokens` (...) int64."""
+        return self.capped(F.linear(hidden, self.embedding.to(hidden.dtype)), tokens)
+
+    def capped(self, raw: Tensor, tokens: Tensor) -> Tensor:
+        """The logits of raw ones, (..., V). Tokens that cannot follow `tokens` (...) get -2c, below all others."""
         cap = self.config.logit_softcap
-        return cap * torch.tanh(F.linear(hidden, self.embedding.to(hidden.dtype)).float() / cap)
+        logits = cap * torch.tanh(raw.float() / cap)
+        if self.forbidden is None:
+            return logits
+        bits = self.forbidden[tokens][..., None] >> torch.arange(8, dtype=torch.uint8, device=tokens.device) & 1
+        return logits.masked_fill(bits.flatten(-2)[..., : logits.size(-1)].bool(), -2 * cap)
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, fake: Tensor | None = None, looped: bool = True
     ) -> Tensor:
         """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given."""
-        logits = self.logits(self.hidden(tokens, None, fake, looped))
+        logits = self.logits(self.hidden(tokens, None, fake, looped), tokens)
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

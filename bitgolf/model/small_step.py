@@ -140,6 +140,9 @@ class SmallStep:
         logits *= np.sqrt(_inverse_square(x))
         np.tanh(logits, out=logits)
         logits *= np.float32(config.logit_softcap)
+        if self.model.forbidden is not None:
+            bits = np.unpackbits(self.model.forbidden.numpy()[tokens], axis=1, bitorder="little")
+            logits[bits[:, : logits.shape[1]] > 0] = -2 * config.logit_softcap
         return logits
 
     def _raw(self, tokens: np.ndarray, before: np.ndarray | None) -> np.ndarray:

@@ -194,6 +194,7 @@ def _encoder(products: _Products, config: Config) -> Encoder:
             "preset": config.name,
             "window": config.window,
             "stride": config.score.stride,
+            **({"canonical": True} if config.score.canonical else {}),
             "config_sha256": config.digest(),
             "inputs_sha256": digest(products.digests),
         },

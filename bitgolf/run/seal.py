@@ -30,7 +30,9 @@ from bitgolf.foreign import as_object, as_text, field, parse_json, read_json
 # The settings that each stage seals, by the beginning of their dotted key.
 TRAIN_SETTINGS = ("name", "seed", "data.", "model.", "train.", "qat.", "budget.train_seconds")
 PACK_SETTINGS = ("pack.", "budget.artifact_bytes")
-SCORE_SETTINGS = ("score.methods", "score.stride", "score.batch_tokens", "ttt.", "budget.eval_seconds")
+SCORE_SETTINGS = (
+    "score.methods", "score.stride", "score.batch_tokens", "score.canonical", "ttt.", "budget.eval_seconds"
+)  # fmt: skip
 
 
 # The files that train.jsonl seals in its last line and that `pack` reads.

@@ -94,6 +94,7 @@ COMPONENTS = (
         "ttt.method ttt.weights.chunk_tokens ttt.weights.epochs ttt.weights.lr",
         lambda c: c.ttt.method in ("full", "last_blocks"),
     ),
+    Component("Canonical pairs of tokens", "arXiv 2506.07956, modded-nanogpt PR 350", "score.canonical"),
     Component(
         "Document LoRA test-time training", "baseline, PR 1530",
         "ttt.lora.rank ttt.lora.targets ttt.lora.chunk_tokens ttt.lora.lr",

@@ -35,9 +35,9 @@ class Watched:
         self.windows.append(tuple(tokens.shape))
         return self.model.hidden(tokens)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         self.positions.append(tuple(hidden.shape))
-        return self.model.logits(hidden)
+        return self.model.logits(hidden, tokens)
 
 
 def scorer_of(method: str, model: Any, window: int, stride: int, rows: int):
@@ -104,7 +104,7 @@ def test_temperature_divides_the_logits_of_either_half() -> None:
         assert split(tempered) is tempered  # type: ignore[comparison-overlap]
         for temperature in (1.6, 0.9):
             tempered.temperature = temperature
-            logits = tempered.logits(tempered.hidden(tokens).flatten(0, 1)).view(1, 24, VOCAB)
+            logits = tempered.logits(tempered.hidden(tokens).flatten(0, 1), tokens.flatten()).view(1, 24, VOCAB)
             torch.testing.assert_close(logits, MODEL(tokens) / temperature, atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(tempered(tokens), logits, atol=1e-5, rtol=1e-5)
 

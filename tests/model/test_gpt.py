@@ -147,7 +147,7 @@ def test_cached_generation_gives_the_logits_of_the_whole_sequence() -> None:
     cache = GenerationCache(len(model.blocks))
     pieces = [model.hidden(tokens[:, :5], cache)]
     pieces += [model.hidden(tokens[:, t : t + 1], cache) for t in range(5, 14)]
-    torch.testing.assert_close(model.logits(torch.cat(pieces, 1)), model(tokens), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.logits(torch.cat(pieces, 1), tokens), model(tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_every_working_backend_gives_the_same_logits_and_a_named_one_is_never_replaced() -> None:

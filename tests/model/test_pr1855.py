@@ -166,7 +166,7 @@ def test_the_loop_is_a_switch_that_is_on_unless_training_turns_it_off() -> None:
         on, off = model.hidden(tokens, looped=True), model.hidden(tokens, looped=False)
         assert torch.equal(model.hidden(tokens), on)
         assert (on - off).abs().max() > 0.1
-        torch.testing.assert_close(model(tokens), model.logits(on))
+        torch.testing.assert_close(model(tokens), model.logits(on, tokens))
         assert torch.equal(model(tokens, tokens), model(tokens, tokens, None, True))
 
 
@@ -227,10 +227,11 @@ def test_the_stream_is_bf16_in_every_layer() -> None:
             part.register_forward_hook(
                 lambda _, inputs, out: dtypes.append((out[0] if isinstance(out, tuple) else out).dtype)
             )
-    hidden = model.hidden(torch.from_numpy(row(20, (0, 7)))[None])
+    tokens = torch.from_numpy(row(20, (0, 7)))[None]
+    hidden = model.hidden(tokens)
     assert len(dtypes) == 17 * 2 * 2
     assert set(dtypes) == {hidden.dtype} == {torch.bfloat16}
-    assert model.logits(hidden).dtype == torch.float32
+    assert model.logits(hidden, tokens).dtype == torch.float32
 
 
 def test_gates_start_at_their_constants() -> None:

@@ -30,7 +30,7 @@ def build(settings: dict[str, Any]) -> HeadlineEvaluation:
     torch.set_num_threads(settings["num_threads"])
     config = Config.model_validate(settings["config"])
     device = torch.device(settings["device"])
-    packed = open_model(settings["artifact"], device, config.train.attention)
+    packed = open_model(settings["artifact"], device, config.train.attention, config.score.canonical)
     # As `score` calls it: the same kernels give the same losses.
     forward = scoring_model(packed.model, compiled=config.score.compile)
     plain = Windows.of(config, settings["method"], settings["batch_tokens"]) if settings["method"] else None
