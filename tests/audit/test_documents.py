@@ -14,17 +14,13 @@ import sentencepiece
 from fake_evidence import evidence, judged
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_run import file_digest, read_json, write_jsonl
+from tiny_run import file_digest, read_json
 
 from bitgolf.audit import documents
 from bitgolf.audit.evidence import Evidence
 from bitgolf.audit.verdict import Finding, MissingEvidence
-from bitgolf.config import DataConfig
-from bitgolf.data.prepare import prepare
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
-from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.errors import DataError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import sealed
 
@@ -183,16 +179,6 @@ def test_a_normalization_table_cannot_hide_in_a_message_that_is_given_twice(tmp_
     assert documents.normalizer_of(twice) == documents.normalizer_of(evil)
     processor = sentencepiece.SentencePieceProcessor(model_proto=twice)
     assert processor.normalize("we").count("e") == 12
-
-
-def test_a_tokenizer_that_adds_text_prepares_nothing(tmp_path: Path) -> None:
-    (tmp_path / "evil.model").write_bytes(model_with([("e", "e" * 12)], tmp_path))
-    with pytest.raises(DataError, match="makes the train text longer"):
-        prepare(
-            DataConfig(source=f"jsonl:{write_jsonl(tmp_path / 'c.jsonl')}", tokenizer=str(tmp_path / "evil.model")),
-            Tokenizer.load(tmp_path / "evil.model").vocab_size,
-            tmp_path / "data",
-        )
 
 
 # --- the source, read again ------------------------------------------------------------------------------------------

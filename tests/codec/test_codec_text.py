@@ -136,11 +136,6 @@ def test_adapted_streams_come_back(ttt: TTTConfig, model: CodecModel, letters: b
     assert [stream.joined for stream in coded.text.streams] == [False, False, True]
 
 
-def test_coding_is_deterministic(model: CodecModel, letters: bytes) -> None:
-    again = [compress_bytes(letters[:200], model, streams=2, ttt=ADAPTED[0]).data for _ in range(2)]
-    assert again[0] == again[1]
-
-
 def test_the_decoder_takes_the_coders_threads(
     model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

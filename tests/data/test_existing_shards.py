@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,16 +154,3 @@ def test_documents_are_found_across_chunks(tmp_path: Path, chunk: int, monkeypat
                 documents[-1].append(token)
         assert [d.tolist() for d in split_at_bos(stream, 1)] == documents
         monkeypatch.undo()
-
-
-def test_a_prepared_directory_is_a_source_of_shards(tmp_path: Path) -> None:
-    texts = [f"document {i}: the quick brown fox jumps over lazy dog number {i * 7}\n" * 3 for i in range(80)]
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    config = DataConfig(source=f"jsonl:{corpus}", val_fraction=0.2, workers=1)
-    first = prepare(config, 300, tmp_path / "first")
-    again = prepare(DataConfig(source=f"shards:{tmp_path / 'first'}"), 300, tmp_path / "second")
-    assert again.train.num_tokens == first.train.num_tokens
-    assert again.val.num_tokens == first.val.num_tokens
-    assert again.manifest["splits"]["val"]["raw_bytes"] == first.manifest["splits"]["val"]["raw_bytes"]
-    assert check_disjoint(tmp_path / "second") == check_disjoint(tmp_path / "first")

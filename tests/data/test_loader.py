@@ -47,16 +47,6 @@ def test_rows_stay_inside_the_stream_and_an_epoch_visits_each_once(
     assert (np.diff(epoch) == seq_len).all()
 
 
-def test_every_epoch_has_its_own_order_and_a_seed_repeats_all_of_them() -> None:
-    order, again, other = RowOrder(1000, 8, True, 0), RowOrder(1000, 8, True, 0), RowOrder(1000, 8, True, 1)
-    rows = order.rows_per_epoch
-    epochs = [order.starts(rows * epoch, rows).tolist() for epoch in range(3)]
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert [again.starts(rows * epoch, rows).tolist() for epoch in range(3)] == epochs
-    assert other.starts(0, rows).tolist() != epochs[0]
-    assert all(np.abs(np.diff(epoch)).max() > 8 for epoch in epochs)  # permuted
-
-
 def test_sequential_order_walks_the_stream() -> None:
     assert RowOrder(21, 4, False, 0).starts(0, 7).tolist() == [0, 4, 8, 12, 16, 0, 4]
 

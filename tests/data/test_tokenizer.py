@@ -48,6 +48,21 @@ def slow_costs(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     return costs
 
 
+SEA = ["the quick brown fox jumps over the lazy dogs of the moon by the sea"] * 9
+
+
+def model_of(sentences: list[str] = SEA, **options: object) -> bytes:
+    """A small BPE model, lossless unless `options` change it."""
+    model = io.BytesIO()
+    base: dict[str, object] = {
+        "add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity",
+        "byte_fallback": True, "user_defined_symbols": ["\n"], "vocab_size": 330, "model_type": "bpe", "bos_id": 1,
+        "unk_id": 0, "hard_vocab_limit": False, "minloglevel": 2,
+    }  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, **(base | options))
+    return model.getvalue()
+
+
 @pytest.mark.parametrize("text", NASTY)
 def test_lossless_gives_nasty_text_back(lossless: Tokenizer, text: str) -> None:
     ids = lossless.encode(text)
@@ -81,14 +96,8 @@ def test_real_documents_equal_sentencepiece(lossless: Tokenizer, documents: list
 
 def test_pieces_across_words_switch_the_word_path_off() -> None:
     """A vocabulary with pieces over word boundaries must not be encoded word by word."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["of the moon of the sea of the sky"] * 50), model_writer=model, model_type="bpe",
-        vocab_size=300, byte_fallback=True, split_by_whitespace=False, normalization_rule_name="identity",
-        add_dummy_prefix=False, remove_extra_whitespaces=False, user_defined_symbols=["\n"], bos_id=1, unk_id=0,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    tokenizer = Tokenizer(model.getvalue())
+    text = ["of the moon of the sea of the sky"] * 50
+    tokenizer = Tokenizer(model_of(text, vocab_size=300, split_by_whitespace=False))
     assert tokenizer.lossless and not read_model(tokenizer.model_bytes).words_are_independent
     sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     text = "of the moon of the sea\n of the"
@@ -175,17 +184,7 @@ def test_loading_detects_the_kind(lossless: Tokenizer, challenge: Tokenizer, tmp
     ],
 )  # fmt: skip
 def test_each_lossy_option_is_noticed(options: dict[str, object]) -> None:
-    model = io.BytesIO()
-    base: dict[str, object] = {
-        "add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity",
-        "byte_fallback": True, "user_defined_symbols": ["\n"],
-    }  # fmt: skip
-    train = {**base, **options}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["some words to train on, twice over"] * 4), model_writer=model, model_type="bpe",
-        vocab_size=300, bos_id=1, unk_id=0, hard_vocab_limit=False, minloglevel=2, **train,
-    )  # fmt: skip
-    assert not read_model(model.getvalue()).lossless
+    assert read_model(model_of()).lossless and not read_model(model_of(**options)).lossless
 
 
 def test_training_is_deterministic_and_quiet(documents: list[str], lossless: Tokenizer, capfd) -> None:  # type: ignore[no-untyped-def]
@@ -226,14 +225,8 @@ def test_an_error_of_the_documents_comes_through() -> None:
 @pytest.mark.parametrize("damage", ["", "empty", "garbage", "truncated", "missing", "no bos"])
 def test_bad_models(lossless: Tokenizer, tmp_path, damage: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "bad.model"
-    model = io.BytesIO()
-    if damage == "no bos":
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["some words"] * 4), model_writer=model, model_type="bpe", vocab_size=300,
-            byte_fallback=True, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-        )  # fmt: skip
     data = {"empty": b"", "garbage": b"\x0f\xff" * 50, "truncated": lossless.model_bytes[:-500],
-            "no bos": model.getvalue()}  # fmt: skip
+            "no bos": model_of(bos_id=-1)}  # fmt: skip
     if damage in data:
         path.write_bytes(data[damage])
     elif not damage:
@@ -249,21 +242,6 @@ def test_surrogates_and_foreign_ids_are_named(lossless: Tokenizer) -> None:
         lossless.encode("ab\ud800")
     with pytest.raises(DataError, match="token id 400 is outside the vocabulary of 400"):
         lossless.decode([1, 400])
-
-
-def model_of(**options: object) -> bytes:
-    """A small BPE model, lossless unless `options` change it."""
-    model = io.BytesIO()
-    base: dict[str, object] = {
-        "add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity",
-        "byte_fallback": True, "user_defined_symbols": ["\n"], "vocab_size": 330,
-    }  # fmt: skip
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the quick brown fox jumps over the lazy dogs of the moon by the sea"] * 9),
-        model_writer=model, model_type="bpe", bos_id=1, unk_id=0, hard_vocab_limit=False, minloglevel=2,
-        **(base | options),
-    )  # fmt: skip
-    return model.getvalue()
 
 
 SPACES = ["the fox", " the fox", "  the", "", " ", "   ", "\n the", "▁ the", " ▁", "the  fox  ", "\u3000x", "▅ ▅"]

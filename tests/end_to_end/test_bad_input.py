@@ -266,14 +266,6 @@ def test_impossible_words_beside_a_run_are_refused_at_once(tiny_run: Path, tmp_p
     assert tree_digest(tiny_run) == before
 
 
-def test_bad_text_is_named_and_leaves_no_half_made_data(tmp_path: Path) -> None:
-    source = tmp_path / "a.jsonl"
-    source.write_text('{"text": "a"}\n{"txt": "b"}\n')
-    message = refused("prepare", f"jsonl:{source}", "--out", tmp_path / "data")
-    assert "line 2" in message and "'text'" in message
-    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
-
-
 def test_a_failed_preparation_can_be_repeated_with_other_settings(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text('{"txt": "b"}\n')

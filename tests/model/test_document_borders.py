@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import types
 from collections.abc import Callable
@@ -10,10 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_gpt import make, slow_logits
+from slow_gpt import make, packed_attention, slow_logits
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
@@ -185,22 +183,12 @@ def test_borders_have_one_size_and_too_many_documents_are_refused() -> None:
         document_borders(many)
 
 
-def packed_by_definition(q: Tensor, k: Tensor, v: Tensor, borders: list[int]) -> Tensor:
-    """Causal attention of each sequence alone: q (N, H, K), k and v (N, G, K)."""
-    parts = []
-    for start, stop in itertools.pairwise(borders):
-        if start < stop:
-            part = (x[start:stop].transpose(0, 1) for x in (q, k, v))
-            parts.append(F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(0, 1))
-    return torch.cat(parts)
-
-
 def fake_flash_attention(calls: list[dict]) -> types.ModuleType:
     def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, None]:
         calls.append(options)
         borders = options["cu_seqlens_q"]
         assert isinstance(borders, Tensor)
-        return packed_by_definition(q, k, v, borders.tolist()), None
+        return packed_attention(q, k, v, borders.tolist()), None
 
     package = types.ModuleType("flash_attn_interface")
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
@@ -221,7 +209,7 @@ def test_packed_kernels_get_the_borders(monkeypatch: pytest.MonkeyPatch) -> None
 
     def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
         assert enable_gqa and window_size == (-1, 0) and scale is None and max_q == max_k == 30
-        return packed_by_definition(q, k, v, cu_q.tolist())
+        return packed_attention(q, k, v, cu_q.tolist())
 
     varlen = pytest.importorskip("torch.nn.attention.varlen", reason="PyTorch before 2.10 has no varlen attention")
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)

@@ -9,10 +9,9 @@ import types
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_gpt import make
+from slow_gpt import make, packed_attention
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
@@ -61,18 +60,8 @@ def test_long_rows_have_room_for_257_pieces() -> None:
     assert document_borders(few, 2048)[:49].tolist() == list(range(0, 98_305, 2048))
 
 
-def packed(q: Tensor, k: Tensor, v: Tensor, borders: Tensor) -> Tensor:
-    """Causal attention of each sequence alone: q (N, H, K), k and v (N, G, K)."""
-    parts = []
-    for start, stop in itertools.pairwise(borders.tolist()):
-        if start < stop:
-            part = (x[start:stop].transpose(0, 1) for x in (q, k, v))
-            parts.append(F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(0, 1))
-    return torch.cat(parts)
-
-
 def packed_gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, borders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `packed` by their formulas: dS = P (dP - sum_j P dP), head by head."""
+    """Gradients of `packed_attention` by their formulas: dS = P (dP - sum_j P dP), head by head."""
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale, group = q.size(2) ** -0.5, q.size(1) // k.size(1)
     for start, stop in itertools.pairwise(borders.tolist()):
@@ -99,7 +88,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         seen.append(options)
         borders = options["cu_seqlens_q"]
         assert isinstance(borders, Tensor)
-        return packed(q, k, v, borders), torch.zeros(q.size(1), q.size(0)), None, None, None
+        return packed_attention(q, k, v, borders.tolist()), torch.zeros(q.size(1), q.size(0)), None, None, None
 
     def _flash_attn_bwd(
         q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, lse: Tensor, **options: object

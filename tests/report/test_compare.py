@@ -433,14 +433,11 @@ def test_a_baseline_on_the_command_line(pair: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--published", "1.2"), "published has 1 seed"),
         (("--published", "1.2", "x"), "'x' is not a number"),
         (("--published", "nan", "1"), "nan is not a score"),
         (("--published-summary", "1.2", "0.1", "2.5"), "a number of seeds"),
         (("--published", "1", "2", "--published-summary", "1", "0.1", "3"), "give one of them"),
         (("--method", "guess"), "its methods: headline, float-chunked, chunked, sliding"),
-        (("--margin-nats", "-1"), "margin of -1"),
-        (("--resamples", "5"), "5 resamples"),
         (("--seed", "-1"), "give 0 or more"),
         (("--html", "."), "is a directory"),
     ],

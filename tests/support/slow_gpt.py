@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from bitgolf.config import ModelConfig
 from bitgolf.model import GPT
@@ -112,3 +115,13 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
         if layer < c.num_layers // 2:
             kept.append(x)
     return c.logit_softcap * np.tanh(norm(x) @ p["embedding"].T / c.logit_softcap)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, borders: list[int]) -> Tensor:
+    """Causal attention of each sequence alone: q (N, H, K), k and v (N, G, K)."""
+    parts = []
+    for start, stop in itertools.pairwise(borders):
+        if start < stop:
+            part = (x[start:stop].transpose(0, 1) for x in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(0, 1))
+    return torch.cat(parts)

@@ -40,6 +40,13 @@ def saved(folder: Path, *steps: int) -> CheckpointStore:
     return CheckpointStore(folder)
 
 
+def newest_step(store: CheckpointStore) -> int:
+    """Step of the checkpoint that is loaded."""
+    loaded = store.load_latest("config")
+    assert loaded is not None
+    return loaded[0].step
+
+
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
@@ -86,9 +93,7 @@ def test_the_tensors_are_saved_as_they_are_at_the_call(tmp_path: Path, monkeypat
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     store = saved(tmp_path, 9, 10, 100)
     assert names(tmp_path) == ["step-00000010", "step-00000100"]
-    loaded = store.load_latest("config")
-    assert loaded is not None
-    assert loaded[0].step == 100
+    assert newest_step(store) == 100
 
 
 def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
@@ -136,9 +141,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_it_used(
 ) -> None:
     store = saved(tmp_path, 1, 2)
     damage(tmp_path / "step-00000002")
-    loaded = store.load_latest("config")
-    assert loaded is not None
-    assert loaded[0].step == 1
+    assert newest_step(store) == 1
     assert "step-00000002 is damaged" in caplog.text
 
 
@@ -161,9 +164,7 @@ def test_a_folder_left_by_a_killed_writer_is_ignored_and_then_removed(tmp_path: 
     stale = tmp_path / ".step-00000002.4242.tmp"
     stale.mkdir()
     (stale / "state.safetensors").write_bytes(b"half")
-    loaded = store.load_latest("config")
-    assert loaded is not None
-    assert loaded[0].step == 1
+    assert newest_step(store) == 1
     store.save(state(3), tensors(3))
     store.close()
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
@@ -192,9 +193,7 @@ def test_a_full_disk_raises_at_the_next_call_and_the_earlier_checkpoint_stays(
         with pytest.raises(RunError, match=r"No space left.*earlier checkpoints are intact.*--resume"):
             store.save(state(3), tensors(3))
     assert names(tmp_path) == ["step-00000001"]
-    loaded = store.load_latest("config")
-    assert loaded is not None
-    assert loaded[0].step == 1
+    assert newest_step(store) == 1
     store.save(state(4), tensors(4))  # the disk has room again
     store.close()
     assert names(tmp_path) == ["step-00000001", "step-00000004"]
@@ -233,9 +232,7 @@ def test_kept_ones_stay_and_the_newest_of_all_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(loaded[1]["model.a"], tensors(4)["model.a"])
     cut(tmp_path / "step-00000006")
     cut(tmp_path / "step-00000005")
-    newest = store.load_latest("config")
-    assert newest is not None
-    assert newest[0].step == 4
+    assert newest_step(store) == 4
 
 
 def test_a_missing_damaged_or_foreign_step_is_named(tmp_path: Path) -> None:
