@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from local_process import LocalProcess
+from safetensors.torch import load_file, save_file
 from sandbox_support import needs_isolation
 from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, for_seed, instead, logged, script
 from tiny_run import read_json
@@ -36,6 +37,7 @@ from bitgolf.referee.run import audit_submission
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
+from bitgolf.train.metrics import TrainLog
 
 ROWS = {
     "trained on validation before scoring": "PR 1376, 672, 1416, 1485, 348",
@@ -66,68 +68,43 @@ ROWS = {
     "training on validation": "PR 44",
     "text opened in mid-scoring": "B7, section 7",
 }
-CASES: list[tuple[str, Callable[..., None], str, str]] = []  # of runs: row, plant, check, words of its reason
-
-
-def in_a_run(row: str, check: str, words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a plant in a run directory: `plant(root, monkeypatch)`."""
-
-    def register(plant: Callable[..., None]) -> Callable[..., None]:
-        CASES.append((row, plant, check, words))
-        return plant
-
-    return register
-
-
-def edit(path: Path, change: Callable[[Any], None]) -> None:
-    value = read_json(path)
-    change(value)
-    atomic.write_json(path, value)
+InRun = Callable[[Path, pytest.MonkeyPatch], object]
 
 
 # --- planted in runs -------------------------------------------------------------------------------------------------
 
 
-def ledger(root: Path, change: Callable[[list[dict[str, Any]], int], None]) -> None:
-    edit(root / "tape.json", lambda tape: change(tape["events"], tape["num_targets"]))
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    value = read_json(path)
+    change(value)
+    atomic.write_json(path, value)
 
 
-@in_a_run("trained on validation before scoring", "score-first", "learned from tokens 1..")
-def update_before_the_first_score(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]], targets: int) -> None:
-        events.insert(0, {"event": "update", "tokens": [0, targets + 1], "state": 1})
-        events[1]["state"] = 1
-
-    ledger(root, change)
+def record(name: str, change: Callable[[Any], object]) -> InRun:
+    """A change of a JSON file."""
+    return lambda root, _: edit(root / name, change)
 
 
-@in_a_run("scored again after learning, best of passes", "scored-once", "are scored a second time")
-def second_pass_in_the_ledger(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]], targets: int) -> None:
-        events.append({"event": "update", "tokens": [0, targets + 1], "state": 1})
-        events.append({"event": "score", "targets": [0, targets], "state": 1})
-
-    ledger(root, change)
+def tape(change: Callable[[list[dict[str, Any]], int], object]) -> InRun:
+    """A change of the events on the tape, which get the number of targets too."""
+    return record("tape.json", lambda tape: change(tape["events"], tape["num_targets"]))
 
 
-@in_a_run("scored again after learning, best of passes", "headline-pass", "which the configuration does not name")
-def best_of_two_passes(root: Path, _: Any) -> None:
-    def change(score: dict[str, Any]) -> None:
-        score["methods"]["sliding, T = 0.98"] = dict(score["methods"]["sliding"])
-
-    edit(root / "score.json", change)
+def scored(start: int, stop: int, state: int = 0) -> dict[str, Any]:
+    return {"event": "score", "targets": [start, stop], "state": state}
 
 
-@in_a_run("the last epoch's score", "scored-once", "targets 0..499 are scored a second time")
-def epochs_over_a_chunk(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]], targets: int) -> None:
-        events[:] = [
-            {"event": "score", "targets": [0, 500], "state": 0},
-            {"event": "update", "tokens": [0, 501], "state": 1},
-            {"event": "score", "targets": [0, targets], "state": 1},
-        ]
+def learned(stop: int) -> dict[str, Any]:
+    return {"event": "update", "tokens": [0, stop], "state": 1}
 
-    ledger(root, change)
+
+def update_before_the_first_score(events: list[dict[str, Any]], targets: int) -> None:
+    events.insert(0, learned(targets + 1))
+    events[1]["state"] = 1
+
+
+def epochs_over_a_chunk(events: list[dict[str, Any]], targets: int) -> None:
+    events[:] = [scored(0, 500), learned(501), scored(0, targets, 1)]
 
 
 class Wrapped:
@@ -154,7 +131,6 @@ def wrap(monkeypatch: pytest.MonkeyPatch, cheat: type[Wrapped]) -> None:
     monkeypatch.setattr(Headline, "build", lambda self, tokens: (cheat(honest(self, tokens)[0]), None))
 
 
-@in_a_run("hashed n-gram cache", "normalization", "sum to")
 def probability_for_the_realized_token_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cache(Wrapped):
         def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
@@ -166,7 +142,6 @@ def probability_for_the_realized_token_alone(root: Path, monkeypatch: pytest.Mon
     wrap(monkeypatch, Cache)
 
 
-@in_a_run("expert gated by the target", "target-flip", "moved the prediction of target")
 def expert_that_asks_whether_the_target_starts_a_word(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Gate(Wrapped):
         def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
@@ -177,7 +152,6 @@ def expert_that_asks_whether_the_target_starts_a_word(root: Path, monkeypatch: p
     wrap(monkeypatch, Gate)
 
 
-@in_a_run("SLOT", "future-flip", "moved the prediction of target")
 def bias_fitted_to_the_chunk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slot(Wrapped):
         def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
@@ -188,7 +162,6 @@ def bias_fitted_to_the_chunk(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     wrap(monkeypatch, Slot)
 
 
-@in_a_run("byte mixtures", "losses-match", "its distribution says")
 def losses_of_another_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mixture(Wrapped):
         def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
@@ -197,61 +170,31 @@ def losses_of_another_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     wrap(monkeypatch, Mixture)
 
 
-def edit_log(root: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Edit train.jsonl, and train.log with it: only the content gives it away."""
-    from bitgolf.train.metrics import TrainLog
+def log(change: Callable[[list[dict[str, Any]]], object]) -> InRun:
+    """A change of train.jsonl, and of train.log with it: only the content gives it away."""
 
-    events = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
-    change(events)
-    log = TrainLog(root, True)
-    log.begin(None)
-    for event in events:
-        log.write(**event)
+    def plant(root: Path, _: Any) -> None:
+        events = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+        change(events)
+        log = TrainLog(root, True)
+        log.begin(None)
+        for event in events:
+            log.write(**event)
 
-
-@in_a_run("calibrated on validation", "train-log", "calibration` at step 40 reports val_tokens")
-def calibration_that_says_so(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]]) -> None:
-        next(event for event in events if event["event"] == "calibration")["val_tokens"] = 8192
-
-    edit_log(root, change)
+    return plant
 
 
-@in_a_run("calibrated on validation", "train-log", "they were made again")
+def calibration(events: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(event for event in events if event["event"] == "calibration")
+
+
 def statistics_made_again(root: Path, _: Any) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = root / "calibration" / "hessians.safetensors"
     save_file(load_file(path), path, {"tokens": "14762"})
 
 
-@in_a_run("calibrated after the clock", "train-clock", "goes on after `end`, with `calibration`")
-def calibration_after_the_end(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]]) -> None:
-        late = next(event for event in events if event["event"] == "calibration")
-        events.append(late | {"elapsed_seconds": 123.4})
-
-    edit_log(root, change)
-
-
-@in_a_run("training over the budget", "train-clock", "over the budget of 120 s")
-def training_that_ended_late(root: Path, _: Any) -> None:
-    RunDirectory.open(root).budget().charge("train_seconds", "train", "forced steps", 121.2)
-
-
-@in_a_run("evaluation over the budget", "eval-clock", "over the budget of 120 s")
-def evaluation_that_ended_late(root: Path, _: Any) -> None:
-    RunDirectory.open(root).budget().charge("eval_seconds", "score", "sliding", 125.0)
-
-
-@in_a_run("hints outside the timer", "eval-clock", "booked as untimed")
-def hints_booked_as_untimed(root: Path, _: Any) -> None:
-    RunDirectory.open(root).budget().charge("untimed_seconds", "score", "n-gram hints", 33.0)
-
-
-@in_a_run("hints outside the timer", "eval-clock", "something ran outside the clock")
-def hints_not_booked_at_all(root: Path, _: Any) -> None:
-    edit(root / "score.json", lambda score: score.update(evaluation_seconds=score["evaluation_seconds"] + 33.0))
+def charge(kind: str, stage: str, what: str, amount: float) -> InRun:
+    return lambda root, _: RunDirectory.open(root).budget().charge(kind, stage, what, amount)
 
 
 def replace_shard(root: Path, split: str, tokens: np.ndarray) -> None:
@@ -271,32 +214,18 @@ def shard(root: Path, split: str) -> np.ndarray:
     return np.array(stream.read(0, stream.num_tokens))
 
 
-@in_a_run("training and validation overlap", "disjoint-splits", "1 documents of the training shards are validation")
 def validation_document_among_the_training_shards(root: Path, _: Any) -> None:
     val = shard(root, "val")
     second = np.flatnonzero(val == val[0])[1]
     replace_shard(root, "train", np.concatenate([shard(root, "train"), val[:second]]))
 
 
-@in_a_run("training and validation overlap", "disjoint-splits", "is not the file of hashes that the manifest names")
-def hashes_that_hide_an_overlap(root: Path, _: Any) -> None:
-    path = root / "data" / "train_documents.bin"
-    path.write_bytes(path.read_bytes()[8:])
-
-
-@in_a_run("partial validation", "scored-once", "validation tokens have 14,762")
 def part_of_the_validation_text(root: Path, _: Any) -> None:
     nll = np.load(root / "nll.npy")[:10_000]
     np.save(root / "nll.npy", nll)
-    ledger(root, lambda events, targets: events[-1].update(targets=[0, 10_000]))
+    edit(root / "tape.json", lambda tape: tape["events"][-1].update(targets=[0, 10_000]))
 
 
-@in_a_run("partial validation", "counts", "manifest documents: 61 claimed")
-def shard_cut_short(root: Path, _: Any) -> None:
-    replace_shard(root, "val", shard(root, "val")[:9_000])
-
-
-@in_a_run("byte denominator", "byte-accounting", "its text has")
 def leading_spaces_counted_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Tokenizer.byte_costs
 
@@ -307,17 +236,6 @@ def leading_spaces_counted_twice(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Tokenizer, "byte_costs", twice)
 
 
-@in_a_run("byte denominator", "counts", "scored bytes")
-def more_bytes_than_there_are(root: Path, _: Any) -> None:
-    def change(score: dict[str, Any]) -> None:
-        for method in score["methods"].values():
-            method["bpb"] *= method["bytes"] / (method["bytes"] * 1.04)
-            method["bytes"] = round(method["bytes"] * 1.04)
-
-    edit(root / "score.json", change)
-
-
-@in_a_run("cross-document leak", "document-isolation", "rewriting the document before token")
 def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = {"ttt.lora.chunk_tokens": 32, "ttt.lora.rank": 2, "ttt.lora.documents": 16}
     new = RunDirectory.open(root).config.updated({"ttt.method": "lora"} | lora)
@@ -334,71 +252,93 @@ def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest
     monkeypatch.setattr(DocumentScorer, "_score_batch", smeared)
 
 
-@in_a_run("warm-up on validation", "score-first", "were scored with state 1 when 0 updates had been made")
-def warmed_up_before_the_first_score(root: Path, _: Any) -> None:
-    ledger(root, lambda events, targets: events[0].update(state=1))
-
-
-@in_a_run("checkpoint chosen by validation", "train-log", "reports losses.val_bpb: validation data")
-def average_chosen_by_validation(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]]) -> None:
-        events.insert(-2, {"event": "choice", "step": 40, "chosen": "ema", "losses": {"val_bpb": 0.33}})
-
-    edit_log(root, change)
-
-
-@in_a_run("tail scored repeatedly", "scored-once", "are scored a second time")
-def tail_scored_by_several_windows(root: Path, _: Any) -> None:
-    def change(events: list[dict[str, Any]], targets: int) -> None:
-        events.append({"event": "score", "targets": [targets - 32, targets], "state": 0})
-
-    ledger(root, change)
-
-
-@in_a_run("over the cap", "artifact-bytes", "over the cap of 1,000,000")
-def artifact_that_grew(root: Path, _: Any) -> None:
-    with (root / "model.bitgolf").open("ab") as file:
-        file.write(bytes(1_000_000))
-
-
-@in_a_run("over the cap", "artifact-sealed", "changed after scoring")
 def artifact_packed_again(root: Path, _: Any) -> None:
     data = bytearray((root / "model.bitgolf").read_bytes())
     data[-1] ^= 1
     (root / "model.bitgolf").write_bytes(data)
 
 
-@in_a_run("mixed or copied logs", "one-configuration", "was trained, the artifact is of")
-def log_of_another_run(root: Path, _: Any) -> None:
-    edit_log(root, lambda events: events[0].update(config_sha256="0" * 64))
+def more_bytes_than_there_are(score: dict[str, Any]) -> None:
+    for method in score["methods"].values():
+        method["bpb"] *= method["bytes"] / (method["bytes"] * 1.04)
+        method["bytes"] = round(method["bytes"] * 1.04)
 
 
-@in_a_run("mixed or copied logs", "numbers-agree", "train.log has loss:0.5")
-def log_edited_by_hand(root: Path, _: Any) -> None:
-    text = (root / "train.log").read_text()
-    (root / "train.log").write_text(re.sub(r"loss:\S+", "loss:0.5", text, count=1))
+def in_text(name: str, pattern: str, text: str) -> InRun:
+    """The first match of a pattern in a text file, replaced."""
+    return lambda root, _: (root / name).write_text(re.sub(pattern, text, (root / name).read_text(), count=1))
 
 
-@in_a_run("settings ignored", "one-configuration", "model.logit_softcap is")
-def setting_that_training_did_not_have(root: Path, _: Any) -> None:
-    text = (root / "config.toml").read_text()
-    (root / "config.toml").write_text(re.sub(r"logit_softcap = \S+", "logit_softcap = 12.5", text))
+def cut(name: str, start: int = 0, stop: int | None = None) -> InRun:
+    return lambda root, _: (root / name).write_bytes((root / name).read_bytes()[start:stop])
 
 
-@in_a_run("README contradicts", "numbers-agree", "quantization_tax is")
-def tax_that_does_not_follow(root: Path, _: Any) -> None:
-    edit(root / "score.json", lambda score: score.update(quantization_tax=0.001))
+def grown(root: Path, _: Any) -> None:
+    with (root / "model.bitgolf").open("ab") as file:
+        file.write(bytes(1_000_000))
 
 
-@in_a_run("training on validation", "disjoint-splits", "documents of the training shards are validation documents")
-def training_shards_that_are_the_validation_shards(root: Path, _: Any) -> None:
-    replace_shard(root, "train", shard(root, "val"))
-
-
-@in_a_run("text opened in mid-scoring", "sealed-evaluation", "tried to open")
-def scorer_that_opens_the_corpus(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def scorer_that_opens_the_corpus(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cheating = functools.partial(SealedProcess, evaluation=cheating_headline.build)
     monkeypatch.setattr("bitgolf.audit.sealed_run.SealedProcess", cheating)
+
+
+CASES: list[tuple[str, str, str, InRun]] = [  # the row, the check that must fail, words of its reason, the plant
+    ("trained on validation before scoring", "score-first", "learned from tokens 1..",
+     tape(update_before_the_first_score)),
+    ("scored again after learning, best of passes", "scored-once", "are scored a second time",
+     tape(lambda events, targets: events.extend([learned(targets + 1), scored(0, targets, 1)]))),
+    ("scored again after learning, best of passes", "headline-pass", "which the configuration does not name",
+     record("score.json", lambda score: score["methods"].update({"sliding, T = 0.98": score["methods"]["sliding"]}))),
+    ("the last epoch's score", "scored-once", "targets 0..499 are scored a second time", tape(epochs_over_a_chunk)),
+    ("hashed n-gram cache", "normalization", "sum to", probability_for_the_realized_token_alone),
+    ("expert gated by the target", "target-flip", "moved the prediction of target",
+     expert_that_asks_whether_the_target_starts_a_word),
+    ("SLOT", "future-flip", "moved the prediction of target", bias_fitted_to_the_chunk),
+    ("byte mixtures", "losses-match", "its distribution says", losses_of_another_model),
+    ("calibrated on validation", "train-log", "calibration` at step 40 reports val_tokens",
+     log(lambda events: calibration(events).update(val_tokens=8192))),
+    ("calibrated on validation", "train-log", "they were made again", statistics_made_again),
+    ("calibrated after the clock", "train-clock", "goes on after `end`, with `calibration`",
+     log(lambda events: events.append(calibration(events) | {"elapsed_seconds": 123.4}))),
+    ("training over the budget", "train-clock", "over the budget of 120 s",
+     charge("train_seconds", "train", "forced steps", 121.2)),
+    ("evaluation over the budget", "eval-clock", "over the budget of 120 s",
+     charge("eval_seconds", "score", "sliding", 125.0)),
+    ("hints outside the timer", "eval-clock", "booked as untimed",
+     charge("untimed_seconds", "score", "n-gram hints", 33.0)),
+    ("hints outside the timer", "eval-clock", "something ran outside the clock",
+     record("score.json", lambda score: score.update(evaluation_seconds=score["evaluation_seconds"] + 33.0))),
+    ("training and validation overlap", "disjoint-splits", "1 documents of the training shards are validation",
+     validation_document_among_the_training_shards),
+    ("training and validation overlap", "disjoint-splits", "is not the file of hashes that the manifest names",
+     cut("data/train_documents.bin", 8)),
+    ("partial validation", "scored-once", "validation tokens have 14,762", part_of_the_validation_text),
+    ("partial validation", "counts", "manifest documents: 61 claimed",
+     lambda root, _: replace_shard(root, "val", shard(root, "val")[:9_000])),
+    ("byte denominator", "byte-accounting", "its text has", leading_spaces_counted_twice),
+    ("byte denominator", "counts", "scored bytes", record("score.json", more_bytes_than_there_are)),
+    ("cross-document leak", "document-isolation", "rewriting the document before token",
+     adapters_that_start_from_the_document_before),
+    ("warm-up on validation", "score-first", "were scored with state 1 when 0 updates had been made",
+     tape(lambda events, targets: events[0].update(state=1))),
+    ("checkpoint chosen by validation", "train-log", "reports losses.val_bpb: validation data",
+     log(lambda events: events.insert(-2, {"event": "choice", "step": 40, "losses": {"val_bpb": 0.33}}))),
+    ("tail scored repeatedly", "scored-once", "are scored a second time",
+     tape(lambda events, targets: events.append(scored(targets - 32, targets)))),
+    ("over the cap", "artifact-bytes", "over the cap of 1,000,000", grown),
+    ("over the cap", "artifact-sealed", "changed after scoring", artifact_packed_again),
+    ("mixed or copied logs", "one-configuration", "was trained, the artifact is of",
+     log(lambda events: events[0].update(config_sha256="0" * 64))),
+    ("mixed or copied logs", "numbers-agree", "train.log has loss:0.5", in_text("train.log", r"loss:\S+", "loss:0.5")),
+    ("settings ignored", "one-configuration", "model.logit_softcap is",
+     in_text("config.toml", r"logit_softcap = \S+", "logit_softcap = 12.5")),
+    ("README contradicts", "numbers-agree", "quantization_tax is",
+     record("score.json", lambda score: score.update(quantization_tax=0.001))),
+    ("training on validation", "disjoint-splits", "documents of the training shards are validation documents",
+     lambda root, _: replace_shard(root, "train", shard(root, "val"))),
+    ("text opened in mid-scoring", "sealed-evaluation", "tried to open", scorer_that_opens_the_corpus),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -409,14 +349,11 @@ def clean_copy(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("plant", "check", "words"),
-    [
-        pytest.param(*case[1:], id=case[1].__name__, marks=[needs_isolation] if "mid-scoring" in case[0] else [])
-        for case in CASES
-    ],
+    ("row", "check", "words", "plant"),
+    [pytest.param(*case, marks=[needs_isolation] if "mid-scoring" in case[0] else []) for case in CASES],
 )
 def test_violations_planted_in_a_run_are_named(
-    clean_copy: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[..., None], check: str, words: str
+    clean_copy: Path, monkeypatch: pytest.MonkeyPatch, row: str, check: str, words: str, plant: InRun
 ) -> None:
     plant(clean_copy, monkeypatch)
     only = [check, "reproduction"] if check == "sealed-evaluation" else [check]
@@ -426,7 +363,7 @@ def test_violations_planted_in_a_run_are_named(
 def test_the_same_checks_pass_on_the_clean_run(clean_copy: Path) -> None:
     verdict = audit_run(RunDirectory.open(clean_copy), quick=True)
     assert [made for made in verdict.checks if made.verdict != "PASS"] == []
-    assert {check for _, _, check, _ in CASES} - {made.name for made in verdict.checks} == {"document-isolation"}
+    assert {check for _, check, *_ in CASES} - {made.name for made in verdict.checks} == {"document-isolation"}
 
 
 # --- planted in submissions ------------------------------------------------------------------------------------------
