@@ -21,7 +21,15 @@ from bitgolf.data.fineweb_docs import FinewebDocs
 from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
 from bitgolf.data.shards import ShardWriter, file_sha256
 from bitgolf.data.sources import iterate_documents, parse_source
-from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, Document, Splitter, check_disjoint, number_documents
+from bitgolf.data.split import (
+    TRAIN_HASHES,
+    VAL_HASHES,
+    Document,
+    Splitter,
+    check_disjoint,
+    hash_limit,
+    number_documents,
+)
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.errors import DataError
@@ -97,17 +105,20 @@ class _Documents:
         self._config, self._published = config, published
         self._has_own_val = bool(config.val_source) or published is not None
         self._val_hashes: np.ndarray | None = None  # (validation documents,) uint64
+        self._limit = 0
         if self._has_own_val:
             self._val_hashes = np.fromiter((d.hash for d in self._validation()), dtype=np.uint64)
+        else:
+            hashes = (document.hash for document in number_documents(self._training_source()))
+            self._limit = hash_limit(config.val_fraction, hashes)
 
     @property
     def origin(self) -> dict[str, Any] | None:
         return None if self._published is None else self._published.origin
 
     def splitter(self) -> Splitter:
-        if self._val_hashes is None:
-            return Splitter(self._config.val_fraction, self._config.val_bytes, self._config.train_bytes)
-        return Splitter(0.0, 0, self._config.train_bytes, self._val_hashes)
+        val_bytes = 0 if self._has_own_val else self._config.val_bytes
+        return Splitter(self._limit, val_bytes, self._config.train_bytes, self._val_hashes)
 
     def labeled(self, splitter: Splitter) -> Iterator[tuple[str, Document]]:
         """(split, document) for every document that a split takes. A validation source comes first."""

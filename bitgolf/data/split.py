@@ -1,9 +1,9 @@
 """Assigns documents to the training or validation split, and proves that the splits share no document (rule B7).
 
 A document is identified by an 8-byte hash of its text. Without a validation source the hash decides, so equal texts are
-always in the same split. With a validation source, training documents that equal a validation document are dropped.
-The hashes of both splits are stored beside the shards, so anyone can compute the intersection. docs/rules.md explains
-the rule codes.
+always in the same split, and at least one document is held out. With a validation source, training documents that equal
+a validation document are dropped. The hashes of both splits are stored beside the shards, so anyone can compute the
+intersection. docs/rules.md explains the rule codes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitgolf.errors import DataError
+from bitgolf.errors import DataError, ForeignError
+from bitgolf.foreign import require_regular
 
 TRAIN_HASHES = "train_documents.bin"
 VAL_HASHES = "val_documents.bin"
@@ -51,21 +52,38 @@ def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda
             on_empty()
 
 
+def hash_limit(val_fraction: float, hashes: Iterable[int]) -> int:
+    """Documents of a source with a hash below this limit belong to validation.
+
+    The limit is the share `val_fraction` of the range of hashes. If no document of the source is below it, the limit
+    is such that the documents with the least hash are held out, provided that there are others. `hashes` are those of
+    the source, in order; they are read up to the first one below the limit.
+    """
+    limit = int(val_fraction * 2**64)
+    least, has_others = 2**64, False
+    for value in hashes:
+        if value < limit:
+            return limit
+        has_others |= least not in (value, 2**64)
+        least = min(least, value)
+    return least + 1 if limit and has_others else limit
+
+
 class Splitter:
     """Assigns the documents of one source to 'train' or 'val'. The same documents in the same order give the same
     split.
 
     Args:
-        val_fraction: share of the hash range that belongs to validation; 0 if validation has its own source.
+        limit: hashes below it belong to validation (see `hash_limit`); 0 if validation has its own source.
         val_bytes, train_bytes: raw bytes after which a split is full; 0 = no limit. The document that reaches the limit
             is still taken. When validation is full, its share goes to training.
         val_hashes: document hashes of the validation source, in any order.
     """
 
     def __init__(
-        self, val_fraction: float, val_bytes: int = 0, train_bytes: int = 0, val_hashes: np.ndarray | None = None
+        self, limit: int, val_bytes: int = 0, train_bytes: int = 0, val_hashes: np.ndarray | None = None
     ) -> None:
-        self._threshold = int(val_fraction * 2**64)
+        self._threshold = limit
         self._room = {"val": val_bytes or float("inf"), "train": train_bytes or float("inf")}
         self._taken = array("Q")  # hashes of the validation documents so far
         self._val_hashes = None if val_hashes is None else np.sort(val_hashes)
@@ -111,9 +129,12 @@ def read_hashes(path: Path) -> np.ndarray:
     Raises DataError if the file is missing or its size is not a multiple of 8 bytes.
     """
     try:
+        require_regular(path)
         size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"cannot read the document hashes {path}: {error.strerror}; prepare the data again") from error
+    except (OSError, ForeignError) as error:
+        raise DataError(
+            f"cannot read the document hashes {path}: {getattr(error, 'strerror', '') or error}; prepare the data again"
+        ) from error
     if size % 8:
         raise DataError(f"{path} is truncated: {size} bytes are not a whole number of 8-byte hashes")
     return np.memmap(path, dtype="<u8", mode="r") if size else np.empty(0, dtype=np.uint64)

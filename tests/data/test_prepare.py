@@ -194,6 +194,17 @@ def test_a_given_model_is_used_as_it_is(
         prepare(config(write_jsonl(documents), tokenizer=str(tmp_path / "none.model")), 400, tmp_path / "other")
 
 
+def test_a_small_corpus_holds_out_one_document(
+    documents: list[str], lossless: Tokenizer, write_jsonl: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "t.model").write_bytes(lossless.model_bytes)
+    tiny = config(write_jsonl(documents[:5]), tokenizer=str(tmp_path / "t.model"), val_fraction=1e-9)
+    data = prepare(tiny, 400, tmp_path / "data")
+    least = min(documents[:5], key=lambda text: hash_document(text.encode()))
+    assert texts_of(data, "val") == [least]
+    assert data.manifest["splits"]["train"]["documents"] == 4
+
+
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
