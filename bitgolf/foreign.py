@@ -192,6 +192,37 @@ def as_number(value: Any, name: str, low: float = -math.inf, high: float = math.
     return float(value)
 
 
+def conform(value: Any, kind: Any, name: str) -> None:
+    """Raise ForeignError unless `value` is of `kind`.
+
+    A kind is a function of (value, name) that raises ForeignError, such as `as_text`; `[kind]` for a list;
+    `{key: kind}` for an object, where "key?" may be missing and "*" stands for every key; or `(kind, None)`, which
+    allows null. Keys that are not named are not looked at.
+    """
+    if isinstance(kind, tuple):
+        if value is not None:
+            conform(value, kind[0], name)
+    elif isinstance(kind, list):
+        for number, inner in enumerate(as_list(value, name)):
+            conform(inner, kind[0], f"{name}[{number}]")
+    elif isinstance(kind, dict):
+        record = as_object(value, name)
+        for key, inner in kind.items():
+            if key == "*":
+                for other in record:
+                    conform(record[other], inner, f"{name}.{printable(other)}")
+            elif not key.endswith("?") or key[:-1] in record:
+                conform(field(record, key.removesuffix("?")), inner, f"{name}.{key.removesuffix('?')}")
+    else:
+        kind(value, name)
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise FileNotFoundError if there is no file, and ForeignError if it is a folder, device or pipe."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ForeignError("it is not a regular file")
+
+
 def printable(text: str, longest: int = _SHOWN) -> str:
     """`text` as one line of at most `longest` characters. Characters that are not printable become escapes."""
     cut = text[:longest]

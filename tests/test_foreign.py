@@ -207,3 +207,43 @@ def test_values_at_the_limits_are_read(tmp_path: Path) -> None:
             foreign.as_integer(value, "n", 0, 3)
     with pytest.raises(ForeignError, match="more than 2 bytes"):
         list(foreign.parse_json_lines("[1]", max_bytes=2))
+
+
+def test_a_record_conforms_to_its_kinds() -> None:
+    kind = {
+        "name": foreign.as_text,
+        "seconds?": foreign.as_number,
+        "sizes": [foreign.as_integer],
+        "by_group": {"*": foreign.as_integer},
+        "note": (foreign.as_text, None),
+    }
+    record = {"name": "a", "sizes": [1, 2], "by_group": {"x": 1}, "note": None, "other": object()}
+    foreign.conform(record, kind, "it")
+    foreign.conform(record | {"seconds": 1.5, "note": "b"}, kind, "it")
+    for change, words in (
+        ({"name": 1}, "it.name is a number, it must be a text"),
+        ({"seconds": None}, "it.seconds is null"),
+        ({"sizes": [1, "2"]}, r"it.sizes\[1\] is a text"),
+        ({"sizes": {}}, "it.sizes is an object"),
+        ({"by_group": {"x\u202e": None}}, r"it.by_group.x\\u202e is null"),
+        ({"by_group": []}, "it.by_group is a list"),
+        ({"note": 3}, "it.note is a number"),
+    ):
+        with pytest.raises(ForeignError, match=words):
+            foreign.conform(record | change, kind, "it")
+    del record["name"]
+    with pytest.raises(ForeignError, match="name is missing"):
+        foreign.conform(record, kind, "it")
+
+
+def test_only_regular_files_are_regular(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("file", "link"):
+        foreign.require_regular(tmp_path / name)
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/null")):
+        with pytest.raises(ForeignError, match="not a regular file"):
+            foreign.require_regular(path)
+    with pytest.raises(FileNotFoundError):
+        foreign.require_regular(tmp_path / "none")

@@ -39,7 +39,8 @@ from bitgolf.artifact.parities import quantizers_of
 from bitgolf.artifact.sizes import ArtifactSizes, entropy_bits, share_out
 from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code
 from bitgolf.artifact.streams import Slot
-from bitgolf.errors import ArtifactError
+from bitgolf.errors import ArtifactError, ForeignError
+from bitgolf.foreign import require_regular
 from bitgolf.grids.grid import scale_levels
 from bitgolf.grids.roles import role
 
@@ -163,16 +164,14 @@ def _naming(place: str) -> Iterator[None]:
 
 def _load(path: Path, max_bytes: int) -> bytes:
     try:
+        require_regular(path)
         size = path.stat().st_size
         if size > max_bytes:
             raise ArtifactError(f"{path}: the file has {size} bytes, {max_bytes} are allowed")
         with path.open("rb") as file:
-            start = file.read(_PREAMBLE.size)
-            if start[: len(MAGIC)] != MAGIC:
-                return start  # refused later; a device may have no end
-            data = start + file.read(max_bytes - len(start) + 1)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+            data = file.read(max_bytes + 1)
+    except (OSError, ForeignError) as error:
+        raise ArtifactError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from error
     if len(data) > max_bytes:
         raise ArtifactError(f"{path}: the file has more than the {max_bytes} bytes that are allowed")
     return data

@@ -28,7 +28,7 @@ from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.prepared import PreparedData, open_data
 from bitgolf.data.sources import parse_source, source_files
 from bitgolf.errors import DataError, ForeignError, RunError
-from bitgolf.foreign import as_object, parse_json_lines, printable, read_bytes, read_json
+from bitgolf.foreign import as_object, parse_json_lines, printable, read_bytes, read_json, require_regular
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.progress import Progress, silent
@@ -117,7 +117,7 @@ class Evidence:
         path = self.require(name)
         try:
             nll = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, SyntaxError) as error:
             raise RunError(f"{path} is not an array of losses: {error}") from error
         if nll.ndim != 1 or nll.dtype.kind != "f" or not len(nll):
             raise RunError(f"{path} holds {nll.dtype} of shape {nll.shape}, not one float per target")
@@ -160,6 +160,7 @@ class Evidence:
         if not path.exists():
             return None
         try:
+            require_regular(path)
             with safe_open(path, "pt") as file:
                 return int((file.metadata() or {}).get("tokens", "-1"))
         except (SafetensorError, ValueError, OSError) as error:

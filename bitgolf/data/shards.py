@@ -19,7 +19,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bitgolf.errors import DataError
+from bitgolf.errors import DataError, ForeignError
+from bitgolf.foreign import require_regular
 from bitgolf.run.atomic import atomic_path
 
 MAGIC = 20240520
@@ -55,11 +56,12 @@ def read_header(path: str | Path) -> int:
     """
     file = Path(path)
     try:
+        require_regular(file)
         size = file.stat().st_size
         with file.open("rb") as handle:
             head = handle.read(HEADER_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot read shard {file}: {error.strerror or error}") from error
+    except (OSError, ForeignError) as error:
+        raise DataError(f"cannot read shard {file}: {getattr(error, 'strerror', '') or error}") from error
     if size < HEADER_BYTES:
         raise DataError(
             f"shard {file} is {'empty' if size == 0 else 'truncated'}: {size} bytes, "

@@ -6,18 +6,19 @@ parameter, `curvature.json` three numbers per parameter. The last two exist only
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from bitgolf.errors import RunError
+from bitgolf.errors import ForeignError, RunError
+from bitgolf.foreign import as_number, as_object, conform, read_json
 from bitgolf.measure.curvature import Curvature
 from bitgolf.measure.fisher import Fisher
 from bitgolf.model.weights import read_tensors, write_tensors
 from bitgolf.run import atomic
 
+_CURVATURE_FIELDS = ("step", "increase_nats", "error_nats")
 _HESSIANS, _FISHER, _CURVATURE = "hessians.safetensors", "fisher.safetensors", "curvature.json"
 
 
@@ -82,9 +83,8 @@ def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
             "pack.method 'gptq'"
         )
     try:
-        return {
-            name: Curvature(float(entry["step"]), float(entry["increase_nats"]), float(entry["error_nats"]))
-            for name, entry in json.loads(path.read_text()).items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = as_object(read_json(path), "it")
+        conform(entries, {"*": dict.fromkeys(_CURVATURE_FIELDS, as_number)}, "curvature")
+        return {name: Curvature(*(float(entry[key]) for key in _CURVATURE_FIELDS)) for name, entry in entries.items()}
+    except ForeignError as error:
         raise RunError(f"{path} is damaged ({error}); run `bitgolf train {run}` again") from error

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitgolf.errors import RunError
+from bitgolf.errors import ForeignError, RunError
+from bitgolf.foreign import require_regular
 from bitgolf.run import atomic
 
 
@@ -28,8 +29,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def read_tensors(path: Path, run: Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU. Raises RunError if the file (of the run directory `run`) cannot be read."""
     try:
+        require_regular(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ForeignError, SafetensorError) as error:
         raise RunError(
             f"{path} cannot be read ({error}); run `bitgolf train {run}` again, with --resume to continue from "
             "the last checkpoint"

@@ -144,6 +144,8 @@ class RunDirectory:
             if stage in ("run", "prepare"):
                 command = f"run {self.path}/config.toml --out {self.path} --resume"
             raise RunError(f"{product} is missing; run `bitgolf {command}` first")
+        if not (product.is_dir() if name in ("data", "calibration") else product.is_file()):
+            raise RunError(f"{product} is damaged: it is a folder, device or pipe in place of a file, or the reverse")
         if not os.access(product, os.R_OK):
             raise RunError(f"{product} cannot be read: permission denied; ask its owner, or run as that user")
         return product

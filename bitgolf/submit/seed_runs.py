@@ -155,7 +155,11 @@ def _read(scored: ScoredRun) -> SeedRun:
     assert products.pack is not None
     artifact = (path / "model.bitgolf").read_bytes()
     digest = hashlib.sha256(artifact).hexdigest()
-    start = next(event for event in products.events if event["event"] in ("start", "branch"))
+    start = next((event for event in products.events if event["event"] in ("start", "branch")), None)
+    if start is None or not products.last_event("end"):
+        raise RunError(
+            f"{path / 'train.jsonl'} lacks its beginning or its end; train again with `bitgolf train {path}`"
+        )
     run = SeedRun(
         scored,
         start,

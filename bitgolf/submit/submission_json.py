@@ -83,7 +83,7 @@ def compliance(submission: Submission) -> dict[str, bool]:
         "same_configuration_for_all_seeds": True,  # else there would be no submission
         "audited": all(run.audit is not None for run in runs),
         "audit_passed": all(bool(run.audit and run.audit["passed"]) for run in runs),
-        "audit_complete": all(bool(run.audit and run.audit["complete"]) for run in runs),
+        "audit_complete": all(bool(run.audit and run.audit.get("complete")) for run in runs),
         "code_size_unchanged_since_packing": all(run.pack["code_bytes"] == submission.code_bytes for run in runs),
     }
 

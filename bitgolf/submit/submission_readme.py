@@ -112,7 +112,7 @@ def _checks(submission: Submission) -> str:
         if run.audit is None:
             counts.append((run.seed, _DASH, _DASH, _DASH, "not audited"))
             continue
-        by_verdict = run.audit["counts"]
+        by_verdict = run.audit.get("counts", {})
         noted = [f"{check['name']}: {check['reason']}" for check in run.audit["checks"] if check["verdict"] != "PASS"]
         numbers = (by_verdict.get(verdict, 0) for verdict in ("PASS", "FAIL", "NOT RUN"))
         counts.append((run.seed, *numbers, "; ".join(noted) or ("quick audit" if run.audit.get("quick") else "")))

@@ -16,6 +16,7 @@ import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitgolf.errors import RunError
+from bitgolf.foreign import as_integer, as_number, as_object, as_text, conform, read_json, require_regular
 
 log = logging.getLogger(__name__)
 
+_STATE = {  # see `foreign.conform`
+    "step": partial(as_integer, low=0), "seconds_spent": partial(as_number, low=0), "config_digest": as_text,
+    "world_size": partial(as_integer, low=1), "origin?": as_text, "tensors_sha256": as_text,
+}  # fmt: skip
 _NAME = re.compile(r"step-(\d+)(-kept)?")
 
 
@@ -131,8 +137,10 @@ class CheckpointStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, path: Path, config_digest: str) -> tuple[TrainState, dict[str, Tensor]]:
-        stored = json.loads((path / "state.json").read_text())
+        stored = as_object(read_json(path / "state.json"), "state.json")
+        conform(stored, _STATE, "state.json")
         expected = stored.pop("tensors_sha256")
+        require_regular(path / "state.safetensors")
         tensors = load_file(path / "state.safetensors")
         if state_digest(tensors) != expected:
             raise ValueError("checksum of state.safetensors does not match state.json")

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bitgolf.config import TrainConfig
-from bitgolf.errors import RunError, TrainingDiverged
+from bitgolf.errors import ForeignError, RunError, TrainingDiverged
+from bitgolf.foreign import as_integer, as_number, as_text, conform, parse_json, read_text
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 
 _NOT_IN_TEXT = ("event", "seal", "settings", "products")
 _AFTER_THE_STEPS = ("replay", "choice", "calibration", "curvature", "end")
+
+
+_count = partial(as_integer, low=0, high=10**15)
+_EVENT = {"event": as_text, "step?": _count, "elapsed_seconds?": as_number, "seal?": as_text}
 
 
 class TrainLog:
@@ -79,19 +85,19 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     Raises RunError if the file holds anything but events.
     """
     events = []
-    again = f"train again with `bitgolf train {path.parent}`"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is damaged: {error}; {again}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(event, dict) or "event" not in event:
-            raise RunError(f"{path} is damaged: line {number} is not an event; {again}")
-        events.append(event)
+        lines = read_text(path).split("\n") if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                event = parse_json(line)
+                conform(event, _EVENT, "it")
+            except ForeignError as error:
+                if number == len(lines):
+                    break
+                raise ForeignError(f"line {number} is not an event: {error}") from error
+            events.append(event)
+    except ForeignError as error:
+        raise RunError(f"{path} is damaged: {error}; train again with `bitgolf train {path.parent}`") from error
     return events
 
 

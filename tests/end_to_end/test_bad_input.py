@@ -226,11 +226,11 @@ def test_a_damaged_product_is_named_with_the_command_that_makes_it(run_copy: Pat
 @pytest.mark.parametrize(
     ("name", "damage", "command", "words"),
     [
-        ("audit.json", b"{}", "report", "no checks, passed"),
+        ("audit.json", b"{}", "report", "checks is missing"),
         ("audit.json", b"{}", "submit", "bitgolf audit"),
-        ("pack.json", b'{"a": 1}', "report", "no total_bytes"),
-        ("pack.json", b"{}", "score", "no total_bytes"),
-        ("score.json", b'{"a": 1}', "report", "no methods, headline"),
+        ("pack.json", b'{"a": 1}', "report", "total_bytes is missing"),
+        ("pack.json", b"{}", "score", "total_bytes is missing"),
+        ("score.json", b'{"a": 1}', "report", "methods is missing"),
         ("tape.json", b"[]", "compare", "`bitgolf score"),
         ("nll.npy", b"", "report", "`bitgolf score"),
         ("train.jsonl", b"\xff\xfe", "report", "is damaged"),
@@ -292,3 +292,48 @@ def test_a_full_disk_while_packing_keeps_the_earlier_artifact(run_copy: Path, mo
     assert "intact" in message
     assert file_digest(run_copy / "model.bitgolf") == artifact
     assert tree_digest(run_copy) == before
+
+
+def _pipe(path: Path) -> None:
+    import os
+
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_pipe, _device, _folder, lambda path: path.write_text("[" * 100_000 + "\n{}\n")])
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("score.json", ["report", "compare"]),
+        ("pack.json", ["report", "score"]),
+        ("train.jsonl", ["report", "train --overwrite --resume"]),
+        ("tape.json", ["compare"]),
+        ("nll.npy", ["report", "compare"]),
+        ("model.bitgolf", ["report", "score"]),
+        ("weights.safetensors", ["pack"]),
+        ("calibration/hessians.safetensors", ["pack"]),
+        ("budget.json", ["report", "score", "pack"]),
+        ("data/manifest.json", ["report", "score", "compare"]),
+        ("data/val_000000.bin", ["report", "score"]),
+        ("data/tokenizer.model", ["report", "score"]),
+    ],
+)
+def test_a_damaged_or_special_file_of_a_run_is_one_line_of_error(
+    run_copy: Path, tiny_run: Path, name: str, commands: list[str], damage: Callable[[Path], object]
+) -> None:
+    damage(run_copy / name)
+    for command in commands:
+        word, *options = command.split()
+        others = [tiny_run] if word == "compare" else []
+        assert Path(name).name in refused(word, run_copy, *others, *options)

@@ -133,7 +133,7 @@ def test_losses_of_other_data_are_not_shown(finished: SyntheticRun) -> None:
 
 
 def test_a_failed_rule_is_shown_by_symbol_and_word(finished: SyntheticRun) -> None:
-    check = {"rule": "B4", "title": "training stays in its budget", "verdict": "FAIL", "reason": "80 s", "evidence": {}}
+    check = {"name": "train-clock", "rule": "B4", "title": "in its budget", "verdict": "FAIL", "reason": "80 s"}
     finished.write("audit.json", {"passed": False, "checks": [check]})
     _, page = page_of(finished)
     assert re.search(r"\N{HEAVY BALLOT X}\s*FAIL\s*1 of 1 checks failed", page.visible_text())

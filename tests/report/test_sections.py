@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -119,8 +120,61 @@ def test_damaged_products_are_errors_that_say_what_to_run(finished: SyntheticRun
     with pytest.raises(RunError, match=r"score\.json is damaged.*bitgolf score"):
         read(finished)
     (finished.run / "score.json").write_text("[1]")
-    with pytest.raises(RunError, match="not a JSON object"):
+    with pytest.raises(RunError, match="it is a list, it must be an object"):
         read(finished)
+
+
+def test_every_value_that_is_read_has_the_kind_that_it_must_have(finished: SyntheticRun) -> None:
+    """Each record with one wrong value after the other: an error that names the value, or it makes no difference."""
+    for name, keys in {
+        "score.json": ("methods", "headline", "headline_bpb", "float", "compressors", "val_bytes"),
+        "pack.json": ("total_bytes", "tensors", "group_bytes", "stream_bytes", "code_bytes", "header_bytes"),
+        "audit.json": ("checks", "passed"),
+    }.items():
+        text = (finished.run / name).read_text()
+        for key in keys:
+            for value in (None, 7, "x", [[]], {"a": None}, -1e300, True):
+                record = json.loads(text)
+                if type(record[key]) is type(value) or {type(record[key]), type(value)} == {int, float}:
+                    continue
+                (finished.run / name).write_text(json.dumps(record | {key: value}))
+                with pytest.raises(RunError, match=rf"{name} is damaged: .*"):
+                    read(finished)
+        (finished.run / name).write_text(text)
+    read(finished)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"event": "step", "step": 1, "loss": ' + "9" * 5_000 + "}\n{}",
+        '{"event": "step", "step": 1, "loss": null}\n{}',
+        '{"event": "step", "step": 1}\n{}',
+        '{"event": ["step"]}\n{}',
+        '{"event": "end", "step": 1, "tokens": "many"}\n{}',
+        "null\n{}",
+        "\n{}",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_damaged_line_within_the_log_is_an_error(finished: SyntheticRun, text: str) -> None:
+    log = finished.run / "train.jsonl"
+    log.write_text(log.read_text() + text + "\n{}\n")
+    with pytest.raises(RunError, match=r"train\.jsonl is damaged: .*bitgolf train"):
+        read(finished)
+
+
+def test_groups_and_allocated_tensors_are_described(finished: SyntheticRun) -> None:
+    packed = json.loads((finished.run / "pack.json").read_text())
+    allocation = {"predicted_nats": 0.1, "passes": [], "tensors": {"unknown": {"predicted_nats": 0.1}}}
+    for change, words in (
+        ({"group_bytes": {"nowhere": 1}}, "no tensor is of group 'nowhere'"),
+        ({"allocation": allocation}, "unknown is missing"),
+    ):
+        finished.write("pack.json", packed | change)
+        with pytest.raises(RunError, match=words):
+            read(finished)
 
 
 def test_long_evidence_is_cut_and_says_so() -> None:

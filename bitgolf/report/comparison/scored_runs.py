@@ -17,9 +17,8 @@ from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
 from bitgolf.errors import ConfigError, DataError, RunError
 from bitgolf.report.comparison.statistics import Sample
-from bitgolf.report.products import read_product
+from bitgolf.report.products import read_product, read_training
 from bitgolf.run.directory import RunDirectory
-from bitgolf.train.metrics import read_events
 
 LABEL_KEYS = ("seed", "name", "description")  # may differ within a set of seeds
 FLOAT_PREFIX = "float-"  # begins the names of scores of the weights before packing
@@ -110,7 +109,7 @@ class ScoredRun:
     @property
     def trained_tokens(self) -> int | None:
         """Number of tokens it was trained on; None if its log has no end."""
-        ends = [event["tokens"] for event in read_events(self.run / "train.jsonl") if event["event"] == "end"]
+        ends = [event["tokens"] for event in read_training(self.run) if event["event"] == "end"]
         return int(ends[-1]) if ends else None
 
     def shares_training_with(self, other: ScoredRun) -> bool:
@@ -118,7 +117,7 @@ class ScoredRun:
 
         The log of a branch begins with the log of its trunk.
         """
-        logs = [read_events(run.run / "train.jsonl") for run in (self, other)]
+        logs = [read_training(run.run) for run in (self, other)]
         branched = any(event["event"] == "branch" for log in logs for event in log)
         return branched and logs[0][:1] == logs[1][:1]
 
