@@ -21,6 +21,7 @@ from bitgolf.commands.compare import COMPARE
 from bitgolf.commands.completion import COMPLETION
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.doctor import DOCTOR
+from bitgolf.commands.export import EXPORT
 from bitgolf.commands.help import build_parser
 from bitgolf.commands.output import print_error, print_line
 from bitgolf.commands.pack import PACK
@@ -40,8 +41,8 @@ from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
 
 COMMANDS = (
-    RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS,
-    DECOMPRESS, PRESETS, SETTINGS, DOCTOR, COMPLETION,
+    RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS, DECOMPRESS,
+    EXPORT, PRESETS, SETTINGS, DOCTOR, COMPLETION,
 )  # fmt: skip
 
 _WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.

@@ -1,0 +1,1 @@
+"""A model for other programs: a folder for Hugging Face Transformers, or an ONNX file."""

@@ -1,0 +1,1 @@
+"""Files that `bitgolf export --to transformers` copies into the folder. They need no bitgolf."""

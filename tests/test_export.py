@@ -1,0 +1,154 @@
+"""`bitgolf export`: the exported models compute the same logits and write the same text, without bitgolf."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from slow_gpt import make
+from tiny_run import documents, done, environment, refused
+
+from bitgolf.config import load_config, preset_names
+from bitgolf.export.remote.network import Network
+from bitgolf.language_model import LanguageModel, load
+from bitgolf.model import GPT
+
+TEXT = documents()[4] + " — déjà vu <s> ▁ 漢\n\n  tail "
+TOLERANCE = 1e-3
+
+PROGRAM = """
+import json, sys
+sys.modules["bitgolf"] = None  # an import of bitgolf fails
+import numpy, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder, text = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer(text, return_tensors="pt")
+with torch.no_grad():
+    numpy.save("logits.npy", model(**inputs).logits.numpy())
+    loss = float(model(**inputs, labels=inputs.input_ids).loss)
+prompt = tokenizer("The quiet", return_tensors="pt")
+torch.manual_seed(3)
+made = model.generate(**prompt, do_sample=True, temperature=0.8, top_k=0, max_new_tokens=150)[0]
+tokenizer.save_pretrained("again")
+again = AutoTokenizer.from_pretrained("again", trust_remote_code=True)
+json.dump({
+    "ids": inputs.input_ids[0].tolist(), "decoded": tokenizer.decode(inputs.input_ids[0], skip_special_tokens=True),
+    "again": again(text).input_ids, "text": tokenizer.decode(made, skip_special_tokens=True), "loss": loss,
+    "special": [tokenizer.bos_token_id, tokenizer.eos_token_id], "vocab": len(tokenizer),
+}, open("result.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Path) -> LanguageModel:
+    return load(tiny_run / "model.bitgolf", device="cpu")
+
+
+def exported(model: GPT) -> Network:
+    shapes = {name: list(shape) for name, shape in model.shapes().items()}
+    network = Network(model.config.model_dump(mode="json"), model.context_length, shapes)
+    network.load_state_dict(dict(model.named_parameters()))
+    return network
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_layers": 1, "mlp.activation": "leaky_relu2", "rope.dims": 4, "rope.train_length": 8},
+        {"skips": False, "num_kv_heads": 1, "logit_softcap": 5.0},
+        {"bigram.rows": 40, "bigram.dim": 6, "smear.gate": "v1", "skip_gates": True, "num_layers": 5},
+        {"bigram.rows": 7, "bigram.dim": 6, "smear.gate": "v2", "smear.document_mask": True},
+        {"value_embedding.layers": (0, 2), "value_embedding.dim": 5, "attention.value_residual": True},
+        {"attention.xsa_layers": 2, "num_kv_heads": 4, "ln_scale": True, "attention.gate": True},
+        {"num_layers": 6, "loop.repeats": 2, "loop.first": 2, "loop.last": 3, "lanes_from": 4},
+        {"attention.within_documents": True, "bigram.rows": 20, "bigram.dim": 6, "attention.document_tokens": 3},
+        {"attention.within_documents": True, "smear.gate": "v1", "smear.document_mask": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_plain_network_computes_what_the_model_computes(changes: dict[str, object]) -> None:
+    model = make(changes)  # of a window of 16
+    tokens = torch.randint(300, (2, 29), generator=torch.Generator().manual_seed(0))
+    tokens[0, [0, 6, 17]] = tokens[1, 4] = 1
+    torch.testing.assert_close(exported(model)(tokens), model(tokens), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", preset_names())
+def test_the_plain_network_computes_what_a_preset_computes(name: str) -> None:
+    config = load_config(name)
+    sizes = {
+        "model_dim": 4 * config.model.num_heads,
+        "vocab_size": 300,
+        "bigram.rows": min(50, config.model.bigram.rows),
+    }
+    if config.model.rope.dims:
+        sizes["rope.dims"] = 4
+    model = GPT(config.model.updated(sizes), config.window)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.3, generator=generator)
+    tokens = torch.randint(300, (2, 40), generator=generator)
+    torch.testing.assert_close(exported(model)(tokens), model(tokens), rtol=1e-3, atol=1e-3)
+
+
+def test_transformers_loads_the_folder_without_bitgolf(model: LanguageModel, tiny_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = tmp_path / "exported"
+    done("export", tiny_run, "--to", "transformers", folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", PROGRAM, str(folder), TEXT]
+    outcome = subprocess.run(
+        command, cwd=tmp_path, env=environment() | quiet, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode(TEXT)]
+    assert len(ids) > 2 * model.window
+    assert result["ids"] == result["again"] == ids
+    assert result["decoded"] == TEXT
+    assert result["special"] == [model.tokenizer.bos_id] * 2 and result["vocab"] == model.tokenizer.vocab_size
+    with torch.no_grad():
+        logits = model.model(torch.tensor([ids]))
+        assert np.abs(np.load(tmp_path / "logits.npy") - logits.numpy()).max() < TOLERANCE
+        assert result["loss"] == pytest.approx(
+            float(model.model(torch.tensor([ids[:-1]]), torch.tensor([ids[1:]]))), abs=1e-4
+        )
+    words = ("--prompt", "The quiet", "--max-tokens", "150", "--seed", "3", "--json")
+    assert result["text"] == "The quiet" + done("sample", tiny_run, *words).json["continuation"]
+
+
+def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("x")
+    assert "exists already" in refused("export", tiny_run, "--to", "transformers", tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert "ends in .onnx" in refused("export", tiny_run, "--to", "onnx", tmp_path / "folder")
+
+
+def test_an_onnx_file_computes_what_the_model_computes(model: LanguageModel, tiny_run: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "tiny.onnx"
+    values = done("export", tiny_run, "--to", "onnx", path, "--json").json
+    assert 0 < values["largest_difference"] < TOLERANCE
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.model", "tiny.onnx"]
+    assert path.with_suffix(".model").read_bytes() == model.tokenizer.model_bytes
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["window"] == str(model.window)
+    ids = torch.tensor([[model.tokenizer.bos_id, *model.tokenizer.encode(TEXT)]])  # longer than the window
+    for tokens in (ids, ids[:, : model.window], ids[:, :2], ids[:, :20].repeat(3, 1)):
+        (logits,) = session.run(None, {"tokens": tokens.numpy()})
+        with torch.no_grad():
+            assert np.abs(logits - model.model(tokens).numpy()).max() < TOLERANCE
