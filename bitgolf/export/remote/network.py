@@ -59,7 +59,8 @@ def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
     if c.value_embedding.layers:
         rows = w["value_embedding.table"][tokens]
         tables = w["value_embedding.scale"] * F.linear(rows, w["value_embedding.project.weight"])
-    x0, kept = x, []
+    x0 = x
+    kept: list[Tensor] = []
     lane: Tensor | None = None
     first: Tensor | None = None
     for place, (layer, keeps, row) in enumerate(_order(c)):
