@@ -14,7 +14,7 @@ from slow_gpt import make
 from tiny_run import documents, done, environment, refused
 
 from bitgolf.config import load_config, preset_names
-from bitgolf.export.remote.network import Network
+from bitgolf.export.tensors import network_of
 from bitgolf.language_model import LanguageModel, load
 from bitgolf.model import GPT
 
@@ -52,13 +52,6 @@ def model(tiny_run: Path) -> LanguageModel:
     return load(tiny_run / "model.bitgolf", device="cpu")
 
 
-def exported(model: GPT) -> Network:
-    shapes = {name: list(shape) for name, shape in model.shapes().items()}
-    network = Network(model.config.model_dump(mode="json"), model.context_length, shapes)
-    network.load_state_dict(dict(model.named_parameters()))
-    return network
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     "changes",
@@ -80,7 +73,18 @@ def test_the_plain_network_computes_what_the_model_computes(changes: dict[str, o
     model = make(changes)  # of a window of 16
     tokens = torch.randint(300, (2, 29), generator=torch.Generator().manual_seed(0))
     tokens[0, [0, 6, 17]] = tokens[1, 4] = 1
-    torch.testing.assert_close(exported(model)(tokens), model(tokens), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network_of(model)(tokens), model(tokens), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_pairs_of_tokens_that_cannot_be_have_no_probability() -> None:
+    model = make({"vocab_size": 301})
+    pairs = np.random.default_rng(0).integers(0, 256, (301, 38), dtype=np.uint8)
+    model.forbid_(pairs)
+    tokens = torch.randint(301, (2, 9), generator=torch.Generator().manual_seed(0))
+    logits = network_of(model)(tokens)
+    assert 0.3 < float((logits == -2 * model.config.logit_softcap).float().mean()) < 0.7
+    torch.testing.assert_close(logits, model(tokens), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -99,7 +103,7 @@ def test_the_plain_network_computes_what_a_preset_computes(name: str) -> None:
     for parameter in model.parameters():
         parameter.normal_(0, 0.3, generator=generator)
     tokens = torch.randint(300, (2, 40), generator=generator)
-    torch.testing.assert_close(exported(model)(tokens), model(tokens), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(network_of(model)(tokens), model(tokens), rtol=1e-3, atol=1e-3)
 
 
 def test_transformers_loads_the_folder_without_bitgolf(model: LanguageModel, tiny_run: Path, tmp_path: Path) -> None:

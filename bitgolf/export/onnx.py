@@ -18,7 +18,7 @@ import torch
 
 from bitgolf.artifact.open import PackedModel
 from bitgolf.errors import ConfigError
-from bitgolf.export.remote.network import Network
+from bitgolf.export.tensors import network_of
 from bitgolf.run import atomic
 
 TOLERANCE = 1e-3  # largest difference of a logit
@@ -42,7 +42,7 @@ def export_onnx(packed: PackedModel, path: Path) -> float:
     except ImportError as error:
         missing = f"ONNX files need {error.name}, which is not installed"
         raise ConfigError(f"{missing}; pip install 'bitgolf[onnx]'") from error
-    network = network_of(packed)
+    network = network_of(packed.model)
     example = torch.ones(2, 8, dtype=torch.int64)
     shapes = {"tokens": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=2)}}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,14 +66,6 @@ def export_onnx(packed: PackedModel, path: Path) -> float:
         file.replace(path)
     atomic.write_bytes(path.with_suffix(".model"), packed.tokenizer.model_bytes)
     return difference
-
-
-def network_of(packed: PackedModel) -> Network:
-    """The model as a network in plain PyTorch, on the CPU."""
-    shapes = {name: list(shape) for name, shape in packed.model.shapes().items()}
-    network = Network(packed.model.config.model_dump(mode="json"), packed.window, shapes)
-    network.load_state_dict({name: tensor.detach().cpu() for name, tensor in packed.model.named_parameters()})
-    return network.eval().requires_grad_(False)
 
 
 def _difference(packed: PackedModel, session: object) -> float:

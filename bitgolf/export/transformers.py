@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from bitgolf.artifact.open import PackedModel
 from bitgolf.errors import ConfigError
+from bitgolf.export.tensors import shapes_of, tensors_of
 
 _CODE = ("network.py", "modeling_bitgolf.py", "configuration_bitgolf.py", "tokenization_bitgolf.py")
 
@@ -61,8 +62,9 @@ def export_transformers(packed: PackedModel, folder: Path) -> None:
 
 def _write(packed: PackedModel, folder: Path) -> None:
     model, tokenizer = packed.model, packed.tokenizer
-    tensors = {f"network.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = tensors_of(model)
+    named = {f"network.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.bos_id}
     documents = {
         "config.json": {
@@ -76,7 +78,7 @@ def _write(packed: PackedModel, folder: Path) -> None:
             "max_position_embeddings": packed.window,
             "window": packed.window,
             "network": model.config.model_dump(mode="json"),
-            "shapes": {name: list(shape) for name, shape in model.shapes().items()},
+            "shapes": shapes_of(tensors),
             "dtype": "float32",
             "tie_word_embeddings": False,
             "use_cache": False,

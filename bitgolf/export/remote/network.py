@@ -39,11 +39,19 @@ class Network(nn.Module):
                 if not hasattr(module, part):
                     module.add_module(part, nn.Module())
                 module = getattr(module, part)
-            module.register_parameter(last, nn.Parameter(torch.empty(shape)))
+            if name == "forbidden":
+                module.register_buffer(last, torch.empty(shape, dtype=torch.uint8))
+            else:
+                module.register_parameter(last, nn.Parameter(torch.empty(shape)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T) int64."""
-        return logits(dict(self.named_parameters()), self.settings, self.window, tokens)
+        z = logits(dict(self.named_parameters()), self.settings, self.window, tokens)
+        forbidden = dict(self.named_buffers()).get("forbidden")  # (V, V / 8): a bit for each pair of tokens
+        if forbidden is None:
+            return z
+        bits = forbidden[tokens].int()[..., None] // 2 ** torch.arange(8, device=tokens.device) % 2
+        return z.masked_fill(bits.flatten(-2)[..., : z.size(-1)].bool(), -2 * self.settings.logit_softcap)
 
 
 def _namespace(value: Any) -> Any:
