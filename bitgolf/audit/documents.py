@@ -19,7 +19,7 @@ from bitgolf.data.prepare import fingerprint
 from bitgolf.data.prepare_text import validation_documents
 from bitgolf.data.prepared import PreparedData
 from bitgolf.data.shards import TokenShards, file_sha256
-from bitgolf.data.sources import parse_source
+from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source
 from bitgolf.data.split import check_disjoint, hash_document, read_hashes
 from bitgolf.data.spm_model import read_model
 from bitgolf.errors import DataError
@@ -162,9 +162,9 @@ def validation_complete(evidence: Evidence) -> Finding:
     not rely on them.
     """
     config, data, root = evidence.config.data, evidence.data, evidence.require("data")
-    kinds = {parse_source(source)[0] for source in (config.source, config.val_source) if source}
-    if not kinds <= {"jsonl", "dir", "stdlib"}:
-        raise MissingEvidence(f"{config.source} is no source of text that can be read again")
+    kinds = {parse_source(source)[0] for source in all_sources(config)}
+    if not kinds <= {*FILE_KINDS, "stdlib"}:
+        raise MissingEvidence(f"{config.source_text} is no source of text that can be read again")
     entry = data.manifest.get("document_hashes", {}).get("val")
     if not entry or entry.get("of") != "utf-8 text":
         raise MissingEvidence(f"{root} has no hashes of the texts of its validation documents")

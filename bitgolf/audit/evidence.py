@@ -26,7 +26,7 @@ from bitgolf.audit.sandbox.limits import WALL_SECONDS, Limits
 from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.prepared import PreparedData, open_data
-from bitgolf.data.sources import parse_source, source_files
+from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source, source_files
 from bitgolf.errors import DataError, ForeignError, RunError
 from bitgolf.foreign import as_object, parse_json_lines, printable, read_bytes, read_json, require_regular
 from bitgolf.run.budget import Budget
@@ -201,11 +201,11 @@ class Evidence:
         places = [self.run.path, self.run / "data"]
         if (self.run / "data").exists():
             places += [*self.data.train.paths, *self.data.val.paths]
-        for source in (self.config.data.source, self.config.data.val_source):
-            kind, argument = parse_source(source) if source else ("", "")
+        for source in all_sources(self.config.data):
+            kind, argument = parse_source(source)
             if kind == "shards":
                 places.append(Path(argument))
-            elif kind in ("jsonl", "dir"):
+            elif kind in FILE_KINDS:
                 try:
                     places += source_files(source)
                 except DataError:  # the corpus is not on this machine

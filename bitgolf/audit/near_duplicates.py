@@ -92,7 +92,7 @@ def near_duplicates(evidence: Evidence) -> Finding:
             f"{len(worst):,} of {len(val):,} validation documents have a near-duplicate in training ({MAX_NEAR:.0%} "
             f"are allowed): {shown}"
         )
-    if evidence.config.data.source == "stdlib":  # the demonstration: parts of the interpreter's library repeat
+    if evidence.config.data.source_text == "stdlib":  # the demonstration: parts of the interpreter's library repeat
         problems = []
     return judge(
         problems,

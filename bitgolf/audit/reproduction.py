@@ -21,6 +21,7 @@ from bitgolf.audit.evidence import Evidence, number, run_checks
 from bitgolf.audit.figures import IDENTITY_TOLERANCE
 from bitgolf.audit.sandbox.client import SealedTimeout
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge, not_run, passed
+from bitgolf.data.sources import all_sources
 from bitgolf.errors import RunError
 from bitgolf.evaluate.bits import bpb_per_nat
 from bitgolf.run.ranks import device_name
@@ -132,7 +133,7 @@ def sealed_evaluation(evidence: Evidence) -> Finding:
     isolation = dict(again.process.isolation)
     if again.not_isolated:
         isolation["refused"] = [f"isolated, {again.not_isolated}"]
-    sources = (evidence.config.data.source, evidence.config.data.val_source)
+    sources = all_sources(evidence.config.data)
     return judge_isolation(
         isolation, again.process.attempts(), again.num_targets, text_in_libraries="stdlib" in sources
     )

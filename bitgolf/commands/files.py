@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterable
@@ -46,6 +47,19 @@ def artifact_path(path: Path) -> Path:
     if not artifact.exists():
         raise ConfigError(f"{path} holds no model.bitgolf; finish the run with `bitgolf run ... --resume`")
     return artifact
+
+
+def save_standard_input(out: Path, keep: bool = False) -> str:
+    """Write standard input to OUT.stdin.txt, because text is read several times. Returns its source string.
+
+    `keep`: use the file if it exists.
+    """
+    path = out.with_name(f"{out.name}.stdin.txt")
+    if keep and path.is_file():
+        return f"file:{path}"
+    with atomic.atomic_path(path) as temporary, temporary.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return f"file:{path}"
 
 
 def check_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import save_standard_input
 from bitgolf.commands.output import print_json
 from bitgolf.commands.tables import data_table
 from bitgolf.config import resolve
@@ -17,7 +18,9 @@ from bitgolf.errors import ConfigError
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", help="stdlib | jsonl:PATH | dir:PATH | shards:PATH | fineweb[:VARIANT] | fineweb-docs"
+        "source",
+        help="a file or folder, - (standard input), stdlib, file:PATH, dir:PATH, jsonl:PATH, parquet:PATH, "
+        "hf:NAME[:CONFIG][@SPLIT], shards:PATH, fineweb[:VARIANT], fineweb-docs",
     )
     parser.add_argument("--out", required=True, type=Path, help="data directory")
 
@@ -30,7 +33,8 @@ def _prepare(arguments: Arguments, out: Console) -> int:
     for key in arguments.overrides:
         if not key.startswith("data.") and key != "model.vocab_size":
             raise ConfigError(f"`prepare` does not use --{key}; it takes --data.KEY and --model.vocab_size")
-    config = resolve({}, arguments.overrides | {"data.source": json.dumps(arguments.source)})
+    source = arguments.source if arguments.source != "-" else save_standard_input(arguments.out)
+    config = resolve({}, arguments.overrides | {"data.source": json.dumps(source)})
     data = prepare(config.data, config.model.vocab_size, arguments.out, arguments.progress)
     if arguments.json:
         print_json(out, data.manifest)

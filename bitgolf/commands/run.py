@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import save_standard_input
 from bitgolf.commands.output import print_json, print_line
 from bitgolf.commands.pack import pack_run
+from bitgolf.commands.score import print_caveats
 from bitgolf.commands.tables import audit_table, score_table
 from bitgolf.config import Config, load_config
 from bitgolf.errors import BitgolfError, ConfigError, RunError
@@ -32,11 +34,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: Arguments, out: Console) -> int:
-    from bitgolf.report.products import require_product
+    from bitgolf.report.caveats import caveats
+    from bitgolf.report.products import Products, require_product
     from bitgolf.report.report import report
-    from bitgolf.run.ranks import world
+    from bitgolf.run.ranks import is_main_process, world
 
-    config = load_config(arguments.preset, arguments.overrides)
+    overrides = arguments.overrides
+    if overrides.get("data.source") == "-" and is_main_process():
+        overrides = overrides | {"data.source": save_standard_input(arguments.out, keep=arguments.resume)}
+    config = load_config(arguments.preset, overrides)
     with world(config.device) as peers, ExitStack() as hold:
         _on_main(peers, lambda: _begin(arguments, config, peers, hold))
         run = RunDirectory.open(arguments.out)
@@ -48,9 +54,11 @@ def _run(arguments: Arguments, out: Console) -> int:
     pack, score = require_product(run, "pack"), require_product(run, "score")
     if arguments.json:
         summary = {"run": str(run.path), "preset": config.name, "pack": pack, "score": score}
-        print_json(out, summary | {"audit_passed": verdict.passed, "report": str(page)})
+        more = {"audit_passed": verdict.passed, "report": str(page), "caveats": caveats(Products.read(run))}
+        print_json(out, summary | more)
     else:
         out.print(score_table(config.name, score, pack))
+        print_caveats(out, run)
         out.print(audit_table(verdict.to_json()))
         print_line(out, f"report: {page}")
     return int(not verdict.passed)

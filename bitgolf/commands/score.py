@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import STANDARD, artifact_path, read_input
-from bitgolf.commands.output import print_json
+from bitgolf.commands.output import print_json, print_line
 from bitgolf.commands.tables import score_table, text_score_table
 from bitgolf.errors import ConfigError, DataError
 from bitgolf.run.directory import RunDirectory
@@ -44,7 +44,17 @@ def _score(arguments: Arguments, out: Console) -> int:
         print_json(out, scored)
     else:
         out.print(score_table(run.config.name, scored, require_product(run, "pack")))
+        print_caveats(out, run)
     return 0
+
+
+def print_caveats(out: Console, run: RunDirectory) -> None:
+    """Print what makes the score less than it seems, one line each."""
+    from bitgolf.report.caveats import caveats
+    from bitgolf.report.products import Products
+
+    for text in caveats(Products.read(run)):
+        print_line(out, text, "yellow")
 
 
 def _score_text(arguments: Arguments, out: Console) -> int:

@@ -17,10 +17,10 @@ from typing import Any
 from bitgolf.config import DataConfig
 from bitgolf.data.existing_shards import adopt_shards, local_shards, reject_text_settings
 from bitgolf.data.fineweb import fetch_fineweb
-from bitgolf.data.prepare_text import is_new_tokenizer, prepare_text
+from bitgolf.data.prepare_text import is_new_tokenizer, prepare_text, validation_share
 from bitgolf.data.prepared import FORMAT, MANIFEST, PreparedData, open_data, read_manifest
 from bitgolf.data.shards import file_sha256
-from bitgolf.data.sources import parse_source, source_files
+from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source, source_files
 from bitgolf.data.split import check_disjoint
 from bitgolf.errors import DataError
 from bitgolf.run import atomic
@@ -64,7 +64,7 @@ def _prepare_locked(
         with atomic.atomic_directory(root) as work:
             manifest = {
                 "format": FORMAT,
-                "source": config.source,
+                "source": config.source_text,
                 "fingerprint": _digest(settings),
                 "settings": settings,
                 **_write_data(config, vocab_size, work, progress),
@@ -81,7 +81,7 @@ def _prepare_locked(
 def _write_data(config: DataConfig, vocab_size: int, work: Path, progress: Progress) -> dict[str, Any]:
     """Write shards, tokenizer and document hashes into `work`. Returns the manifest's entries about them."""
     kind, argument = parse_source(config.source)
-    if kind not in ("shards", "fineweb"):
+    if config.mix or kind not in ("shards", "fineweb"):
         return prepare_text(config, vocab_size, work, progress)
     reject_text_settings(config)
     if kind == "fineweb":
@@ -94,15 +94,18 @@ def _write_data(config: DataConfig, vocab_size: int, work: Path, progress: Progr
 def fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
     """All settings that determine the result, as JSON. Files enter by the SHA-256 of their content."""
     settings = config.model_dump(mode="json", exclude={"workers"})
-    settings["vocab_size"] = vocab_size
+    settings |= {"val_fraction": validation_share(config), "vocab_size": vocab_size}
+    for key, usual in (("mix", []), ("text_field", "text")):  # data of earlier versions does not have them
+        if settings[key] == usual:
+            del settings[key]
     if not is_new_tokenizer(config) and Path(config.tokenizer).is_file():
         settings["tokenizer_sha256"] = file_sha256(config.tokenizer)
-    for key in ("source", "val_source"):
-        source = getattr(config, key)
+    named = {f"mix_{number}": source for number, source in enumerate(all_sources(config)[: len(config.mix)])}
+    for key, source in ((named or {"source": config.source}) | {"val_source": config.val_source}).items():
         if not source:
             continue
         kind, argument = parse_source(source)
-        if kind in ("jsonl", "dir"):
+        if kind in FILE_KINDS:
             settings[f"{key}_files"] = _contents(source_files(source))
         elif kind == "shards" and Path(argument).is_dir():
             settings[f"{key}_files"] = _contents(sorted(Path(argument).glob("*.bin")))

@@ -20,7 +20,14 @@ from bitgolf.data.encode_stream import encode_batches, make_batches
 from bitgolf.data.fineweb_docs import FinewebDocs
 from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
 from bitgolf.data.shards import ShardWriter, file_sha256
-from bitgolf.data.sources import iterate_documents, parse_source
+from bitgolf.data.sources import (
+    FILE_KINDS,
+    all_sources,
+    iterate_documents,
+    parse_source,
+    source_files,
+    training_documents,
+)
 from bitgolf.data.split import (
     TRAIN_HASHES,
     VAL_HASHES,
@@ -36,6 +43,7 @@ from bitgolf.errors import DataError
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress
 
+_VAL_SHARE, _MOST_VAL_SHARE, _VAL_BYTES = 0.05, 0.2, 100_000
 _HASH_FILES = {"train": TRAIN_HASHES, "val": VAL_HASHES}
 
 
@@ -45,7 +53,7 @@ def prepare_text(config: DataConfig, vocab_size: int, work: Path, progress: Prog
     Returns the manifest's entries about them. Raises DataError for bad text, for an empty split, and for a tokenizer
     that counts more bytes than the text has.
     """
-    if parse_source(config.source)[0] == "fineweb-docs":
+    if not config.mix and parse_source(config.source)[0] == "fineweb-docs":
         with FinewebDocs() as published:
             return _prepare(_Documents(config, published), config, vocab_size, work, progress)
     return _prepare(_Documents(config, None), config, vocab_size, work, progress)
@@ -89,6 +97,17 @@ def validation_documents(config: DataConfig) -> Iterator[Document]:
     return (document for split, document in documents.labeled(documents.splitter()) if split == "val")
 
 
+def validation_share(config: DataConfig) -> float:
+    """`data.val_fraction`, or the default share: enough of small files to hold out 100 KB, but at most a fifth."""
+    if config.val_fraction:
+        return config.val_fraction
+    sources = all_sources(config)
+    if not all(parse_source(source)[0] in FILE_KINDS for source in sources):
+        return _VAL_SHARE
+    total = sum(path.stat().st_size for source in sources for path in source_files(source))
+    return min(_MOST_VAL_SHARE, max(_VAL_SHARE, _VAL_BYTES / max(1, total)))
+
+
 def is_new_tokenizer(config: DataConfig) -> bool:
     """Whether `data.tokenizer` names a kind of tokenizer to train, not the path of a model."""
     return config.tokenizer in ("lossless", "challenge")
@@ -110,7 +129,7 @@ class _Documents:
             self._val_hashes = np.fromiter((d.hash for d in self._validation()), dtype=np.uint64)
         else:
             hashes = (document.hash for document in number_documents(self._training_source()))
-            self._limit = hash_limit(config.val_fraction, hashes)
+            self._limit = hash_limit(validation_share(config), hashes)
 
     @property
     def origin(self) -> dict[str, Any] | None:
@@ -145,12 +164,12 @@ class _Documents:
                 yield document.text
 
     def _training_source(self) -> Iterator[str]:
-        return self._published.training() if self._published is not None else iterate_documents(self._config.source)
+        return self._published.training() if self._published is not None else training_documents(self._config)
 
     def _validation(self) -> Iterator[Document]:
         """Documents of the validation source up to `data.val_bytes`."""
         if self._config.val_source or self._published is None:
-            texts = iterate_documents(self._config.val_source)
+            texts = iterate_documents(self._config.val_source, self._config.text_field)
         else:
             texts = self._published.validation()
         room = self._config.val_bytes or float("inf")
@@ -205,15 +224,15 @@ def _empty_split(split: str, config: DataConfig, splits: dict[str, dict[str, Any
     """The message for an empty split."""
     total = sum(entry["documents"] for entry in splits.values())
     if not total:
-        return f"source {config.source!r} has no text"
+        return f"source {config.source_text!r} has no text"
     if split == "val" and config.val_source:
         return f"the validation source {config.val_source!r} has no text"
     if split == "val":
         return (
-            f"none of the {total} documents of {config.source!r} is in the validation split (data.val_fraction "
-            f"{config.val_fraction}); raise data.val_fraction, add documents, or set data.val_source"
+            f"none of the {total} documents of {config.source_text!r} is in the validation split (data.val_fraction "
+            f"{validation_share(config):g}); raise data.val_fraction, add documents, or set data.val_source"
         )
     return (
-        f"source {config.source!r} has no training documents ({splits['val']['documents']} are validation); "
+        f"source {config.source_text!r} has no training documents ({splits['val']['documents']} are validation); "
         "lower data.val_fraction or add documents"
     )

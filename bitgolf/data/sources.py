@@ -1,9 +1,9 @@
 """The sources of text: a source string becomes an iterator of documents.
 
-`stdlib` is the default (see `stdlib_text`), `jsonl:PATH` reads the field `text` of JSON lines (plain, gzip or zstd;
-globs), `dir:PATH` reads text files; `fineweb-docs` has a module of its own. Only one document is in memory at a time.
-`shards:PATH` and `fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with the
-file and the line.
+`stdlib` is the default (see `stdlib_text`). `file:PATH` and `dir:PATH` read text files, `jsonl:PATH` a field of JSON
+lines (plain, gzip or zstd; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see `tables`). A path alone is
+a source too. `fineweb-docs` has a module of its own. Only one document is in memory at a time. `shards:PATH` and
+`fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with file and line.
 """
 
 from __future__ import annotations
@@ -17,21 +17,31 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from bitgolf.config import DataConfig
 from bitgolf.data.cut_text import cut_text
 from bitgolf.data.stdlib_text import stdlib_documents
+from bitgolf.data.tables import hub_texts, parquet_texts
 from bitgolf.errors import ConfigError, DataError
 
-KINDS = ("stdlib", "jsonl", "dir", "shards", "fineweb", "fineweb-docs")
+KINDS = ("stdlib", "file", "dir", "jsonl", "parquet", "hf", "shards", "fineweb", "fineweb-docs")
+FILE_KINDS = ("file", "dir", "jsonl", "parquet")  # their text lies in files on this machine
+ALLOWED = (
+    "a path, stdlib, file:PATH, dir:PATH, jsonl:PATH, parquet:PATH, hf:NAME[:CONFIG][@SPLIT], shards:PATH, "
+    "fineweb[:VARIANT], fineweb-docs"
+)
 # Suffixes of text files; `dir:` skips all other files.
 _SUFFIXES = """
 .txt .text .md .markdown .rst .adoc .org .tex .html .htm .xml .json .csv .tsv .toml .yaml .yml .ini
 .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .kt .js .ts .css .rb .pl .php .sh .sql .lua .r .jl .swift
 """
 TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
-DIR_DOCUMENT_BYTES = 64 * 1024
+# Text without borders is cut into documents of this size, and into smaller ones if it has less than 6.5 MB: about 100.
+DOCUMENT_BYTES = 64 * 1024
+_LEAST_DOCUMENT_BYTES = 2 * 1024
 MAX_LINE_BYTES = 256 * 1024 * 1024  # a longer JSON line is refused as damaged
 _BLOCK = 1 << 20
 
@@ -39,21 +49,21 @@ _BLOCK = 1 << 20
 def parse_source(source: str) -> tuple[str, str]:
     """Split 'kind:argument'. The argument may be empty. A leading ~ of a path is replaced by the home folder.
 
-    Raises ConfigError for an unknown kind, a missing path, or an argument to `stdlib`.
+    A path alone is a directory, JSON lines, Parquet or a text file, by its name. Raises ConfigError for an unknown
+    kind, a missing path, or an argument to `stdlib`.
     """
     kind, colon, argument = source.partition(":")
+    if kind not in KINDS and _is_path(source):
+        kind, colon, argument = _kind_of(source), ":", source
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(
-            f"unknown data source {source!r}{hint}; allowed: stdlib, jsonl:PATH, dir:PATH, shards:PATH, "
-            "fineweb[:VARIANT], fineweb-docs"
-        )
-    if kind in ("jsonl", "dir", "shards") and not argument:
+        raise ConfigError(f"unknown data source {source!r}{hint}; allowed: {ALLOWED}")
+    if kind in (*FILE_KINDS, "hf", "shards") and not argument:
         raise ConfigError(f"data source {source!r} needs a path: {kind}:PATH")
     if kind in ("stdlib", "fineweb-docs") and colon:
         raise ConfigError(f"data source {source!r}: {kind} takes no argument")
-    if argument.startswith("~") and kind != "fineweb":
+    if argument.startswith("~") and kind not in ("fineweb", "hf"):
         try:
             argument = str(Path(argument).expanduser())
         except RuntimeError as error:
@@ -63,25 +73,86 @@ def parse_source(source: str) -> tuple[str, str]:
     return kind, argument
 
 
-def iterate_documents(source: str) -> Iterator[str]:
-    """Documents of `stdlib`, `jsonl:PATH` or `dir:PATH` in a fixed order, empty ones included.
+def _is_path(source: str) -> bool:
+    """Whether a source without a known kind is the path of something, or looks like a path."""
+    return (bool(source) and Path(source).expanduser().exists()) or (
+        ":" not in source and ("/" in source or "." in source)
+    )
+
+
+def _kind_of(path: str) -> str:
+    if Path(path).expanduser().is_dir():
+        return "dir"
+    name = Path(path).name.lower()
+    return "jsonl" if ".jsonl" in name else "parquet" if name.endswith(".parquet") else "file"
+
+
+def all_sources(config: DataConfig) -> list[str]:
+    """The sources of training text, then that of validation text if it has its own."""
+    training = [source for source, _ in weighted_sources(config)] or [config.source]
+    return [*training, *([config.val_source] if config.val_source else [])]
+
+
+def weighted_sources(config: DataConfig) -> list[tuple[str, float]]:
+    """The sources of `data.mix` and their weights. Raises ConfigError for a text without a positive weight."""
+    sources = []
+    for entry in config.mix:
+        source, _, weight = entry.rpartition("=")
+        try:
+            sources.append((source, float(weight)))
+        except ValueError:
+            sources.append(("", 0.0))
+        if not source or not 0 < sources[-1][1] < float("inf"):
+            raise ConfigError(f"data.mix {entry!r} is not SOURCE=WEIGHT, for example dir:notes=0.7")
+    return sources
+
+
+def training_documents(config: DataConfig) -> Iterator[str]:
+    """Documents of `data.source`, or of the sources of `data.mix` in turn, so that their bytes have the given shares.
+
+    A mix ends with the first of its sources that ends.
+    """
+    mix = weighted_sources(config)
+    if not mix:
+        return iterate_documents(config.source, config.text_field)
+    return _in_turn([(iterate_documents(source, config.text_field), weight) for source, weight in mix])
+
+
+def _in_turn(sources: list[tuple[Iterator[str], float]]) -> Iterator[str]:
+    taken = [0.0] * len(sources)  # bytes so far, divided by the weight
+    while True:
+        index = taken.index(min(taken))
+        documents, weight = sources[index]
+        text = next(documents, None)
+        if text is None:
+            return
+        taken[index] += (len(text.encode()) + 1) / weight
+        yield text
+
+
+def iterate_documents(source: str, text_field: str = "text") -> Iterator[str]:
+    """Documents of one source of text in a fixed order, empty ones included. `text_field`: of JSON lines and tables.
 
     Raises ConfigError for a source that is unknown or contains tokens, DataError for bad input.
     """
-    kind, _ = parse_source(source)
+    kind, argument = parse_source(source)
     if kind == "stdlib":
         return stdlib_documents()
     if kind == "jsonl":
-        return _jsonl(source_files(source))
-    if kind == "dir":
-        return _directory(source_files(source))
-    raise ConfigError(f"data source {source!r} contains tokens, not text; use stdlib, jsonl:PATH or dir:PATH")
+        return _jsonl(source_files(source), text_field)
+    if kind in ("dir", "file"):
+        return _text_documents(source_files(source))
+    if kind == "parquet":
+        return parquet_texts(source_files(source), text_field)
+    if kind == "hf":
+        return hub_texts(argument, text_field)
+    raise ConfigError(f"data source {source!r} contains tokens, not text; use {ALLOWED}")
 
 
 def source_files(source: str) -> list[Path]:
-    """Files that `jsonl:PATH` or `dir:PATH` reads, in order. Raises DataError if there are none."""
+    """Files that a source of FILE_KINDS reads, in order. Raises DataError if there are none."""
     kind, argument = parse_source(source)
-    if kind == "jsonl":
+    if kind in ("jsonl", "parquet", "file"):
         paths = sorted(Path(p) for p in glob.glob(argument, recursive=True) if Path(p).is_file())  # noqa: PTH207 - may be absolute
         if not paths and Path(argument).is_file():  # a name that contains brackets
             paths = [Path(argument)]
@@ -111,16 +182,16 @@ def _text_files(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _jsonl(paths: Iterable[Path]) -> Iterator[str]:
+def _jsonl(paths: Iterable[Path], text_field: str) -> Iterator[str]:
     for path in paths:
         for number, line in enumerate(_lines(path), 1):
             if not line.strip():
                 continue
-            yield text_of_json_line(line, f"{path}, line {number}", first=number == 1)
+            yield text_of_json_line(line, f"{path}, line {number}", text_field, first=number == 1)
 
 
-def text_of_json_line(line: bytes, where: str, first: bool = False) -> str:
-    """The field `text` of a JSON line. A byte order mark is allowed in the first line of a file.
+def text_of_json_line(line: bytes, where: str, text_field: str = "text", first: bool = False) -> str:
+    """The field `text_field` of a JSON line. A byte order mark is allowed in the first line of a file.
 
     Raises DataError, whose message begins with `where`, if the line is not JSON or has no such text.
     """
@@ -132,12 +203,15 @@ def text_of_json_line(line: bytes, where: str, first: bool = False) -> str:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON ({error}); it begins {line[:40]!r}") from error
-    if not isinstance(record, dict) or "text" not in record:
+    if not isinstance(record, dict) or text_field not in record:
         content = f"keys {sorted(record)[:8]}" if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise DataError(f'{where} has no field \'text\': it is {content}; each line must be {{"text": "..."}}')
-    text = record["text"]
+        raise DataError(
+            f'{where} has no field {text_field!r}: it is {content}; each line must be {{"{text_field}": "..."}}, or '
+            "data.text_field must name another field"
+        )
+    text = record[text_field]
     if not isinstance(text, str):
-        raise DataError(f"{where}: the field 'text' is {type(text).__name__}, not a string")
+        raise DataError(f"{where}: the field {text_field!r} is {type(text).__name__}, not a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -149,15 +223,21 @@ def text_of_json_line(line: bytes, where: str, first: bool = False) -> str:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, decompressed according to its suffix: .gz, .zst, .zstd or plain."""
+    with _opened(path) as stream:
+        yield from read_lines(stream, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | io.BufferedReader]:
+    """A file, decompressed according to its suffix: .gz, .zst, .zstd or plain. Damage raises DataError."""
     try:
         with path.open("rb") as raw:
-            stream: BinaryIO | io.BufferedReader = raw
             if path.suffix == ".gz":
-                stream = io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
+                yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
             elif path.suffix in (".zst", ".zstd"):
-                stream = io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
-            yield from read_lines(stream, path)
+                yield io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
+            else:
+                yield raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is a damaged or truncated gzip file: {error}") from error
     except OSError as error:
@@ -217,18 +297,20 @@ class _ZstdFile(io.RawIOBase):
         return count
 
 
-def _directory(paths: Iterable[Path]) -> Iterator[str]:
+def _text_documents(paths: list[Path]) -> Iterator[str]:
+    total = sum(path.stat().st_size for path in paths)
+    limit = min(DOCUMENT_BYTES, max(_LEAST_DOCUMENT_BYTES, total // 100))
     for path in paths:
-        yield from cut_text(_text_lines(path), DIR_DOCUMENT_BYTES)
+        yield from cut_text(_text_lines(path), limit)
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with unchanged line ends. Lines above DIR_DOCUMENT_BYTES come in pieces."""
+    """Lines of a UTF-8 file with unchanged line ends. Lines above DOCUMENT_BYTES come in pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     number = 1
     try:
-        with path.open("rb") as handle:
-            while line := handle.readline(DIR_DOCUMENT_BYTES):
+        with _opened(path) as handle:
+            while line := handle.readline(DOCUMENT_BYTES):
                 yield decoder.decode(line)
                 number += line.endswith(b"\n")
             yield decoder.decode(b"", final=True)
@@ -237,5 +319,3 @@ def _text_lines(path: Path) -> Iterator[str]:
             f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or rename it "
             "to a suffix that is not one of a text file"
         ) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from bitgolf.bundle.single_file import code_bytes
 from bitgolf.config import Config
-from bitgolf.data.sources import parse_source, source_files
+from bitgolf.data.prepare_text import validation_share
+from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source, source_files
 from bitgolf.errors import BitgolfError
 from bitgolf.model.gpt import count_parameters
 from bitgolf.plan.check import memory_problems, require_room_for_code, settled, speed_problems
@@ -146,13 +146,13 @@ def _steps(config: Config, speed: Speed) -> tuple[int, float, float]:
 def validation_bytes(config: Config) -> int | None:
     """Raw bytes of the validation text, as far as they are known before it is prepared; None = unknown."""
     data = config.data
-    source = data.val_source or data.source
+    source = all_sources(data)[-1]
     kind, _ = parse_source(source)
     if kind in ("fineweb", "fineweb-docs"):
         size = _FINEWEB_VAL_BYTES
-    elif kind in ("jsonl", "dir"):
-        total = sum(Path(file).stat().st_size for file in source_files(source))
-        size = total if data.val_source else int(data.val_fraction * total)
+    elif kind in FILE_KINDS and not data.mix:
+        total = sum(file.stat().st_size for file in source_files(source))
+        size = total if data.val_source else int(validation_share(data) * total)
     else:
         return data.val_bytes or None
     return min(size, data.val_bytes or size)

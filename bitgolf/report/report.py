@@ -14,6 +14,7 @@ from bitgolf.artifact.generate import Sampling, generate
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.data.prepare import open_data
 from bitgolf.report import allocation, charts, passage, sections
+from bitgolf.report.caveats import caveats
 from bitgolf.report.page import markup, render_page, require_libraries
 from bitgolf.report.products import Products, read_losses
 from bitgolf.run import atomic
@@ -136,7 +137,7 @@ def render(products: Products, texts: Texts) -> str:
         config_digest=products.config.digest(),
         config_toml=products.config.to_toml(),
         command=products.command,
-        warnings=sections.warnings(products),
+        warnings=[*sections.warnings(products), *caveats(products)],
         verdict=verdict,
         headline=f"{score['headline_bpb']:.4f}" if score else None,
         score=score,

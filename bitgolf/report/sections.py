@@ -306,7 +306,7 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     )
     text = _nonempty(
         [
-            ("source", config.data.source),
+            ("source", config.data.source_text),
             ("validation documents", _format(score, "val_documents", "{:,}")),
             ("validation tokens", _format(score, "val_tokens", "{:,}")),
             ("validation bytes", _format(score, "val_bytes", "{:,}")),

@@ -124,7 +124,7 @@ def _data(submission: Submission) -> str:
     manifest = read_manifest(run.path / "data")
     text, score = run.scored.text, run.scored.score
     rows = [
-        ("source", f"`{run.config.data.source}`"),
+        ("source", f"`{run.config.data.source_text}`"),
         ("tokenizer", f"{manifest['tokenizer']['name']}, sha256 `{text.tokenizer_sha256}`"),
         ("vocabulary", f"{run.config.model.vocab_size:,}"),
         ("byte accounting", text.accounting),

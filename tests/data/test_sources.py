@@ -163,7 +163,7 @@ def test_stdlib_is_deterministic_bounded_and_mixed() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("jsnol:x", "did you mean 'jsonl'.*allowed: stdlib"),
+        ("jsnol:x", "did you mean 'jsonl'.*allowed: a path, stdlib"),
         ("", "unknown data source ''; allowed"),
         ("jsonl:", "needs a path"),
         ("dir", "needs a path"),

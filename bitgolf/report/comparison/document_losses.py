@@ -163,5 +163,5 @@ class _Documents:
 
 
 def _describe(run: ScoredRun) -> str:
-    source = run.run.config.data.val_source or run.run.config.data.source
+    source = run.run.config.data.val_source or run.run.config.data.source_text
     return f"{run.text.documents:,} documents of {source!r} ({run.text.val_hashes[:12]}...)"

@@ -1,0 +1,48 @@
+"""Each reason to doubt a score is said once, and none without a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitgolf.config import load_config
+from bitgolf.report.caveats import caveats
+from bitgolf.report.products import Products
+from bitgolf.run.budget import Budget
+
+
+def run(
+    val_bytes: int = 60_000, val_documents: int = 20, steps: int = 300, losses: tuple[float, ...] = (6.0, 3.0, 2.5),
+    bpb: float = 1.5, compressors: dict[str, float] | None = None,
+) -> Products:  # fmt: skip
+    events: list[dict[str, Any]] = [{"event": "step", "loss": loss} for loss in losses]
+    events.append({"event": "end", "step": steps})
+    score = {
+        "val_bytes": val_bytes, "val_documents": val_documents, "headline_bpb": bpb,
+        "compressors": {"xz-9": 2.0} if compressors is None else compressors,
+    }  # fmt: skip
+    return Products(Path("run"), load_config("demo"), Budget({}), events, None, score, None)
+
+
+def test_a_sound_run_has_none() -> None:
+    assert caveats(run()) == []
+    assert caveats(run(compressors={}, bpb=9.0)) == []
+    assert caveats(Products(Path("run"), load_config("demo"), Budget({}), [], None, None, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val_bytes": 3_500}, "only 3,500 bytes in 20 documents"),
+        ({"val_documents": 1}, "only 60,000 bytes in 1 document,"),
+        ({"steps": 199}, "only 199 steps"),
+        ({"losses": (6.0, 3.0, 3.5)}, "diverged: it ends at 3.50 nats per token, after 3.00"),
+        ({"losses": (7.2, 7.1, 7.05)}, "diverged"),  # no better than ln 1024 = 6.93
+        ({"bpb": 12.9}, "worse than xz -9 on the same text: 12.900 bits per byte against 2.000"),
+    ],
+)
+def test_each_reason_is_said_once(changes: dict[str, Any], words: str) -> None:
+    (text,) = caveats(run(**changes))
+    assert words in text
