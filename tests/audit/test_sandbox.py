@@ -68,6 +68,10 @@ def scored(process: SealedProcess, stop: int = 60) -> np.ndarray:
     return process.score(read, 0, stop, 0)
 
 
+def small(**changes: float) -> Limits:
+    return replace(Limits.of(1_000, num_threads=1, on_gpu=False), **changes)
+
+
 HONEST = sealed_programs.honest_losses(TOKENS, 0, 60)
 
 
@@ -100,19 +104,10 @@ def test_an_attempt_whose_error_is_swallowed_is_named_all_the_same(secret: Path)
 
 
 @needs_isolation
-@pytest.mark.parametrize("program", [sealed_programs.NativeCode, sealed_programs.OldThread])
+@pytest.mark.parametrize("program", [sealed_programs.NativeCode, sealed_programs.OldThread, sealed_programs.Forks])
 def test_what_python_does_not_see_the_kernel_refuses(secret: Path, program: Any) -> None:
-    with start(secret, program) as process:
+    with start(secret, program, limits=small(processes=40)) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
-
-
-@needs_isolation
-def test_reading_the_text_while_loading_is_refused_and_named(secret: Path) -> None:
-    with (
-        start(secret, sealed_programs.ReadsWhileLoading) as process,
-        pytest.raises(RuleViolation, match=r"Error at .*: .*val_000000"),
-    ):
-        scored(process)
 
 
 def test_without_isolation_it_scores_and_does_not_pass(secret: Path) -> None:
@@ -163,15 +158,22 @@ def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
 
 @needs_isolation
 @pytest.mark.parametrize(
-    ("program", "error", "words"),
+    ("program", "limits", "error", "words"),
     [
-        (sealed_programs.TooFew, RuleViolation, "gave 59 losses"),
-        (sealed_programs.Dies, SealedFailure, "ended early"),
-        (sealed_programs.DoesNotLoad, SealedFailure, "cannot be evaluated in the sealed process: ArithmeticError"),
+        (sealed_programs.TooFew, {}, RuleViolation, "gave 59 losses"),
+        (sealed_programs.TooMuch, {}, SealedFailure, "."),
+        (sealed_programs.Dies, {}, SealedFailure, "ended early"),
+        (sealed_programs.DoesNotLoad, {}, SealedFailure, "cannot be evaluated in the sealed process: ArithmeticError"),
+        (sealed_programs.ReadsWhileLoading, {}, RuleViolation, r"Error at .*: .*val_000000"),
+        (sealed_programs.Hoards, {"address_space_bytes": 2 << 30}, SealedFailure, "MemoryError"),
+        (sealed_programs.Hangs, {"wall_seconds": 4.0}, SealedTimeout, "longer than 4 s"),
+        (sealed_programs.Spins, {"cpu_seconds": 2}, SealedFailure, "ended early"),
     ],
 )
-def test_what_comes_back_wrong_is_named(secret: Path, program: Any, error: type[Exception], words: str) -> None:
-    with start(secret, program) as process, pytest.raises(error, match=words):
+def test_what_comes_back_wrong_is_named(
+    secret: Path, program: Any, limits: dict[str, float], error: type[Exception], words: str
+) -> None:
+    with start(secret, program, limits=small(**limits)) as process, pytest.raises(error, match=words):
         scored(process)
 
 
@@ -199,56 +201,11 @@ def test_nothing_outside_can_be_changed_and_the_evidence_says_what_was_tried(sec
         assert isolation["user"] == (65534 if os.geteuid() == 0 else os.geteuid())
 
 
-def small(**changes: float) -> Limits:
-    defaults = Limits.of(1_000, num_threads=1, on_gpu=False)
-    return replace(defaults, **changes)
-
-
-@needs_isolation
-def test_processes_are_limited(secret: Path) -> None:
-    with start(secret, sealed_programs.Forks, limits=small(processes=40)) as process:
-        np.testing.assert_array_equal(scored(process), HONEST)
-
-
-@needs_isolation
-def test_memory_is_limited(secret: Path) -> None:
-    limits = small(address_space_bytes=2 << 30)
-    with (
-        start(secret, sealed_programs.Hoards, limits=limits, gib=6) as process,
-        pytest.raises(SealedFailure, match="MemoryError"),
-    ):
-        scored(process)
-
-
 @needs_isolation
 def test_files_and_output_are_limited(secret: Path) -> None:
     with start(secret, sealed_programs.Floods, limits=small(file_bytes=1 << 25)) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
         assert os.fstat(process._output.fileno()).st_size <= 1 << 25
-
-
-@needs_isolation
-def test_the_wall_clock_is_limited(secret: Path) -> None:
-    with (
-        start(secret, sealed_programs.Hangs, limits=small(wall_seconds=4.0)) as process,
-        pytest.raises(SealedTimeout, match="longer than 4 s"),
-    ):
-        scored(process)
-
-
-@needs_isolation
-def test_cpu_time_is_limited(secret: Path) -> None:
-    with (
-        start(secret, sealed_programs.Spins, limits=small(cpu_seconds=3)) as process,
-        pytest.raises(SealedFailure, match="ended early"),
-    ):
-        scored(process)
-
-
-@needs_isolation
-def test_an_answer_that_is_too_long_is_not_taken(secret: Path) -> None:
-    with start(secret, sealed_programs.TooMuch) as process, pytest.raises(SealedFailure):
-        scored(process)
 
 
 def test_more_may_be_asked_for() -> None:

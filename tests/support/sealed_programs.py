@@ -189,7 +189,7 @@ class Hoards(Honest):
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
-        np.ones(settings["gib"] << 27)
+        np.ones(6 << 27)  # 6 GiB
 
 
 class Floods(Honest):
