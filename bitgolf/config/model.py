@@ -52,6 +52,10 @@ class BigramConfig(Section):
 
     rows: int = Field(0, ge=0, le=1 << 24, description="rows of the table; 0 = no table")
     dim: int = Field(128, ge=1, le=16_384, description="width of a row before its projection to model_dim")
+    every_layer: bool = Field(
+        False,
+        description="add the rows, with hashed signs, to the first channels before every layer; without projection",
+    )
 
 
 class SmearConfig(Section):
@@ -66,10 +70,14 @@ class SmearConfig(Section):
 
 
 class ValueEmbeddingConfig(Section):
-    """A token embedding added to the values of some layers (VE)."""
+    """A token embedding added to the values of some layers (VE, PR 374; gated: modded-nanogpt)."""
 
     layers: tuple[int, ...] = Field((), description="indices of the layers, counted from 0; empty = none")
     dim: int = Field(128, ge=1, le=16_384, description="width of the table, which the layers share")
+    gated: bool = Field(
+        False,
+        description="one table per layer, as wide as the values, and a gate per key/value head; dim has no effect",
+    )
 
 
 class LoopConfig(Section):
@@ -124,6 +132,11 @@ class ModelConfig(Section):
             )
         if self.bigram.rows == 1:
             raise ValueError("bigram.rows 1 leaves no row to hash into; use 0 for none, or 2 and more")
+        if self.bigram.every_layer and not 0 < self.bigram.dim <= self.model_dim * bool(self.bigram.rows):
+            raise ValueError(
+                f"bigram.every_layer needs bigram.rows above 0 and bigram.dim {self.bigram.dim} up to model_dim "
+                f"{self.model_dim}"
+            )
         if self.attention.xsa_layers > self.num_layers:
             raise ValueError(f"attention.xsa_layers {self.attention.xsa_layers} is above num_layers {self.num_layers}")
         layers = self.value_embedding.layers

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitgolf.grids.roles import is_table
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import Linear
 from bitgolf.run.clock import SAFETY, seconds_of_second_run
@@ -77,7 +78,7 @@ class FisherCollector:
         model = self.model
         trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
         # Gradients of the tables suffice for a graph through every layer; those of the matrices are not needed.
-        tables = [model.embedding] + [part.table for part in (model.bigram, model.value_embedding) if part is not None]
+        tables = [parameter for name, parameter in model.named_parameters() if is_table(name)]
         hooks = [
             module.register_forward_hook(self._hook(f"{name}.weight"))
             for name, module in model.named_modules()

@@ -19,6 +19,7 @@ from bitgolf.config import ModelConfig
 from bitgolf.model.document_borders import BOS
 from bitgolf.model.layers import Linear
 
+_SIGN_ROWS = 8192  # of the hash of a pair's signs (modded-nanogpt PR 299)
 _SMEAR_WINDOW = 12  # channels that the gate of smear v2 reads (PR 1667)
 
 
@@ -48,6 +49,38 @@ class BigramHash(nn.Module):
         """tokens (B, T) int64 -> (B, T, D) of `dtype`."""
         rows = F.embedding(bigram_rows(tokens, self.table.size(0), self.documents), self.table).to(dtype)
         return self.scale.to(dtype) * self.project(rows, fake)
+
+
+class SignedBigrams(nn.Module):
+    """One learned vector per hashed pair of tokens, added to the first b channels before every layer.
+
+    Pairs share rows. A random sign per channel, which depends on another hash of the pair, makes their common vectors
+    differ. The rows start at zero. Source: modded-nanogpt PR 299.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.documents, self.width = config.attention.within_documents, config.model_dim
+        self.table = nn.Parameter(torch.empty(config.bigram.rows, config.bigram.dim))
+        self.layer_scales = nn.Parameter(torch.full((config.num_layers,), 0.05))
+        self.signs: Tensor
+        self.register_buffer("signs", hashed_signs(_SIGN_ROWS, config.bigram.dim), persistent=False)
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """tokens (B, T) int64 -> (B, T, D) of `dtype`, zero above channel b, before the scale of a layer."""
+        before = F.pad(tokens[:, :-1], (1, 0))
+        if self.documents:
+            before = torch.where(tokens == BOS, 0, before)
+        rows = F.embedding(bigram_rows(tokens, self.table.size(0), self.documents), self.table).to(dtype)
+        signed = rows * F.embedding((before ^ tokens) % _SIGN_ROWS, self.signs).to(dtype)
+        return F.pad(signed, (0, self.width - signed.size(-1)))
+
+
+def hashed_signs(rows: int, columns: int) -> Tensor:
+    """Pseudorandom signs (rows, columns) fp32, 1 or -1, the same everywhere: bits of a hash of the position."""
+    hashed = torch.arange(rows * columns) * -7046029254386353131  # 2^64 / golden ratio
+    hashed = (hashed ^ (hashed >> 31)) * -4658895280553007687  # the first mixing step of splitmix64
+    return (1 - 2 * (hashed >> 40 & 1)).float().view(rows, columns)
 
 
 class Smear(nn.Module):
@@ -82,8 +115,28 @@ class ValueEmbedding(nn.Module):
         self.table = nn.Parameter(torch.empty(config.vocab_size, config.value_embedding.dim))
         self.project = Linear(config.value_embedding.dim, config.kv_dim)
         self.scale = nn.Parameter(torch.tensor(0.1))
-        self.layer_scales = nn.Parameter(torch.ones(len(config.value_embedding.layers)))
+        self.layers = config.value_embedding.layers
+        self.layer_scales = nn.Parameter(torch.ones(len(self.layers)))
 
-    def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> (B, T, G * K), before the scale of a layer."""
-        return self.scale.to(dtype) * self.project(F.embedding(tokens, self.table).to(dtype), fake)
+    def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> dict[int, Tensor]:
+        """tokens (B, T) -> (B, T, G * K) of each layer."""
+        shared = self.scale.to(dtype) * self.project(F.embedding(tokens, self.table).to(dtype), fake)
+        return {layer: scale.to(dtype) * shared for layer, scale in zip(self.layers, self.layer_scales, strict=True)}
+
+
+class ValueTables(nn.ModuleDict):
+    """A table of token vectors for each layer of `value_embedding.layers`; `Attention.value_gate` weighs them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        layers = config.value_embedding.layers
+        super().__init__({str(layer): _ValueTable(config.vocab_size, config.kv_dim) for layer in layers})
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> dict[int, Tensor]:
+        """tokens (B, T) -> (B, T, G * K) of each layer."""
+        return {int(layer): F.embedding(tokens, part.table).to(dtype) for layer, part in self.items()}  # type: ignore[arg-type]
+
+
+class _ValueTable(nn.Module):
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(rows, width))

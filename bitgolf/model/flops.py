@@ -19,5 +19,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     width, passes = config.model_dim, len(layer_order(config, True))
     attention = width * (2 * width + 2 * config.kv_dim)
     block = attention + 2 * width * config.mlp_dim
-    tables = config.vocab_size * width + (config.bigram.dim * width if config.bigram.rows else 0)
+    tables = config.vocab_size * width + (
+        config.bigram.dim * width if config.bigram.rows and not config.bigram.every_layer else 0
+    )
     return 6.0 * (passes * block + tables) + 6.0 * passes * width * seq_len

@@ -2,6 +2,8 @@
 
     tokens -> E[t] + bigram -> RMS norm -> smear -> x0 -> blocks -> RMS norm -> E^T -> c tanh(z / c) -> logits
 
+With `bigram.every_layer`, bigrams are added before every layer instead.
+
 The first half of the layers keep their output. Every later layer adds the last output kept, times one learned weight
 per channel, while any is left (as in the challenge's baseline, main:train_gpt.py). `order` has these pairs, and the
 layers that run several times. Layers from `lanes_from` on have two lanes, which begin equal. Skips are added to lane 0,
@@ -24,7 +26,7 @@ from bitgolf.config import ModelConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model.cache import Cache
 from bitgolf.model.document_borders import Layout, document_backend
-from bitgolf.model.embeddings import BigramHash, Smear, ValueEmbedding
+from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
 from bitgolf.model.layers import Block, Linear, Pass, rms_norm
 from bitgolf.model.order import layer_order, num_skip_rows
 from bitgolf.model.rotary import rotary_frequencies
@@ -43,9 +45,12 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.context_length, self.compute_dtype = config, context_length, compute_dtype
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.model_dim))
-        self.bigram = BigramHash(config) if config.bigram.rows else None
+        self.bigram = (
+            (SignedBigrams if config.bigram.every_layer else BigramHash)(config) if config.bigram.rows else None
+        )
         self.smear = Smear(config) if config.smear.gate != "none" else None
-        self.value_embedding = ValueEmbedding(config) if config.value_embedding.layers else None
+        ve = config.value_embedding
+        self.value_embedding = (ValueTables if ve.gated else ValueEmbedding)(config) if ve.layers else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.orders = {looped: layer_order(config, looped) for looped in (False, True)}
         skips = num_skip_rows(config)
@@ -74,8 +79,9 @@ class GPT(nn.Module):
             self.embedding.normal_(0.0, config.embed_init_std, generator=generator)
             if self.bigram is not None:
                 self.bigram.table.zero_()
-            if self.value_embedding is not None:
-                self.value_embedding.table.normal_(0.0, 0.01, generator=generator)
+            for name, parameter in self.named_parameters():
+                if name.startswith("value_embedding") and name.endswith(".table"):
+                    parameter.normal_(0.0, 0.01, generator=generator)
             for name, module in self.named_modules():
                 if not isinstance(module, Linear):
                     continue
@@ -126,7 +132,7 @@ class GPT(nn.Module):
     def embed(self, tokens: Tensor, fake: Tensor | None = None) -> Tensor:
         """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor."""
         raw = F.embedding(tokens, self.embedding).to(self.compute_dtype)
-        if self.bigram is not None:
+        if isinstance(self.bigram, BigramHash):
             raw = raw + self.bigram(tokens, self.compute_dtype, fake)
         if self.smear is not None and self.smear.version == "v2":
             return rms_norm(self.smear(raw, tokens))
@@ -146,6 +152,7 @@ class GPT(nn.Module):
         Returns:
             (B, T, D) in `compute_dtype`.
         """
+        recent, T = tokens, tokens.size(1)
         if cache is None:
             x = self.embed(tokens, fake)
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
@@ -153,23 +160,26 @@ class GPT(nn.Module):
         else:
             attention = self.config.attention
             recent, positions, documents = cache.take(tokens, attention.within_documents, attention.document_tokens)
-            x = self.embed(recent)[:, -tokens.size(1) :]
+            x = self.embed(recent)[:, -T:]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
         shared = Pass(cos, sin, documents, fake)
-        ve = None if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
+        ve = {} if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
+        pairs = self.bigram(recent, self.compute_dtype)[:, -T:] if isinstance(self.bigram, SignedBigrams) else None
 
         x0, first_value = x, None
         lane1: Tensor | None = None  # while there is one, x is lane 0
         skips: list[Tensor] = []
         for place, (layer, keeps, row) in enumerate(self.orders[looped]):
             block = self.blocks[layer]
+            if pairs is not None and isinstance(self.bigram, SignedBigrams):
+                x = x + self.bigram.layer_scales[layer].to(x.dtype) * pairs
             if self.config.lanes_from and layer == self.config.lanes_from:
                 lane1 = x
             if row >= 0:
                 x = self._add_skip(x, skips.pop(), row)
             layer_cache = None if cache is None else cache.layers[place]
-            rest = (x0, shared, self._layer_value_embedding(ve, layer), first_value, layer_cache)
+            rest = (x0, shared, ve.get(layer), first_value, layer_cache)
             if lane1 is None:
                 x, v = block(x, *rest)
             else:
@@ -189,13 +199,6 @@ class GPT(nn.Module):
             return x + skip
         gate = torch.sigmoid(self.skip_gates[index].to(x.dtype))
         return gate * x + (1 - gate) * skip
-
-    def _layer_value_embedding(self, ve: Tensor | None, layer: int) -> Tensor | None:
-        """The value embedding (B, T, G * K) with the scale of this layer; None if the layer has none."""
-        layers = self.config.value_embedding.layers
-        if ve is None or self.value_embedding is None or layer not in layers:
-            return None
-        return self.value_embedding.layer_scales[layers.index(layer)].to(ve.dtype) * ve
 
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Softcapped fp32 logits (..., V) of the output of `hidden` (..., D) at `tokens` (...) int64."""

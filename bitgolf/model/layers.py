@@ -24,6 +24,7 @@ from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.rotary import rotate
 
 _GATE_CHANNELS = 12  # channels of its input that the gate of attention reads (PR 1787)
+_VALUE_GATE_CHANNELS = 32  # that the gates of value tables read (github.com/karpathy/autoresearch PR 44)
 GATE_SCALE = 0.5  # factor on the gate's logits (PR 1855)
 
 
@@ -78,6 +79,9 @@ class Attention(nn.Module):
         self.value_mix = nn.Parameter(torch.tensor([0.01, 0.99])) if config.attention.value_residual and layer else None
         channels = min(_GATE_CHANNELS, config.model_dim)
         self.gate = nn.Parameter(torch.zeros(config.num_heads, channels)) if config.attention.gate else None
+        ve, channels = config.value_embedding, min(_VALUE_GATE_CHANNELS, config.model_dim)
+        has_gate = ve.gated and layer in ve.layers
+        self.value_gate = nn.Parameter(torch.zeros(config.num_kv_heads, channels)) if has_gate else None
         self.document_tokens = config.attention.document_tokens
         self.attend: Callable[..., Tensor]
         self.use_backend("math", config.attention.within_documents)
@@ -109,6 +113,9 @@ class Attention(nn.Module):
         q = self.query(x, fake).view(B, T, self.num_heads, self.head_dim)
         k = self.key(x, fake).view(B, T, self.num_kv_heads, self.head_dim)
         flat = self.value(x, fake)
+        if value_embedding is not None and self.value_gate is not None:
+            opened = 2 * torch.sigmoid(F.linear(x[..., : self.value_gate.size(1)], self.value_gate.to(x.dtype)))
+            value_embedding = (value_embedding.unflatten(-1, (self.num_kv_heads, -1)) * opened[..., None]).flatten(-2)
         if value_embedding is not None:
             flat = flat + value_embedding
         v = flat.view(B, T, self.num_kv_heads, self.head_dim)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bitgolf.model.cache import GenerationCache
 from bitgolf.model.document_borders import BOS
+from bitgolf.model.embeddings import BigramHash, ValueEmbedding
 from bitgolf.model.gpt import GPT
 from bitgolf.model.layers import GATE_SCALE, Block
 
@@ -43,6 +44,8 @@ def is_small(model: GPT, num_streams: int = 1) -> bool:
         and model.compute_dtype == torch.float32
         and not config.lanes_from
         and not config.attention.within_documents
+        and not config.bigram.every_layer
+        and not config.value_embedding.gated
         and num_streams <= MOST_STREAMS
         and sum(parameter.numel() for parameter in model.parameters()) <= MOST_PARAMETERS
     )
@@ -245,9 +248,9 @@ class _Weights:
         self.skip_weights = None if model.skip_weights is None else _array(model.skip_weights)
         self.skip_gates = None if model.skip_gates is None else _array(model.skip_gates.sigmoid())
         self.bigrams = self.value_table = None
-        if model.bigram is not None:  # (rows, D)
+        if isinstance(model.bigram, BigramHash):  # (rows, D)
             self.bigrams = _array(model.bigram.scale * model.bigram.project(model.bigram.table))
-        if (embedding := model.value_embedding) is not None:  # (V, G K)
+        if isinstance(embedding := model.value_embedding, ValueEmbedding):  # (V, G K)
             self.value_table = _array(embedding.scale * embedding.project(embedding.table))
         self.smear_gate, self.smear_strength = np.empty(0), np.float32(0)
         if (smear := model.smear) is not None:
@@ -262,7 +265,7 @@ def _block_weights(model: GPT, layer: int) -> _BlockWeights:
     joined = torch.cat((attention.query.weight, attention.key.weight, attention.value.weight))
     gain = torch.cat((attention.q_gain * config.head_dim**-0.5, torch.ones(config.num_kv_heads)))
     ve_scale = None
-    if model.value_embedding is not None and layer in config.value_embedding.layers:
+    if isinstance(model.value_embedding, ValueEmbedding) and layer in config.value_embedding.layers:
         ve_scale = np.float32(float(model.value_embedding.layer_scales[config.value_embedding.layers.index(layer)]))
     return _BlockWeights(
         _array(block.resid_mix[0]),

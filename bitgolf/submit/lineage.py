@@ -94,6 +94,11 @@ COMPONENTS = (
         "ttt.method ttt.weights.chunk_tokens ttt.weights.epochs ttt.weights.lr",
         lambda c: c.ttt.method in ("full", "last_blocks"),
     ),
+    Component(
+        "Gated value tables", "modded-nanogpt, karpathy/autoresearch PR 44", "model.value_embedding.layers",
+        lambda c: c.model.value_embedding.gated,
+    ),
+    Component("Signed bigrams in every layer", "modded-nanogpt PR 299", "model.bigram.every_layer model.bigram.rows"),
     Component("Canonical pairs of tokens", "arXiv 2506.07956, modded-nanogpt PR 350", "score.canonical"),
     Component(
         "Document LoRA test-time training", "baseline, PR 1530",

@@ -275,6 +275,8 @@ def test_configurations_are_compared_and_changed_by_dotted_keys() -> None:
         ({"model.attention.xsa_layers": "5"}, "xsa_layers 5 is above num_layers 4"),
         ({"model.value_embedding.layers": "[4]"}, "different layers from 0 to 3"),
         ({"model.value_embedding.layers": "[1, 1]"}, "different layers from 0 to 3"),
+        ({"model.bigram.rows": "0", "model.bigram.every_layer": "true"}, "needs bigram.rows above 0"),
+        ({"model.bigram.every_layer": "true", "model.bigram.dim": "9999"}, "bigram.dim 9999 up to model_dim"),
         ({"model.skips": "false", "model.skip_gates": "true"}, "skip_gates need skips"),
         ({"model.attention.within_documents": "true"}, "needs smear.document_mask = true"),
         ({"model.num_heads": "128"}, "head width model_dim / num_heads = 1 must be even"),

@@ -70,8 +70,9 @@ def borders_of(rows: np.ndarray) -> list[int]:
         EVERYTHING,
         EVERYTHING | {"smear.gate": "v2", "skip_gates": True, "rope.train_length": 8},
         {"attention.within_documents": True, "num_kv_heads": 1, "bigram.rows": 7, "bigram.dim": 6},
+        EVERYTHING | {"bigram.every_layer": True, "value_embedding.gated": True},
     ],
-    ids=["v1", "v2", "plain"],
+    ids=["v1", "v2", "plain", "tables in many layers"],
 )
 def test_every_document_is_computed_as_in_a_row_of_its_own(changes: dict, starts: tuple[int, ...]) -> None:
     model, tokens = make(changes), row(11, starts)
@@ -134,8 +135,9 @@ def test_gradients_are_those_of_the_documents_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("steps", [(5, 1, 1, 1, 1, 1, 1, 1, 1, 1), (1,) * 14, (8, 6), (14,), (3, 4, 7)], ids=str)
-def test_cached_generation_keeps_to_its_document(steps: tuple[int, ...]) -> None:
-    model = make(EVERYTHING)
+@pytest.mark.parametrize("changes", [{}, {"bigram.every_layer": True, "value_embedding.gated": True}])
+def test_cached_generation_keeps_to_its_document(changes: dict, steps: tuple[int, ...]) -> None:
+    model = make(EVERYTHING | changes)
     tokens = torch.from_numpy(np.stack([row(14, (0, 6, 7)), row(14, (8, 13), 3)]))
     cache, outputs, done = GenerationCache(len(model.blocks)), [], 0
     with torch.no_grad():

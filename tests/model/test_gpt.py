@@ -37,6 +37,8 @@ from bitgolf.model.layers import Linear
             "value_embedding.layers": (0,),
             "value_embedding.dim": 5,
         },
+        {"value_embedding.layers": (0, 2), "value_embedding.gated": True, "attention.xsa_layers": 3, "ln_scale": True},
+        {"bigram.rows": 9, "bigram.dim": 10, "bigram.every_layer": True, "num_layers": 5, "smear.gate": "v1"},
         {"attention.xsa_layers": 3, "num_kv_heads": 4, "rope.dims": 2, "ln_scale": True},
     ],
 )
@@ -101,6 +103,21 @@ def test_projections_of_bigram_and_value_embedding_start_as_in_the_seeds() -> No
     assert mixed.blocks[1].attention.value_mix.tolist() == pytest.approx([0.01, 0.99])  # PR 693
     assert mixed.blocks[0].attention.value_mix is None
     assert model.value_embedding.table.std().item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_tables_of_gated_values_and_signed_bigrams_start_as_published() -> None:
+    sizes = {"value_embedding.layers": (1, 8), "value_embedding.gated": True, "bigram.rows": 99}
+    model = GPT(ModelConfig().updated(sizes | {"bigram.every_layer": True}), 16)
+    weights = dict(model.initialize_(torch.Generator().manual_seed(0)).named_parameters())
+    assert weights["value_embedding.8.table"].shape == (1024, 256)
+    assert weights["value_embedding.8.table"].std().item() == pytest.approx(0.01, rel=0.02)
+    assert weights["blocks.8.attention.value_gate"].shape == (4, 32)
+    assert not weights["blocks.8.attention.value_gate"].any() and not weights["bigram.table"].any()
+    assert weights["bigram.layer_scales"].tolist() == pytest.approx([0.05] * 9)
+    assert model.blocks[2].attention.value_gate is None
+    assert model.bigram.signs.abs().eq(1).all() and abs(model.bigram.signs.mean()) < 0.005
+    correlation = model.bigram.signs[:4096].T @ model.bigram.signs[:4096] / 4096  # (128, 128)
+    assert (correlation - torch.eye(128)).abs().max() < 0.1
 
 
 def test_initialization_is_that_of_the_published_systems() -> None:

@@ -30,6 +30,16 @@ def make(changes: Mapping[str, object] | None = None, seed: int = 0, context: in
     return model
 
 
+def sign(position: int) -> int:
+    """1 or -1 by a hash of 64 bits in Python's integers."""
+
+    def wrapped(value: int) -> int:  # as a signed number of 64 bits
+        return (value + 2**63) % 2**64 - 2**63
+
+    first = wrapped(position * 0x9E3779B97F4A7C15)
+    return -1 if wrapped((first ^ (first >> 31)) * 0xBF58476D1CE4E5B9) >> 40 & 1 else 1
+
+
 def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
     """Logits (T, V) of one sequence by explicit loops in float64, written from the definitions."""
     c = model.config
@@ -54,11 +64,17 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
         return y
 
     x, T, kept = p["embedding"][tokens], len(tokens), []
+    added = np.zeros((T, c.model_dim))
     if c.bigram.rows:
         for t in range(T):
             row = c.bigram.rows - 1
             if t:
                 row = ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % (c.bigram.rows - 1)
+            if c.bigram.every_layer:
+                key = (int(tokens[t - 1]) if t else 0) ^ int(tokens[t])
+                signs = [sign(key % 8192 * c.bigram.dim + channel) for channel in range(c.bigram.dim)]
+                added[t, : c.bigram.dim] = signs * p["bigram.table"][row]
+                continue
             x[t] += p["bigram.scale"] * (p["bigram.project.weight"] @ p["bigram.table"][row])
     if c.smear.gate == "v2":
         raw = x.copy()
@@ -75,6 +91,8 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
     x0, first_values = x, None
     for layer in range(c.num_layers):
         q = f"blocks.{layer}."
+        if c.bigram.every_layer:
+            x = x + p["bigram.layer_scales"][layer] * added
         if layer >= c.num_layers // 2 and kept and c.skips:
             i = layer - c.num_layers // 2
             skip = p["skip_weights"][i] * kept.pop()
@@ -84,7 +102,13 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
         scale = 1 / math.sqrt(layer + 1) if c.ln_scale else 1.0
         n = norm(x) * scale
         values = n @ p[q + "attention.value.weight"].T
-        if layer in c.value_embedding.layers:
+        if layer in c.value_embedding.layers and c.value_embedding.gated:
+            w = p[q + "attention.value_gate"]
+            for t in range(T):
+                for g in range(c.num_kv_heads):
+                    at, gate = slice(g * width, (g + 1) * width), 2 / (1 + np.exp(-(w[g] @ n[t, : w.shape[1]])))
+                    values[t, at] += gate * p[f"value_embedding.{layer}.table"][tokens[t], at]
+        elif layer in c.value_embedding.layers:
             own = p["value_embedding.layer_scales"][c.value_embedding.layers.index(layer)] * p["value_embedding.scale"]
             values = values + own * (p["value_embedding.table"][tokens] @ p["value_embedding.project.weight"].T)
         if c.attention.value_residual and layer:
