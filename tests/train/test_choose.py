@@ -195,41 +195,49 @@ def test_the_least_finite_loss_wins_and_the_first_of_equals(losses: dict[str, fl
         ({"swa_weight": 1.0, "ema_decay": 0.5}, 3, ["swa of 3", "ema 0.5", "last weights"]),
         ({"swa_weight": 0.25}, 3, ["0.75 x last weights + 0.25 x swa of 3", "swa of 3", "last weights"]),
         (
-            {"swa_weight": 0.5, "ema_decay": 0.5},
+            {"swa_weight": 0.25, "ema_decay": 0.5},
             3,
-            ["0.5 x ema 0.5 + 0.5 x swa of 3", "swa of 3", "ema 0.5", "last weights"],
+            ["0.75 x ema 0.5 + 0.25 x swa of 3", "swa of 3", "ema 0.5", "last weights"],
         ),
+        ({"swa_weight": 0.5, "ema_decay": 0.5}, 0, ["ema 0.5 (no swa snapshot was due)", "last weights"]),
         (
-            {"swa_weight": 0.5, "ema_decay": 0.5},
-            0,
-            ["ema 0.5 (no swa snapshot was due)", "last weights"],
+            {"ema_decay": 0.5, "ema_candidates": (0.75, 0.9)},
+            3,
+            ["ema 0.5", "ema 0.75", "ema 0.9", "last weights"],
         ),
         ({"swa_weight": 1.0}, 0, ["last weights (no swa snapshot was due)"]),
     ],
 )
 def test_candidates_are_everything_that_was_averaged_the_configured_one_first(
-    changes: dict[str, float], snapshots: int, expected: list[str]
+    changes: dict[str, Any], snapshots: int, expected: list[str]
 ) -> None:
     config = AverageConfig(**changes, swa_start=0.5, swa_spacing=0.1)
     parameter = torch.zeros(1)
     averages = Averages({"p": parameter}, config)
+    emas = dict.fromkeys((0.5, 0.75, 0.9), 0.0)
     for step in range(3):
         parameter.fill_(2.0**step)
         averages.update(step / 4, 0.1 if snapshots else 0.9)
-    candidates = averages.candidates()
-    assert list(candidates) == expected
-    assert len(candidates) <= num_candidates(config)
-    assert averages.shipped()[1] == expected[0]
-    ema, swa, last = 0.125 * 1 + 0.25 * 2 + 0.5 * 4, 7 / 3, 4.0
-    base = ema if "ema_decay" in changes else last
-    for name, candidate in candidates.items():
-        if name.startswith("swa"):
-            expected_value = swa
-        elif " x " in name:
-            expected_value = (1 - changes["swa_weight"]) * base + changes["swa_weight"] * swa
-        else:
-            expected_value = ema if name.startswith("ema") else last
-        assert candidate["p"].item() == pytest.approx(expected_value)
+        emas = {decay: decay * value + (1 - decay) * 2.0**step for decay, value in emas.items()}
+    swa, last = 7 / 3, 4.0
+    base, weight = emas[0.5] if "ema_decay" in changes else last, changes.get("swa_weight", 0.0)
+    restarted = Averages({"p": parameter}, config)
+    for name, tensor in restarted.state().items():
+        tensor.copy_(averages.state()[name])
+    for kept in (averages, restarted):
+        candidates = kept.candidates()
+        assert list(candidates) == expected
+        assert len(candidates) <= num_candidates(config)
+        for name, candidate in candidates.items():
+            if name.startswith("swa"):
+                value = swa
+            elif " x " in name:
+                value = (1 - weight) * base + weight * swa
+            else:
+                value = emas[float(name.split()[1])] if name.startswith("ema") else last
+            assert candidate["p"].item() == pytest.approx(value)
+        weights, description = kept.shipped()
+        assert description == expected[0] and torch.equal(weights["p"], candidates[description]["p"])
 
 
 @pytest.mark.parametrize(("micro_rows", "size", "rounds"), [(1, 1, 1000), (500, 1, 2), (300, 2, 2), (400, 2, 2)])

@@ -43,22 +43,12 @@ def test_resumption_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None
         log.write("step", step=step)
         if step == 3:
             log.write("checkpoint", step=step)
-    log.write("calibration", step=3)
-    log.write("end", step=3)
+    for event in ("replay", "choice", "calibration", "end"):
+        log.write(event, step=3)
     log.begin(3)
     kept = [(event["event"], event["step"]) for event in read_events(tmp_path / "train.jsonl")]
     assert kept == [("start", 0), ("step", 1), ("step", 2), ("step", 3), ("checkpoint", 3)]
     assert (tmp_path / "train.log").read_text().count("\n") == len(kept)
-
-
-@pytest.mark.parametrize("last", ["replay", "choice", "calibration", "end"])
-def test_events_after_the_steps_are_dropped_on_resumption(tmp_path: Path, last: str) -> None:
-    log = TrainLog(tmp_path, enabled=True)
-    log.begin(None)
-    log.write("checkpoint", step=3)
-    log.write(last, step=3)
-    log.begin(3)
-    assert [event["event"] for event in read_events(tmp_path / "train.jsonl")] == ["checkpoint"]
 
 
 def test_a_branch_begins_with_the_lines_of_its_trunk_up_to_its_step(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from tiny_trainer import ALONE
 
 from bitgolf.config import ModelConfig, TrainConfig
-from bitgolf.config.train import AverageConfig, MuonConfig
+from bitgolf.config.train import MuonConfig
 from bitgolf.model import GPT
 from bitgolf.run.ranks import World
-from bitgolf.train.average import EMA, SWA, Averages
+from bitgolf.train.average import EMA, SWA
 from bitgolf.train.muon import Muon, orthogonalize
 from bitgolf.train.optimizer import ModelOptimizer
 from bitgolf.train.schedule import lr_multiplier, muon_momentum
@@ -177,26 +177,6 @@ def test_swa_is_the_mean_of_snapshots_at_even_fractions_below_the_start() -> Non
             snapshots.append((step, parameter.clone()))
     assert [step for step, _ in snapshots] == [51, 60, 70, 80, 90]
     torch.testing.assert_close(swa.mean()["p"], torch.stack([value for _, value in snapshots]).mean(0))
-
-
-def test_the_blend_is_the_configured_mixture_and_survives_a_restart() -> None:
-    config = AverageConfig(ema_decay=0.5, swa_weight=0.25, swa_start=0.9, swa_spacing=0.5)
-    parameter = torch.zeros(1)
-    averages = Averages({"p": parameter}, config)
-    for step in range(4):
-        parameter.fill_(step + 1.0)
-        averages.update(step / 4, 0.1)
-    ema = 0.0
-    for value in (1.0, 2.0, 3.0, 4.0):
-        ema = 0.5 * ema + 0.5 * value
-    swa = (1.0 + 3.0) / 2
-    weights, description = averages.shipped()
-    assert weights["p"].item() == pytest.approx(0.75 * ema + 0.25 * swa)
-    assert description == "0.75 x ema 0.5 + 0.25 x swa of 2"
-    again = Averages({"p": parameter}, config)
-    for name, tensor in again.state().items():
-        tensor.copy_(averages.state()[name])
-    assert torch.equal(again.shipped()[0]["p"], weights["p"])
 
 
 def test_the_ema_is_the_weighted_sum_of_all_weights() -> None:

@@ -14,7 +14,6 @@ from bitgolf.config import ModelConfig, TrainConfig, load_config
 from bitgolf.config.train import AverageConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
-from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.muon import Muon, orthogonalize
 from bitgolf.train.schedule import lr_multiplier, muon_momentum
@@ -168,26 +167,6 @@ def test_the_step_uses_the_loop_it_is_told() -> None:
         losses.append(float(trainer.step(x, y, 1.0, 0.9, looped=looped)[1]))
         assert losses[-1] == pytest.approx(expected, rel=1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
-
-
-def test_further_averages_are_candidates_and_survive_a_restart() -> None:
-    config = AverageConfig(ema_decay=0.5, ema_candidates=(0.75, 0.9))
-    parameter = torch.zeros(1)
-    averages = Averages({"p": parameter}, config)
-    expected = dict.fromkeys((0.5, 0.75, 0.9), 0.0)
-    for step in range(4):
-        parameter.fill_(step + 1.0)
-        averages.update(step / 4, 0.1)
-        expected = {decay: decay * value + (1 - decay) * (step + 1.0) for decay, value in expected.items()}
-    again = Averages({"p": parameter}, config)
-    for name, tensor in again.state().items():
-        tensor.copy_(averages.state()[name])
-    for kept in (averages, again):
-        candidates = kept.candidates()
-        assert list(candidates) == ["ema 0.5", "ema 0.75", "ema 0.9", "last weights"]
-        for decay, value in expected.items():
-            assert candidates[f"ema {decay:g}"]["p"].item() == pytest.approx(value)
-    assert averages.shipped()[1] == "ema 0.5"
 
 
 @pytest.mark.parametrize("others", [(0.5,), (0.9, 0.9), (1.0,), (0.0,)])
