@@ -297,7 +297,7 @@ def test_a_terminal_without_unicode_shows_escapes() -> None:
 
 def test_the_doctor_prints_whole_commands() -> None:
     costs = [cost for _, cost in doctor._PACKAGES.values()]
-    assert any("pip install 'bitgolf[report]'" in shown(make_table("", ["cost"], [[cost]])) for cost in costs)
+    assert any("pip install 'bitgolf[hub]'" in shown(make_table("", ["cost"], [[cost]])) for cost in costs)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import zstandard
 
+from bitgolf.artifact import ans
 from bitgolf.artifact import tokenizer_bytes as pieces
 from bitgolf.errors import ArtifactError, ConfigError
 
@@ -40,9 +41,14 @@ def compressor_names() -> list[str]:
 
 
 def missing_package(name: str) -> str | None:
-    """The package that compressor `name` needs and that is not installed, or None. Raises ConfigError if unknown."""
+    """The package that `compress` needs for `name` and that is not installed, or None.
+
+    Raises ConfigError if the name is unknown.
+    """
     if name not in _COMPRESSORS:
         raise ConfigError(f"unknown compressor {name!r}; choose from {', '.join(_COMPRESSORS)}")
+    if name == "range" and ans.constriction is None:
+        return "constriction>=0.4"
     return "brotli>=1.2" if name == "brotli" and _brotli() is None else None
 
 
@@ -63,7 +69,8 @@ def decompress(name: str, data: bytes | memoryview, raw_size: int) -> bytes | by
             No more than `raw_size` bytes (and a small margin) are ever produced.
         ConfigError: the name is unknown or its package is not installed.
     """
-    _require_installed(name)
+    if name != "range":  # reads without its package
+        _require_installed(name)
     if raw_size < 0 or bool(raw_size) != bool(len(data)):
         raise ArtifactError(f"{name} stream of {len(data)} bytes cannot expand to the declared {raw_size}")
     raw = _COMPRESSORS[name][1](data, raw_size) if raw_size else b""

@@ -1,31 +1,22 @@
 """One entropy-coded message: numbers, plain bits and symbols, pushed on an ANS stack and popped again.
 
-`Writer` collects what is to be coded and counts its ideal length. `finish` gives it to constriction's ANS coder in
-reverse order, so that `Reader` pops it forward. Symbols are coded with integer tables of sum 2^24. constriction takes
-them over unchanged: with weights of frequency - 1 its own rounding has nothing to change. A damaged message pops
-arbitrary values, never an error, so the caller checks their meaning. That a message ends where it should is checked
-here.
-Sources: Bamler 2022, arXiv 2201.01741 (constriction); Duda et al. 2015 (ANS, asymmetric numeral systems).
+`Writer` collects what is to be coded and counts its ideal length. `finish` gives it to the ANS coder (`ans`), and
+`Reader` pops it in the same order. Symbols are coded with integer tables of sum 2^24. A damaged message pops arbitrary
+values, never an error, so the caller checks their meaning. That a message ends where it should is checked here.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
 
-import constriction
 import numpy as np
 
+from bitgolf.artifact import ans
 from bitgolf.artifact.frequency import PRECISION
 from bitgolf.errors import ArtifactError
 
 MAX_PREFIX = 32  # bits that tell the length of a number; more are damage
-_MAX_PLAIN = 16  # bits of one plain value
-_model = constriction.stream.model
-_AnsCoder = constriction.stream.stack.AnsCoder
-T = TypeVar("T")
 
 
 class Writer:
@@ -40,7 +31,7 @@ class Writer:
         self.dry = dry
         self.bits = 0.0
         self.work = 0
-        self._pieces: list[tuple[np.ndarray, Any]] = []
+        self._pieces: list[tuple[np.ndarray, ans.Table]] = []
 
     def count_work(self, units: int) -> None:
         """Count computing that a reader of this message will have to do."""
@@ -81,10 +72,7 @@ class Writer:
 
     def finish(self) -> bytes:
         """The message: little-endian 32-bit words, the last one without its zero high bytes."""
-        coder = _AnsCoder()
-        for values, table in reversed(self._pieces):
-            coder.encode_reverse(values, _as_model(table))
-        return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+        return bytes(ans.encode(self._pieces).astype("<u4").tobytes().rstrip(b"\0"))
 
     @property
     def num_bytes(self) -> int:
@@ -129,7 +117,7 @@ class Reader:
         if raw.endswith(b"\0"):
             raise ArtifactError("entropy-coded message ends in a zero byte; it is damaged")
         words = np.frombuffer(raw + bytes(-len(raw) % 4), dtype="<u4").astype(np.uint32)
-        self._coder = _guarded(lambda: _AnsCoder(words))
+        self._decoder = ans.decoder(words)
         self._budget = budget
 
     def count_work(self, units: int) -> None:
@@ -140,12 +128,12 @@ class Reader:
         """`count` values of `num_bits` bits each."""
         if not num_bits or not count:
             return np.zeros(count, dtype=np.int32)
-        return self._pop(1 << num_bits, count)
+        return self._decoder.pop(1 << num_bits, count)
 
     def number(self, low_bits: int = 0) -> int:
         """One number."""
         length = 0
-        while not self._pop(2, 1)[0]:
+        while not self._decoder.pop(2, 1)[0]:
             length += 1
             if length > MAX_PREFIX:
                 raise ArtifactError("entropy-coded message holds an endless number; it is damaged")
@@ -170,33 +158,9 @@ class Reader:
         """`count` symbols coded with `table`."""
         if len(table) == 1 or not count:
             return np.zeros(count, dtype=np.int32)
-        return self._pop(table, count)
+        return self._decoder.pop(table, count)
 
     def finish(self) -> None:
         """Raise ArtifactError unless all of the message has been popped."""
-        if not self._coder.is_empty():
+        if not self._decoder.is_empty():
             raise ArtifactError("entropy-coded message is longer than its contents; it is damaged")
-
-    def _pop(self, table: Any, count: int) -> np.ndarray:
-        model = _as_model(table)
-        return _guarded(lambda: self._coder.decode(model, count))
-
-
-def _as_model(table: Any) -> Any:
-    """The model of a table, or of so many equally likely values if `table` is a number."""
-    if isinstance(table, int):
-        return _UNIFORM[table.bit_length() - 2]
-    return _model.Categorical((table - 1).astype(np.float32), perfect=False)
-
-
-_UNIFORM = [_model.Uniform(2 << i) for i in range(_MAX_PLAIN)]
-
-
-def _guarded(use: Callable[[], T]) -> T:
-    """`use()`; any failure of constriction is raised as ArtifactError. Its panics are not instances of `Exception`."""
-    try:
-        return use()
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ArtifactError(f"entropy-coded message is damaged ({error})") from error
-        raise

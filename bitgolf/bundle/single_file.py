@@ -46,12 +46,13 @@ _FILE = (
     "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
-# begin as a branch of another run. It does not guess which setting an unknown key meant. Its settings are numbers
-# without units. Settings without effect were reported when the runs were made.
+# begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings are numbers
+# without units. It needs constriction. Settings without effect were reported when the runs were made.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
     "bitgolf.config.units": "def read_quantity(key, value): return value",
+    "bitgolf.artifact.plain_ans": "PlainDecoder = None",
     "bitgolf.config.idle": "def idle_packing(pack): return []",
     "bitgolf.train.effects": "def without_effect(*run): return ()",
     "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",

@@ -17,13 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import constriction
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitgolf.codec.counts import COUNT_BITS, TOTAL, token_counts, token_counts_on_device
-from bitgolf.errors import ArtifactError
+from bitgolf.errors import ArtifactError, ConfigError
 
 WORD_BYTES = 4  # a payload is a whole number of words
 _ROWS_AT_ONCE = 512  # streams whose counts are computed together: their int64 temporaries are large
@@ -143,6 +142,10 @@ def _token_and_interval(counts: Array, quantiles: Array) -> tuple[Array, ...]:
 
 def _payload(intervals: np.ndarray) -> bytes:
     """The words of one stream of intervals (n, 2)."""
+    try:
+        import constriction
+    except ImportError as error:
+        raise ConfigError("compressing needs constriction, which is not installed; decompressing does not") from error
     before, own = intervals.T
     after = TOTAL - before - own
     # The library takes whole tables: three entries, of which the token is the middle one, have the same intervals as a

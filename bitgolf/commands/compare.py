@@ -54,14 +54,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compare(arguments: Arguments, out: Console) -> int:
     from bitgolf.report.comparison.compare import Settings, compare
-    from bitgolf.report.page import require_libraries
 
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: give 0 or more")
-    if arguments.html is not None:
-        require_libraries()
-        if arguments.html.is_dir():
-            raise ConfigError(f"--html {arguments.html} is a directory; give the path of a file")
+    if arguments.html is not None and arguments.html.is_dir():
+        raise ConfigError(f"--html {arguments.html} is a directory; give the path of a file")
     comparison = compare(
         arguments.runs,
         baseline=arguments.baseline,

@@ -19,11 +19,14 @@ from bitgolf.version import __version__
 _PACKAGES = {
     "sentencepiece": ("tokenizers", "required: no text can be prepared or scored"),
     "zstandard": ("artifact streams, .zst corpora", "required: no artifact can be packed or read"),
-    "constriction": ("entropy coder for weights and text", "required: no artifact can be packed or read"),
+    "constriction": (
+        "writes entropy-coded weights and text",
+        "pack.compressor range and `compress` are errors; reading is slower",
+    ),
     "safetensors": ("weights and checkpoints", "required: nothing can be trained"),
     "rich": ("progress bars and tables", "required by the command line"),
-    "matplotlib": ("plots of the report", "no report.html; pip install 'bitgolf[report]'"),
-    "jinja2": ("page of the report", "no report.html; pip install 'bitgolf[report]'"),
+    "matplotlib": ("plots of the report", "required by the report"),
+    "jinja2": ("page of the report", "required by the report"),
     "huggingface_hub": (
         "source `fineweb`",
         "the challenge's shards must be downloaded by hand; pip install 'bitgolf[hub]'",

@@ -72,10 +72,8 @@ def _begin(arguments: Arguments, config: Config, peers: World, hold: ExitStack) 
     from bitgolf.artifact.compressors import missing_package
     from bitgolf.data.prepare import prepare
     from bitgolf.plan.check import require_fit, settled
-    from bitgolf.report.page import require_libraries
     from bitgolf.train.branch import find_trunk
 
-    require_libraries()
     if (package := missing_package(config.pack.compressor)) is not None:
         raise ConfigError(f"pack.compressor = {config.pack.compressor!r} needs {package}, which is not installed")
     if arguments.branch:

@@ -14,10 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
-
-from bitgolf.errors import ConfigError
 
 MAX_POINTS = 600
 
@@ -73,7 +70,7 @@ def short_number(value: float) -> str:
 
 
 def draw(chart: LineChart) -> str:
-    """The chart as an `<svg>` element. Raises ConfigError if matplotlib is not installed."""
+    """The chart as an `<svg>` element."""
     points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)]
     kept = [points[i] for i in thin(len(points))]
     with canvas(chart.key) as (figure, axes):
@@ -114,13 +111,11 @@ def canvas(key: str) -> Iterator[tuple[Any, Any]]:
 
     Args:
         key: identifier of the chart, unique on the page (letters, digits, hyphens).
-    Raises:
-        ConfigError: matplotlib is not installed.
     """
-    matplotlib = require_matplotlib()
+    import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": key,
         "font.size": _FONT,
@@ -181,14 +176,3 @@ def as_svg(figure: Any, key: str, summary: str) -> str:
 
 def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def require_matplotlib() -> ModuleType:
-    """The matplotlib package. Raises ConfigError when it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(
-            "the report draws its charts with matplotlib, which is not installed; `pip install 'bitgolf[report]'`"
-        ) from error
-    return matplotlib

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib import resources
-from types import ModuleType
 from typing import Any
 
-from bitgolf.errors import ConfigError
+import jinja2
+from markupsafe import Markup
+
 from bitgolf.foreign import harmless
-from bitgolf.report import charts
 
 
 def render_page(template: str, *, style: tuple[str, ...], script: str, **values: Any) -> str:
@@ -26,8 +26,6 @@ def render_page(template: str, *, style: tuple[str, ...], script: str, **values:
         style: style sheets of `templates/`, in their order.
         script: script of `templates/`.
         values: what the template inserts. A missing name is an error.
-    Raises:
-        ConfigError: jinja2 is not installed.
     """
     source = _read(script)
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
@@ -40,13 +38,7 @@ def render_page(template: str, *, style: tuple[str, ...], script: str, **values:
 
 def markup(text: str) -> Any:
     """Text that a template inserts unchanged: style, script or chart, never a value of a run."""
-    return _jinja2().utils.markupsafe.Markup(text)
-
-
-def require_libraries() -> None:
-    """Raise ConfigError if matplotlib or jinja2 is not installed. A long run calls it at its start."""
-    _jinja2()
-    charts.require_matplotlib()
+    return Markup(text)
 
 
 def _read(name: str) -> str:
@@ -55,7 +47,6 @@ def _read(name: str) -> str:
 
 def _environment() -> Any:
     """The templates. Every inserted value is escaped and an unknown name is an error."""
-    jinja2 = _jinja2()
     return jinja2.Environment(
         loader=jinja2.PackageLoader("bitgolf.report"),
         autoescape=True,
@@ -68,14 +59,3 @@ def _environment() -> Any:
 
 def _harmless_value(value: Any) -> Any:
     return harmless(value) if type(value) is str else value  # a Markup is not a plain str
-
-
-def _jinja2() -> ModuleType:
-    try:
-        import jinja2
-        import jinja2.utils
-    except ImportError as error:
-        raise ConfigError(
-            "the report is made with jinja2, which is not installed; `pip install 'bitgolf[report]'`"
-        ) from error
-    return jinja2

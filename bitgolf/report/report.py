@@ -15,7 +15,7 @@ from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.data.prepare import open_data
 from bitgolf.report import allocation, charts, passage, sections
 from bitgolf.report.caveats import caveats
-from bitgolf.report.page import markup, render_page, require_libraries
+from bitgolf.report.page import markup, render_page
 from bitgolf.report.products import Products, read_losses
 from bitgolf.run import atomic
 from bitgolf.run.directory import REPORT_MARK, RunDirectory, writes_run
@@ -55,10 +55,8 @@ def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silen
     Returns:
         The path of the page.
     Raises:
-        ConfigError: matplotlib or jinja2 is not installed.
         RunError, ArtifactError, DataError: a product is damaged.
     """
-    require_libraries()
     products = Products.read(run)
     texts = collect_texts(run, products, device=device, progress=progress)
     total = run.config.report.samples + 1
@@ -120,7 +118,7 @@ def sample(
 
 
 def render(products: Products, texts: Texts) -> str:
-    """The page as HTML text. Raises ConfigError if matplotlib or jinja2 is not installed."""
+    """The page as HTML text."""
     score, pack, audit = products.score, products.pack, products.audit
     curve = allocation.rate_distortion(pack) if pack else None
     drawn = [

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.artifact import message
+from bitgolf.artifact import ans
+from bitgolf.artifact.compressors import compress, decompress, missing_package
+from bitgolf.artifact.entropy_coder import Matrix, decode_matrices, encode_matrices
 from bitgolf.artifact.frequency import normalize
 from bitgolf.artifact.message import Reader, WorkBudget, Writer
-from bitgolf.errors import ArtifactError
+from bitgolf.artifact.plain_ans import PlainDecoder
+from bitgolf.errors import ArtifactError, ConfigError
 
 
 def reader(data: bytes) -> Reader:
@@ -138,15 +141,57 @@ def test_panics_become_errors_and_interrupts_do_not() -> None:
     import constriction
 
     with pytest.raises(ArtifactError, match="damaged"):
-        message._guarded(lambda: constriction.stream.model.Uniform(1))  # panics: a BaseException
+        ans._guarded(lambda: constriction.stream.model.Uniform(1))  # panics: a BaseException
     with pytest.raises(ArtifactError, match="damaged"):
-        message._guarded(lambda: constriction.stream.stack.AnsCoder(np.zeros(1, dtype=np.uint32)))
+        ans._guarded(lambda: constriction.stream.stack.AnsCoder(np.zeros(1, dtype=np.uint32)))
     with pytest.raises(KeyboardInterrupt):
-        message._guarded(_interrupt)
+        ans._guarded(_interrupt)
 
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.tuples(st.integers(1, 400), st.integers(0, 300)), max_size=6),
+    st.lists(st.integers(0, 2**32 - 1), max_size=3),
+)
+def test_plain_python_pops_what_constriction_pops(seed: int, sizes: list[tuple[int, int]], damage: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    out = Writer()
+    tables: list[tuple[ans.Table, int]] = []
+    for size, count in sizes:
+        table = normalize(rng.integers(1, 1_000, (1, size)) ** rng.integers(1, 4))[0]
+        out.symbols(rng.integers(0, size, count), table)
+        out.plain(rng.integers(0, 1 << size % 17, count), size % 17)
+        tables += [(table, count)] * (size > 1) + [(1 << size % 17, count)] * (size % 17 > 0)
+    raw = out.finish()
+    words = np.frombuffer(raw + bytes(-len(raw) % 4), dtype="<u4").astype(np.uint32)
+    damaged = [np.append(words ^ np.uint32(mask), np.uint32(1)) for mask in damage]
+    for changed in (words, np.append(words, np.uint32(7)), *damaged):
+        plain, fast = PlainDecoder(changed), ans.decoder(changed)
+        assert not isinstance(fast, PlainDecoder)
+        for table, count in tables:
+            np.testing.assert_array_equal(plain.pop(table, count), fast.pop(table, count))
+        assert plain.is_empty() == fast.is_empty()
+
+
+def test_a_file_is_read_without_constriction(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    codes = np.rint(4 * rng.normal(0, 1, (64, 48))).astype(np.int8)
+    coded = encode_matrices([Matrix(codes)])
+    text = compress("range", b"some text" * 40)
+    monkeypatch.setattr(ans, "constriction", None)
+    [(decoded, _)] = decode_matrices(coded, shapes=[(64, 48)], num_states=[0])
+    np.testing.assert_array_equal(decoded, codes)
+    assert decompress("range", text, 360) == b"some text" * 40
+    assert missing_package("range") == "constriction>=0.4"
+    with pytest.raises(ConfigError, match="written with constriction, which is not installed"):
+        encode_matrices([Matrix(codes)])
+    with pytest.raises(ConfigError, match="needs the package constriction"):
+        compress("range", b"some text")
 
 
 def test_messages_of_several_threads_do_not_mix() -> None:

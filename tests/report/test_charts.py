@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgolf.errors import ConfigError
 from bitgolf.report.charts import MAX_POINTS, LineChart, draw, short_number, thin
 
 
@@ -88,9 +86,3 @@ def test_losses_that_are_not_finite_leave_no_gap_and_do_not_stretch_the_axis() -
 def test_short_numbers() -> None:
     cases = {0.25: "0.25", 0: "0", 950: "950", 1500: "1.5 k", 2e7: "20 M", 3e9: "3 G", 0.30000000000000004: "0.3"}
     assert {value: short_number(value) for value in cases} == cases
-
-
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'bitgolf[report]'")):
-        draw(chart())

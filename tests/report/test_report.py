@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from importlib import resources
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from html_page import Page, assert_loads_nothing
 from synthetic_run import SyntheticRun
 
-from bitgolf.errors import ConfigError, RunError
+from bitgolf.errors import RunError
 from bitgolf.report.report import report
 from bitgolf.run.directory import RunDirectory
 
@@ -147,12 +146,6 @@ def test_the_earlier_page_survives_a_failure(finished: SyntheticRun) -> None:
         report(finished.run)
     assert path.read_bytes() == before
     assert sorted(p.name for p in finished.run.path.glob(".*")) == []
-
-
-def test_without_jinja2_the_error_says_what_to_install(finished: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'bitgolf[report]'")):
-        report(finished.run)
 
 
 def luminance(rgb: tuple[float, float, float]) -> float:

@@ -52,7 +52,7 @@ def look(number: int) -> Look:
 
 
 def draw_overlay(chart: Overlay) -> str:
-    """The chart as an `<svg>` element. Raises ConfigError if matplotlib is not installed."""
+    """The chart as an `<svg>` element."""
     with canvas(chart.key) as (figure, axes):
         drawn: list[float] = []
         for curve in chart.curves:

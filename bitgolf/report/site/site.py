@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report import sections
-from bitgolf.report.page import markup, render_page, require_libraries
+from bitgolf.report.page import markup, render_page
 from bitgolf.report.site import site_rows
 from bitgolf.report.site.overlays import draw_overlay, look
 from bitgolf.run import atomic
@@ -51,10 +51,9 @@ def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent)
     Returns:
         The runs, in the order given.
     Raises:
-        ConfigError: no runs, a run twice, `out` holds something else, matplotlib or jinja2 is not installed.
+        ConfigError: no runs, a run twice, or `out` holds something else.
         RunError, DataError: a product of a run is damaged.
     """
-    require_libraries()
     if not paths:
         raise ConfigError("no runs given; `bitgolf report RUN RUN --out DIR`")
     _require_own_folder(out)
@@ -75,7 +74,7 @@ def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent)
 
 
 def render_index(runs: Sequence[site_rows.SiteRun]) -> str:
-    """The index page. Raises ConfigError if matplotlib or jinja2 is not installed."""
+    """The index page."""
     overlays = site_rows.overlays(runs)
     trained = {curve.number for chart in overlays for curve in chart.curves}
     tables = site_rows.tables(runs)
