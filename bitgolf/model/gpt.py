@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from bitgolf.config import ModelConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model.cache import Cache
+from bitgolf.model.cross_entropy import softcapped_cross_entropy
 from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
-from bitgolf.model.layers import Block, Linear, Pass, rms_norm
+from bitgolf.model.layers import Block, Linear, Pass, learns_on_cpu, rms_norm
 from bitgolf.model.order import layer_order, num_skip_rows
 from bitgolf.model.rotary import rotary_frequencies
 
@@ -217,7 +218,13 @@ class GPT(nn.Module):
         self, tokens: Tensor, targets: Tensor | None = None, fake: Tensor | None = None, looped: bool = True
     ) -> Tensor:
         """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given."""
-        logits = self.logits(self.hidden(tokens, None, fake, looped), tokens)
+        hidden = self.hidden(tokens, None, fake, looped)
+        if targets is not None and learns_on_cpu(hidden) and self.forbidden is None:
+            embedding = self.embedding.to(hidden.dtype)
+            return softcapped_cross_entropy(
+                hidden.flatten(0, 1), embedding, targets.flatten(), self.config.logit_softcap
+            )
+        logits = self.logits(hidden, tokens)
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
 from bitgolf.config.model import MLPConfig
+from bitgolf.model import few_passes
 from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import LayerCache, attend_to_cache
 from bitgolf.model.document_borders import Layout, document_backend
@@ -44,9 +45,17 @@ class Linear(nn.Linear):
         return F.linear(x, weight.to(x.dtype))
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """Root-mean-square normalization of the last axis without parameters; eps is the dtype's machine epsilon."""
-    return F.rms_norm(x, (x.size(-1),))
+def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
+    """Root-mean-square normalization of the last axis, times `scale`; eps is the dtype's machine epsilon."""
+    if learns_on_cpu(x):
+        return few_passes.rms_norm(x, scale)
+    normed = F.rms_norm(x, (x.size(-1),))
+    return normed if scale == 1 else normed * scale
+
+
+def learns_on_cpu(x: Tensor) -> bool:
+    """Whether gradients pass through x on a CPU; evaluation and GPUs take the plain operations."""
+    return x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 class Pass(NamedTuple):
@@ -137,6 +146,8 @@ class Attention(nn.Module):
         if self.kernels is not None:
             rotate_normed, _ = self.kernels
             return rotate_normed(q, self.q_gain, cos, sin), rotate_normed(k, self.q_gain[:0], cos, sin)
+        if learns_on_cpu(q):
+            return few_passes.rotate_normed(q, self.q_gain, cos, sin), few_passes.rotate_normed(k, None, cos, sin)
         q, k = rotate(rms_norm(q), cos, sin), rotate(rms_norm(k), cos, sin)
         return q * self.q_gain.to(q.dtype)[:, None], k
 
@@ -177,6 +188,8 @@ class MLP(nn.Module):
 
 def activate(x: Tensor, config: MLPConfig) -> Tensor:
     """The activation of the MLP, element by element, (B, T, F)."""
+    if learns_on_cpu(x):
+        return few_passes.squared_relu(x, config.leaky_slope if config.activation == "leaky_relu2" else 0.0)
     match config.activation:
         case "relu2":
             return F.relu(x).square()
@@ -215,9 +228,9 @@ class Block(nn.Module):
         """Returns the new stream (B, T, D), and the layer's values (B, T, G, K)."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y, v = self.attention(rms_norm(x) * self.norm_scale, shared, value_embedding, first_value, cache)
+        y, v = self.attention(rms_norm(x, self.norm_scale), shared, value_embedding, first_value, cache)
         x = x + self.attn_scale.to(x.dtype) * y
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale, shared.fake), v
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x, self.norm_scale), shared.fake), v
 
     def two_lanes(
         self,
@@ -231,9 +244,9 @@ class Block(nn.Module):
         """Returns the new lanes, and the layer's values (B, T, G, K)."""
         dtype = x0.dtype
         mix, keep, add = self.resid_mix.to(dtype), self.lane_keep.to(dtype), self.lane_add.to(dtype)
-        mixed = rms_norm(mix[0] * lanes[0] + mix[1] * x0) * self.norm_scale
+        mixed = rms_norm(mix[0] * lanes[0] + mix[1] * x0, self.norm_scale)
         y, v = self.attention(mixed, shared, value_embedding, first_value, cache)
         y = self.attn_scale.to(dtype) * y
-        z = self.mlp_scale.to(dtype) * self.mlp(rms_norm(lanes[1]) * self.norm_scale, shared.fake)
+        z = self.mlp_scale.to(dtype) * self.mlp(rms_norm(lanes[1], self.norm_scale), shared.fake)
         lane0, lane1 = (keep[i] * lanes[i] + add[0, i] * y + add[1, i] * z for i in (0, 1))
         return (lane0, lane1), v
