@@ -80,8 +80,7 @@ def encode_batches(
             if len(waiting) > 2 * count:
                 done, future = waiting.popleft()
                 yield done, future.result()
-        while waiting:
-            done, future = waiting.popleft()
+        for done, future in waiting:
             yield done, future.result()
     except BrokenProcessPool as error:
         raise DataError(

@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from io import BufferedReader, RawIOBase
-from types import TracebackType
 from typing import Any
 
 from bitgolf.data.hub import FOLDER, REPOSITORY, Hub
@@ -69,9 +68,7 @@ class FinewebDocs:
         self._stack.enter_context(closing(self._file))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def validation(self) -> Iterator[str]:

@@ -53,16 +53,8 @@ class Hub:
         """
         try:
             with self._quiet():
-                path = Path(
-                    self._hub.hf_hub_download(
-                        REPOSITORY,
-                        file,
-                        repo_type="dataset",
-                        revision=self.revision,
-                        endpoint=self._endpoint,
-                        cache_dir=self._cache,
-                    )
-                )
+                where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self._endpoint}
+                path = Path(self._hub.hf_hub_download(REPOSITORY, file, **where, cache_dir=self._cache))
         except self._failures as error:
             raise self.failure(file, error) from error
         if self.revision == "main":

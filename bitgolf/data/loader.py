@@ -11,6 +11,7 @@ Legend: T seq_len, R rows per step over all ranks.
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from dataclasses import dataclass
@@ -73,24 +74,17 @@ class RowOrder:
         starts = np.empty_like(rows)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            offset, order = self._epoch(int(epoch))
+            offset, order = _epoch(self, int(epoch))
             starts[chosen] = offset + order[inside[chosen]] * self.seq_len
         return starts
 
-    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-        """(offset, permutation of the rows) of an epoch."""
-        cached = _EPOCHS.get((self, epoch))
-        if cached is None:
-            rng = np.random.default_rng([self.seed, epoch])
-            slack = self.num_tokens - 1 - self.rows_per_epoch * self.seq_len
-            cached = int(rng.integers(min(slack, self.seq_len - 1) + 1)), rng.permutation(self.rows_per_epoch)
-            if len(_EPOCHS) > 3:
-                _EPOCHS.clear()
-            _EPOCHS[(self, epoch)] = cached
-        return cached
 
-
-_EPOCHS: dict[tuple[RowOrder, int], tuple[int, np.ndarray]] = {}
+@functools.lru_cache(maxsize=4)
+def _epoch(order: RowOrder, epoch: int) -> tuple[int, np.ndarray]:
+    """(offset, permutation of the rows) of an epoch."""
+    rng = np.random.default_rng([order.seed, epoch])
+    slack = order.num_tokens - 1 - order.rows_per_epoch * order.seq_len
+    return int(rng.integers(min(slack, order.seq_len - 1) + 1)), rng.permutation(order.rows_per_epoch)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +215,7 @@ def _write_splits(
             done += encoded.raw_bytes
             progress("prepare", done, expected, f"{splits['train']['documents']:,} training documents")
     for split, writer in writers.items():
-        splits[split]["shards"] = [asdict(info) for info in writer.shards]
+        splits[split]["shards"] = writer.shards
     return splits
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bitgolf.data.shards import TokenShards, file_sha256
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError, ForeignError
@@ -33,10 +31,6 @@ class PreparedData:
     tokenizer: Tokenizer
     train: TokenShards
     val: TokenShards
-
-    def val_bytes(self, tokens: np.ndarray) -> np.ndarray:
-        """Bytes charged to the targets `tokens[1:]`; (N-1,) int32 (see `Tokenizer.byte_costs`)."""
-        return self.tokenizer.byte_costs(tokens)
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:

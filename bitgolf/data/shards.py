@@ -11,11 +11,9 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,15 +25,6 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 1024
 _CHUNK = 1 << 24  # number of tokens checked at a time (32 MB)
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """A finished shard: file name, number of tokens, SHA-256 of the file."""
-
-    file: str
-    tokens: int
-    sha256: str
 
 
 def write_shard(path: str | Path, tokens: np.ndarray) -> None:
@@ -107,7 +96,7 @@ class ShardWriter:
 
     def __init__(self, directory: Path, prefix: str, shard_tokens: int) -> None:
         self._directory, self._prefix, self._capacity = directory, prefix, shard_tokens
-        self.shards: list[ShardInfo] = []
+        self.shards: list[dict[str, Any]] = []  # entries of the manifest: file, tokens, sha256
         self.num_tokens = 0
         self._stack = ExitStack()
         self._handle: BinaryIO | None = None
@@ -131,15 +120,14 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._handle is not None:
+    def __exit__(self, *error: Any) -> None:
+        if self._handle is None:
+            return
+        if error[0] is None:
             self._finish()
             return
-        if self._handle is not None:
-            self._handle.close()
-        self._stack.__exit__(kind, error, trace)
+        self._handle.close()
+        self._stack.__exit__(*error)
 
     def _open(self) -> BinaryIO:
         self._target = self._directory / f"{self._prefix}_{len(self.shards):06d}.bin"
@@ -154,9 +142,9 @@ class ShardWriter:
         self._handle.write(_header(self._fill))
         self._handle.close()
         self._handle = None
-        digest = file_sha256(self._temporary)
+        entry = {"file": self._target.name, "tokens": self._fill, "sha256": file_sha256(self._temporary)}
         self._stack.close()
-        self.shards.append(ShardInfo(self._target.name, self._fill, digest))
+        self.shards.append(entry)
         self._fill = 0
 
 

@@ -104,14 +104,14 @@ class Splitter:
         """'train' or 'val', or '' for a document that belongs to neither split."""
         if document.hash < self._threshold and self._room["val"] > 0:
             self._taken.append(document.hash)
-            return self._take("val", document)
-        if self._is_val(document.hash):
+            split = "val"
+        elif self._is_val(document.hash):
             self.dropped_duplicates += 1
             return ""
-        return self._take("train", document) if self._room["train"] > 0 else ""
-
-    def _take(self, split: str, document: Document) -> str:
-        self._room[split] -= document.size
+        else:
+            split = "train" if self._room["train"] > 0 else ""
+        if split:
+            self._room[split] -= document.size
         return split
 
     def _is_val(self, value: int) -> bool:

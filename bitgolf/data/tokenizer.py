@@ -89,17 +89,11 @@ class Tokenizer:
 
         self._text = [_piece_bytes(text, kind) for text, kind in settings.pieces]
         silent = (PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.UNUSED)
-        boundary = np.array([kind in silent for _, kind in settings.pieces])  # (V,)
-        leads = np.array(
-            [
-                text.startswith(SPACE) and kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED)
-                for text, kind in settings.pieces
-            ]
-        )  # (V,)
-        cost = np.array([len(text) for text in self._text], dtype=np.int32)  # (V,)
-        self._cost = cost
-        self._inner_cost = cost - leads  # without the leading space
-        self._leads, self._boundary = leads, boundary
+        spelled = (PieceKind.NORMAL, PieceKind.USER_DEFINED)
+        self._boundary = np.array([kind in silent for _, kind in settings.pieces])  # (V,)
+        self._leads = np.array([text.startswith(SPACE) and kind in spelled for text, kind in settings.pieces])  # (V,)
+        self._cost = np.array([len(text) for text in self._text], dtype=np.int32)  # (V,)
+        self._inner_cost = self._cost - self._leads  # without the leading space
 
     @classmethod
     def load(cls, source: str | Path | bytes, lossless: bool | None = None, name: str = "") -> Tokenizer:
@@ -144,7 +138,7 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[Tokens]:
         """Ids of each text, without BOS; uint16 arrays. Raises DataError for lone surrogates."""
         for index, text in enumerate(texts):
-            _utf8(text, index)
+            _require_utf8(text, index)
         if self.lossless:
             return [self._encode_lossless(text) for text in texts]
         if all(len(text) <= _LONG_TEXT for text in texts):
@@ -152,15 +146,14 @@ class Tokenizer:
         return [self._encode_normalized(text) for text in texts]
 
     def _encode_lossless(self, text: str) -> Tokens:
-        parts = []
+        words, parts = self._words, []
         for part in _cut(text, " "):
-            if self._words is None:
+            if words is None:
                 parts.append(np.array(self._encode_around_literal_spaces(part), dtype=np.uint16))
             else:
-                words = self._words
                 joined = b"".join([words[word] for word in _WORDS.findall(part)])
                 parts.append(np.frombuffer(joined, dtype=np.uint16))
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint16), *parts])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _encode_normalized(self, text: str) -> Tokens:
         """Normalize `text` as a whole, and encode the parts by the same model without normalization."""
@@ -289,9 +282,9 @@ def _piece_bytes(text: str, kind: PieceKind) -> bytes:
     return b""
 
 
-def _utf8(text: str, index: int) -> bytes:
+def _require_utf8(text: str, index: int) -> None:
     try:
-        return text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
             f"text {index} contains the lone surrogate U+{ord(text[error.start]):04X} at character "

@@ -77,7 +77,7 @@ def document_losses(run: ScoredRun) -> DocumentLosses:
     data = open_data(run.run / "data")
     data.val.validate(data.tokenizer.vocab_size)
     tokens = data.val.read(0, data.val.num_tokens)
-    costs = data.val_bytes(tokens)
+    costs = data.tokenizer.byte_costs(tokens)
     again = f"run `bitgolf score {run.run.path}` again"
     nll = read_losses(path, again)
     if nll.shape != costs.shape:
