@@ -153,21 +153,19 @@ def _judge(
     """Whether the text comes back, and whether its code has the size that its losses give."""
     coded_bytes = sum(map(len, payloads))
     promised = float(text.nll.sum(dtype=np.float64)) / math.log(2) / 8
-    most = promised * (1 + TOLERANCE_SHARE) + TOLERANCE_BYTES * len(payloads)
-    least = promised * (1 - TOLERANCE_SHARE) - TOLERANCE_BYTES * len(payloads)
+    tolerance = promised * TOLERANCE_SHARE + TOLERANCE_BYTES * len(payloads)
     problems = []
-    again = np.concatenate(decoded)
-    expected = text.tokens[1:]
+    again, expected = np.concatenate(decoded), text.tokens[1:]
     if not np.array_equal(again, expected):
         same = again[: len(expected)] == expected[: len(again)]
-        first = int(np.argmin(same)) if not same.all() else len(same)
+        first = int(np.argmin(np.append(same, False)))
         problems.append(f"decoding gives another text from target {first} on")
-    if not least <= coded_bytes <= most:
+    if not abs(coded_bytes - promised) <= tolerance:
         problems.append(f"{coded_bytes:,} coded bytes, but the losses on record promise {promised:,.0f}")
-    adapts = plan.documents or plan.config.ttt.between_chunks
-    learned = f", {plan.updates} updates on the way" if adapts else ""
-    if adapts and not plan.updates:
-        learned = "; nothing was learned on the way, give more bytes"
+    learned = ""
+    if plan.documents or plan.config.ttt.between_chunks:
+        learned = f", {plan.updates} updates on the way"
+        learned = learned if plan.updates else "; nothing was learned on the way, give more bytes"
     return judge(
         problems,
         f"{text.num_bytes:,} bytes of text coded in {coded_bytes:,} ({coded_bytes / promised - 1:+.2%} of the score), "

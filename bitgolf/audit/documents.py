@@ -89,11 +89,8 @@ def shard_overlap(
 ) -> tuple[int, int]:
     """Documents of the training shards that were compared, and how many of them are validation documents."""
     val_documents = {part.tobytes() for part in documents(val_tokens, bos_id) if len(part)}
-    compared = copies = 0
-    for part in whole_documents(train, bos_id):
-        compared += 1
-        copies += part.tobytes() in val_documents
-    return compared, copies
+    copied = [part.tobytes() in val_documents for part in whole_documents(train, bos_id)]
+    return len(copied), sum(copied)
 
 
 def whole_documents(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
@@ -123,9 +120,8 @@ def one_order(evidence: Evidence) -> Finding:
     if len(parts) != len(hashes):
         problems.append(f"{len(parts):,} documents are on the tape, {len(hashes):,} were hashed")
     checkable = not by_text or data.tokenizer.lossless
-    chosen = range(0)
-    if checkable:
-        chosen = sample(min(len(parts), len(hashes)), len(evidence.tokens) if by_text else 0)
+    count = min(len(parts), len(hashes)) if checkable else 0
+    chosen = sample(count, len(evidence.tokens) if by_text else 0)
     problems += _misplaced(parts, chosen, hashes, data, by_text)
     how = f"{len(chosen):,} of them hashed again" if checkable else "their text cannot be recovered from the tokens"
     return judge(
@@ -141,7 +137,7 @@ def _misplaced(
     parts: list[np.ndarray], chosen: range, hashes: np.ndarray, data: PreparedData, by_text: bool
 ) -> list[str]:
     """The first five of the chosen documents whose hash is not the stored one, (documents,) uint64, of their place."""
-    places = {int(value): position for position, value in enumerate(hashes.tolist())}
+    places = {value: position for position, value in enumerate(hashes.tolist())}
     problems: list[str] = []
     for index in chosen:
         ids = parts[index].astype(np.uint16)

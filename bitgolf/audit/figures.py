@@ -103,12 +103,7 @@ def numbers_agree(evidence: Evidence) -> Finding:
     """Sums, differences and copies of the records, computed again."""
     score, pack, charges, events = evidence.score, evidence.pack, list(evidence.budget.charges), evidence.events
     log_text = evidence.require("train.log").read_text(encoding="utf-8", errors="replace")
-    problems = [
-        *_packing(pack, score),
-        *_scores(score, charges),
-        *_training(events, charges),
-        *_log(events, log_text),
-    ]
+    problems = [*_packing(pack, score), *_scores(score, charges), *_training(events, charges), *_log(events, log_text)]
     return judge(
         problems[:8],
         f"pack.json, score.json, budget.json, train.jsonl and train.log agree ({len(events)} events, "
@@ -122,13 +117,11 @@ def numbers_agree(evidence: Evidence) -> Finding:
 
 def _packing(pack: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:
     problems = []
-    streams = pack.get("stream_bytes")
+    streams, model = pack.get("stream_bytes"), pack.get("model_bytes")
     if isinstance(streams, Mapping) and "header_bytes" in pack:
         total = pack["header_bytes"] + sum(streams.values())
-        if total != pack.get("model_bytes"):
-            problems.append(
-                f"pack.json's header and streams are {total:,} bytes, its model {pack.get('model_bytes'):,}"
-            )
+        if total != model:
+            problems.append(f"pack.json's header and streams are {total:,} bytes, its model {model:,}")
     if pack.get("model_sha256", score.get("model_sha256")) != score.get("model_sha256"):
         problems.append("pack.json and score.json name different artifacts")
     return problems

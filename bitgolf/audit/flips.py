@@ -93,13 +93,9 @@ def flip_test(
         moved_later += int((moved > target).sum())
         early = moved[moved <= target]
         if len(early):
-            leak = {
-                "flipped_target": target,
-                "moved_target": int(early[0]),
-                "moved": len(early),
-                "difference_nats": largest_difference(base[: target + 1], log_p[: target + 1]),
-            }
-            leaks.append(leak)
+            worst = largest_difference(base[: target + 1], log_p[: target + 1])
+            leak = {"flipped_target": target, "moved_target": int(early[0]), "moved": len(early)}
+            leaks.append({**leak, "difference_nats": worst})
     evidence: dict[str, Any] = {
         "flipped_targets": positions,
         "distributions_compared": int(sum(t + 1 for t in positions)),

@@ -13,7 +13,7 @@ Legend: S shingles of one document, D validation documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,6 @@ import numpy as np
 from bitgolf.audit.documents import documents, whole_documents
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
-from bitgolf.data.tokenizer import Tokenizer
 
 SHINGLE_WORDS = 5
 NEAR = 0.8  # containment from which on a pair is a near-duplicate
@@ -70,11 +69,11 @@ def near_duplicates(evidence: Evidence) -> Finding:
         raise MissingEvidence("no validation document is long enough to be recognized")
     compared = 0
     pairs: dict[int, Pair] = {}  # the closest one by validation document
-    for number, text in enumerate(_texts(whole_documents(evidence.data.train, tokenizer.bos_id), tokenizer)):
-        compared = number + 1
-        for pair in index.pairs(text, number):
+    for part in whole_documents(evidence.data.train, tokenizer.bos_id):
+        for pair in index.pairs(tokenizer.decode(part), compared):
             if pair.val not in pairs or pair.containment > pairs[pair.val].containment:
                 pairs[pair.val] = pair
+        compared += 1
     worst = sorted(pairs.values(), key=lambda pair: -pair.containment)
     copies = sum(pair.is_copy for pair in worst)
     shown = "; ".join(
@@ -108,21 +107,16 @@ def near_duplicates(evidence: Evidence) -> Finding:
     )
 
 
-def _texts(parts: Iterable[np.ndarray], tokenizer: Tokenizer) -> Iterator[str]:
-    return (tokenizer.decode(part) for part in parts)
-
-
 def shingles(text: str) -> np.ndarray:
     """Distinct hashes of the shingles of a text, (S,) uint64, sorted; empty for a text of fewer than five words."""
     words = np.fromiter(map(hash, _WORD.findall(text.lower())), dtype=np.int64).view(np.uint64)
     words ^= words >> np.uint64(29)
     if len(words) < SHINGLE_WORDS:
         return np.empty(0, dtype=np.uint64)
+    mixed = words ^ (words >> np.uint64(29))
     hashes = np.zeros(len(words) - SHINGLE_WORDS + 1, dtype=np.uint64)
     for offset, power in enumerate(_POWERS):
-        hashes += (
-            words[offset : offset + len(hashes)] ^ (words[offset : offset + len(hashes)] >> np.uint64(29))
-        ) * power
+        hashes += mixed[offset : offset + len(hashes)] * power
     return np.unique(hashes)
 
 

@@ -33,11 +33,6 @@ class _Entry(Generic[Subject]):
     function: Callable[[Subject], Finding]
     applies: Callable[[Subject], bool]
 
-    def make(self, subject: Subject) -> Check:
-        finding = attempt(self.function, subject)
-        reason = printable(finding.reason, _LONGEST_REASON)  # it may quote foreign text
-        return Check(self.name, self.rule, self.title, finding.verdict, reason, finding.evidence)
-
 
 class Registry(Generic[Subject]):
     """The checks of one kind of subject."""
@@ -77,7 +72,9 @@ class Registry(Generic[Subject]):
         made: list[Check] = []
         for done, entry in enumerate(entries):
             progress("audit", done, len(entries), entry.name)
-            made.append(entry.make(subject))
+            finding = attempt(entry.function, subject)
+            reason = printable(finding.reason, _LONGEST_REASON)  # it may quote foreign text
+            made.append(Check(entry.name, entry.rule, entry.title, finding.verdict, reason, finding.evidence))
         progress("audit", len(entries), len(entries))
         return Verdict(tuple(made))
 

@@ -109,10 +109,7 @@ def other_passes(evidence: Evidence) -> Finding:
         losses = evidence.losses(score.get("losses", {}).get(name, {}).get("file", f"nll-{name}.npy"))
         if len(losses) != num_targets:
             raise RunError(f"the losses of {name} are {len(losses):,}, there are {num_targets:,} targets")
-        bpb, claimed = (
-            float(losses.mean(dtype=np.float64)) * constant,
-            float(number(score["methods"][name], "bpb", name)),
-        )
+        bpb, claimed = float(losses.mean(dtype=np.float64)) * constant, number(score["methods"][name], "bpb", name)
         if not abs(bpb - claimed) <= IDENTITY_TOLERANCE * bpb:
             problems.append(f"{name} bpb is {claimed:.8f} in score.json, {bpb:.8f} from its losses")
         blocks = evidence.headline.plain_losses(name, evidence.rng(name))
@@ -149,21 +146,18 @@ def judge_isolation(
     evidence = {**isolation, "attempts": list(attempts), "targets": num_targets, "text_in_libraries": text_in_libraries}
     if attempts:
         return failed(f"with the tokens in hand, the evaluation tried to open {', '.join(attempts[:3])}", **evidence)
-    gaps = []
-    if not isolation["files"]:
-        gaps.append("while it loaded, it could have read any file")
-    if isolation["reachable"]:
-        gaps.append(f"{isolation['reachable'][0]} was readable while it loaded")
-    if isolation["writable"]:
-        gaps.append(f"{isolation['writable'][0]} was writable while it loaded")
-    if isolation["user"] == 0 and isolation["files"] != "landlock":  # which binds root as well
-        gaps.append("it ran as root")
-    if not isolation["network"]:
-        gaps.append("it could use the network")
-    if not isolation["closed"]:
-        gaps.append("nothing but Python's own functions kept it from opening files while it scored")
-    if isolation["still_open"]:
-        gaps.append(f"{isolation['still_open'][0]} stayed open while it scored")
+    reachable, writable, still_open = (isolation[key][:1] for key in ("reachable", "writable", "still_open"))
+    as_root = isolation["user"] == 0 and isolation["files"] != "landlock"  # which binds root as well
+    possible = (
+        (not isolation["files"], "while it loaded, it could have read any file"),
+        (reachable, f"{''.join(reachable)} was readable while it loaded"),
+        (writable, f"{''.join(writable)} was writable while it loaded"),
+        (as_root, "it ran as root"),
+        (not isolation["network"], "it could use the network"),
+        (not isolation["closed"], "nothing but Python's own functions kept it from opening files while it scored"),
+        (still_open, f"{''.join(still_open)} stayed open while it scored"),
+    )
+    gaps = [what for there, what in possible if there]
     if gaps:
         why = f" ({'; '.join(isolation['refused'])})" if isolation["refused"] else ""
         return not_run(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,13 +131,12 @@ class SealedRun:
         """The first, the last and random documents, whose adapters know nothing of other documents."""
         headline = self.headline
         tokens, bos_id = headline.tokens, headline.bos_id
-        edges = [0, *(np.flatnonzero(tokens[1:] == bos_id) + 1).tolist(), len(tokens)]
-        count = min(len(edges) - 1, _NUM_UPDATES[headline.quick] * headline.config.ttt.lora.documents)
-        chosen = sorted({0, len(edges) - 2, *self.rng.permutation(len(edges) - 1)[:count].tolist()})
-        spans = [(edges[number], edges[number + 1]) for number in chosen]
-        tape = ScoreTape(
-            np.concatenate([*(tokens[start:stop] for start, stop in spans), [bos_id]]).astype(tokens.dtype)
-        )
+        spans = list(pairwise([0, *(np.flatnonzero(tokens[1:] == bos_id) + 1).tolist(), len(tokens)]))
+        count = min(len(spans), _NUM_UPDATES[headline.quick] * headline.config.ttt.lora.documents)
+        chosen = sorted({0, len(spans) - 1, *self.rng.permutation(len(spans))[:count].tolist()})
+        spans = [spans[number] for number in chosen]
+        text = np.concatenate([*(tokens[start:stop] for start, stop in spans), [bos_id]])
+        tape = ScoreTape(text.astype(tokens.dtype))
         scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
         tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
         ends = np.cumsum([stop - start for start, stop in spans])

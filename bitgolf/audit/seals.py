@@ -31,18 +31,12 @@ from bitgolf.run.seal import (
 def artifact_sealed(evidence: Evidence) -> Finding:
     """B7: the artifact on disk is bit for bit the one that score.json belongs to."""
     on_disk, scored = evidence.artifact_sha256, str(evidence.score.get("model_sha256"))
-    problems = []
-    if on_disk != scored:
-        problems.append(
-            f"model.bitgolf has SHA-256 {on_disk[:12]}..., the scores belong to {scored[:12]}...: it was changed after "
-            "scoring"
-        )
-    return judge(
-        problems,
-        f"SHA-256 {on_disk[:12]}... on disk and in score.json",
-        file_sha256=on_disk,
-        scored_sha256=scored,
+    changed = (
+        f"model.bitgolf has SHA-256 {on_disk[:12]}..., the scores belong to {scored[:12]}...: it was changed after "
     )
+    reason = f"SHA-256 {on_disk[:12]}... on disk and in score.json"
+    problems = [] if on_disk == scored else [changed + "scoring"]
+    return judge(problems, reason, file_sha256=on_disk, scored_sha256=scored)
 
 
 @run_checks.register("data-sealed", "B7", "tokenizer, shards and lists of documents are those that were prepared")
@@ -80,11 +74,8 @@ def sealed_chain(evidence: Evidence) -> Finding:
     problems += _training(evidence, events, config)
     problems += _packing(evidence, pack, events, config)
     problems += _scoring(evidence, score, pack, config)
-    codes = {
-        name: record.get("code_sha256")
-        for name, record in (("train", _begin(events)), ("pack", pack), ("score", score))
-    }
-    codes["audit"] = code_digest()
+    made = {"train": _begin(events), "pack": pack, "score": score}
+    codes = {name: record.get("code_sha256") for name, record in made.items()} | {"audit": code_digest()}
     note = "" if len(set(codes.values())) == 1 else "; the code is not the same in all stages and now"
     return judge(
         problems[:8],
