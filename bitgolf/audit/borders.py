@@ -5,15 +5,16 @@ document's length (smaller adaptation chunks for short ones, PR 2014) fails. Iso
 (adapters that start afresh for each document): the document before is rewritten, and the next one's predictions must
 stay. A smeared embedding that reaches over the BOS (PR 1667, 1797) fails. Source: docs/rules.md, test 5.
 
-Legend: N tokens of a passage.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bitgolf.audit.evidence import Evidence, run_checks
-from bitgolf.audit.traces import Evaluation, deterministic_kernels, flip_tokens, largest_difference, trace
+from bitgolf.audit.traces import Passage, largest_difference
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, not_run, passed
 
 # Another border is another batch of documents, whose sums round differently; learning carries that along.
@@ -24,18 +25,8 @@ _NUM_MOVES = {True: 1, False: 3}  # borders that are removed, and as many insert
 @run_checks.register("length-blind", "C1", "no prediction depends on where its document will end")
 def length_blind(evidence: Evidence) -> Finding:
     """C1: move document borders in the passage."""
-    headline = evidence.headline
-    with deterministic_kernels(headline.device):
-        return move_borders(
-            headline.build,
-            headline.passage,
-            vocab_size=headline.vocab_size,
-            bos_id=headline.bos_id,
-            num_moves=_NUM_MOVES[evidence.quick],
-            rng=evidence.rng("length-blind"),
-            chunk_targets=headline.chunk_targets,
-            exact_shapes=headline.device.type == "cpu",
-        )
+    passage, rng = evidence.headline.passage, evidence.rng("length-blind")
+    return move_borders(passage, _NUM_MOVES[evidence.quick], rng, exact_shapes=passage.device.type == "cpu")
 
 
 def _claims_isolation(evidence: Evidence) -> bool:
@@ -54,33 +45,23 @@ def document_isolation(evidence: Evidence) -> Finding:
     headline, rng = evidence.headline, evidence.rng("document-isolation")
     if not headline.by_documents:
         raise MissingEvidence("the headline is not the pass with adapters; run `bitgolf score` again")
-    tokens, length = evidence.tokens, len(headline.passage)
+    tokens, length = evidence.tokens, len(headline.passage.tokens)
     inner = np.flatnonzero(tokens[1:-1] == headline.bos_id) + 1
     if not len(inner):
         raise MissingEvidence("the validation text is a single document")
     start = max(0, int(rng.choice(inner)) - length // 2)
-    with deterministic_kernels(headline.device):
-        return rewrite_before(
-            headline.build,
-            tokens[start : start + length],
-            vocab_size=headline.vocab_size,
-            bos_id=headline.bos_id,
-            rng=rng,
-        )
+    return rewrite_before(replace(headline.passage, tokens=tokens[start : start + length]), rng)
 
 
 def move_borders(
-    evaluation: Evaluation,
-    tokens: np.ndarray,  # (N,) integers, a piece of text
-    *,
-    vocab_size: int,
-    bos_id: int,
+    passage: Passage,
     num_moves: int,  # borders that are removed, and as many inserted
     rng: np.random.Generator,
-    chunk_targets: int,  # as in `evaluate`
+    *,
     exact_shapes: bool,  # this device computes alike in batches of other shapes, up to rounding in fp32
 ) -> Finding:
     """Remove a BOS, or insert one; the predictions before it must not move."""
+    tokens, bos_id = passage.tokens, passage.bos_id
     borders = np.flatnonzero(tokens[2:] == bos_id) + 2
     insides = np.flatnonzero(tokens[2:] != bos_id) + 2
     moves = [
@@ -90,14 +71,14 @@ def move_borders(
     ]
     if not moves:
         raise MissingEvidence(f"the {len(tokens)} tokens are too few to move a border in")
-    base = trace(evaluation, tokens, chunk_targets).log_p
+    base = passage.log_p(tokens)
     worst, where, compared = 0.0, -1, 0
     for position in sorted(moves):
         moved = tokens.copy()
-        other = int(rng.integers(vocab_size - 1))
+        other = int(rng.integers(passage.vocab_size - 1))
         moved[position] = other + (other >= bos_id) if tokens[position] == bos_id else bos_id
         # Targets before `position` are predicted from tokens before it.
-        largest = largest_difference(trace(evaluation, moved, chunk_targets).log_p[:position], base[:position])
+        largest = largest_difference(passage.log_p(moved)[:position], base[:position])
         compared += position
         if largest > worst:
             worst, where = largest, position
@@ -123,23 +104,16 @@ def move_borders(
     )
 
 
-def rewrite_before(
-    evaluation: Evaluation,
-    tokens: np.ndarray,  # (N,) integers, text with a document border in it
-    *,
-    vocab_size: int,
-    bos_id: int,
-    rng: np.random.Generator,
-) -> Finding:
+def rewrite_before(passage: Passage, rng: np.random.Generator) -> Finding:
     """Rewrite all that stands before the border of the longest document; what follows must be bit-identical."""
-    borders = np.flatnonzero(tokens[1:-1] == bos_id) + 1
+    tokens = passage.tokens
+    borders = np.flatnonzero(tokens[1:-1] == passage.bos_id) + 1
     if not len(borders):
         raise MissingEvidence(f"the {len(tokens)} tokens hold no document border")
     border = int(borders[np.argmax(np.diff(borders, append=len(tokens)))])
-    rewritten = flip_tokens(tokens, slice(0, border), vocab_size, bos_id, rng)
-    base, again = (trace(evaluation, text).log_p for text in (tokens, rewritten))
+    base, again = passage.log_p(tokens), passage.log_p(passage.flipped(slice(0, border), rng))
     largest = largest_difference(base[border:], again[border:])
-    noise = largest_difference(base, trace(evaluation, tokens).log_p)
+    noise = largest_difference(base, passage.log_p(tokens))
     evidence = {"border": border, "targets": len(base) - border, "largest_nats": str(largest), "noise_nats": str(noise)}
     if largest > 10 * noise:
         return failed(

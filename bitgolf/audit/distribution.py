@@ -28,7 +28,7 @@ def normalization(evidence: Evidence) -> Finding:
 @run_checks.register("losses-match", "C2", "each loss is -log p of its target under the distribution shown")
 def losses_match(evidence: Evidence) -> Finding:
     """C2: the losses of the passage."""
-    return losses_of(evidence.headline.shown, evidence.headline.passage)
+    return losses_of(evidence.headline.shown, evidence.headline.passage.tokens)
 
 
 def normalized(

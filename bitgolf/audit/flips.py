@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bitgolf.audit.evidence import Evidence, run_checks
-from bitgolf.audit.traces import Evaluation, deterministic_kernels, flip_tokens, largest_difference, trace
+from bitgolf.audit.traces import Passage, largest_difference
 from bitgolf.audit.verdict import Finding, failed, not_run, passed
 
 # A difference this many times the noise between identical runs is a leak, not noise.
@@ -40,55 +40,35 @@ def only_target(tokens: np.ndarray, target: int) -> slice:
 @run_checks.register("future-flip", "C1", "no prediction moves when later tokens change")
 def future_flip(evidence: Evidence) -> Finding:
     """C1: replace all tokens after t; p_0..p_t must not move."""
-    return _of_headline(evidence, all_after, "future-flip")
+    return flip_test(evidence.headline.passage, all_after, _NUM_FLIPS[evidence.quick], evidence.rng("future-flip"))
 
 
 @run_checks.register("target-flip", "C1", "no prediction moves when its own target changes")
 def target_flip(evidence: Evidence) -> Finding:
     """C1: replace the target of t alone; p_0..p_t must not move."""
-    return _of_headline(evidence, only_target, "target-flip")
-
-
-def _of_headline(evidence: Evidence, span: Span, name: str) -> Finding:
-    headline = evidence.headline
-    with deterministic_kernels(headline.device):
-        return flip_test(
-            headline.build,
-            headline.passage,
-            span,
-            vocab_size=headline.vocab_size,
-            bos_id=headline.bos_id,
-            num_flips=_NUM_FLIPS[evidence.quick],
-            rng=evidence.rng(name),
-            chunk_targets=headline.chunk_targets,
-        )
+    return flip_test(evidence.headline.passage, only_target, _NUM_FLIPS[evidence.quick], evidence.rng("target-flip"))
 
 
 def flip_test(
-    evaluation: Evaluation,  # builds a fresh scorer and adapter for each run
-    tokens: np.ndarray,  # (N,) integers, a piece of text that spans several windows and chunks
+    passage: Passage,
     span: Span,
-    *,
-    vocab_size: int,
-    bos_id: int,
-    num_flips: int = 8,  # positions t, chunk borders among them
+    num_flips: int,  # positions t, chunk borders among them
     rng: np.random.Generator,  # draws positions and replacements
-    chunk_targets: int = 0,  # of `evaluate`
 ) -> Finding:
     """PASS when all predictions stay bit-identical; FAIL with the first one that moved.
 
     NOT RUN when two identical runs differ by as much as the flips do (kernels that are not deterministic), or when
     flips change no later prediction either.
     """
-    positions = _positions(tokens, bos_id, num_flips, chunk_targets, rng)
+    tokens = passage.tokens
+    positions = _positions(passage, num_flips, rng)
     if not positions:
         return not_run(f"the {len(tokens)} tokens have no target that can be flipped")
-    base = trace(evaluation, tokens, chunk_targets).log_p
-    noise = largest_difference(base, trace(evaluation, tokens, chunk_targets).log_p)
+    base = passage.log_p(tokens)
+    noise = largest_difference(base, passage.log_p(tokens))
     leaks, moved_later = [], 0
     for target in positions:
-        flipped = flip_tokens(tokens, span(tokens, target), vocab_size, bos_id, rng)
-        log_p = trace(evaluation, flipped, chunk_targets).log_p
+        log_p = passage.log_p(passage.flipped(span(tokens, target), rng))
         moved = np.flatnonzero((base != log_p).any(axis=1))
         moved_later += int((moved > target).sum())
         early = moved[moved <= target]
@@ -130,14 +110,12 @@ def _judge(leaks: list[dict[str, Any]], evidence: dict[str, Any]) -> Finding:
     )
 
 
-def _positions(
-    tokens: np.ndarray, bos_id: int, num_flips: int, chunk_targets: int, rng: np.random.Generator
-) -> list[int]:
+def _positions(passage: Passage, num_flips: int, rng: np.random.Generator) -> list[int]:
     """Targets to flip, sorted: the first, those on either side of chunk borders, and random ones."""
-    candidates = np.flatnonzero(tokens[1:-1] != bos_id)  # a target with one more after it
-    chosen = candidates[:1].tolist()
-    if chunk_targets:
-        borders = {chunk_targets - 1, chunk_targets, 2 * chunk_targets - 1}
+    candidates = np.flatnonzero(passage.tokens[1:-1] != passage.bos_id)  # a target with one more after it
+    chosen, chunk = candidates[:1].tolist(), passage.chunk_targets
+    if chunk:
+        borders = {chunk - 1, chunk, 2 * chunk - 1}
         chosen += [int(t) for t in candidates if int(t) in borders]
     rest = np.setdiff1d(candidates, chosen)
     count = max(0, min(num_flips - len(chosen), len(rest)))

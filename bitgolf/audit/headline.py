@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bitgolf.artifact.open import PackedModel, open_model
-from bitgolf.audit.traces import Trace, deterministic_kernels, trace
+from bitgolf.audit.traces import Passage, Trace, deterministic_kernels, trace
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.config import Config
 from bitgolf.evaluate.adapted_pass import adapted_pass, adapted_pass_name
@@ -55,7 +55,6 @@ class Headline:
 
     def __post_init__(self) -> None:
         self.device = choose_device("auto" if self.config.device == "cuda" else self.config.device)
-        self.vocab_size = self.config.model.vocab_size
         self.adapted = self.name == adapted_pass_name(self.config.ttt, self.config.score.methods[-1])
         self.method = str(self.config.score.methods[-1]) if self.adapted else self.name
         if self.method not in METHODS:
@@ -84,20 +83,21 @@ class Headline:
         return open_model(self.artifact, str(self.device), canonical=self.config.score.canonical)
 
     @cached_property
-    def passage(self) -> np.ndarray:
-        """(n,) uint16: one window of validation tokens (one per update where something is learned between chunks) and a
-        few strides, from a random place."""
+    def passage(self) -> Passage:
+        """One window of validation tokens (one per update where something is learned between chunks) and a few strides,
+        from a random place."""
         window = self.config.window
         first = window * (_UPDATES[self.quick] if self.chunk_targets else 1)
         length = min(first + min(_STRIDES * self.stride, window) + 1, len(self.tokens))
         start = int(self.rng.integers(len(self.tokens) - length + 1))
-        return self.tokens[start : start + length]
+        tokens, vocab_size = self.tokens[start : start + length], self.config.model.vocab_size
+        return Passage(self.build, tokens, vocab_size, self.bos_id, self.chunk_targets, self.device)
 
     @cached_property
     def shown(self) -> Trace:
         """The distributions and losses of the passage."""
         with deterministic_kernels(self.device):
-            return trace(self.build, self.passage, self.chunk_targets, with_losses=True)
+            return trace(self.build, self.passage.tokens, self.chunk_targets, with_losses=True)
 
     def build(self, tokens: np.ndarray) -> tuple[Scorer, Adapter | None]:
         """The evaluation from scratch (`traces.Evaluation`).

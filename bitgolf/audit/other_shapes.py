@@ -58,7 +58,7 @@ def other_shapes(evidence: Evidence) -> Finding:
         return adapted_shapes(headline.artifact, headline.with_chunks(chunk), text)
     return plain_shapes(
         headline.packed.model,
-        headline.passage,
+        headline.passage.tokens,
         headline.shown.nll,
         window=config.window,
         stride=headline.stride,

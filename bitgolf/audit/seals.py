@@ -31,11 +31,13 @@ from bitgolf.run.seal import (
 def artifact_sealed(evidence: Evidence) -> Finding:
     """B7: the artifact on disk is bit for bit the one that score.json belongs to."""
     on_disk, scored = evidence.artifact_sha256, str(evidence.score.get("model_sha256"))
-    changed = (
-        f"model.bitgolf has SHA-256 {on_disk[:12]}..., the scores belong to {scored[:12]}...: it was changed after "
-    )
+    problems = []
+    if on_disk != scored:
+        problems.append(
+            f"model.bitgolf has SHA-256 {on_disk[:12]}..., the scores belong to {scored[:12]}...: it was changed after "
+            "scoring"
+        )
     reason = f"SHA-256 {on_disk[:12]}... on disk and in score.json"
-    problems = [] if on_disk == scored else [changed + "scoring"]
     return judge(problems, reason, file_sha256=on_disk, scored_sha256=scored)
 
 

@@ -15,6 +15,8 @@ import torch
 
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, TokenReader, evaluate
 
+_CPU = torch.device("cpu")
+
 
 class Evaluation(Protocol):
     """Makes the scorer and adapter of an evaluation from scratch, as they are before the first target."""
@@ -30,6 +32,33 @@ class Trace:
 
     log_p: np.ndarray
     nll: np.ndarray
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of text, and the evaluation that checks run on it.
+
+    Attributes:
+        tokens: (N,) integers; they span several windows and chunks.
+        chunk_targets: targets between two updates (of `evaluate`); 0 when nothing is learned between chunks.
+        device: where the evaluation runs.
+    """
+
+    evaluation: Evaluation
+    tokens: np.ndarray
+    vocab_size: int
+    bos_id: int
+    chunk_targets: int = 0
+    device: torch.device = _CPU
+
+    def log_p(self, tokens: np.ndarray) -> np.ndarray:
+        """Every distribution of a fresh evaluation of `tokens` (n,), which are the passage or a variant: (n-1, V)."""
+        with deterministic_kernels(self.device):
+            return trace(self.evaluation, tokens, self.chunk_targets).log_p
+
+    def flipped(self, where: slice, rng: np.random.Generator) -> np.ndarray:
+        """The tokens with all in `where` replaced, see `flip_tokens`."""
+        return flip_tokens(self.tokens, where, self.vocab_size, self.bos_id, rng)
 
 
 class _Recorder:

@@ -10,6 +10,7 @@ from tiny_gpt import ALONE, BOS, VOCAB, config, text, tiny_gpt
 from tiny_gpt import adapted as adapted_pass
 
 from bitgolf.audit.borders import move_borders, rewrite_before
+from bitgolf.audit.traces import Passage
 from bitgolf.audit.verdict import Finding, MissingEvidence
 from bitgolf.evaluate.document_scorer import DocumentScorer
 
@@ -25,12 +26,12 @@ def adapted(model: Any = tiny_gpt, **ttt: Any) -> Any:
     return evaluation
 
 
-ALPHABET = {"vocab_size": VOCAB, "bos_id": BOS}
+def passage(evaluation: Any, tokens: np.ndarray = TOKENS, chunk_targets: int = 0) -> Passage:
+    return Passage(evaluation, tokens, VOCAB, BOS, chunk_targets)
 
 
-def moved(evaluation: Any, tokens: np.ndarray = TOKENS, **options: Any) -> Finding:
-    defaults = {"num_moves": 4, "chunk_targets": 0, "exact_shapes": True}
-    return move_borders(evaluation, tokens, **ALPHABET, rng=np.random.default_rng(0), **(defaults | options))
+def moved(text: Passage, num_moves: int = 4, exact_shapes: bool = True) -> Finding:
+    return move_borders(text, num_moves, np.random.default_rng(0), exact_shapes=exact_shapes)
 
 
 BY_DOCUMENTS = {"method": "lora", "lora_documents": 3}
@@ -38,7 +39,7 @@ BY_DOCUMENTS = {"method": "lora", "lora_documents": 3}
 
 @pytest.mark.parametrize("ttt", [{}, {"method": "full", "lr": 0.05}, BY_DOCUMENTS])
 def test_honest_evaluations_do_not_know_where_documents_end(ttt: dict[str, Any]) -> None:
-    found = moved(adapted(**ttt), num_moves=2, chunk_targets=0 if "lora_documents" in ttt else 40)
+    found = moved(passage(adapted(**ttt), chunk_targets=0 if "lora_documents" in ttt else 40), num_moves=2)
     assert found.verdict == "PASS" and len(found.evidence["moves"]) == 4, found
 
 
@@ -70,18 +71,19 @@ def cheating_documents(cheat: type[DocumentScorer]) -> Any:
 
 
 def test_a_schedule_by_the_length_of_documents_is_caught() -> None:
-    found = moved(cheating_documents(ShortDocumentsDifferently))
+    text = passage(cheating_documents(ShortDocumentsDifferently))
+    found = moved(text)
     assert found.verdict == "FAIL" and "moving the document border at token" in found.reason
-    scattering = moved(cheating_documents(ShortDocumentsDifferently), exact_shapes=False)
+    scattering = moved(text, exact_shapes=False)
     assert scattering.verdict == "NOT RUN", "a device whose other shapes scatter proves neither"
 
 
 def test_isolation_of_documents() -> None:
-    options = {**ALPHABET, "rng": np.random.default_rng(0)}
-    assert rewrite_before(cheating_documents(DocumentScorer), TOKENS, **options).verdict == "PASS"
-    found = rewrite_before(cheating_documents(Leaks), TOKENS, **options)
+    rng = np.random.default_rng(0)
+    assert rewrite_before(passage(cheating_documents(DocumentScorer)), rng).verdict == "PASS"
+    found = rewrite_before(passage(cheating_documents(Leaks)), rng)
     assert found.verdict == "FAIL" and "moved predictions of the next" in found.reason
-    flat = rewrite_before(adapted(), TOKENS, **options)
+    flat = rewrite_before(passage(adapted()), rng)
     assert flat.verdict == "FAIL", "a flat stream is not isolated, and does not claim to be"
 
 
@@ -89,6 +91,6 @@ def test_texts_without_borders_prove_nothing() -> None:
     one = np.where(TOKENS == BOS, 5, TOKENS).astype(TOKENS.dtype)
     one[0] = BOS
     with pytest.raises(MissingEvidence, match="no document border"):
-        rewrite_before(adapted(), one, **ALPHABET, rng=np.random.default_rng(0))
+        rewrite_before(passage(adapted(), one), np.random.default_rng(0))
     with pytest.raises(MissingEvidence, match="too few"):
-        moved(adapted(), one[:2])
+        moved(passage(adapted(), one[:2]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitgolf.audit.distribution import losses_of, normalized
 from bitgolf.audit.flips import all_after, flip_test, only_target
-from bitgolf.audit.traces import deterministic_kernels, trace
+from bitgolf.audit.traces import Passage, deterministic_kernels, trace
 from bitgolf.audit.verdict import Finding
 from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.document_scorer import DocumentScorer
@@ -28,9 +28,7 @@ CHUNK = 40
 
 
 def flips(evaluation: Any, span: Any, chunk_targets: int = 0) -> Finding:
-    rng = np.random.default_rng(0)
-    options = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 6, "rng": rng, "chunk_targets": chunk_targets}
-    return flip_test(evaluation, TOKENS, span, **options)
+    return flip_test(Passage(evaluation, TOKENS, VOCAB, BOS, chunk_targets), span, 6, np.random.default_rng(0))
 
 
 def evaluation_of(device: str = "cpu", **ttt: Any):

@@ -23,7 +23,7 @@ from bitgolf.audit.distribution import losses_of, normalized
 from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.registry import attempt
 from bitgolf.audit.tape_log import score_first
-from bitgolf.audit.traces import Trace, deterministic_kernels, flip_tokens, trace
+from bitgolf.audit.traces import Passage, Trace, deterministic_kernels, flip_tokens, trace
 from bitgolf.audit.verdict import Finding
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
@@ -54,9 +54,7 @@ def target_flip(evaluation, tokens: np.ndarray = TOKENS, chunk_targets: int = 0)
 
 
 def flips(evaluation, tokens: np.ndarray, span, chunk_targets: int) -> Finding:
-    rng = np.random.default_rng(0)
-    options = {"vocab_size": VOCAB, "bos_id": BOS, "num_flips": 8, "rng": rng, "chunk_targets": chunk_targets}
-    return flip_test(evaluation, tokens, span, **options)
+    return flip_test(Passage(evaluation, tokens, VOCAB, BOS, chunk_targets), span, 8, np.random.default_rng(0))
 
 
 HONEST = {

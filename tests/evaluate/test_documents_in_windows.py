@@ -17,6 +17,7 @@ from torch import Tensor
 import bitgolf
 from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.run import audit_run
+from bitgolf.audit.traces import Passage
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
@@ -105,10 +106,8 @@ def test_flips_prove_it_causal() -> None:
         return chunks.scorer, chunks.adapter
 
     for span in (all_after, only_target):
-        rng = np.random.default_rng(0)
-        finding = flip_test(
-            evaluation, TOKENS[:91], span, vocab_size=VOCAB, bos_id=BOS, num_flips=4, rng=rng, chunk_targets=40
-        )
+        passage = Passage(evaluation, TOKENS[:91], VOCAB, BOS, chunk_targets=40)
+        finding = flip_test(passage, span, 4, np.random.default_rng(0))
         assert finding.verdict == "PASS" and finding.evidence["noise_nats"] == 0, finding
 
 
