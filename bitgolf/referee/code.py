@@ -83,13 +83,8 @@ class Script:
     @cached_property
     def names(self) -> set[str]:
         """All identifiers: variables, attributes, arguments, functions, classes."""
-        names: set[str] = set()
-        for node in self.nodes(ast.AST):
-            for attribute in ("id", "attr", "arg", "name"):
-                value = getattr(node, attribute, None)
-                if isinstance(value, str):
-                    names.add(value)
-        return names
+        values = (getattr(node, field, None) for node in self.nodes(ast.AST) for field in ("id", "attr", "arg", "name"))
+        return {value for value in values if isinstance(value, str)}
 
     @cached_property
     def called(self) -> set[str]:
@@ -108,7 +103,8 @@ class Script:
     def settings(self) -> set[str]:
         """Upper-case names that it may read from the environment: every such string or keyword in it."""
         settings = {text for text in self.strings if _SETTING.fullmatch(text)}
-        if _builds_names(self):  # a class of hyper-parameters, filled from the environment by the names of its fields
+        # A class of hyper-parameters may be filled from the environment by the names of its fields, in upper case.
+        if any(callee(call).endswith(".upper") for call in self.nodes(ast.Call)):
             settings |= {name.upper() for name in self.names if name.islower()}
         return settings
 
@@ -125,8 +121,7 @@ class Script:
         """Imports and calls that use the network or install something while the script runs."""
         downloads = [f"imports {name}" for name in sorted(self.imports) if name.startswith(_DOWNLOADERS)]
         for call in self.nodes(ast.Call):
-            texts = [n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-            command = _INSTALLING.search(" ".join(texts))
+            command = _INSTALLING.search(" ".join(texts_in(call)))
             if command and callee(call).rpartition(".")[2] in ("run", "system", "Popen", "check_call", "check_output"):
                 downloads.append(f"runs `{command[0].strip()}` at line {call.lineno}")
         return downloads
@@ -165,9 +160,9 @@ def callee(call: ast.Call) -> str:
     return ".".join(reversed(parts))
 
 
-def _builds_names(script: Script) -> bool:
-    """Whether names of settings are made by `.upper()` of other names."""
-    return any(callee(call).endswith(".upper") for call in script.nodes(ast.Call))
+def texts_in(part: ast.AST) -> list[str]:
+    """The string constants in a part of a tree."""
+    return [n.value for n in ast.walk(part) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -87,18 +87,14 @@ class Submission:
 
         Raises MissingEvidence when there is neither.
         """
-        if self.script.tree is not None and not self._is_unreadable_wrapper:
+        runs_a_string = len(self.script.names) < 20 and {"exec", "eval"} & self.script.names  # that was not unpacked
+        if self.script.tree is not None and not runs_a_string:
             return self.script
         for log in self.logs:
             script = Script(f"source in {log.name}", len(log.source), log.source, False)
             if script.tree is not None:
                 return script
         raise MissingEvidence(f"{SCRIPT} cannot be read: it is not Python, or packed in a way that is not known here")
-
-    @property
-    def _is_unreadable_wrapper(self) -> bool:
-        """Whether the script only runs a string that could not be unpacked."""
-        return len(self.script.names) < 20 and bool({"exec", "eval"} & self.script.names)
 
     @cached_property
     def logs(self) -> list[Log]:

@@ -13,7 +13,7 @@ from itertools import combinations
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
 from bitgolf.referee.figures import is_number
 from bitgolf.referee.folder import Submission, submission_checks
-from bitgolf.referee.log import Log, Metric
+from bitgolf.referee.log import Metric
 
 # bpb / loss by tokenizer on the full split, from the published logs, and how far it may be off: the split of the first
 # baseline gives 0.59071 for sp1024.
@@ -114,16 +114,12 @@ def logs_distinct(submission: Submission) -> Finding:
         early = {(step.step, step.loss) for step in one.steps[:5]} & {(step.step, step.loss) for step in two.steps[:5]}
         if len(early) >= _COPIED_LOSSES:
             problems.append(f"{pair} have the same losses at steps {', '.join(str(step) for step, _ in sorted(early))}")
-        a, b = (_measured_lines(log) for log in (one, two))
+        # Lines that no two runs share: those with a measured loss.
+        a, b = ({line.strip() for line in log.lines.values() if _MEASURED.search(line)} for log in (one, two))
         shares[pair] = share = len(a & b) / max(1, min(len(a), len(b)))
         if share > _COPIED_SHARE:
             problems.append(f"{share:.0%} of the lines with measurements are the same in {pair}")
     return judge(problems[:8], f"{len(logs)} logs, no two alike", same_lines=shares)
-
-
-def _measured_lines(log: Log) -> set[str]:
-    """Lines that no two runs share: those with a measured loss."""
-    return {line.strip() for line in log.lines.values() if _MEASURED.search(line)}
 
 
 @submission_checks.register("one-configuration", "section 4", "all seeds ran one configuration")

@@ -112,18 +112,18 @@ def _aggregates(data: dict[str, Any], finals: dict[str, Metric], submission: Sub
     bpb, loss = [m.bpb for m in finals.values()], [m.loss for m in finals.values()]
     totals = [log.total_bytes for log in submission.logs if log.total_bytes is not None]
     steps = [log.stop.step for log in submission.logs if log.stop]
-    expected: list[tuple[str, list[float]]] = [
-        ("val_bpb", [statistics.mean(bpb)]),
-        ("val_loss", [statistics.mean(loss)]),
-        ("val_bpb_std", [statistics.stdev(bpb), statistics.pstdev(bpb)]),
-        ("val_loss_std", [statistics.stdev(loss), statistics.pstdev(loss)]),
-    ]
+    expected: dict[str, list[float]] = {
+        "val_bpb": [statistics.mean(bpb)],
+        "val_loss": [statistics.mean(loss)],
+        "val_bpb_std": [statistics.stdev(bpb), statistics.pstdev(bpb)],
+        "val_loss_std": [statistics.stdev(loss), statistics.pstdev(loss)],
+    }
     if totals:
-        expected += [(key, [max(totals)]) for key in ("bytes_total", "artifact_bytes_max")]
-        expected += [("artifact_bytes_mean", [statistics.mean(totals)])]
+        expected |= {"bytes_total": [max(totals)], "artifact_bytes_max": [max(totals)]}
+        expected["artifact_bytes_mean"] = [statistics.mean(totals)]
     if steps:
-        expected += [("train_steps_mean", [statistics.mean(steps)])]
-    for key, values in expected:
+        expected["train_steps_mean"] = [statistics.mean(steps)]
+    for key, values in expected.items():
         claimed = data.get(key)
         if not is_number(claimed):
             continue

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from bitgolf.referee.code import Script, callee
+from bitgolf.referee.code import Script, callee, texts_in
 from bitgolf.referee.second_pass import Uses
 
 _VAL = re.compile(r"(^|_)(val|valid|validation)(_|$)")
@@ -52,7 +52,7 @@ def validation_before_seal(script: Script) -> Iterator[Match]:
     learners = {function.name for function in script.functions() if _learns_from_validation(script, function)}
     learners |= _given_validation(script)
     for function in script.functions():
-        if re.search(r"pre_?quant\w*_?ttt|ttt_?pre_?quant", function.name) and _is_called(script, function):
+        if re.search(r"pre_?quant\w*_?ttt|ttt_?pre_?quant", function.name) and function.name in script.called:
             yield Match(function.lineno, f"{function.name}: test-time training before quantization", "prequant")
         calls = _calls(script.inside(function))
         seals = [call.lineno for call in calls if _SEALS.search(_last(call).lower())]
@@ -67,8 +67,7 @@ def validation_before_seal(script: Script) -> Iterator[Match]:
     for node in script.nodes(ast.Assign):
         targets = [name for target in node.targets for name in _names(target)]
         if any(re.fullmatch(r"train_(files|pattern|shards)", name) for name in targets):
-            texts = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-            for text in texts:
+            for text in texts_in(node.value):
                 if covers_validation(text):
                     yield Match(node.lineno, f"training reads {text!r}", "train_files")
 
@@ -88,11 +87,8 @@ def _chosen_by_validation(script: Script) -> Iterator[Match]:
         compared = _names(node.test)
         if not any(_VAL.search(name) or name == "bpb" for name in compared) or not any("best" in n for n in compared):
             continue
-        kept = [
-            n
-            for child in node.body
-            for n in (*_names(child), *(callee(c).lstrip(".") for c in _calls(ast.walk(child))))
-        ]
+        inside = [part for child in node.body for part in ast.walk(child)]
+        kept = [*_names_of(inside), *(callee(call).lstrip(".") for call in _calls(inside))]
         if any(re.search(r"state_dict|deepcopy|clone|save|checkpoint", name) for name in kept):
             yield Match(node.lineno, f"weights are kept by {' and '.join(sorted(set(compared)))}", "best")
 
@@ -104,7 +100,7 @@ def several_passes(script: Script) -> Iterator[Match]:
     uses = Uses(script.tree or ast.Module([], []))
     for function in script.functions():
         second = _SECOND.search(function.name.lower())
-        if second and _is_called(script, function) and (place := uses.escape(function)):
+        if second and function.name in script.called and (place := uses.escape(function)):
             what = f"{function.name}: targets scored a second time, and the result is used at {place}"
             yield Match(function.lineno, what, second[2])
     for comprehension in script.nodes(ast.comprehension):
@@ -192,9 +188,8 @@ def small_validation_split(script: Script) -> Iterator[Match]:
     for node in script.nodes(ast.Assign):
         names = [name.lower() for target in node.targets for name in _names(target)]
         if small(node.value) and any(_FEW_DOCUMENTS.fullmatch(name) for name in names):
-            yield Match(
-                node.lineno, f"{ast.unparse(node)[:60]}, the split has {_VAL_DOCUMENTS:,} documents", "val_docs"
-            )
+            what = f"{ast.unparse(node)[:60]}, the split has {_VAL_DOCUMENTS:,} documents"
+            yield Match(node.lineno, what, "val_docs")
 
 
 def _given_validation(script: Script) -> set[str]:
@@ -261,11 +256,6 @@ def _learns(call: ast.Call) -> bool:
     return name.endswith(_LEARNS) and not name.endswith(_STEPS_ELSEWHERE)
 
 
-def _is_called(script: Script, function: Function) -> bool:
-    """Whether a call in the script mentions a function."""
-    return function.name in script.called
-
-
 def _last(call: ast.Call) -> str:
     return callee(call).rpartition(".")[2]
 
@@ -280,15 +270,8 @@ def _names(node: ast.AST) -> list[str]:
 
 
 def _names_of(nodes: Iterable[ast.AST]) -> list[str]:
-    names = []
-    for n in nodes:
-        if isinstance(n, ast.Name):
-            names.append(n.id)
-        elif isinstance(n, ast.Attribute):
-            names.append(n.attr)
-        elif isinstance(n, ast.arg):
-            names.append(n.arg)
-    return names
+    fields: dict[type[ast.AST], str] = {ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg"}
+    return [getattr(node, fields[type(node)]) for node in nodes if type(node) in fields]
 
 
 def _names_in_arguments(call: ast.Call) -> list[str]:

@@ -30,18 +30,25 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True)
 class Readme:
     """The text of a README."""
 
-    text: str
+    def __init__(self, text: str) -> None:
+        self._prose: list[str] = []  # lines
+        self._code: list[str] = []
+        inside = False
+        for line in text.splitlines():
+            if _FENCE.match(line):
+                inside = not inside
+            else:
+                (self._code if inside else self._prose).append(line)
 
     @cached_property
     def tables(self) -> list[Table]:
         """All pipe tables outside code."""
         tables: list[Table] = []
         rows: list[tuple[str, ...]] = []
-        for line in [*self._prose_lines, ""]:
+        for line in [*self._prose, ""]:
             cells = _cells(line)
             if cells:
                 rows.append(cells)
@@ -54,45 +61,25 @@ class Readme:
     @cached_property
     def assigned(self) -> dict[str, str]:
         """Environment variables that its commands set, with the last value given."""
-        code = "\n".join(self._code_lines)
+        code = "\n".join(self._code)
         return {name: value.strip("\"'") for name, value in _ASSIGNED.findall(code)}
 
     @cached_property
     def headline(self) -> str:
         """The first score that its prose gives for `val_bpb`, as written; "" when there is none."""
-        match = _HEADLINE.search("\n".join(self._prose_lines[:_HEADLINE_LINES]))
+        match = _HEADLINE.search("\n".join(self._prose[:_HEADLINE_LINES]))
         return match[1] if match else ""
 
     def claims(self, pattern: str) -> str:
         """The first line of its own prose that mentions `pattern` and does not deny it; "" when there is none."""
         claim = re.compile(pattern)
         of_others = False
-        for line in self._prose_lines:
+        for line in self._prose:
             if line.startswith("#"):
                 of_others = bool(_SECTIONS_OF_OTHERS.match(line))
             if not of_others and claim.search(line) and not _DENIED.search(line):
                 return line.strip()
         return ""
-
-    @cached_property
-    def _code_lines(self) -> list[str]:
-        return self._split[1]
-
-    @cached_property
-    def _prose_lines(self) -> list[str]:
-        return self._split[0]
-
-    @cached_property
-    def _split(self) -> tuple[list[str], list[str]]:
-        prose: list[str] = []
-        code: list[str] = []
-        inside = False
-        for line in self.text.splitlines():
-            if _FENCE.match(line):
-                inside = not inside
-            else:
-                (code if inside else prose).append(line)
-        return prose, code
 
 
 def _cells(line: str) -> tuple[str, ...]:
