@@ -82,7 +82,7 @@ def predict(coefficients: np.ndarray, mean: np.ndarray) -> np.ndarray:
 def fit(integers: Integers) -> ScaleModel:
     """The model that codes the integers in the fewest bits, its own description included."""
     center, stride = _lattice(integers.values) if integers.quantizers is None else (0, 0)
-    offsets = integers.with_values((integers.values.astype(np.int32) - center) >> stride)
+    offsets = replace(integers, values=(integers.values.astype(np.int32) - center) >> stride)
     plain = _fit_plain(offsets, center, stride)
     if plain.law.num_symbols == 1 or min(integers.values.shape) == 1:
         return plain
@@ -126,7 +126,7 @@ def _fit_plain(offsets: Integers, center: int, stride: int) -> ScaleModel:
     low, high = low >> shift, high >> shift
     if trellis:
         low, high = low & ~1, high | 1  # as many even codes as odd ones
-    counted = count_symbols(offsets.with_values(offsets.values >> shift), None, low, high)
+    counted = count_symbols(replace(offsets, values=offsets.values >> shift), None, low, high)
     law, bits = fit_law(counted, shift)
     return ScaleModel(center, stride, law, bits=bits + offsets.values.size * shift)
 
@@ -141,7 +141,7 @@ def _fit_classes(offsets: Integers, plain: ScaleModel, by_row: bool, by_column: 
     if num_contexts * law.num_symbols > min(MAX_CELLS, _FREE_CELLS + _CELLS_PER_NUMBER * offsets.values.size):
         return None
     few = law.num_symbols <= FEW_SYMBOLS
-    counted = count_symbols(offsets.with_values(offsets.values >> law.shift), classes, law.low, law.high)
+    counted = count_symbols(replace(offsets, values=offsets.values >> law.shift), classes, law.low, law.high)
     law, bits = fit_law(counted, law.shift, gaussian=few)
     model = replace(model, law=law, bits=bits + offsets.values.size * law.shift)
     return _reassigned(offsets, model) if few else model

@@ -13,10 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PRORATING_RULE = (
-    "compressed bytes of a stream are shared among its tensors by order-0 entropy for codes, by raw bytes for the rest"
-)
-
 _COUNTED_AT_ONCE = 1 << 18  # codes; counting needs 12 bytes for each
 
 
@@ -31,7 +27,7 @@ class ArtifactSizes:
         header: magic, version, checksum and the compressed header.
         streams: compressed bytes by stream name, in file order.
         streams_raw: bytes of the same streams before compression.
-        tensors: compressed bytes by tensor name (see PRORATING_RULE), scales included.
+        tensors: compressed bytes by tensor name, scales included; shared out as said above.
         groups: the same summed by group.
     """
 

@@ -5,7 +5,7 @@ Legend: R rows, C columns, K contexts, N symbols.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,10 +28,6 @@ class Integers:
     def num_quantizers(self) -> int:
         """2 under a trellis, else 1."""
         return 1 if self.quantizers is None else 2
-
-    def with_values(self, values: np.ndarray) -> Integers:
-        """Other values in the same quantizers."""
-        return replace(self, values=values)
 
     def transposed(self) -> Integers:
         """Rows and columns exchanged."""
@@ -78,6 +74,5 @@ def count_symbols(
     counts = np.bincount(cells.reshape(-1))
     counts = np.pad(counts, (0, -len(counts) % num_symbols)).reshape(-1, num_symbols)
     present = np.flatnonzero(counts.any(axis=1))
-    if symbols.quantizers is None:
-        return SymbolCounts(counts[present], Contexts(present, np.zeros(len(present), dtype=np.int64)), low)
-    return SymbolCounts(counts[present], Contexts(present >> 1, present & 1), low)
+    bits = symbols.num_quantizers - 1  # low bits of a context, which name its quantizer
+    return SymbolCounts(counts[present], Contexts(present >> bits, present & bits), low)

@@ -17,7 +17,7 @@ import bz2
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,33 +142,12 @@ def _different(section: Section, default: Section) -> dict[str, Any]:
     return different
 
 
-class _Sources(Mapping[str, ast.Module]):
-    """Syntax trees of the package's modules by dotted name, parsed when first used."""
-
-    def __init__(self, root: Path) -> None:
-        self.files = module_files(root)
-        self.trees: dict[str, ast.Module] = {}
-
-    def __getitem__(self, name: str) -> ast.Module:
-        if name not in self.trees:
-            source = _REPLACED.get(name) or self.files[name].read_text(encoding="utf-8")
-            self.trees[name] = ast.parse(source, str(self.files[name]))
-        return self.trees[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.files
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
 @functools.lru_cache(maxsize=4)
 def _program(root: Path) -> tuple[dict[str, str], str]:
     """Minified source of every module that the program needs, and of its first section."""
-    sources = _Sources(root)
+    files = module_files(root)
+    texts = {name: _REPLACED.get(name) or file.read_text(encoding="utf-8") for name, file in files.items()}
+    sources = {name: ast.parse(text, str(files[name])) for name, text in texts.items()}
     modules = {
         name: minified(ast.unparse(without_texts(tree, messages=name in _WITH_MESSAGES)))
         for name, tree in trace(sources, *ENTRY).items()
@@ -186,16 +165,12 @@ def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
     """
     module = ast.parse(ast.unparse(module))  # a copy, several times faster than copy.deepcopy
     for node in ast.walk(module):
-        if isinstance(node, ast.Call) and _is_name(node.func, "Field"):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:
             error = node.exc.func
             node.exc = error if isinstance(error, ast.Name) and error.id in _SHOWN_BY_SOURCE else node.exc
     return module
-
-
-def _is_name(node: ast.expr, name: str) -> bool:
-    return isinstance(node, ast.Name) and node.id == name
 
 
 @functools.cache
