@@ -134,8 +134,7 @@ def encode(header: Header) -> bytes:
         "tokenizer_meta": header.tokenizer_meta,
     }
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-        raw = text.encode("utf-8")
+        raw = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"model_config, tokenizer_meta and meta must be JSON data: {error}") from error
     if len(raw) > MAX_HEADER_BYTES:
@@ -166,11 +165,9 @@ def decode(raw: bytes, *, file_bytes: int, max_bytes: int) -> Header:
     for key in ("meta", "model_config", "tokenizer_meta"):
         if not isinstance(value[key], dict):
             raise ArtifactError(f"header: {key} must be an object, found {_short(value[key])}")
-    if value["compressor"] not in compressors.compressor_names():
-        raise ArtifactError(
-            f"header: unknown compressor {_short(value['compressor'])}; "
-            f"this version knows {', '.join(compressors.compressor_names())}"
-        )
+    if value["compressor"] not in (names := compressors.compressor_names()):
+        found = _short(value["compressor"])
+        raise ArtifactError(f"header: unknown compressor {found}; this version knows {', '.join(names)}")
     tensors = _tensors(value["tensors"])
     tokenizer_bytes = _count(value["tokenizer_bytes"], "header: tokenizer_bytes")
     if tokenizer_bytes > MAX_TOKENIZER_BYTES:
@@ -188,14 +185,8 @@ def decode(raw: bytes, *, file_bytes: int, max_bytes: int) -> Header:
             f"header asks for {needed} bytes in memory, {max_bytes} are allowed; "
             "raise max_bytes if the artifact can be trusted"
         )
-    return Header(
-        value["compressor"],
-        value["model_config"],
-        value["tokenizer_meta"],
-        value["meta"],
-        tensors,
-        _streams(value["streams"], layout),
-    )
+    streams = _streams(value["streams"], layout)
+    return Header(value["compressor"], value["model_config"], value["tokenizer_meta"], value["meta"], tensors, streams)
 
 
 def _tensors(value: Any) -> tuple[TensorEntry, ...]:

@@ -130,7 +130,7 @@ def _add_mean_and_center_(
     model: ScaleModel,
 ) -> None:
     """Turn residuals into values, block by block, because the intermediate results have 64 bits."""
-    if model.mean is None or model.coefficients is None:
+    if model.mean is None:
         values = values.reshape(-1, 1)
     rows_at_once = max(1, _ELEMENTS_AT_ONCE // values.shape[1])
     for start in range(0, len(values), rows_at_once):
@@ -262,8 +262,8 @@ def _put_model(out: Writer, model: ScaleModel, is_matrix: bool) -> None:
     if law.spike:
         out.number(law.spike_at - law.low)
     if is_matrix:
-        flags = (_HAS_ROWS if model.rows is not None else 0) | (_HAS_COLUMNS if model.columns is not None else 0)
-        out.plain(np.array([flags | (_HAS_MEAN if model.mean is not None else 0)]), _FLAG_BITS)
+        vectors = ((_HAS_ROWS, model.rows), (_HAS_COLUMNS, model.columns), (_HAS_MEAN, model.mean))
+        out.plain(np.array([sum(flag for flag, vector in vectors if vector is not None)]), _FLAG_BITS)
         for vector in (model.rows, model.columns, model.coefficients, model.mean):
             if vector is not None:
                 put_integers(out, vector[None])

@@ -97,16 +97,16 @@ def train_log(evidence: Evidence) -> Finding:
                 f"{available:,}" + (f", {held_out:,} of them held out" if held_out else "")
             )
         steps += name == "step"
-    calibrated = [event for event in events if event.get("event") == "calibration"]
-    if calibration_tokens is not None and calibrated and calibrated[-1].get("tokens") != calibration_tokens:
+    last = {event.get("event"): event for event in events}
+    gathered = last["calibration"].get("tokens") if "calibration" in last else calibration_tokens
+    if calibration_tokens is not None and gathered != calibration_tokens:
         problems.append(
             f"the statistics in calibration/ are of {calibration_tokens:,} tokens, training gathered them from "
-            f"{calibrated[-1].get('tokens'):,}: they were made again"
+            f"{gathered:,}: they were made again"
         )
-    ends = [event for event in events if event.get("event") == "end"]
-    if not ends:
+    if "end" not in last:
         raise MissingEvidence("train.jsonl has no `end` event: training did not finish")
-    tokens = ends[-1].get("tokens", 0)
+    tokens = last["end"].get("tokens", 0)
     return judge(
         problems[:8],
         f"{steps} log lines, {tokens:,} tokens = {tokens / max(1, available):.2f} passes over {available:,}; "

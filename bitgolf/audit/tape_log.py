@@ -20,8 +20,7 @@ from bitgolf.evaluate.tape import tokens_sha256
 @run_checks.register("scored-once", "C4", "one left-to-right pass scores every target exactly once")
 def scored_once(evidence: Evidence) -> Finding:
     """C4: the score events cover targets 0..N-2 in order, once, on the tokens of the validation shards."""
-    num_tokens, digest = len(evidence.tokens), tokens_sha256([evidence.tokens])
-    num_losses = len(evidence.nll)
+    num_tokens, num_losses, digest = len(evidence.tokens), len(evidence.nll), tokens_sha256([evidence.tokens])
     problems, position = [], 0
     scores = [event for event in tape_events(evidence.event_log) if event[0] == "score"]
     for _, start, stop, _ in scores:
