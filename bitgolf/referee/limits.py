@@ -98,50 +98,39 @@ def _impossible_date(text: str) -> str:
 @submission_checks.register("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed")
 def artifact_bytes(submission: Submission) -> Finding:
     """B1, B2: the totals of the logs, and the files that really ship."""
-    cap = submission.limits.artifact_bytes
-    data, script = submission.metadata, submission.script
-    problems, notes = [], []
+    cap, data, script = submission.limits.artifact_bytes, submission.metadata, submission.script
     totals = {log.name: log.total_bytes for log in submission.logs if log.total_bytes is not None}
     claimed = [value for key in ("bytes_total", "artifact_bytes_max") if is_number(value := data.get(key))]
     if not totals and not claimed:
         raise MissingEvidence("neither the logs nor submission.json give the bytes of the artifact")
     sizes: list[tuple[str, float]] = [(f"{total:,} bytes in {name}", total) for name, total in totals.items()]
     sizes += [(f"submission.json says {value:,} bytes", value) for value in claimed]
-    problems += [f"{what}, {size - cap:,.0f} over the cap" for what, size in sizes if size > cap]
-    helpers, counted = imported_files(submission), {log.model_bytes for log in submission.logs}
-    shipped = script.size + sum(helpers.values())
+    problems = [f"{what}, {size - cap:,.0f} over the cap" for what, size in sizes if size > cap]
     problems += [f"{script.name} {what}: its bytes cannot be counted" for what in hidden_code(script)]
+    counted = {log.model_bytes for log in submission.logs}
     problems += [
         f"{name} ({size:,} bytes) is read by {SCRIPT} and not counted"
-        for name, size in _data_files(submission).items()
+        for name, size in data_files(submission).items()
         if size not in counted
     ]
+    helpers = imported_files(submission)
+    shipped = script.size + sum(helpers.values())
     for log in submission.logs:
-        model, code, total = log.model_bytes, log.code_bytes, log.total_bytes
-        if model is None or code is None or total is None:
-            continue
-        if model + code != total:
-            problems.append(f"{log.name}: {model:,} of model + {code:,} of code are not {total:,}")
-        if model + shipped > cap:
-            with_helpers = f" with {', '.join(helpers)}" if helpers else ""
-            problems.append(
-                f"{log.name}: {model:,} of model and the {shipped:,} bytes of {SCRIPT}{with_helpers} as they ship are "
-                f"{model + shipped - cap:,.0f} over the cap; {code:,} bytes of code were counted"
-            )
-        elif code == script.size and helpers:
-            problems.append(f"{', '.join(helpers)} is imported by {SCRIPT} and not counted")
-        elif code != shipped:
-            notes.append(f"{log.name} counts {code:,} bytes of code, {shipped:,} ship")
-    code_claimed, compressed = (
-        data.get("bytes_code"),
-        len(lzma.compress(script.source.encode(errors="replace"), preset=9)),
-    )
-    if is_number(code_claimed) and script.source and code_claimed < _LEAST_CODE_SHARE * compressed:
-        problems.append(f"bytes_code {code_claimed:,} is less than any compression makes of {SCRIPT}")
-    most = max([*totals.values(), *claimed])
+        problems += _sums_of_log(log, cap, script.size, helpers)
+    claimed_code = data.get("bytes_code")
+    if is_number(claimed_code) and script.source:
+        compressed = len(lzma.compress(script.source.encode(errors="replace"), preset=9))
+        if claimed_code < _LEAST_CODE_SHARE * compressed:
+            problems.append(f"bytes_code {claimed_code:,} is less than any compression makes of {SCRIPT}")
+    notes = [
+        f"{log.name} counts {log.code_bytes:,} bytes of code, {shipped:,} ship"
+        for log in submission.logs
+        if log.code_bytes not in (None, shipped) and None not in (log.model_bytes, log.total_bytes)
+    ]
     return judge(
         list(dict.fromkeys(problems))[:8],
-        f"{most:,.0f} of {cap:,.0f} bytes at most" + (f" ({notes[0]}; both fit)" if notes else ""),
+        f"{max([*totals.values(), *claimed]):,.0f} of {cap:,.0f} bytes at most"
+        + (f" ({notes[0]}; both fit)" if notes else ""),
         totals=totals,
         claimed=claimed,
         shipped_code_bytes=shipped,
@@ -150,11 +139,22 @@ def artifact_bytes(submission: Submission) -> Finding:
     )
 
 
-def _data_files(submission: Submission) -> dict[str, int]:
-    try:
-        return data_files(submission)
-    except MissingEvidence:  # the script cannot be read: its names are unknown
-        return {}
+def _sums_of_log(log: Log, cap: float, script_bytes: int, helpers: dict[str, int]) -> Iterator[str]:
+    """What is wrong with the bytes that a log gives, for the script and the code files that it imports."""
+    model, code, total = log.model_bytes, log.code_bytes, log.total_bytes
+    if model is None or code is None or total is None:
+        return
+    if model + code != total:
+        yield f"{log.name}: {model:,} of model + {code:,} of code are not {total:,}"
+    shipped = script_bytes + sum(helpers.values())
+    if model + shipped > cap:
+        with_helpers = f" with {', '.join(helpers)}" if helpers else ""
+        yield (
+            f"{log.name}: {model:,} of model and the {shipped:,} bytes of {SCRIPT}{with_helpers} as they ship are "
+            f"{model + shipped - cap:,.0f} over the cap; {code:,} bytes of code were counted"
+        )
+    elif code == script_bytes and helpers:
+        yield f"{', '.join(helpers)} is imported by {SCRIPT} and not counted"
 
 
 @submission_checks.register("train-clock", "B4", "training data was last read within the training budget")

@@ -74,6 +74,11 @@ class Metric:
     counts: tuple[int, int] | None = None
 
     @property
+    def constant(self) -> float:
+        """bpb / loss."""
+        return self.bpb / self.loss
+
+    @property
     def in_training(self) -> bool:
         """Whether it was measured between two steps."""
         return bool(re.match(r"(?:step[: ]\s*)?\d+/\d+", self.label))

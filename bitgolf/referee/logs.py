@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections.abc import Iterator
 from itertools import combinations
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
 from bitgolf.referee.figures import is_number
 from bitgolf.referee.folder import Submission, submission_checks
-from bitgolf.referee.log import Metric
+from bitgolf.referee.log import Log, Metric
 
 # bpb / loss by tokenizer on the full split, from the published logs, and how far it may be off: the split of the first
 # baseline gives 0.59071 for sp1024.
@@ -29,72 +30,61 @@ _OWN_TO_A_RUN = ("seed", "run_id", "logfile", "rank", "local_rank", "is_main_pro
 @submission_checks.register("identity", "identity", "bpb / loss is one constant, that of the tokenizer")
 def identity(submission: Submission) -> Finding:
     """Test 6: one constant in every log, between the logs, in submission.json, and the tokenizer's own."""
-    problems, constants = [], {}
-    for log in submission.logs:
-        if log.final is None:
-            continue
-        constants[log.name] = constant = log.final.bpb / log.final.loss
-        for metric in log.metrics:
-            allowed = constant * _LIKE_CONSTANT + _rounding(metric) + _rounding(log.final)
-            if abs(metric.bpb / metric.loss - constant) > allowed:
-                problems.append(
-                    f"{log.name} line {metric.line}: bpb / loss is {metric.bpb / metric.loss:.6f}, elsewhere "
-                    f"{constant:.6f}"
-                )
-                break
-            if metric.counts is not None and all(metric.counts):
-                tokens, num_bytes = metric.counts
-                exact = tokens / (num_bytes * math.log(2))
-                if abs(metric.bpb / metric.loss - exact) > _rounding(metric):
-                    problems.append(
-                        f"{log.name} line {metric.line}: bpb / loss is {metric.bpb / metric.loss:.6f}, its {tokens:,} "
-                        f"tokens and {num_bytes:,} bytes give {exact:.6f}"
-                    )
-    if not constants:
-        raise MissingEvidence("no log gives a loss and its bits per byte")
     finals = {log.name: log.final for log in submission.logs if log.final is not None}
+    if not finals:
+        raise MissingEvidence("no log gives a loss and its bits per byte")
+    constants = {name: final.constant for name, final in finals.items()}
+    middle, name = statistics.median(constants.values()), submission.tokenizer
+    bytes_per_token = 1 / (middle * math.log(2))
+    problems = [problem for log in submission.logs for problem in _odd_lines(log)]
     for (a, one), (b, two) in combinations(finals.items(), 2):
-        allowed = constants[a] * _SAME_CONSTANT + _rounding(one) + _rounding(two)
-        if abs(constants[a] - constants[b]) > allowed:
-            problems.append(f"bpb / loss is {constants[a]:.6f} in {a}, {constants[b]:.6f} in {b}")
-    middle = statistics.median(constants.values())
+        if abs(one.constant - two.constant) > one.constant * _SAME_CONSTANT + _rounding(one) + _rounding(two):
+            problems.append(f"bpb / loss is {one.constant:.6f} in {a}, {two.constant:.6f} in {b}")
     data = submission.metadata
     if is_number(data.get("val_bpb")) and is_number(data.get("val_loss")) and data["val_loss"] > 0:
         stated = data["val_bpb"] / data["val_loss"]
         if abs(stated - middle) > middle * _LIKE_CONSTANT:
             problems.append(f"val_bpb / val_loss of submission.json is {stated:.6f}, of the logs {middle:.6f}")
-    published, tolerance = CONSTANTS.get(submission.tokenizer, (0.0, 0.0))
+    published, tolerance = CONSTANTS.get(name, (0.0, 0.0))
     if published and abs(middle / published - 1) > tolerance:
         problems.append(
-            f"bpb / loss is {middle:.6f}; the tokenizer {submission.tokenizer} has {published:.6f} on the full split: "
-            f"the bytes are {published / middle - 1:+.2%} off"
+            f"bpb / loss is {middle:.6f}; the tokenizer {name} has {published:.6f} on the full split: the bytes are "
+            f"{published / middle - 1:+.2%} off"
         )
-    note = f", that of {submission.tokenizer}" if published else "; no published constant to compare with"
-    bytes_per_token = 1 / (middle * math.log(2))
     if not _PLAUSIBLE_BYTES[0] < bytes_per_token < _PLAUSIBLE_BYTES[1]:
         problems.append(
             f"bpb / loss is {middle:.6f}, that is {bytes_per_token:.2f} bytes per token: no tokenizer of at most 65,536"
             " pieces has so many"
         )
+    reason = f"bpb / loss is {middle:.6f} in {len(constants)} logs, "
     if not problems and not published:
-        return not_run(
-            f"bpb / loss is {middle:.6f} in {len(constants)} logs, {bytes_per_token:.3f} bytes per token; the tokenizer"
-            " is none of the challenge's, so the bytes cannot be checked without the text",
-            constants=constants,
-            bytes_per_token=bytes_per_token,
+        reason += (
+            f"{bytes_per_token:.3f} bytes per token; the tokenizer is none of the challenge's, so the bytes cannot "
         )
-    return judge(
-        problems[:8],
-        f"bpb / loss is {middle:.6f} in {len(constants)} logs{note}",
-        constants=constants,
-        published=published or None,
-    )
+        return not_run(f"{reason}be checked without the text", constants=constants, bytes_per_token=bytes_per_token)
+    return judge(problems[:8], f"{reason}that of {name}", constants=constants, published=published or None)
+
+
+def _odd_lines(log: Log) -> Iterator[str]:
+    """Lines of a log whose bpb / loss is not that of its final figures, or of the tokens and bytes that they give."""
+    for metric in log.metrics:
+        assert log.final is not None  # one of the metrics
+        where = f"{log.name} line {metric.line}: bpb / loss is {metric.constant:.6f}"
+        allowed = log.final.constant * _LIKE_CONSTANT + _rounding(metric) + _rounding(log.final)
+        if abs(metric.constant - log.final.constant) > allowed:
+            yield f"{where}, elsewhere {log.final.constant:.6f}"
+            return
+        if metric.counts is not None and all(metric.counts):
+            tokens, num_bytes = metric.counts
+            exact = tokens / (num_bytes * math.log(2))
+            if abs(metric.constant - exact) > _rounding(metric):
+                yield f"{where}, its {tokens:,} tokens and {num_bytes:,} bytes give {exact:.6f}"
 
 
 def _rounding(metric: Metric) -> float:
     """How far bpb / loss may be off because both were rounded to `decimals` places."""
     unit = 0.5 * 10.0**-metric.decimals
-    return metric.bpb / metric.loss * (unit / metric.bpb + unit / metric.loss) * 1.01
+    return metric.constant * (unit / metric.bpb + unit / metric.loss) * 1.01
 
 
 @submission_checks.register("logs-distinct", "section 6", "each log is of a run of its own")

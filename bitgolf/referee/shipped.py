@@ -13,6 +13,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
+from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee.code import Script, callee, read_script
 from bitgolf.referee.folder import SCRIPT, Submission
 
@@ -72,7 +73,10 @@ def _added_to_path(script: Script, files: Iterable[PurePath]) -> list[PurePath]:
 
 def data_files(submission: Submission) -> dict[str, int]:
     """Bytes of the other files that the script names, or that a pattern in it covers, by path."""
-    names = [text for text in submission.source.strings if 1 < len(text) < _LONGEST_PATH]
+    try:
+        names = [text for text in submission.source.strings if 1 < len(text) < _LONGEST_PATH]
+    except MissingEvidence:  # the script cannot be read: its names are unknown
+        return {}
     patterns = [PurePath(text).name for text in names if "*" in text]
     sizes = {}
     for path in submission.all_files:

@@ -51,7 +51,7 @@ def test_every_byte_of_every_document(documents: list[str], write_jsonl: Write, 
         kept = texts_of(data, split)
         assert entry["documents"] == len(kept) and entry["tokens"] == stream.num_tokens
         assert entry["raw_bytes"] == entry["counted_bytes"] == sum(len(t.encode()) for t in kept)
-        assert data.val_bytes(stream.read(0, stream.num_tokens)).sum() == entry["counted_bytes"]
+        assert data.tokenizer.byte_costs(stream.read(0, stream.num_tokens)).sum() == entry["counted_bytes"]
         assert sum(s["tokens"] for s in entry["shards"]) == stream.num_tokens
         for shard in entry["shards"]:
             assert hashlib.sha256((data.path / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
@@ -178,7 +178,7 @@ def test_challenge_options_are_labeled(documents: list[str], write_jsonl: Write,
     assert data.manifest["accounting"] == "challenge" and data.manifest["tokenizer"]["lossless"] is False
     assert entry["counted_bytes"] < entry["raw_bytes"]
     assert entry["counted_bytes"] == sum(len(t.encode()) for t in texts_of(data, "val"))
-    assert entry["counted_bytes"] == data.val_bytes(data.val.read(0, data.val.num_tokens)).sum()
+    assert entry["counted_bytes"] == data.tokenizer.byte_costs(data.val.read(0, data.val.num_tokens)).sum()
 
 
 def test_a_given_model_is_used_as_it_is(

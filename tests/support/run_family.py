@@ -93,7 +93,7 @@ class Family:
 def made_up_losses(data: PreparedData, seed: int, shift: float) -> np.ndarray:
     """(N-1,) float32 nats: hard and easy documents, the same for all runs, and noise that the seed decides."""
     tokens = data.val.read(0, data.val.num_tokens)
-    costs = data.val_bytes(tokens)
+    costs = data.tokenizer.byte_costs(tokens)
     document = np.cumsum(tokens[:-1] == data.tokenizer.bos_id)
     hardness = np.random.default_rng(0).uniform(0.6, 1.2, document.max() + 1)[document]
     rng = np.random.default_rng(1000 + seed)
@@ -104,7 +104,7 @@ def made_up_losses(data: PreparedData, seed: int, shift: float) -> np.ndarray:
 def write_scores(run: RunDirectory, data: PreparedData, nll: np.ndarray) -> None:
     """score.json, nll.npy and tape.json that belong together: sliding is the headline, chunked a little worse."""
     tokens = data.val.read(0, data.val.num_tokens)
-    costs = data.val_bytes(tokens)
+    costs = data.tokenizer.byte_costs(tokens)
     np.save(run / "nll.npy", nll)
     sliding = bits_per_byte(nll, costs).to_json()
     chunked = bits_per_byte(nll + np.float32(0.01), costs).to_json()
