@@ -13,18 +13,7 @@ from typing import Any
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.config import Config
-from bitgolf.run.seal import (
-    PACK_SETTINGS,
-    SCORE_SETTINGS,
-    TRAIN_PRODUCTS,
-    TRAIN_SETTINGS,
-    code_digest,
-    digest,
-    file_digest,
-    file_digests,
-    seal_of,
-    settings_of,
-)
+from bitgolf.run import seal
 
 
 @run_checks.register("artifact-sealed", "B7", "the artifact is the one that was scored")
@@ -52,9 +41,9 @@ def data_sealed(evidence: Evidence) -> Finding:
     problems = [
         f"{name} was changed after it was prepared: its SHA-256 is not the one in manifest.json"
         for name, sha256 in digests.items()
-        if name not in missing and file_digest(root / name) != sha256
+        if name not in missing and seal.file_digest(root / name) != sha256
     ]
-    if "seal" in manifest and manifest["seal"] != seal_of(manifest):
+    if "seal" in manifest and manifest["seal"] != seal.seal_of(manifest):
         problems.append("manifest.json was changed after the data was prepared: its seal is not that of its content")
     if missing and not problems:
         raise MissingEvidence(f"{root} lacks {', '.join(missing[:3])}, which manifest.json names")
@@ -77,7 +66,7 @@ def sealed_chain(evidence: Evidence) -> Finding:
     problems += _packing(evidence, pack, events, config)
     problems += _scoring(evidence, score, pack, config)
     made = {"train": _begin(events), "pack": pack, "score": score}
-    codes = {name: record.get("code_sha256") for name, record in made.items()} | {"audit": code_digest()}
+    codes = {name: record.get("code_sha256") for name, record in made.items()} | {"audit": seal.code_digest()}
     note = "" if len(set(codes.values())) == 1 else "; the code is not the same in all stages and now"
     return judge(
         problems[:8],
@@ -95,15 +84,15 @@ def _begin(events: list[dict[str, Any]]) -> Mapping[str, Any]:
 def _training(evidence: Evidence, events: list[dict[str, Any]], config: Config) -> Iterator[str]:
     before = ""
     for number, event in enumerate(events, 1):
-        if event.get("seal") != seal_of(event, before):
+        if event.get("seal") != seal.seal_of(event, before):
             name = event.get("event")
             yield f"line {number} of train.jsonl (`{name}`) does not follow: a line was changed or is missing"
             break
         before = event["seal"]
     begin = _begin(events)
-    if "data_seal" in begin and begin["data_seal"] != seal_of(evidence.data.manifest):
+    if "data_seal" in begin and begin["data_seal"] != seal.seal_of(evidence.data.manifest):
         yield "the data is not the data that was trained on: manifest.json has another seal than train.jsonl names"
-    yield from _changed_settings(begin, config, TRAIN_SETTINGS, "trained")
+    yield from _changed_settings(begin, config, seal.TRAIN_SETTINGS, "trained")
     end = events[-1] if events else {}
     if "products" in end:
         yield from _changed_files(end["products"], evidence.run.path, "after training")
@@ -115,9 +104,9 @@ def _packing(
     if "seal" not in pack:
         return
     last = str(events[-1].get("seal")) if events else ""
-    if pack["seal"] != seal_of(pack, last):
+    if pack["seal"] != seal.seal_of(pack, last):
         yield "pack.json was changed after packing, or it does not follow this train.jsonl"
-    if evidence.artifact_facts[0].get("inputs_sha256") != digest(pack.get("inputs", {})):
+    if evidence.artifact_facts[0].get("inputs_sha256") != seal.digest(pack.get("inputs", {})):
         yield "the header of model.bitgolf names other weights or statistics than pack.json"
     products = events[-1].get("products", {}) if events else {}
     if pack.get("inputs", {}) != products:
@@ -125,20 +114,20 @@ def _packing(
     if pack.get("model_sha256") != evidence.artifact_sha256:
         yield "model.bitgolf is not the artifact that pack.json describes"
     yield from _changed_files(pack.get("inputs", {}), evidence.run.path, "after packing")
-    yield from _changed_settings(pack, config, PACK_SETTINGS, "packed")
+    yield from _changed_settings(pack, config, seal.PACK_SETTINGS, "packed")
 
 
 def _scoring(evidence: Evidence, score: Mapping[str, Any], pack: Mapping[str, Any], config: Config) -> Iterator[str]:
     if "seal" not in score:
         return
-    if score["seal"] != seal_of(score, str(pack.get("seal", ""))):
+    if score["seal"] != seal.seal_of(score, str(pack.get("seal", ""))):
         yield "score.json was changed after scoring, or it does not follow this pack.json"
-    if score.get("data_seal") != seal_of(evidence.data.manifest):
+    if score.get("data_seal") != seal.seal_of(evidence.data.manifest):
         yield "the data is not the data that was scored: manifest.json has another seal than score.json names"
     losses = {entry["file"]: entry["sha256"] for entry in score.get("losses", {}).values()}
     losses["tape.json"] = score.get("tape_sha256")
     yield from _changed_files(losses, evidence.run.path, "after scoring")
-    yield from _changed_settings(score, config, SCORE_SETTINGS, "scored")
+    yield from _changed_settings(score, config, seal.SCORE_SETTINGS, "scored")
 
 
 def _changed_files(digests: Mapping[str, Any], folder: Path, when: str) -> Iterator[str]:
@@ -147,16 +136,16 @@ def _changed_files(digests: Mapping[str, Any], folder: Path, when: str) -> Itera
         path = folder / name
         if not path.is_file():
             yield f"{name} is missing: it was sealed {when}"
-        elif file_digest(path) != sha256:
+        elif seal.file_digest(path) != sha256:
             yield f"{name} was changed {when}"
     if any(name.startswith("calibration/") for name in digests):
-        for name in sorted(file_digests(folder, *TRAIN_PRODUCTS).keys() - digests.keys()):
+        for name in sorted(seal.file_digests(folder, *seal.TRAIN_PRODUCTS).keys() - digests.keys()):
             yield f"{name} was added {when}"
 
 
 def _changed_settings(record: Mapping[str, Any], config: Config, prefixes: tuple[str, ...], verb: str) -> Iterator[str]:
     """Settings of config.toml that differ from those in a record."""
-    current, recorded = settings_of(config, prefixes), record.get("settings")
+    current, recorded = seal.settings_of(config, prefixes), record.get("settings")
     if isinstance(recorded, Mapping):
         for key in sorted(recorded.keys() & current.keys()):
             if recorded[key] != current[key]:
