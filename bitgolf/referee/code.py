@@ -186,38 +186,37 @@ def _decode(data: bytes) -> str:
 
 def _unpack(text: str) -> tuple[str, bool]:
     """Readable source, layer by layer, and whether there was more than one."""
-    packed, budget = False, _Budget(_MOST_BYTES)
+    packed, left = False, _MOST_BYTES
     for _ in range(_MOST_LAYERS):
         tree = _parse(text)
-        inner = "" if tree is None else max(_programs_in(tree, budget), key=len, default="")
+        if tree is None:
+            break
+        programs, left = _programs_in(tree, left)
+        inner = max(programs, key=len, default="")
         if not inner or len(inner) < len(text) // 4:
             break
         text, packed = inner, True
     return text, packed
 
 
-@dataclass
-class _Budget:
-    """Bytes that may still be unpacked."""
-
-    left: int
-
-
-def _programs_in(tree: ast.Module, budget: _Budget) -> Iterator[str]:
-    """Sources in the tree's long strings, decompressed."""
+def _programs_in(tree: ast.Module, left: int) -> tuple[list[str], int]:
+    """Sources in the tree's long strings, decompressed to `left` bytes at most, and how many bytes are left then."""
     values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     strings = [value for value in values if isinstance(value, str | bytes) and len(value) >= _PACKED_CHARACTERS]
+    programs: list[str] = []
     for value in sorted(strings, key=len, reverse=True)[:_MOST_STRINGS]:
         for data in _encoded(value):
             for expand in _EXPANDERS:
-                if budget.left <= 0:
-                    return
+                if left <= 0:
+                    return programs, 0
                 try:
-                    raw = expand(data, budget.left)
+                    raw = expand(data, left)
                 except (lzma.LZMAError, zlib.error, OSError, ValueError, EOFError, MemoryError):
                     continue
-                budget.left -= len(raw)
-                yield from _as_source(raw)
+                left -= len(raw)
+                if source := _as_source(raw):
+                    programs.append(source)
+    return programs, left
 
 
 def _encoded(value: str | bytes) -> Iterator[bytes]:
@@ -249,16 +248,15 @@ _EXPANDERS: tuple[Callable[[bytes, int], bytes], ...] = (  # of data, up to a nu
 )
 
 
-def _as_source(raw: bytes) -> Iterator[str]:
-    """`raw` as source, if it is the source of a program; sections that NUL divides are joined."""
+def _as_source(raw: bytes) -> str:
+    """`raw` as source, "" if it is no program. Sections that NUL divides are joined."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        return
+        return ""
     if "import" not in text:
-        return
+        return ""
     if "\0" in text:  # sections "name\nsource": keep those that are Python
         parts = [part if _parse(part) else part.partition("\n")[2] for part in text.split("\0")]
         text = "\n".join(part for part in parts if part and _parse(part) is not None)
-    if _parse(text) is not None:
-        yield text
+    return text if _parse(text) is not None else ""
