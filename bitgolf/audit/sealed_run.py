@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bitgolf.audit.headline import MODEL_ROWS, Headline, sample_blocks
-from bitgolf.audit.sandbox.client import SealedAdapter, SealedFailure, SealedProcess, SealedScorer
+from bitgolf.audit.sandbox.client import SealedFailure, SealedProcess
 from bitgolf.audit.sandbox.limits import Limits
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.tape import ScoreTape, evaluate
@@ -74,9 +74,16 @@ class SealedRun:
                 self.hidden(),
                 num_threads=torch.get_num_threads(),
                 isolated=not self.not_isolated,
+                first_token=self._first_token,
                 limits=self.limits,
             )
         )
+
+    def _first_token(self, target: int) -> int:
+        """The first token that targets from `target` on need and that has not gone over already."""
+        if self.headline.adapted:  # is continued from chunk to chunk
+            return target + 1 if target else 0
+        return int(window_plan(target, target + 1, self.headline.config.window, self.headline.stride)[0, 0])
 
     @property
     def rows(self) -> int:
@@ -117,13 +124,8 @@ class SealedRun:
         headline = self.headline
         num_targets, block = len(headline.tokens) - 1, self.rows * headline.stride
         num_blocks = -(-num_targets // block) if self.everything else _NUM_BLOCKS[headline.quick]
-
-        def first_token(target: int) -> int:
-            return int(window_plan(target, target + 1, headline.config.window, headline.stride)[0, 0])
-
-        scorer = SealedScorer(self.process, first_token)
         return [
-            (start, scorer.score(lambda a, b: headline.tokens[a:b], start, stop))
+            (start, self.process.score(lambda a, b: headline.tokens[a:b], start, stop))
             for start, stop in sample_blocks(num_targets, block, num_blocks, self.rng)
         ]
 
@@ -137,8 +139,7 @@ class SealedRun:
         spans = [spans[number] for number in chosen]
         text = np.concatenate([*(tokens[start:stop] for start, stop in spans), [bos_id]])
         tape = ScoreTape(text.astype(tokens.dtype))
-        scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
-        tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
+        tape.commit(0, tape.num_targets, self.process.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
         ends = np.cumsum([stop - start for start, stop in spans])
         losses = np.split(tape.nll, ends[:-1])
         # The last target of the last document is a border that the validation text does not have.
@@ -147,17 +148,15 @@ class SealedRun:
     def _prefix(self) -> Losses:
         """The adapted pass again from the first target, through a few updates or to the end."""
         headline, config = self.headline, self.headline.config
-        # Continued from chunk to chunk: the token of the last target before `start` has gone over already.
-        scorer = SealedScorer(self.process, lambda start: start + 1 if start else 0)
-        adapter = SealedAdapter(self.process) if config.ttt.between_chunks else None
+        adapter = self.process if config.ttt.between_chunks else None
         stop = self._end_of_prefix()
         self.reaches_end = stop == len(headline.tokens) - 1
         tape = ScoreTape(headline.tokens[: stop + 1])
         if headline.by_documents:
-            tape.commit(0, tape.num_targets, scorer.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
+            tape.commit(0, tape.num_targets, self.process.score(tape.chunk(tape.num_targets), 0, tape.num_targets))
             return [(0, tape.nll)]
         chunk_targets = config.ttt.weights.chunk_tokens if adapter else 0
-        return [(0, evaluate(tape, scorer, adapter, chunk_targets=chunk_targets))]
+        return [(0, evaluate(tape, self.process, adapter, chunk_targets=chunk_targets))]
 
     def _end_of_prefix(self) -> int:
         """One past the last target that an adapted pass is scored again to."""

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,8 @@ from sandbox_support import GRANTED, ROOT, needs_isolation
 from bitgolf.audit.reproduction import judge_isolation
 from bitgolf.audit.sandbox import kernel, landlock, system_calls
 from bitgolf.audit.sandbox.client import (
-    SealedAdapter,
     SealedFailure,
     SealedProcess,
-    SealedScorer,
     SealedTimeout,
     libraries,
 )
@@ -47,6 +47,7 @@ def start(
     program: Any = sealed_programs.Honest,
     isolated: bool = True,
     limits: Limits | None = None,
+    first_token: Callable[[int], int] = lambda target: 0,
     **settings: Any,
 ) -> SealedProcess:
     return SealedProcess(
@@ -56,6 +57,7 @@ def start(
         num_threads=1,
         isolated=isolated,
         evaluation=program,
+        first_token=first_token,
         limits=limits,
     )
 
@@ -65,7 +67,7 @@ def read(first: int, last: int) -> np.ndarray:
 
 
 def scored(process: SealedProcess, stop: int = 60) -> np.ndarray:
-    return process.score(read, 0, stop, 0)
+    return process.score(read, 0, stop)
 
 
 def small(**changes: float) -> Limits:
@@ -139,17 +141,16 @@ def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
     """Scorer and adapter in the process, the tape here: what is learned from a chunk reaches the next one."""
     sent: list[tuple[int, int]] = []
 
-    class Watched(SealedScorer):
-        def score(self, read, start, stop, tick=None):
-            def watched(first: int, last: int) -> np.ndarray:
-                sent.append((first, last))
-                return read(first, last)
+    def score(read, start, stop, tick=None):
+        def watched(first: int, last: int) -> np.ndarray:
+            sent.append((first, last))
+            return read(first, last)
 
-            return super().score(watched, start, stop, tick)
+        return process.score(watched, start, stop, tick)
 
     tape = ScoreTape(TOKENS[:61])
-    with start(secret, adapts=True) as process:
-        nll = evaluate(tape, Watched(process, lambda t: t + 1 if t else 0), SealedAdapter(process), chunk_targets=25)
+    with start(secret, first_token=lambda t: t + 1 if t else 0, adapts=True) as process:
+        nll = evaluate(tape, SimpleNamespace(score=score), process, chunk_targets=25)
     expected = HONEST + np.repeat([0, 0.5, 1.0], [25, 25, 10]).astype(np.float32)
     np.testing.assert_array_equal(nll, expected)
     assert sent == [(0, 26), (26, 51), (51, 61)], "each token crosses once, when it is its turn"

@@ -1,9 +1,8 @@
 """The auditor's side of a sealed process: start it, then send it tokens when they are to be scored.
 
-`SealedScorer` and `SealedAdapter` are a `Scorer` and an `Adapter` whose work is done in the sealed process. With
-`evaluate` the score tape stays here: a chunk's tokens are sent when it is the chunk's turn, its losses are committed
-here, and only then is the process told to learn and given more. It can therefore neither change a score nor have a
-token of a later chunk.
+A `SealedProcess` is a `Scorer` and an `Adapter` whose work is done in the process. With `evaluate` the score tape stays
+here: a chunk's tokens are sent when it is the chunk's turn, its losses are committed here, and only then is the process
+told to learn and given more. It can therefore neither change a score nor have a token of a later chunk.
 """
 
 from __future__ import annotations
@@ -79,6 +78,7 @@ class SealedProcess:
         isolated: False leaves the isolation out, for an evaluation that cannot run with it: a fresh process in an
             empty folder, with a clean environment.
         evaluation: builds what is evaluated from the settings; importable under its name in the process.
+        first_token: the first token that is sent to score targets from a certain one on.
         limits: see `limits.Limits`; None = the defaults for this artifact.
     """
 
@@ -91,6 +91,7 @@ class SealedProcess:
         num_threads: int,
         isolated: bool = True,
         evaluation: Build = build,
+        first_token: Callable[[int], int] = lambda target: 0,
         limits: Limits | None = None,
     ) -> None:
         on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
@@ -99,6 +100,7 @@ class SealedProcess:
         self.isolation: dict[str, Any] = {}
         self.isolated, self.closed = isolated, False  # closed: the file system over there
         self.secrets: list[str] = []
+        self.first_token = first_token
         self._stack = contextlib.ExitStack()
         try:
             self._start(artifact, settings, [path.absolute() for path in secrets], num_threads, evaluation)
@@ -156,12 +158,13 @@ class SealedProcess:
             self._receive()
             self.closed = True
 
-    def score(self, read: TokenReader, start: int, stop: int, first: int) -> np.ndarray:
-        """Losses of targets start..stop-1, (stop - start,) float32, nats; tokens first..stop are sent.
+    def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
+        """Losses of targets start..stop-1, (stop - start,) float32, nats.
 
         Raises RuleViolation when the evaluation does what it may not do there, such as opening a file.
         """
         self.close_off()
+        first = self.first_token(start)
         tokens = read(first, stop + 1).astype("<u2").tobytes()
         self._send({"do": "score", "start": start, "stop": stop, "origin": first, "tokens": len(tokens)}, tokens)
         _, block = self._receive(_MAX_ANSWER + 4 * (stop - start))
@@ -170,8 +173,13 @@ class SealedProcess:
             raise RuleViolation(f"the sealed process gave {len(losses)} losses for targets {start}..{stop - 1}")
         return losses
 
-    def update(self, start: int, stop: int) -> None:
+    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
+        """Not offered: losses alone come back from a sealed process."""
+        raise TypeError("a sealed process gives losses, no distributions")
+
+    def update(self, revealed: TokenReader, start: int, stop: int) -> None:
         """Let the evaluation learn from targets start..stop-1, whose tokens it has."""
+        revealed(start, stop + 1)  # enters the range into the event log of the tape
         self._send({"do": "update", "start": start, "stop": stop})
         self._receive()
 
@@ -238,37 +246,6 @@ class SealedProcess:
         self._output.seek(max(0, size - _LAST_WORDS))
         lines = self._output.read(_LAST_WORDS).decode("utf-8", errors="replace").strip().splitlines()
         return f"the sealed process ended early: {lines[-1] if lines else 'it said nothing'}"
-
-
-class SealedScorer:
-    """A `Scorer` whose work is done in a sealed process.
-
-    Args:
-        first_token: gives the first token that targets from `start` on need; earlier ones are not sent.
-    """
-
-    def __init__(self, process: SealedProcess, first_token: Callable[[int], int]) -> None:
-        self.process, self.first_token = process, first_token
-
-    def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
-        """Losses of targets start..stop-1, (stop - start,) float32, nats."""
-        return self.process.score(read, start, stop, self.first_token(start))
-
-    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
-        """Not offered: losses alone come back from a sealed process."""
-        raise TypeError("a sealed process gives losses, no distributions")
-
-
-class SealedAdapter:
-    """An `Adapter` whose work is done in a sealed process."""
-
-    def __init__(self, process: SealedProcess) -> None:
-        self.process = process
-
-    def update(self, revealed: TokenReader, start: int, stop: int) -> None:
-        """Learn from targets start..stop-1; the process has their tokens already."""
-        revealed(start, stop + 1)  # enters the range into the event log of the tape
-        self.process.update(start, stop)
 
 
 def libraries() -> set[Path]:
