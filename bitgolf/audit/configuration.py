@@ -45,14 +45,8 @@ def one_configuration(evidence: Evidence) -> Finding:
     ]
     note = "" if current == packed else "; config.toml has other settings now, none that these contradict"
     again = "" if trained == packed else f" as {packed[:12]}..., which differs in settings of packing only"
-    return judge(
-        problems[:8],
-        f"configuration {trained[:12]}... was trained and packed{again}{note}",
-        trained=trained,
-        packed=packed,
-        config_toml=current,
-        facts=len(facts),
-    )
+    reason = f"configuration {trained[:12]}... was trained and packed{again}{note}"
+    return judge(problems[:8], reason, trained=trained, packed=packed, config_toml=current, facts=len(facts))
 
 
 def _other_configuration(pack: Mapping[str, Any], trained: str, packed: str) -> Iterator[str]:
@@ -145,10 +139,7 @@ def headline_pass(evidence: Evidence) -> Finding:
     for key, value in (("window", config.window), ("stride", config.score.stride)):
         if score.get(key) != value:
             problems.append(f"{key} is {score.get(key)} in score.json, {value} in config.toml")
-    return judge(
-        problems,
-        f"{score['headline']}, decided before scoring ({len(configured)} passes configured, {len(reported)} reported)",
-        configured=configured,
-        reported=reported,
-        headline=score["headline"],
+    reason = (
+        f"{score['headline']}, decided before scoring ({len(configured)} passes configured, {len(reported)} reported)"
     )
+    return judge(problems, reason, configured=configured, reported=reported, headline=score["headline"])

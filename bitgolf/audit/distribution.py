@@ -69,10 +69,5 @@ def losses_of(
             f"target {worst} was given a loss of {shown.nll[worst]:.6f} nats, "
             f"its distribution says {expected[worst]:.6f}"
         )
-    return judge(
-        problems,
-        f"{len(gap):,} losses within {gap[worst]:.1e} nats of their distributions",
-        targets=len(gap),
-        largest_gap_nats=str(gap[worst]),
-        tolerance=LOSS_TOLERANCE_NATS,
-    )
+    reason = f"{len(gap):,} losses within {gap[worst]:.1e} nats of their distributions"
+    return judge(problems, reason, targets=len(gap), largest_gap_nats=str(gap[worst]), tolerance=LOSS_TOLERANCE_NATS)

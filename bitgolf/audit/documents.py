@@ -124,13 +124,8 @@ def one_order(evidence: Evidence) -> Finding:
     chosen = sample(count, len(evidence.tokens) if by_text else 0)
     problems += _misplaced(parts, chosen, hashes, data, by_text)
     how = f"{len(chosen):,} of them hashed again" if checkable else "their text cannot be recovered from the tokens"
-    return judge(
-        problems,
-        f"{len(parts):,} documents, in the order in which they were prepared and of their shards' names; {how}",
-        documents=len(parts),
-        checked=len(chosen),
-        shards=shard_files[:100],
-    )
+    reason = f"{len(parts):,} documents, in the order in which they were prepared and of their shards' names; {how}"
+    return judge(problems, reason, documents=len(parts), checked=len(chosen), shards=shard_files[:100])
 
 
 def _misplaced(
@@ -184,13 +179,8 @@ def validation_complete(evidence: Evidence) -> Finding:
     raw_bytes, claimed = sum(size for _, size in source), data.manifest["splits"]["val"].get("raw_bytes")
     if claimed != raw_bytes:
         problems.append(f"the manifest gives {claimed:,} bytes of validation text, the source has {raw_bytes:,}")
-    return judge(
-        problems,
-        f"{len(hashes):,} validation documents of {raw_bytes:,} bytes, as in the source",
-        documents=len(hashes),
-        source_documents=len(expected),
-        raw_bytes=raw_bytes,
-    )
+    reason = f"{len(hashes):,} validation documents of {raw_bytes:,} bytes, as in the source"
+    return judge(problems, reason, documents=len(hashes), source_documents=len(expected), raw_bytes=raw_bytes)
 
 
 @run_checks.register("byte-accounting", "bytes", "the bytes of a document's tokens are the bytes of its text")

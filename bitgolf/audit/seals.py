@@ -68,12 +68,8 @@ def sealed_chain(evidence: Evidence) -> Finding:
     made = {"train": _begin(events), "pack": pack, "score": score}
     codes = {name: record.get("code_sha256") for name, record in made.items()} | {"audit": seal.code_digest()}
     note = "" if len(set(codes.values())) == 1 else "; the code is not the same in all stages and now"
-    return judge(
-        problems[:8],
-        f"{len(events)} lines of train.jsonl, the artifact, pack.json and score.json are sealed in one chain{note}",
-        num_problems=len(problems),
-        code_sha256=codes,
-    )
+    reason = f"{len(events)} lines of train.jsonl, the artifact, pack.json and score.json are sealed in one chain{note}"
+    return judge(problems[:8], reason, num_problems=len(problems), code_sha256=codes)
 
 
 def _begin(events: list[dict[str, Any]]) -> Mapping[str, Any]:

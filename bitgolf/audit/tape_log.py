@@ -68,12 +68,8 @@ def score_first(evidence: Evidence) -> Finding:
                     f"targets {start}..{stop - 1} were scored with state {version} when {state} updates had been made"
                 )
             scored = max(scored, stop)
-    return judge(
-        problems[:8],
-        f"{state} updates, each from tokens already scored" if state else "the model was never updated",
-        updates=state,
-        num_problems=len(problems),
-    )
+    reason = f"{state} updates, each from tokens already scored" if state else "the model was never updated"
+    return judge(problems[:8], reason, updates=state, num_problems=len(problems))
 
 
 def tape_events(event_log: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:

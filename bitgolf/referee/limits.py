@@ -277,12 +277,8 @@ def tokens_scored(submission: Submission) -> Finding:
             f"{max(different, default=0):,} validation tokens were scored; whether that is the full split cannot be "
             "told for this tokenizer"
         )
-    return judge(
-        list(dict.fromkeys(problems))[:8],
-        f"{max(different, default=0):,} validation tokens in {len(counted)} logs: the full split",
-        counted=counted,
-        expected=expected,
-    )
+    reason = f"{max(different, default=0):,} validation tokens in {len(counted)} logs: the full split"
+    return judge(list(dict.fromkeys(problems))[:8], reason, counted=counted, expected=expected)
 
 
 def _skipped(log: Log) -> Iterator[tuple[int, str]]:

@@ -66,12 +66,8 @@ def numbers_agree(submission: Submission) -> Finding:
     compared = len(_finals(submission))
     if not compared:
         raise MissingEvidence("no log gives a seed and its final losses")
-    return judge(
-        problems[:8],
-        f"figures of {compared} seeds follow from the logs",
-        num_problems=len(problems),
-        all_problems=problems[:40],
-    )
+    reason = f"figures of {compared} seeds follow from the logs"
+    return judge(problems[:8], reason, num_problems=len(problems), all_problems=problems[:40])
 
 
 def _json_numbers(submission: Submission) -> Iterator[str]:
