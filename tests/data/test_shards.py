@@ -38,14 +38,14 @@ def test_writer_cuts_a_stream_that_reads_back(tmp_path_factory, parts: list[list
     with ShardWriter(folder, "train", size) as writer:
         for part in parts:
             writer.append(np.array(part, dtype=np.uint16))
-    assert [info.tokens for info in writer.shards] == [len(whole[i : i + size]) for i in range(0, len(whole), size)]
+    assert [info["tokens"] for info in writer.shards] == [len(whole[i : i + size]) for i in range(0, len(whole), size)]
     assert writer.num_tokens == len(whole)
     assert len(list(folder.iterdir())) == len(writer.shards)
     for number, info in enumerate(writer.shards):
-        path = folder / info.file
-        assert info.file == f"train_{number:06d}.bin"
-        assert path.stat().st_size == 1024 + 2 * info.tokens
-        assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        path = folder / info["file"]
+        assert info["file"] == f"train_{number:06d}.bin"
+        assert path.stat().st_size == 1024 + 2 * info["tokens"]
+        assert info["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     if whole:
         stream = TokenShards(find_shards(folder, "train"))
         assert stream.num_tokens == len(whole)
