@@ -56,31 +56,18 @@ _Located = dict[str, tuple[str, memoryview]]  # by stream: its place in the file
 
 @dataclass(frozen=True)
 class Artifact:
-    """A decoded artifact.
+    """A decoded artifact."""
 
-    Attributes:
-        model_config: what the model is built from.
-        tokenizer: the tokenizer's own file, byte for byte.
-        tokenizer_meta: how to use it.
-        meta: everything else that the writer recorded.
-        tensors: fp32 tensors by name, dequantized.
-        kinds: form in which each is stored ("int6", "fp16", ...).
-        groups: group of each (see `StoredTensor`).
-        sizes: bytes of each part.
-        compressor: of the streams.
-        version: the format version of the file.
-    """
-
-    model_config: dict[str, Any]
-    tokenizer: bytes
-    tokenizer_meta: dict[str, Any]
-    meta: dict[str, Any]
-    tensors: dict[str, Tensor]
-    kinds: dict[str, str]
-    groups: dict[str, str]
-    sizes: ArtifactSizes
-    compressor: str
-    version: int
+    model_config: dict[str, Any]  # what the model is built from
+    tokenizer: bytes  # the tokenizer's own file, byte for byte
+    tokenizer_meta: dict[str, Any]  # how to use it
+    meta: dict[str, Any]  # everything else that the writer recorded
+    tensors: dict[str, Tensor]  # fp32 tensors by name, dequantized
+    kinds: dict[str, str]  # form in which each is stored ("int6", "fp16", ...)
+    groups: dict[str, str]  # group of each (see `StoredTensor`)
+    sizes: ArtifactSizes  # bytes of each part
+    compressor: str  # of the streams
+    version: int  # the format version of the file
 
 
 def encode_artifact(

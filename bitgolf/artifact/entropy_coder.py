@@ -47,15 +47,10 @@ _WORK_PER_BYTE = 8  # and that it may take in addition, for each byte of its mes
 
 @dataclass(frozen=True)
 class Matrix:
-    """Integers to code.
+    """Integers to code."""
 
-    Attributes:
-        codes: (R, C) integers from -32,767 to 32,767, contiguous or not.
-        num_states: of the trellis that they are a path of; 0 = none.
-    """
-
-    codes: np.ndarray
-    num_states: int = 0
+    codes: np.ndarray  # (R, C) integers from -32,767 to 32,767, contiguous or not
+    num_states: int = 0  # of the trellis that they are a path of; 0 = none
 
 
 def encode_matrices(matrices: Sequence[Matrix]) -> bytes:
@@ -78,12 +73,9 @@ def decode_matrices(
     data: bytes | memoryview,
     shapes: Sequence[tuple[int, int]],
     num_states: Sequence[int],
-    budget: WorkBudget | None = None,
+    budget: WorkBudget | None = None,  # of all messages of a file; None = this message is alone
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The (R, C) codes of each matrix, int16 or int32; with a trellis also the uint8 quantizers z of its levels 2k + z.
-
-    Args:
-        budget: of all messages of a file; None = this message is alone.
     Raises:
         ArtifactError: `data` is no such message. Matrices before the damaged one may have been yielded by then.
     """

@@ -40,24 +40,16 @@ _PRIOR_BITS = 4  # `adapt`: the first table counts as much as 2^4 symbols
 
 @dataclass(frozen=True)
 class Law:
-    """The distribution of a tensor's integers in scale class 0.
+    """The distribution of a tensor's integers in scale class 0."""
 
-    Attributes:
-        low, high: smallest and largest symbol.
-        beta: shape in units of 1/8.
-        scale: alpha is 2^(scale / 64 - 12).
-        shift: a symbol stands for 2^shift neighboring integers of equal probability.
-        ends: extra probability of `low` and `high` together, for values that were clipped; in units of 2^-16.
-        spike: extra probability of the symbol `spike_at`, in the same units.
-    """
-
+    # low, high: smallest and largest symbol
     low: int
     high: int
-    beta: int
-    scale: int
-    shift: int = 0
-    ends: int = 0
-    spike: int = 0
+    beta: int  # shape in units of 1/8
+    scale: int  # alpha is 2^(scale / 64 - 12)
+    shift: int = 0  # a symbol stands for 2^shift neighboring integers of equal probability
+    ends: int = 0  # extra probability of `low` and `high` together, for values that were clipped; in units of 2^-16
+    spike: int = 0  # extra probability of the symbol `spike_at`, in the same units
     spike_at: int = 0
 
     @property
@@ -68,15 +60,11 @@ class Law:
 
 @dataclass(frozen=True)
 class Contexts:
-    """K contexts. Each has its own table of frequencies.
+    """K contexts. Each has its own table of frequencies."""
 
-    Attributes:
-        scale_classes: (K,) int64 >= 0. A class k multiplies alpha by 2^(k / 8).
-        quantizers: (K,) int64: which of a trellis's two quantizers. In quantizer 1 a value v stands for v + 1/2.
-            Without a trellis all are 0.
-    """
-
-    scale_classes: np.ndarray
+    scale_classes: np.ndarray  # (K,) int64 >= 0. A class k multiplies alpha by 2^(k / 8).
+    # (K,) int64: which of a trellis's two quantizers. In quantizer 1 a value v stands for v + 1/2. Without a trellis
+    # all are 0.
     quantizers: np.ndarray
 
     @classmethod

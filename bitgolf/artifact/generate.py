@@ -26,23 +26,14 @@ from bitgolf.model.small_step import SmallStep, is_small, one_blas_thread
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """How tokens are drawn."""
 
-    Attributes:
-        max_tokens: tokens to add at most. Generation also ends where the model ends the document.
-        temperature: 0 takes the most likely token each time.
-        top_k: sample among the k most likely tokens; 0 = all.
-        top_p: sample among the fewest most likely tokens whose probabilities add up to this; 1 = all.
-        stop: texts that end the generation; they are not part of the result.
-        seed: of the sampling; None = a random one.
-    """
-
-    max_tokens: int = 200
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: Sequence[str] = ()
-    seed: int | None = None
+    max_tokens: int = 200  # tokens to add at most. Generation also ends where the model ends the document.
+    temperature: float = 0.8  # 0 takes the most likely token each time
+    top_k: int = 0  # sample among the k most likely tokens; 0 = all
+    top_p: float = 1.0  # sample among the fewest most likely tokens whose probabilities add up to this; 1 = all
+    stop: Sequence[str] = ()  # texts that end the generation; they are not part of the result
+    seed: int | None = None  # of the sampling; None = a random one
 
     def __post_init__(self) -> None:
         """Raise TypeError or ConfigError for an impossible value."""

@@ -30,21 +30,13 @@ _LARGEST_WINDOW = 1 << 24  # tokens
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model with its tokenizer.
+    """A model with its tokenizer."""
 
-    Attributes:
-        model: weights in place, on its device, in evaluation mode.
-        tokenizer: of the same vocabulary.
-        window: context in tokens that the model was trained for.
-        stride: number of targets that each step of a sliding window scores.
-        attention: name of the attention backend.
-    """
-
-    model: GPT
-    tokenizer: Tokenizer
-    window: int
-    stride: int
-    attention: str
+    model: GPT  # weights in place, on its device, in evaluation mode
+    tokenizer: Tokenizer  # of the same vocabulary
+    window: int  # context in tokens that the model was trained for
+    stride: int  # number of targets that each step of a sliding window scores
+    attention: str  # name of the attention backend
 
     @property
     def device(self) -> torch.device:

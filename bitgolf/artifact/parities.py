@@ -85,12 +85,10 @@ def quantizers_of(
 def _follow(
     shape: tuple[int, ...],
     num_states: int,
+    # gives the parities of some rows (one of each segment), given their quantizers
     parities_of: Callable[[slice, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Go through the states of all columns, row by row and in all segments of RESTART_ROWS at once.
-
-    Args:
-        parities_of: gives the parities of some rows (one of each segment), given their quantizers.
     Returns:
         (R, C) uint8 parities and quantizers.
     """

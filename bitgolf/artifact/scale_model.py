@@ -39,24 +39,19 @@ _GAUSSIAN_ROUNDS = 2  # of these keep the Gaussian shape
 
 @dataclass(frozen=True)
 class ScaleModel:
-    """The distribution of a matrix: value = center + (round(coefficient_i * mean_j) + u) * 2^stride, where u has `law`.
+    """The distribution of a matrix: value = center + (round(coefficient_i * mean_j) + u) * 2^stride; u has `law`."""
 
-    Attributes:
-        center, stride: offset and power of two that all values share.
-        law: distribution of u in scale class 0.
-        rows, columns: (R,) and (C,) int64 scale classes, or None. Element (i, j) has the sum of the two.
-        coefficients, mean: (R,) int64 in units of 1/64, and (C,) int64; both or neither.
-        bits: ideal length of the coded integers, without the description of the model.
-    """
-
+    # center, stride: offset and power of two that all values share
     center: int
     stride: int
-    law: Law
+    law: Law  # distribution of u in scale class 0
+    # rows, columns: (R,) and (C,) int64 scale classes, or None. Element (i, j) has the sum of the two.
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
+    # coefficients, mean: (R,) int64 in units of 1/64, and (C,) int64; both or neither
     coefficients: np.ndarray | None = None
     mean: np.ndarray | None = None
-    bits: float = 0.0
+    bits: float = 0.0  # ideal length of the coded integers, without the description of the model
 
     def prediction(self) -> np.ndarray | int:
         """(R, C) int64 rank-one mean, or 0."""

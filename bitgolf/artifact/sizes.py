@@ -21,22 +21,14 @@ class ArtifactSizes:
     """Bytes of an artifact.
 
     `total` is `header` plus the sum of `streams`. `tensors` sums to all streams except "tokenizer".
-
-    Attributes:
-        total: the whole file.
-        header: magic, version, checksum and the compressed header.
-        streams: compressed bytes by stream name, in file order.
-        streams_raw: bytes of the same streams before compression.
-        tensors: compressed bytes by tensor name, scales included; shared out as said above.
-        groups: the same summed by group.
     """
 
-    total: int
-    header: int
-    streams: dict[str, int]
-    streams_raw: dict[str, int]
-    tensors: dict[str, int]
-    groups: dict[str, int]
+    total: int  # the whole file
+    header: int  # magic, version, checksum and the compressed header
+    streams: dict[str, int]  # compressed bytes by stream name, in file order
+    streams_raw: dict[str, int]  # bytes of the same streams before compression
+    tensors: dict[str, int]  # compressed bytes by tensor name, scales included; shared out as said above
+    groups: dict[str, int]  # the same summed by group
 
 
 def entropy_bits(

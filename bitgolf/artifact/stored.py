@@ -28,40 +28,29 @@ KINDS = (*CODE_KINDS, *FLOAT_KINDS)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as the artifact keeps it. Build it with `quantized`, `fp16` or `fp32`, which check it.
+    """A tensor as the artifact keeps it. Build it with `quantized`, `fp16` or `fp32`, which check it."""
 
-    Attributes:
-        kind: "int2" ... "int12" on a grid, "int16" for unbounded codes, "fp16" or "fp32".
-        group: tensors of one group are stored together; None = the role of the tensor's name (`grids.roles.role`).
-        values: (R, C) int8 or int16 codes of a quantized kind, else float values of any shape up to 4 dimensions; CPU.
-        scales: (R,) fp32 row scales, each an fp16 number > 0; None for float kinds.
-        column_scales: (C,) fp32 column scales, each an fp16 number > 0; None = all 1.
-        trellis: states of the trellis that the codes are a path of; 0 = none, the codes are the levels.
-    """
-
-    kind: str
+    kind: str  # "int2" ... "int12" on a grid, "int16" for unbounded codes, "fp16" or "fp32".
+    # tensors of one group are stored together; None = the role of the tensor's name (`grids.roles.role`)
     group: str | None
+    # (R, C) int8 or int16 codes of a quantized kind, else float values of any shape up to 4 dimensions; CPU
     values: Tensor
-    scales: Tensor | None = None
-    column_scales: Tensor | None = None
-    trellis: int = 0
+    scales: Tensor | None = None  # (R,) fp32 row scales, each an fp16 number > 0; None for float kinds
+    column_scales: Tensor | None = None  # (C,) fp32 column scales, each an fp16 number > 0; None = all 1
+    trellis: int = 0  # states of the trellis that the codes are a path of; 0 = none, the codes are the levels
 
     @classmethod
     def quantized(
         cls,
         codes: Tensor,  # (R, C) of Grid(bits).code_dtype; int16 when bits is 16
         scales: Tensor,  # (R,) fp32
-        bits: int,
+        bits: int,  # width of the grid, or 16 for codes without a grid, up to +-32,767
         group: str | None = None,
         *,
         column_scales: Tensor | None = None,  # (C,) fp32
-        trellis: int = 0,
+        trellis: int = 0,  # 0 (the level is the code) or 8 (see `trellis_levels`)
     ) -> StoredTensor:
         """A quantized matrix; its weights are row scale * column scale * level.
-
-        Args:
-            bits: width of the grid, or 16 for codes without a grid, up to +-32,767.
-            trellis: 0 (the level is the code) or 8 (see `trellis_levels`).
         Raises:
             ArtifactError: codes leave the grid, scales are not fp16 numbers > 0, or there is no such trellis.
             ConfigError: there is no such grid.

@@ -45,12 +45,9 @@ def encode(
     compressor: str,
     arrays: Sequence[np.ndarray],
     slots: Sequence[Slot],
-    budget: WorkBudget,
+    budget: WorkBudget,  # counts the computing that the file will ask for
 ) -> bytes:
     """The bytes of a stream. `slots` describe `arrays`: all are codes, or all are floats of one type.
-
-    Args:
-        budget: counts the computing that the file will ask for.
     Raises:
         ArtifactError: readers would refuse the stream.
         ConfigError: the compressor is unknown or not installed.

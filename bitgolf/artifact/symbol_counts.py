@@ -14,14 +14,10 @@ from bitgolf.artifact.frequency import Contexts
 
 @dataclass(frozen=True)
 class Integers:
-    """A matrix of integers, and under a trellis the quantizer of each.
+    """A matrix of integers, and under a trellis the quantizer of each."""
 
-    Attributes:
-        values: (R, C) integers, at most 2^17 in magnitude.
-        quantizers: (R, C) of 0 and 1, or None without a trellis. In quantizer 1 a value v stands for v + 1/2.
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # (R, C) integers, at most 2^17 in magnitude
+    # (R, C) of 0 and 1, or None without a trellis. In quantizer 1 a value v stands for v + 1/2.
     quantizers: np.ndarray | None = None
 
     @property
@@ -43,17 +39,11 @@ class Integers:
 
 @dataclass(frozen=True)
 class SymbolCounts:
-    """How often the symbols `low`, `low` + 1, ... occur in each context that occurs.
+    """How often the symbols `low`, `low` + 1, ... occur in each context that occurs."""
 
-    Attributes:
-        counts: (K, N) integers.
-        contexts: the K contexts.
-        low: the first symbol.
-    """
-
-    counts: np.ndarray
-    contexts: Contexts
-    low: int
+    counts: np.ndarray  # (K, N) integers
+    contexts: Contexts  # the K contexts
+    low: int  # the first symbol
 
     def __getitem__(self, chosen: np.ndarray) -> SymbolCounts:
         return SymbolCounts(self.counts[chosen], self.contexts[chosen], self.low)

@@ -31,20 +31,13 @@ _PARITY_CHECKS = {8: (0o13, 0o04)}  # by number of states (Ungerboeck 1982)
 
 @dataclass(frozen=True)
 class Trellis:
-    """The state machine: a code of parity b in state s leads to state `following[s, b]`.
-
-    Attributes:
-        following: (S, 2) int64.
-        incoming: (2, S) int64, the two branches into each state as b * S + s, by ascending s.
-        coset: (S, S) int64, level mod 4 on the branch from one state to another; 0 where there is no branch.
-        push: the next state is s >> 1, exclusive-or push[0] if z is 1, exclusive-or push[1] if b is 1.
-    """
+    """The state machine: a code of parity b in state s leads to state `following[s, b]`."""
 
     num_states: int
-    following: np.ndarray
-    incoming: np.ndarray
-    coset: np.ndarray
-    push: tuple[int, int]
+    following: np.ndarray  # (S, 2) int64
+    incoming: np.ndarray  # (2, S) int64, the two branches into each state as b * S + s, by ascending s
+    coset: np.ndarray  # (S, S) int64, level mod 4 on the branch from one state to another; 0 where there is no branch
+    push: tuple[int, int]  # the next state is s >> 1, exclusive-or push[0] if z is 1, exclusive-or push[1] if b is 1
 
 
 @functools.cache

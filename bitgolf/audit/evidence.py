@@ -40,26 +40,19 @@ _BLOCK_TOKENS = 1 << 22  # tokens whose bytes are counted at once
 
 @dataclass(eq=False)
 class Evidence:
-    """The products of a run, and how thoroughly they are audited.
-
-    Attributes:
-        quick: shorter texts, fewer flips and fewer blocks for the checks that run the model.
-        everything: the sealed process scores all targets again, not a sample of them.
-        codec_bytes: validation text to code and decode; 0 = none.
-        entropy: seeds the random choices; by default it comes from the operating system.
-        sealed_seconds, sealed_gib: wall clock and memory of the sealed process (`sandbox.limits`); None = by its size.
-        progress: for checks that take long.
-    """
+    """The products of a run, and how thoroughly they are audited."""
 
     run: RunDirectory
     _: KW_ONLY
-    quick: bool = False
-    everything: bool = False
-    codec_bytes: int = 0
+    quick: bool = False  # shorter texts, fewer flips and fewer blocks for the checks that run the model
+    everything: bool = False  # the sealed process scores all targets again, not a sample of them
+    codec_bytes: int = 0  # validation text to code and decode; 0 = none
+    # seeds the random choices; by default it comes from the operating system
     entropy: int = field(default_factory=lambda: secrets.randbits(64))
+    # sealed_seconds, sealed_gib: wall clock and memory of the sealed process (`sandbox.limits`); None = by its size
     sealed_seconds: float = WALL_SECONDS
     sealed_gib: float | None = None
-    progress: Progress = silent
+    progress: Progress = silent  # for checks that take long
 
     def __post_init__(self) -> None:
         self.config = self.run.config

@@ -33,25 +33,15 @@ _UPDATES = {True: 1, False: 2}  # chunks that an adapter learns from in the pass
 
 @dataclass(eq=False)
 class Headline:
-    """The evaluation behind the headline of score.json.
+    """The evaluation behind the headline of score.json."""
 
-    Attributes:
-        name: the headline's pass, e.g. "sliding".
-        config: of the run.
-        artifact: path of model.bitgolf.
-        tokens: (N,) uint16, the validation data.
-        bos_id: the token before each document.
-        quick: a shorter passage.
-        rng: draws the place of the passage.
-    """
-
-    name: str
-    config: Config
-    artifact: Path
-    tokens: np.ndarray
-    bos_id: int
-    quick: bool
-    rng: np.random.Generator
+    name: str  # the headline's pass, e.g. "sliding".
+    config: Config  # of the run
+    artifact: Path  # path of model.bitgolf
+    tokens: np.ndarray  # (N,) uint16, the validation data
+    bos_id: int  # the token before each document
+    quick: bool  # a shorter passage
+    rng: np.random.Generator  # draws the place of the passage
 
     def __post_init__(self) -> None:
         self.device = choose_device("auto" if self.config.device == "cuda" else self.config.device)

@@ -36,20 +36,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of text, and the evaluation that checks run on it.
-
-    Attributes:
-        tokens: (N,) integers; they span several windows and chunks.
-        chunk_targets: targets between two updates (of `evaluate`); 0 when nothing is learned between chunks.
-        device: where the evaluation runs.
-    """
+    """A piece of text, and the evaluation that checks run on it."""
 
     evaluation: Evaluation
-    tokens: np.ndarray
+    tokens: np.ndarray  # (N,) integers; they span several windows and chunks
     vocab_size: int
     bos_id: int
-    chunk_targets: int = 0
-    device: torch.device = _CPU
+    chunk_targets: int = 0  # targets between two updates (of `evaluate`); 0 when nothing is learned between chunks
+    device: torch.device = _CPU  # where the evaluation runs
 
     def log_p(self, tokens: np.ndarray) -> np.ndarray:
         """Every distribution of a fresh evaluation of `tokens` (n,), which are the passage or a variant: (n-1, V)."""

@@ -21,17 +21,11 @@ class MissingEvidence(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check function.
+    """The result of one check function."""
 
-    Attributes:
-        verdict: PASS, FAIL or NOT RUN.
-        reason: one sentence: what was compared, which problems there are, or why the check was not made.
-        evidence: the numbers behind it; plain JSON values.
-    """
-
-    verdict: Outcome
-    reason: str
-    evidence: dict[str, Any] = field(default_factory=dict)
+    verdict: Outcome  # PASS, FAIL or NOT RUN
+    reason: str  # one sentence: what was compared, which problems there are, or why the check was not made
+    evidence: dict[str, Any] = field(default_factory=dict)  # the numbers behind it; plain JSON values
 
 
 def passed(reason: str, **evidence: Any) -> Finding:
@@ -56,18 +50,12 @@ def judge(problems: list[str], reason: str, **evidence: Any) -> Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """A finding with the rule that it is about.
+    """A finding with the rule that it is about."""
 
-    Attributes:
-        name: identifier of the check, e.g. "artifact-bytes".
-        rule: code of the rule in docs/rules.md, e.g. "B1" (budget) or "C1" (scoring condition).
-        title: what must hold, in one line.
-        verdict, reason, evidence: as in `Finding`.
-    """
-
-    name: str
-    rule: str
-    title: str
+    name: str  # identifier of the check, e.g. "artifact-bytes".
+    rule: str  # code of the rule in docs/rules.md, e.g. "B1" (budget) or "C1" (scoring condition).
+    title: str  # what must hold, in one line
+    # verdict, reason, evidence: as in `Finding`
     verdict: Outcome
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)

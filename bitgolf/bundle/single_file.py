@@ -76,17 +76,11 @@ _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A packed program.
+    """A packed program."""
 
-    Attributes:
-        data: the bytes of train_gpt.py.
-        modules: minified source of each module by dotted name.
-        settings: JSON of the settings that differ from the defaults.
-    """
-
-    data: bytes
-    modules: Mapping[str, str]
-    settings: str
+    data: bytes  # the bytes of train_gpt.py
+    modules: Mapping[str, str]  # minified source of each module by dotted name
+    settings: str  # JSON of the settings that differ from the defaults
 
 
 def make_bundle(config: Config, root: Path | None = None) -> Bundle:

@@ -38,19 +38,12 @@ _RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
 
 @dataclass(frozen=True)
 class Script:
-    """A script's source and what it was unpacked from.
+    """A script's source and what it was unpacked from."""
 
-    Attributes:
-        name: of the file.
-        size: bytes of the file as it is.
-        source: readable source, "" when there is none.
-        packed: whether it had to be unpacked.
-    """
-
-    name: str
-    size: int
-    source: str
-    packed: bool
+    name: str  # of the file
+    size: int  # bytes of the file as it is
+    source: str  # readable source, "" when there is none
+    packed: bool  # whether it had to be unpacked
 
     @cached_property
     def tree(self) -> ast.Module | None:

@@ -57,21 +57,15 @@ _LONGEST_LINE = 2_000  # characters that are looked at
 
 @dataclass(frozen=True)
 class Metric:
-    """A pair of validation figures.
+    """A pair of validation figures."""
 
-    Attributes:
-        label: the text before them.
-        decimals: digits of bpb after the point.
-        counts: targets and bytes that were scored, if the line gives them.
-    """
-
-    label: str
+    label: str  # the text before them
     loss: float
     bpb: float
-    decimals: int
+    decimals: int  # digits of bpb after the point
     line: int
     eval_seconds: float | None
-    counts: tuple[int, int] | None = None
+    counts: tuple[int, int] | None = None  # targets and bytes that were scored, if the line gives them
 
     @property
     def constant(self) -> float:
@@ -106,28 +100,20 @@ class Stop:
 
 @dataclass(eq=False)
 class Log:
-    """One log file, parsed.
-
-    Attributes:
-        lines: by number from 1, without the script's source.
-        source: the script's source, "" without it.
-        calibration: line, and seconds if it gives them.
-        sizes: by what is stored: how it is stored, bytes.
-        damaged: lines whose figure is no number, with the reason.
-    """
+    """One log file, parsed."""
 
     name: str
-    lines: dict[int, str]
-    source: str
+    lines: dict[int, str]  # by number from 1, without the script's source
+    source: str  # the script's source, "" without it
     settings: dict[str, str] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     stop: Stop | None = None
-    calibration: list[tuple[int, float | None]] = field(default_factory=list)
-    sizes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    calibration: list[tuple[int, float | None]] = field(default_factory=list)  # line, and seconds if it gives them
+    sizes: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # by what is stored: how it is stored, bytes
     counts: dict[str, list[int]] = field(default_factory=dict)
     total_eval_seconds: float | None = None
-    damaged: dict[int, str] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)  # lines whose figure is no number, with the reason
 
     @cached_property
     def seed(self) -> str | None:

@@ -14,16 +14,12 @@ from bitgolf.config import Config
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a system.
-
-    Attributes:
-        settings: dotted keys, separated by spaces.
-        used: whether a configuration has it; None = when the first of its settings is neither zero, off nor empty.
-    """
+    """A part of a system."""
 
     name: str
     source: str
-    settings: str
+    settings: str  # dotted keys, separated by spaces
+    # whether a configuration has it; None = when the first of its settings is neither zero, off nor empty
     used: Callable[[Config], bool] | None = None
 
 

@@ -25,26 +25,20 @@ from bitgolf.train.stage import is_finished
 
 @dataclass(frozen=True)
 class SeedRun:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        scored: its headline score, configuration and data.
-        start, end: first and last event of its train.jsonl.
-        pack, audit: contents of pack.json and audit.json (None: not audited).
-        model_bytes, model_sha256: of the artifact on disk.
-        seconds: charged to training and evaluation, by budget.
-        outdated: see `Products.outdated`.
-    """
-
-    scored: ScoredRun
+    scored: ScoredRun  # its headline score, configuration and data
+    # start, end: first and last event of its train.jsonl
     start: dict[str, Any]
     end: dict[str, Any]
+    # pack, audit: contents of pack.json and audit.json (None: not audited)
     pack: dict[str, Any]
     audit: dict[str, Any] | None
+    # model_bytes, model_sha256: of the artifact on disk
     model_bytes: int
     model_sha256: str
-    seconds: dict[str, float]
-    outdated: dict[str, str]
+    seconds: dict[str, float]  # charged to training and evaluation, by budget
+    outdated: dict[str, str]  # see `Products.outdated`
 
     @property
     def seed(self) -> int:

@@ -27,17 +27,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class Submission:
-    """Everything that the files of a submission are made from.
+    """Everything that the files of a submission are made from."""
 
-    Attributes:
-        runs: by seed.
-        bundle: train_gpt.py.
-        doubts: why it should not have been written (`--force`); empty for a sound one.
-    """
-
-    runs: tuple[SeedRun, ...]
-    bundle: Bundle
-    doubts: tuple[str, ...]
+    runs: tuple[SeedRun, ...]  # by seed
+    bundle: Bundle  # train_gpt.py
+    doubts: tuple[str, ...]  # why it should not have been written (`--force`); empty for a sound one
     author: str
     github_id: str
     name: str

@@ -69,30 +69,23 @@ class SealedProcess:
 
     Starting takes seconds. `__init__` returns at once, so that the caller can do something else meanwhile; `close_off`
     waits until the artifact is loaded and the file system is closed.
-
-    Args:
-        artifact: copied into the folder that the process works in.
-        settings: of the evaluation, without the artifact's path.
-        secrets: files and folders that it must not see: run directory, data, corpus.
-        num_threads: of PyTorch in it.
-        isolated: False leaves the isolation out, for an evaluation that cannot run with it: a fresh process in an
-            empty folder, with a clean environment.
-        evaluation: builds what is evaluated from the settings; importable under its name in the process.
-        first_token: the first token that is sent to score targets from a certain one on.
-        limits: see `limits.Limits`; None = the defaults for this artifact.
     """
 
     def __init__(
         self,
-        artifact: Path,
-        settings: dict[str, Any],
-        secrets: Iterable[Path],
+        artifact: Path,  # copied into the folder that the process works in
+        settings: dict[str, Any],  # of the evaluation, without the artifact's path
+        secrets: Iterable[Path],  # files and folders that it must not see: run directory, data, corpus
         *,
-        num_threads: int,
+        num_threads: int,  # of PyTorch in it
+        # False leaves the isolation out, for an evaluation that cannot run with it: a fresh process in an empty folder,
+        # with a clean environment
         isolated: bool = True,
+        # builds what is evaluated from the settings; importable under its name in the process
         evaluation: Build = build,
+        # the first token that is sent to score targets from a certain one on
         first_token: Callable[[int], int] = lambda target: 0,
-        limits: Limits | None = None,
+        limits: Limits | None = None,  # see `limits.Limits`; None = the defaults for this artifact
     ) -> None:
         on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
         self.limits = limits or Limits.of(artifact.stat().st_size, num_threads, on_gpu)

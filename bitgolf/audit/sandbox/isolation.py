@@ -34,32 +34,21 @@ _CONTROLS = (
 
 @dataclass
 class Isolation:
-    """What isolates this process, as plain values for the audit's evidence.
+    """What isolates this process, as plain values for the audit's evidence."""
 
-    Attributes:
-        files: what keeps other files out of reach: "namespaces", "landlock" or "" (nothing).
-        network: whether there is none to be reached: no route, and no family of sockets.
-        user: id of the user that it runs as.
-        closed: whether the kernel refuses to open any file any more.
-        reachable: files that must not be readable, and are.
-        writable: files and folders that must not be writable, and are.
-        probed: the files that it tried to read and to write, and the families of sockets that it tried.
-        limits: the limits that it runs under.
-        still_open: regular files whose descriptors were open at the closing.
-        refused: means of isolation that the system does not grant, with the reason.
-        attempts: what Python code tried to open or start after the closing, libraries and devices left out.
-    """
-
-    files: str = ""
-    network: bool = False
-    closed: bool = False
-    user: int = -1
-    reachable: list[str] = field(default_factory=list)
-    writable: list[str] = field(default_factory=list)
+    files: str = ""  # what keeps other files out of reach: "namespaces", "landlock" or "" (nothing)
+    network: bool = False  # whether there is none to be reached: no route, and no family of sockets
+    closed: bool = False  # whether the kernel refuses to open any file any more
+    user: int = -1  # id of the user that it runs as
+    reachable: list[str] = field(default_factory=list)  # files that must not be readable, and are
+    writable: list[str] = field(default_factory=list)  # files and folders that must not be writable, and are
+    # the files that it tried to read and to write, and the families of sockets that it tried
     probed: dict[str, Any] = field(default_factory=dict)
-    limits: dict[str, Any] = field(default_factory=dict)
-    still_open: list[str] = field(default_factory=list)
+    limits: dict[str, Any] = field(default_factory=dict)  # the limits that it runs under
+    still_open: list[str] = field(default_factory=list)  # regular files whose descriptors were open at the closing
+    # means of isolation that the system does not grant, with the reason
     refused: list[str] = field(default_factory=list)
+    # what Python code tried to open or start after the closing, libraries and devices left out
     attempts: list[str] = field(default_factory=list)
     _libraries: tuple[Path, ...] = ()
 

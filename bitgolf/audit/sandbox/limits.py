@@ -18,21 +18,13 @@ _PER_THREAD_BYTES = 160 << 20  # a stack, and what malloc reserves for a thread
 
 @dataclass(frozen=True)
 class Limits:
-    """None = no limit.
+    """None = no limit."""
 
-    Attributes:
-        processes: processes and threads together.
-        address_space_bytes: None on a GPU, whose driver maps all memory of the device.
-        file_bytes: the largest file that it may write.
-        cpu_seconds: of all its threads.
-        wall_seconds: from the start to the last answer.
-    """
-
-    processes: int
-    address_space_bytes: int | None
-    file_bytes: int
-    cpu_seconds: int
-    wall_seconds: float
+    processes: int  # processes and threads together
+    address_space_bytes: int | None  # None on a GPU, whose driver maps all memory of the device
+    file_bytes: int  # the largest file that it may write
+    cpu_seconds: int  # of all its threads
+    wall_seconds: float  # from the start to the last answer
 
     @classmethod
     def of(
