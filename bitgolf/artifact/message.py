@@ -20,17 +20,12 @@ MAX_PREFIX = 32  # bits that tell the length of a number; more are damage
 
 
 class Writer:
-    """Collects a message. With `dry` it keeps only the length.
-
-    Attributes:
-        bits: ideal length so far.
-        work: units of computing that a reader will need (see `WorkBudget`).
-    """
+    """Collects a message. With `dry` it keeps only the length."""
 
     def __init__(self, *, dry: bool = False) -> None:
         self.dry = dry
-        self.bits = 0.0
-        self.work = 0
+        self.bits = 0.0  # ideal length so far
+        self.work = 0  # units of computing that a reader will need (see `WorkBudget`)
         self._pieces: list[tuple[np.ndarray, ans.Table]] = []
 
     def count_work(self, units: int) -> None:
@@ -85,15 +80,11 @@ class WorkBudget:
 
     The unit is the time that one entry of a frequency table takes, about 0.1 us. Popping symbols is not counted: their
     number is limited by the size of the file already.
-
-    Attributes:
-        limit: the most units; None = any number.
-        used: units so far.
     """
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = limit
-        self.used = 0
+        self.limit = limit  # the most units; None = any number
+        self.used = 0  # units so far
         self._lock = threading.Lock()
 
     def take(self, units: int) -> None:

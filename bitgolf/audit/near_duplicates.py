@@ -121,17 +121,13 @@ def shingles(text: str) -> np.ndarray:
 
 
 class ShingleIndex:
-    """The shingles of the validation documents.
-
-    Attributes:
-        num_indexed: documents that are long enough to be recognized.
-    """
+    """The shingles of the validation documents."""
 
     def __init__(self, texts: list[str]) -> None:
         sets = [shingles(text) for text in texts]
         self.sizes = np.array([len(hashes) for hashes in sets])  # (D,)
         long_enough = [number for number, size in enumerate(self.sizes.tolist()) if size >= _MIN_SHINGLES]
-        self.num_indexed = len(long_enough)
+        self.num_indexed = len(long_enough)  # documents that are long enough to be recognized
         empty = np.empty(0, dtype=np.uint64)
         hashes = np.concatenate([empty, *(sets[number] for number in long_enough)])
         owners = np.repeat(np.array(long_enough, dtype=np.int32), self.sizes[long_enough])

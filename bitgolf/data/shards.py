@@ -149,24 +149,18 @@ class ShardWriter:
 
 
 class TokenShards:
-    """An ordered list of shard files as one read-only, memory-mapped token stream.
-
-    Attributes:
-        paths: the files, in order.
-        num_tokens: number of tokens in all files.
-        shard_tokens: number of tokens per file.
-    """
+    """An ordered list of shard files as one read-only, memory-mapped token stream."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         """Check every header. Raises DataError as `read_header` does, or if `paths` is empty."""
         if not paths:
             raise DataError("no shards given; a split needs at least one shard file")
-        self.paths = [Path(p) for p in paths]
+        self.paths = [Path(p) for p in paths]  # the files, in order
         self._starts = [0]  # first token of each file, and the end
         for path in self.paths:
             self._starts.append(self._starts[-1] + read_header(path))
-        self.num_tokens = self._starts[-1]
-        self.shard_tokens = [end - start for start, end in pairwise(self._starts)]
+        self.num_tokens = self._starts[-1]  # number of tokens in all files
+        self.shard_tokens = [end - start for start, end in pairwise(self._starts)]  # number of tokens per file
         self._maps = [np.memmap(p, dtype="<u2", mode="r", offset=HEADER_BYTES) for p in self.paths]
 
     @classmethod

@@ -48,15 +48,7 @@ class EncodedDocuments:
 
 
 class Tokenizer:
-    """A SentencePiece model with byte accounting. Build it with `Tokenizer.load` or `train_tokenizer`.
-
-    Attributes:
-        vocab_size: V, at most 65,536.
-        bos_id: the id before each document.
-        lossless: True: tokens are charged the bytes of the original text; False: the challenge's accounting.
-        name: the name in the manifest.
-        model_bytes: the serialized SentencePiece model.
-    """
+    """A SentencePiece model with byte accounting. Build it with `Tokenizer.load` or `train_tokenizer`."""
 
     def __init__(self, model_bytes: bytes, lossless: bool | None = None, name: str = "tokenizer") -> None:
         """See `load`."""
@@ -71,11 +63,12 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError as error:
             raise DataError(f"SentencePiece refuses the model of tokenizer {name}: {error}") from error
-        self.model_bytes = model_bytes
-        self.name = name
+        self.model_bytes = model_bytes  # the serialized SentencePiece model
+        self.name = name  # the name in the manifest
+        # True: tokens are charged the bytes of the original text; False: the challenge's accounting
         self.lossless = settings.lossless if lossless is None else lossless
-        self.vocab_size = len(settings.pieces)
-        self.bos_id = int(self._processor.bos_id())
+        self.vocab_size = len(settings.pieces)  # V, at most 65,536
+        self.bos_id = int(self._processor.bos_id())  # the id before each document
         if self.bos_id < 0:
             raise DataError(
                 f"tokenizer {name} has no BOS piece, which marks the start of every document; train with bos_id >= 0"
