@@ -40,11 +40,9 @@ _SPIKE_GAIN = 40  # bits that spikes must save, as describing them takes about a
 
 
 def fit_law(counted: SymbolCounts, shift: int, gaussian: bool = False) -> tuple[Law, float]:
-    """The law that codes the counted symbols in the fewest bits, and those bits.
+    """The law of a certain shift that codes the counted symbols in the fewest bits, and those bits.
 
-    Args:
-        shift: see `Law`.
-        gaussian: keep the shape of a Gaussian.
+    With `gaussian` it has the shape of a Gaussian.
     """
     num_symbols = counted.counts.shape[1]
     whole = _LawSearch(counted, shift, gaussian)

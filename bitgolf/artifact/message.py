@@ -96,11 +96,9 @@ class WorkBudget:
 
 
 class Reader:
-    """Pops a message; every method mirrors one of `Writer`. Raises ArtifactError if the bytes are no message.
+    """Pops a message that `Writer.finish` returned; every method mirrors one of `Writer`.
 
-    Args:
-        data: the bytes that `Writer.finish` returned.
-        budget: limits the computing that the message may ask for.
+    Raises ArtifactError if the bytes are no message, or ask for more computing than `budget` allows.
     """
 
     def __init__(self, data: bytes | memoryview, budget: WorkBudget) -> None:

@@ -80,11 +80,8 @@ def decode(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The arrays of a stream, and the quantizers of a trellis if they are known. Codes may be wider than stored.
 
-    Args:
-        budget: limits the computing that the messages of the whole file may ask for.
-    Raises:
-        ArtifactError: `data` is damaged or holds something else.
-        ConfigError: the compressor is not installed.
+    Raises ArtifactError: `data` is damaged, holds something else, or asks for more computing than `budget` allows to
+    the whole file. ConfigError: the compressor is not installed.
     """
     if compressor == "range" and data[:1] == CODED and slots[0].dtype != FLOAT_KINDS["fp32"]:
         shapes = [slot.shape for slot in slots]

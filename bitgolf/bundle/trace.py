@@ -21,15 +21,10 @@ Import = ast.Import | ast.ImportFrom
 
 
 def trace(package: Mapping[str, ast.Module], module: str, function: str) -> dict[str, ast.Module]:
-    """The part of a package that a program needs, by dotted name of the module.
+    """The part of a package that a program needs which calls `function` of `module`, by dotted name of the module.
 
-    Args:
-        package: all modules by dotted name (a package's `__init__` by the name of the package). The trees are not
-            changed.
-        module: the module of the entry function.
-        function: the function that the program calls.
-    Raises:
-        KeyError: the function, or something imported from the package, does not exist.
+    `package` has all modules by dotted name (a package's `__init__` by the name of the package). The trees are not
+    changed. Raises KeyError if the function, or something imported from the package, does not exist.
     """
     tracer = _Tracer(package)
     tracer.need(module, function)

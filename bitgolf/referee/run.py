@@ -24,12 +24,7 @@ def is_submission(path: Path) -> bool:
 def audit_submission(path: Path, caps: Limits = CHALLENGE, *, progress: Progress = silent) -> Verdict:
     """Make every check on a submission folder. Nothing in it is executed, and nothing is written.
 
-    Args:
-        path: the folder.
-        caps: the limits; by default those of the challenge.
-        progress: called with stage "audit" and the number of checks made.
-    Raises:
-        RunError: the folder is no submission.
+    Raises RunError if the folder is no submission.
     """
     if not is_submission(path):
         raise RunError(f"{path} is no submission: it has neither submission.json nor {SCRIPT}")

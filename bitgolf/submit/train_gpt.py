@@ -30,14 +30,12 @@ from bitgolf.train.stage import train
 _PROGRESS_SECONDS = 10.0
 
 
-def main(settings: str, arguments: Sequence[str], code_bytes: int) -> int:
-    """Run the stages that the command line asks for.
-
-    Args:
-        settings: JSON of the settings that differ from the defaults.
-        arguments: the command line.
-        code_bytes: size of the train_gpt.py that ships.
-    """
+def main(
+    settings: str,  # JSON of those that differ from the defaults
+    arguments: Sequence[str],  # the command line
+    code_bytes: int,  # of the train_gpt.py that ships
+) -> int:
+    """Run the stages that the command line asks for."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)

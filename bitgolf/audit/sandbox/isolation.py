@@ -85,13 +85,9 @@ class Isolation:
 
 
 def enter(view: namespaces.View, secrets: list[str], limits: dict[str, Any]) -> Isolation:
-    """Apply the strongest isolation that there is and test it. The caller may continue in another process (see
-    `namespaces`).
+    """Apply the strongest isolation that there is, and test it: `secrets` are files that must not be readable.
 
-    Args:
-        view: what the process is shown.
-        secrets: files that it must not be able to read.
-        limits: see `limits.apply`.
+    The caller may continue in another process (see `namespaces`).
     """
     isolation = Isolation(_libraries=view.visible)
     try:
