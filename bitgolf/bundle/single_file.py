@@ -84,11 +84,10 @@ class Bundle:
 
 
 def make_bundle(config: Config, root: Path | None = None) -> Bundle:
-    """The train_gpt.py of a configuration. The first call in a process takes a few seconds.
+    """The train_gpt.py of a configuration, without the seed, which its command line gives.
 
-    Args:
-        config: the file contains all of it but the seed, which its command line gives.
-        root: folder that holds the package's folder. None = the installed package.
+    `root` is the folder that holds the package's folder; None = that of the installed package. The first call in a
+    process takes a few seconds.
     """
     modules, start = _program((root or installed_root()).resolve())
     settings = settings_of(config)

@@ -26,14 +26,9 @@ def fetch_fineweb(
 ) -> ExistingShards:
     """Download the shards of `variant`, for example 'sp1024', unless they are in the cache.
 
-    Args:
-        train_shards: number of training shards; 0 = all. All validation shards are downloaded.
-        progress: called with files done and all files.
-        hub: where the files come from; None = the hub at HF_ENDPOINT.
-
-    Raises:
-        DataError: huggingface_hub is not installed, the hub cannot be reached, the variant or the number of
-            shards does not exist, or a file does not have the hash that the hub announced.
+    `train_shards` limits the training shards; 0 = all. All validation shards are downloaded. Raises DataError:
+    huggingface_hub is not installed, the hub cannot be reached, the variant or the number of shards does not exist, or
+    a file does not have the hash that the hub announced.
     """
     hub = hub or Hub()
     published = _read_variant(hub.fetch(f"{FOLDER}/manifest.json"), variant)

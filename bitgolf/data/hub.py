@@ -23,14 +23,13 @@ FOLDER = "datasets"  # folder of the repository that contains all files
 
 
 class Hub:
-    """Downloads of the repository. All files come from one commit: that of the first download.
+    """Downloads of the repository. All files come from one commit: that of the first download."""
 
-    Args:
-        endpoint: address of the hub; None = HF_ENDPOINT or huggingface.co.
-        cache: the download cache; None = the hub's default.
-    """
-
-    def __init__(self, endpoint: str | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,  # address of the hub; None = HF_ENDPOINT or huggingface.co
+        cache: Path | None = None,  # None = the hub's default
+    ) -> None:
         try:
             import huggingface_hub
             from huggingface_hub import errors

@@ -35,22 +35,12 @@ class TokenStream(Protocol):
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Maps a global row number to its first token.
+    """Maps a global row number to its first token. Raises ConfigError if the stream is shorter than one row."""
 
-    Args:
-        num_tokens: length of the stream.
-        seq_len: tokens per row, without the one more that is read for the last target.
-        shuffled: permute the rows of each epoch and start it at a random offset.
-        seed: seed of offsets and permutations.
-
-    Raises:
-        ConfigError: the stream is shorter than one row.
-    """
-
-    num_tokens: int
-    seq_len: int
-    shuffled: bool
-    seed: int
+    num_tokens: int  # length of the stream
+    seq_len: int  # tokens per row, without the one more that is read for the last target
+    shuffled: bool  # permute the rows of each epoch and start it at a random offset
+    seed: int  # of offsets and permutations
 
     def __post_init__(self) -> None:
         if self.num_tokens <= self.seq_len:

@@ -92,12 +92,8 @@ class Tokenizer:
     def load(cls, source: str | Path | bytes, lossless: bool | None = None, name: str = "") -> Tokenizer:
         """Load a model from a file or from bytes.
 
-        Args:
-            lossless: the accounting; None = lossless if the model is.
-
-        Raises:
-            DataError: the file is missing, is not a model, has no BOS or more than 65,536 pieces, or `lossless` is True
-                and the model is not lossless.
+        `lossless` is the accounting; None = lossless if the model is. Raises DataError if the file is missing, is not a
+        model, has no BOS or more than 65,536 pieces, or if `lossless` is True and the model is not lossless.
         """
         if isinstance(source, bytes):
             return cls(source, lossless, name or "tokenizer")
