@@ -54,7 +54,7 @@ def one(
 ) -> Finding:
     facts = {"config_sha256": CONFIG.digest(), "preset": CONFIG.name, "window": CONFIG.window} | (meta or {})
     artifact = (facts, CONFIG.model.model_dump(mode="json") | model)
-    return one_configuration(evidence(config=config, events=events, artifact_facts=artifact))
+    return one_configuration(evidence(config=config, events=events, artifact_facts=artifact, pack={}))
 
 
 def test_one_configuration() -> None:
