@@ -2,6 +2,6 @@
 
 `sources` yields documents, `split` assigns each document to training or validation, `tokenizer` turns documents into
 token ids and proves the byte counts, `shards` stores the ids. `prepare_text` runs these four in order, and `prepare`
-writes the result as a data directory. Only `loader` and `held_out` import torch, so the processes that tokenize start
-fast and use little memory.
+writes the result as a data directory. Only `loader` imports torch, so the processes that tokenize start fast and use
+little memory.
 """

@@ -1,4 +1,4 @@
-"""The training rows of every rank, in an order that depends only on the step.
+"""The training rows of every rank, in an order that depends only on the step, and the held-out rows at the end.
 
 A row is `seq_len + 1` consecutive tokens (inputs and shifted targets). Step s uses the global rows s*R to (s+1)*R - 1
 of an endless sequence of epochs, and each rank reads a contiguous share of them. All numbers of ranks therefore see the
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitgolf.config import TrainConfig
 from bitgolf.errors import ConfigError
 
 
@@ -31,6 +32,36 @@ class TokenStream(Protocol):
     def num_tokens(self) -> int: ...
 
     def read(self, start: int, length: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The last rows of a token stream, which training never reads: it reads only the `first` tokens before them.
+
+    Averages of the weights are compared and curvature is measured on them. Row i is the tokens from
+    first + i * seq_len to first + (i + 1) * seq_len.
+    """
+
+    first: int
+    num_rows: int
+    seq_len: int
+
+    @classmethod
+    def of(cls, num_tokens: int, config: TrainConfig) -> HeldOut:
+        """The complete rows of the last `held_out_tokens` of a stream. Raises ConfigError if it has no other row."""
+        num_rows = config.held_out_tokens // config.seq_len
+        first = num_tokens - (num_rows * config.seq_len + 1) if num_rows else num_tokens
+        if num_rows and first <= config.seq_len:
+            raise ConfigError(
+                f"train.held_out_tokens {config.held_out_tokens} leaves no row of {config.seq_len} tokens to train on: "
+                f"the data has {num_tokens} training tokens; lower train.held_out_tokens, or prepare more text"
+            )
+        return cls(first, num_rows, config.seq_len)
+
+    def rows(self, stream: TokenStream, number: int, count: int) -> Tensor:
+        """Rows number to number + count - 1: (count, T + 1) int64 on the CPU. Adjacent rows share a token."""
+        tokens = stream.read(self.first + number * self.seq_len, count * self.seq_len + 1).astype(np.int64)
+        return torch.from_numpy(tokens).unfold(0, self.seq_len + 1, self.seq_len)
 
 
 @dataclass(frozen=True)

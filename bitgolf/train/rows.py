@@ -12,8 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from bitgolf.config import Config
-from bitgolf.data.held_out import HeldOut
-from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
+from bitgolf.data.loader import BatchLoader, BatchShape, HeldOut, RowOrder
 from bitgolf.data.prepare import PreparedData
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ConfigError

@@ -15,8 +15,7 @@ from simulated_time import simulate_time
 from tiny_trainer import ALONE, make_trainer
 
 from bitgolf.config import BudgetConfig, TrainConfig
-from bitgolf.data.held_out import HeldOut
-from bitgolf.data.loader import BatchShape, RowOrder
+from bitgolf.data.loader import BatchShape, HeldOut, RowOrder
 from bitgolf.errors import BudgetError
 from bitgolf.measure.curvature import TrialNoise
 from bitgolf.run.ranks import World
