@@ -29,7 +29,7 @@ def one_configuration(evidence: Evidence) -> Finding:
     if not begun:
         raise MissingEvidence("train.jsonl does not say which configuration was trained")
     trained, packed, current = str(begun[-1]["config_sha256"]), str(meta.get("config_sha256")), config.digest()
-    problems = list(_other_configuration(evidence.pack, trained, packed))
+    problems = list(_other_configuration(evidence.pack, trained, packed)) if trained != packed else []
     facts = [
         ("seed", begun[-1].get("seed"), config.seed),
         ("vocab_size", begun[-1].get("vocab_size"), config.model.vocab_size),
@@ -50,9 +50,7 @@ def one_configuration(evidence: Evidence) -> Finding:
 
 
 def _other_configuration(pack: Mapping[str, Any], trained: str, packed: str) -> Iterator[str]:
-    """Problems if the packed configuration is not the trained one, other than by a recorded `bitgolf pack`."""
-    if trained == packed:
-        return
+    """Problems of a packed configuration that is not the trained one, other than by a recorded `bitgolf pack`."""
     try:
         config = packed_config(pack)
         if config is None:
