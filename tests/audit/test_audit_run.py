@@ -93,7 +93,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         manifest = json.loads((Path(path) / "manifest.json").read_text())
         return SimpleNamespace(val=stream(TOKENS), train=stream(TRAIN_TOKENS), manifest=manifest, tokenizer=tokenizer)
 
-    def load(path: Path, device: object = "cpu", attention: str = "auto") -> SimpleNamespace:
+    def load(
+        path: Path, device: object = "cpu", attention: str = "auto", canonical: bool | None = None
+    ) -> SimpleNamespace:
         if Path(path).read_bytes()[:7] != b"bitgolf":
             raise ArtifactError(f"{path} does not start with the magic of an artifact")
         return SimpleNamespace(model=world.model(), tokenizer=tokenizer)
