@@ -64,10 +64,7 @@ class Artifact:
     meta: dict[str, Any]  # everything else that the writer recorded
     tensors: dict[str, Tensor]  # fp32 tensors by name, dequantized
     kinds: dict[str, str]  # form in which each is stored ("int6", "fp16", ...)
-    groups: dict[str, str]  # group of each (see `StoredTensor`)
-    sizes: ArtifactSizes  # bytes of each part
     compressor: str  # of the streams
-    version: int  # the format version of the file
 
 
 def encode_artifact(
@@ -165,28 +162,23 @@ def _load(path: Path, max_bytes: int) -> bytes:
 
 
 def _decode(data: bytes, max_bytes: int) -> Artifact:
-    described, header_bytes, located = _locate(data, max_bytes)
+    described, located = _locate(data, max_bytes)
     tensors: dict[str, Tensor] = {}
-    entropies: dict[str, float] = {}
     for entry, values, quantizers, (rows, columns) in _tensors(described, located):
         if rows is None:
             tensors[entry.name] = torch.from_numpy(values.astype(np.float32, copy=False))
         else:
-            entropies[entry.name] = entropy_bits(values)
             if quantizers is None and entry.trellis:
                 quantizers = quantizers_of(values & 1, entry.trellis)
             tensors[entry.name] = _dequantize(values, quantizers, rows, columns)
     return Artifact(
-        model_config=described.model_config,
-        tokenizer=_tokenizer(described, located),
-        tokenizer_meta=described.tokenizer_meta,
-        meta=described.meta,
+        described.model_config,
+        _tokenizer(described, located),
+        described.tokenizer_meta,
+        described.meta,
         tensors={entry.name: tensors[entry.name] for entry in described.tensors},
         kinds={entry.name: entry.kind for entry in described.tensors},
-        groups={entry.name: entry.group for entry in described.tensors},
-        sizes=_sizes(described, header_bytes, entropies),
         compressor=described.compressor,
-        version=FORMAT_VERSION,
     )
 
 
@@ -208,10 +200,9 @@ def _dequantize(
     return weight
 
 
-def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
-    """The verified header, the number of bytes before the streams, and each stream after its checksum is verified."""
+def _locate(data: bytes, max_bytes: int) -> tuple[Header, _Located]:
+    """The verified header, and each stream after its checksum is verified."""
     described, position = _read_header(data, max_bytes)
-    header_bytes = position
     end = position + sum(stream.stored_bytes for stream in described.streams)
     if end != len(data):
         what = "is truncated" if end > len(data) else "is followed by other bytes"
@@ -225,7 +216,7 @@ def _locate(data: bytes, max_bytes: int) -> tuple[Header, int, _Located]:
             raise ArtifactError(f"{where}: checksum mismatch; the file is damaged")
         located[stream.name] = where, view[position:after]
         position = after
-    return described, header_bytes, located
+    return described, located
 
 
 def _tensors(
@@ -390,7 +381,6 @@ def _sizes(described: Header, header_bytes: int, entropies: dict[str, float]) ->
         total=header_bytes + sum(stored.values()),
         header=header_bytes,
         streams=stored,
-        streams_raw={stream.name: stream.raw_bytes for stream in described.streams},
         tensors=tensor_bytes,
         groups=group_bytes,
     )

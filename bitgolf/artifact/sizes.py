@@ -26,7 +26,6 @@ class ArtifactSizes:
     total: int  # the whole file
     header: int  # magic, version, checksum and the compressed header
     streams: dict[str, int]  # compressed bytes by stream name, in file order
-    streams_raw: dict[str, int]  # bytes of the same streams before compression
     tensors: dict[str, int]  # compressed bytes by tensor name, scales included; shared out as said above
     groups: dict[str, int]  # the same summed by group
 

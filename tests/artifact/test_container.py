@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,14 +49,12 @@ def test_everything_comes_back(contents: dict[str, Any], tmp_path: Path, compres
     for artifact in (read_artifact(path), read_artifact(str(path)), read_artifact(path.read_bytes())):
         for key in ("model_config", "tokenizer", "tokenizer_meta", "meta"):
             assert getattr(artifact, key) == contents[key]
-        assert artifact.compressor == compressor and artifact.version == container.FORMAT_VERSION
+        assert artifact.compressor == compressor
         assert set(artifact.tensors) == set(contents["tensors"])
         for name, tensor in contents["tensors"].items():
             assert artifact.tensors[name].dtype == torch.float32
             assert torch.equal(artifact.tensors[name], tensor.restore())
             assert artifact.kinds[name] == tensor.kind
-        assert artifact.groups["blocks.10.q.weight"] == "q"
-        assert artifact.sizes == sizes
     assert sizes.total == path.stat().st_size
 
 
@@ -64,9 +63,7 @@ def test_every_way_to_store_comes_back(rich_contents: dict[str, Any], compressor
     data, sizes = encode_artifact(**rich_contents, compressor=compressor)
     assert encode_artifact(**rich_contents, compressor=compressor)[0] == data
     artifact = read_artifact(data)
-    assert (
-        artifact.sizes == sizes and sum(sizes.groups.values()) == len(data) - sizes.header - sizes.streams["tokenizer"]
-    )
+    assert sum(sizes.groups.values()) == len(data) - sizes.header - sizes.streams["tokenizer"]
     for name, tensor in rich_contents["tensors"].items():
         assert torch.equal(artifact.tensors[name], tensor.restore()), name
     assert artifact.kinds["blocks.0.down.weight"] == "int16"
@@ -91,7 +88,7 @@ def test_weights_are_level_times_row_scale_times_column_scale() -> None:
 
 def test_files_of_the_first_version_stay_readable(contents: dict[str, Any]) -> None:
     artifact = read_artifact(bytes.fromhex(VERSION_1))
-    assert (artifact.version, artifact.compressor, artifact.tokenizer) == (1, "zlib", b"tok")
+    assert (artifact.compressor, artifact.tokenizer) == ("zlib", b"tok")
     assert list(artifact.tensors) == ["blocks.0.q.weight", "gain", "skips"]
     for name, tensor in artifact.tensors.items():
         assert torch.equal(tensor, contents["tensors"][name].restore())
@@ -176,7 +173,7 @@ def test_any_contents_come_back(
         model_config={}, tokenizer=tokenizer, tokenizer_meta={}, tensors=tensors, meta={}, compressor=compressor
     )
     artifact = read_artifact(data)
-    assert artifact.tokenizer == tokenizer and artifact.sizes == sizes
+    assert artifact.tokenizer == tokenizer
     assert all(torch.equal(artifact.tensors[name], tensor.restore()) for name, tensor in tensors.items())
     assert sizes.total == len(data) == sizes.header + sum(sizes.streams.values())
     assert sum(sizes.tensors.values()) == sizes.total - sizes.header - sizes.streams["tokenizer"]
@@ -211,7 +208,9 @@ def test_layout_is_the_documented_one(artifact: bytes, contents: Any) -> None:
         "gain",
         "skips",
     ]
-    assert list(read_artifact(artifact).sizes.streams) == [
+    raw = json.dumps(described).encode()
+    decoded = header.decode(raw, file_bytes=len(artifact), max_bytes=1 << 30)
+    assert [stream.name for stream in decoded.streams] == [
         "scales",
         "codes/embedding",
         "codes/q",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 import sys
 import tracemalloc
@@ -30,7 +31,6 @@ def outcome(data: bytes) -> str:
     else:
         for tensor in artifact.tensors.values():
             assert tensor.dtype == torch.float32 and bool(torch.isfinite(tensor).all())
-        assert artifact.sizes.total == len(data)
         result = "valid"
     return result
 
@@ -147,8 +147,8 @@ def test_contradictions_are_named(artifact: bytes) -> None:
 
 def test_bad_values_inside_sound_streams_are_named(artifact: bytes) -> None:
     described, streams = take_apart(artifact)
-    names = list(read_artifact(artifact).sizes.streams)
-    raws = {name: read_artifact(artifact).sizes.streams_raw[name] for name in names}
+    decoded = header.decode(json.dumps(described).encode(), file_bytes=len(artifact), max_bytes=1 << 30)
+    names, raws = [s.name for s in decoded.streams], {s.name: s.raw_bytes for s in decoded.streams}
 
     def with_stream(name: str, raw: bytes) -> str:
         bad = list(streams)

@@ -40,7 +40,7 @@ def model(columns: int = 48, rows: int = 300) -> dict[str, MeasuredTensor]:
 
 
 def file_of(num_bytes: int, tensors: Iterable[QuantizedTensor]) -> Packed:
-    sizes = ArtifactSizes(num_bytes, 0, {}, {}, {}, {})
+    sizes = ArtifactSizes(num_bytes, 0, {}, {}, {})
     return Packed(bytes(num_bytes), sizes, {tensor.name: tensor for tensor in tensors}, {})
 
 
