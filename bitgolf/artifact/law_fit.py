@@ -69,9 +69,8 @@ class _LawSearch:
         symbols = np.arange(counted.low, counted.low + self.counts.shape[1])
         centers = (symbols << shift) + 0.5 * ((1 << shift) - 1) + 0.5 * self.contexts.quantizers[:, None]
         # (K, N) log2 of the distance from the center, in units of the scale of the context
-        self._log_distance = (
-            np.log2(np.maximum(np.abs(centers), 0.25)) - self.contexts.scale_classes[:, None] / CLASS_STEPS
-        )
+        octaves = self.contexts.scale_classes[:, None] / CLASS_STEPS
+        self._log_distance = np.log2(np.maximum(np.abs(centers), 0.25)) - octaves
 
     def cost(self, law: Law) -> float:
         """Bits of all symbols under `law`."""

@@ -99,9 +99,8 @@ def move_borders(
             "the CPU",
             **evidence,
         )
-    return passed(
-        f"{compared:,} distributions before {len(moves)} moved borders stayed within {worst:.1e} nats", **evidence
-    )
+    reason = f"{compared:,} distributions before {len(moves)} moved borders stayed within {worst:.1e} nats"
+    return passed(reason, **evidence)
 
 
 def rewrite_before(passage: Passage, rng: np.random.Generator) -> Finding:

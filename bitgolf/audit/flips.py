@@ -105,9 +105,8 @@ def _judge(leaks: list[dict[str, Any]], evidence: dict[str, Any]) -> Finding:
         )
     if evidence["moved_later"] == 0:
         return not_run("no later prediction moved either: the flips had no effect, so they prove nothing", **evidence)
-    return passed(
-        f"{evidence['distributions_compared']:,} distributions bit-identical under {num_flips} flips", **evidence
-    )
+    reason = f"{evidence['distributions_compared']:,} distributions bit-identical under {num_flips} flips"
+    return passed(reason, **evidence)
 
 
 def _positions(passage: Passage, num_flips: int, rng: np.random.Generator) -> list[int]:

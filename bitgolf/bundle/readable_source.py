@@ -69,8 +69,7 @@ def imported_modules(root: Path, start: frozenset[str]) -> frozenset[str]:
 def _table(bundle: Bundle, modules: frozenset[str]) -> str:
     rows = ["| module | characters in train_gpt.py, before compression |", "|---|---:|"]
     for name in sorted(modules):
-        rows.append(
-            f"| `{name}` | {len(bundle.modules[name]):,} |" if name in bundle.modules else f"| `{name}` | not in it |"
-        )
+        size = f"{len(bundle.modules[name]):,}" if name in bundle.modules else "not in it"
+        rows.append(f"| `{name}` | {size} |")
     made_with = f"Python {platform.python_version()} and python-minifier {version('python-minifier')}"
     return f"# Modules of this folder\n\ntrain_gpt.py was made with {made_with}.\n\n" + "\n".join(rows) + "\n"

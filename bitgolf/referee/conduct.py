@@ -149,9 +149,8 @@ def settings_read(submission: Submission) -> Finding:
     read = source.settings | {name.upper() for log in submission.logs for name in log.settings}
     ignored = sorted(name for name in assigned if name not in read)
     problems = [f"{name}={assigned[name]} is never read by {source.name}" for name in ignored]
-    return judge(
-        problems[:8], f"{len(assigned)} settings of README's commands, all read", assigned=assigned, ignored=ignored
-    )
+    reason = f"{len(assigned)} settings of README's commands, all read"
+    return judge(problems[:8], reason, assigned=assigned, ignored=ignored)
 
 
 @submission_checks.register("claims-agree", "section 6", "README, logs and script agree about what was run")

@@ -190,9 +190,8 @@ def train_clock(submission: Submission) -> Finding:
             )
     if not ends:
         raise MissingEvidence("no log gives a training time")
-    return judge(
-        problems[:8], f"{max(ends.values()):.2f} of {cap:g} s at most, calibration included", ends_seconds=ends
-    )
+    reason = f"{max(ends.values()):.2f} of {cap:g} s at most, calibration included"
+    return judge(problems[:8], reason, ends_seconds=ends)
 
 
 @submission_checks.register("eval-clock", "B6", "all scoring work fits the evaluation budget")

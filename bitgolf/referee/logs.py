@@ -56,13 +56,12 @@ def identity(submission: Submission) -> Finding:
             f"bpb / loss is {middle:.6f}, that is {bytes_per_token:.2f} bytes per token: no tokenizer of at most 65,536"
             " pieces has so many"
         )
-    reason = f"bpb / loss is {middle:.6f} in {len(constants)} logs, "
+    reason = f"bpb / loss is {middle:.6f} in {len(constants)} logs"
     if not problems and not published:
-        reason += (
-            f"{bytes_per_token:.3f} bytes per token; the tokenizer is none of the challenge's, so the bytes cannot "
-        )
-        return not_run(f"{reason}be checked without the text", constants=constants, bytes_per_token=bytes_per_token)
-    return judge(problems[:8], f"{reason}that of {name}", constants=constants, published=published or None)
+        why = "the tokenizer is none of the challenge's, so the bytes cannot be checked without the text"
+        reason += f", {bytes_per_token:.3f} bytes per token; {why}"
+        return not_run(reason, constants=constants, bytes_per_token=bytes_per_token)
+    return judge(problems[:8], f"{reason}, that of {name}", constants=constants, published=published or None)
 
 
 def _odd_lines(log: Log) -> Iterator[str]:

@@ -61,9 +61,8 @@ class Server:
     def isolate(self) -> None:
         """The first request: which files to show, and which must not be reachable."""
         asked = json.loads(self.requests.recv_bytes())
-        view = namespaces.View(
-            tuple(map(Path, asked["visible"])), Path(asked["writable"]), tuple(map(Path, asked["hidden"]))
-        )
+        visible, hidden = (tuple(map(Path, asked[key])) for key in ("visible", "hidden"))
+        view = namespaces.View(visible, Path(asked["writable"]), hidden)
         os.chdir(view.writable)
         self.isolated = asked["isolated"]
         if self.isolated:
