@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from bitgolf.commands.audit import AUDIT
+from bitgolf.commands.bench import BENCH
 from bitgolf.commands.codec import COMPRESS, DECOMPRESS
 from bitgolf.commands.compare import COMPARE
 from bitgolf.commands.completion import COMPLETION
@@ -42,7 +43,7 @@ from bitgolf.foreign import harmless
 
 COMMANDS = (
     RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS, DECOMPRESS,
-    EXPORT, PRESETS, SETTINGS, DOCTOR, COMPLETION,
+    EXPORT, PRESETS, SETTINGS, DOCTOR, BENCH, COMPLETION,
 )  # fmt: skip
 
 _WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.

@@ -82,6 +82,23 @@ def data_table(path: str, manifest: dict[str, Any]) -> Table:
     return make_table(f"prepared {path}", ("split", "documents", "tokens", "bytes", "bytes/token"), rows, numeric=4)
 
 
+def bench_table(bench: dict[str, Any]) -> Table:
+    """Speed and memory of one preset."""
+    packing, share = bench["packing_seconds"], bench["mfu"]
+    rows = [
+        ("tokens per second", f"{bench['tokens_per_second']:,.0f}"),
+        ("ms per step", f"{bench['ms_per_step']:.1f}"),
+        *((f"  {part}", f"{value:.1f}") for part, value in bench["ms_per_part"].items()),
+        ("  idle", f"{bench['idle_ms']:.1f}"),
+        ("MFU", "unknown device" if share is None else f"{share:.1%} of {bench['peak_flops'] / 1e12:,.0f} TFLOP/s"),
+        ("peak memory, MiB", f"{bench['peak_memory_mib']:,.0f}"),
+        ("evaluation, tokens per second", f"{bench['evaluation_tokens_per_second']:,.0f}"),
+        ("packing, seconds", "" if packing is None else f"{packing:.1f}"),
+        ("processes that ran or waited", f"{bench['load']:.1f}"),
+    ]
+    return make_table(f"{bench['preset']} on {bench['gpu']}", ("what", "measured"), rows, numeric=1)
+
+
 def plan_table(plan: dict[str, Any]) -> Table:
     """What a run is predicted to need, beside what there is."""
     gigabytes, memory = "{:.1f} GB".format, plan["free_memory_bytes"] / 1e9

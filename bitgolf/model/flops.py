@@ -23,3 +23,33 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
         config.bigram.dim * width if config.bigram.rows and not config.bigram.every_layer else 0
     )
     return 6.0 * (passes * block + tables) + 6.0 * passes * width * seq_len
+
+
+# Dense bf16 operations per second by the makers' data sheets (fp16 where a GPU has no bf16); the first name that is
+# part of the device's name counts.
+PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+MFU_FORMULA = "MFU = tokens per second * (6 N + 6 L D T) / (peak of all GPUs)"
+
+
+def peak_flops(device: str) -> float | None:
+    """Peak operations per second of the GPU with this name; None if it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
+
+
+def mfu(config: ModelConfig, seq_len: int, tokens_per_second: float, device: str, num_devices: int = 1) -> float | None:
+    """Model FLOP utilization: the share of the peak that training uses; None for an unknown device."""
+    peak = peak_flops(device)
+    return None if peak is None else tokens_per_second * flops_per_token(config, seq_len) / (peak * num_devices)

@@ -67,6 +67,7 @@ class Trainer:
             model.use_kernels()
         self.optimizer = ModelOptimizer(model, config, world, compile_updates=self.compiled)
         self.averages = Averages(self.optimizer.parameters, config.average)
+        self.mark: Callable[[str], None] = lambda part: None  # called after each part of a step (see `plan.bench`)
         self._loss: Callable[..., Tensor] = model
         self._late_loss: Callable[..., Tensor] = model if late is None else late.loss
         if self.compiled:
@@ -106,12 +107,17 @@ class Trainer:
             self.late.prepare(fraction)
         for x, y in zip(inputs.split(self.shape.micro_rows), targets.split(self.shape.micro_rows), strict=True):
             loss = self._micro_loss(x, y, late, looped) / self.shape.accumulation
+            self.mark("forward")
             loss.backward()
+            self.mark("backward")
             total += loss.detach()
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
         self.world.mean_([p.grad for p in self.optimizer.parameters.values() if p.grad is not None] + [head])
+        self.mark("communication")
         norms = self.optimizer.step(lr_scale, momentum)
+        self.mark("optimizer")
         self.averages.update(fraction, lr_scale, snapshots=snapshots)
+        self.mark("averaging")
         return torch.cat((head, norms))
 
     def _micro_loss(self, x: Tensor, y: Tensor, late: bool, looped: bool = True) -> Tensor:
