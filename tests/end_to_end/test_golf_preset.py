@@ -51,7 +51,7 @@ def test_the_preset_runs_from_text_to_report_and_fills_its_cap(corpus: Path, tmp
     assert choice["losses"][choice["chosen"]] == min(choice["losses"].values())
     assert not events(run, "late") and not events(run, "replay")
     cap = pack["total_bytes"] - pack["model_bytes"] // 3
-    done("pack", run, "--artifact-bytes", cap)
+    done("pack", run, "--budget.artifact_bytes", cap)
     again = read_json(run / "pack.json")
     assert (again["method"], again["compressor"]) == ("rate", "range")
     assert cap - SLACK <= again["total_bytes"] <= cap

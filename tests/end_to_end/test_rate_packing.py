@@ -67,7 +67,7 @@ def test_the_file_fills_any_cap(trained: Path, tmp_path: Path, bits: float, trel
     text = text.replace("trellis = 8", f"trellis = {trellis}").replace('hessian = "plain"', f'hessian = "{hessian}"')
     (run / "config.toml").write_text(text)
     cap, _ = bits_of_cap(trained, bits)
-    done("pack", run, "--artifact-bytes", cap)
+    done("pack", run, "--budget.artifact_bytes", cap)
     pack = read_json(run / "pack.json")
     assert cap - SLACK <= pack["total_bytes"] <= cap
     assert pack["model_bytes"] == (run / "model.bitgolf").stat().st_size
@@ -84,10 +84,10 @@ def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: 
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = (run / "model.bitgolf").read_bytes()
     cap, _ = bits_of_cap(run, 0.0)
-    outcome = cli("pack", run, "--artifact-bytes", cap - 2_000)
+    outcome = cli("pack", run, "--budget.artifact_bytes", cap - 2_000)
     error = outcome.stderr.strip().splitlines()[-1]
     assert outcome.status == 2 and "rounded to zero" in error and "bytes of the cap are code" in error
-    assert "the code alone" in refused("pack", run, "--artifact-bytes", 9_000)
+    assert "the code alone" in refused("pack", run, "--budget.artifact_bytes", 9_000)
     assert (run / "model.bitgolf").read_bytes() == before
 
 

@@ -105,7 +105,7 @@ def replayed_and_pruned(run: Path, packed: dict[str, Any]) -> None:
     (burst,) = events(run, "replay")
     assert (burst["batches"], burst["first_batch"], burst["replay_steps"]) == (3, 21, 6)
     assert packed["pruned_to_fit"]["zeroed"] == 0
-    done("pack", run, "--artifact-bytes", str(packed["total_bytes"] + 50_000 - 300))
+    done("pack", run, "--budget.artifact_bytes", str(packed["total_bytes"] + 50_000 - 300))
     again = read_json(run / "pack.json")
     assert again["total_bytes"] <= packed["total_bytes"] - 300
     assert 0 < again["pruned_to_fit"]["zeroed"] < again["pruned_to_fit"]["candidates"]
