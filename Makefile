@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lowest lint bench clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,13 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile=ci
 
+# The fast tests with the lowest versions that pyproject.toml allows (gigabytes of PyTorch on Linux).
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt ".[hub]" pytest pytest-timeout hypothesis psutil
+	.venv-lowest/bin/python -m pytest tests/config tests/data tests/model tests/artifact tests/evaluate tests/quantize \
+		tests/report tests/test_cli.py tests/test_language_model.py
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,4 +35,4 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/timing.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest runs .pytest_cache .ruff_cache .mypy_cache

@@ -75,7 +75,7 @@ def _allowed(annotation: Any, field: FieldInfo) -> str:
     kind = {int: "integer", float: "number", bool: "true or false", str: "text"}[annotation]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
-        f"{sign} {getattr(rule, name):g}"
+        f"{sign} {getattr(rule, name):.12g}"
         for rule in field.metadata
         for name, sign in signs.items()
         if hasattr(rule, name)

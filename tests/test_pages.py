@@ -1,0 +1,136 @@
+"""The commands and programs of the pages for newcomers, at reduced size; and what the pages claim."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_docs import commands
+from tiny_run import cli, documents, done
+
+from bitgolf.cli import parse
+from bitgolf.commands.settings import markdown
+from bitgolf.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SMALL = {
+    "model.num_layers": 2, "model.model_dim": 64, "model.vocab_size": 384, "model.bigram.rows": 96, "train.seq_len": 64,
+    "train.batch_tokens": 1024, "train.micro_batch_tokens": 1024, "train.max_steps": 12, "train.warmup_steps": 1,
+    "train.measure.calibration_tokens": 4096, "score.stride": 32, "score.batch_tokens": 2048, "report.samples": 1,
+    "report.sample_tokens": 8, "report.surprisal_tokens": 40, "device": "cpu", "data.workers": 1,
+}  # fmt: skip
+SMALLER = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a text file, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("\n\n".join(documents()[:170]), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_corpus_of_ones_own_from_end_to_end(workplace: Path) -> None:
+    """Every command of the page in its order; `serve` and `export` have tests of their own."""
+    lines = [words for words in commands(DOCS / "own-corpus.md") if words[0] not in ("serve", "export")]
+    assert [words[0] for words in lines] == [
+        "plan", "run", "sample", "sample", "score", "compress", "decompress", "pack", "score", "audit",
+    ]  # fmt: skip
+    for words in lines:
+        reduced = SMALLER if words[0] in ("plan", "run") else []
+        outcome = cli(*words, *reduced)
+        assert outcome.status in ((0, 1, 3) if words[0] in ("run", "audit") else (0,)), (words, outcome.stderr)
+    assert (workplace / "same.txt").read_bytes() == (workplace / "notes.txt").read_bytes()
+    assert (workplace / "runs" / "mine" / "report.html").exists()
+
+
+def test_the_programs_of_the_python_page_run(
+    tiny_run: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "runs").mkdir()
+    shutil.copytree(tiny_run, workplace / "runs" / "mine")
+    namespace: dict[str, Any] = {}
+    for block in blocks("python.md", "python"):
+        exec(compile(block, "python.md", "exec"), namespace)
+    assert "bits per byte" in capsys.readouterr().out
+    assert namespace["status"] == 0 and namespace["config"].budget.artifact_bytes == 300_000
+
+
+def test_the_page_of_settings_is_current() -> None:
+    """`bitgolf settings --markdown > docs/settings.md` makes it so."""
+    assert (DOCS / "settings.md").read_text("utf-8") == markdown() + "\n" == done("settings", "--markdown").stdout
+
+
+def messages() -> str:
+    """All literal texts of the package, f-strings included, with a line feed between any two."""
+    texts = []
+    for path in sorted((ROOT / "bitgolf").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_messages_that_troubleshooting_explains_exist() -> None:
+    rows = re.findall(r"^\| ([^|]*`[^|]*) \|", (DOCS / "troubleshooting.md").read_text("utf-8"), re.MULTILINE)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 12
+    known = messages()
+    names = {"xz", "sample", "decompress", "trust_remote_code", "bitgolf: command not found"}
+    for text in quoted:
+        for part in re.split(r" N\b", text):
+            assert part in names or part in known, text
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_recipes_are_scripts_whose_commands_are_accepted() -> None:
+    scripts = blocks("recipes.md", "sh")
+    yaml = pytest.importorskip("yaml")
+    (task,) = (yaml.safe_load(text) for text in blocks("recipes.md", "yaml"))
+    scripts += [task["setup"], task["run"]]
+    found = []
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        for line in script.replace("\\\n", " ").splitlines():
+            if match := re.search(r"\bbitgolf ((?:run|serve) [^>]*)", line):
+                arguments = parse(shlex.split(match[1].replace("$HOME", "/home/me")))
+                found.append(match[1].split()[0])
+                if found[-1] == "run":
+                    load_config(arguments.preset, arguments.overrides)
+                    assert arguments.resume
+    assert found == ["run", "serve", "run", "run", "run"]
+
+
+def test_the_notebook_runs_at_reduced_size(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells in their order, on the CPU, with a small text and few steps."""
+    display = ModuleType("IPython.display")
+    display.HTML = lambda text: text  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    notebook = json.loads((ROOT / "notebooks" / "first-model.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert notebook["nbformat"] == 4 and all(not cell.get("outputs") for cell in notebook["cells"])
+    namespace: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile(cell, "first-model.ipynb", "exec"), namespace)
+        if "SETTINGS" in namespace and "options" not in namespace:
+            load_config("demo", {key: str(value) for key, value in namespace["SETTINGS"].items()})
+            namespace["SETTINGS"].update({"data.source": "notes.txt"} | SMALL)
+    assert "<span title=" in namespace["colored"]("The quiet river")
+    assert (workplace / "runs" / "notebook-transformers" / "config.json").exists()
+    assert (workplace / "runs" / "notebook" / "score.json").exists()
