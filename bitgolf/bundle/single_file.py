@@ -47,13 +47,18 @@ _FILE = (
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
 # begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings are numbers
-# without units. It needs constriction. Settings without effect were reported when the runs were made.
+# without units. It needs constriction. What watches a training (held-out losses, signals, other loggers) is left out.
+# Settings without effect were reported when the runs were made.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
     "bitgolf.config.units": "def read_quantity(key, value): return value",
     "bitgolf.artifact.plain_ans": "PlainDecoder = None",
     "bitgolf.config.idle": "def idle_packing(pack): return []",
+    "bitgolf.train.watch": "class Watch:\n def __init__(self, *parts): pass\n def after_step(self, *step): pass",
+    "bitgolf.train.stop": "from contextlib import nullcontext\ndef StopOnSignal(*parts): return nullcontext(parts[-1])",
+    "bitgolf.train.sinks": "Sink = None\ndef open_sinks(*run): return []\ndef send(*event): pass",
+    "bitgolf.train.utilization": "def mfu_per_token_rate(*run): return 0.0",
     "bitgolf.train.effects": "def without_effect(*run): return ()",
     "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",
 }

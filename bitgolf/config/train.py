@@ -113,6 +113,17 @@ class CheckpointConfig(Section):
         return self
 
 
+class WatchConfig(Section):
+    """What is measured and shown while the model trains, on the training clock."""
+
+    seconds: float = Field(0.0, ge=0, description="time between two losses on held-out training text; 0 = none")
+    tokens: int = Field(16_384, ge=8, description="held-out tokens of one loss, at most train.held_out_tokens")
+    sample_tokens: int = Field(0, ge=0, le=512, description="tokens of a text that is sampled with each loss; 0 = none")
+    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        (), description="where the metrics are sent besides train.jsonl"
+    )
+
+
 class TrainConfig(Section):
     """The training loop under its wall clock. Schedules are fractions of the run."""
 
@@ -156,6 +167,7 @@ class TrainConfig(Section):
     replay: ReplayConfig = ReplayConfig()
     measure: MeasureConfig = MeasureConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
 
     @field_validator("micro_batch_tokens", mode="before")
     @classmethod
@@ -193,6 +205,11 @@ class TrainConfig(Section):
                 f"measure.curvature_tokens {measure.curvature_tokens} is above held_out_tokens "
                 f"{self.held_out_tokens}, on which curvature is measured; set held_out_tokens to at least "
                 f"{measure.curvature_tokens}"
+            )
+        if self.watch.seconds and min(self.watch.tokens, self.held_out_tokens) < self.seq_len:
+            raise ValueError(
+                f"watch.seconds {self.watch.seconds:g} measures the loss on held-out text: set held_out_tokens and "
+                f"watch.tokens to at least one row of seq_len {self.seq_len}, for example 16384"
             )
         if average.choose == "held_out" and not self.held_out_tokens:
             raise ValueError("average.choose 'held_out' needs held-out text: set held_out_tokens, for example 262144")

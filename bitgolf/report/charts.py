@@ -41,6 +41,7 @@ class LineChart:
         log_x: logarithmic x axis, without points at or below 0.
         from_zero: the y axis begins at 0, otherwise at the smallest value.
         marks: x positions of dashed vertical lines with a word each, without those outside the axis.
+        dots: further points (x, y) in another color.
     """
 
     key: str
@@ -52,6 +53,7 @@ class LineChart:
     log_x: bool = False
     from_zero: bool = False
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    dots: Sequence[tuple[float, float]] = field(default_factory=tuple)
 
 
 def thin(length: int, most: int = MAX_POINTS) -> list[int]:
@@ -83,6 +85,9 @@ def draw(chart: LineChart) -> str:
             marker="o" if len(kept) <= _DOTTED else None,
             markersize=5,
         )
+        if chart.dots:
+            x, y = zip(*chart.dots, strict=True)
+            axes.plot(x, y, color=MARK, linewidth=0, marker="o", markersize=5)
         style_axes(axes, chart.x_label, [x for x, _ in kept], log_x=chart.log_x)
         if chart.from_zero:
             axes.set_ylim(bottom=0)

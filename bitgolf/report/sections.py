@@ -104,6 +104,9 @@ def training_charts(products: Products) -> list[LineChart]:
         return []
     seconds, tokens, loss = ([event[key] for event in steps] for key in ("elapsed_seconds", "tokens", "loss"))
     resumed = tuple((event["elapsed_seconds"], "resumed") for event in products.events if event["event"] == "resume")
+    held_out = tuple(
+        (event["elapsed_seconds"], event["loss"]) for event in products.events if event["event"] == "held_out"
+    )
     config = products.config.train
     fell = f"from {loss[0]:.3f} to {loss[-1]:.3f} nats per token"
     rate = [event["lr_scale"] for event in steps]
@@ -113,12 +116,14 @@ def training_charts(products: Products) -> list[LineChart]:
     return [
         LineChart(
             "loss-time",
-            "Training loss, nats per token, against time",
-            f"Line chart: training loss goes {fell} in {seconds[-1]:.1f} seconds.",
+            "Training loss, nats per token, against time" + (" (dots: on held-out training text)" if held_out else ""),
+            f"Line chart: training loss goes {fell} in {seconds[-1]:.1f} seconds."
+            + (f" The loss on held-out training text is {held_out[-1][1]:.3f} at the end." if held_out else ""),
             "seconds",
             seconds,
             loss,
             marks=resumed,
+            dots=held_out,
         ),
         LineChart(
             "loss-tokens",

@@ -7,6 +7,7 @@ the checkpoints. All ranks take every decision from the same numbers (`Timeline`
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from bitgolf.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+AfterStep = Callable[[int, bool], None]  # (number of steps made, whether the looped layers run several times)
+
 
 def make_steps(
     trainer: Trainer,
@@ -33,6 +36,7 @@ def make_steps(
     checkpoints: Checkpoints,
     report: StepReport,
     step: int,
+    after_step: AfterStep = lambda step, looped: None,
 ) -> int:
     """Train from `step` steps on until the steps are over. Returns the number of steps of the whole run."""
     config, late = trainer.config, trainer.late
@@ -61,6 +65,7 @@ def make_steps(
         if keep or checkpoints.are_due(step):
             report.drain()
             checkpoints.save(step, keep=keep)
+        after_step(step, looped)
     report.drain()
     checkpoints.save_last(step)
     return step

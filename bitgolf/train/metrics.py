@@ -1,6 +1,7 @@
 """The training log: `train.jsonl` (one JSON object per line) and `train.log` (the same as text).
 
-Events: start or branch, step, late, checkpoint, resume; after the steps replay, choice, calibration, curvature, end.
+Events: start or branch, step, held_out, late, checkpoint, resume; after the steps replay, choice, calibration,
+curvature, end.
 Metrics are copied from the device a few steps late, so that reading them never makes a GPU wait.
 """
 
@@ -25,10 +26,11 @@ from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
 from bitgolf.run.seal import sealed
 from bitgolf.train.pace import LAG, Timeline
+from bitgolf.train.sinks import Sink, send
 
 log = logging.getLogger(__name__)
 
-_NOT_IN_TEXT = ("event", "seal", "settings", "products")
+_NOT_IN_TEXT = ("event", "seal", "settings", "products", "sample")
 _AFTER_THE_STEPS = ("replay", "choice", "calibration", "curvature", "end")
 
 
@@ -42,6 +44,7 @@ class TrainLog:
     def __init__(self, folder: Path, enabled: bool) -> None:
         self.events, self.text, self.enabled = folder / "train.jsonl", folder / "train.log", enabled
         self.seal = ""  # of the last line
+        self.sinks: list[Sink] = []  # get the same metrics
 
     def begin(self, resumed_step: int | None, history: Path | None = None) -> None:
         """Start new files, or go on from a checkpoint, without the lines that were written after its step.
@@ -77,6 +80,7 @@ class TrainLog:
         with self.text.open("a") as handle:
             handle.write(_as_text(entry) + "\n")
         log.info("%s", _as_text(entry))
+        send(self.sinks, event, values)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -167,6 +171,7 @@ class StepReport:
         pipe: the metrics on their way.
         timeline: gets rank 0's clock readings.
         config: tokens per step, and steps between lines of the log.
+        mfu_per_token_rate: model FLOP utilization at one token per second; 0 = unknown.
         progress: called on rank 0.
     """
 
@@ -178,10 +183,13 @@ class StepReport:
         config: TrainConfig,
         world: World,
         progress: Progress = silent,
+        mfu_per_token_rate: float = 0.0,
     ) -> None:
+        self.mfu_per_token_rate = mfu_per_token_rate
         self.pipe, self.timeline, self.log = pipe, timeline, train_log
         self.batch_tokens, self.log_every = config.batch_tokens, config.log_every
         self.progress = progress if world.is_main else silent
+        self._held_out = ""  # the last held-out loss, for the progress bar
         self._losses: list[float] = []  # since the last log line
         self._lr_scales: dict[int, float] = {}  # of the steps whose metrics are in flight
         self._last_logged = (timeline.pace.step, timeline.pace.elapsed)
@@ -203,12 +211,13 @@ class StepReport:
         self._losses.append(loss)
         end, max_steps = self.timeline.steps_end(), self.timeline.max_steps
         done, total = (step, max_steps) if max_steps else (min(elapsed, end), end)
-        self.progress("train", done, total, f"step {step} loss {loss:.4f}")
+        self.progress("train", done, total, f"step {step} loss {loss:.4f}{self._held_out}")
         if step % self.log_every and step != 1:
             return
         logged_step, logged_elapsed = self._last_logged
         # A reading is taken at the launch of a step, so that of step 1 measures nothing; the warm-up's step is used.
         seconds = self.timeline.pace.seconds_per_step if step == 1 else elapsed - logged_elapsed
+        speed = (step - logged_step) * self.batch_tokens / max(seconds, 1e-9)
         self.log.write(
             "step",
             step=step,
@@ -217,7 +226,16 @@ class StepReport:
             tokens=step * self.batch_tokens,
             elapsed_seconds=elapsed,
             grad_norm=grad_norm,
-            tokens_per_second=(step - logged_step) * self.batch_tokens / max(seconds, 1e-9),
+            tokens_per_second=speed,
+            **({"mfu": speed * self.mfu_per_token_rate} if self.mfu_per_token_rate else {}),
         )
         self._losses = []
         self._last_logged = step, elapsed
+
+    def held_out(self, step: int, loss: float, tokens: int, elapsed: float, seconds: float, text: str) -> None:
+        """Log the loss on held-out training text after `step` steps, which took `seconds`, and a sampled text."""
+        self._held_out = f" held out {loss:.4f}"
+        sample = {"sample": text} if text else {}
+        self.log.write(
+            "held_out", step=step, loss=loss, tokens=tokens, elapsed_seconds=elapsed, seconds=seconds, **sample
+        )

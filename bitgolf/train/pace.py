@@ -51,6 +51,10 @@ class Pace:
             self._seconds, self._steps = self._seconds + seconds, self._steps + steps
         self.step, self.elapsed = step, elapsed
 
+    def restart(self, step: int, elapsed: float) -> None:
+        """`step` is launched at `elapsed`, after other work that is no part of the seconds per step."""
+        self.step, self.elapsed = step, elapsed
+
     def predict(self, step: int) -> float:
         """The elapsed seconds at the launch of `step`."""
         return self.elapsed + max(0, step - self.step) * self.seconds_per_step

@@ -44,8 +44,12 @@ from bitgolf.train.pace import Pace, Timeline
 from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
+from bitgolf.train.sinks import open_sinks
 from bitgolf.train.start import Start, find_start
+from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.trainer import Trainer
+from bitgolf.train.utilization import mfu_per_token_rate
+from bitgolf.train.watch import Watch
 from bitgolf.version import __version__
 
 log = logging.getLogger(__name__)
@@ -68,7 +72,8 @@ def train(
         TrainingDiverged: NaN or infinity, with the step and the tensor.
     """
     config, data = run.config, run.require("data")
-    rows = TrainingRows.plan(open_data(data), config, world.size)
+    prepared = open_data(data)
+    rows = TrainingRows.plan(prepared, config, world.size)
     trunk = find_trunk(branch, config, run.path) if branch else None
     if trunk is not None:
         require_same_data(trunk, data)
@@ -87,6 +92,7 @@ def train(
     plan.require_time(start.step, start.seconds)
 
     train_log = TrainLog(run.path, world.is_main)
+    train_log.sinks = open_sinks(config, run.path) if world.is_main else []
     state = TrainState(start.step, start.seconds, config.digest(), world.size, start.origin)
     if world.is_main:
         _warn_of_settings_without_effect(config, shapes, plan, start)
@@ -107,12 +113,14 @@ def train(
     timeline = Timeline(Clock(start.seconds), pace, plan.division, config.train.max_steps)
     checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world)
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
-    report = StepReport(pipe, timeline, train_log, config.train, world, progress)
+    report = StepReport(pipe, timeline, train_log, config.train, world, progress, mfu_per_token_rate(config, world))
+    watch = Watch(trainer, rows, timeline, report, prepared.tokenizer, world, config.train.watch)
     stopwatch, ends = Stopwatch(timeline.clock, world), plan.end_times
     with rows.loader(world, start.step) as loader:
         world.barrier()
         timeline.clock.start()
-        step = make_steps(trainer, loader, timeline, window, checkpoints, report, start.step)
+        with StopOnSignal(checkpoints, report, world, watch.after_step) as after_step:
+            step = make_steps(trainer, loader, timeline, window, checkpoints, report, start.step, after_step)
         stopwatch.stop("optimizer steps")
         weights = finish_weights(trainer, rows, loader, timeline, window, ends.choice, report, stopwatch, step)
         statistics = gather_statistics(

@@ -1,0 +1,128 @@
+"""Held-out losses, samples, MFU and other sinks while a model trains; none of them changes the weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import cli, done, events, refused, weights_digest
+
+from bitgolf.audit.budgets import train_clock
+from bitgolf.audit.configuration import train_log
+from bitgolf.audit.evidence import Evidence
+from bitgolf.config import load_config, resolve
+from bitgolf.data.held_out import HeldOut
+from bitgolf.data.prepare import open_data
+from bitgolf.errors import ConfigError
+from bitgolf.model.build import build_model, load_weights_
+from bitgolf.model.flops import flops_per_token
+from bitgolf.model.weights import read_tensors
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World
+from bitgolf.train import utilization
+from bitgolf.train.pace import Pace
+from bitgolf.train.utilization import mfu_per_token_rate, peak_flops
+from bitgolf.train.watch import Watch
+
+Make = Callable[..., Path]
+HELD_OUT = {"train__held_out_tokens": 640, "train__average__ema_decay": 0}
+WATCH = {"train__watch__seconds": 1e-6, "train__watch__tokens": 512, "train__watch__sample_tokens": 5}
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, float], int]]:
+    """What a stand-in for the package trackio is sent."""
+    received: list[tuple[dict[str, float], int]] = []
+    fake = types.SimpleNamespace(init=lambda **about: None, log=lambda numbers, step: received.append((numbers, step)))
+    monkeypatch.setitem(sys.modules, "trackio", fake)  # type: ignore[arg-type]
+    return received
+
+
+def test_a_watched_training_has_the_same_weights_and_losses_on_rows_it_never_reads(
+    untrained: Make, sent: list[tuple[dict[str, float], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = untrained("plain", **HELD_OUT)
+    watched = untrained("watched", **HELD_OUT, **WATCH, train__watch__sinks=["trackio"])
+    monkeypatch.setattr("bitgolf.train.stage.mfu_per_token_rate", lambda config, world: 1e-6)
+    done("train", plain)
+    done("train", watched)
+    assert weights_digest(plain) == weights_digest(watched)
+    losses = events(watched, "held_out")
+    assert len(losses) > 3 and events(plain, "held_out") == []
+    assert {event["tokens"] for event in losses} == {512} and all(event["seconds"] > 0 for event in losses)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+    assert len({event["sample"] for event in losses}) > 1
+    assert ("train/loss" in sent[0][0]) and any("held_out/loss" in numbers for numbers, _ in sent)
+
+    assert all(event["mfu"] == pytest.approx(1e-6 * event["tokens_per_second"]) for event in events(watched, "step"))
+
+    # The last weights, scored again by another path.
+    config = load_config(str(watched / "config.toml"))
+    model, _ = build_model(config.model, config.train.seq_len, torch.device("cpu"))
+    load_weights_(model, read_tensors(watched / "weights.safetensors", watched), "weights")
+    stream = open_data(watched / "data").train
+    rows = HeldOut.of(stream.num_tokens, config.train).rows(stream, 0, 8)
+    with torch.no_grad():
+        loss = float(model(rows[:, :-1], rows[:, 1:]))
+    assert loss == pytest.approx(losses[-1]["loss"], abs=1e-5 if losses[-1]["step"] == 40 else 0.3)
+
+    evidence = Evidence(RunDirectory.open(watched))
+    assert train_log(evidence).verdict == "PASS" and train_clock(evidence).verdict == "PASS"
+
+
+def test_settings_of_watching_that_cannot_work_are_refused(untrained: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"watch\.seconds 5 measures the loss on held-out text: set held_out_tokens"):
+        resolve({"train": {"watch": {"seconds": 5}}}, {})
+    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
+    message = refused("train", untrained("sink", train__watch__sinks=["wandb"]))
+    assert "train.watch.sinks 'wandb' needs the package wandb: pip install wandb" in message
+
+
+def test_time_that_a_measurement_took_is_no_part_of_the_steps() -> None:
+    pace = Pace(0, 0.0, 1.0)
+    for step in (1, 2, 3):
+        pace.observe(step, float(step - 1))
+    pace.restart(4, 53.0)  # after step 3, a measurement of 50 s
+    pace.observe(4, 53.0)
+    pace.observe(5, 54.0)
+    assert pace.seconds_per_step == pytest.approx(1.0) and pace.mean_seconds == pytest.approx(1.0)
+    assert pace.predict(6) == pytest.approx(55.0)
+
+
+def test_mfu_is_operations_per_second_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("baseline")
+    assert mfu_per_token_rate(config, World(0, 1, torch.device("cpu"))) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(utilization, "device_name", lambda device: "NVIDIA H200")
+    factor = mfu_per_token_rate(config, World(0, 2, torch.device("cuda")))
+    assert factor == pytest.approx(flops_per_token(config.model, 1024) / (2 * 989e12))
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("Tesla T4") == 65e12
+    assert peak_flops("GeForce GTX 970") == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_training_with_a_checkpoint(
+    untrained: Make, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    run = untrained("stopped", train__max_steps=12)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+
+    def signal_at_7(watch: Watch, step: int, looped: bool) -> None:
+        if step == 7:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "after_step", signal_at_7)
+        assert cli("train", run).status == status
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [event["step"] for event in events(run, "checkpoint")] == [7]
+    done("train", run, "--resume")
+    whole = untrained("whole", train__max_steps=12)
+    done("train", whole)
+    assert weights_digest(run) == weights_digest(whole)
