@@ -46,13 +46,19 @@ _FILE = (
     "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
-# begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings are numbers
-# without units. It needs constriction. What watches a training (held-out losses, signals, other loggers) is left out.
+# begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings have no
+# descriptions and units. It needs constriction. What watches a training (held-out losses, signals, other loggers) is left out.
 # Settings without effect were reported when the runs were made.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
     "bitgolf.config.units": "def read_quantity(key, value): return value",
+    "bitgolf.config.settings": (
+        "from bitgolf.config.config import Config\n"
+        "class Setting:\n def __init__(self, default): self.is_list = isinstance(default, list)\n"
+        "def all_settings(): return {key: Setting(value) for key, value in Config().flat().items()}\n"
+        "def is_group(key): return False"
+    ),
     "bitgolf.artifact.plain_ans": "PlainDecoder = None",
     "bitgolf.config.idle": "def idle_packing(pack): return []",
     "bitgolf.train.watch": "class Watch:\n def __init__(self, *parts): pass\n def after_step(self, *step): pass",

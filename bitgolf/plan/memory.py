@@ -4,7 +4,7 @@
 
 The state is every tensor that training carries from step to step; the warm-up keeps a second copy. The bytes per token
 are what the forward pass keeps for the backward pass: the model is run on fake tensors, which have shapes and no
-values, and all saved tensors are counted. They are corrected by a measured factor (`_SHARE`).
+values, and all saved tensors are counted. They are corrected by a measured factor (`_CPU_SHARE` and others).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from bitgolf.run.ranks import World
 from bitgolf.train.trainer import Trainer
 
 # Measured bytes per token divided by (saved tensors + 16 bytes per entry of the vocabulary). Compiled: peaks of
-# seed-348 (19.7 GB) and seed-693 (22.9 GiB) on an H200. Not compiled: `demo`, `baseline` and `seed-693` on a CPU.
-_SHARE = {True: 0.68, False: 1.15}
+# seed-348 (19.7 GB) and seed-693 (22.9 GiB) on an H200. CPU: 0.76 for seed-693, 0.93 for demo. A GPU without compiler
+# was not measured; the value is that of a CPU with PyTorch's own functions.
+_COMPILED_SHARE, _CPU_SHARE, _EAGER_SHARE = 0.68, 0.95, 1.15
 _PROCESS_BYTES = 800_000_000  # Python, PyTorch, and work space of the kernels
 USABLE = 0.9  # share of the free memory that a run may plan with
 
@@ -87,7 +88,8 @@ def predict_memory(config: Config, device: torch.device, world_size: int = 1) ->
         state = sum(tensor.nbytes for tensor in trainer.tensors().values())
         gradients = sum(parameter.nbytes for parameter in gpt.parameters())
     is_compiled = train.compile and device.type == "cuda"
-    per_token = _SHARE[is_compiled] * (kept / train.seq_len + 16 * model.vocab_size)
+    share = _COMPILED_SHARE if is_compiled else _CPU_SHARE if device.type == "cpu" else _EAGER_SHARE
+    per_token = share * (kept / train.seq_len + 16 * model.vocab_size)
     micro = micro_batch_tokens(config, world_size)
     hidden = 3 * model.mlp_dim + 8 * model.model_dim  # floats per token at the widest place of a forward pass
     evaluation = gradients + config.score.batch_tokens * (hidden * dtype.itemsize + 12 * model.vocab_size)

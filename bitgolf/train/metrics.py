@@ -232,7 +232,7 @@ class StepReport:
         self._losses = []
         self._last_logged = step, elapsed
 
-    def held_out(self, step: int, loss: float, tokens: int, elapsed: float, seconds: float, text: str) -> None:
+    def log_held_out(self, step: int, loss: float, tokens: int, elapsed: float, seconds: float, text: str) -> None:
         """Log the loss on held-out training text after `step` steps, which took `seconds`, and a sampled text."""
         self._held_out = f" held out {loss:.4f}"
         sample = {"sample": text} if text else {}

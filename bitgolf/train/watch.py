@@ -59,7 +59,7 @@ class Watch:
         end = self.world.from_main(self.timeline.clock.elapsed())
         pace.restart(step + 1, end)
         self._longest, self._due = max(self._longest, end - begin), end + self.config.seconds
-        self.report.held_out(step, loss, self.num_rows * self.rows.order.seq_len, end, end - begin, text)
+        self.report.log_held_out(step, loss, self.num_rows * self.rows.order.seq_len, end, end - begin, text)
 
     @torch.no_grad()
     def _loss(self, looped: bool) -> float:
