@@ -47,8 +47,8 @@ _FILE = (
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
 # begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings have no
-# descriptions and units. It needs constriction. What watches a training (held-out losses, signals, other loggers) is left out.
-# Settings without effect were reported when the runs were made.
+# descriptions and units. It is alone in its run directory. It needs constriction. What watches a training (held-out
+# losses, signals, other loggers) is left out. Settings without effect were reported when the runs were made.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
@@ -60,11 +60,15 @@ _REPLACED = {
         "def is_group(key): return False"
     ),
     "bitgolf.artifact.plain_ans": "PlainDecoder = None",
+    "bitgolf.run.lock": (
+        "from contextlib import nullcontext\n"
+        "LOCK_FILES = frozenset()\ndef locked_directory(*place): return nullcontext()"
+    ),
     "bitgolf.config.idle": "def idle_packing(pack): return []",
     "bitgolf.train.watch": "class Watch:\n def __init__(self, *parts): pass\n def after_step(self, *step): pass",
     "bitgolf.train.stop": "from contextlib import nullcontext\ndef StopOnSignal(*parts): return nullcontext(parts[-1])",
     "bitgolf.train.sinks": "Sink = None\ndef open_sinks(*run): return []\ndef send(*event): pass",
-    "bitgolf.train.utilization": "def mfu_per_token_rate(*run): return 0.0",
+    "bitgolf.model.flops": "def mfu(*training): return None",
     "bitgolf.train.effects": "def without_effect(*run): return ()",
     "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",
 }

@@ -21,6 +21,7 @@ from bitgolf.grids.roles import grids_of, require_passthrough_names
 from bitgolf.measure.curvature import TrialNoise
 from bitgolf.measure.statistics import Statistics, write_statistics
 from bitgolf.model.build import build_model
+from bitgolf.model.flops import mfu
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
@@ -48,7 +49,6 @@ from bitgolf.train.sinks import open_sinks
 from bitgolf.train.start import Start, find_start
 from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.trainer import Trainer
-from bitgolf.train.utilization import mfu_per_token_rate
 from bitgolf.train.watch import Watch
 from bitgolf.version import __version__
 
@@ -113,7 +113,8 @@ def train(
     timeline = Timeline(Clock(start.seconds), pace, plan.division, config.train.max_steps)
     checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world)
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
-    report = StepReport(pipe, timeline, train_log, config.train, world, progress, mfu_per_token_rate(config, world))
+    mfu_per_rate = mfu(config.model, config.train.seq_len, 1.0, device_name(world.device), world.size) or 0.0
+    report = StepReport(pipe, timeline, train_log, config.train, world, progress, mfu_per_rate)
     watch = Watch(trainer, rows, timeline, report, prepared.tokenizer, world, config.train.watch)
     stopwatch, ends = Stopwatch(timeline.clock, world), plan.end_times
     with rows.loader(world, start.step) as loader:

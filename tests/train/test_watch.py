@@ -17,17 +17,13 @@ from bitgolf.audit.budgets import train_clock
 from bitgolf.audit.configuration import train_log
 from bitgolf.audit.evidence import Evidence
 from bitgolf.config import load_config, resolve
-from bitgolf.data.held_out import HeldOut
+from bitgolf.data.loader import HeldOut
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError
 from bitgolf.model.build import build_model, load_weights_
-from bitgolf.model.flops import flops_per_token
 from bitgolf.model.weights import read_tensors
 from bitgolf.run.directory import RunDirectory
-from bitgolf.run.ranks import World
-from bitgolf.train import utilization
 from bitgolf.train.pace import Pace
-from bitgolf.train.utilization import mfu_per_token_rate, peak_flops
 from bitgolf.train.watch import Watch
 
 Make = Callable[..., Path]
@@ -49,7 +45,7 @@ def test_a_watched_training_has_the_same_weights_and_losses_on_rows_it_never_rea
 ) -> None:
     plain = untrained("plain", **HELD_OUT)
     watched = untrained("watched", **HELD_OUT, **WATCH, train__watch__sinks=["trackio"])
-    monkeypatch.setattr("bitgolf.train.stage.mfu_per_token_rate", lambda config, world: 1e-6)
+    monkeypatch.setattr("bitgolf.train.stage.mfu", lambda *training: 1e-6)
     done("train", plain)
     done("train", watched)
     assert weights_digest(plain) == weights_digest(watched)
@@ -93,17 +89,6 @@ def test_time_that_a_measurement_took_is_no_part_of_the_steps() -> None:
     pace.observe(5, 54.0)
     assert pace.seconds_per_step == pytest.approx(1.0) and pace.mean_seconds == pytest.approx(1.0)
     assert pace.predict(6) == pytest.approx(55.0)
-
-
-def test_mfu_is_operations_per_second_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config("baseline")
-    assert mfu_per_token_rate(config, World(0, 1, torch.device("cpu"))) == 0
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(utilization, "device_name", lambda device: "NVIDIA H200")
-    factor = mfu_per_token_rate(config, World(0, 2, torch.device("cuda")))
-    assert factor == pytest.approx(flops_per_token(config.model, 1024) / (2 * 989e12))
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("Tesla T4") == 65e12
-    assert peak_flops("GeForce GTX 970") == 0
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
