@@ -92,6 +92,7 @@ class Checkpoints:
         live: every tensor of the state but the random generator's.
         state: step and seconds at the beginning, and what stays the same in all checkpoints of this run.
         config: when checkpoints are due.
+        complete: makes `live` complete on rank 0; all ranks call it together.
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class Checkpoints:
         timeline: Timeline,
         train_log: TrainLog,
         world: World,
+        complete: Callable[[], None] = lambda: None,
     ) -> None:
+        self.complete = complete
         self.store, self.live, self.config = store, live, config
         self.timeline, self.log, self.world = timeline, train_log, world
         self.config_digest, self.origin = state.config_digest, state.origin
@@ -127,6 +130,7 @@ class Checkpoints:
             # A newer reading of the clock may set the run back before the fraction; it counts as reached all the same.
             fraction = self.timeline.fraction(step)
             self.keep_at = [at for at in self.keep_at[1:] if at > fraction]
+        self.complete()
         if not self.world.is_main:
             return
         seconds = self.timeline.clock.elapsed()

@@ -11,8 +11,8 @@ NS is a Newton-Schulz iteration with odd polynomials of degree 5: one polynomial
 moment, PR 1787). With `dtype` bf16, gradients and momentum take half the memory.
 
 Matrices of one shape are stacked and iterated together, in bf16 on GPUs and in fp32 on CPUs (where the rounding of bf16
-would make runs on one and on two ranks differ). Each rank iterates its share of a stack, and the results are gathered,
-so every rank holds the same weights.
+would make runs on one and on two ranks differ). With several ranks each one has the gradients and the momentum of its
+share of a stack only (`exchange`). The updates are gathered, so every rank holds the same weights.
 
 Legend: N matrices of one shape, R rows, C columns.
 """
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from bitgolf.run.ranks import World
+from bitgolf.train.exchange import Exchange
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steep at 0, so that small singular values rise fast
 # For singular values from 0.001 to 1, with a safety factor of 1.02 (PR 1787, from modded-nanogpt).
@@ -105,6 +106,7 @@ class Muon:
             shape: torch.zeros(len(names), *shape, device=parameters[names[0]].device, dtype=dtype)
             for shape, names in self.stacks.items()
         }
+        self.exchange = Exchange(parameters, self.stacks, world) if world.size > 1 else None
         self._coefficient = torch.zeros((), device=world.device)
         self._orthogonalize = transform(orthogonalize)
         self._momentum = transform(momentum_update)  # type: ignore[arg-type]
@@ -114,26 +116,36 @@ class Muon:
         return {f"muon.{rows}x{cols}": buffer for (rows, cols), buffer in self.buffers.items()}
 
     @torch.no_grad()
-    def step(self, lr: float, momentum: float) -> None:
-        """Update every matrix from its `.grad`."""
+    def step(self, lr: float, momentum: float, received: dict[tuple[int, int], Tensor] | None = None) -> None:
+        """Update every matrix from its `.grad`, or from the mean gradients that this rank `received`."""
         self._coefficient.fill_(momentum)  # a tensor, so that the update is compiled once for all values
+        waiting: list[tuple[tuple[int, int], Callable[[], Tensor]]] = []
         for shape, names in self.stacks.items():
-            matrices = [self.parameters[name] for name in names]
-            grads = torch.stack([m.grad for m in matrices if m.grad is not None]).to(self.dtype)
-            buffer, update = self._momentum(grads, self.buffers[shape], self._coefficient)
-            self.buffers[shape].copy_(buffer)
-            direction = self._shared_orthogonalize(update)
-            if self.weight_decay:
-                torch._foreach_mul_(matrices, 1.0 - lr * self.weight_decay)
-            scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_(matrices, list(direction.to(matrices[0].dtype)), alpha=-lr * scale)
+            if self.exchange is None or received is None:
+                grads = torch.stack([self.parameters[name].grad for name in names]).to(self.dtype)  # type: ignore[misc]
+                buffer, update = self._momentum(grads, self.buffers[shape], self._coefficient)
+                self.buffers[shape].copy_(buffer)
+                self._apply(shape, self._orthogonalize(update, *self.iteration), lr)
+                continue
+            own = self.exchange.own[shape]
+            buffer, update = self._momentum(received[shape].to(self.dtype), self.buffers[shape][own], self._coefficient)
+            self.buffers[shape][own] = buffer
+            direction = self._orthogonalize(update, *self.iteration)
+            waiting.append((shape, self.exchange.gather(shape, direction)))
+        for shape, gathered in waiting:
+            self._apply(shape, gathered(), lr)
 
-    def _shared_orthogonalize(self, update: Tensor) -> Tensor:
-        size = self.world.size
-        if size == 1:
-            return self._orthogonalize(update, *self.iteration)
-        count = update.size(0)
-        share = -(-count // size)
-        padded = torch.cat((update, update.new_ones(share * size - count, *update.shape[1:])))
-        mine = padded[self.world.rank * share : (self.world.rank + 1) * share]
-        return self.world.gather_slices(self._orthogonalize(mine, *self.iteration))[:count]
+    def _apply(self, shape: tuple[int, int], direction: Tensor, lr: float) -> None:
+        matrices = [self.parameters[name] for name in self.stacks[shape]]
+        if self.weight_decay:
+            torch._foreach_mul_(matrices, 1.0 - lr * self.weight_decay)
+        scale = max(1.0, shape[0] / shape[1]) ** 0.5
+        torch._foreach_add_(matrices, list(direction.to(matrices[0].dtype)), alpha=-lr * scale)
+
+    @torch.no_grad()
+    def gather_(self) -> None:
+        """Give every rank the momentum of all matrices, which a checkpoint needs. All ranks call it together."""
+        if self.exchange is None:
+            return
+        for shape, buffer in self.buffers.items():
+            buffer.copy_(self.exchange.gather(shape, buffer[self.exchange.own[shape]])())

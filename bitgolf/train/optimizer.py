@@ -23,7 +23,7 @@ class ModelOptimizer:
     """Updates `model` from its gradients."""
 
     def __init__(self, model: GPT, config: TrainConfig, world: World, *, compile_updates: bool = False) -> None:
-        self.config = config
+        self.config, self.world = config, world
         self.parameters: dict[str, Tensor] = dict(model.named_parameters())
         self.names = list(self.parameters)
         linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)}
@@ -83,8 +83,10 @@ class ModelOptimizer:
             (P + 1,) fp32: the gradient norm of every parameter in the order of `names`, then the global norm, all
             before clipping.
         """
-        norms = self._clip_()
-        self.muon.step(self.config.matrix_lr * lr_scale, momentum)
+        exchange = self.muon.exchange
+        received = None if exchange is None else exchange.receive()
+        norms = self._clip_(self._own_gradients(received))
+        self.muon.step(self.config.matrix_lr * lr_scale, momentum, received)
         for group, lr in zip(self.adam.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * lr_scale
         self.adam.step()
@@ -92,9 +94,27 @@ class ModelOptimizer:
             parameter.grad = None
         return norms
 
-    def _clip_(self) -> Tensor:
+    def average_(self, head: Tensor) -> None:
+        """Average over the ranks `head` and the gradients that every rank needs; `exchange` averages the others."""
+        names = self.names if self.muon.exchange is None else [name for group in self.adam_names for name in group]
+        grads = [self.parameters[name].grad for name in names]
+        self.world.mean_([grad for grad in grads if grad is not None] + [head])
+
+    def _own_gradients(self, received: dict[tuple[int, int], Tensor] | None) -> dict[str, Tensor]:
+        """The gradients that this rank has, by name: all, or its matrices and the others."""
+        if received is None or self.muon.exchange is None:
+            return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        rows = self.muon.exchange.own_rows(received)
+        others = {
+            name: p.grad
+            for name, p in self.parameters.items()
+            if name not in self.muon.parameters and p.grad is not None
+        }
+        return rows | others
+
+    def _clip_(self, own: dict[str, Tensor]) -> Tensor:
         """Scale all gradients down until their global norm is at most `train.grad_clip`; returns the norms before."""
-        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        grads = list(own.values())
         by_dtype: dict[torch.dtype, list[int]] = {}  # one kernel takes one dtype, and tables may be bf16
         for index, grad in enumerate(grads):
             by_dtype.setdefault(grad.dtype, []).append(index)
@@ -102,7 +122,18 @@ class ModelOptimizer:
         for indices in by_dtype.values():
             values = torch._foreach_norm([grads[i] for i in indices], dtype=torch.float32)
             norm_of |= dict(zip(indices, values, strict=True))
-        norms = torch.stack([norm_of[index] for index in range(len(grads))])
+        if self.muon.exchange is None:
+            norms = torch.stack([norm_of[index] for index in range(len(grads))])
+        else:  # every norm is counted by one rank
+            nothing = torch.zeros((), device=grads[0].device)
+            counted = {
+                name: norm_of[index]
+                for index, name in enumerate(own)
+                if name in self.muon.parameters or self.world.is_main
+            }
+            norms = torch.stack([counted.get(name, nothing) for name in self.names])
+            self.world.mean_([norms])
+            norms *= self.world.size
         total = norms.norm()
         if self.config.grad_clip:
             scale = (self.config.grad_clip / (total + 1e-6)).clamp(max=1.0)

@@ -111,7 +111,8 @@ def train(
     )
     pace = Pace(start.step, start.seconds, plan.step_seconds)
     timeline = Timeline(Clock(start.seconds), pace, plan.division, config.train.max_steps)
-    checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world)
+    complete = trainer.optimizer.muon.gather_
+    checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world, complete)
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
     mfu_per_rate = mfu(config.model, config.train.seq_len, 1.0, device_name(world.device), world.size) or 0.0
     report = StepReport(pipe, timeline, train_log, config.train, world, progress, mfu_per_rate)

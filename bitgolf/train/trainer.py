@@ -105,14 +105,17 @@ class Trainer:
         total = torch.zeros((), device=self.world.device)
         if late and self.late is not None:
             self.late.prepare(fraction)
-        for x, y in zip(inputs.split(self.shape.micro_rows), targets.split(self.shape.micro_rows), strict=True):
+        micro_batches = zip(inputs.split(self.shape.micro_rows), targets.split(self.shape.micro_rows), strict=True)
+        for number, (x, y) in enumerate(micro_batches, 1):
             loss = self._micro_loss(x, y, late, looped) / self.shape.accumulation
             self.mark("forward")
+            if number == self.shape.accumulation and self.optimizer.muon.exchange is not None:
+                self.optimizer.muon.exchange.arm()
             loss.backward()
             self.mark("backward")
             total += loss.detach()
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
-        self.world.mean_([p.grad for p in self.optimizer.parameters.values() if p.grad is not None] + [head])
+        self.optimizer.average_(head)
         self.mark("communication")
         norms = self.optimizer.step(lr_scale, momentum)
         self.mark("optimizer")
@@ -126,7 +129,8 @@ class Trainer:
         return self._loss(x, y, None, looped)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every live tensor that a resumed run needs, by name."""
+        """Every live tensor that a resumed run needs, by name. All ranks call it together."""
+        self.optimizer.muon.gather_()
         tensors = {f"model.{name}": p for name, p in self.optimizer.parameters.items()} | self.optimizer.state()
         return tensors | self.averages.state() | (self.late.state() if self.late is not None else {})
 

@@ -12,7 +12,6 @@ from tiny_trainer import ALONE
 from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.config.train import MuonConfig
 from bitgolf.model import GPT
-from bitgolf.run.ranks import World
 from bitgolf.train.average import EMA, SWA
 from bitgolf.train.muon import Muon, orthogonalize
 from bitgolf.train.optimizer import ModelOptimizer
@@ -59,26 +58,6 @@ def test_muon_is_its_formula() -> None:
         muon.step(lr, mu)
     for name, w in weights.items():
         np.testing.assert_allclose(w.numpy(), expected[name], atol=2e-4)
-
-
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_ranks_share_the_stack_of_a_shape(count: int) -> None:
-    """Two ranks one after the other: each orthogonalizes its share, and the shares in rank order are the stack."""
-    stack = torch.randn(count, 6, 10, generator=torch.Generator().manual_seed(count))
-    shares: list[torch.Tensor] = []
-
-    class Rank(World):
-        """Notes the share of this rank instead of gathering all of them."""
-
-        def gather_slices(self, mine: torch.Tensor) -> torch.Tensor:
-            shares.append(mine)
-            return torch.cat([mine] * self.size)
-
-    for rank in range(2):
-        weights = {str(i): torch.zeros(6, 10) for i in range(count)}
-        muon = Muon(weights, Rank(rank, 2, torch.device("cpu")))
-        assert muon._shared_orthogonalize(stack).shape == stack.shape
-    torch.testing.assert_close(torch.cat(shares)[:count], orthogonalize(stack, 5), atol=1e-5, rtol=1e-5)
 
 
 def test_every_parameter_is_in_exactly_one_group_and_changes() -> None:

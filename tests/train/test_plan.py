@@ -47,7 +47,7 @@ def rows_of(config: TrainConfig, held_out_rows: int = 8) -> TrainingRows:
 
 
 def plan_of(trainer: Trainer, world: World = ALONE, limit: float = 100.0) -> Plan:
-    trainer.world = trainer.optimizer.muon.world = world
+    trainer.world = trainer.optimizer.world = world
     return make_plan(trainer, rows_of(trainer.config), limit, ["embedding"], NOISE)
 
 

@@ -136,5 +136,5 @@ def test_the_mean_over_ranks_of_the_clock_is_the_reading_of_rank_0(rank: int, re
             for tensor in tensors:
                 tensor.div_(2)
 
-    trainer.world = Half(rank, 2, torch.device("cpu"))
+    trainer.world = trainer.optimizer.world = Half(rank, 2, torch.device("cpu"))
     assert float(trainer.step(*batch(0), 1.0, 0.9, elapsed=12.5)[0]) == reading
