@@ -20,13 +20,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import python_minifier
 
 from bitgolf.bundle.trace import trace
 from bitgolf.config import Config
-from bitgolf.config.section import Section
+from bitgolf.config.section import differing_keys, with_values
 from bitgolf.version import __version__
 
 PACKAGE = "bitgolf"
@@ -133,21 +132,9 @@ def module_files(root: Path) -> dict[str, Path]:
 
 def settings_of(config: Config) -> str:
     """The settings inside a bundle of this configuration, as JSON (see `train_gpt.main`)."""
-    different = _different(config, Config())
-    different.pop("seed", None)
-    return json.dumps(different, separators=(",", ":"), ensure_ascii=False)
-
-
-def _different(section: Section, default: Section) -> dict[str, Any]:
-    different: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value, usual = getattr(section, name), getattr(default, name)
-        if isinstance(value, Section):
-            inner = _different(value, usual)
-            different |= {name: inner} if inner else {}
-        elif value != usual:
-            different[name] = section.model_dump(mode="json", include={name})[name]
-    return different
+    values = config.flat()
+    different = {key: values[key] for key in differing_keys(config, Config()) if key != "seed"}
+    return json.dumps(with_values({}, different), separators=(",", ":"), ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=4)
