@@ -18,11 +18,12 @@ from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.data.prepare import fingerprint
 from bitgolf.data.prepare_text import validation_documents
 from bitgolf.data.prepared import PreparedData
-from bitgolf.data.shards import TokenShards, file_sha256
+from bitgolf.data.shards import TokenShards
 from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source
 from bitgolf.data.split import check_disjoint, hash_document, read_hashes
 from bitgolf.data.spm_model import read_model
 from bitgolf.errors import DataError
+from bitgolf.run.seal import file_digest
 
 _DECODED_TOKENS = 2_000_000  # decoded for a check; larger texts are sampled
 _OVERLAP_TOKENS = 50_000_000  # training tokens compared with validation document by document
@@ -60,7 +61,7 @@ def disjoint_splits(evidence: Evidence) -> Finding:
     missing = [entry["file"] for entry in hashes.values() if not (root / entry["file"]).is_file()]
     if missing or not hashes:
         raise MissingEvidence(f"{root} has no document hashes ({', '.join(missing) or 'none in its manifest'})")
-    changed = [entry["file"] for entry in hashes.values() if file_sha256(root / entry["file"]) != entry["sha256"]]
+    changed = [entry["file"] for entry in hashes.values() if file_digest(root / entry["file"]) != entry["sha256"]]
     num_train, num_val, overlap = check_disjoint(root)
     if num_train == 0 or num_val == 0:
         raise MissingEvidence(f"no document hashes to compare: {num_train} of training, {num_val} of validation")

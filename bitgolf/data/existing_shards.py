@@ -16,12 +16,13 @@ import numpy as np
 
 from bitgolf.config import DataConfig
 from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
-from bitgolf.data.shards import TokenShards, file_sha256
+from bitgolf.data.shards import TokenShards
 from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, check_disjoint, hash_document
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ConfigError, DataError
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress
+from bitgolf.run.seal import file_digest
 
 _SAMPLES = 32  # number of documents of a split that test the tokenizer
 _SAMPLE_TOKENS = 4_096  # largest number of tokens of a sample
@@ -120,7 +121,7 @@ def adopt_shards(shards: ExistingShards, vocab_size: int, work: Path, progress: 
             "counted_bytes": counted,
             "shards": [_link(path, count, work) for path, count in zip(paths, stream.shard_tokens, strict=True)],
         }
-        hashes[split] = {"file": name, "sha256": file_sha256(work / name), "of": "uint16 tokens"}
+        hashes[split] = {"file": name, "sha256": file_digest(work / name), "of": "uint16 tokens"}
     _, _, overlap = check_disjoint(work)
     return {
         **describe_tokenizer(tokenizer),
@@ -198,4 +199,4 @@ def _link(path: Path, tokens: int, work: Path) -> dict[str, Any]:
     """Link the shard into `work`. Returns its entry in the manifest."""
     target = path.resolve()
     (work / path.name).symlink_to(target)
-    return {"file": path.name, "tokens": tokens, "sha256": file_sha256(target), "origin": str(target)}
+    return {"file": path.name, "tokens": tokens, "sha256": file_digest(target), "origin": str(target)}

@@ -21,11 +21,11 @@ from io import BufferedReader, RawIOBase
 from typing import Any
 
 from bitgolf.data.hub import FOLDER, REPOSITORY, Hub
-from bitgolf.data.shards import file_sha256
 from bitgolf.data.sources import read_lines, text_of_json_line
 from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import as_object, as_text, field, read_json
 from bitgolf.run.lock import locked_directory
+from bitgolf.run.seal import file_digest
 
 VALIDATION_DOCUMENTS = 50_000  # docs_val of the published manifest
 FILE = f"{FOLDER}/docs_selected.jsonl"
@@ -148,7 +148,7 @@ class _CachedFile:
     def _compare(self) -> None:
         """Compare the SHA-256 of the complete file, once. Raises DataError and removes the file if it differs."""
         if not self.compared:
-            if (actual := file_sha256(self.path)) != self._sha256:
+            if (actual := file_digest(self.path)) != self._sha256:
                 self._refuse(f"its hash is {actual}, the manifest says {self._sha256}")
             self.compared = True
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bitgolf.data.shards import file_sha256
 from bitgolf.errors import DataError
+from bitgolf.run.seal import file_digest
 
 REPOSITORY = "willdepueoai/parameter-golf"
 FOLDER = "datasets"  # folder of the repository that contains all files
@@ -135,7 +135,7 @@ def _verify(path: Path, file: str, announced: str, digest: str | None) -> None:
         checks.append(("hub", announced))
     if not checks:
         raise DataError(f"the hub gave no checksum for {file} (ETag {announced!r}), so it cannot be verified")
-    actual = {64: file_sha256(path), 40: _git_sha1(path)}
+    actual = {64: file_digest(path), 40: _git_sha1(path)}
     for origin, expected in checks:
         if actual[len(expected)] != expected:
             for link in _links(path):

@@ -19,14 +19,13 @@ from bitgolf.data.existing_shards import adopt_shards, local_shards, reject_text
 from bitgolf.data.fineweb import fetch_fineweb
 from bitgolf.data.prepare_text import is_new_tokenizer, prepare_text, validation_share
 from bitgolf.data.prepared import FORMAT, MANIFEST, PreparedData, open_data, read_manifest
-from bitgolf.data.shards import file_sha256
 from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source, source_files
 from bitgolf.data.split import check_disjoint
 from bitgolf.errors import DataError
 from bitgolf.run import atomic
 from bitgolf.run.lock import locked_directory
 from bitgolf.run.progress import Progress, silent
-from bitgolf.run.seal import sealed
+from bitgolf.run.seal import file_digest, sealed
 
 __all__ = ["PreparedData", "check_disjoint", "open_data", "prepare"]
 
@@ -99,7 +98,7 @@ def fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
         if settings[key] == usual:
             del settings[key]
     if not is_new_tokenizer(config) and Path(config.tokenizer).is_file():
-        settings["tokenizer_sha256"] = file_sha256(config.tokenizer)
+        settings["tokenizer_sha256"] = file_digest(Path(config.tokenizer))
     named = {f"mix_{number}": source for number, source in enumerate(all_sources(config)[: len(config.mix)])}
     for key, source in ((named or {"source": config.source}) | {"val_source": config.val_source}).items():
         if not source:
@@ -117,7 +116,7 @@ def fingerprint(config: DataConfig, vocab_size: int) -> dict[str, Any]:
 def _contents(paths: list[Path]) -> str:
     """SHA-256 over the names and contents of files, so that a file edited in place counts as another source."""
     try:
-        return _digest([(path.name, file_sha256(path)) for path in paths])
+        return _digest([(path.name, file_digest(path)) for path in paths])
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 

@@ -18,7 +18,7 @@ from bitgolf.config import DataConfig
 from bitgolf.data.encode_stream import encode_batches, make_batches
 from bitgolf.data.fineweb_docs import FinewebDocs
 from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
-from bitgolf.data.shards import ShardWriter, file_sha256
+from bitgolf.data.shards import ShardWriter
 from bitgolf.data.sources import (
     FILE_KINDS,
     all_sources,
@@ -41,6 +41,7 @@ from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.errors import DataError
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress
+from bitgolf.run.seal import file_digest
 
 _VAL_SHARE, _MOST_VAL_SHARE, _VAL_BYTES = 0.05, 0.2, 100_000
 _HASH_FILES = {"train": TRAIN_HASHES, "val": VAL_HASHES}
@@ -80,7 +81,7 @@ def _prepare(
         **describe_tokenizer(tokenizer),
         "splits": splits,
         "document_hashes": {
-            s: {"file": name, "sha256": file_sha256(work / name), "of": "utf-8 text"} for s, name in _HASH_FILES.items()
+            s: {"file": name, "sha256": file_digest(work / name), "of": "utf-8 text"} for s, name in _HASH_FILES.items()
         },
         "disjoint": True,
         "overlap": 0,

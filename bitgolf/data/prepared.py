@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgolf.data.shards import TokenShards, file_sha256
+from bitgolf.data.shards import TokenShards
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import as_bool, as_integer, as_list, as_object, as_text, field, printable, read_json
+from bitgolf.run.seal import file_digest
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -121,7 +122,7 @@ def _open_split(root: Path, shards: list[tuple[str, str, int]], verify: bool) ->
 
 
 def _check_digest(path: Path, expected: str) -> None:
-    sha256 = file_sha256(path)
+    sha256 = file_digest(path)
     if sha256 != expected:
         raise DataError(
             f"{path} is damaged: its sha256 is {sha256}, the manifest says {expected}; prepare the data again"

@@ -7,7 +7,6 @@ Source of the format: openai/parameter-golf.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import numpy as np
 from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import require_regular
 from bitgolf.run.atomic import atomic_path
+from bitgolf.run.seal import file_digest
 
 MAGIC = 20240520
 VERSION = 1
@@ -81,12 +81,6 @@ def find_shards(directory: str | Path, split: str) -> list[Path]:
     return sorted(p for p in paths if "_bytes_" not in p.name and not p.name.endswith("_documents.bin"))
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 class ShardWriter:
     """Cuts a stream of tokens into the shards `{prefix}_{number:06d}.bin` of `directory`.
 
@@ -142,7 +136,7 @@ class ShardWriter:
         self._handle.write(_header(self._fill))
         self._handle.close()
         self._handle = None
-        entry = {"file": self._target.name, "tokens": self._fill, "sha256": file_sha256(self._temporary)}
+        entry = {"file": self._target.name, "tokens": self._fill, "sha256": file_digest(self._temporary)}
         self._stack.close()
         self.shards.append(entry)
         self._fill = 0

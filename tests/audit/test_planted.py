@@ -29,7 +29,7 @@ from bitgolf.audit.headline import Headline
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox.client import SealedProcess
 from bitgolf.audit.verdict import Check
-from bitgolf.data.shards import TokenShards, file_sha256, write_shard
+from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.score import score
@@ -37,6 +37,7 @@ from bitgolf.referee.run import audit_submission
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
+from bitgolf.run.seal import file_digest
 from bitgolf.train.metrics import TrainLog
 
 ROWS = {
@@ -204,7 +205,7 @@ def replace_shard(root: Path, split: str, tokens: np.ndarray) -> None:
 
     def change(manifest: dict[str, Any]) -> None:
         manifest["splits"][split]["tokens"] = len(tokens)
-        manifest["splits"][split]["shards"][0] |= {"tokens": len(tokens), "sha256": file_sha256(path)}
+        manifest["splits"][split]["shards"][0] |= {"tokens": len(tokens), "sha256": file_digest(path)}
 
     edit(root / "data" / "manifest.json", change)
 

@@ -165,13 +165,14 @@ def test_scoring_again_replaces_the_charges(run_copy: Path) -> None:
 
 
 def test_a_text_shorter_than_the_window_is_scored_whole(run_copy: Path, data: PreparedData) -> None:
-    from bitgolf.data.shards import file_sha256, write_shard
+    from bitgolf.data.shards import write_shard
+    from bitgolf.run.seal import file_digest
 
     ids = [data.tokenizer.bos_id, *data.tokenizer.encode(documents()[0])][:21]
     shard = run_copy / "data" / "val_000000.bin"
     write_shard(shard, np.array(ids))
     manifest = read_json(run_copy / "data" / "manifest.json")
-    manifest["splits"]["val"]["shards"] = [{"file": shard.name, "tokens": 21, "sha256": file_sha256(shard)}]
+    manifest["splits"]["val"]["shards"] = [{"file": shard.name, "tokens": 21, "sha256": file_digest(shard)}]
     import json
 
     (run_copy / "data" / "manifest.json").write_text(json.dumps(manifest))
