@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bitgolf.audit.registry import Registry
 from bitgolf.audit.verdict import MissingEvidence
+from bitgolf.config import BudgetConfig
 from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import as_object, parse_json, read_bytes
 from bitgolf.referee.code import Script, read_script
@@ -29,23 +30,13 @@ TOKENIZERS = ("caseops", "sp8192", "sp4096", "sp1024")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The caps that a submission is held to; by default those of the challenge (docs/rules.md, section 1)."""
-
-    artifact_bytes: float = 16_000_000
-    train_seconds: float = 600.0
-    eval_seconds: float = 600.0
-
-
-CHALLENGE = Limits()
-
-
-@dataclass(frozen=True)
 class Submission:
     """A folder with at least one of a submission's files in it."""
 
     path: Path
-    limits: Limits = CHALLENGE
+    limits: BudgetConfig = field(
+        default_factory=BudgetConfig
+    )  # the caps that it is held to; by default those of the challenge
 
     @cached_property
     def files(self) -> list[Path]:

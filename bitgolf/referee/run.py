@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitgolf.audit.verdict import Verdict
+from bitgolf.config import BudgetConfig
 from bitgolf.errors import RunError
 from bitgolf.referee import conduct, limits, logs, numbers
-from bitgolf.referee.folder import CHALLENGE, SCRIPT, Limits, Submission, submission_checks
+from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
 from bitgolf.run.progress import Progress, silent
 
 submission_checks.arrange([limits, numbers, logs, conduct])
@@ -21,11 +22,12 @@ def is_submission(path: Path) -> bool:
     return any((path / name).is_file() for name in ("submission.json", SCRIPT)) and not (path / "config.toml").is_file()
 
 
-def audit_submission(path: Path, caps: Limits = CHALLENGE, *, progress: Progress = silent) -> Verdict:
+def audit_submission(path: Path, caps: BudgetConfig | None = None, *, progress: Progress = silent) -> Verdict:
     """Make every check on a submission folder. Nothing in it is executed, and nothing is written.
 
+    `caps` are the limits that it is held to; None = those of the challenge (docs/rules.md, section 1).
     Raises RunError if the folder is no submission.
     """
     if not is_submission(path):
         raise RunError(f"{path} is no submission: it has neither submission.json nor {SCRIPT}")
-    return submission_checks.make(Submission(path, caps), progress=progress)
+    return submission_checks.make(Submission(path, caps or BudgetConfig()), progress=progress)

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from synthetic_submission import CODE, Folder
 from tiny_run import cli, done, refused, tree_digest
 
+from bitgolf.config import BudgetConfig
 from bitgolf.errors import RunError
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.figures import Figure, figure_of, figures, is_number
-from bitgolf.referee.folder import Limits, Submission
+from bitgolf.referee.folder import Submission
 from bitgolf.referee.log import parse_log
 from bitgolf.referee.readme import Readme
 from bitgolf.referee.run import audit_submission, is_submission
@@ -417,7 +418,7 @@ def test_entries_of_other_tracks_have_no_clock(tmp_path: Path) -> None:
     folder.seeds[0].stop_ms = 5_000_000
     verdict = audit_submission(folder.write(tmp_path / "stack"))
     assert verdict["train-clock"].verdict == verdict["eval-clock"].verdict == "NOT RUN"
-    shorter = audit_submission(Folder().write(tmp_path / "other"), Limits(train_seconds=500))
+    shorter = audit_submission(Folder().write(tmp_path / "other"), BudgetConfig(train_seconds=500))
     assert shorter["train-clock"].verdict == "FAIL"
 
 
