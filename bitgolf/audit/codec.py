@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from bitgolf.artifact.open import PackedModel, open_model
+from bitgolf.artifact.open import PackedModel
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge
 from bitgolf.codec.document_predictor import DocumentPredictor
@@ -29,8 +29,7 @@ from bitgolf.codec.range_coder import Predictor, decode_streams, encode_streams
 from bitgolf.config import Config, TTTConfig
 from bitgolf.data.prepared import PreparedData
 from bitgolf.errors import ArtifactError, ConfigError, RunError
-from bitgolf.evaluate.adapted_pass import adapted_pass_name
-from bitgolf.evaluate.window_scorer import METHODS, Windows
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.progress import Progress
 from bitgolf.run.ranks import device_name
 
@@ -50,10 +49,9 @@ def codec(evidence: Evidence) -> Finding:
     NOT RUN when the device has no deterministic kernels for the evaluation.
     """
     text = beginning(evidence.data, evidence.nll, evidence.codec_bytes)
-    config = _scored_with(evidence)
-    packed = open_model(evidence.require("model.bitgolf"), evidence.device, canonical=config.score.canonical)
     try:
-        return code_and_decode(_Plan(packed, config, text), text, evidence.progress)
+        plan = _Plan(evidence.headline.packed, _scored_with(evidence), text)
+        return code_and_decode(plan, text, evidence.progress)
     except ConfigError as error:
         raise MissingEvidence(str(error)) from error
 
@@ -201,10 +199,8 @@ def beginning(data: PreparedData, nll: np.ndarray, num_bytes: int) -> _Text:
 
 def _scored_with(evidence: Evidence) -> Config:
     """The configuration of the headline: the adapted pass, or a plain method."""
-    config, headline = evidence.config, evidence.score["headline"]
-    if headline == adapted_pass_name(config.ttt, config.score.methods[-1]):
+    config, headline = evidence.config, evidence.headline
+    if headline.adapted:
         return config
-    if headline not in METHODS:
-        raise MissingEvidence(f"the headline method {headline!r} cannot be rebuilt by the codec")
-    score = config.score.model_copy(update={"methods": (headline,)})
+    score = config.score.model_copy(update={"methods": (headline.method,)})
     return config.model_copy(update={"score": score, "ttt": TTTConfig()})
