@@ -78,6 +78,7 @@ _SHOWN_BY_SOURCE = (
     "ConfigError",
     "DataError",
     "ForeignError",
+    "RuleViolation",
     "RunError",
     "TrainingDiverged",
     "TypeError",
