@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +46,12 @@ json.dump({
     "again": again(text).input_ids, "text": tokenizer.decode(made, skip_special_tokens=True), "loss": loss,
     "special": [tokenizer.bos_token_id, tokenizer.eos_token_id], "vocab": len(tokenizer),
 }, open("result.json", "w"))
+exec(open("page.py").read())
 """
+# The programs of the page: Transformers, ONNX.
+PAGE = re.findall(
+    r"^```python\n(.*?)^```", Path(__file__).parents[1].joinpath("docs/own-corpus.md").read_text("utf-8"), re.M | re.S
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +118,14 @@ def test_transformers_loads_the_folder_without_bitgolf(model: LanguageModel, tin
     folder = tmp_path / "exported"
     done("export", tiny_run, "--to", "transformers", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    (tmp_path / "page.py").write_text(PAGE[0])
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
     command = [sys.executable, "-c", PROGRAM, str(folder), TEXT]
     outcome = subprocess.run(
         command, cwd=tmp_path, env=environment() | quiet, capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith("The ")
     result = json.loads((tmp_path / "result.json").read_text())
     ids = [model.tokenizer.bos_id, *model.tokenizer.encode(TEXT)]
     assert len(ids) > 2 * model.window
@@ -141,13 +150,15 @@ def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:
     assert "ends in .onnx" in refused("export", tiny_run, "--to", "onnx", tmp_path / "folder")
 
 
-def test_an_onnx_file_computes_what_the_model_computes(model: LanguageModel, tiny_run: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_computes_what_the_model_computes(
+    model: LanguageModel, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    path = tmp_path / "tiny.onnx"
+    path = tmp_path / "mine.onnx"
     values = done("export", tiny_run, "--to", "onnx", path, "--json").json
     assert 0 < values["largest_difference"] < TOLERANCE
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.model", "tiny.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.model", "mine.onnx"]
     assert path.with_suffix(".model").read_bytes() == model.tokenizer.model_bytes
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["window"] == str(model.window)
@@ -156,3 +167,10 @@ def test_an_onnx_file_computes_what_the_model_computes(model: LanguageModel, tin
         (logits,) = session.run(None, {"tokens": tokens.numpy()})
         with torch.no_grad():
             assert np.abs(logits - model.model(tokens).numpy()).max() < TOLERANCE
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(compile(PAGE[1], "own-corpus.md", "exec"), namespace)
+    tokens = torch.tensor(namespace["tokens"])[None]
+    assert tokens[0].tolist() == [model.tokenizer.bos_id, *model.tokenizer.encode("The ")]
+    with torch.no_grad():
+        assert np.abs(namespace["logits"] - model.model(tokens).numpy()).max() < TOLERANCE
