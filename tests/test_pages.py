@@ -73,7 +73,8 @@ def test_the_programs_of_the_python_page_run(
 
 def test_the_page_of_settings_is_current() -> None:
     """`bitgolf settings --markdown > docs/settings.md` makes it so."""
-    assert (DOCS / "settings.md").read_text("utf-8") == markdown() + "\n" == done("settings", "--markdown").stdout
+    assert done("settings", "--markdown").stdout == markdown() + "\n"
+    assert (DOCS / "settings.md").read_text("utf-8") == markdown() + "\n", "run the command above"
 
 
 def messages() -> str:
