@@ -68,6 +68,9 @@ LITERALS = (
     '{"a":1,"a":2}',
 )
 
+JSON_VALUES = (*(json.dumps(value) for value in VALUES), *LITERALS, "")  # texts; "" removes the field
+SETTINGS = ("-1", "10000000000", "1e308", "nan", '""', "[]", "true", "{}", "0", "9" * 400, "1.5")  # TOML
+
 
 @functools.cache
 def sound() -> Path:
@@ -215,12 +218,11 @@ def documents_of(file: Path) -> Any:
 
 def field_cases(rng: random.Random, every: bool = False) -> Iterator[tuple[str, str, Callable[[Path], object]]]:
     """Every field of every JSON file, with one hostile value, or with all of them."""
-    values = [json.dumps(value) for value in VALUES] + list(LITERALS) + [""]
     for name in files():
         if not name.endswith((".json", ".jsonl")):
             continue
         for path in fields(documents_of(sound() / name)):
-            for value in values if every else [rng.choice(values)]:
+            for value in JSON_VALUES if every else [rng.choice(JSON_VALUES)]:
                 shown = value if len(value) < 24 else value[:20] + "..."
                 where = ".".join(map(str, path))
                 yield f"{where} is {shown or 'missing'}", name, partial(change_field, path, value)

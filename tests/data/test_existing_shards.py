@@ -62,6 +62,7 @@ def test_shards_are_used_in_place(
     link = data.path / "fineweb_train_000001.bin"
     assert link.is_symlink() and link.resolve() == folder / link.name
     assert data.manifest["accounting"] == ("original" if kind == "lossless" else "challenge")
+    assert data.manifest["dropped_duplicates"] == data.manifest["empty_documents"] == 0
     assert data.manifest["disjoint"] is True and check_disjoint(data.path) == (250, 50, 0)
     open_data(data.path, verify=True)
     (folder / "fineweb_train_000001.bin").unlink()

@@ -1,5 +1,8 @@
 """The network against a slow definition in float64 numpy, its counts, its causality and its cache."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +216,15 @@ def test_fake_quantization_reaches_every_linear_layer() -> None:
             doubled.get_submodule(name).weight.mul_(2)
         torch.testing.assert_close(faked(tokens, fake=sharpness), doubled(tokens), atol=1e-5, rtol=1e-5, msg=name)
         torch.testing.assert_close(faked(tokens), make(changes)(tokens), atol=0, rtol=0)
+
+
+def test_every_layer_uses_the_kernels_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the Triton kernels, which need a GPU."""
+    kernels = SimpleNamespace(rotate_normed=object(), exclude_and_gate=object())
+    monkeypatch.setitem(sys.modules, "bitgolf.model.attention_triton", kernels)
+    shape = {"vocab_size": 300, "num_layers": 3, "num_heads": 2, "num_kv_heads": 1}
+    model = GPT(ModelConfig(model_dim=16, **shape), 8)
+    model.use_kernels()
+    assert [block.attention.kernels for block in model.blocks] == [(*vars(kernels).values(),)] * 3
+    with pytest.raises(ConfigError, match="a power of two, not 12"):
+        GPT(ModelConfig(model_dim=24, **shape), 8).use_kernels()

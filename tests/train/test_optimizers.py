@@ -39,6 +39,18 @@ def test_orthogonalization_is_the_published_iteration(shape: tuple[int, int], st
     assert values.min() > 0.5 and values.max() < 1.35
 
 
+def test_a_tall_matrix_costs_no_more_than_a_wide_one() -> None:
+    """The Gram matrix is that of the shorter side."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flops = []
+    for shape in ((8, 64), (64, 8)):
+        with FlopCounterMode(display=False) as counter:
+            orthogonalize(torch.ones(1, *shape), 3)
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] == 3 * (2 * 8 * 8 * 64 + 2 * 8 * 8 * 8 + 2 * 8 * 8 * 64)
+
+
 def test_muon_is_its_formula() -> None:
     """buf = mu buf + g, u = g + mu buf, p = p (1 - lr wd) - lr max(1, rows / cols)^0.5 NS(u)."""
     rng = torch.Generator().manual_seed(1)
