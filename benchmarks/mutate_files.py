@@ -1,13 +1,14 @@
 """Read many mutated files of every format: each ends in an error of bitgolf, or is read; none crashes or takes long.
 
-    python benchmarks/mutate_files.py [KIND ...] [--count 100000] [--seed 0] [--into benchmarks/results/crafted-files]
+    python benchmarks/mutate_files.py [KIND ...] [--count 100000] [--into benchmarks/results/mutated-files]
 
 A KIND is artifact, codec, tokenizer, shard, config, preset, submission or run. A mutation changes, cuts or inserts a
 few bytes of a sound file, or puts another value in place of one of its JSON fields; half of the mutated artifacts and
 some of the coded texts have their checksums repaired. Of a submission folder or a run directory, one file is mutated.
 
 Child processes read 500 files each, in 512 MB beyond what they hold at first. A fault is any exception but a
-BitgolfError, more than 5 s of CPU, and a child that dies. With --into, figures are added to mutated.json.
+BitgolfError, more than 5 s of CPU, and a child that dies. With --into, figures are added to mutated.json, and README.md
+has them as a table.
 """
 
 from __future__ import annotations
@@ -296,6 +297,20 @@ def add(path: Path, kind: str, result: dict[str, Any]) -> None:
     figures["kinds"][kind] = result
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1) + "\n")
+    rows = [
+        f"| {name} | {r['cases']:,} | {r['read']:,} | {r['refused']:,} | {len(r['faults'])} | "
+        f"{r['slowest_cpu_seconds']:.2f} |"
+        for name, r in sorted(figures["kinds"].items())
+    ]
+    (path.parent / "README.md").write_text(
+        "# Mutated files\n\n"
+        "Made by `benchmarks/mutate_files.py`: mutated copies of sound files of every format. A fault is an exception\n"
+        f"that is no error of bitgolf, more than {CPU_SECONDS:g} s of CPU, or a process that dies. A process has "
+        f"{SPARE_BYTES >> 20} MB\nfor {CASES_PER_CHILD} files. {figures['machine']}.\n\n"
+        "| kind | files | read | refused | faults | slowest, CPU s |\n|---|---:|---:|---:|---:|---:|\n"
+        + "\n".join(rows)
+        + "\n"
+    )
 
 
 def main() -> int:
