@@ -11,8 +11,8 @@ STUDY is a TOML file; benchmarks/studies/ holds examples. Its keys:
     stages      stages of every arm, for example ["train", "pack", "score"]
     [settings]  settings of every run
     [trunk]     present: one training per seed is made first, with these settings too, and all arms start from it
-    [arms.NAME] settings of one arm; `like` names an earlier arm whose settings it adds to. The first arm is the one
-                that the others are compared with.
+    [arms.NAME] settings of one arm; `like` names an earlier arm whose settings it adds to, and `prediction` is a text
+                for the table, written before the run. The first arm is the one that the others are compared with.
 
 Where an arm starts follows from its first stage. With a trunk or a finished run, `train` branches from its checkpoint
 (the newest one, or STEP), `pack` packs its weights again, and `score` scores its artifact again. Without them every arm
@@ -70,6 +70,7 @@ class Study:
     settings: dict[str, Any]
     trunk: dict[str, Any] | None
     arms: dict[str, dict[str, Any]]
+    predictions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def read_study(path: Path) -> Study:
     if first < 0 or tuple(values["stages"]) != STAGES[first : last + 1]:
         raise ConfigError(f"{path}: stages {values['stages']} are no part of {', '.join(STAGES)} without a gap")
     arms: dict[str, dict[str, Any]] = {}
+    predictions: dict[str, str] = {}
     for name, changes in values["arms"].items():
+        predictions[name] = str(changes.pop("prediction", ""))
         like = changes.pop("like", "")
         if like and like not in arms:
             raise ConfigError(f"{path}: arm {name!r} is like {like!r}, which is no arm before it")
@@ -121,6 +124,7 @@ def read_study(path: Path) -> Study:
         settings=flatten(values.get("settings", {})),
         trunk=flatten(values["trunk"]) if "trunk" in values else None,
         arms=arms,
+        predictions=predictions,
     )
 
 
@@ -345,7 +349,12 @@ def collect(out: Path) -> dict[str, Any]:
         "settings": study.settings | (study.trunk or {}),
         "not_finished": missing,
         "arms": {
-            arm: {"settings": study.arms[arm], "runs": by_seed, "against_first": against_first[arm]}
+            arm: {
+                "settings": study.arms[arm],
+                "prediction": study.predictions[arm],
+                "runs": by_seed,
+                "against_first": against_first[arm],
+            }
             for arm, by_seed in runs.items()
         },
     }
@@ -379,6 +388,8 @@ def table(results: Mapping[str, Any]) -> str:
     every = {"all arms": results["settings"]} if results["settings"] else {}
     for name, changes in (every | {name: arm["settings"] for name, arm in arms.items()}).items():
         lines.append(f"- {name}: {', '.join(f'`{k} = {json.dumps(v)}`' for k, v in changes.items()) or 'none'}")
+    if predicted := {name: arm["prediction"] for name, arm in arms.items() if arm.get("prediction")}:
+        lines += ["", "Predictions:", "", *(f"- {name}: {text}" for name, text in predicted.items())]
     if results["not_finished"]:
         lines += ["", f"Not finished: {', '.join(results['not_finished'])}."]
     return "\n".join(lines) + "\n"

@@ -84,6 +84,7 @@ _SHOWN_BY_SOURCE = (
     "TypeError",
     "ValueError",
 )
+_CHECKED_BEFORE = ("description", "ge", "gt", "le", "lt")
 _WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.config.overrides", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
@@ -153,20 +154,31 @@ def _program(root: Path) -> tuple[dict[str, str], str]:
 
 
 def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
-    """The module without two kinds of text that the program does not need.
+    """The module without what the program does not need.
 
-    The descriptions of settings (`Field(..., description=...)`) are for the command line. The messages of some errors
+    The descriptions of settings (`Field(..., description=...)`) are for the command line. The limits of settings, and
+    the validators that compare settings, were applied when the run was made, and `source/train_gpt.py` applies them
+    again. The messages of some errors
     (`_SHOWN_BY_SOURCE`) are about settings, data and files that do not fit; `source/train_gpt.py` shows them, and the
     file shows the error and its line. With `messages` they stay.
     """
     module = ast.parse(ast.unparse(module))  # a copy, several times faster than copy.deepcopy
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
-            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "description"]
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _CHECKED_BEFORE]
+        if isinstance(node, ast.ClassDef):
+            node.body = [part for part in node.body if not _compares_settings(part)] or [ast.Pass()]
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:
             error = node.exc.func
             node.exc = error if isinstance(error, ast.Name) and error.id in _SHOWN_BY_SOURCE else node.exc
     return module
+
+
+def _compares_settings(node: ast.stmt) -> bool:
+    """Whether it is a method with the decorator `model_validator(mode="after")`."""
+    return isinstance(node, ast.FunctionDef) and any(
+        ast.unparse(decorator) == "model_validator(mode='after')" for decorator in node.decorator_list
+    )
 
 
 @functools.cache

@@ -30,7 +30,8 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
     """Resolve a preset name (or the path of a `.toml` file) and dotted overrides into a Config.
 
     Args:
-        preset: a name of `preset_names()` or a path that ends in `.toml`.
+        preset: a name of `preset_names()` or a path that ends in `.toml`. Such a file may have the key `base`, the name
+            of a preset whose settings it changes.
         overrides: dotted key -> value as text, for example `{"train.matrix_lr": "0.02"}`. A value is read as TOML if
             it parses (numbers, booleans, lists, quoted strings), otherwise as a plain string. The items of a list may
             also be written with commas between them.
@@ -38,11 +39,21 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
     Raises:
         ConfigError: unknown preset or key (with the nearest valid name), or a value out of range.
     """
+    return resolve(_preset_values(preset), overrides or {}, origin=preset)
+
+
+def _preset_values(preset: str) -> dict[str, Any]:
+    """The nested values of a preset or file, on top of those of the preset that its key `base` names."""
     try:
         values = parse_toml(_preset_bytes(preset), _MAX_BYTES)
     except ForeignError as error:
         raise ConfigError(f"{preset} is no configuration: {error}") from error
-    return resolve(values, overrides or {}, origin=preset)
+    base = values.pop("base", "")
+    if base == "":
+        return values
+    if base not in preset_names() or base == preset:
+        raise ConfigError(f"{preset}: base {base!r} is no preset; presets: {', '.join(preset_names())}")
+    return with_values(_preset_values(base), flatten(values))
 
 
 def _preset_bytes(preset: str) -> bytes:

@@ -23,12 +23,46 @@ class MuonConfig(Section):
     row_norm: bool = Field(False, description="divide each row of an update by its norm before the iterations")
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="dtype of Muon's gradients and momentum")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, multiplied by the learning rate")
+    cautious_decay: bool = Field(
+        False, description="decay only where update and weight have one sign (arXiv 2411.16085; modded-nanogpt)"
+    )
+    decay_falls: bool = Field(False, description="weight decay falls linearly to 0 over the run")
+    two_rails_from: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="fraction of the run from which the momentum is the mean of a fast and a slow average "
+        "(modded-nanogpt PR 340); 1 = never",
+    )
 
     @model_validator(mode="after")
     def _momentum_rises(self) -> Self:
         if self.momentum_start > self.momentum:
             raise ValueError(f"momentum_start {self.momentum_start} is above momentum {self.momentum}")
         return self
+
+
+class ExtraTargetsConfig(Section):
+    """More targets on the same logits in the first part of the run (modded-nanogpt)."""
+
+    next_tokens: tuple[float, ...] = Field(
+        (), description="first weights of the tokens after the next one, nearest first; empty = none"
+    )
+    prefix: float = Field(
+        0.0, ge=0, description="first weight of the longest token that begins the next one (PR 337 there); 0 = none"
+    )
+    until: float = Field(0.5, gt=0, le=1, description="fraction of the run at which all weights have fallen to 0")
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> Self:
+        if any(weight <= 0 for weight in self.next_tokens):
+            raise ValueError(f"next_tokens {list(self.next_tokens)} must be weights above 0")
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are such targets."""
+        return bool(self.next_tokens or self.prefix)
 
 
 class AdamConfig(Section):
@@ -161,6 +195,7 @@ class TrainConfig(Section):
     )
     warmup_steps: int = Field(3, ge=1, description="untimed steps for compilation, after which all state is restored")
     log_every: int = Field(50, ge=1, description="steps between two lines of train.jsonl")
+    extra_targets: ExtraTargetsConfig = ExtraTargetsConfig()
     muon: MuonConfig = MuonConfig()
     adam: AdamConfig = AdamConfig()
     average: AverageConfig = AverageConfig()

@@ -80,6 +80,7 @@ class Tokenizer:
         by_words = self.lossless and settings.words_are_independent
         self._words = _WordIds(self._encode_around_literal_spaces) if by_words else None
 
+        self._is_byte = [kind is PieceKind.BYTE for _, kind in settings.pieces]
         self._text = [_piece_bytes(text, kind) for text, kind in settings.pieces]
         silent = (PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.UNUSED)
         spelled = (PieceKind.NORMAL, PieceKind.USER_DEFINED)
@@ -217,6 +218,19 @@ class Tokenizer:
         if self.lossless:
             return self._cost[targets]
         return self._inner_cost[targets] + (self._leads[targets] & ~self._boundary[tokens[:-1]])
+
+    def longest_prefixes(self) -> np.ndarray:
+        """For every token the longest other token whose text begins its text, or -1: (V,) int64.
+
+        Byte pieces and control tokens are no prefix and have none.
+        """
+        prefixes, begun = np.full(self.vocab_size, -1), [(b"", -1)]  # begun: each entry begins the next
+        for text, token in sorted((text, i) for i, text in enumerate(self._text) if text and not self._is_byte[i]):
+            while not text.startswith(begun[-1][0]):
+                begun.pop()
+            prefixes[token] = begun[-1][1]
+            begun.append((text, token))
+        return prefixes
 
     def token_text_bytes(self, token: int) -> bytes:
         """The bytes of a token's text, a leading space included; empty for control tokens."""

@@ -28,6 +28,7 @@ from bitgolf.model.cache import Cache
 from bitgolf.model.cross_entropy import softcapped_cross_entropy
 from bitgolf.model.document_borders import Layout, document_backend
 from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
+from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
 from bitgolf.model.layers import Block, Linear, Pass, learns_on_cpu, rms_norm
 from bitgolf.model.order import layer_order, num_skip_rows
 from bitgolf.model.rotary import rotary_frequencies
@@ -215,11 +216,19 @@ class GPT(nn.Module):
         return logits.masked_fill(bits.flatten(-2)[..., : logits.size(-1)].bool(), -2 * cap)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, fake: Tensor | None = None, looped: bool = True
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        fake: Tensor | None = None,
+        looped: bool = True,
+        extra: ExtraTargets | None = None,
     ) -> Tensor:
-        """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given."""
+        """Logits (B, T, V) fp32, or the mean cross entropy in nats (a scalar) when `targets` (B, T) are given.
+
+        `extra`: targets that are learned besides.
+        """
         hidden = self.hidden(tokens, None, fake, looped)
-        if targets is not None and learns_on_cpu(hidden) and self.forbidden is None:
+        if targets is not None and learns_on_cpu(hidden) and self.forbidden is None and extra is None:
             embedding = self.embedding.to(hidden.dtype)
             return softcapped_cross_entropy(
                 hidden.flatten(0, 1), embedding, targets.flatten(), self.config.logit_softcap
@@ -227,6 +236,8 @@ class GPT(nn.Module):
         logits = self.logits(hidden, tokens)
         if targets is None:
             return logits
+        if extra is not None:
+            return cross_entropy(logits, targets, extra)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 

@@ -95,6 +95,16 @@ COMPONENTS = (
         lambda c: c.model.value_embedding.gated,
     ),
     Component("Signed bigrams in every layer", "modded-nanogpt PR 299", "model.bigram.every_layer model.bigram.rows"),
+    Component(
+        "More targets on the same logits", "modded-nanogpt, its PR 337",
+        "train.extra_targets.next_tokens train.extra_targets.prefix train.extra_targets.until",
+        lambda c: c.train.extra_targets.enabled,
+    ),
+    Component("Cautious weight decay", "arXiv 2411.16085, modded-nanogpt", "train.muon.cautious_decay"),
+    Component(
+        "Two-rail momentum", "modded-nanogpt PR 340", "train.muon.two_rails_from",
+        lambda c: c.train.muon.two_rails_from < 1,
+    ),
     Component("Canonical pairs of tokens", "arXiv 2506.07956, modded-nanogpt PR 350", "score.canonical"),
     Component(
         "Document LoRA test-time training", "baseline, PR 1530",

@@ -20,7 +20,7 @@ from bitgolf.train.late import LatePhase
 from bitgolf.train.metrics import StepReport, TrainLog
 from bitgolf.train.pace import Timeline
 from bitgolf.train.replay import ReplayWindow
-from bitgolf.train.schedule import lr_multiplier, muon_momentum
+from bitgolf.train.schedule import extra_weights, lr_multiplier, muon_decay, muon_momentum
 from bitgolf.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,16 @@ def make_steps(
         window.note(step, lr_scale)
         momentum = muon_momentum(fraction, config.muon)
         metrics = trainer.step(
-            inputs, targets, lr_scale, momentum, timeline.clock.elapsed(), fraction, late_is_on, looped=looped
+            inputs,
+            targets,
+            lr_scale,
+            momentum,
+            timeline.clock.elapsed(),
+            fraction,
+            late_is_on,
+            looped=looped,
+            decay=muon_decay(fraction, config.muon),
+            extra=None if late_is_on else extra_weights(fraction, config.extra_targets),
         )
         step += 1
         report.add(step, metrics, lr_scale)

@@ -38,6 +38,8 @@ class ModelOptimizer:
             row_norm=config.muon.row_norm,
             dtype=torch.bfloat16 if config.muon.dtype == "bf16" else torch.float32,
             weight_decay=config.muon.weight_decay,
+            cautious=config.muon.cautious_decay,
+            two_rails=config.muon.two_rails_from < 1,
             transform=torch.compile if compile_updates else lambda f: f,
         )
         self.base_lrs = [config.embed_lr, config.scalar_lr]
@@ -76,8 +78,10 @@ class ModelOptimizer:
         return tensors
 
     @torch.no_grad()
-    def step(self, lr_scale: float, momentum: float) -> Tensor:
+    def step(self, lr_scale: float, momentum: float, decay: float | None = None, two_rails: bool = False) -> Tensor:
         """Clip the gradients, update the parameters, clear the gradients.
+
+        `decay`: Muon's weight decay; None = the configured one. `two_rails`: see `Muon.step`.
 
         Returns:
             (P + 1,) fp32: the gradient norm of every parameter in the order of `names`, then the global norm, all
@@ -86,7 +90,7 @@ class ModelOptimizer:
         exchange = self.muon.exchange
         received = None if exchange is None else exchange.receive()
         norms = self._clip_(self._own_gradients(received))
-        self.muon.step(self.config.matrix_lr * lr_scale, momentum, received)
+        self.muon.step(self.config.matrix_lr * lr_scale, momentum, received, decay, two_rails)
         for group, lr in zip(self.adam.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * lr_scale
         self.adam.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitgolf.config.train import MuonConfig
+from bitgolf.config.train import ExtraTargetsConfig, MuonConfig
 
 
 def lr_multiplier(fraction: float, warmdown: float, min_lr: float) -> float:
@@ -19,3 +19,22 @@ def muon_momentum(fraction: float, config: MuonConfig) -> float:
     return config.momentum_start + min(1.0, fraction / config.momentum_warmup) * (
         config.momentum - config.momentum_start
     )
+
+
+def muon_decay(fraction: float, config: MuonConfig) -> float:
+    """Muon's weight decay: constant, or linear to 0 at the end of the run."""
+    return config.weight_decay * (1.0 - fraction if config.decay_falls else 1.0)
+
+
+def extra_weights(fraction: float, config: ExtraTargetsConfig) -> list[float] | None:
+    """Weights of the extra targets (`model.extra_targets`), the prefix last; None once all are 0, or without any.
+
+    The time up to `until` has one part per token after the next one. In the first part the weight of the farthest token
+    falls linearly to 0, in the next part that of the one before it. That of the prefix falls in the second half.
+    """
+    if not config.enabled or fraction >= config.until:
+        return None
+    done, count = fraction / config.until, len(config.next_tokens)
+    parts = [1.0 - min(1.0, max(0.0, done * count - (count - 1 - i))) for i in range(count)]
+    weights = [weight * part for weight, part in zip(config.next_tokens, parts, strict=True)]
+    return [*weights, config.prefix * min(1.0, 2.0 - 2.0 * done)]

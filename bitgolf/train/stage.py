@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bitgolf.config import Config
-from bitgolf.data.prepare import open_data
+from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.grids.roles import grids_of, require_passthrough_names
 from bitgolf.measure.curvature import TrialNoise
 from bitgolf.measure.statistics import Statistics, write_statistics
@@ -77,7 +77,7 @@ def train(
     trunk = find_trunk(branch, config, run.path) if branch else None
     if trunk is not None:
         require_same_data(trunk, data)
-    trainer, backend = make_trainer(config, rows, world)
+    trainer, backend = make_trainer(config, prepared, rows, world)
     window = ReplayWindow(config.train.replay)
     live = trainer.tensors() | window.state()
     store = CheckpointStore(run / "checkpoint")
@@ -176,7 +176,7 @@ def extend_budget_(run: RunDirectory, plan: Plan, world: World) -> tuple[Plan, C
     return plan, run.config
 
 
-def make_trainer(config: Config, rows: TrainingRows, world: World) -> tuple[Trainer, str]:
+def make_trainer(config: Config, data: PreparedData, rows: TrainingRows, world: World) -> tuple[Trainer, str]:
     """A trainer of the initial weights, and the attention backend of its model.
 
     Raises ConfigError if an entry of `pack.passthrough` matches no parameter: better now than after training.
@@ -186,7 +186,8 @@ def make_trainer(config: Config, rows: TrainingRows, world: World) -> tuple[Trai
     model.initialize_(torch.Generator().manual_seed(config.seed))
     require_passthrough_names(model.shapes(), config.pack)
     late = LatePhase.of(model, config.qat, config.pack) if config.qat.enabled else None
-    return Trainer(model, config.train, rows.shape, world, late), backend
+    prefixes = torch.from_numpy(data.tokenizer.longest_prefixes()) if config.train.extra_targets.prefix else None
+    return Trainer(model, config.train, rows.shape, world, late, prefixes), backend
 
 
 def describe_run(config: Config, num_tokens: int, world: World, backend: str, compiled: bool) -> dict[str, Any]:

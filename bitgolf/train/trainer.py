@@ -22,6 +22,7 @@ from bitgolf.config import TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.errors import BudgetError
 from bitgolf.grids.roles import is_table
+from bitgolf.model.extra_targets import ExtraTargets
 from bitgolf.model.gpt import GPT
 from bitgolf.run.clock import seconds_of_second_run
 from bitgolf.run.progress import Progress, silent
@@ -30,6 +31,7 @@ from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 from bitgolf.train.optimizer import ModelOptimizer
+from bitgolf.train.schedule import extra_weights
 
 
 def halve_tables_(model: GPT) -> None:
@@ -57,7 +59,13 @@ class Trainer:
     """Steps `model` under `config`; see `step`, `tensors`, `load_`."""
 
     def __init__(
-        self, model: GPT, config: TrainConfig, shape: BatchShape, world: World, late: LatePhase | None = None
+        self,
+        model: GPT,
+        config: TrainConfig,
+        shape: BatchShape,
+        world: World,
+        late: LatePhase | None = None,
+        prefixes: Tensor | None = None,  # (V,) of `Tokenizer.longest_prefixes`, for `train.extra_targets`
     ) -> None:
         self.model, self.config, self.shape, self.world, self.late = model, config, shape, world, late
         if config.table_dtype == "bf16":
@@ -68,6 +76,11 @@ class Trainer:
         self.optimizer = ModelOptimizer(model, config, world, compile_updates=self.compiled)
         self.averages = Averages(self.optimizer.parameters, config.average)
         self.mark: Callable[[str], None] = lambda part: None  # called after each part of a step (see `plan.bench`)
+        none = torch.full((model.config.vocab_size,), -1)
+        self._extra = ExtraTargets(
+            torch.zeros(len(config.extra_targets.next_tokens) + 1, device=world.device),
+            (none if prefixes is None else prefixes).to(world.device),
+        )
         self._loss: Callable[..., Tensor] = model
         self._late_loss: Callable[..., Tensor] = model if late is None else late.loss
         if self.compiled:
@@ -86,6 +99,8 @@ class Trainer:
         late: bool = False,
         snapshots: bool = True,
         looped: bool = True,
+        decay: float | None = None,
+        extra: list[float] | None = None,
     ) -> Tensor:
         """One update from this rank's rows.
 
@@ -98,6 +113,8 @@ class Trainer:
             late: use the loss of the late phase (quantized or penalized).
             snapshots: SWA may take a snapshot after this step.
             looped: run the looped layers of the model several times.
+            decay: Muon's weight decay; None = the configured one.
+            extra: weights of `extra_weights`; None = the plain loss. The late phase has no extra targets.
         Returns:
             (P + 3,) fp32 on the device: elapsed seconds on rank 0, mean loss over all ranks in nats, the gradient
             norms of `ModelOptimizer.step`.
@@ -105,9 +122,11 @@ class Trainer:
         total = torch.zeros((), device=self.world.device)
         if late and self.late is not None:
             self.late.prepare(fraction)
+        if extra is not None:
+            self._extra.weights.copy_(torch.tensor(extra))
         micro_batches = zip(inputs.split(self.shape.micro_rows), targets.split(self.shape.micro_rows), strict=True)
         for number, (x, y) in enumerate(micro_batches, 1):
-            loss = self._micro_loss(x, y, late, looped) / self.shape.accumulation
+            loss = self._micro_loss(x, y, late, looped, extra is not None) / self.shape.accumulation
             self.mark("forward")
             if number == self.shape.accumulation and self.optimizer.muon.exchange is not None:
                 self.optimizer.muon.exchange.arm()
@@ -117,16 +136,16 @@ class Trainer:
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
         self.optimizer.average_(head)
         self.mark("communication")
-        norms = self.optimizer.step(lr_scale, momentum)
+        norms = self.optimizer.step(lr_scale, momentum, decay, fraction >= self.config.muon.two_rails_from < 1)
         self.mark("optimizer")
         self.averages.update(fraction, lr_scale, snapshots=snapshots)
         self.mark("averaging")
         return torch.cat((head, norms))
 
-    def _micro_loss(self, x: Tensor, y: Tensor, late: bool, looped: bool = True) -> Tensor:
+    def _micro_loss(self, x: Tensor, y: Tensor, late: bool, looped: bool = True, extra: bool = False) -> Tensor:
         if late and self.late is not None:
             return self._late_loss(x, y, self.late.sharpness, looped)
-        return self._loss(x, y, None, looped)
+        return self._loss(x, y, None, looped, self._extra) if extra else self._loss(x, y, None, looped)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every live tensor that a resumed run needs, by name. All ranks call it together."""
@@ -156,18 +175,25 @@ class Trainer:
         digest = state_digest(before)
         generator = torch.Generator(device=self.world.device).manual_seed(0)
         seconds = []
-        # Every kind of step that the run makes, (late, looped). The seconds are those of the last kind.
-        loops = (False, True) if self.model.config.loop.repeats and self.config.loop_start else (True,)
-        kinds = [(late, looped) for late in ((False, True) if self.late else (False,)) for looped in loops]
+        kinds = self._kinds()
         total = len(kinds) * self.config.warmup_steps
-        for number, (late, looped) in enumerate(kind for kind in kinds for _ in range(self.config.warmup_steps)):
+        for number, (late, looped, extra) in enumerate(kind for kind in kinds for _ in range(self.config.warmup_steps)):
             if self.world.is_main:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
             shape = (self.shape.rank_rows, self.config.seq_len + 1)
             tokens = torch.randint(self.model.config.vocab_size, shape, generator=generator, device=self.world.device)
             self.world.synchronize()
             begin = time.perf_counter()
-            self.step(tokens[:, :-1], tokens[:, 1:], 1.0, self.config.muon.momentum, late=late, looped=looped)
+            self.step(
+                tokens[:, :-1],
+                tokens[:, 1:],
+                1.0,
+                self.config.muon.momentum,
+                fraction=float(number > 0),  # so that both kinds of momentum are compiled
+                late=late,
+                looped=looped,
+                extra=extra_weights(0.0, self.config.extra_targets) if extra else None,
+            )
             self.world.synchronize()
             seconds.append(time.perf_counter() - begin)
         if self.world.is_main:
@@ -176,6 +202,18 @@ class Trainer:
         if state_digest(self.tensors()) != digest:
             raise AssertionError("the compile warm-up changed the training state")
         return statistics.median(seconds[-max(1, self.config.warmup_steps // 2) :])
+
+    def _kinds(self) -> list[tuple[bool, bool, bool]]:
+        """Every kind of step that the run makes, (late, looped, with extra targets). The last one is the slowest."""
+        config, targets = self.config, self.config.extra_targets
+        loop_start = config.loop_start if self.model.config.loop.repeats else 0.0
+        until = targets.until if targets.enabled else 0.0
+        kinds = [(False, False, True)] if loop_start and until else []
+        kinds += [(False, False, False)] if loop_start > until else []
+        kinds += [(False, True, True)] if loop_start < until else []
+        kinds += [(False, True, False)]
+        late = [(True, looped, False) for looped in ((False, True) if loop_start else (True,))] if self.late else []
+        return kinds + late
 
     def _require_short_steps(self, limit_seconds: float) -> None:
         if self.shape.accumulation < 4:

@@ -149,6 +149,20 @@ def test_every_setting_is_described_with_its_allowed_values() -> None:
     assert settings["train.checkpoint.at"].allowed == "a list, each number"
 
 
+def test_a_preset_changes_the_settings_of_its_base(tmp_path: Path) -> None:
+    record, base = load_config("record"), load_config("pr-1855")
+    assert record.model.loop == base.model.loop and record.model.value_embedding.gated
+    assert load_config("record-4mb").model.bigram == record.model.bigram.updated({"rows": 8192, "dim": 64})
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "record"\nname = "mine"\n[model]\nmlp.multiple = 3.0\n')
+    mine = load_config(str(file))
+    assert (mine.name, mine.model.mlp.multiple, mine.model.mlp.leaky_slope) == ("mine", 3.0, 0.5)
+    for wrong in ('"recrod"', '"mine.toml"', "3"):
+        file.write_text(f"base = {wrong}\n")
+        with pytest.raises(ConfigError, match="is no preset; presets: baseline"):
+            load_config(str(file))
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'baseline'"):
         load_config("baselin")

@@ -53,7 +53,7 @@ class NotingTrainer:
         return SimpleNamespace(config=SimpleNamespace(loop=SimpleNamespace(repeats=self.repeats)))
 
     def step(self, inputs: Any, targets: Any, lr_scale: float, momentum: float, elapsed: float, fraction: float,
-             late: bool, *, looped: bool) -> torch.Tensor:  # fmt: skip
+             late: bool, *, looped: bool, **_: Any) -> torch.Tensor:  # fmt: skip
         self.steps.append((inputs, fraction, lr_scale, momentum, late))
         self.looped.append(looped)
         self.clock.spent_before += 1.0

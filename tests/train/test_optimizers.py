@@ -181,3 +181,35 @@ def test_the_ema_is_the_weighted_sum_of_all_weights() -> None:
     weights = [0.8**5] + [0.2 * 0.8 ** (5 - i) for i in range(1, 6)]
     expected = sum(w * h for w, h in zip(weights, history, strict=True))
     np.testing.assert_allclose(ema.shadow["p"].numpy(), expected.numpy(), rtol=1e-5)
+
+
+def test_cautious_decay_shrinks_only_weights_that_the_step_shrinks() -> None:
+    rng = torch.Generator().manual_seed(1)
+    weight = torch.randn(6, 12, generator=rng)
+    before = weight.double().numpy()
+    weight.grad = torch.randn(6, 12, generator=rng)
+    direction = newton_schulz(weight.grad.double().numpy(), 5)
+    Muon({"w": weight}, ALONE, weight_decay=9.0, cautious=True).step(0.1, 0.0, 0.5)
+    expected = before * np.where(direction * before >= 0, 1 - 0.1 * 0.5, 1) - 0.1 * direction
+    np.testing.assert_allclose(weight.numpy(), expected, atol=2e-4)
+
+
+def test_two_rails_start_from_the_momentum_and_average_gradients() -> None:
+    """Means of the gradients with decays 0.85 and 0.98, mixed 0.4385 to 0.5615, then Nesterov's mix (PR 340)."""
+    rng = torch.Generator().manual_seed(1)
+    weight, mu = torch.randn(6, 12, generator=rng), 0.9
+    expected, muon, buffer = weight.double().numpy(), Muon({"w": weight}, ALONE, two_rails=True), np.zeros((6, 12))
+    fast = slow = buffer
+    for step in range(6):
+        weight.grad = torch.randn(6, 12, generator=rng)
+        gradient = weight.grad.double().numpy()
+        if step < 2:
+            buffer = mu * buffer + gradient
+            update, fast, slow = gradient + mu * buffer, (1 - mu) * buffer, (1 - mu) * buffer
+        else:
+            fast, slow = 0.85 * fast + 0.15 * gradient, 0.98 * slow + 0.02 * gradient
+            update = (1 - mu) * gradient + mu * (0.4385 * fast + 0.5615 * slow)
+        expected = expected - 0.1 * newton_schulz(update, 5)
+        muon.step(0.1, mu, two_rails=step >= 2)
+    np.testing.assert_allclose(weight.numpy(), expected, atol=2e-4)
+    assert set(muon.state()) == {"muon.6x12", "muon.slow.6x12", "muon.on_rails"} and muon.on_rails

@@ -1,4 +1,5 @@
-"""Preset `pr-1855` from end to end at reduced size: loop, packing by rate, adapters, audit, codec, single file."""
+"""Preset `record` from end to end at reduced size, with what it has from `pr-1855` and more targets on the same logits:
+loop, tables, packing by rate, canonical pairs, adapters, audit, codec, single file."""
 
 from __future__ import annotations
 
@@ -27,6 +28,12 @@ SMALL = {
     "model.num_kv_heads": 2,
     "model.rope.dims": 4,
     "model.attention.document_tokens": 48,
+    "model.value_embedding.layers": "[1, 3]",
+    "model.bigram.rows": 64,
+    "model.bigram.dim": 8,
+    "train.extra_targets.next_tokens": "[0.5]",
+    "train.extra_targets.prefix": 0.25,
+    "train.muon.two_rails_from": 0.6,
     "train.seq_len": 128,
     "train.batch_tokens": 512,
     "train.micro_batch_tokens": 512,
@@ -59,7 +66,7 @@ def test_the_preset_runs_whole(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     changes = SMALL | {"data.source": f"jsonl:{corpus}"}
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    result = done("run", "pr-1855", *words, "--out", run, "--json")
+    result = done("run", "record", *words, "--out", run, "--json")
     assert result.json["audit_passed"]
     assert "no effect" not in result.stderr
     (switch,) = events(run, "loop")
