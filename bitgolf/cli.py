@@ -36,14 +36,15 @@ from bitgolf.commands.score import SCORE
 from bitgolf.commands.serve import SERVE
 from bitgolf.commands.settings import SETTINGS
 from bitgolf.commands.submit import SUBMIT
+from bitgolf.commands.sweep import SWEEP
 from bitgolf.commands.train import TRAIN
 from bitgolf.config.overrides import parse_overrides
 from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
 
 COMMANDS = (
-    RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SAMPLE, SERVE, COMPRESS, DECOMPRESS,
-    EXPORT, PRESETS, SETTINGS, DOCTOR, BENCH, COMPLETION,
+    RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SWEEP, SAMPLE, SERVE, COMPRESS,
+    DECOMPRESS, EXPORT, PRESETS, SETTINGS, DOCTOR, BENCH, COMPLETION,
 )  # fmt: skip
 
 _WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.

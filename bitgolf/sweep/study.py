@@ -1,0 +1,90 @@
+"""The file of a sweep: which settings are tried, in which range, on top of which configuration.
+
+    question = "What is asked"
+    base = "golf-8192"                     preset, .toml file, or the config.toml of a run
+    trials = 20                            number of trainings
+    [settings]                             settings of every trial, with dotted keys
+    [search]
+    "train.matrix_lr" = {low = 0.01, high = 0.05, log = true}
+    "train.muon.momentum" = {choices = [0.95, 0.97]}
+
+A sweep may choose what training does. It may not choose the seed, the text, the budget or how text is scored, because
+such a choice would be luck or would change the task. Its measure is the loss on held-out training text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitgolf.config import Config, load_config, resolve
+from bitgolf.config.section import flatten, with_values
+from bitgolf.errors import ConfigError
+from bitgolf.foreign import parse_toml
+
+SEARCHED = ("model.", "train.", "qat.")
+KEPT = ("train.held_out_tokens", "train.max_steps", "train.average.choose", "model.vocab_size")
+_KEYS = {"question", "base", "trials", "settings", "search"}
+_RANGE_KEYS = {"low", "high", "log", "choices"}
+
+
+@dataclass(frozen=True)
+class SweepStudy:
+    """A sweep as its file describes it.
+
+    Attributes:
+        base: the configuration with the settings of every trial.
+        search: range of each searched setting by dotted key: `low` and `high` (and `log`), or `choices`.
+    """
+
+    question: str
+    trials: int
+    base: Config
+    search: dict[str, dict[str, Any]]
+
+    def config(self, values: Mapping[str, Any]) -> Config:
+        """The configuration of a trial with these values of the searched settings."""
+        return resolve(with_values(self.base.model_dump(mode="json"), values), {}, origin="sweep")
+
+
+def read_sweep(path: Path) -> SweepStudy:
+    """Read the file of a sweep. Raises ConfigError that names what is missing, unknown or not allowed."""
+    values = parse_toml(path.read_bytes())
+    if unknown := values.keys() - _KEYS:
+        raise ConfigError(f"{path}: unknown key {sorted(unknown)[0]!r}; a sweep has {', '.join(sorted(_KEYS))}")
+    search, trials = values.get("search"), values.get("trials", 20)
+    if not isinstance(search, dict) or not search:
+        raise ConfigError(f"{path}: [search] names no setting to try")
+    if not isinstance(trials, int) or trials < 1:
+        raise ConfigError(f"{path}: trials {trials!r} must be a whole number of at least 1")
+    settings = flatten(values.get("settings", {}))
+    preset = load_config(str(values.get("base", "demo")))
+    base = resolve(with_values(preset.model_dump(mode="json"), settings), {}, origin=str(path))
+    if base.train.average.choose != "held_out":
+        raise ConfigError(
+            f'{path}: a sweep compares losses on held-out training text; set train.average.choose = "held_out" and '
+            "train.held_out_tokens in [settings]"
+        )
+    study = SweepStudy(str(values.get("question", path.stem)), trials, base, search)
+    for key, tried in search.items():
+        _check_range(path, key, tried)
+        for value in tried.get("choices", [tried.get("low"), tried.get("high")]):
+            study.config({key: value})
+    return study
+
+
+def _check_range(path: Path, key: str, tried: Any) -> None:
+    if not key.startswith(SEARCHED) or key in KEPT:
+        raise ConfigError(
+            f"{path}: {key!r} cannot be searched; a sweep searches settings of {', '.join(SEARCHED)} but "
+            f"{', '.join(KEPT)}"
+        )
+    ends = {"low", "high"}
+    if (
+        not isinstance(tried, dict)
+        or tried.keys() - _RANGE_KEYS
+        or (not tried.keys() >= ends) == ("choices" not in tried)
+    ):
+        raise ConfigError(f"{path}: {key} = {tried!r} must have low and high (and log), or choices")

@@ -1,0 +1,146 @@
+"""`bitgolf sweep`: proposals, pruning, continuation and refusals with a training that only writes its log; one real."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny_run import PRESET, done
+
+from bitgolf.errors import ConfigError
+from bitgolf.run.directory import RunDirectory
+from bitgolf.sweep.study import read_sweep
+from bitgolf.sweep.sweep import run_sweep
+
+pytest.importorskip("optuna")
+
+STUDY = f"""
+question = "Which rate"
+base = "{PRESET}"
+trials = 8
+[settings]
+train.held_out_tokens = 1024
+train.average.choose = "held_out"
+train.max_steps = 4
+train.log_every = 1
+train.measure.calibration_tokens = 1024
+budget.train_seconds = 60
+[search]
+"train.matrix_lr" = {{low = 0.01, high = 0.1, log = true}}
+"train.muon.momentum" = {{choices = [0.9, 0.95]}}
+"""
+
+
+def write(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text)
+    return path
+
+
+class Invented:
+    """A training whose loss is the distance of its rate from 0.05; it writes one line of its log per poll."""
+
+    stopped = 0
+    fails_at = 0.0  # rates above fail
+
+    def __init__(self, run: Path) -> None:
+        self.log, self.lines = run / "train.jsonl", []
+        self.loss = abs(RunDirectory.open(run).config.train.matrix_lr - 0.05)
+        self.status = None
+
+    def poll(self) -> int | None:
+        step = len(self.lines) + 1
+        if self.status is None and step <= 4:
+            self.lines.append({"event": "step", "step": step, "loss": self.loss + 4 - step, "elapsed_seconds": step})
+        elif self.status is None:
+            self.status = int(self.loss < self.fails_at)
+            self.lines.append({"event": "choice", "losses": {"ema": self.loss, "last": self.loss + 1}})
+        self.log.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        return self.status
+
+    def terminate(self) -> None:
+        type(self).stopped += 1
+        self.status = -15
+
+    def wait(self) -> int:
+        return -15
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.sweep.trial.time.sleep", lambda _: None)
+    monkeypatch.setattr(Invented, "stopped", 0)
+
+
+def test_the_best_trial_is_found_and_bad_ones_are_stopped(tmp_path: Path) -> None:
+    study = read_sweep(write(tmp_path))
+    found = run_sweep(study, tmp_path, tmp_path / "out", start=Invented)
+    states = [trial["state"] for trial in found["trials"]]
+    assert len(states) == 8 and set(states[:4]) == {"complete"} and states.count("pruned") == Invented.stopped > 0
+    best = found["best"]
+    distance = abs(best["settings"]["train.matrix_lr"] - 0.05)
+    assert best["held_out_nats"] == pytest.approx(distance, abs=1e-9)
+    assert distance == min(abs(t["settings"]["train.matrix_lr"] - 0.05) for t in found["trials"])
+    assert best["curve"] == {25: distance + 3, 50: distance + 2, 75: distance + 1, 100: pytest.approx(distance)}
+    config = RunDirectory.open(tmp_path / "out" / f"trial-{best['number']:04d}").config
+    assert config.train.muon.momentum == best["settings"]["train.muon.momentum"]
+    assert "No trial reads validation text" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["best"]["number"] == best["number"]
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    study, made = read_sweep(write(tmp_path, STUDY.replace("trials = 8", "trials = 3"))), []
+
+    class Interrupted(Invented):
+        def poll(self) -> int | None:
+            if len(made) == 2:
+                raise KeyboardInterrupt
+            return super().poll()
+
+    def start(run: Path) -> Invented:
+        made.append(run.name)
+        return Interrupted(run)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(study, tmp_path, tmp_path / "out", start=start)
+    made.append("the interruption")
+    found = run_sweep(study, tmp_path, tmp_path / "out", start=start)
+    states = [trial["state"] for trial in found["trials"]]
+    assert states == ["complete", "fail", "complete"]
+    assert found["trials"][2]["settings"] == found["trials"][1]["settings"], "its values are tried again"
+    assert run_sweep(study, tmp_path, tmp_path / "out", start=None) == found  # nothing is left to do
+
+
+def test_a_training_that_fails_is_a_trial_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Invented, "fails_at", 9.0)
+    found = run_sweep(read_sweep(write(tmp_path)), tmp_path, tmp_path / "out", start=Invented)
+    assert found["best"] is None and {trial["state"] for trial in found["trials"]} == {"fail"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('"train.matrix_lr"', '"seed"'), "'seed' cannot be searched"),
+        (('"train.matrix_lr"', '"score.stride"'), "'score.stride' cannot be searched"),
+        (('"train.matrix_lr"', '"train.held_out_tokens"'), "cannot be searched"),
+        (('"train.matrix_lr"', '"train.matrix_rl"'), "did you mean 'train.matrix_lr'"),
+        (("low = 0.01, ", ""), "must have low and high"),
+        (("low = 0.01", "low = -1"), "greater than 0"),
+        (('choose = "held_out"', 'choose = "fixed"'), 'set train.average.choose = "held_out"'),
+        (("trials = 8", "trials = 0"), "at least 1"),
+        (("question", "quest"), "unknown key 'quest'"),
+    ],
+)
+def test_studies_that_could_cheat_or_have_mistakes_are_refused(tmp_path: Path, change, words: str) -> None:
+    assert change[0] in STUDY
+    with pytest.raises(ConfigError, match=words):
+        read_sweep(write(tmp_path, STUDY.replace(*change)))
+
+
+def test_a_real_trial_trains_by_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
+    study = write(tmp_path, STUDY.replace("trials = 8", "trials = 1"))
+    found = done("sweep", study, "--data", tiny_run / "data", "--out", tmp_path / "out", "--json").json
+    assert found["best"]["held_out_nats"] > 0 and list(found["best"]["curve"]) == ["25", "50", "75", "100"]
+    assert tomllib.loads((tmp_path / "out" / "trial-0000" / "config.toml").read_text())["name"]
