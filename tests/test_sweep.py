@@ -83,7 +83,7 @@ def test_the_best_trial_is_found_and_bad_ones_are_stopped(tmp_path: Path) -> Non
     distance = abs(best["settings"]["train.matrix_lr"] - 0.05)
     assert best["held_out_nats"] == pytest.approx(distance, abs=1e-9)
     assert distance == min(abs(t["settings"]["train.matrix_lr"] - 0.05) for t in found["trials"])
-    assert best["curve"] == {25: distance + 3, 50: distance + 2, 75: distance + 1, 100: pytest.approx(distance)}
+    assert best["curve"] == pytest.approx({percent: distance + 4 - percent / 25 for percent in (25, 50, 75, 100)})
     config = RunDirectory.open(tmp_path / "out" / f"trial-{best['number']:04d}").config
     assert config.train.muon.momentum == best["settings"]["train.muon.momentum"]
     assert "No trial reads validation text" in (tmp_path / "out" / "README.md").read_text()

@@ -149,7 +149,7 @@ def results(study: SweepStudy, trials: optuna.Study, folder: Path) -> dict[str, 
         )
     complete = [row for row in rows if row["state"] == "complete"]
     importance: dict[str, float] = {}
-    if len(complete) >= 2 * len(study.search) + 2:
+    if len(rows) >= study.trials and len(complete) > 2 * len(study.search):  # it takes seconds, so once
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importance = dict(optuna.importance.get_param_importances(trials))
