@@ -87,7 +87,7 @@ _SHOWN_BY_SOURCE = (
 _CHECKED_BEFORE = ("description", "ge", "gt", "le", "lt")
 _WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.config.overrides", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
-_READ_BY_COMPILERS = re.compile(r"\b(triton|inspect|custom_op|get_type_hints)\b")
+_READ_BY_COMPILERS = re.compile(r"\b(import triton|custom_op|get_type_hints)\b")
 
 
 @dataclass(frozen=True)
@@ -199,6 +199,7 @@ def minified(source: str) -> str:
         source,
         remove_literal_statements=True,
         remove_annotations=annotations,
+        remove_asserts=True,  # as `python -O` does; `source/train_gpt.py` has them
         rename_locals=not untouched,
         preserve_locals=["self"],  # one name in all methods compresses better than several short ones
         hoist_literals=False,  # repeated literals compress well
