@@ -178,8 +178,8 @@ class Muon:
         for shape, gathered in waiting:
             self._apply(shape, gathered(), lr, decay)
 
-    def _direction(self, shape: tuple[int, int], grads: Tensor, rows: slice) -> Tensor:
-        """Take the gradients of some matrices of a stack into their momentum; the orthogonal update of these matrices."""
+    def _direction(self, shape: tuple[int, int], grads: Tensor, rows: slice | Tensor) -> Tensor:
+        """Take gradients of some matrices of a stack into their momentum; the orthogonal update of these matrices."""
         grads, buffer = grads.to(self.dtype), self.buffers[shape][rows]
         if self.on_rails:
             buffer, slow, update = self._rails(grads, buffer, self.slow[shape][rows], self._coefficient)

@@ -189,7 +189,7 @@ def test_cautious_decay_shrinks_only_weights_that_the_step_shrinks() -> None:
     before = weight.double().numpy()
     weight.grad = torch.randn(6, 12, generator=rng)
     direction = newton_schulz(weight.grad.double().numpy(), 5)
-    Muon({"w": weight}, ALONE, weight_decay=9.0, cautious=True).step(0.1, 0.0, 0.5)
+    Muon({"w": weight}, ALONE, weight_decay=9.0, cautious=True).step(0.1, 0.0, decay=0.5)
     expected = before * np.where(direction * before >= 0, 1 - 0.1 * 0.5, 1) - 0.1 * direction
     np.testing.assert_allclose(weight.numpy(), expected, atol=2e-4)
 
