@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -73,18 +74,7 @@ def choice(address: str, **request: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_text_is_that_of_sample(address: str, tiny_run: Path, seed: int) -> None:
-    words = (
-        "--prompt",
-        "The quiet",
-        "--max-tokens",
-        "30",
-        "--temperature",
-        "0.9",
-        "--top-p",
-        "0.8",
-        "--seed",
-        str(seed),
-    )
+    words = shlex.split(f"--prompt 'The quiet' --max-tokens 30 --temperature 0.9 --top-p 0.8 --seed {seed}")
     sampled = done("sample", tiny_run, *words, "--json").json["continuation"]
     request = {"prompt": "The quiet", "max_tokens": 30, "temperature": 0.9, "top_p": 0.8, "seed": seed}
     answer = choice(address, **request)
@@ -245,14 +235,8 @@ def test_the_page_in_a_browser(model: LanguageModel, tmp_path: Path) -> None:
         return page
 
     application.router.routes[0] = app.Route("/", scripted)
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--dump-dom",
-        "--window-size=500,900",
-        "--virtual-time-budget=20000",
-    ]
+    options = shlex.split("--headless --no-sandbox --disable-gpu --dump-dom --window-size=500,900")
+    options.append("--virtual-time-budget=20000")
     with serving(application) as address:
         command = [str(BROWSER), *options, f"--user-data-dir={tmp_path}", address]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
