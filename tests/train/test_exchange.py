@@ -20,7 +20,10 @@ STEPS, RESUMED_FROM, ROWS = 50, 30, 6
 
 def train(world: World, checkpoint: Path) -> dict[str, Any]:
     """Losses, norms and the final weights; from step 30 on, a second trainer goes on from the state of the first."""
-    config = TrainConfig().updated({"grad_clip": 0.5, "muon.weight_decay": 0.1, "average.ema_decay": 0.9})
+    config = TrainConfig().updated(
+        {"grad_clip": 0.5, "muon.weight_decay": 0.1, "muon.cautious_decay": True, "average.ema_decay": 0.9}
+        | {"muon.two_rails_from": 0.5}
+    )
     shape = BatchShape(ROWS, ROWS // world.size, 1)  # several micro-batches per step
 
     def fresh() -> Trainer:
@@ -41,7 +44,7 @@ def train(world: World, checkpoint: Path) -> dict[str, Any]:
         tokens = torch.randint(2, 40, (ROWS, 13), generator=generator)
         tokens[:, 1::2] = tokens[:, ::2][:, :6]  # something to learn
         own = tokens[world.rank * shape.rank_rows : (world.rank + 1) * shape.rank_rows]
-        metrics.append(trainer.step(own[:, :-1], own[:, 1:], 1.0, 0.9)[1:].clone())
+        metrics.append(trainer.step(own[:, :-1], own[:, 1:], 1.0, 0.9, fraction=step / STEPS)[1:].clone())
     return {"metrics": torch.stack(metrics), "digest": state_digest(trainer.tensors())}
 
 
