@@ -102,6 +102,7 @@ def test_the_plain_network_computes_what_a_preset_computes(name: str) -> None:
         "model_dim": 4 * config.model.num_heads,
         "vocab_size": 300,
         "bigram.rows": min(50, config.model.bigram.rows),
+        "bigram.dim": 8,
     }
     if config.model.rope.dims:
         sizes["rope.dims"] = 4

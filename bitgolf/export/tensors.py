@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bitgolf.export.remote.network import Network
+from bitgolf.model.embeddings import SignedBigrams
 from bitgolf.model.gpt import GPT
 
 
 def tensors_of(model: GPT) -> dict[str, Tensor]:
     """Parameters by name, and `forbidden` if the model has such pairs of tokens; on the CPU."""
     tensors: dict[str, Tensor] = dict(model.named_parameters())
+    if isinstance(model.bigram, SignedBigrams):
+        tensors["bigram.signs"] = model.bigram.signs.to(torch.int8)
     if model.forbidden is not None:
         tensors["forbidden"] = model.forbidden
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

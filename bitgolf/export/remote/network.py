@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BOS = 1  # the token that begins a document
+BUFFERS = {"forbidden": torch.uint8, "bigram.signs": torch.int8}
 _GATE_SCALE = 0.5
 
 
@@ -39,15 +40,16 @@ class Network(nn.Module):
                 if not hasattr(module, part):
                     module.add_module(part, nn.Module())
                 module = getattr(module, part)
-            if name == "forbidden":
-                module.register_buffer(last, torch.empty(shape, dtype=torch.uint8))
+            if name in BUFFERS:
+                module.register_buffer(last, torch.empty(shape, dtype=BUFFERS[name]))
             else:
                 module.register_parameter(last, nn.Parameter(torch.empty(shape)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) of tokens (B, T) int64."""
-        z = logits(dict(self.named_parameters()), self.settings, self.window, tokens)
-        forbidden = dict(self.named_buffers()).get("forbidden")  # (V, V / 8): a bit for each pair of tokens
+        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        forbidden = tensors.pop("forbidden", None)  # (V, V / 8): a bit for each pair of tokens
+        z = logits(tensors, self.settings, self.window, tokens)
         if forbidden is None:
             return z
         bits = forbidden[tokens].int()[..., None] // 2 ** torch.arange(8, device=tokens.device) % 2
@@ -64,7 +66,8 @@ def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
     mask = _mask(c, tokens)
     cos, sin = _rotations(c, window, tokens)
     tables: Any = None
-    if c.value_embedding.layers:
+    pairs = _signed_pairs(w, c, tokens) if c.bigram.every_layer else None
+    if c.value_embedding.layers and not c.value_embedding.gated:
         rows = w["value_embedding.table"][tokens]
         tables = w["value_embedding.scale"] * F.linear(rows, w["value_embedding.project.weight"])
     x0 = x
@@ -73,6 +76,8 @@ def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
     first: Tensor | None = None
     for place, (layer, keeps, row) in enumerate(_order(c)):
         name = f"blocks.{layer}."
+        if pairs is not None:
+            x = x + w["bigram.layer_scales"][layer] * pairs
         if c.lanes_from and layer == c.lanes_from:
             lane = x
         if row >= 0:
@@ -86,7 +91,12 @@ def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
         mix = w[name + "resid_mix"]
         mixed = mix[0] * x + mix[1] * x0
         extra = None
-        if layer in c.value_embedding.layers:
+        if layer in c.value_embedding.layers and c.value_embedding.gated:
+            gate_in = (_norm(mixed) * scale)[..., : w[name + "attention.value_gate"].size(1)]
+            opened = 2 * torch.sigmoid(F.linear(gate_in, w[name + "attention.value_gate"]))[..., None]  # (B, T, G, 1)
+            rows = w[f"value_embedding.{layer}.table"][tokens]
+            extra = (rows.unflatten(-1, (c.num_kv_heads, -1)) * opened).flatten(-2)
+        elif layer in c.value_embedding.layers:
             extra = w["value_embedding.layer_scales"][c.value_embedding.layers.index(layer)] * tables
         y, values = _attention(w, c, layer, _norm(mixed) * scale, mask, cos, sin, extra, first)
         if place == 0 and c.attention.value_residual:
@@ -113,12 +123,8 @@ def _norm(x: Tensor) -> Tensor:
 def _embed(w: dict[str, Tensor], c: Any, tokens: Tensor) -> Tensor:
     """(B, T, D): the token embedding, hashed bigrams, and the smear of the previous token."""
     x = w["embedding"][tokens]
-    if c.bigram.rows:
-        rows = (36313 * tokens[:, 1:] ^ 27191 * tokens[:, :-1]) % (c.bigram.rows - 1)
-        if c.attention.within_documents:
-            rows = torch.where(tokens[:, 1:] == BOS, c.bigram.rows - 1, rows)
-        pairs = w["bigram.table"][F.pad(rows, (1, 0), value=c.bigram.rows - 1)]
-        x = x + w["bigram.scale"] * F.linear(pairs, w["bigram.project.weight"])
+    if c.bigram.rows and not c.bigram.every_layer:
+        x = x + w["bigram.scale"] * F.linear(_pairs(w, c, tokens), w["bigram.project.weight"])
     if c.smear.gate != "v2":
         x = _norm(x)
     if c.smear.gate == "none":
@@ -131,6 +137,24 @@ def _embed(w: dict[str, Tensor], c: Any, tokens: Tensor) -> Tensor:
         gate = torch.sigmoid(gate)
         return (1 - gate) * x + gate * previous
     return _norm(x + w["smear.strength"] * torch.sigmoid(x[..., : gate.numel()] @ gate)[..., None] * previous)
+
+
+def _pairs(w: dict[str, Tensor], c: Any, tokens: Tensor) -> Tensor:
+    """(B, T, b): the rows of hashed pairs of tokens."""
+    rows = (36313 * tokens[:, 1:] ^ 27191 * tokens[:, :-1]) % (c.bigram.rows - 1)
+    if c.attention.within_documents:
+        rows = torch.where(tokens[:, 1:] == BOS, c.bigram.rows - 1, rows)
+    return w["bigram.table"][F.pad(rows, (1, 0), value=c.bigram.rows - 1)]
+
+
+def _signed_pairs(w: dict[str, Tensor], c: Any, tokens: Tensor) -> Tensor:
+    """(B, T, D): the rows of hashed pairs with hashed signs, zero in the last channels."""
+    before = F.pad(tokens[:, :-1], (1, 0))
+    if c.attention.within_documents:
+        before = torch.where(tokens == BOS, 0, before)
+    signs = w["bigram.signs"]
+    signed = _pairs(w, c, tokens) * signs[(before ^ tokens) % len(signs)]
+    return F.pad(signed, (0, c.model_dim - signed.size(-1)))
 
 
 def _mask(c: Any, tokens: Tensor) -> Tensor:
