@@ -66,7 +66,7 @@ def test_the_increase_is_half_the_second_derivative(monkeypatch: pytest.MonkeyPa
     model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0)).double()
     model.compute_dtype = torch.float64
     # In fp32 the rounding errors of the head are larger than this increase.
-    monkeypatch.setattr(model, "logits", lambda hidden: 30 * torch.tanh(hidden @ model.embedding.T / 30))
+    monkeypatch.setattr(model, "logits", lambda hidden, tokens: 30 * torch.tanh(hidden @ model.embedding.T / 30))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
