@@ -153,7 +153,9 @@ def _load(path: Path, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise ArtifactError(f"{path}: the file has {size} bytes, {max_bytes} are allowed")
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            data = file.read(size + 1)  # memory for that many bytes is taken before they are read
+            if len(data) > size:  # the file has grown
+                data += file.read(max_bytes + 1 - len(data))
     except (OSError, ForeignError) as error:
         raise ArtifactError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from error
     if len(data) > max_bytes:

@@ -234,3 +234,14 @@ def test_a_window_that_is_no_number_of_tokens_is_refused(window: object, tmp_pat
 def test_a_tokenizer_that_is_none_is_refused(tokenizer: bytes, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="the tokenizer inside is unusable"):
         opened(tmp_path, tokenizer=tokenizer)
+
+
+def test_no_memory_is_taken_for_bytes_that_a_file_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "model.bitgolf"
+    path.write_bytes(b"not an artifact")
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match="not a bitgolf artifact"):
+        read_artifact(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
