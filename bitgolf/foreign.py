@@ -23,11 +23,12 @@ import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from bitgolf.errors import ForeignError
 
 MAX_BYTES = 64 * 1024 * 1024  # largest file that is read as a whole
+_PART_BYTES = 1 << 20  # read at a time
 MAX_DEPTH = 64  # nested lists and objects
 MAX_INTEGER = 2**63 - 1  # largest magnitude of an integer
 MAX_NUMBER_LENGTH = 64  # characters of a number
@@ -50,7 +51,7 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
             os.close(handle)
             raise ForeignError("it is not a regular file")
         with os.fdopen(handle, "rb") as file:
-            data = file.read(max_bytes + 1)
+            data = read_at_most(file, max_bytes + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -58,6 +59,15 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     if len(data) > max_bytes:
         raise ForeignError(f"it has more than {max_bytes:,} bytes")
     return data
+
+
+def read_at_most(file: BinaryIO, most: int) -> bytes:
+    """The rest of a file, or its first `most` bytes. `file.read(most)` would take memory for `most` bytes at once."""
+    parts: list[bytes] = []
+    while most > 0 and (part := file.read(min(most, _PART_BYTES))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:

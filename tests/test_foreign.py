@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,16 @@ def test_only_regular_files_are_regular(tmp_path: Path) -> None:
             foreign.require_regular(path)
     with pytest.raises(FileNotFoundError):
         foreign.require_regular(tmp_path / "none")
+
+
+def test_no_memory_is_taken_for_bytes_that_a_file_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    tracemalloc.start()
+    with (tmp_path / "file").open("rb") as file:
+        assert foreign.read_at_most(file, 10) == bytes(range(10))
+        assert foreign.read_at_most(file, 1 << 40) == bytes(range(10, 100))
+        assert foreign.read_at_most(file, 1 << 40) == b""
+    assert foreign.read_bytes(tmp_path / "file") == bytes(range(100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000

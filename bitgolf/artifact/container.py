@@ -40,7 +40,7 @@ from bitgolf.artifact.sizes import ArtifactSizes, entropy_bits, share_out
 from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code
 from bitgolf.artifact.streams import Slot
 from bitgolf.errors import ArtifactError, ForeignError
-from bitgolf.foreign import require_regular
+from bitgolf.foreign import read_at_most, require_regular
 from bitgolf.grids.grid import scale_levels
 from bitgolf.grids.roles import role
 
@@ -153,9 +153,7 @@ def _load(path: Path, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise ArtifactError(f"{path}: the file has {size} bytes, {max_bytes} are allowed")
         with path.open("rb") as file:
-            data = file.read(size + 1)  # memory for that many bytes is taken before they are read
-            if len(data) > size:  # the file has grown
-                data += file.read(max_bytes + 1 - len(data))
+            data = read_at_most(file, max_bytes + 1)
     except (OSError, ForeignError) as error:
         raise ArtifactError(f"{path} cannot be read: {getattr(error, 'strerror', '') or error}") from error
     if len(data) > max_bytes:

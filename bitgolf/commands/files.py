@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bitgolf.errors import ConfigError
+from bitgolf.foreign import read_at_most
 from bitgolf.run import atomic
 
 STANDARD = Path("-")
@@ -27,13 +28,13 @@ def read_input(path: Path, max_bytes: int) -> bytes:
     Raises ConfigError for a path that does not exist, a directory, or more than `max_bytes` bytes.
     """
     if path == STANDARD:
-        data = sys.stdin.buffer.read(max_bytes + 1)
+        data = read_at_most(sys.stdin.buffer, max_bytes + 1)
     elif path.is_dir() or not path.exists():
         reason = "is a directory" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {reason}; give the path of a file, or - for standard input")
     else:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            data = read_at_most(file, max_bytes + 1)
     if len(data) > max_bytes:
         raise ConfigError(f"{path} has more than the {max_bytes:,} bytes that are accepted")
     return data
