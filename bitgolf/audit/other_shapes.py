@@ -122,6 +122,8 @@ def adapted_shapes(
 
 def _score_with_ranks(request: Path) -> None:
     """Run `ranks_main` on a request. Raises MissingEvidence with the last line of what it said when it fails."""
+    if not hasattr(os, "fork"):
+        raise MissingEvidence(f"{sys.platform} cannot fork a process, so the text is not scored with several ranks")
     path = [str(_PACKAGE_ROOT), *import_path()]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     # Both processes are on this machine; the name of the host need not resolve. One thread until they part.

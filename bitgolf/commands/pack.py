@@ -44,10 +44,14 @@ def pack_run(run: RunDirectory, device: Any, progress: Any, overrides: Mapping[s
 
     `overrides`: other settings of packing, text by dotted key. They are recorded, as are those of an earlier call.
     """
+    import torch
+
     from bitgolf.bundle.single_file import code_bytes
     from bitgolf.quantize.pack import pack
     from bitgolf.quantize.repack import is_repacked, repack
 
+    if device.type == "mps":
+        device = torch.device("cpu")  # quantization needs fp64, which Apple GPUs do not have
     if overrides or is_repacked(run):
         repack(run, device, overrides or {}, progress=progress)
     else:

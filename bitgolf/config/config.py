@@ -47,8 +47,8 @@ class Config(Section):
     name: str = Field("custom", min_length=1, description="name of the preset or of your own configuration")
     description: str = Field("", description="one sentence about the configuration, shown in reports")
     seed: int = Field(1337, ge=0, lt=2**31, description="seed of the initial weights, the row order and sampling")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the GPU if there is one, otherwise the CPU"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: the GPU (CUDA or ROCm) if there is one, otherwise the CPU; mps: an Apple GPU"
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -11,11 +11,15 @@ from bitgolf.config import ModelConfig
 from bitgolf.errors import ArtifactError
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
+from bitgolf.run.ranks import has_bf16
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs; fp32 on CPUs, where bf16 is often slow and results must be bit-exact."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    """bf16 on GPUs that have it. fp32 on older GPUs (T4, V100, P100), on Apple GPUs and on CPUs.
+
+    fp16 would need loss scaling and its small gradients would be lost. On CPUs results must be bit-exact.
+    """
+    return torch.bfloat16 if has_bf16(device) else torch.float32
 
 
 def build_model(

@@ -32,7 +32,7 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
         mode = temporary.stat().st_mode & 0o777
         yield temporary
         temporary.chmod(mode)
-        with temporary.open("rb") as handle:
+        with temporary.open("r+b") as handle:  # Windows flushes only files that are open for writing
             os.fsync(handle.fileno())
         temporary.replace(target)
     finally:

@@ -60,7 +60,7 @@ class World:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
-        box = torch.tensor([value], dtype=torch.float64, device=self.device)
+        box = torch.tensor([value], dtype=sums_dtype(self.device), device=self.device)
         dist.broadcast(box, src=0)
         return float(box.item())
 
@@ -68,6 +68,8 @@ class World:
         """Wait until this rank's device has finished all queued work. Call it before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -87,6 +89,10 @@ def choose_device(requested: str, local_rank: int = 0) -> torch.device:
     """
     if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if requested == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError("device is 'mps', but PyTorch finds no Apple GPU; use --device cpu or auto")
+        return torch.device("mps")
     if not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but PyTorch finds no CUDA device; use --device cpu or auto")
     if local_rank >= torch.cuda.device_count():
@@ -95,6 +101,21 @@ def choose_device(requested: str, local_rank: int = 0) -> torch.device:
             f"with --nproc_per_node={torch.cuda.device_count()} or fewer"
         )
     return torch.device("cuda", local_rank)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device is a GPU with bf16 of its own: NVIDIA from Ampere on, and AMD's that PyTorch supports.
+
+    GPUs of other machines, which `bitgolf plan` predicts for, count as such.
+    """
+    if device.type != "cuda":
+        return False
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """fp64, or fp32 on Apple GPUs, which have no fp64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def device_name(device: torch.device) -> str:

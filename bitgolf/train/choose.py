@@ -20,7 +20,7 @@ from bitgolf.config.train import AverageConfig
 from bitgolf.data.loader import HeldOut, TokenStream
 from bitgolf.model.gpt import GPT
 from bitgolf.run.clock import SAFETY, Deadline, seconds_of_second_run
-from bitgolf.run.ranks import World
+from bitgolf.run.ranks import World, sums_dtype
 from bitgolf.train.average import num_candidates
 
 Weights = dict[str, Tensor]
@@ -46,7 +46,7 @@ def held_out_losses(
         (loss by candidate, number of held-out targets that were scored).
     """
     rounds = range(0, held_out.num_rows, micro_rows * world.size)
-    sums = torch.zeros(len(candidates) + 1, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(len(candidates) + 1, dtype=sums_dtype(world.device), device=world.device)
     for start in rounds:
         mine = start + world.rank * micro_rows
         count = min(micro_rows, held_out.num_rows - mine)
@@ -54,7 +54,7 @@ def held_out_losses(
             rows = held_out.rows(stream, mine, count).to(world.device)
             for index, weights in enumerate(candidates.values()):
                 loss = functional_call(model, weights, (rows[:, :-1], rows[:, 1:]))
-                sums[index] += loss.double() * count
+                sums[index] += loss.to(sums.dtype) * count
             sums[-1] += count
         if not deadline.another_fits():
             break

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitgolf.run.ranks import World
+from bitgolf.run.ranks import World, has_bf16
 from bitgolf.train.exchange import Exchange
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steep at 0, so that small singular values rise fast
@@ -52,9 +52,9 @@ def orthogonalize(update: Tensor, steps: int, polar_express: bool = False, row_n
         row_norm: divide each row by its norm first.
     Returns:
         (N, R, C) with singular values near 1 (0.7 to 1.2 after five steps, 0.86 to 1.13 with Polar Express); bf16 on
-        GPUs, else fp32.
+        GPUs that have it, else fp32.
     """
-    x = update.bfloat16() if update.is_cuda else update.float()
+    x = update.bfloat16() if has_bf16(update.device) else update.float()
     if row_norm:
         x = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp_min(1e-7)).to(x.dtype)
     tall = x.size(-2) > x.size(-1)

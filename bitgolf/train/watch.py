@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitgolf.config.train import WatchConfig
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.run.ranks import World
+from bitgolf.run.ranks import World, sums_dtype
 from bitgolf.train.metrics import StepReport
 from bitgolf.train.pace import LAG, Timeline
 from bitgolf.train.rows import TrainingRows
@@ -66,12 +66,12 @@ class Watch:
     def _loss(self, looped: bool) -> float:
         """Mean cross entropy on the first held-out rows, in nats per token; the same on every rank."""
         micro, held_out = self.rows.shape.micro_rows, self.rows.held_out
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=sums_dtype(self.world.device), device=self.world.device)
         for start in range(self.world.rank * micro, self.num_rows, micro * self.world.size):
             count = min(micro, self.num_rows - start)
             rows = held_out.rows(self.rows.stream, start, count).to(self.world.device)
             loss = self.trainer.model(rows[:, :-1], rows[:, 1:], None, looped)
-            sums += torch.stack((loss.double() * count, torch.full_like(loss, count).double()))
+            sums += torch.stack((loss * count, torch.full_like(loss, count))).to(sums.dtype)
         self.world.mean_([sums])
         total, count = sums.tolist()
         return total / count

@@ -7,7 +7,6 @@ honest evaluation needs; `bitgolf audit --sealed-seconds` and `--sealed-gib` cha
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,7 +50,14 @@ class Limits:
 
 
 def apply(limits: Mapping[str, float | None]) -> None:
-    """Limit this process and all that it starts. `limits` are the fields of `Limits`."""
+    """Limit this process and all that it starts. `limits` are the fields of `Limits`.
+
+    Windows has no such limits, and no isolation, which the check then says.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
     kinds = {
         "processes": resource.RLIMIT_NPROC,
         "address_space_bytes": resource.RLIMIT_AS,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import platform
 import stat
@@ -106,6 +105,8 @@ def _program(numbers: list[int], architecture: int) -> list[tuple[int, int, int,
 
 def open_files() -> list[str]:
     """Regular files that this process has open for reading, by name; those that are deleted are left out."""
+    import fcntl  # not on Windows
+
     files = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
