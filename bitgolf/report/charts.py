@@ -84,10 +84,11 @@ def draw(chart: LineChart) -> str:
             solid_joinstyle="round",
             marker="o" if len(kept) <= _DOTTED else None,
             markersize=5,
+            clip_on=False,  # points on the edge are drawn whole
         )
         if chart.dots:
             x, y = zip(*chart.dots, strict=True)
-            axes.plot(x, y, color=MARK, linewidth=0, marker="o", markersize=5)
+            axes.plot(x, y, color=MARK, linewidth=0, marker="o", markersize=5, clip_on=False)
         style_axes(axes, chart.x_label, [x for x, _ in kept], log_x=chart.log_x)
         if chart.from_zero:
             axes.set_ylim(bottom=0)

@@ -17,6 +17,7 @@ from bitgolf.report import allocation, charts, passage, sections
 from bitgolf.report.caveats import caveats
 from bitgolf.report.page import markup, render_page
 from bitgolf.report.products import Products, read_losses
+from bitgolf.report.terms import TERMS, inherited, title_and_description
 from bitgolf.run import atomic
 from bitgolf.run.directory import REPORT_MARK, RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
@@ -132,6 +133,9 @@ def render(products: Products, texts: Texts) -> str:
         script="report.js",
         version=__version__,
         config=products.config,
+        about=title_and_description(products.config),
+        inherited=inherited(products),
+        terms=TERMS,
         config_digest=products.config.digest(),
         config_toml=products.config.to_toml(),
         command=products.command,
