@@ -45,8 +45,8 @@ _FILE = (
     "import bz2;PARTS=bz2.decompress(PARTS.encode('latin1')).decode().split('\\0');exec(PARTS[0])\n"
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
-# begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings have no
-# descriptions and units. It is alone in its run directory. It needs constriction. What watches a training (held-out
+# resume, or begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings
+# have no descriptions and units. It is alone in its run directory. It needs constriction. What watches a training (held-out
 # losses, signals, other loggers) is left out. Settings without effect were reported when the runs were made.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
@@ -69,6 +69,7 @@ _REPLACED = {
     "bitgolf.train.sinks": "Sink = None\ndef open_sinks(*run): return []\ndef send(*event): pass",
     "bitgolf.model.flops": "def mfu(*training): return None",
     "bitgolf.train.effects": "def without_effect(*run): return ()",
+    "bitgolf.train.continued": "from bitgolf.train.start import Start\ndef find_start(*run, **options): return Start()",
     "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",
 }
 # Errors without their messages in the file, but for those that a command line can cause.

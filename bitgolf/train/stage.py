@@ -29,6 +29,7 @@ from bitgolf.run.ranks import World, device_name
 from bitgolf.run.seal import TRAIN_PRODUCTS, TRAIN_SETTINGS, code_digest, data_seal, file_digests, settings_of
 from bitgolf.train.branch import find_trunk, require_same_data
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
+from bitgolf.train.continued import find_start
 from bitgolf.train.effects import without_effect
 from bitgolf.train.finish import (
     FinalWeights,
@@ -46,7 +47,7 @@ from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.sinks import open_sinks
-from bitgolf.train.start import Start, find_start
+from bitgolf.train.start import Start
 from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.trainer import Trainer
 from bitgolf.train.watch import Watch
