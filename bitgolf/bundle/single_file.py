@@ -46,8 +46,8 @@ _FILE = (
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
 # resume, or begin as a branch of another run. It does not guess which setting an unknown key meant, and its settings
-# have no descriptions and units. It is alone in its run directory. It needs constriction. What watches a training (held-out
-# losses, signals, other loggers) is left out. Settings without effect were reported when the runs were made.
+# have no descriptions and units. It is alone in its run directory. It needs constriction. What watches a training
+# (held-out losses, signals, other loggers) is left out. Settings without effect were reported when the runs were made.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
