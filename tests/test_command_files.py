@@ -141,7 +141,7 @@ def test_generated_text_is_written_untouched(
     from bitgolf.language_model import LanguageModel
 
     text = "tab\t bell\a escape\x1b[31m \r\n [b]markup[/b] \N{SNOWMAN} " + "wide " * 60
-    monkeypatch.setattr(LanguageModel, "generate", lambda *_, **__: text)
+    monkeypatch.setattr(LanguageModel, "generate", lambda *_, each, **__: each(text) or text)
     written = standard(b"")
     assert main(["sample", str(tiny_run / "model.bitgolf"), "--prompt", "é\t"]) == 0
     assert written.getvalue() == f"é\t{text}\n".encode()
