@@ -78,6 +78,23 @@ def test_a_schedule_by_the_length_of_documents_is_caught() -> None:
     assert scattering.verdict == "NOT RUN", "a device whose other shapes scatter proves neither"
 
 
+class CountsBorders:
+    """Predicts everything alike, but the first target by the number of borders in the whole text."""
+
+    def __init__(self, tokens: np.ndarray, nats: float) -> None:
+        self.first = nats * int((tokens == BOS).sum())
+
+    def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
+        log_p = np.full((stop - start, VOCAB), -np.log(VOCAB), dtype=np.float64)
+        log_p[0, 0] += self.first if start == 0 else 0.0
+        return log_p
+
+
+@pytest.mark.parametrize(("nats", "verdict"), [(0.0009, "PASS"), (0.0011, "FAIL")])
+def test_predictions_may_move_by_a_thousandth_of_a_nat(nats: float, verdict: str) -> None:
+    assert moved(passage(lambda tokens: (CountsBorders(tokens, nats), None))).verdict == verdict
+
+
 def test_isolation_of_documents() -> None:
     rng = np.random.default_rng(0)
     assert rewrite_before(passage(cheating_documents(DocumentScorer)), rng).verdict == "PASS"
