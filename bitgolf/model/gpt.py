@@ -59,6 +59,7 @@ class GPT(nn.Module):
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
         self.document_layout = self._document_layout("math")
+        self.loss_kernel: Callable[..., Tensor] | None = None
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
         self.forbidden: Tensor | None  # see `forbid_`
@@ -112,7 +113,8 @@ class GPT(nn.Module):
         self.document_layout = self._document_layout(backend)
 
     def use_kernels(self) -> None:
-        """Compute the parts around attention with Triton kernels (NVIDIA GPUs; the head width is a power of two)."""
+        """Compute the parts around attention, and the loss, with Triton kernels (NVIDIA GPUs; the head width is a power
+        of two)."""
         if self.config.head_dim & (self.config.head_dim - 1):
             raise ConfigError(
                 f"train.kernels 'triton' needs a head width that is a power of two, not {self.config.head_dim}; use "
@@ -121,6 +123,9 @@ class GPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention.use_kernels()
+        from bitgolf.model import loss_triton
+
+        self.loss_kernel = loss_triton.softcapped_cross_entropy
 
     def _document_layout(self, backend: str) -> Callable[[Tensor], Layout] | None:
         attention = self.config.attention
@@ -228,11 +233,10 @@ class GPT(nn.Module):
         `extra`: targets that are learned besides.
         """
         hidden = self.hidden(tokens, None, fake, looped)
-        if targets is not None and learns_on_cpu(hidden) and self.forbidden is None and extra is None:
+        loss = softcapped_cross_entropy if learns_on_cpu(hidden) else self.loss_kernel
+        if targets is not None and loss is not None and self.forbidden is None and extra is None:
             embedding = self.embedding.to(hidden.dtype)
-            return softcapped_cross_entropy(
-                hidden.flatten(0, 1), embedding, targets.flatten(), self.config.logit_softcap
-            )
+            return loss(hidden.flatten(0, 1), embedding, targets.flatten(), self.config.logit_softcap)
         logits = self.logits(hidden, tokens)
         if targets is None:
             return logits

@@ -48,14 +48,6 @@ class World:
             for tensor, piece in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(piece.view_as(tensor))
 
-    def gather_slices(self, mine: Tensor) -> Tensor:
-        """All ranks' (n, ...) slices, concatenated along the first axis in rank order: (size * n, ...)."""
-        if self.size == 1:
-            return mine
-        slices = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(slices, mine.contiguous())
-        return torch.cat(slices)
-
     def from_main(self, value: float) -> float:
         """Rank 0's value, on every rank."""
         if self.size == 1:

@@ -32,9 +32,6 @@ class Ranks(World):
 
     def mean_(self, tensors: list[torch.Tensor]) -> None: ...
 
-    def gather_slices(self, mine: torch.Tensor) -> torch.Tensor:
-        return torch.cat([mine] * self.size)
-
     def from_main(self, value: float) -> float:
         return value
 
