@@ -123,9 +123,9 @@ class GPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention.use_kernels()
-        from bitgolf.model import loss_triton
+        from bitgolf.model.loss_triton import softcapped_cross_entropy as loss_kernel
 
-        self.loss_kernel = loss_triton.softcapped_cross_entropy
+        self.loss_kernel = loss_kernel
 
     def _document_layout(self, backend: str) -> Callable[[Tensor], Layout] | None:
         attention = self.config.attention
