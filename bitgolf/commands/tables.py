@@ -110,12 +110,16 @@ def plan_table(plan: dict[str, Any]) -> Table:
         ("code and model, bytes", f"about {plan['total_bytes']:,}", f"{plan['cap_bytes']:,}"),
         ("memory of training", gigabytes(plan["training_memory_bytes"] / 1e9), f"{memory:.1f} GB free"),
         ("memory of evaluation", gigabytes(plan["evaluation_memory_bytes"] / 1e9), f"{memory:.1f} GB free"),
-        (f"seconds per step ({how})", f"{plan['step_seconds']:.3g}", ""),
-        ("steps", f"{plan['num_steps']:,}", f"in {plan['train_seconds']:.0f} s"),
+        (f"seconds per step ({how})", _seconds(plan["step_seconds"]), ""),
+        ("steps", f"{plan['num_steps']:,}", f"in {plan['train_seconds']:,.0f} s"),
         (
             "seconds of evaluation",
-            "unknown: the size of the validation text" if evaluation is None else f"about {evaluation:.0f}",
-            f"{plan['eval_seconds_limit']:.0f}",
+            "unknown: the size of the validation text" if evaluation is None else f"about {evaluation:,.0f}",
+            f"{plan['eval_seconds_limit']:,.0f}",
         ),
     ]
     return make_table(f"{plan['preset']} on {plan['device']}", ("what", "needs", "has"), rows, numeric=2)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

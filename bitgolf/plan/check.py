@@ -1,7 +1,7 @@
 """The quick check of a configuration against this machine, before a run starts; and the choice of an "auto" setting.
 
-It refuses a byte cap below the size of the code, a model that does not fit in the memory, and a preset for a GPU on a
-CPU. It takes no more than a few seconds and allocates nothing.
+It refuses a byte cap below the size of the code, a model far above the cap, a model that does not fit in the memory,
+and a preset for a GPU on a CPU. It takes no more than a few seconds and allocates nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from bitgolf.bundle.single_file import code_bytes
 from bitgolf.config import Config
 from bitgolf.errors import BudgetError, ConfigError
 from bitgolf.plan.memory import USABLE, Memory, at_most, free_memory, predict_memory, total_memory
+from bitgolf.plan.size import predict_model_bytes
 from bitgolf.plan.speed import estimated_step_seconds
 from bitgolf.run.ranks import World
 
 LEAST_MODEL_BYTES = 10_000  # header, tokenizer and tensors of the smallest useful model
+_TOLERANCE = 1.4  # predicted bytes / cap, beyond which a file is called too large (see `size`)
 _LEAST_STEPS = 10  # in the training budget of a CPU, by the estimate
 FORCE = "--anyway"
 
@@ -25,6 +27,8 @@ def require_fit(config: Config, world: World, *, anyway: bool = False) -> None:
     require_room_for_code(config)
     if anyway:
         return
+    for problem in size_problems(config):
+        raise BudgetError(f"{problem}; start it with {FORCE} to train all the same")
     problems = [*memory_problems(config, world), *speed_problems(config, world)]
     if problems:
         raise BudgetError(
@@ -40,6 +44,22 @@ def require_room_for_code(config: Config) -> None:
             f"budget.artifact_bytes = {cap:,} is too small: the code that counts against it has {code:,} bytes, and a "
             f"model needs at least {LEAST_MODEL_BYTES:,} more; set budget.artifact_bytes to {_round_up(code)} or more"
         )
+
+
+def size_problems(config: Config) -> list[str]:
+    """A sentence about an artifact that is predicted to be far larger than the cap; empty if it may fit.
+
+    Method `rate` and `pack.fit.prune` make the file fit where that is possible, so they have no such problem.
+    """
+    code, cap, grid = code_bytes(config), config.budget.artifact_bytes, config.pack.grid
+    model = predict_model_bytes(config, code)
+    if config.pack.fit.prune or code + model <= _TOLERANCE * cap:
+        return []
+    return [
+        f"the artifact is too large: about {model:,} bytes of model + {code:,} of code, and budget.artifact_bytes is "
+        f"{cap:,}; lower pack.grid.matrix_bits (now {grid.matrix_bits}) or pack.grid.embed_bits (now "
+        f"{grid.embed_bits}), or make the model smaller"
+    ]
 
 
 def memory_problems(config: Config, world: World) -> list[str]:
@@ -69,7 +89,7 @@ def speed_problems(config: Config, world: World) -> list[str]:
     if num_steps >= min(max_steps or _LEAST_STEPS, _LEAST_STEPS):
         return []
     return [
-        f"one step takes about {2 * seconds:.0f} s on {torch.get_num_threads()} CPU threads, so budget.train_seconds "
+        f"one step takes about {2 * seconds:,.0f} s on {torch.get_num_threads()} CPU threads, so budget.train_seconds "
         f"{budget.train_seconds:g} holds about {int(num_steps / 2)} steps; batches of {config.train.batch_tokens:,} "
         "tokens are made for a GPU"
     ]

@@ -12,7 +12,7 @@ from bitgolf.data.prepare_text import validation_share
 from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source, source_files
 from bitgolf.errors import BitgolfError
 from bitgolf.model.gpt import count_parameters
-from bitgolf.plan.check import memory_problems, require_room_for_code, settled, speed_problems
+from bitgolf.plan.check import memory_problems, require_room_for_code, settled, size_problems, speed_problems
 from bitgolf.plan.memory import free_memory, predict_memory, total_memory
 from bitgolf.plan.size import predict_model_bytes
 from bitgolf.plan.speed import Speed, after_steps_seconds, estimated_step_seconds, evaluation_seconds, measured_speed
@@ -20,7 +20,6 @@ from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 
 _FINEWEB_VAL_BYTES = 151_080_891  # of the challenge's 50,000 validation documents
-_SIZE_TOLERANCE = 1.1  # of the predicted artifact, see `size`
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
     config = settled(config, world)
     memory, code = predict_memory(config, world.device, world.size), code_bytes(config)
     model_bytes = predict_model_bytes(config, code)
-    if not problems and not config.pack.fit.prune and code + model_bytes > config.budget.artifact_bytes:
-        problems.append(_too_large(config, code, model_bytes))
+    if not problems:
+        problems += size_problems(config)
     problems += memory_problems(config, world)
     too_slow = speed_problems(config, world)
     problems += too_slow
@@ -88,7 +87,7 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
         seconds = evaluation_seconds(config, speed, int(val_bytes / _bytes_per_token(config.model.vocab_size)))
         if seconds > eval_limit:
             problems.append(
-                f"evaluation takes about {seconds:.0f} s, and budget.eval_seconds is {eval_limit:g}; raise "
+                f"evaluation takes about {seconds:,.0f} s, and budget.eval_seconds is {eval_limit:g}; raise "
                 "score.stride, drop the sliding pass (score.methods), or set data.val_bytes lower"
             )
     if num_steps < 1 and not too_slow:
@@ -114,16 +113,6 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
         evaluation_seconds=seconds,
         eval_seconds_limit=eval_limit,
         problems=tuple(problems),
-    )
-
-
-def _too_large(config: Config, code: int, model_bytes: int) -> str:
-    cap = config.budget.artifact_bytes
-    over = "may be" if code + model_bytes < _SIZE_TOLERANCE * cap else "is"
-    return (
-        f"the artifact {over} too large: about {model_bytes:,} bytes of model + {code:,} of code, and "
-        f"budget.artifact_bytes is {cap:,}; lower pack.grid.matrix_bits (now {config.pack.grid.matrix_bits}) or "
-        f"pack.grid.embed_bits (now {config.pack.grid.embed_bits}), or make the model smaller"
     )
 
 

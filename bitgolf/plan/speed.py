@@ -7,6 +7,7 @@ step would take long.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +36,17 @@ class Speed:
 
 def estimated_step_seconds(config: Config, world: World) -> float:
     """Seconds per optimizer step, from the speed of one matrix product on this device."""
+    flops = flops_per_token(config.model, config.train.seq_len) * config.train.batch_tokens / world.size
+    return flops / (_EFFICIENCY * _flops_of_matrix_product(world))
+
+
+@functools.cache
+def _flops_of_matrix_product(world: World) -> float:
+    """Floating-point operations per second. Measured once, so that all estimates of a process agree."""
     size = 512 if world.device.type == "cpu" else 4096
     left = torch.ones(size, size, device=world.device, dtype=compute_dtype(world.device))
     seconds = min(seconds_of_second_run(lambda: left @ left, world) for _ in range(3))
-    flops = flops_per_token(config.model, config.train.seq_len) * config.train.batch_tokens / world.size
-    return flops / (_EFFICIENCY * 2 * size**3 / max(seconds, 1e-9))
+    return 2 * size**3 / max(seconds, 1e-9)
 
 
 def measured_speed(config: Config, world: World) -> Speed:

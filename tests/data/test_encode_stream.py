@@ -45,6 +45,7 @@ def endless(lossless: Tokenizer, folder: Path) -> Iterator[tuple[subprocess.Pope
     process = subprocess.Popen(
         [sys.executable, str(folder / "endless.py"), str(folder / "t.model")], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
     )  # fmt: skip
     try:
         assert process.stdout is not None

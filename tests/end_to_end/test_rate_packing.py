@@ -84,7 +84,7 @@ def test_a_cap_below_what_cannot_be_rounded_is_refused(trained: Path, tmp_path: 
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     before = (run / "model.bitgolf").read_bytes()
     cap, _ = bits_of_cap(run, 0.0)
-    outcome = cli("pack", run, "--budget.artifact_bytes", cap - 2_000)
+    outcome = cli("pack", run, "--budget.artifact_bytes", cap - 1_000)
     error = outcome.stderr.strip().splitlines()[-1]
     assert outcome.status == 2 and "rounded to zero" in error and "bytes of the cap are code" in error
     assert "the code alone" in refused("pack", run, "--budget.artifact_bytes", 9_000)

@@ -72,6 +72,8 @@ def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch:
 def test_a_cap_below_the_code_is_refused_before_anything_is_made(corpus: Path, tmp_path: Path) -> None:
     message = refused("run", *settings(corpus, budget__artifact_bytes="60KB"), "--out", tmp_path / "no", "--anyway")
     assert "budget.artifact_bytes = 60,000 is too small" in message and "set budget.artifact_bytes to" in message
+    message = refused("run", *settings(corpus, budget__artifact_bytes="95KB"), "--out", tmp_path / "no")
+    assert "the artifact is too large: about" in message and "lower pack.grid.matrix_bits (now 6)" in message
     assert not (tmp_path / "no").exists()
 
 
@@ -114,7 +116,7 @@ def test_the_plan_of_a_tiny_run_agrees_with_the_run(tiny_run: Path, corpus: Path
 
 
 def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
-    outcome = cli("plan", *settings(corpus, budget__artifact_bytes="120KB", budget__eval_seconds="1ms"))
+    outcome = cli("plan", *settings(corpus, budget__artifact_bytes="95KB", budget__eval_seconds="1ms"))
     assert outcome.status == 1
     assert "the artifact is too large" in outcome.stdout and "raise score.stride" in outcome.stdout
 
