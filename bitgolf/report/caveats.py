@@ -14,13 +14,14 @@ from bitgolf.report.products import Products
 LEAST_VAL_BYTES = 50_000
 LEAST_VAL_DOCUMENTS = 10
 LEAST_STEPS = 200
+MANY_PASSES = 4  # over the training text; beyond, more passes help little (Muennighoff et al., arXiv 2305.16264)
 _RISE = 1.1  # a last loss of so many times the lowest one is called diverged
 
 
 def caveats(products: Products) -> list[str]:
     """Sentences about the run of `products`; empty for a run without such doubts."""
     score = products.score or {}
-    return [*_little_text(score), *_training(products), *_worse_than_a_compressor(score)]
+    return [*_little_text(score), *_training(products), *_worse_than_a_compressor(score, _passes(products))]
 
 
 def _little_text(score: dict[str, Any]) -> Iterator[str]:
@@ -44,10 +45,17 @@ def _training(products: Products) -> Iterator[str]:
         )
 
 
-def _worse_than_a_compressor(score: dict[str, Any]) -> Iterator[str]:
+def _passes(products: Products) -> float:
+    """How many times training read its text."""
+    start, end = products.last_event("start"), products.last_event("end")
+    return float(end.get("tokens", 0)) / max(1, start.get("train_tokens_available", math.inf))
+
+
+def _worse_than_a_compressor(score: dict[str, Any], passes: float) -> Iterator[str]:
     xz = score.get("compressors", {}).get("xz-9")
     if xz is not None and score["headline_bpb"] > xz:
+        advice = f"Training read its text {passes:.0f} times: give more text." if passes > MANY_PASSES else "Train longer."
         yield (
             f"The model is worse than xz -9 on the same text: {score['headline_bpb']:.3f} bits per byte against "
-            f"{xz:.3f}. Train longer, or on more text."
+            f"{xz:.3f}. {advice}"
         )

@@ -15,10 +15,11 @@ from bitgolf.run.budget import Budget
 
 def run(
     val_bytes: int = 60_000, val_documents: int = 20, steps: int = 300, losses: tuple[float, ...] = (6.0, 3.0, 2.5),
-    bpb: float = 1.5, compressors: dict[str, float] | None = None,
+    bpb: float = 1.5, compressors: dict[str, float] | None = None, passes: float = 1.0,
 ) -> Products:  # fmt: skip
-    events: list[dict[str, Any]] = [{"event": "step", "loss": loss} for loss in losses]
-    events.append({"event": "end", "step": steps})
+    events: list[dict[str, Any]] = [{"event": "start", "train_tokens_available": 1_000}]
+    events += [{"event": "step", "loss": loss} for loss in losses]
+    events.append({"event": "end", "step": steps, "tokens": 1_000 * passes})
     score = {
         "val_bytes": val_bytes, "val_documents": val_documents, "headline_bpb": bpb,
         "compressors": {"xz-9": 2.0} if compressors is None else compressors,
@@ -40,7 +41,8 @@ def test_a_sound_run_has_none() -> None:
         ({"steps": 199}, "only 199 steps"),
         ({"losses": (6.0, 3.0, 3.5)}, "diverged: it ends at 3.50 nats per token, after 3.00"),
         ({"losses": (7.2, 7.1, 7.05)}, "diverged"),  # no better than ln 1024 = 6.93
-        ({"bpb": 12.9}, "worse than xz -9 on the same text: 12.900 bits per byte against 2.000"),
+        ({"bpb": 12.9}, "worse than xz -9 on the same text: 12.900 bits per byte against 2.000. Train longer."),
+        ({"bpb": 5.7, "passes": 40.2}, "against 2.000. Training read its text 40 times: give more text."),
     ],
 )
 def test_each_reason_is_said_once(changes: dict[str, Any], words: str) -> None:
