@@ -54,8 +54,8 @@ def _passes(products: Products) -> float:
 def _worse_than_a_compressor(score: dict[str, Any], passes: float) -> Iterator[str]:
     xz = score.get("compressors", {}).get("xz-9")
     if xz is not None and score["headline_bpb"] > xz:
-        advice = f"Training read its text {passes:.0f} times: give more text." if passes > MANY_PASSES else "Train longer."
+        many = f"Training read its text {passes:.0f} times: give more text."
         yield (
             f"The model is worse than xz -9 on the same text: {score['headline_bpb']:.3f} bits per byte against "
-            f"{xz:.3f}. {advice}"
+            f"{xz:.3f}. {many if passes > MANY_PASSES else 'Train longer.'}"
         )
