@@ -22,6 +22,7 @@ import torch
 from bitgolf.artifact.open import PackedModel
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge
+from bitgolf.codec.counts import TOTAL
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
@@ -150,7 +151,8 @@ def _judge(
 ) -> Finding:
     """Whether the text comes back, and whether its code has the size that its losses give."""
     coded_bytes = sum(map(len, payloads))
-    promised = float(text.nll.sum(dtype=np.float64)) / math.log(2) / 8
+    score_bytes = float(text.nll.sum(dtype=np.float64)) / math.log(2) / 8
+    promised = promised_bytes(text.nll, plan.config.model.vocab_size)
     tolerance = promised * TOLERANCE_SHARE + TOLERANCE_BYTES * len(payloads)
     problems = []
     again, expected = np.concatenate(decoded), text.tokens[1:]
@@ -164,22 +166,33 @@ def _judge(
     if plan.documents or plan.config.ttt.between_chunks:
         learned = f", {plan.updates} updates on the way"
         learned = learned if plan.updates else "; nothing was learned on the way, give more bytes"
+    share = f"{coded_bytes / score_bytes - 1:+.2%} of the score"
     return judge(
         problems,
-        f"{text.num_bytes:,} bytes of text coded in {coded_bytes:,} ({coded_bytes / promised - 1:+.2%} of the score), "
-        f"decoded exactly{learned}",
+        f"{text.num_bytes:,} bytes of text coded in {coded_bytes:,} ({share}), decoded exactly{learned}",
         text_bytes=text.num_bytes,
         targets=plan.num_targets,
         streams=len(payloads),
         updates=plan.updates,
         coded_bytes=coded_bytes,
-        score_bytes=promised,
+        score_bytes=score_bytes,
+        promised_bytes=promised,
         tolerance_share=TOLERANCE_SHARE,
         tolerance_bytes_per_stream=TOLERANCE_BYTES,
         device=device_name(plan.packed.device),
         coding_seconds=seconds["coding"],
         decoding_seconds=seconds["decoding"],
     )
+
+
+def promised_bytes(nll: np.ndarray, vocab_size: int) -> float:
+    """Bytes of code for targets with the losses `nll`, in nats.
+
+    The coder gives every token of the vocabulary one of its `TOTAL` counts and divides the others by probability, so no
+    token costs more than 24 bits, however large its loss is.
+    """
+    share = 1 / TOTAL + (1 - vocab_size / TOTAL) * np.exp(-nll.astype(np.float64))
+    return float(-np.log2(share).sum()) / 8
 
 
 def beginning(data: PreparedData, nll: np.ndarray, num_bytes: int) -> _Text:

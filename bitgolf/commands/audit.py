@@ -1,14 +1,15 @@
 """`bitgolf audit`: check a run directory, or the folder of a submission that anybody made.
 
 The verdict on a run is written to its audit.json. Nothing is written into the folder of a submission; `--out` names a
-file for its verdict. The exit status is 1 if a check fails, and 3 if none fails and
-one could not run.
+file for its verdict. The exit status is 1 if a check fails, and 3 if none fails and one
+could not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import STANDARD, check_output, write_output
 from bitgolf.commands.output import print_json
 from bitgolf.commands.tables import audit_table
+from bitgolf.config.units import read_bytes_text, read_seconds_text
 from bitgolf.errors import ConfigError
 from bitgolf.run.directory import RunDirectory
 
@@ -30,9 +32,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="run directory, or the folder of a submission")
     parser.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
     parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
-    parser.add_argument("--codec", type=int, default=0, metavar="BYTES", help="code and decode this much text")
     parser.add_argument(
-        "--sealed-seconds", type=float, metavar="S", help="time for the process that scores again (default: an hour)"
+        "--codec", type=_with_unit(read_bytes_text), default=0, metavar="BYTES", help="code and decode this much text"
+    )
+    parser.add_argument(
+        "--sealed-seconds",
+        type=_with_unit(read_seconds_text),
+        metavar="S",
+        help="time for the process that scores again (default: an hour)",
     )
     parser.add_argument("--sealed-gib", type=float, metavar="GIB", help="its memory (default: by the artifact's size)")
     parser.add_argument(
@@ -40,9 +47,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _with_unit(read: Callable[[str], float]) -> Callable[[str], float]:
+    """A type of an option that takes units, as settings do."""
+
+    def value(text: str) -> float:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return value
+
+
 def _audit(arguments: Arguments, out: Console) -> int:
-    if arguments.codec < 0:
-        raise ConfigError(f"--codec {arguments.codec}: give the number of bytes to code, or 0 for none")
     for name in ("sealed_seconds", "sealed_gib"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < float("inf"):

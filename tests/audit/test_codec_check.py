@@ -128,6 +128,12 @@ def test_predictions_that_know_their_target_cannot_be_decoded(tiny_run: Path, mo
     assert "decoding breaks down" in check.reason or "decoding gives another text from target" in check.reason
 
 
+def test_a_token_costs_at_most_three_bytes_of_code() -> None:
+    """As in runs that know their training text by heart, whose losses on other text exceed ln 2^24 = 16.6 nats."""
+    assert codec.promised_bytes(np.array([50.0]), 1_024) == pytest.approx(3, abs=1e-6)
+    assert codec.promised_bytes(np.full(8, np.log(2)), 1_024) == pytest.approx(1, abs=1e-4)
+
+
 def test_losses_that_no_code_reaches_fail(run_copy: Path) -> None:
     np.save(run_copy / "nll.npy", np.load(run_copy / "nll.npy") * np.float32(0.5))
     check = checked(run_copy)
@@ -168,6 +174,6 @@ def test_the_command_line_asks_for_it(tiny_run: Path, run_copy: Path) -> None:
     assert (check["name"], check["verdict"], check["rule"]) == ("codec", "PASS", "C1-C4")
     assert check["evidence"]["text_bytes"] >= 200
     assert read_json(run_copy / "audit.json")["checks"][-1] == check
-    assert "--codec -1" in refused("audit", run_copy, "--codec", "-1")
+    assert "argument --codec: '-1' is not a size" in refused("audit", run_copy, "--codec", "-1")
     assert "codec" in cli("audit", "--help").stdout
     assert all(check["name"] != "codec" for check in read_json(tiny_run / "audit.json")["checks"])
