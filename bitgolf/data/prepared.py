@@ -13,7 +13,17 @@ from typing import Any
 from bitgolf.data.shards import TokenShards
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError, ForeignError
-from bitgolf.foreign import as_bool, as_integer, as_list, as_object, as_text, field, printable, read_json
+from bitgolf.foreign import (
+    as_bool,
+    as_integer,
+    as_list,
+    as_object,
+    as_text,
+    field,
+    printable,
+    read_json,
+    require_regular,
+)
 from bitgolf.run.seal import file_digest
 
 MANIFEST = "manifest.json"
@@ -122,7 +132,12 @@ def _open_split(root: Path, shards: list[tuple[str, str, int]], verify: bool) ->
 
 
 def _check_digest(path: Path, expected: str) -> None:
-    sha256 = file_digest(path)
+    try:
+        require_regular(path)
+        sha256 = file_digest(path)
+    except (OSError, ForeignError) as error:
+        reason = getattr(error, "strerror", "") or error
+        raise DataError(f"{path} cannot be read: {reason}; prepare the data again") from error
     if sha256 != expected:
         raise DataError(
             f"{path} is damaged: its sha256 is {sha256}, the manifest says {expected}; prepare the data again"

@@ -336,6 +336,12 @@ class TestOpening:
         (made / "manifest.json").write_text(json.dumps(manifest))
         self.refused(made, "manifest.json is damaged")
 
+    def test_a_file_of_hashes_that_is_missing_or_a_pipe(self, made: Path) -> None:
+        (made / "val_documents.bin").unlink()
+        self.refused(made, r"val_documents\.bin cannot be read: No such file", verify=True)
+        os.mkfifo(made / "val_documents.bin")
+        self.refused(made, r"val_documents\.bin cannot be read", verify=True)
+
     def test_a_newer_manifest(self, made: Path) -> None:
         whole = json.loads((made / "manifest.json").read_text())
         (made / "manifest.json").write_text(json.dumps({**whole, "format": 2}))
