@@ -76,6 +76,20 @@ def test_curvature_and_choice_reserve_time_if_they_are_asked_for() -> None:
     assert reserves.choice > 0 and reserves.curvature > 0 and reserves.fisher == 0
 
 
+@pytest.mark.parametrize(("num_ranks", "rows"), [(1, 8), (2, 4), (3, 2)])
+def test_curvature_is_timed_on_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch, num_ranks: int, rows: int) -> None:
+    shapes: list[torch.Size] = []
+
+    def note(model: object, names: object, tokens: torch.Tensor, *rest: object) -> float:
+        shapes.append(tokens.shape)
+        return 1.0
+
+    monkeypatch.setattr("bitgolf.train.plan.curvature_seconds", note)
+    trainer = make_trainer({"held_out_tokens": 64, "measure.curvature_tokens": 64})
+    plan_of(trainer, Ranks(0, num_ranks, torch.device("cpu")))
+    assert shapes == [(rows, 9)]
+
+
 @pytest.mark.parametrize(
     ("limit", "step", "seconds", "words"),
     [
