@@ -98,8 +98,8 @@ def _zstd_decompress(data: bytes | memoryview, raw_size: int) -> bytes:
         frame = zstandard.get_frame_parameters(data)
         # The decoder allocates what the frame asks for, so ask first.
         if frame.content_size != raw_size:
-            found = "unknown" if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN else frame.content_size
-            raise ArtifactError(f"zstd stream says its content is {found} bytes, {raw_size} were declared")
+            declared = "unknown" if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN else frame.content_size
+            raise ArtifactError(f"zstd stream says its content is {declared} bytes, {raw_size} were declared")
         return zstandard.ZstdDecompressor(max_window_size=_ZSTD_MAX_WINDOW).decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"zstd stream is damaged ({error})") from error

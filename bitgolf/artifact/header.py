@@ -160,14 +160,14 @@ def decode(raw: bytes, *, file_bytes: int, max_bytes: int) -> Header:
     except ForeignError as error:
         raise ArtifactError(f"header: {error}") from error
     if not isinstance(value, dict) or set(value) != _KEYS:
-        found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise ArtifactError(f"header must be an object with the keys {sorted(_KEYS)}, found {_short(found)}")
+        keys = sorted(value) if isinstance(value, dict) else type(value).__name__
+        raise ArtifactError(f"header must be an object with the keys {sorted(_KEYS)}, found {_short(keys)}")
     for key in ("meta", "model_config", "tokenizer_meta"):
         if not isinstance(value[key], dict):
             raise ArtifactError(f"header: {key} must be an object, found {_short(value[key])}")
     if value["compressor"] not in (names := compressors.compressor_names()):
-        found = _short(value["compressor"])
-        raise ArtifactError(f"header: unknown compressor {found}; this version knows {', '.join(names)}")
+        name = _short(value["compressor"])
+        raise ArtifactError(f"header: unknown compressor {name}; this version knows {', '.join(names)}")
     tensors = _tensors(value["tensors"])
     tokenizer_bytes = _count(value["tokenizer_bytes"], "header: tokenizer_bytes")
     if tokenizer_bytes > MAX_TOKENIZER_BYTES:

@@ -25,17 +25,17 @@ def _sweep(arguments: Arguments, out: Console) -> int:
     from bitgolf.sweep.sweep import run_sweep
 
     study = read_sweep(arguments.study)
-    found = run_sweep(study, arguments.data, arguments.out, arguments.storage, arguments.progress)
+    results = run_sweep(study, arguments.data, arguments.out, arguments.storage, arguments.progress)
     if arguments.json:
-        print_json(out, found)
+        print_json(out, results)
         return 0
-    best = found["best"]
+    best = results["best"]
     if best is None:
         print_line(out, "no trial was completed", "yellow")
         return 0
     settings = " ".join(f"--{key} {value}" for key, value in best["settings"].items())
     print_line(
-        out, f"best of {len(found['trials'])} trials: {best['held_out_nats']:.5f} nats per token with {settings}"
+        out, f"best of {len(results['trials'])} trials: {best['held_out_nats']:.5f} nats per token with {settings}"
     )
     print_line(out, f"table: {arguments.out / 'README.md'}")
     return 0

@@ -124,10 +124,10 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 def write_results(study: SweepStudy, trials: optuna.Study, folder: Path) -> dict[str, Any]:
     """Write results.json and README.md; returns the content of results.json."""
-    found = results(study, trials, folder)
-    atomic.write_json(folder / "results.json", found)
-    atomic.write_text(folder / "README.md", page(found))
-    return found
+    record = results(study, trials, folder)
+    atomic.write_json(folder / "results.json", record)
+    atomic.write_text(folder / "README.md", page(record))
+    return record
 
 
 def results(study: SweepStudy, trials: optuna.Study, folder: Path) -> dict[str, Any]:

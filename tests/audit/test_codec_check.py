@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bitgolf.audit.evidence import Evidence
 from bitgolf.audit.registry import attempt
 from bitgolf.audit.verdict import Finding
 from bitgolf.codec.window_predictor import WindowPredictor
+from bitgolf.config import Config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate import ScoreTape
@@ -132,6 +134,17 @@ def test_a_token_costs_at_most_three_bytes_of_code() -> None:
     """As in runs that know their training text by heart, whose losses on other text exceed ln 2^24 = 16.6 nats."""
     assert codec.promised_bytes(np.array([50.0]), 1_024) == pytest.approx(3, abs=1e-6)
     assert codec.promised_bytes(np.full(8, np.log(2)), 1_024) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_run_whose_losses_exceed_that_cost_passes() -> None:
+    run = SimpleNamespace(
+        config=Config(), documents=False, updates=0, num_targets=8, packed=SimpleNamespace(device=torch.device("cpu"))
+    )
+    text = codec._Text(np.arange(9), 8, np.full(8, 50.0, dtype=np.float32), 8)
+    seconds = {"coding": 1.0, "decoding": 1.0}
+    check = codec._judge(run, text, [bytes(8 * 3)], [text.tokens[1:]], seconds)  # type: ignore[arg-type]
+    assert check.verdict == "PASS" and "of the score" in check.reason
+    assert codec._judge(run, text, [bytes(72)], [text.tokens[1:]], seconds).verdict == "FAIL"  # type: ignore[arg-type]
 
 
 def test_losses_that_no_code_reaches_fail(run_copy: Path) -> None:
