@@ -26,22 +26,26 @@ class ExtraTargets(NamedTuple):
     weights: Tensor  # (n + 1,) fp32: of the tokens after the next one, nearest first, then of the prefix
     prefixes: Tensor  # (V,) int64: pre(y), or -1 for a token without one
 
+    def columns(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """All targets of next tokens (B, T) int64, (B, T, n + 2) with -1 for none; and their weights, (n + 2,) fp32."""
+        columns, later, ended = [targets], targets, torch.zeros_like(targets, dtype=torch.bool)
+        for _ in range(len(self.weights) - 1):
+            ended = ended | (later == BOS)
+            later = F.pad(later[:, 1:], (0, 1), value=-1)
+            columns.append(later.masked_fill(ended, -1))
+        return torch.stack((*columns, self.prefixes[targets]), -1), F.pad(self.weights, (1, 0), value=1.0)
 
-def cross_entropy(logits: Tensor, targets: Tensor, extra: ExtraTargets) -> Tensor:
-    """The loss of logits (B, T, V) and next tokens (B, T) int64, a scalar. Its value is that of the plain loss.
 
-    Only the gradient has all terms, so that logged losses can be compared over a whole run.
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The loss of logits (B, T, V) and targets (B, T, K) int64 with weights (K,), a scalar.
+
+    Its value is that of the first target alone, so that logged losses can be compared over a whole run. The gradient
+    has all terms.
     """
     log_p = torch.log_softmax(logits, dim=-1).flatten(0, 1)
-
-    def mean(tokens: Tensor) -> Tensor:
-        return F.nll_loss(log_p, tokens.flatten(), ignore_index=-1, reduction="sum") / tokens.numel()
-
-    plain = mean(targets)
-    rest = extra.weights[-1] * mean(extra.prefixes[targets])
-    later, ended = targets, torch.zeros_like(targets, dtype=torch.bool)
-    for weight in extra.weights[:-1].unbind():
-        ended = ended | (later == BOS)
-        later = F.pad(later[:, 1:], (0, 1), value=-1)
-        rest = rest + weight * mean(later.masked_fill(ended, -1))
-    return plain + rest - rest.detach()
+    means = [
+        F.nll_loss(log_p, column.flatten(), ignore_index=-1, reduction="sum") / column.numel()
+        for column in targets.unbind(-1)
+    ]
+    rest = sum(weight * mean for weight, mean in zip(weights[1:].unbind(), means[1:], strict=True))
+    return means[0] + (rest - rest.detach() if isinstance(rest, Tensor) else 0.0)

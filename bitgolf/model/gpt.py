@@ -234,14 +234,18 @@ class GPT(nn.Module):
         """
         hidden = self.hidden(tokens, None, fake, looped)
         loss = softcapped_cross_entropy if learns_on_cpu(hidden) else self.loss_kernel
-        if targets is not None and loss is not None and self.forbidden is None and extra is None:
+        if targets is not None and extra is not None:
+            columns, weights = extra.columns(targets)
+        elif targets is not None:
+            columns, weights = targets[..., None], targets.new_ones(1, dtype=torch.float32)
+        if targets is not None and loss is not None and self.forbidden is None:
             embedding = self.embedding.to(hidden.dtype)
-            return loss(hidden.flatten(0, 1), embedding, targets.flatten(), self.config.logit_softcap)
+            return loss(hidden.flatten(0, 1), embedding, columns.flatten(0, 1), self.config.logit_softcap, weights)
         logits = self.logits(hidden, tokens)
         if targets is None:
             return logits
         if extra is not None:
-            return cross_entropy(logits, targets, extra)
+            return cross_entropy(logits, columns, weights)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 

@@ -1,7 +1,8 @@
 """Cross entropy of softcapped logits on GPUs: loss and gradient in one pass over the logits, as one Triton kernel.
 
-The function is that of `cross_entropy`. One program reads a row of raw logits and writes the gradient into its place,
-so the logits are read once and written once. The three matrix products around it are PyTorch's.
+The function is that of `cross_entropy`, with the same targets and weights. One program reads a row of raw logits and
+writes the gradient into its place, so the logits are read once and written once. The three matrix products around it
+are PyTorch's.
 
 Legend: N rows, D model width, V vocabulary, K targets per row.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 @triton.jit
 def _loss_kernel(  # type: ignore[no-untyped-def]
     z_ptr,  # (N, V) raw logits; replaced by the gradient of the mean loss
-    targets_ptr,  # (N, K) int64
+    targets_ptr,  # (N, K) int64, -1 for none
     weights_ptr,  # (K,) fp32
     losses_ptr,  # (N,) fp32, written
     num_rows,
@@ -37,11 +38,11 @@ def _loss_kernel(  # type: ignore[no-untyped-def]
     loss = 0.0
     share = 0.0
     gradient = tl.zeros([WIDTH], dtype=tl.float32)
-    for k in range(K):
+    for k in tl.static_range(K):
         target = tl.load(targets_ptr + row * K + k)
-        weight = tl.load(weights_ptr + k)
-        own = tl.sum(tl.where(column == target, logits, 0.0), 0)
-        loss += weight * (top + tl.log(total) - own)
+        weight = tl.where(target >= 0, tl.load(weights_ptr + k), 0.0)
+        if k == 0:
+            loss = top + tl.log(total) - tl.sum(tl.where(column == target, logits, 0.0), 0)
         share += weight
         gradient -= tl.where(column == target, weight, 0.0)
     gradient = (gradient + p * (share / total)) * (1.0 - capped * capped) / num_rows
@@ -86,11 +87,10 @@ _loss_and_gradient.register_autograd(_gradients, setup_context=_save)
 def softcapped_cross_entropy(
     hidden: Tensor,  # (N, D)
     embedding: Tensor,  # (V, D) of the dtype of `hidden`
-    targets: Tensor,  # (N,) or (N, K) int64
+    targets: Tensor,  # (N, K) int64
     cap: float,
-    weights: tuple[float, ...] = (1.0,),  # K
+    weights: Tensor,  # (K,) fp32, the first one 1
 ) -> Tensor:
     """The loss, an fp32 scalar in nats."""
-    share = torch.tensor(weights, dtype=torch.float32, device=hidden.device)
-    loss: Tensor = _loss_and_gradient(hidden, embedding, targets.view(len(hidden), -1), share, cap)[0]
+    loss: Tensor = _loss_and_gradient(hidden, embedding, targets, weights, cap)[0]
     return loss

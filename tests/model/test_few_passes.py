@@ -53,21 +53,24 @@ def test_the_loss_is_cross_entropy_of_softcapped_logits(
     hidden, embedding = drawn(7, 4), drawn(9, 4, seed=1)
     targets = torch.randint(9, (7, len(weights)), generator=torch.Generator().manual_seed(2))
     targets[3] = targets[3, 0]  # the same token several times
+    targets[4, 1:] = -1
 
     def loss(hidden: Tensor, embedding: Tensor) -> Tensor:
-        return 3 * softcapped_cross_entropy(hidden, embedding, targets, 2.0, weights)
+        return 3 * softcapped_cross_entropy(hidden, embedding, targets, 2.0, torch.tensor(weights))
 
-    logits = 2 * torch.tanh(hidden @ embedding.T / 2)
-    equal(loss(hidden, embedding), 3 * sum(w * F.cross_entropy(logits, targets[:, k]) for k, w in enumerate(weights)))
-    assert gradcheck(loss, (hidden, embedding))
+    log_p = torch.log_softmax(2 * torch.tanh(hidden @ embedding.T / 2), 1)
+    terms = [w * F.nll_loss(log_p, targets[:, k], ignore_index=-1, reduction="sum") / 7 for k, w in enumerate(weights)]
+    torch.testing.assert_close(loss(hidden, embedding), 3 * terms[0])
+    ours, theirs = (torch.autograd.grad(f, (hidden, embedding)) for f in (loss(hidden, embedding), 3 * sum(terms)))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
 
 
 def test_the_loss_in_bf16_is_close_to_fp32() -> None:
     hidden, embedding = drawn(300, 16, dtype=torch.float32), drawn(70, 16, seed=1, dtype=torch.float32)
-    targets = torch.arange(300) % 70
-    exact = torch.autograd.grad(softcapped_cross_entropy(hidden, embedding, targets, 30.0), (hidden, embedding))
+    targets = (torch.arange(300)[:, None] % 70, 30.0, torch.ones(1))
+    exact = torch.autograd.grad(softcapped_cross_entropy(hidden, embedding, *targets), (hidden, embedding))
     halves = (hidden.bfloat16(), embedding.bfloat16())
-    rounded = torch.autograd.grad(softcapped_cross_entropy(*halves, targets, 30.0), halves)
+    rounded = torch.autograd.grad(softcapped_cross_entropy(*halves, *targets), halves)
     for ours, theirs in zip(rounded, exact, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()

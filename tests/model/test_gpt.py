@@ -221,7 +221,7 @@ def test_fake_quantization_reaches_every_linear_layer() -> None:
 def test_every_layer_uses_the_kernels_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the Triton kernels, which need a GPU."""
     kernels = SimpleNamespace(rotate_normed=object(), exclude_and_gate=object())
-    loss = SimpleNamespace(softcapped_cross_entropy=lambda hidden, embedding, targets, cap: hidden.sum() * 0 + cap)
+    loss = SimpleNamespace(softcapped_cross_entropy=object())
     monkeypatch.setitem(sys.modules, "bitgolf.model.attention_triton", kernels)
     monkeypatch.setitem(sys.modules, "bitgolf.model.loss_triton", loss)
     shape = {"vocab_size": 300, "num_layers": 3, "num_heads": 2, "num_kv_heads": 1}

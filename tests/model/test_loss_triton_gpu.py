@@ -28,9 +28,11 @@ def test_loss_and_gradients(vocab: int, weights: tuple[float, ...], dtype: torch
     hidden = (4 * torch.randn(37, 16, generator=generator)).to(DEVICE, dtype).requires_grad_()
     embedding = torch.randn(vocab, 16, generator=generator).to(DEVICE, dtype).requires_grad_()
     targets = torch.randint(vocab, (37, len(weights)), generator=generator).to(DEVICE)
+    targets[5, 1:] = -1
+    rest = (targets, 15.0, torch.tensor(weights, device=DEVICE))
     wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, embedding)]
-    ours = 3 * softcapped_cross_entropy(hidden, embedding, targets, 15.0, weights)
-    theirs = 3 * cross_entropy.softcapped_cross_entropy(*wide, targets, 15.0, weights)
+    ours = 3 * softcapped_cross_entropy(hidden, embedding, *rest)
+    theirs = 3 * cross_entropy.softcapped_cross_entropy(*wide, *rest)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     assert ours.item() == pytest.approx(theirs.item(), rel=tolerance)
     gradients = zip(torch.autograd.grad(ours, (hidden, embedding)), torch.autograd.grad(theirs, wide), strict=True)

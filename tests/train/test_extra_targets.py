@@ -37,7 +37,8 @@ def test_the_gradient_has_all_terms_and_the_value_is_the_plain_loss(weights: lis
     targets[0, [3, 4]] = targets[1, 8] = BOS
     pre = torch.randint(-1, V, (V,), generator=rng)
     logits.requires_grad_()
-    loss = cross_entropy(logits, targets, ExtraTargets(torch.tensor(weights), pre))
+    columns, all_weights = ExtraTargets(torch.tensor(weights), pre).columns(targets)
+    loss = cross_entropy(logits, columns, all_weights)
     expected = by_definition(logits, targets, weights, pre.tolist())
     (ours,), (theirs,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
     torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
