@@ -73,6 +73,7 @@ def model(tiny_run: Path) -> LanguageModel:
         {"num_layers": 6, "loop.repeats": 2, "loop.first": 2, "loop.last": 3, "lanes_from": 4},
         {"attention.within_documents": True, "bigram.rows": 20, "bigram.dim": 6, "attention.document_tokens": 3},
         {"attention.within_documents": True, "smear.gate": "v1", "smear.document_mask": True},
+        {"attention.within_documents": True, "attention.window": 3, "attention.full_layers": (1,)},
     ],
     ids=str,
 )  # fmt: skip

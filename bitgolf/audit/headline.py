@@ -98,7 +98,7 @@ class Headline:
             return self._plain(self.method), None
         model = copy.deepcopy(self.packed.model)
         if self.device.type == "cuda":
-            model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
+            model.set_attention_backend(reproducible_backend(model.config.attention.is_masked))
         config = self.with_chunks(self.chunk_targets)
         adapted = adapted_pass(
             config.ttt,

@@ -210,7 +210,9 @@ def minified(source: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _packed(start: str, settings: str, modules: tuple[tuple[str, str], ...]) -> bytes:
-    return pack_text("\0".join([start, settings, *(f"{name}\n{source}" for name, source in modules)]))
+    sections = [f"{name}\n{source}" for name, source in modules]
+    turns = range(0, len(sections), -(-len(sections) // 12))  # bz2's size depends on their order, by 0.7 %
+    return min((pack_text("\0".join([start, settings, *sections[k:], *sections[:k]])) for k in turns), key=len)
 
 
 def pack_text(text: str) -> bytes:

@@ -97,7 +97,7 @@ def _deterministic_attention(packed: PackedModel) -> Iterator[None]:
         yield
         return
     model = packed.model
-    model.set_attention_backend(reproducible_backend(model.config.attention.within_documents))
+    model.set_attention_backend(reproducible_backend(model.config.attention.is_masked))
     try:
         yield
     finally:

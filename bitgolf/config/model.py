@@ -41,10 +41,19 @@ class AttentionConfig(Section):
     )
     within_documents: bool = Field(False, description="attention and bigrams do not cross document boundaries")
     document_tokens: int = Field(0, ge=0, description="attention cuts a document after every so many tokens; 0 = never")
+    window: int = Field(
+        0, ge=0, le=1 << 24, description="most tokens that a token attends to, itself included; 0 = all before it"
+    )
+    full_layers: tuple[int, ...] = Field((), description="indices of the layers without the window, counted from 0")
     gate: bool = Field(
         False,
         description="multiply each head's output by a gate that reads 12 channels of the input; initially one half",
     )
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether some layer's attention has another mask than the causal one."""
+        return self.within_documents or self.window > 0
 
 
 class BigramConfig(Section):
@@ -155,6 +164,13 @@ class ModelConfig(Section):
             )
         if self.attention.document_tokens and not self.attention.within_documents:
             raise ValueError("attention.document_tokens cuts documents, so it needs attention.within_documents = true")
+        full = self.attention.full_layers
+        if full and not self.attention.window:
+            raise ValueError("attention.full_layers are the layers without a window, so they need attention.window")
+        if len(set(full)) != len(full) or not set(full) <= set(range(self.num_layers)):
+            raise ValueError(
+                f"attention.full_layers {list(full)} must be different layers from 0 to {self.num_layers - 1}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 `auto` takes the first backend that works for the device, dtype and head width, in the order of speed measured on
 Hopper (FlashAttention 3, cuDNN, flash, memory-efficient, math). A backend that is asked for by name is used or refused,
-never replaced. With `model.attention.within_documents` the choice is among `DOCUMENT_BACKENDS` of `document_borders`,
-in the order of published figures (not measured here). Such a backend must also give the results and gradients of
-`math`, because a kernel that ignored the borders would run as well.
+never replaced. With `model.attention.within_documents` or `model.attention.window` the choice is among
+`DOCUMENT_BACKENDS` of `document_borders`, in the order of published figures (not measured here). Such a backend must
+also give the results and gradients of `math`, because a kernel that ignored borders or windows would run as well.
 
 Legend: B batch, T time, H query heads, G key/value heads, K head width.
 """
@@ -32,7 +32,7 @@ _SDPA = {
 }
 BACKENDS = ("fa3", "cudnn", "flash", "efficient", "math")
 _NEED_GPU = ("fa3", "fa4", "cudnn", "flex", "varlen")
-# Largest difference from `math` that rounding explains in `_try_with_documents`: four times the one measured on a CPU.
+# Largest difference from `math` that rounding explains in `_try_masked`: four times the one measured on a CPU.
 # Attention to one token of another document changes results by more than 1.
 _ROUNDING = {torch.float32: 2e-2, torch.bfloat16: 0.15, torch.float16: 2e-2}
 
@@ -83,21 +83,23 @@ def available_backends(
     heads: int = 4,
     kv_heads: int = 2,
     documents: bool = False,
+    window: int = 0,
 ) -> dict[str, str]:
     """Every backend with '' if a small forward and backward pass works, else with the reason why it does not.
 
-    With `documents`, the backends for attention within documents, whose results are checked too.
+    With `documents` or a `window`, the backends for attention within documents, whose results are checked too.
     """
-    names = DOCUMENT_BACKENDS if documents else BACKENDS
-    return {name: _problem(name, device, dtype, (heads, kv_heads, head_dim), documents) for name in names}
+    names = DOCUMENT_BACKENDS if documents or window else BACKENDS
+    return {name: _problem(name, device, dtype, (heads, kv_heads, head_dim), documents, window) for name in names}
 
 
-def reproducible_backend(documents: bool) -> str:
+def reproducible_backend(masked: bool) -> str:
     """The CUDA backend whose gradients are the same bits each time with deterministic algorithms.
 
-    cuDNN and the memory-efficient backend have no deterministic gradients. flash does not support document masks.
+    cuDNN and the memory-efficient backend have no deterministic gradients. flash supports no masks of documents and
+    windows.
     """
-    return "math" if documents else "flash"
+    return "math" if masked else "flash"
 
 
 def choose_backend(
@@ -109,30 +111,34 @@ def choose_backend(
     heads: int,
     kv_heads: int,
     documents: bool = False,
+    window: int = 0,
 ) -> str:
     """The fastest backend that works on this device for `auto`; a named one only after a check that it works.
 
     Raises ConfigError, with the reason, if the named backend does not work on this device, or not with attention within
-    `documents`.
+    `documents` or with the `window`.
     """
-    names = DOCUMENT_BACKENDS if documents else BACKENDS
+    names = DOCUMENT_BACKENDS if documents or window else BACKENDS
+    setting = "model.attention.within_documents" if documents else "model.attention.window"
     if requested not in ("auto", *names):
         problem = f"unknown attention backend {requested!r}"
         if requested in BACKENDS:
-            problem = f"attention backend {requested!r} does not support model.attention.within_documents = true"
+            problem = f"attention backend {requested!r} does not support {setting}"
         elif requested in DOCUMENT_BACKENDS:
-            problem = f"attention backend {requested!r} is for model.attention.within_documents = true only"
+            problem = (
+                f"attention backend {requested!r} is for model.attention.within_documents and model.attention.window "
+                "only"
+            )
         raise ConfigError(f"{problem}; allowed: auto, {', '.join(names)}")
     sizes = (heads, kv_heads, head_dim)
     if requested == "auto":
-        return next(name for name in names if not _problem(name, device, dtype, sizes, documents))
-    reason = _problem(requested, device, dtype, sizes, documents)
+        return next(name for name in names if not _problem(name, device, dtype, sizes, documents, window))
+    reason = _problem(requested, device, dtype, sizes, documents, window)
     if reason:
-        working = [name for name in names if not _problem(name, device, dtype, sizes, documents)]
+        working = [name for name in names if not _problem(name, device, dtype, sizes, documents, window)]
         raise ConfigError(
             f"attention backend {requested!r} does not work on {device}"
-            f"{' with model.attention.within_documents' if documents else ''}: {reason}; working here: "
-            f"{', '.join(working)}"
+            f"{f' with {setting}' if documents or window else ''}: {reason}; working here: {', '.join(working)}"
         )
     return requested
 
@@ -144,6 +150,7 @@ def _problem(
     dtype: torch.dtype,
     sizes: tuple[int, int, int],  # H, G, K
     documents: bool,
+    window: int,
 ) -> str:
     """The reason why a backend does not work here; '' if it works."""
     if backend == "fa3" and importlib.util.find_spec("flash_attn_interface") is None:
@@ -151,7 +158,11 @@ def _problem(
     if backend in _NEED_GPU and device.type != "cuda":
         return "needs an NVIDIA GPU"
     try:
-        return _try_with_documents(backend, device, dtype, sizes) if documents else _try(backend, device, dtype, sizes)
+        if not documents and not window:
+            return _try(backend, device, dtype, sizes)
+        # The first token outside a window of 5 has a large effect. The last window has more than one tile of a kernel.
+        trials = (_try_masked(backend, device, dtype, sizes, w) for w in {0, min(window, 5), min(window, 512)})
+        return next(filter(None, trials), "")
     except (RuntimeError, ValueError) as error:  # ConfigError is a ValueError
         return (str(error).strip() or repr(error)).splitlines()[0]
 
@@ -164,20 +175,22 @@ def _try(backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[in
     return ""
 
 
-def _try_with_documents(backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int]) -> str:
-    """A forward and backward pass over two rows of 160 tokens in six documents, against `math` in float32."""
-    H, G, K = sizes
+def _try_masked(
+    backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], window: int
+) -> str:
+    """A forward and backward pass over two rows in six documents, against `math` in float32."""
+    (H, G, K), T = sizes, 160 + window
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.full((2, 160), BOS + 1)
+    tokens = torch.full((2, T), BOS + 1)
     for row, position in ((0, 0), (0, 7), (0, 130), (1, 64), (1, 65)):
         tokens[row, position] = BOS
-    drawn = [torch.randn(2, 160, n, K, generator=generator).to(dtype) for n in (H, G, G, H)]
+    drawn = [torch.randn(2, T, n, K, generator=generator).to(dtype) for n in (H, G, G, H)]
 
     def run(name: str, dtype: torch.dtype) -> list[Tensor]:
         q, k, v, upstream = (tensor.to(device, dtype, copy=True) for tensor in drawn)
         implementation = document_backend(name)
         inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
-        y = implementation.attend(q, k, v, implementation.layout(tokens.to(device)))
+        y = implementation.attend(q, k, v, implementation.layouts(tokens.to(device), window)[1], window)
         return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
 
     difference = max(
@@ -185,5 +198,5 @@ def _try_with_documents(backend: str, device: torch.device, dtype: torch.dtype, 
         for ours, theirs in zip(run(backend, dtype), run("math", torch.float32), strict=True)
     )
     if not difference <= _ROUNDING[dtype]:
-        return f"its result differs from attention within documents by {difference:.3g}"
+        return f"its result differs from attention within documents by {difference:.3g} (window {window})"
     return ""

@@ -43,6 +43,7 @@ def build_model(
         heads=config.num_heads,
         kv_heads=config.num_kv_heads,
         documents=config.attention.within_documents,
+        window=config.attention.window,
     )
     model = GPT(config, context_length, compute_dtype=dtype).to(device)
     model.set_attention_backend(backend)

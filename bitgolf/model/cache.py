@@ -11,15 +11,25 @@ Legend: B batch, T new positions, S all positions, H query heads, G key/value he
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.model.document_borders import document_mask
+from bitgolf.config.model import AttentionConfig
+from bitgolf.model.document_borders import document_mask, marked
 
 _LOOKS_BACK = 2  # tokens before it that a token's embedding depends on: the smear takes one, the bigram of that another
+
+
+class Taken(NamedTuple):
+    """What a pass over new tokens needs to know."""
+
+    recent: Tensor  # the new tokens and those before them that their embeddings depend on, (B, up to _LOOKS_BACK + T)
+    positions: Tensor  # of the new tokens, (T,) fp32
+    mask: Tensor | None  # of the keys that they may attend to, bool (T, S) or (B, 1, T, S); None = all up to themselves
+    near: Tensor | None  # the same for the layers with a window
 
 
 class LayerCache(Protocol):
@@ -35,17 +45,8 @@ class Cache(Protocol):
 
     layers: list[LayerCache]
 
-    def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Add tokens (B, T).
-
-        Args:
-            documents: attention stays within documents.
-            document_tokens: documents are cut after every so many tokens; 0 = never.
-        Returns:
-            The new tokens with those before them that their embeddings depend on, (B, up to _LOOKS_BACK + T).
-            The positions of the new tokens, (T,) fp32.
-            A mask of the keys that they may attend to, bool (T, S) or (B, 1, T, S); None = all up to themselves.
-        """
+    def take(self, tokens: Tensor, attention: AttentionConfig) -> Taken:
+        """Add tokens (B, T)."""
         ...
 
 
@@ -62,13 +63,15 @@ class GenerationCache:
         """Tokens seen so far."""
         return 0 if self.tokens is None else self.tokens.size(1)
 
-    def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
+    def take(self, tokens: Tensor, attention: AttentionConfig) -> Taken:
         """See `Cache`."""
         new, first = tokens.size(1), self.length
         self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
         positions = torch.arange(first, first + new, device=tokens.device, dtype=torch.float32)
-        mask = document_mask(self.tokens, new, document_tokens) if documents else None
-        return self.tokens[:, -new - _LOOKS_BACK :], positions, mask
+        seen = marked(self.tokens, attention.within_documents)
+        mask = document_mask(seen, new, attention.document_tokens) if attention.within_documents else None
+        near = document_mask(seen, new, attention.document_tokens, attention.window) if attention.window else mask
+        return Taken(self.tokens[:, -new - _LOOKS_BACK :], positions, mask, near)
 
 
 class _GrowingLayer:
@@ -133,12 +136,15 @@ class FixedCache:
         self.recent.copy_(beginning.tokens[:, -_LOOKS_BACK:])
         self.position.fill_(beginning.length)
 
-    def take(self, tokens: Tensor, documents: bool, document_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
+    def take(self, tokens: Tensor, attention: AttentionConfig) -> Taken:
         """See `Cache`; one token per pass, which is not part of the cache before `advance`."""
-        assert tokens.size(1) == 1 and not documents
+        assert tokens.size(1) == 1 and not attention.within_documents
         for layer in self.fixed:
             layer.position = self.position
-        return torch.cat((self.recent, tokens), dim=1), self.position.float(), (self.places <= self.position)[None, :]
+        mask = near = (self.places <= self.position)[None, :]
+        if attention.window:
+            near = mask & (self.places > self.position - attention.window)
+        return Taken(torch.cat((self.recent, tokens), dim=1), self.position.float(), mask, near)
 
     def advance(self, tokens: Tensor) -> None:
         """Make the token of the last pass, (B, 1), part of the cache."""

@@ -1,4 +1,4 @@
-"""Attention within documents: a token attends only to earlier tokens of its own document in the row.
+"""Attention within documents: a token attends only to earlier tokens of its own document in the row; and windows.
 
 A document begins at each BOS. The tokens before the first BOS of a row are a document whose beginning was cut off.
 Positions count from the start of the row. Rotary attention depends only on differences of positions, so a document in
@@ -14,6 +14,10 @@ pass, for all layers. Its shape depends only on the shape of the batch, so a com
 With `document_tokens` above 0, a longer document is cut into pieces of that many tokens, counted from its start. The
 pieces do not see each other, so training and scoring see the same lengths in rows of any length (PR 1855). "Document"
 below then means such a piece.
+
+With a window of W tokens, a token attends to itself and to the W - 1 tokens before it. Layers of a model may have
+windows while others have none, so a masked backend makes two masks per pass. Windows without documents use the same
+backends: tokens without a BOS make every row one document.
 
 To add a backend: one more `DocumentBackend`, with its layout and its kernel. `backends` proves it against `math`.
 Source of variable-length training and of evaluation within documents: PR 1530.
@@ -58,13 +62,20 @@ class DocumentBackend:
     """One implementation of attention within documents.
 
     Attributes:
-        layout: tokens (B, T) int64 -> the layout.
-        attend: q (B, T, H, K), k and v (B, T, G, K), layout -> (B, T, H, K). Scale and head groups are those of
-            `backends.attention_function`.
+        layout: tokens (B, T) int64, window=0 -> the layout.
+        attend: q (B, T, H, K), k and v (B, T, G, K), layout, window=0 -> (B, T, H, K). Scale and head groups are those
+            of `backends.attention_function`.
+        is_masked: the layout depends on the window.
     """
 
-    layout: Callable[[Tensor], Layout]
-    attend: Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
+    layout: Callable[..., Layout]
+    attend: Callable[..., Tensor]
+    is_masked: bool = True
+
+    def layouts(self, tokens: Tensor, window: int) -> tuple[Layout, Layout]:
+        """The layouts of the layers without a window, and of those with one."""
+        full = self.layout(tokens)
+        return full, self.layout(tokens, window=window) if window and self.is_masked else full
 
 
 def document_ids(tokens: Tensor, document_tokens: int = 0) -> Tensor:
@@ -76,11 +87,18 @@ def document_ids(tokens: Tensor, document_tokens: int = 0) -> Tensor:
     return ((positions - start) % document_tokens == 0).cumsum(1, dtype=torch.int32)
 
 
-def document_mask(tokens: Tensor, last: int = 0, document_tokens: int = 0) -> Tensor:
+def marked(tokens: Tensor, documents: bool) -> Tensor:
+    """The tokens, whose BOS are the borders; without `documents`, tokens that make every row one document."""
+    return tokens if documents else torch.zeros_like(tokens)
+
+
+def document_mask(tokens: Tensor, last: int = 0, document_tokens: int = 0, window: int = 0) -> Tensor:
     """True where a position may attend to another: bool (B, 1, T, S), the `last` T positions (0 = all) of (B, S)."""
     ids, total = document_ids(tokens, document_tokens), tokens.size(1)
     last = last or total
     causal = torch.ones(last, total, dtype=torch.bool, device=tokens.device).tril(total - last)
+    if window:
+        causal = causal.triu(total - last - window + 1)
     return ((ids[:, -last:, None] == ids[:, None, :]) & causal)[:, None]
 
 
@@ -140,10 +158,10 @@ def document_backend(backend: str, document_tokens: int = 0) -> DocumentBackend:
     if backend in ("fa3", "fa4", "varlen"):
         kernel = {"fa3": _fa3_kernel, "fa4": _fa4_kernel, "varlen": _varlen_kernel}[backend]()
         borders = functools.partial(document_borders, document_tokens=document_tokens)
-        return DocumentBackend(borders, functools.partial(_attend_packed, kernel, document_tokens))
+        return DocumentBackend(borders, functools.partial(_attend_packed, kernel, document_tokens), is_masked=False)
     raise ConfigError(
-        f"attention backend {backend!r} does not support model.attention.within_documents = true; allowed: auto, "
-        f"{', '.join(DOCUMENT_BACKENDS)}"
+        f"attention backend {backend!r} supports neither model.attention.within_documents = true nor "
+        f"model.attention.window; allowed: auto, {', '.join(DOCUMENT_BACKENDS)}"
     )
 
 
@@ -154,7 +172,7 @@ _MASKED = {
 }
 
 
-def _attend_masked(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _attend_masked(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int = 0) -> Tensor:
     """Attention under a boolean mask (B, 1, T, T)."""
     group = q.size(2) // k.size(2)
     if backend == "efficient" and group > 1:  # this kernel does not support head groups
@@ -166,19 +184,20 @@ def _attend_masked(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) 
     return y.transpose(1, 2)
 
 
-def _block_mask(tokens: Tensor, document_tokens: int) -> BlockMask:
+def _block_mask(tokens: Tensor, document_tokens: int, window: int = 0) -> BlockMask:
     from torch.nn.attention.flex_attention import create_block_mask
 
     ids = document_ids(tokens, document_tokens)
     B, T = tokens.shape
 
     def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (ids[row, query] == ids[row, key]) & (query >= key)
+        sees = (ids[row, query] == ids[row, key]) & (query >= key)
+        return sees & (query - key < window) if window else sees
 
     return create_block_mask(attends, B, None, T, T, device=tokens.device)
 
 
-def _attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, window: int = 0) -> Tensor:
     """FlexAttention under a block mask. Its kernel must be compiled, so an eager model compiles it separately."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -202,11 +221,17 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def _attend_packed(
-    kernel: Callable[..., Tensor], document_tokens: int, q: Tensor, k: Tensor, v: Tensor, borders: Tensor
+    kernel: Callable[..., Tensor],
+    document_tokens: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    borders: Tensor,
+    window: int = 0,
 ) -> Tensor:
-    """Attention of sequences laid end to end; `kernel(q, k, v, borders, longest)` with q (B * T, H, K)."""
+    """Attention of sequences laid end to end; `kernel(q, k, v, borders, longest, window)` with q (B * T, H, K)."""
     longest = min(document_tokens or q.size(1), q.size(1))
-    y = kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), borders, longest)
+    y = kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), borders, longest, window)
     return y.view(q.shape)
 
 
@@ -219,7 +244,7 @@ def _fa3_kernel() -> Callable[..., Tensor]:
             "use auto, flex, varlen, efficient or math"
         ) from error
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int, window: int) -> Tensor:
         y = flash_attn_varlen_func(
             q,
             k,
@@ -229,6 +254,7 @@ def _fa3_kernel() -> Callable[..., Tensor]:
             max_seqlen_q=longest,
             max_seqlen_k=longest,
             causal=True,
+            window_size=(window - 1, 0) if window else (-1, -1),  # positions to the left and to the right
         )
         return y[0] if isinstance(y, tuple) else y
 
@@ -245,8 +271,8 @@ def _fa4_kernel() -> Callable[..., Tensor]:
         ) from error
     from bitgolf.model.flash4 import fa4_forward
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
-        y: Tensor = fa4_forward(q, k, v, borders, longest)[0]
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int, window: int) -> Tensor:
+        y: Tensor = fa4_forward(q, k, v, borders, longest, window)[0]
         return y
 
     return kernel
@@ -268,8 +294,8 @@ def _varlen_kernel() -> Callable[..., Tensor]:
         )
     has_enable_gqa = "enable_gqa" in parameters  # earlier versions accept grouped heads without this argument
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int) -> Tensor:
-        options: dict[str, Any] = {"window_size": (-1, 0)}  # all positions to the left, none to the right
+    def kernel(q: Tensor, k: Tensor, v: Tensor, borders: Tensor, longest: int, window: int) -> Tensor:
+        options: dict[str, Any] = {"window_size": (window - 1, 0)}  # -1: all positions to the left; none to the right
         if has_enable_gqa and q.size(1) != k.size(1):
             options["enable_gqa"] = True
         y = varlen_attn(q, k, v, borders, borders, longest, longest, **options)

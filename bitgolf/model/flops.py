@@ -4,7 +4,8 @@
 
 N counts the weights that a token is multiplied with (linear layers and the output head; a looped layer counts each
 time that it runs). A multiplication and an addition are two operations, and the backward pass costs twice the forward
-pass. 6 L D T is attention over T tokens in L layers of width D: scores and outputs, with half of the pairs masked.
+pass. 6 L D T is attention over T tokens in L layers of width D: scores and outputs, with half of the pairs masked. A
+layer with a window of W tokens has W (2 - W / T) in place of T.
 Source: PaLM (arXiv 2204.02311), appendix B, which counts masked pairs too.
 """
 
@@ -16,13 +17,16 @@ from bitgolf.model.order import layer_order
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Operations of forward and backward pass per training token, with the loop on."""
-    width, passes = config.model_dim, len(layer_order(config, True))
+    width, layers = config.model_dim, [position.layer for position in layer_order(config, True)]
+    window = min(config.attention.window or seq_len, seq_len)
+    passes, full = len(layers), sum(layer in config.attention.full_layers for layer in layers)
+    spans = full * seq_len + (passes - full) * window * (2 - window / seq_len)
     attention = width * (2 * width + 2 * config.kv_dim)
     block = attention + 2 * width * config.mlp_dim
     tables = config.vocab_size * width + (
         config.bigram.dim * width if config.bigram.rows and not config.bigram.every_layer else 0
     )
-    return 6.0 * (passes * block + tables) + 6.0 * passes * width * seq_len
+    return 6.0 * (passes * block + tables) + 6.0 * width * spans
 
 
 # Dense bf16 operations per second by the makers' data sheets (fp16 where a GPU has no bf16); the first name that is

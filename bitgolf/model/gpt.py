@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from bitgolf.config import ModelConfig
 from bitgolf.errors import ConfigError
+from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import Cache
 from bitgolf.model.cross_entropy import softcapped_cross_entropy
-from bitgolf.model.document_borders import Layout, document_backend
+from bitgolf.model.document_borders import DocumentBackend, document_backend, marked
 from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
 from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
 from bitgolf.model.layers import Block, Linear, Pass, learns_on_cpu, rms_norm
@@ -58,7 +59,7 @@ class GPT(nn.Module):
         skips = num_skip_rows(config)
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
-        self.document_layout = self._document_layout("math")
+        self.set_attention_backend("math")
         self.loss_kernel: Callable[..., Tensor] | None = None
         self.frequencies: Tensor
         self.register_buffer("frequencies", rotary_frequencies(config, context_length), persistent=False)
@@ -107,10 +108,13 @@ class GPT(nn.Module):
 
     def set_attention_backend(self, backend: str) -> None:
         """Use the named backend (see `bitgolf.model.backends`) in every layer."""
+        attention = self.config.attention
+        self.masked: DocumentBackend | None = None
+        if attention.is_masked:
+            self.masked = document_backend(backend, attention.document_tokens)
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.attention.use_backend(backend, self.config.attention.within_documents)
-        self.document_layout = self._document_layout(backend)
+            block.attention.attend = attention_function(backend) if self.masked is None else self.masked.attend
 
     def use_kernels(self) -> None:
         """Compute the parts around attention, and the loss, with Triton kernels (NVIDIA GPUs; the head width is a power
@@ -126,10 +130,6 @@ class GPT(nn.Module):
         from bitgolf.model.loss_triton import softcapped_cross_entropy as loss_kernel
 
         self.loss_kernel = loss_kernel
-
-    def _document_layout(self, backend: str) -> Callable[[Tensor], Layout] | None:
-        attention = self.config.attention
-        return document_backend(backend, attention.document_tokens).layout if attention.within_documents else None
 
     @property
     def num_positions(self) -> int:
@@ -159,18 +159,19 @@ class GPT(nn.Module):
         Returns:
             (B, T, D) in `compute_dtype`.
         """
-        recent, T = tokens, tokens.size(1)
+        recent, T, attention = tokens, tokens.size(1), self.config.attention
+        documents = near = None
         if cache is None:
             x = self.embed(tokens, fake)
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
-            documents = None if self.document_layout is None else self.document_layout(tokens)
+            if self.masked is not None:
+                documents, near = self.masked.layouts(marked(tokens, attention.within_documents), attention.window)
         else:
-            attention = self.config.attention
-            recent, positions, documents = cache.take(tokens, attention.within_documents, attention.document_tokens)
+            recent, positions, documents, near = cache.take(tokens, attention)
             x = self.embed(recent)[:, -T:]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
-        shared = Pass(cos, sin, documents, fake)
+        shared = Pass(cos, sin, documents, fake, near, attention.window)
         ve = {} if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
         pairs = self.bigram(recent, self.compute_dtype)[:, -T:] if isinstance(self.bigram, SignedBigrams) else None
 

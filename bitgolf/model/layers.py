@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from bitgolf.config import ModelConfig
 from bitgolf.config.model import MLPConfig
 from bitgolf.model import few_passes
-from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import LayerCache, attend_to_cache
-from bitgolf.model.document_borders import Layout, document_backend
+from bitgolf.model.document_borders import Layout
 from bitgolf.model.rotary import rotate
 
 _GATE_CHANNELS = 12  # channels of its input that the gate of attention reads (PR 1787)
@@ -65,6 +64,8 @@ class Pass(NamedTuple):
     sin: Tensor  # (T, r/2)
     documents: Layout | None = None  # layout of the backend, or mask of the cache; None = every row is one document
     fake: Tensor | None = None  # sharpness of fake quantization, a scalar; None = the float weights
+    near: Layout | None = None  # like `documents`, for the layers with a window
+    window: int = 0  # of these layers
 
 
 class Attention(nn.Module):
@@ -72,8 +73,8 @@ class Attention(nn.Module):
 
     Options, by `AttentionConfig`: a token embedding (VE) and the first layer's values (VRL) are added to the values;
     the component of a head's output along the token's own value is removed (XSA, PR 265); each head's output is
-    multiplied by a gate that reads a few channels of the input (PR 1787); attention stays within documents
-    (`bitgolf.model.document_borders`).
+    multiplied by a gate that reads a few channels of the input (PR 1787); attention stays within documents and within
+    a window (`bitgolf.model.document_borders`).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -91,9 +92,8 @@ class Attention(nn.Module):
         ve, channels = config.value_embedding, min(_VALUE_GATE_CHANNELS, config.model_dim)
         has_gate = ve.gated and layer in ve.layers
         self.value_gate = nn.Parameter(torch.zeros(config.num_kv_heads, channels)) if has_gate else None
-        self.document_tokens = config.attention.document_tokens
-        self.attend: Callable[..., Tensor]
-        self.use_backend("math", config.attention.within_documents)
+        self.has_window = config.attention.window > 0 and layer not in config.attention.full_layers
+        self.attend: Callable[..., Tensor]  # of the backend, see `GPT.set_attention_backend`
         self.kernels: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
 
     def use_kernels(self) -> None:
@@ -101,12 +101,6 @@ class Attention(nn.Module):
         from bitgolf.model.attention_triton import exclude_and_gate, rotate_normed
 
         self.kernels = rotate_normed, exclude_and_gate
-
-    def use_backend(self, backend: str, documents: bool) -> None:
-        """Attend by the named backend of `bitgolf.model.backends`, or with `documents` of `document_borders`."""
-        self.attend = (
-            document_backend(backend, self.document_tokens).attend if documents else attention_function(backend)
-        )
 
     def forward(
         self,
@@ -118,7 +112,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output (B, T, D), and the values that were attended to (B, T, G, K)."""
         B, T, _ = x.shape
-        cos, sin, documents, fake = shared
+        cos, sin, documents, fake, near, window = shared
+        layout, window = (near, window) if self.has_window else (documents, 0)
         q = self.query(x, fake).view(B, T, self.num_heads, self.head_dim)
         k = self.key(x, fake).view(B, T, self.num_kv_heads, self.head_dim)
         flat = self.value(x, fake)
@@ -133,9 +128,9 @@ class Attention(nn.Module):
             v = mix[0] * first_value + mix[1] * v
         q, k = self._rotate(q, k, cos, sin)
         if cache is not None:
-            y = attend_to_cache(q, *cache.extend(k, v), documents)
-        elif documents is not None:
-            y = self.attend(q, k, v, documents)
+            y = attend_to_cache(q, *cache.extend(k, v), layout)
+        elif layout is not None:
+            y = self.attend(q, k, v, layout, window)
         else:
             y = self.attend(q, k, v)
         y = self._exclude_and_gate(y, v, x)

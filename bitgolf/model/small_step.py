@@ -198,11 +198,12 @@ class SmallStep:
         keys, values = self.keys[place], self.values[place]
         keys[..., n], values[:, :, n] = qk[:, H:], value
         queries = qk[:, :H].reshape(streams, G, H // G, K)
-        scores = queries @ keys[..., : n + 1]  # (S, G, H / G, n + 1)
+        first_key = max(0, n + 1 - block.window) if block.window else 0
+        scores = queries @ keys[..., first_key : n + 1]  # (S, G, H / G, keys)
         if block.largest_score > _SAFE_SCORE:
             scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        y = scores @ values[:, :, : n + 1]  # (S, G, H / G, K)
+        y = scores @ values[:, :, first_key : n + 1]  # (S, G, H / G, K)
         y /= np.add.reduce(scores, axis=-1, keepdims=True)
         if block.exclude_self:
             norm = np.sqrt(np.add.reduce(value * value, axis=-1, keepdims=True))
@@ -231,6 +232,7 @@ class _BlockWeights:
     ve_scale: np.float32 | None
     gate: np.ndarray | None  # (channels, H)
     exclude_self: bool
+    window: int  # most keys, the token's own included; 0 = all
 
 
 class _Weights:
@@ -280,6 +282,7 @@ def _block_weights(model: GPT, layer: int) -> _BlockWeights:
         ve_scale,
         None if attention.gate is None else _array((scale * attention.gate).T),
         attention.exclude_self,
+        config.attention.window if attention.has_window else 0,
     )
 
 

@@ -30,6 +30,7 @@ from bitgolf.train.trainer import Trainer
 # seed-348 (19.7 GB) and seed-693 (22.9 GiB) on an H200. CPU: 0.76 for seed-693, 0.93 for demo. A GPU without compiler
 # was not measured; the value is that of a CPU with PyTorch's own functions.
 _COMPILED_SHARE, _CPU_SHARE, _EAGER_SHARE = 0.68, 0.95, 1.15
+_WITHOUT_MASKS = {"within_documents": False, "document_tokens": 0, "window": 0, "full_layers": ()}
 _PROCESS_BYTES = 800_000_000  # Python, PyTorch, and work space of the kernels
 USABLE = 0.9  # share of the free memory that a run may plan with
 
@@ -73,8 +74,8 @@ def predict_memory(config: Config, device: torch.device, world_size: int = 1) ->
         saved[id(storage)] = storage
         return tensor
 
-    # Borders of documents depend on the tokens, which fake tensors do not have; they add little.
-    plain = model.updated({"attention.within_documents": False, "attention.document_tokens": 0})
+    # Borders of documents depend on the tokens, which fake tensors do not have. They and windows add little.
+    plain = model.updated({f"attention.{key}": value for key, value in _WITHOUT_MASKS.items()})
     dtype = compute_dtype(device)
     with FakeTensorMode():
         gpt = GPT(plain, train.seq_len, compute_dtype=dtype)

@@ -49,6 +49,10 @@ COMPONENTS = (
     Component("SmearGate v1", "PR 65, 287", "model.smear.gate", lambda c: c.model.smear.gate == "v1"),
     Component("SmearGate v2", "PR 1667, 1851", "model.smear.gate", lambda c: c.model.smear.gate == "v2"),
     Component("Document attention", "PR 1530", "model.attention.within_documents model.attention.document_tokens"),
+    Component(
+        "Attention windows", "modded-nanogpt (github.com/KellerJordan/modded-nanogpt)",
+        "model.attention.window model.attention.full_layers",
+    ),
     Component("Orthogonal initialization", "PR 162", "model.init", lambda c: c.model.init == "orthogonal"),
     Component(
         "Muon", "Jordan et al. 2024, baseline",

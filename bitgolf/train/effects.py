@@ -50,6 +50,12 @@ def _never_reached(config: Config, num_steps: int, begun: float) -> list[str]:
             f"train.average.swa_weight {train.average.swa_weight:g}: none of the {num_steps} steps has a learning-rate "
             f"multiplier below train.average.swa_start {train.average.swa_start:g}, so no snapshot will be taken"
         )
+    attention = config.model.attention
+    longest = min(attention.document_tokens or train.seq_len, train.seq_len)
+    if attention.window >= longest:
+        sentences.append(
+            f"model.attention.window {attention.window}: training attends to at most {longest} tokens anyway"
+        )
     if qat.enabled and not qat.is_on(last, lowest):
         sentences.append(f"qat: none of the {num_steps} steps reaches its start, so all of them train plain weights")
     sentences += [

@@ -87,12 +87,13 @@ def with_stride(settings: Config, stride: int, method: str = "sliding") -> Confi
         ("chunked", 4, 16_384),
     ],
 )
+@pytest.mark.parametrize("attention", [{}, {"attention.window": 3, "attention.full_layers": (1,)}], ids=str)
 @pytest.mark.usefixtures("caches")
 def test_windows_are_those_of_the_scorer(
-    method: str, stride: int, piece: int, lossless: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    method: str, stride: int, piece: int, attention: dict, lossless: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_steps, "FILL_TOKENS", piece)  # caches filled token by token, in pieces, at once
-    gpt = tiny_gpt()
+    gpt = tiny_gpt(config().model.updated(attention))
     streams = [text(n + 1, seed=n)[1:].astype(np.int64) for n in (45, 3, 38)]
     predicted = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
     scorer = make_scorer(method, gpt, window=WINDOW, stride=stride, batch_tokens=64, device="cpu")

@@ -1,5 +1,5 @@
 """Preset `record` from end to end at reduced size, with what it has from `pr-1855` and more targets on the same logits:
-loop, tables, packing by rate, canonical pairs, adapters, audit, codec, single file."""
+loop, tables, attention windows, packing by rate, canonical pairs, adapters, audit, codec, single file."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ SMALL = {
     "model.num_kv_heads": 2,
     "model.rope.dims": 4,
     "model.attention.document_tokens": 48,
+    "model.attention.window": 12,
+    "model.attention.full_layers": "[2]",
     "model.value_embedding.layers": "[1, 3]",
     "model.bigram.rows": 64,
     "model.bigram.dim": 8,

@@ -188,19 +188,20 @@ def test_borders_have_one_size_and_too_many_documents_are_refused() -> None:
 def fake_flash_attention(calls: list[dict]) -> types.ModuleType:
     def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, None]:
         calls.append(options)
-        borders = options["cu_seqlens_q"]
-        assert isinstance(borders, Tensor)
-        return packed_attention(q, k, v, borders.tolist()), None
+        borders, window = options["cu_seqlens_q"], options["window_size"]
+        assert isinstance(borders, Tensor) and isinstance(window, tuple)
+        return packed_attention(q, k, v, borders.tolist(), window[0]), None
 
     package = types.ModuleType("flash_attn_interface")
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     return package
 
 
-def test_packed_kernels_get_the_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("windows", [{}, {"attention.window": 4, "attention.full_layers": (1, 3)}], ids=str)
+def test_packed_kernels_get_the_borders(monkeypatch: pytest.MonkeyPatch, windows: dict) -> None:
     """FlashAttention 3 and PyTorch's varlen call, as slow functions with the arguments of the real ones."""
     tokens = torch.from_numpy(np.stack([row(30, (0, 4, 5)), row(30, (17, 29), 3)]))
-    model = make(EVERYTHING)
+    model = make(EVERYTHING | windows)
     expected = model(tokens)
     calls: list[dict] = []
     monkeypatch.setitem(sys.modules, "flash_attn_interface", fake_flash_attention(calls))
@@ -208,10 +209,11 @@ def test_packed_kernels_get_the_borders(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
     assert len(calls) == 4 and all(call["cu_seqlens_q"] is call["cu_seqlens_k"] for call in calls)
     assert {(call["causal"], call["max_seqlen_q"], call["max_seqlen_k"]) for call in calls} == {(True, 30, 30)}
+    assert [call["window_size"] for call in calls] == ([(3, 0), (-1, -1)] * 2 if windows else [(-1, -1)] * 4)
 
     def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
-        assert enable_gqa and window_size == (-1, 0) and scale is None and max_q == max_k == 30
-        return packed_attention(q, k, v, cu_q.tolist())
+        assert enable_gqa and window_size[1] == 0 and scale is None and max_q == max_k == 30
+        return packed_attention(q, k, v, cu_q.tolist(), window_size[0])
 
     varlen = pytest.importorskip("torch.nn.attention.varlen", reason="PyTorch before 2.10 has no varlen attention")
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
@@ -254,7 +256,7 @@ def test_auto_takes_the_first_backend_with_right_results() -> None:
         (
             "cudnn",
             True,
-            ["'cudnn' does not support model.attention.within_documents", "within_documents", "flex", "efficient"],
+            ["'cudnn' does not support model.attention.within_documents", "flex", "efficient"],
         ),
         ("flex", True, ["'flex' does not work on cpu", "within_documents", "needs an NVIDIA GPU", "here: ", "math"]),
         ("flex", False, ["'flex' is for model.attention.within_documents", "allowed: auto, fa3, cudnn"]),
@@ -269,12 +271,12 @@ def test_unsuitable_backends_are_refused(requested: str, aware: bool, words: lis
         assert word in str(error.value)
 
 
-def _ignores_borders(q: Tensor, k: Tensor, v: Tensor, layout: object) -> Tensor:
+def _ignores_borders(q: Tensor, k: Tensor, v: Tensor, layout: object, window: int) -> Tensor:
     everything = torch.ones(q.size(1), q.size(1), dtype=torch.bool).tril()
     return document_backend("math").attend(q, k, v, everything)
 
 
-def _misses_the_last_border(q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> Tensor:
+def _misses_the_last_border(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, window: int) -> Tensor:
     layout = layout.clone()
     layout[1, :, 65, 64] = True
     return document_backend("math").attend(q, k, v, layout)

@@ -1,4 +1,4 @@
-"""Attention within documents with the kernels of a GPU: compiled and eager, against `math`, and bit by bit."""
+"""Attention within documents and windows with the kernels of a GPU: compiled and eager, against `math`, bit by bit."""
 
 from __future__ import annotations
 
@@ -38,11 +38,16 @@ CONFIG = ModelConfig().updated(
 
 @pytest.fixture(scope="module")
 def working() -> dict[str, str]:
-    return available_backends(DEVICE, torch.bfloat16, 64, heads=4, kv_heads=2, documents=True)
+    return available_backends(DEVICE, torch.bfloat16, 64, heads=4, kv_heads=2, documents=True, window=300)
 
 
-def model_with(backend: str) -> GPT:
-    model = GPT(CONFIG, 512, compute_dtype=torch.bfloat16).initialize_(torch.Generator().manual_seed(0)).to(DEVICE)
+def model_with(backend: str, window: int = 0) -> GPT:
+    changes = {"attention.window": window, "attention.full_layers": (1,) if window else ()}
+    model = (
+        GPT(CONFIG.updated(changes), 512, compute_dtype=torch.bfloat16)
+        .initialize_(torch.Generator().manual_seed(0))
+        .to(DEVICE)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 and not parameter.any():
@@ -67,13 +72,14 @@ def test_flex_attention_works_on_every_gpu(working: dict[str, str]) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of torch, while it traces
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("window", [0, 1, 20, 128])
 @pytest.mark.parametrize("backend", [name for name in DOCUMENT_BACKENDS if name not in ("math", "flash")])
-def test_a_training_step_is_that_of_math(working: dict[str, str], backend: str, compiled: bool) -> None:
+def test_a_training_step_is_that_of_math(working: dict[str, str], backend: str, window: int, compiled: bool) -> None:
     if working[backend]:
         pytest.skip(working[backend])
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    model, reference = model_with(backend), model_with("math")
+    model, reference = model_with(backend, window), model_with("math", window)
     step = torch.compile(model, dynamic=False) if compiled else model
     for seed in range(3):
         tokens = rows(seed)
@@ -86,6 +92,22 @@ def test_a_training_step_is_that_of_math(working: dict[str, str], backend: str, 
                 assert float((a - b).norm()) <= 0.05 * float(b.norm()), name
     if compiled and backend != "fa3":  # only some versions of FlashAttention 3 can be traced
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("backend", [name for name in DOCUMENT_BACKENDS if name != "flash"])
+def test_no_bit_comes_from_further_back_than_all_windows_reach(working: dict[str, str], backend: str) -> None:
+    if working[backend]:
+        pytest.skip(working[backend])
+    model = model_with(backend, window=33)
+    for block in model.blocks:
+        block.attention.has_window = True
+    tokens = torch.full((1, 512), 7, device=DEVICE) + torch.arange(512, device=DEVICE) % 300
+    changed = tokens.clone()
+    changed[0, 100] = 400
+    with torch.no_grad():
+        moved = (model(tokens) != model(changed)).any(-1)[0]
+    # Layers reach 32 tokens back each, and the smear and the bigram before them two.
+    assert not moved[:100].any() and moved[100:110].all() and not moved[100 + 4 * 32 + 3 :].any()
 
 
 @pytest.mark.parametrize("backend", [name for name in DOCUMENT_BACKENDS if name != "flash"])

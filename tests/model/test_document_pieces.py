@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_gpt import make, packed_attention
+from slow_gpt import make, packed_attention, seen
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
@@ -60,7 +60,9 @@ def test_long_rows_have_room_for_257_pieces() -> None:
     assert document_borders(few, 2048)[:49].tolist() == list(range(0, 98_305, 2048))
 
 
-def packed_gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, borders: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def packed_gradients(
+    q: Tensor, k: Tensor, v: Tensor, dy: Tensor, borders: Tensor, left: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `packed_attention` by their formulas: dS = P (dP - sum_j P dP), head by head."""
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     scale, group = q.size(2) ** -0.5, q.size(1) // k.size(1)
@@ -69,8 +71,7 @@ def packed_gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, borders: Tenso
         for h in range(q.size(1) if start < stop else 0):
             g = h // group
             scores = scale * q[part, h] @ k[part, g].T
-            causal = torch.ones_like(scores, dtype=torch.bool).tril()
-            p = scores.masked_fill(~causal, -torch.inf).softmax(1)
+            p = scores.masked_fill(~seen(stop - start, left), -torch.inf).softmax(1)
             dp = dy[part, h] @ v[part, g].T
             ds = p * (dp - (p * dp).sum(1, keepdim=True))
             dq[part, h] += scale * ds @ k[part, g]
@@ -82,22 +83,22 @@ def packed_gradients(q: Tensor, k: Tensor, v: Tensor, dy: Tensor, borders: Tenso
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """The options of every call of a module that stands for the real one and takes its arguments."""
-    seen: list[dict] = []
+    calls: list[dict] = []
 
     def _flash_attn_fwd(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple:
-        seen.append(options)
-        borders = options["cu_seqlens_q"]
-        assert isinstance(borders, Tensor)
-        return packed_attention(q, k, v, borders.tolist()), torch.zeros(q.size(1), q.size(0)), None, None, None
+        calls.append(options)
+        borders, left = options["cu_seqlens_q"], options["window_size_left"]
+        assert isinstance(borders, Tensor) and isinstance(left, int | None)
+        return packed_attention(q, k, v, borders.tolist(), left), torch.zeros(q.size(1), q.size(0)), None, None, None
 
     def _flash_attn_bwd(
         q: Tensor, k: Tensor, v: Tensor, y: Tensor, dy: Tensor, lse: Tensor, **options: object
     ) -> tuple:
-        seen.append(options)
+        calls.append(options)
         assert lse.shape == (q.size(1), q.size(0)) and y.shape == dy.shape == q.shape
-        borders = options["cu_seqlens_q"]
-        assert isinstance(borders, Tensor)
-        return packed_gradients(q, k, v, dy, borders)
+        borders, left = options["cu_seqlens_q"], options["window_size_left"]
+        assert isinstance(borders, Tensor) and isinstance(left, int | None)
+        return packed_gradients(q, k, v, dy, borders, left)
 
     interface = types.ModuleType("flash_attn.cute.interface")
     interface._flash_attn_fwd = _flash_attn_fwd  # type: ignore[attr-defined]
@@ -107,13 +108,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     monkeypatch.setattr(sys.modules["flash_attn"], "cute", sys.modules["flash_attn.cute"], raising=False)
     monkeypatch.setattr(sys.modules["flash_attn.cute"], "interface", interface, raising=False)
     monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
-    return seen
+    return calls
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_flash_attention_4_is_told_the_borders_and_gives_gradients(calls: list[dict], compiled: bool) -> None:
-    model, reference = make(ATTENTION), make(ATTENTION)
+@pytest.mark.parametrize("window", [0, 3])
+def test_flash_attention_4_is_told_the_borders_and_gives_gradients(
+    calls: list[dict], window: int, compiled: bool
+) -> None:
+    settings = ATTENTION | {"attention.window": window, "attention.full_layers": (1,) if window else ()}
+    model, reference = make(settings), make(settings)
     model.set_attention_backend("fa4")
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
@@ -129,6 +134,8 @@ def test_flash_attention_4_is_told_the_borders_and_gives_gradients(calls: list[d
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
     assert len(calls) == 2 * 2 * 2
     assert {(call["causal"], call["max_seqlen_q"], call["max_seqlen_k"]) for call in calls} == {(True, 4, 4)}
+    lefts = [2, None, None, 2] if window else [None] * 4  # forward through both layers, then backward
+    assert [call["window_size_left"] for call in calls] == lefts * 2
     if compiled:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 

@@ -43,6 +43,8 @@ from bitgolf.model.layers import Linear
         {"value_embedding.layers": (0, 2), "value_embedding.gated": True, "attention.xsa_layers": 3, "ln_scale": True},
         {"bigram.rows": 9, "bigram.dim": 10, "bigram.every_layer": True, "num_layers": 5, "smear.gate": "v1"},
         {"attention.xsa_layers": 3, "num_kv_heads": 4, "rope.dims": 2, "ln_scale": True},
+        {"attention.window": 1, "attention.value_residual": True},
+        {"attention.window": 4, "attention.full_layers": (1,), "num_layers": 4},
     ],
 )
 def test_forward_equals_the_slow_definition(changes: dict[str, object]) -> None:

@@ -30,7 +30,10 @@ MODELS = {
         "attention.qk_gain": 4.0,
     },
     "gates": {"skip_gates": True, "attention.gate": True, "attention.xsa_layers": 3, "ln_scale": True},
+    "window": {"attention.window": 3, "attention.full_layers": (1,)},
     "loop": {
+        "attention.window": 2,
+        "attention.full_layers": (2,),
         "num_layers": 4,
         "loop.repeats": 1,
         "loop.first": 1,

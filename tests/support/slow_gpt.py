@@ -125,10 +125,12 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
             qs = [rotated(norm(wq @ n[t]), t) * p[q + "attention.q_gain"][h] for t in range(T)]
             ks = [rotated(norm(wk @ n[t]), t) for t in range(T)]
             for t in range(T):
-                scores = np.array([qs[t] @ ks[s] / math.sqrt(width) for s in range(t + 1)])
+                window = t + 1 if layer in c.attention.full_layers else c.attention.window or t + 1
+                first = max(0, t + 1 - window)
+                scores = np.array([qs[t] @ ks[s] / math.sqrt(width) for s in range(first, t + 1)])
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
-                out[t, h] = sum(w * vs[s] for s, w in enumerate(weights))
+                out[t, h] = sum(w * vs[s] for s, w in enumerate(weights, first))
                 if layer >= c.num_layers - c.attention.xsa_layers:
                     unit = vs[t] / np.linalg.norm(vs[t])
                     out[t, h] -= (out[t, h] @ unit) * unit
@@ -141,11 +143,19 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
     return c.logit_softcap * np.tanh(norm(x) @ p["embedding"].T / c.logit_softcap)
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, borders: list[int]) -> Tensor:
-    """Causal attention of each sequence alone: q (N, H, K), k and v (N, G, K)."""
+def seen(length: int, left: int | None) -> Tensor:
+    """True where a token sees another, (length, length): itself and `left` tokens before it; None or -1 = all."""
+    places = torch.arange(length)
+    before = places[:, None] - places
+    return (before >= 0) & (before <= (length if left in (None, -1) else left))
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, borders: list[int], left: int | None = None) -> Tensor:
+    """Causal attention of each sequence alone to `left` tokens before (see `seen`): q (N, H, K), k and v (N, G, K)."""
     parts = []
     for start, stop in itertools.pairwise(borders):
         if start < stop:
             part = (x[start:stop].transpose(0, 1) for x in (q, k, v))
-            parts.append(F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True).transpose(0, 1))
+            mask = seen(stop - start, left)
+            parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask, enable_gqa=True).transpose(0, 1))
     return torch.cat(parts)

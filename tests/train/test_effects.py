@@ -27,6 +27,7 @@ def sentences(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> lis
         {"pack__passthrough": '["embedding", "blocks.*.attention.key.weight"]'},
         {"qat__mode": "ste", "qat__start_fraction": "0.9"},
         {"train__checkpoint__at": "[0.3]"},
+        {"model__attention__window": "1023"},
         {"train__measure__fisher_tokens": "4096", "pack__method": "rate", "pack__rate__hessian": "fisher",
          "train__measure__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
     ],
@@ -49,6 +50,15 @@ def test_settings_with_effect_are_not_named(overrides: dict[str, str]) -> None:
         ),
         ({"pack__fit__margin_bytes": "10"}, "pack.fit.margin_bytes 10: pack.fit.prune is off"),
         ({"pack__fit__prune": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
+        ({"model__attention__window": "1024"}, "training attends to at most 1024 tokens anyway"),
+        (
+            {
+                "model__attention__window": "64",
+                "model__attention__within_documents": "true",
+                "model__attention__document_tokens": "64",
+            },
+            "training attends to at most 64 tokens anyway",
+        ),
         (
             {"pack__passthrough": '["*.q_gain"]'},
             "pack.passthrough '*.q_gain': all tensors that it matches stay",

@@ -63,7 +63,10 @@ def _namespace(value: Any) -> Any:
 def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
     """Logits (B, T, V) from tensors by name and the settings."""
     x = _embed(w, c, tokens)
-    mask = _mask(c, tokens)
+    mask = near = _mask(c, tokens)
+    if c.attention.window:
+        places = torch.arange(tokens.size(1), device=tokens.device)
+        near = mask & (places[:, None] - places < c.attention.window)
     cos, sin = _rotations(c, window, tokens)
     tables: Any = None
     pairs = _signed_pairs(w, c, tokens) if c.bigram.every_layer else None
@@ -98,7 +101,8 @@ def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
             extra = (rows.unflatten(-1, (c.num_kv_heads, -1)) * opened).flatten(-2)
         elif layer in c.value_embedding.layers:
             extra = w["value_embedding.layer_scales"][c.value_embedding.layers.index(layer)] * tables
-        y, values = _attention(w, c, layer, _norm(mixed) * scale, mask, cos, sin, extra, first)
+        seen = mask if layer in c.attention.full_layers else near
+        y, values = _attention(w, c, layer, _norm(mixed) * scale, seen, cos, sin, extra, first)
         if place == 0 and c.attention.value_residual:
             first = values
         y = w[name + "attn_scale"] * y
