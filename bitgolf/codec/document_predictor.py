@@ -128,8 +128,8 @@ class _Continued:
     def __init__(self, model: GPT, cache: Cache) -> None:
         self._model, self._cache = model, cache
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        return self._model.hidden(tokens, self._cache)
+    def hidden(self, tokens: Tensor, **options: Any) -> Tensor:
+        return self._model.hidden(tokens, self._cache, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

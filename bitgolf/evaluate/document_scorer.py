@@ -2,18 +2,22 @@
 
 The n targets of a document are scored in chunks of C. A chunk's window ends C targets after its start, wherever the
 document itself ends, so no prediction depends on the document's length. The chunk's losses are committed, and one AdamW
-step on their mean follows. Documents of a batch (`document_batches`) advance side by side without influence on each
-other; each runs on a score tape of its own, which refuses to reveal unscored tokens. `evaluate_documents` then enters
-the documents' events into the tape of the text, in the order of the text. The result equals scoring one document after
-the other. Source: PR 1530, with a schedule that ignores document lengths, as rules C1 and C4 demand (docs/rules.md).
+step on their mean follows. Documents advance side by side without influence on each other; each runs on a score tape of
+its own, which refuses to reveal unscored tokens. `evaluate_documents` then enters the documents' events into the tape
+of the text, in the order of the text. The result equals scoring one document after the other.
 
-Legend: N documents, C chunk, T window, V vocabulary.
+No document waits for a longer one: as soon as one ends, the next takes its row of adapters. A pass takes rows whose
+windows have about the same length, and pads them on the right, which changes nothing in a causal model. Lengths of
+documents decide only which rows share a pass. Source: PR 1530, with a schedule that ignores document lengths, as rules
+C1 and C4 demand (docs/rules.md).
+
+Legend: N rows, n documents of a pass, C chunk, T window, W length of a pass, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,12 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitgolf.config.evaluate import LoraTTTConfig
-from bitgolf.evaluate.document_batches import DocumentBatch, document_batches, end_of_batches
+from bitgolf.evaluate.document_batches import NOTHING, Document, document_lines, end_of_batches
 from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
 from bitgolf.evaluate.tape import ScoreTape, TokenReader
 from bitgolf.model.gpt import GPT
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
+
+# Tokens of a pass. Its activations take about 25 GB of a GPU for 17 layers of 512 channels, and kernels are efficient.
+_PASS_TOKENS = 32_768
+_SHORTEST_PASS = 256  # shorter windows are padded to it
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,11 @@ class DocumentScorer:
 
     Args:
         model: not changed.
-        config: adapters, chunks and batch.
+        config: adapters, chunks and rows.
         window: T, most tokens of context.
         bos_id: starts a document.
         seed: of the initial A.
-        world: documents are dealt out to the ranks; all ranks get all losses and events.
+        world: lines of documents are shared out to the ranks by their work; all ranks get all losses and events.
     """
 
     def __init__(self, model: GPT, config: LoraTTTConfig, *, window: int, bos_id: int, seed: int, world: World) -> None:
@@ -76,6 +84,7 @@ class DocumentScorer:
         # The last target's token is unknown. Its placeholder 0 is never an input, because no target follows it.
         tokens = np.append(read(start, stop), 0)
         documents = self._score(tokens, start, None, rank=0, world_size=1, with_log_p=True)
+        documents.sort(key=lambda document: document.start)
         return np.concatenate([document.log_p for document in documents if document.log_p is not None])
 
     def score_documents(
@@ -91,7 +100,7 @@ class DocumentScorer:
         return sorted(documents, key=lambda document: document.start)
 
     def end_of_batch(self, tokens: np.ndarray, batches: int) -> int:
-        """One past the last target of the first `batches` batches of documents of a text, (N,) integers."""
+        """One past the last target of the first `batches` times `documents` documents of a text, (N,) integers."""
         return end_of_batches(tokens, self.bos_id, self.config.documents, batches)
 
     def _score(
@@ -103,109 +112,159 @@ class DocumentScorer:
         world_size: int,
         with_log_p: bool,
     ) -> list[ScoredDocument]:
-        """This rank's documents of `tokens`, batch after batch; `tokens[0]` is token `offset` of the text."""
+        """This rank's documents of `tokens`, as they end; `tokens[0]` is token `offset` of the text."""
         size = self.config.documents
-        a = [tensor.expand(size, *tensor.shape).clone() for tensor in self.first_a]  # (N, r, inputs) per slot
-        documents: list[ScoredDocument] = []
-        for batch in document_batches(tokens, offset, self.bos_id, size, keep_a=self.config.keep_a):
-            slots = list(range(len(batch.spans)))[rank::world_size]
-            if slots:
-                documents += self._score_batch(batch, slots, a, with_log_p)
+        lines = document_lines(tokens, offset, self.bos_id, size, keep_a=self.config.keep_a)
+        lines = share_lines(lines, self._work, world_size)[rank]
+        total = sum(len(document.tokens) - 1 for line in lines for document in line)
+        count = min(len(lines), -(-size // world_size))
+        adapters = DocumentAdapters(self.sites, [a.expand(count, *a.shape) for a in self.first_a], self.config)
+        rows = [row for row in map(_Row, range(count)) if self._next(row, lines, adapters)]
+        scored: list[ScoredDocument] = []
+        done = 0
+        while rows:
+            for row in self._pass(adapters, self._choose(rows), with_log_p):
+                scored.append(row.scored())
+                done += row.tape.num_targets
+                if not self._next(row, lines, adapters):
+                    rows.remove(row)
             if tick is not None:
-                tick(batch.spans[-1][1] - offset)
-        return documents
+                tick((len(tokens) - 1) * done // total)
+        return scored
 
-    def _score_batch(
-        self, batch: DocumentBatch, slots: list[int], a: list[Tensor], with_log_p: bool
-    ) -> list[ScoredDocument]:
-        """Score the documents in `slots` of a batch side by side. With `keep_a` their final A replace those in `a`."""
+    def _next(self, row: _Row, lines: list[list[Document]], adapters: DocumentAdapters) -> bool:
+        """Put the next document of a row's line, or of the first line that waits, into it; False if there is none."""
+        row.line = row.line[1:] or (lines.pop(0) if lines else [])
+        if not row.line:
+            return False
+        row.tape, row.chunk, row.log_p = ScoreTape(row.line[0].tokens), 0, []
+        row.work = sum(map(self._work, row.line))
+        self._begin(adapters, row)
+        return True
+
+    def _begin(self, adapters: DocumentAdapters, row: _Row) -> None:
+        """Give a row the initial adapters of its document."""
+        adapters.begin(row.place, self.first_a if row.line[0].inherited == NOTHING else None)
+
+    def _work(self, document: Document) -> int:
+        """Tokens in all windows of a document."""
         size = self.config.chunk_tokens
-        tapes = [ScoreTape(batch.tokens[slot]) for slot in slots]
-        shown: list[list[np.ndarray]] = [[] for _ in slots]
-        adapters = DocumentAdapters(self.sites, [tensor[slots] for tensor in a], self.config)
-        active = list(range(len(slots)))  # documents whose adapters are in `adapters`, in this order
-        chunk = 0
-        while active:
-            now = [tapes[i] for i in active]
-            stay = [row for row, tape in enumerate(now) if tape.num_targets > (chunk + 1) * size]
-            with torch.set_grad_enabled(bool(stay)):
-                for tensor in adapters.parameters:
-                    tensor.requires_grad_(bool(stay))
-                logits = self._logits(adapters, now, chunk)  # (n, C, V)
-            for row, i in enumerate(active):
-                self._commit(tapes[i], logits[row].detach(), chunk, shown[i] if with_log_p else None)
-            gradients: list[Tensor] = []
-            if stay:
-                gradients = self._gradients(adapters, [now[row] for row in stay], logits[stay], chunk)
-            for tensor in adapters.parameters:
-                tensor.requires_grad_(False)
-            if self.config.keep_a:
-                ended = [row for row in range(len(active)) if row not in stay]
-                for kept, learned in zip(a, adapters.a, strict=True):
-                    kept[[slots[active[row]] for row in ended]] = learned[ended]
-            if stay:
-                self._step(adapters, gradients, stay, len(active))
-            active, chunk = [active[row] for row in stay], chunk + 1
-            for i in active:
-                tapes[i].record_update((chunk - 1) * size, chunk * size + 1)
-        return [
-            ScoredDocument(
-                *batch.spans[slot],
-                batch.inherited[slot],
-                tape.nll,
-                _events(tape),
-                np.concatenate(log_p) if with_log_p else None,
-            )
-            for slot, tape, log_p in zip(slots, tapes, shown, strict=True)
-        ]
+        return int(np.arange(size, len(document.tokens) - 1 + size, size).clip(max=self.window).sum())
 
-    def _logits(self, adapters: DocumentAdapters, tapes: list[ScoreTape], chunk: int) -> Tensor:
+    def _length(self, row: _Row) -> int:
+        """W of the pass for a row: its window, padded to a power of two."""
+        end = (row.chunk + 1) * self.config.chunk_tokens
+        return min(max(_SHORTEST_PASS, 1 << (end - 1).bit_length()), self.window)
+
+    def _choose(self, rows: list[_Row]) -> list[_Row]:
+        """The rows of the next pass: those of a length that fill it best, the ones with the most work first."""
+        groups: dict[int, list[_Row]] = {}
+        for row in sorted(rows, key=lambda row: -row.work):
+            groups.setdefault(self._length(row), []).append(row)
+        room = {length: max(1, _PASS_TOKENS // length) for length in groups}
+        best = max(groups, key=lambda length: (min(1, len(groups[length]) / room[length]), groups[length][0].work))
+        return groups[best][: room[best]]
+
+    def _pass(self, adapters: DocumentAdapters, rows: list[_Row], with_log_p: bool) -> list[_Row]:
+        """Score a chunk of each row's document and learn from it; returns the rows whose documents have ended."""
+        size = self.config.chunk_tokens
+        stay = [i for i, row in enumerate(rows) if row.tape.num_targets > (row.chunk + 1) * size]
+        places = torch.tensor([row.place for row in rows], device=self.world.device)
+        parameters = adapters.split(adapters.values[places].to(self.model.compute_dtype))
+        for tensor in parameters:
+            tensor.requires_grad_(bool(stay))
+        with torch.set_grad_enabled(bool(stay)):
+            logits = self._logits(adapters, parameters, rows)  # (n, C, V)
+        self._commit(rows, logits.detach(), with_log_p)
+        if stay:
+            gradients = self._gradients(parameters, [rows[i] for i in stay], logits[stay])
+            if len(stay) < len(rows):
+                places, gradients = places[stay], [gradient[stay] for gradient in gradients]
+            adapters.step(gradients, places)
+            for row in (rows[i] for i in stay):
+                row.tape.record_update(row.chunk * size, (row.chunk + 1) * size + 1)
+        for row in rows:
+            row.chunk += 1
+        return [row for row in rows if row.tape.complete]
+
+    def _logits(self, adapters: DocumentAdapters, parameters: Sequence[Tensor], rows: list[_Row]) -> Tensor:
         """Logits (n, C, V) of a chunk of each document, padded on the right where a document ends before."""
         size = self.config.chunk_tokens
-        end = (chunk + 1) * size
-        begin = max(0, end - self.window)
-        inputs = np.zeros((len(tapes), end - begin), dtype=np.int64)
-        for row, tape in enumerate(tapes):
-            stop = min(end, tape.num_targets)
-            inputs[row, : stop - begin] = tape.chunk(stop)(begin, stop)
-        tokens = torch.from_numpy(inputs).to(self.world.device)
-        return adapted_logits(self.model, adapters, tokens, size)
+        inputs = np.zeros((len(rows), max(map(self._length, rows))), dtype=np.int64)
+        ends = np.zeros(len(rows), dtype=np.int64)
+        for i, row in enumerate(rows):
+            end = (row.chunk + 1) * size
+            begin, stop = max(0, end - self.window), min(end, row.tape.num_targets)
+            inputs[i, : stop - begin] = row.tape.chunk(stop)(begin, stop)
+            ends[i] = end - begin
+        tokens, places = (torch.from_numpy(array).to(self.world.device) for array in (inputs, ends))
+        return adapted_logits(self.model, adapters, tokens, size, parameters, places)
 
-    def _commit(self, tape: ScoreTape, logits: Tensor, chunk: int, shown: list[np.ndarray] | None) -> None:
-        """Commit the losses of a document's chunk from its logits (C, V); append its log-probabilities to `shown`."""
-        start = chunk * self.config.chunk_tokens
-        stop = min(start + self.config.chunk_tokens, tape.num_targets)
-        logits = logits[: stop - start]
-        targets = torch.from_numpy(tape.chunk(stop)(start + 1, stop + 1).astype(np.int64)).to(logits.device)
-        chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
-        if shown is not None:
-            shown.append(logits.log_softmax(-1).cpu().numpy())
-        tape.commit(start, stop, (logits.logsumexp(-1) - chosen).cpu().numpy())
-
-    def _gradients(
-        self, adapters: DocumentAdapters, tapes: list[ScoreTape], logits: Tensor, chunk: int
-    ) -> list[Tensor]:
-        """Gradients of the sum over documents of a scored chunk's mean loss; `logits` (n, C, V)."""
+    def _commit(self, rows: list[_Row], logits: Tensor, with_log_p: bool) -> None:
+        """Commit the losses of a chunk of each document from its logits (n, C, V); keep log-probabilities if asked."""
         size = self.config.chunk_tokens
-        revealed = np.stack([tape.revealed(chunk * size + 1, (chunk + 1) * size + 1) for tape in tapes])
+        spans = [(row.chunk * size, min((row.chunk + 1) * size, row.tape.num_targets)) for row in rows]
+        tokens = np.zeros(logits.shape[:2], dtype=np.int64)
+        for i, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+            tokens[i, : stop - start] = row.tape.chunk(stop)(start + 1, stop + 1)
+        targets = torch.from_numpy(tokens).to(logits.device)
+        chosen = logits.gather(-1, targets[..., None]).squeeze(-1)
+        losses = (logits.logsumexp(-1) - chosen).cpu().numpy()
+        for i, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+            row.tape.commit(start, stop, losses[i, : stop - start])
+            if with_log_p:
+                row.log_p.append(logits[i, : stop - start].log_softmax(-1).cpu().numpy())
+
+    def _gradients(self, parameters: Sequence[Tensor], rows: list[_Row], logits: Tensor) -> list[Tensor]:
+        """Gradients of the sum over documents of a scored chunk's mean loss; `logits` (n, C, V) of `rows`."""
+        size = self.config.chunk_tokens
+        revealed = np.stack([row.tape.revealed(row.chunk * size + 1, (row.chunk + 1) * size + 1) for row in rows])
         targets = torch.from_numpy(revealed.astype(np.int64)).to(logits.device)  # (n, C)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return list(torch.autograd.grad(losses.view(targets.shape).mean(1).sum(), adapters.parameters))
-
-    def _step(self, adapters: DocumentAdapters, gradients: list[Tensor], stay: list[int], num_active: int) -> None:
-        """Drop the adapters of documents that have ended; one update of the others, at positions `stay`."""
-        if len(stay) < num_active:
-            rows = torch.tensor(stay, device=self.world.device)
-            adapters.keep(rows)
-            gradients = [gradient[rows] for gradient in gradients]
-        adapters.step(gradients)
+        return list(torch.autograd.grad(losses.view(targets.shape).mean(1).sum(), parameters))
 
 
-def _events(tape: ScoreTape) -> list[tuple[str, int, int]]:
-    return [
-        (event["event"], *event["targets" if event["event"] == "score" else "tokens"])
-        for event in tape.event_log["events"]
-    ]
+@dataclass
+class _Row:
+    """A row of the adapters, and what is scored with it.
+
+    Attributes:
+        place: its number.
+        line: the document that is scored, then those that follow it.
+        tape, chunk: of the document.
+        work: tokens in the windows of all documents in `line`.
+        log_p: (C, V) each, if asked for.
+    """
+
+    place: int
+    line: list[Document] = field(default_factory=list)
+    tape: ScoreTape = field(init=False)
+    chunk: int = 0
+    work: int = 0
+    log_p: list[np.ndarray] = field(default_factory=list)
+
+    def scored(self) -> ScoredDocument:
+        """The document, after its last chunk."""
+        document, tape = self.line[0], self.tape
+        events = [
+            (event["event"], *event["targets" if event["event"] == "score" else "tokens"])
+            for event in tape.event_log["events"]
+        ]
+        log_p = np.concatenate(self.log_p) if self.log_p else None
+        return ScoredDocument(document.start, document.stop, document.inherited, tape.nll, events, log_p)
+
+
+def share_lines(
+    lines: list[list[Document]], work: Callable[[Document], int], world_size: int
+) -> list[list[list[Document]]]:
+    """The lines of each rank, those with the most work first; each line goes to the rank with the least work so far."""
+    shares: list[list[list[Document]]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for total, line in sorted(((sum(map(work, line)), line) for line in lines), key=lambda pair: -pair[0]):
+        rank = loads.index(min(loads))
+        shares[rank].append(line)
+        loads[rank] += total
+    return shares
 
 
 def evaluate_documents(tape: ScoreTape, scorer: DocumentScorer, progress: Progress = silent) -> np.ndarray:

@@ -3,33 +3,29 @@
 The deltas of q, k and v are added to the outputs of these projections. Those of `o` and `mlp` are added to the outputs
 of a layer's attention and MLP, as a bypass that reads the same normalized input. The delta of `head` is added to the
 logits before their softcap, from the final norm. Query, key, value and head adapters are exactly a change of the
-weight, W + (alpha / r) B A. Each run of a looped layer has adapters of its own. Forward hooks add the deltas, so the
-model is defined in one place. A starts uniform in +-1 / sqrt(inputs), B at zero.
-Source: LoRA (arXiv 2106.09685); per document the challenge's baseline and PR 1530.
+weight, W + (alpha / r) B A. Each run of a looped layer has adapters of its own. A starts uniform in +-1 / sqrt(inputs),
+B at zero. Source: LoRA (arXiv 2106.09685); per document the challenge's baseline and PR 1530.
 
-Legend: N documents side by side, W tokens of their windows, r rank, D model width, V vocabulary.
+Legend: N rows of adapters, n documents of a pass, W tokens of their windows, C scored positions, r rank, P adapter
+values of a document, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.model.gpt import GPT
-from bitgolf.model.layers import Block, Linear
+from bitgolf.model.layers import Block, Delta, Linear
 
 # Of AdamW in the published per-document runs; B's first gradients are far below the usual 1e-8.
 _EPS = 1e-10
-
-Delta = Callable[[Tensor], Tensor]
-"""Input of a site (N, W, inputs) -> what is added to its output, (N, W, outputs)."""
+_PROJECTIONS = {"q": "attention.query", "k": "attention.key", "v": "attention.value", "o": "attention", "mlp": "mlp"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +45,13 @@ def lora_sites(model: GPT, targets: Sequence[str]) -> list[Site]:
     sites: list[Site] = []
     width = model.config.model_dim
     for position in model.orders[True]:
-        block, prefix = model.blocks[position.layer], f"blocks.{position.layer}"
-        assert isinstance(block, Block)
-        for target, name in (("q", "query"), ("k", "key"), ("v", "value")):
+        for target, name in _PROJECTIONS.items():
             if target in targets:
-                linear: Linear = getattr(block.attention, name)
-                sites.append(Site(f"{prefix}.attention.{name}", linear.in_features, linear.out_features))
-        sites += [
-            Site(f"{prefix}.{name}", width, width)
-            for target, name in (("o", "attention"), ("mlp", "mlp"))
-            if target in targets
-        ]
+                block = model.blocks[position.layer]
+                assert isinstance(block, Block)
+                module = block.get_submodule(name)
+                outputs = module.out_features if isinstance(module, Linear) else width
+                sites.append(Site(f"blocks.{position.layer}.{name}", width, outputs))
     if "head" in targets:
         sites.append(Site("head", width, model.config.vocab_size))
     return sites
@@ -76,101 +68,113 @@ def initial_a(sites: Sequence[Site], rank: int, seed: int, device: torch.device)
 
 
 class DocumentAdapters:
-    """Adapters and AdamW state of N documents that advance in step.
+    """Adapters and AdamW state of N documents, each with a number of steps of its own.
+
+    All values of a document are one row (P,), so that an update takes few operations.
 
     Args:
         sites: where they are added.
         a: A of every site, (N, r, inputs) fp32; copied.
         config: rank, alpha and the settings of AdamW.
+
+    Attributes:
+        parameters: every A (N, r, inputs), then every B (N, outputs, r); views of the rows.
     """
 
     def __init__(self, sites: Sequence[Site], a: Sequence[Tensor], config: LoraTTTConfig) -> None:
         self.sites, self.config = list(sites), config
-        self.a = [tensor.clone() for tensor in a]
-        self.b = [
-            tensor.new_zeros(len(tensor), site.outputs, config.rank) for site, tensor in zip(sites, a, strict=True)
-        ]
-        self.mean = [torch.zeros_like(p) for p in self.parameters]
-        self.square = [torch.zeros_like(p) for p in self.parameters]
-        self.num_steps = 0
+        self.shapes = [(config.rank, site.inputs) for site in sites] + [(site.outputs, config.rank) for site in sites]
+        count = sum(rows * columns for rows, columns in self.shapes)
+        self.values, self.mean, self.square = (a[0].new_zeros(len(a[0]), count) for _ in range(3))  # (N, P)
+        self.num_steps = torch.zeros(len(a[0]), 1, dtype=torch.float64)
+        self.parameters = self.split(self.values)
+        for ours, theirs in zip(self.a, a, strict=True):
+            ours.copy_(theirs)
 
     @property
-    def parameters(self) -> list[Tensor]:
-        """Every A, then every B; the first axis of each is the document."""
-        return [*self.a, *self.b]
+    def a(self) -> list[Tensor]:
+        """Every A."""
+        return self.parameters[: len(self.sites)]
+
+    @property
+    def b(self) -> list[Tensor]:
+        """Every B."""
+        return self.parameters[len(self.sites) :]
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Views of the matrices, as `parameters`, of values (n, P)."""
+        parts = values.split([rows * columns for rows, columns in self.shapes], 1)
+        return [part.view(len(values), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def keep(self, documents: Tensor) -> None:
         """Drop all but `documents`, (n,) int64 positions among the N."""
-        for tensors in (self.a, self.b, self.mean, self.square):
-            tensors[:] = [tensor[documents] for tensor in tensors]
+        self.values, self.mean, self.square = (x[documents] for x in (self.values, self.mean, self.square))
+        self.num_steps = self.num_steps[documents.cpu()]
+        self.parameters = self.split(self.values)
+
+    def begin(self, row: int, a: Sequence[Tensor] | None) -> None:
+        """Start a document in a row: with A (r, inputs) of every site, or None for those of the document before."""
+        for values in (self.mean[row], self.square[row], self.num_steps[row], *(b[row] for b in self.b)):
+            values.zero_()
+        for ours, theirs in zip(self.a, a or (), strict=a is not None):
+            ours[row] = theirs
 
     @torch.no_grad()
-    def step(self, gradients: list[Tensor]) -> None:
-        """One AdamW update of every document; `gradients` in the order of `parameters`."""
+    def step(self, gradients: Sequence[Tensor], rows: Tensor | None = None) -> None:
+        """One AdamW update of `rows` (n,) int64, by default of all; `gradients` in the order of `parameters`."""
         config = self.config
-        self.num_steps += 1
-        torch._foreach_lerp_(self.mean, gradients, 1 - config.beta1)
-        torch._foreach_mul_(self.square, config.beta2)
-        torch._foreach_addcmul_(self.square, gradients, gradients, 1 - config.beta2)
-        parameters = self.parameters
-        torch._foreach_mul_(parameters, 1 - config.lr * config.weight_decay)
-        root = torch._foreach_sqrt(self.square)
-        torch._foreach_div_(root, (1 - config.beta2**self.num_steps) ** 0.5)
-        torch._foreach_add_(root, _EPS)
-        torch._foreach_addcdiv_(parameters, self.mean, root, -config.lr / (1 - config.beta1**self.num_steps))
+        rows = torch.arange(len(self.values), device=self.values.device) if rows is None else rows
+        at = rows.cpu()
+        self.num_steps[at] += 1
+        # Of every row, (n, 1); computed in fp64, because 1 - beta is small.
+        correct1, correct2 = (
+            (1 - beta ** self.num_steps[at]).to(self.values.device, torch.float32)
+            for beta in (config.beta1, config.beta2)
+        )
+        gradient = torch.cat([gradient.flatten(1) for gradient in gradients], 1).float()  # (n, P)
+        mean = self.mean[rows].lerp_(gradient, 1 - config.beta1)
+        square = self.square[rows].mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
+        self.mean[rows], self.square[rows] = mean, square
+        root = square.div_(correct2).sqrt_().add_(_EPS)
+        values = self.values[rows].mul_(1 - config.lr * config.weight_decay)
+        self.values[rows] = values.addcdiv_(mean.div_(correct1), root, value=-config.lr)
 
 
-def adapted_logits(model: GPT, adapters: DocumentAdapters, tokens: Tensor, last: int) -> Tensor:
-    """Logits of the last positions of one window per document, each with its document's adapters.
-
-    Args:
-        tokens: (N, W) int64.
-        last: number of positions, 1..W.
-    Returns:
-        (N, last, V) float32, softcapped.
-    """
-    config = adapters.config
-    scale = config.alpha / config.rank
-    deltas: dict[str, list[Delta]] = {}
-    for site, a, b in zip(adapters.sites, adapters.a, adapters.b, strict=True):
-        deltas.setdefault(site.name, []).append(_delta(a, b, scale))
-    head = deltas.pop("head", None)
-    with _hooked(model, deltas):
-        hidden = model.hidden(tokens)[:, -last:]  # (N, last, D)
+def adapted_logits(
+    model: GPT,
+    adapters: DocumentAdapters,
+    tokens: Tensor,  # (n, W) int64, one window per document
+    last: int,  # C, 1..W
+    parameters: Sequence[Tensor] = (),  # of the n documents, by default of all N in `adapters`
+    ends: Tensor | None = None,  # (n,) int64, one past the last scored position of each window; None = W
+) -> Tensor:
+    """Logits (n, C, V) float32, softcapped, of C positions of each window, each with its document's adapters."""
+    count, scale = len(adapters.sites), adapters.config.alpha / adapters.config.rank
+    parameters = parameters or adapters.parameters
+    deltas = [_delta(a, b, scale) for a, b in zip(parameters[:count], parameters[count:], strict=True)]
+    head = deltas.pop() if adapters.sites[-1].name == "head" else None
+    names = {site.name.split(".", 2)[-1] for site in adapters.sites}
+    targets = [target for target, name in _PROJECTIONS.items() if name in names]
+    per_run = [
+        dict(zip(targets, deltas[i : i + len(targets)], strict=True)) for i in range(0, len(deltas), len(targets) or 1)
+    ]
+    hidden = model.hidden(tokens, deltas=per_run)
+    if ends is None:
+        hidden, tokens = hidden[:, -last:], tokens[:, -last:]  # (n, C, D), (n, C)
+    else:
+        places = ends[:, None] + torch.arange(-last, 0, device=tokens.device)  # (n, C)
+        tokens = tokens.gather(1, places)
+        hidden = hidden.gather(1, places[..., None].expand(-1, -1, hidden.size(-1)))
     if head is None:
-        return model.logits(hidden, tokens[:, -last:])
-    return model.capped(F.linear(hidden, model.embedding.to(hidden.dtype)) + head[0](hidden), tokens[:, -last:])
+        return model.logits(hidden, tokens)
+    return model.capped(F.linear(hidden, model.embedding.to(hidden.dtype)) + head(hidden), tokens)
 
 
 def _delta(a: Tensor, b: Tensor, scale: float) -> Delta:
-    """x (N, W, inputs) -> scale * B (A x), (N, W, outputs), in the dtype of x."""
+    """x (n, W, inputs) -> scale * B (A x), (n, W, outputs), in the dtype of x."""
 
     def delta(x: Tensor) -> Tensor:
-        low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))  # (N, W, r)
-        return scale * torch.bmm(low, b.to(x.dtype).transpose(1, 2))
+        low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))  # (n, W, r)
+        return torch.bmm(scale * low, b.to(x.dtype).transpose(1, 2))
 
     return delta
-
-
-@contextmanager
-def _hooked(model: nn.Module, deltas: dict[str, list[Delta]]) -> Iterator[None]:
-    """For one pass, the named modules add a delta of their input to their output (to its first part if a tuple).
-
-    The first run of a module in the pass adds the first of its deltas, and so on.
-    """
-
-    def hook(runs: Iterator[Delta]) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
-        def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            delta = next(runs)
-            if isinstance(output, tuple):
-                return (output[0] + delta(args[0]), *output[1:])
-            return output + delta(args[0])
-
-        return add
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(iter(runs))) for name, runs in deltas.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -15,7 +15,7 @@ Legend: B batch, T time, D model width, V vocabulary, L layers, G key/value head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from bitgolf.model.cross_entropy import softcapped_cross_entropy
 from bitgolf.model.document_borders import DocumentBackend, document_backend, marked
 from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
 from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
-from bitgolf.model.layers import Block, Linear, Pass, learns_on_cpu, rms_norm
+from bitgolf.model.layers import Block, Delta, Linear, Pass, learns_on_cpu, rms_norm
 from bitgolf.model.order import layer_order, num_skip_rows
 from bitgolf.model.rotary import rotary_frequencies
 
@@ -147,7 +147,12 @@ class GPT(nn.Module):
         return x if self.smear is None else self.smear(x, tokens)
 
     def hidden(
-        self, tokens: Tensor, cache: Cache | None = None, fake: Tensor | None = None, looped: bool = True
+        self,
+        tokens: Tensor,
+        cache: Cache | None = None,
+        fake: Tensor | None = None,
+        looped: bool = True,
+        deltas: Sequence[Mapping[str, Delta]] = (),
     ) -> Tensor:
         """Normalized output of the last block.
 
@@ -156,6 +161,7 @@ class GPT(nn.Module):
             cache: of the tokens before them; they are added to it.
             fake: sharpness of fake quantization (training only); None = the float weights.
             looped: run the looped layers several times; only the first part of training does not.
+            deltas: what adapters add in each run of a layer, in the order of the runs; none by default.
         Returns:
             (B, T, D) in `compute_dtype`.
         """
@@ -187,6 +193,8 @@ class GPT(nn.Module):
             if row >= 0:
                 x = self._add_skip(x, skips.pop(), row)
             layer_cache = None if cache is None else cache.layers[place]
+            if deltas:
+                shared = shared._replace(deltas=deltas[place])
             rest = (x0, shared, ve.get(layer), first_value, layer_cache)
             if lane1 is None:
                 x, v = block(x, *rest)

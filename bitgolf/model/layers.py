@@ -9,7 +9,7 @@ Legend: B batch, T time, D model width, H query heads, G key/value heads, K head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,10 @@ def learns_on_cpu(x: Tensor) -> bool:
     return x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32
 
 
+Delta = Callable[[Tensor], Tensor]
+"""Input of a projection, of attention or of the MLP, (B, T, D) -> what is added to its output."""
+
+
 class Pass(NamedTuple):
     """What all layers of one forward pass share."""
 
@@ -66,6 +70,11 @@ class Pass(NamedTuple):
     fake: Tensor | None = None  # sharpness of fake quantization, a scalar; None = the float weights
     near: Layout | None = None  # like `documents`, for the layers with a window
     window: int = 0  # of these layers
+    deltas: Mapping[str, Delta] = {}  # by target (q, k, v, o, mlp), see `bitgolf.evaluate.lora`
+
+    def adapted(self, target: str, y: Tensor, x: Tensor) -> Tensor:
+        """Output y of a target, with what adapters add to it for its input x."""
+        return y + self.deltas[target](x) if target in self.deltas else y
 
 
 class Attention(nn.Module):
@@ -112,11 +121,11 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output (B, T, D), and the values that were attended to (B, T, G, K)."""
         B, T, _ = x.shape
-        cos, sin, documents, fake, near, window = shared
+        cos, sin, documents, fake, near, window, _ = shared
         layout, window = (near, window) if self.has_window else (documents, 0)
-        q = self.query(x, fake).view(B, T, self.num_heads, self.head_dim)
-        k = self.key(x, fake).view(B, T, self.num_kv_heads, self.head_dim)
-        flat = self.value(x, fake)
+        q = shared.adapted("q", self.query(x, fake), x).view(B, T, self.num_heads, self.head_dim)
+        k = shared.adapted("k", self.key(x, fake), x).view(B, T, self.num_kv_heads, self.head_dim)
+        flat = shared.adapted("v", self.value(x, fake), x)
         if value_embedding is not None and self.value_gate is not None:
             opened = 2 * torch.sigmoid(F.linear(x[..., : self.value_gate.size(1)], self.value_gate.to(x.dtype)))
             value_embedding = (value_embedding.unflatten(-1, (self.num_kv_heads, -1)) * opened[..., None]).flatten(-2)
@@ -134,7 +143,7 @@ class Attention(nn.Module):
         else:
             y = self.attend(q, k, v)
         y = self._exclude_and_gate(y, v, x)
-        return self.out(y.reshape(B, T, -1), fake), v
+        return shared.adapted("o", self.out(y.reshape(B, T, -1), fake), x), v
 
     def _rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, T, H or G, K), normalized and rotated; the queries multiplied by their gain."""
@@ -176,9 +185,10 @@ class MLP(nn.Module):
         self.up = Linear(config.model_dim, config.mlp_dim)
         self.down = Linear(config.mlp_dim, config.model_dim)
 
-    def forward(self, x: Tensor, fake: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
         """x (B, T, D) normalized input; returns (B, T, D)."""
-        return self.down(activate(self.up(x, fake), self.config), fake)
+        y = self.down(activate(self.up(x, shared.fake), self.config), shared.fake)
+        return shared.adapted("mlp", y, x)
 
 
 def activate(x: Tensor, config: MLPConfig) -> Tensor:
@@ -225,7 +235,7 @@ class Block(nn.Module):
         x = mix[0] * x + mix[1] * x0
         y, v = self.attention(rms_norm(x, self.norm_scale), shared, value_embedding, first_value, cache)
         x = x + self.attn_scale.to(x.dtype) * y
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x, self.norm_scale), shared.fake), v
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x, self.norm_scale), shared), v
 
     def two_lanes(
         self,
@@ -242,6 +252,6 @@ class Block(nn.Module):
         mixed = rms_norm(mix[0] * lanes[0] + mix[1] * x0, self.norm_scale)
         y, v = self.attention(mixed, shared, value_embedding, first_value, cache)
         y = self.attn_scale.to(dtype) * y
-        z = self.mlp_scale.to(dtype) * self.mlp(rms_norm(lanes[1], self.norm_scale), shared.fake)
+        z = self.mlp_scale.to(dtype) * self.mlp(rms_norm(lanes[1], self.norm_scale), shared)
         lane0, lane1 = (keep[i] * lanes[i] + add[0, i] * y + add[1, i] * z for i in (0, 1))
         return (lane0, lane1), v

@@ -29,6 +29,7 @@ from bitgolf.run.ranks import World, device_name
 from bitgolf.run.seal import TRAIN_PRODUCTS, TRAIN_SETTINGS, code_digest, data_seal, file_digests, settings_of
 from bitgolf.train.branch import find_trunk, require_same_data
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
+from bitgolf.train.checkpoint_times import Checkpoints
 from bitgolf.train.continued import find_start
 from bitgolf.train.effects import without_effect
 from bitgolf.train.finish import (
@@ -40,7 +41,7 @@ from bitgolf.train.finish import (
     write_weights,
 )
 from bitgolf.train.late import LatePhase
-from bitgolf.train.loop import Checkpoints, make_steps
+from bitgolf.train.loop import make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
 from bitgolf.train.pace import Pace, Timeline
 from bitgolf.train.plan import Plan, make_plan

@@ -14,7 +14,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from bitgolf.run.ranks import World
-from bitgolf.train.loop import AfterStep, Checkpoints
+from bitgolf.train.checkpoint_times import Checkpoints
+from bitgolf.train.loop import AfterStep
 from bitgolf.train.metrics import StepReport
 
 log = logging.getLogger(__name__)

@@ -46,20 +46,23 @@ def test_honest_evaluations_do_not_know_where_documents_end(ttt: dict[str, Any])
 class ShortDocumentsDifferently(DocumentScorer):
     """PR 2014: what is learned depends on how long the document will be."""
 
-    def _score_batch(self, batch: Any, slots: list[int], a: Any, with_log_p: bool) -> Any:
-        for slot, tokens in enumerate(batch.tokens):
-            for tensor in a:
-                tensor[slot] *= 0.2 if len(tokens) < 20 else 1
-        return super()._score_batch(batch, slots, a, with_log_p)
+    def _begin(self, adapters: Any, row: Any) -> None:
+        super()._begin(adapters, row)
+        for a in adapters.a:
+            a[row.place] *= 0.2 if len(row.line[0].tokens) < 20 else 1
 
 
 class Leaks(DocumentScorer):
     """PR 1667: the last token of the document before reaches over the border."""
 
-    def _score_batch(self, batch: Any, slots: list[int], a: Any, with_log_p: bool) -> Any:
-        for slot in range(1, len(batch.tokens)):
-            a[0][slot] = self.first_a[0] * (1 + float(batch.tokens[slot - 1][-2]) / 50)
-        return super()._score_batch(batch, slots, a, with_log_p)
+    def _score(self, tokens: np.ndarray, *rest: Any, **options: Any) -> Any:
+        self.tokens = tokens
+        return super()._score(tokens, *rest, **options)
+
+    def _begin(self, adapters: Any, row: Any) -> None:
+        super()._begin(adapters, row)
+        if row.line[0].start:
+            adapters.a[0][row.place] *= 1 + float(self.tokens[row.line[0].start - 1]) / 50
 
 
 def cheating_documents(cheat: type[DocumentScorer]) -> Any:

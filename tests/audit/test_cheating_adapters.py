@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from bitgolf.audit.distribution import losses_of, normalized
 from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.traces import Passage, deterministic_kernels, trace
 from bitgolf.audit.verdict import Finding
-from bitgolf.evaluate import ScoreTape
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.lora import DocumentAdapters
 from bitgolf.evaluate.tape import TokenReader
@@ -136,33 +136,35 @@ def test_optimizing_on_the_chunk_before_scoring_is_caught() -> None:
 class SlotDocuments(DocumentScorer):
     """Documents whose adapters learn a chunk first and score it afterwards."""
 
-    def _logits(self, adapters: DocumentAdapters, tapes: list[ScoreTape], chunk: int) -> Tensor:
+    def _logits(self, adapters: DocumentAdapters, parameters: Sequence[Tensor], rows: list[Any]) -> Tensor:
+        places = torch.tensor([row.place for row in rows])
         with torch.enable_grad():
-            for tensor in adapters.parameters:
+            for tensor in parameters:
                 tensor.requires_grad_(True)
-            logits = super()._logits(adapters, tapes, chunk)
+            logits = super()._logits(adapters, parameters, rows)
             targets = torch.zeros(logits.shape[:2], dtype=torch.int64)
-            for row, tape in enumerate(tapes):
-                start, stop = chunk * logits.shape[1], min((chunk + 1) * logits.shape[1], tape.num_targets)
-                targets[row, : stop - start] = torch.from_numpy(tape.chunk(stop)(start + 1, stop + 1).astype(np.int64))
+            for i, row in enumerate(rows):
+                size, num_targets = logits.shape[1], row.tape.num_targets
+                start, stop = row.chunk * size, min((row.chunk + 1) * size, num_targets)
+                targets[i, : stop - start] = torch.from_numpy(
+                    row.tape.chunk(stop)(start + 1, stop + 1).astype(np.int64)
+                )
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            gradients = list(torch.autograd.grad(loss, adapters.parameters))
-        for tensor in adapters.parameters:
-            tensor.requires_grad_(False)
-        adapters.step(gradients)
-        return super()._logits(adapters, tapes, chunk).requires_grad_()
+            gradients = list(torch.autograd.grad(loss, parameters))
+        adapters.step(gradients, places)
+        return super()._logits(adapters, adapters.split(adapters.values[places]), rows).requires_grad_()
 
-    def _gradients(self, adapters, tapes, logits, chunk):
-        return [torch.zeros_like(tensor) for tensor in adapters.parameters]
+    def _gradients(self, parameters, rows, logits):
+        return [torch.zeros_like(tensor) for tensor in parameters]
 
 
 class LeakyBatch(DocumentScorer):
-    """Documents whose adapters start from what the batch's last document says."""
+    """Documents whose adapters start from what the text's last document says."""
 
-    def _score_batch(self, batch, slots, a, with_log_p):
-        favorite = float(batch.tokens[-1][:-1].sum() % 97) / 97
-        a[0][:] = self.first_a[0] * (1 + favorite)
-        return super()._score_batch(batch, slots, a, with_log_p)
+    def _score(self, tokens, *rest, **options):
+        last = tokens[np.flatnonzero(tokens[:-1] == BOS)[-1] : -1]
+        self.first_a[0] *= 1 + float(last.sum() % 97) / 97
+        return super()._score(tokens, *rest, **options)
 
 
 @pytest.mark.parametrize("cheat, spans", [(SlotDocuments, (all_after, only_target)), (LeakyBatch, (all_after,))])

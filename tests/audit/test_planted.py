@@ -242,15 +242,20 @@ def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest
     new = RunDirectory.open(root).config.updated({"ttt.method": "lora"} | lora)
     (root / "config.toml").write_text(new.to_toml())
     score(RunDirectory.open(root), World(0, 1, torch.device("cpu")))
-    honest = DocumentScorer._score_batch
+    score_text, begin = DocumentScorer._score, DocumentScorer._begin
+    text: list[np.ndarray] = []
 
-    def smeared(self: DocumentScorer, batch: Any, slots: list[int], a: list[torch.Tensor], with_log_p: bool) -> Any:
-        for slot, before in enumerate(batch.tokens[:-1]):
-            for tensor in a:
-                tensor[slot + 1] *= 1 + float(before[-2]) / 100
-        return honest(self, batch, slots, a, with_log_p)
+    def remembering(self: DocumentScorer, tokens: np.ndarray, offset: int, *rest: Any, **options: Any) -> Any:
+        text[:] = [np.concatenate([np.zeros(offset, tokens.dtype), tokens])]
+        return score_text(self, tokens, offset, *rest, **options)
 
-    monkeypatch.setattr(DocumentScorer, "_score_batch", smeared)
+    def smeared(self: DocumentScorer, adapters: Any, row: Any) -> None:
+        begin(self, adapters, row)
+        for a in adapters.a:
+            a[row.place] *= 1 + float(text[0][max(0, row.line[0].start - 1)]) / 100
+
+    monkeypatch.setattr(DocumentScorer, "_score", remembering)
+    monkeypatch.setattr(DocumentScorer, "_begin", smeared)
 
 
 def artifact_packed_again(root: Path, _: Any) -> None:

@@ -18,7 +18,8 @@ from bitgolf.config import QATConfig, TrainConfig
 from bitgolf.config.train import CheckpointConfig, ReplayConfig
 from bitgolf.run.clock import Clock
 from bitgolf.train.checkpoint import TrainState
-from bitgolf.train.loop import Checkpoints, make_steps
+from bitgolf.train.checkpoint_times import Checkpoints
+from bitgolf.train.loop import make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
 from bitgolf.train.pace import Division, Pace, Timeline
 from bitgolf.train.replay import ReplayWindow
