@@ -213,13 +213,15 @@ def _programs_in(tree: ast.Module, left: int) -> tuple[list[str], int]:
 
 
 def _encoded(value: str | bytes) -> Iterator[bytes]:
-    """The bytes that a string may stand for: its own characters, or base85, base64, Ascii85."""
+    """The bytes that a string may stand for: its own characters, bitgolf's shifted ones, or base85, base64, Ascii85."""
     if isinstance(value, bytes):
         yield value
         text = value
     else:
         try:
-            yield value.encode("latin-1")
+            data = value.encode("latin-1")
+            yield data
+            yield _unshifted(data)
             text = value.encode("ascii")
         except UnicodeEncodeError:
             return
@@ -228,6 +230,13 @@ def _encoded(value: str | bytes) -> Iterator[bytes]:
             yield decode(text)
         except (ValueError, binascii.Error):
             continue
+
+
+def _unshifted(data: bytes) -> bytes:
+    """What `bundle.single_file.shifted_literal` made from bytes, undone."""
+    n = max(1, data[0])
+    starts = range(1, len(data), n)
+    return b"".join(bytes((value - data[k]) % 256 for value in data[k + 1 : k + n]) for k in starts)
 
 
 _MEMORY_BYTES = 128 << 20  # of an LZMA dictionary

@@ -24,7 +24,7 @@ from tiny_run import documents, done, file_digest, read_json, weights_digest, wr
 
 from bitgolf.bundle.importer import install
 from bitgolf.bundle.readable_source import readable_source
-from bitgolf.bundle.single_file import code_bytes, latin1_literal, make_bundle, minified, pack_text, settings_of
+from bitgolf.bundle.single_file import code_bytes, make_bundle, minified, pack_texts, settings_of, shifted_literal
 from bitgolf.config import Config, load_config, preset_names, resolve
 
 BLOCKER = """
@@ -292,17 +292,23 @@ def test_minified_modules_keep_what_others_read() -> None:
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\0" + b"1", b"\\", b"'\"", bytes(range(256))]))
-def test_any_bytes_survive_as_a_latin1_literal(data: bytes, special: bytes) -> None:
-    literal = latin1_literal(data + special)
+def test_any_bytes_survive_as_a_literal(data: bytes, special: bytes) -> None:
+    literal = shifted_literal(data + special)
     source = b"#coding:latin1\nx=" + literal.encode("latin1") + b"\n"
     namespace: dict[str, str] = {}
     exec(compile(source, "<literal>", "exec"), namespace)
-    assert namespace["x"].encode("latin1") == data + special
-    assert "\n" not in literal and "\0" not in literal
+    n, *rest = namespace["x"].encode("latin1")
+    blocks = [rest[start : start + n] for start in range(0, len(rest), n)]
+    assert bytes((value - shift) % 256 for shift, *values in blocks for value in values) == data + special
+    assert "\n" not in literal and "\0" not in literal and "\r" not in literal
+
+
+def test_a_literal_of_random_bytes_is_hardly_longer_than_they_are() -> None:
+    assert len(shifted_literal(np.random.default_rng(0).bytes(80_000))) < 80_500
 
 
 def test_a_packed_text_runs_its_first_section() -> None:
-    data = pack_text("\0".join(["result = PARTS[1:]", "é ▁ 'x'", "\n\n"]))
+    data = pack_texts(["\0".join(["result = PARTS[1:]", "é ▁ 'x'", "\n\n"])])
     namespace: dict[str, object] = {}
     exec(compile(data, "packed", "exec"), namespace)
     assert namespace["result"] == ["é ▁ 'x'", "\n\n"]

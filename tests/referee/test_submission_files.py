@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from synthetic_submission import CODE, Folder
 from tiny_run import cli, done, refused, tree_digest
 
+from bitgolf.bundle.single_file import shifted_literal
 from bitgolf.config import BudgetConfig
 from bitgolf.errors import RunError
 from bitgolf.referee import patterns
@@ -168,6 +169,7 @@ TEXTS: dict[str, Callable[[bytes], str]] = {
     "base85": lambda data: repr(base64.b85encode(data).decode()),
     "base64": lambda data: repr(base64.b64encode(data).decode()),
     "bytes": repr,
+    "shifted": shifted_literal,  # of bitgolf itself
 }
 
 
@@ -178,10 +180,12 @@ def test_packed_scripts_are_unpacked_and_never_run(compressor: str, text: str) -
     wrapper = (
         f"import x\nexec(x.decompress(x.decode({TEXTS[text](COMPRESSORS[compressor]((CODE + bomb).encode()))})))\n"
     )
-    script = read_script("train_gpt.py", wrapper.encode())
+    wrapper = f"#coding:latin1\n{wrapper}"
+    script = read_script("train_gpt.py", wrapper.encode("latin1"))
     assert script.packed and script.source == CODE + bomb and script.size == len(wrapper)
     assert {"SEED", "MATRIX_LR", "TTT_LORA_RANK"} <= script.settings and "torch.nn" in script.imports
-    again = read_script("twice.py", f"exec(d({base64.b85encode(zlib.compress(wrapper.encode()))!r}))".encode())
+    inner = base64.b85encode(zlib.compress(wrapper.encode()))
+    again = read_script("twice.py", f"exec(d({inner!r}))".encode())
     assert again.packed and again.source == CODE + bomb
 
 
