@@ -89,17 +89,23 @@ class Config(Section):
     @model_validator(mode="after")
     def _packing_has_its_statistics(self) -> Self:
         train, pack = self.train, self.pack
+        measure, plain = train.measure, pack.rate.hessian == "plain"
+        if not measure.calibration_tokens and (pack.method == "gptq" or (pack.method == "rate" and plain)):
+            raise ValueError(
+                f"pack.method {pack.method!r} rounds with Hessians: set train.measure.calibration_tokens, for example "
+                "524288"
+            )
         if pack.method != "rate":
             return self
-        if not train.measure.curvature_tokens:
+        if not measure.curvature_tokens and not measure.fisher_tokens:
             raise ValueError(
-                "pack.method 'rate' divides the bytes by measured curvature: set train.measure.curvature_tokens (for "
-                f"example {32 * train.seq_len}), and train.held_out_tokens to at least the same number"
+                "pack.method 'rate' divides the bytes by curvature: set train.measure.fisher_tokens (for example "
+                f"{32 * train.seq_len}), or train.measure.curvature_tokens and train.held_out_tokens"
             )
-        if pack.rate.hessian == "fisher" and not train.measure.fisher_tokens:
+        if not plain and not measure.fisher_tokens:
             raise ValueError(
                 "pack.rate.hessian 'fisher' needs train.measure.fisher_tokens, for example "
-                f"{train.measure.calibration_tokens}; or use 'plain'"
+                f"{measure.calibration_tokens or 32 * train.seq_len}; or use 'plain'"
             )
         if self.qat.mode != "none":
             raise ValueError(

@@ -23,7 +23,8 @@ def idle_training(train: TrainConfig, pack: PackConfig) -> list[str]:
             f"train.held_out_tokens {train.held_out_tokens}: with train.average.choose 'fixed' and no curvature, only "
             "a branch of this run can use them"
         )
-    if train.measure.fisher_tokens and pack.rate.hessian != "fisher":
+    gives_curvature = pack.method == "rate" and not train.measure.curvature_tokens
+    if train.measure.fisher_tokens and pack.rate.hessian != "fisher" and not gives_curvature:
         sentences.append(
             f"train.measure.fisher_tokens {train.measure.fisher_tokens}: pack.rate.hessian is {pack.rate.hessian!r}, "
             "so only a packing with other settings can use the Fisher statistics"

@@ -119,12 +119,21 @@ class ReplayConfig(Section):
 class MeasureConfig(Section):
     """Statistics that `pack` needs, gathered on the final weights and on the training clock."""
 
-    calibration_tokens: int = Field(524_288, ge=8, description="training tokens from which the Hessians are computed")
+    calibration_tokens: int = Field(
+        524_288,
+        ge=0,
+        description="training tokens from which the Hessians are computed; 0 = none, for pack.rate.hessian fisher",
+    )
     fisher_tokens: int = Field(
-        0, ge=0, description="training tokens for Fisher statistics, which pack.rate.hessian fisher needs; 0 = none"
+        0,
+        ge=0,
+        description="training tokens for the Fisher statistics, which pack.rate.hessian fisher needs; 0 = none",
     )
     curvature_tokens: int = Field(
-        0, ge=0, description="held-out tokens for the curvature per tensor, which pack.method rate needs; 0 = none"
+        0,
+        ge=0,
+        description="held-out tokens for the curvature per tensor, which pack.method rate needs; 0 = computed in the "
+        "Fisher passes",
     )
     curvature_step: float = Field(
         1.0, gt=0, description="size of the tested change of a tensor, as a share of its root mean square"

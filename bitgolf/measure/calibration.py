@@ -11,7 +11,8 @@ Legend: B batch, T time, C inputs of a matrix.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,19 @@ class HessianCollector:
         rows = x.reshape(-1, x.size(-1)).float()
         if key not in self.sums:
             self.sums[key] = torch.zeros(rows.size(1), rows.size(1), device=rows.device)
-        self.sums[key].addmm_(rows.mT, rows)
+        with tf32_products():
+            self.sums[key].addmm_(rows.mT, rows)
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """TF32 for products on a GPU: inputs in bf16 lose nothing, the sums are fp32, and it is about six times as fast."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def gather_hessians(

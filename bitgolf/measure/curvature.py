@@ -4,8 +4,9 @@ GPTQ with step s leaves errors e_ij, about uniform in [-s/2, s/2], in the coordi
 weights this is the noise N = (e / pivots) U, with U the inverse factor of the Hessian. For one matrix after the other,
 +N and -N are added to the weights, and the mean cross entropy on held-out training rows is compared with that of the
 float weights. The average of both signs has no linear term, so the increase is curvature * s^2. `pack` divides the
-bytes among the tensors by these numbers, so that one more bit lowers the loss equally in each. All of it happens on the
-training clock.
+bytes among the tensors by these numbers, so that one more bit lowers the loss equally in each. The trials happen on the
+training clock and take two forward passes per matrix. `curvature_from_gradient` needs none: it computes the expected
+increase from the gradients of the Fisher passes, for the noise of a small step.
 Source: WaterSIC (arXiv 2603.04956) for one step per column.
 
 Legend: B rows of text, T time, R outputs and C inputs of a matrix.
@@ -57,7 +58,7 @@ class Curvature:
     Attributes:
         step: rounding step of the trial (the geometric mean over columns with one step per column).
         increase_nats: increase of the mean loss per token, averaged over both signs.
-        error_nats: its standard error over rows of text.
+        error_nats: its standard error over rows of text; 0 if it was computed from gradients.
     """
 
     step: float
@@ -93,6 +94,32 @@ def shaped_noise(
     scaled = errors / mean if column_steps else errors / pivots
     noise = (scaled * live) @ factor.upper.float()
     return torch.zeros_like(noise).index_copy_(1, factor.order, noise).masked_fill_(factor.dead, 0.0)
+
+
+@torch.no_grad()
+def curvature_from_gradient(
+    weight: Tensor,  # (R, C)
+    gradient: Tensor,  # (R, C) fp32, summed over tokens as in `fisher`
+    hessian: Tensor | None,  # (C, C) that shapes the error; None = not shaped
+    noise: TrialNoise,
+) -> Curvature:
+    """The curvature to second order in the loss, without trials.
+
+    Noise N of step 1 costs 1/2 E<G, N>^2 nats per token. With N = S U, where the elements of S are independent and have
+    the variances of `shaped_noise`, this is the sum of the squares of G U^T times those variances, divided by 2.
+    """
+    gradient = gradient.to(weight.device)
+    if hessian is not None:
+        factor = inverse_factor(hessian.to(weight.device), noise.damping, torch.float32)
+        live, pivots = ~factor.dead[factor.order], factor.pivots
+        if not bool(live.any()):
+            return Curvature(1.0, 0.0, 0.0)
+        mean = pivots[live].log().mean().exp()
+        gradient = gradient.index_select(1, factor.order) @ factor.upper.mT
+        gradient = gradient * live / (mean if noise.column_steps else pivots)
+    step = noise.relative_step * float(weight.square().mean().sqrt())
+    # An error uniform in [-1/2, 1/2] has the variance 1 / 12. The sum over all weights hardly varies with the labels.
+    return Curvature(step, float(gradient.double().square().sum()) * step**2 / 24, 0.0)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The files of a run's `calibration/` folder: `train` writes them with `write_statistics`, `pack` reads them.
 
 `hessians.safetensors` holds one Hessian per key of `calibration.hessian_key`, `fisher.safetensors` two tensors per
-parameter, `curvature.json` three numbers per parameter. The last two exist only if training was asked to measure them.
+parameter, `curvature.json` three numbers per parameter. Each exists only if training was asked to measure it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ class Statistics:
         hessians: key -> (C, C) fp32 on the CPU.
         calibration_tokens: training tokens of the Hessians, over all ranks.
         fisher, curvature: by parameter name; empty if they were not asked for.
+        gradients: (R, C) by parameter name, see `fisher`. They are not stored.
     """
 
     hessians: dict[str, Tensor]
     calibration_tokens: int
     fisher: dict[str, Fisher] = field(default_factory=dict)
     curvature: dict[str, Curvature] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
     """Write the files; those of an earlier training that this one did not measure are removed."""
-    write_tensors(folder / _HESSIANS, statistics.hessians, {"tokens": str(statistics.calibration_tokens)})
+    if statistics.hessians:
+        write_tensors(folder / _HESSIANS, statistics.hessians, {"tokens": str(statistics.calibration_tokens)})
+    else:
+        (folder / _HESSIANS).unlink(missing_ok=True)
     if statistics.fisher:
         inputs = {f"{name}.inputs": fisher.inputs for name, fisher in statistics.fisher.items()}
         rows = {f"{name}.rows": fisher.rows for name, fisher in statistics.fisher.items()}
@@ -57,7 +62,10 @@ def read_hessians(folder: Path, run: Path) -> dict[str, Tensor]:
     """Hessians by key, on the CPU. Raises RunError if the file is missing or damaged."""
     path = folder / _HESSIANS
     if not path.exists():
-        raise RunError(f"{path} is missing; run `bitgolf train {run}` again, or pack with pack.method 'rtn'")
+        raise RunError(
+            f"{path} is missing; set train.measure.calibration_tokens and run `bitgolf train {run}` again, or pack "
+            "with pack.method 'rtn'"
+        )
     return read_tensors(path, run)
 
 
@@ -79,8 +87,8 @@ def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
     path = folder / _CURVATURE
     if not path.exists():
         raise RunError(
-            f"{path} is missing; set train.measure.curvature_tokens and run `bitgolf train {run}` again, or pack with "
-            "pack.method 'gptq'"
+            f"{path} is missing; set train.measure.fisher_tokens or curvature_tokens and run `bitgolf train {run}` "
+            "again, or pack with pack.method 'gptq'"
         )
     try:
         entries = as_object(read_json(path), "it")

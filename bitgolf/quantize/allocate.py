@@ -84,8 +84,8 @@ def curvatures(tensors: Mapping[str, MeasuredTensor], trellis: int) -> dict[str,
         known[name] = TensorCurvature(tensor.weight.numel(), scale * increase / tensor.step**2, source)
     if not known:
         raise ConfigError(
-            "no tensor's curvature was measured, so the bytes cannot be divided; set train.measure.curvature_tokens "
-            "and train again, or pack with pack.method 'gptq'"
+            "no tensor's curvature was measured, so the bytes cannot be divided; set train.measure.fisher_tokens or "
+            "curvature_tokens and train again, or pack with pack.method 'gptq'"
         )
     per_weight = sorted(
         value.nats_per_squared_step * _mean_square(tensors[name].weight) / value.num_weights

@@ -143,12 +143,13 @@ def _read(run: RunDirectory, device: torch.device) -> _Products:
     check_tensors(config.model, config.window, weights, str(run / "weights.safetensors"))
     require_passthrough_names(weights, config.pack)
     hessians, curvature, fisher = {}, {}, {}
-    if config.pack.method in ("gptq", "rate"):
-        folder = run.require("calibration")
-        hessians = {name: tensor.to(device) for name, tensor in read_hessians(folder, run.path).items()}
-    if config.pack.method == "rate":
+    method, rate = config.pack.method, config.pack.method == "rate"
+    folder = run.require("calibration") if rate or method == "gptq" else run.path
+    if rate:
         curvature = read_curvature(folder, run.path)
         fisher = read_fisher(folder, run.path) if config.pack.rate.hessian == "fisher" else {}
+    if method == "gptq" or (rate and not fisher):
+        hessians = {name: tensor.to(device) for name, tensor in read_hessians(folder, run.path).items()}
     tokenizer = open_data(run.require("data")).tokenizer
     return _Products(
         prune(weights, config.pack.prune),

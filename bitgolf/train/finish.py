@@ -8,7 +8,7 @@ and the end of the log.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitgolf.data.loader import BatchLoader
 from bitgolf.measure.calibration import gather_hessians, hessian_key
-from bitgolf.measure.curvature import Curvature, TrialNoise, measure_curvature
+from bitgolf.measure.curvature import Curvature, TrialNoise, curvature_from_gradient, measure_curvature
 from bitgolf.measure.fisher import Fisher, gather_fisher
 from bitgolf.measure.statistics import Statistics
 from bitgolf.model.weights import write_tensors
@@ -161,16 +161,22 @@ def gather_statistics(
     """
     model, measure, world, clock = trainer.model, trainer.config.measure, trainer.world, stopwatch.clock
     count = rows.num_micro_batches(measure.calibration_tokens, world.size)
-    deadline = Deadline(world, clock, ends.calibration)
-    hessians, num_tokens = gather_hessians(model, rows.micro_batches(loader, count), world, deadline.another_fits)
+    num_tokens = 0
+    hessians: dict[str, Tensor] = {}
+    if count:
+        deadline = Deadline(world, clock, ends.calibration)
+        hessians, num_tokens = gather_hessians(model, rows.micro_batches(loader, count), world, deadline.another_fits)
     if num_tokens < count * rows.shape.micro_rows * rows.order.seq_len:
         log.warning("the clock stopped calibration after %d tokens per rank", num_tokens)
     stopwatch.stop("calibration")
     fisher: dict[str, Fisher] = {}
+    gradients: dict[str, Tensor] = {}
     if measure.fisher_tokens:
         count = rows.num_micro_batches(measure.fisher_tokens, world.size)
         deadline = Deadline(world, clock, ends.fisher)
-        fisher = gather_fisher(model, rows.micro_batches(loader, count), seed, world, deadline.another_fits)
+        names = [] if measure.curvature_tokens else quantized
+        batches = rows.micro_batches(loader, count)
+        fisher, gradients = gather_fisher(model, batches, names, seed, world, deadline.another_fits)
         stopwatch.stop("fisher statistics")
     curvature: dict[str, Curvature] = {}
     if measure.curvature_tokens:
@@ -185,25 +191,25 @@ def gather_statistics(
             another_fits=Deadline(world, clock, ends.curvature).another_fits,
             progress=report.progress,
         )
-        _log_curvature(curvature, len(quantized), measure.curvature_tokens, report.log, step, clock.elapsed())
+        if len(curvature) < len(quantized):
+            log.warning("the curvature of %d of %d tensors was measured", len(curvature), len(quantized))
         stopwatch.stop("curvature")
-    return Statistics(hessians, num_tokens * world.size, fisher, curvature)
+    return Statistics(hessians, num_tokens * world.size, fisher, curvature, gradients)
 
 
-def _log_curvature(
-    curvature: dict[str, Curvature], num_tensors: int, num_tokens: int, train_log: TrainLog, step: int, elapsed: float
-) -> None:
-    if len(curvature) < num_tensors:
-        log.warning("the curvature of %d of %d tensors was measured", len(curvature), num_tensors)
-    train_log.write(
-        "curvature",
-        step=step,
-        tensors=len(curvature),
-        of=num_tensors,
-        tokens=num_tokens,
-        increase_nats=sum(value.increase_nats for value in curvature.values()),
-        elapsed_seconds=elapsed,
-    )
+def with_curvature(
+    statistics: Statistics, weights: dict[str, Tensor], noise: TrialNoise, hessian_kind: str, device: torch.device
+) -> Statistics:
+    """The statistics with the curvature of every tensor whose gradient was summed. It reads no text, so it is off the
+    clock. `hessian_kind`: `pack.rate.hessian`."""
+    curvature = dict(statistics.curvature)
+    for name, gradient in statistics.gradients.items():
+        weight, hessian = weights[name].to(device), statistics.hessians.get(hessian_key(name) or "")
+        if hessian_kind == "fisher" and name in statistics.fisher:
+            hessian = statistics.fisher[name].inputs
+        if bool(weight.any()):  # else a table that was never used
+            curvature[name] = curvature_from_gradient(weight, gradient, hessian, noise)
+    return replace(statistics, curvature=curvature, gradients={})
 
 
 def write_weights(folder: Path, weights: FinalWeights, *, last_too: bool) -> None:
@@ -236,6 +242,15 @@ def charge_and_log_end(
     for part, amount in seconds.items():
         budget.charge("train_seconds", "train", part, amount)
     total, steps_seconds = sum(seconds.values()), seconds["optimizer steps"]
+    if statistics.curvature:
+        train_log.write(
+            "curvature",
+            step=step,
+            tensors=len(statistics.curvature),
+            source="trial noise" if "curvature" in seconds else "gradients",
+            increase_nats=sum(value.increase_nats for value in statistics.curvature.values()),
+            elapsed_seconds=total,
+        )
     train_log.write(
         "calibration",
         step=step,

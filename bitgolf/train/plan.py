@@ -125,14 +125,15 @@ def _measure_reserves(
     model, config, world = trainer.model, trainer.config, trainer.world
     measure, vocab_size = config.measure, model.config.vocab_size
     tokens = torch.randint(vocab_size, (rows.shape.micro_rows, config.seq_len + 1), device=world.device)
-    choice = fisher = curvature = 0.0
+    choice = calibration = fisher = curvature = 0.0
     if config.average.choose == "held_out":
         choice = choice_seconds(model, config.average, rows.held_out, tokens, world)
     batches = rows.num_micro_batches(measure.calibration_tokens, world.size)
-    calibration = calibration_seconds(model, tokens[:, 1:], batches, world)  # measured in any case, as a warm-up
+    if batches:
+        calibration = calibration_seconds(model, tokens[:, 1:], batches, world)
     if measure.fisher_tokens:
         batches = rows.num_micro_batches(measure.fisher_tokens, world.size)
-        fisher = fisher_seconds(model, tokens[:, 1:], batches, world)
+        fisher = fisher_seconds(model, tokens[:, 1:], batches, () if measure.curvature_tokens else quantized, world)
     if measure.curvature_tokens:
         shape = (rows.num_held_out_rows(measure.curvature_tokens, world.size), config.seq_len + 1)
         held_out = torch.randint(vocab_size, shape, device=world.device)

@@ -38,6 +38,7 @@ from bitgolf.train.finish import (
     charge_and_log_end,
     finish_weights,
     gather_statistics,
+    with_curvature,
     write_weights,
 )
 from bitgolf.train.late import LatePhase
@@ -132,6 +133,7 @@ def train(
         )
     if world.is_main:
         store.close()
+        statistics = with_curvature(statistics, weights.shipped, noise, config.pack.rate.hessian, world.device)
         _write_products(run, weights, statistics, stopwatch.seconds, train_log, step)
     world.barrier()
 

@@ -55,7 +55,7 @@ def test_the_file_fills_its_cap_and_is_what_was_scored(trained: Path) -> None:
     assert abs(score["quantization_tax"]) < 1e-3 and read_json(trained / "audit.json")["passed"]
     (measured,) = events(trained, "curvature")
     quantized = [name for name, tensor in pack["tensors"].items() if tensor["kind"] == "int16"]
-    assert measured["tensors"] == measured["of"] == len(quantized) > 6
+    assert measured["tensors"] == len(quantized) > 6 and measured["source"] == "trial noise"
     charges = [charge for charge in read_json(trained / "budget.json")["charges"] if charge["kind"] == "train_seconds"]
     assert {"calibration", "fisher statistics", "curvature"} < {charge["what"] for charge in charges}
 
@@ -96,3 +96,17 @@ def test_statistics_that_were_not_gathered_are_asked_for(trained: Path, tmp_path
     shutil.copytree(trained, run)
     (run / "calibration" / "curvature.json").unlink()
     assert "curvature.json is missing" in refused("pack", run)
+
+
+def test_one_fisher_pass_gives_everything(corpus: Path, tmp_path: Path) -> None:
+    run, rate = tmp_path / "run", RATE | {"train__held_out_tokens": 0, "train__measure__curvature_tokens": 0}
+    given = settings(corpus, **rate, train__measure__calibration_tokens=0, train__measure__fisher_tokens=1024)
+    done("run", *given, "--pack.rate.hessian", "fisher", "--out", run)
+    assert sorted(path.name for path in (run / "calibration").iterdir()) == ["curvature.json", "fisher.safetensors"]
+    pack = read_json(run / "pack.json")
+    choices = pack["allocation"]["tensors"].values()
+    (measured,) = events(run, "curvature")
+    assert measured["tensors"] == len(choices) > 6 and measured["source"] == "gradients"
+    assert {choice["curvature_from"] for choice in choices} == {"measured"}
+    assert read_json(run / "audit.json")["passed"]
+    assert "gptq" in refused("pack", run, "--pack.method", "gptq")

@@ -10,7 +10,8 @@ from grid_gptq import gptq
 from bitgolf.config import ModelConfig
 from bitgolf.grids.grid import Grid
 from bitgolf.measure import curvature as curvature_module
-from bitgolf.measure.curvature import TrialNoise, measure_curvature, shaped_noise
+from bitgolf.measure.curvature import TrialNoise, curvature_from_gradient, measure_curvature, shaped_noise
+from bitgolf.measure.fisher import FisherCollector
 from bitgolf.measure.inverse_factor import inverse_factor
 from bitgolf.model import GPT
 from bitgolf.quantize.gptq import output_error
@@ -133,3 +134,55 @@ def test_time_is_reserved_for_every_tensor_as_wide_as_the_widest(monkeypatch: py
     assert curvature_module.curvature_seconds(model, names, rows, noise, ALONE) == pytest.approx(2 * 1.15 * 4 * 0.5)
     assert widths == [[("bigram.project.weight", 128)]]
     assert curvature_module.curvature_seconds(model, [], rows, noise, ALONE) == 0
+
+
+@pytest.mark.parametrize("column_steps", [False, True])
+@pytest.mark.parametrize("shaped", [False, True])
+def test_a_gradient_predicts_the_mean_cost_of_the_noise(column_steps: bool, shaped: bool) -> None:
+    hessian = correlated(8, 3)
+    hessian[2], hessian[:, 2] = 0, 0  # an input that was always zero
+    rng = torch.Generator().manual_seed(4)
+    weight, gradient = torch.randn(5, 8, generator=rng), torch.randn(5, 8, generator=rng)
+    noise = TrialNoise(0.5, 0.01, column_steps)
+    curvature = curvature_from_gradient(weight, gradient, hessian if shaped else None, noise)
+    factor = inverse_factor(hessian, 0.01, torch.float32) if shaped else None
+    draws = [
+        curvature.step * shaped_noise((5, 8), factor, rng, column_steps=column_steps, device=torch.device("cpu"))
+        for _ in range(5_000)
+    ]
+    costs = torch.stack([(gradient * draw).sum() for draw in draws]).double().square() / 2
+    assert curvature.step == pytest.approx(0.5 * float(weight.square().mean().sqrt()))
+    assert curvature.increase_nats == pytest.approx(float(costs.mean()), rel=0.08)
+    assert curvature.error_nats == 0
+
+
+def test_gradients_predict_how_far_predictions_move() -> None:
+    """The divergence of the predictions is the mean rise of the loss over the model's own labels."""
+    model = GPT(CONFIG, 8).initialize_(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    rng = torch.Generator().manual_seed(5)
+    tokens = torch.randint(260, (512, 8), generator=rng)
+    names = ["embedding", "bigram.table", "blocks.0.attention.value.weight", "blocks.1.mlp.down.weight"]
+    collector = FisherCollector(model, rng, names)
+    collector.add(tokens)
+    fisher, gradients = collector.finish(ALONE)
+    with torch.no_grad():
+        before = model(tokens).log_softmax(-1)
+    for name in names:
+        weight = model.get_parameter(name).data
+        hessian = fisher[name].inputs if name in fisher else None
+        curvature = curvature_from_gradient(weight, gradients[name], hessian, TrialNoise(0.1, 0.01, True))
+        factor = None if hessian is None else inverse_factor(hessian, 0.01, torch.float32)
+        divergences = []
+        for _ in range(4):
+            shape = (weight.size(0), weight.size(1))
+            noise = shaped_noise(shape, factor, rng, column_steps=True, device=torch.device("cpu"))
+            float_weight = weight.clone()
+            weight.add_(curvature.step * noise)
+            with torch.no_grad():
+                after = model(tokens).log_softmax(-1)
+            weight.copy_(float_weight)
+            divergences.append(float((before.exp() * (before - after)).sum(-1).double().mean()))
+        assert curvature.increase_nats == pytest.approx(sum(divergences) / 4, rel=0.25), name

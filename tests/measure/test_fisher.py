@@ -70,8 +70,8 @@ def test_statistics_equal_the_loop(model: GPT, monkeypatch: pytest.MonkeyPatch) 
     collector = FisherCollector(model, rng)
     for tokens in batches:
         collector.add(tokens)
-    statistics_of = collector.finish(ALONE)
-    assert statistics_of.keys() == expected.keys()
+    statistics_of, gradients = collector.finish(ALONE)
+    assert not gradients and statistics_of.keys() == expected.keys()
     for name, (moments, importance) in expected.items():
         assert torch.allclose(statistics_of[name].inputs.double(), torch.from_numpy(moments), rtol=2e-4, atol=1e-6), (
             name
@@ -105,6 +105,29 @@ def test_every_rank_draws_its_own_labels_and_a_seed_repeats_them(model: GPT, mon
         def mean_(self, tensors: list[torch.Tensor]) -> None: ...
 
     for rank, seed in ((0, 5), (1, 5), (0, 5), (0, 6)):
-        fisher.gather_fisher(model, tokens, seed, Rank(rank, 2, torch.device("cpu")), lambda: True)
+        fisher.gather_fisher(model, tokens, (), seed, Rank(rank, 2, torch.device("cpu")), lambda: True)
     assert labels[0] == labels[2]
     assert labels[0] != labels[1] and labels[0] != labels[3]
+
+
+def test_gradients_are_those_of_the_summed_loss_of_all_ranks(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(2)
+    tokens, labels = torch.randint(260, (4, 8), generator=rng), torch.randint(260, (32,), generator=rng)
+    names = ["embedding", "blocks.0.mlp.up.weight", "bigram.table"]
+    F.cross_entropy(model(tokens.reshape(8, 4)).flatten(0, 1), labels, reduction="sum").backward()
+    expected = {name: model.get_parameter(name).grad for name in names}
+    model.zero_grad(set_to_none=True)
+    monkeypatch.setattr(fisher, "_ROWS_TOKENS", 6)  # rows of 8 tokens are cut into two
+    queue = list(labels.split(4))
+    monkeypatch.setattr(fisher, "_draw", lambda logits, generator: queue.pop(0))
+
+    class Pair(World):
+        def mean_(self, tensors: list[torch.Tensor]) -> None: ...  # the other rank has the same sums
+
+    collector = FisherCollector(model, rng, names)
+    collector.add(tokens)
+    _, gradients = collector.finish(Pair(0, 2, torch.device("cpu")))
+    assert list(gradients) == names and not queue
+    for name, gradient in expected.items():
+        assert gradient is not None
+        assert torch.allclose(gradients[name], gradient * 2**0.5 / 32**0.5, rtol=1e-4, atol=1e-7), name

@@ -79,11 +79,11 @@ def test_weights_are_packed_again_without_training(run_copy: Path) -> None:
         (["--budget.artifact_bytes", "0"], "greater than or equal to 1"),
         (["--budget.artifact_bytes", "1000"], "over the cap of 1,000"),
         (["--budget.artifact_bytes", "many"], "artifact_bytes 'many' is not a size"),
-        (["--pack.method", "rate"], "needs train.measure.curvature_tokens"),
+        (["--pack.method", "rate"], "needs train.measure.fisher_tokens"),
     ],
 )
 def test_a_refused_repacking_changes_nothing(tiny_run: Path, words: list[str], message: str) -> None:
     before = tree_digest(tiny_run)
     words = [word if word != "rate" else '"rate"' for word in words]
-    assert message in refused("pack", tiny_run, *words).replace("divides the bytes by measured curvature: set", "needs")
+    assert message in refused("pack", tiny_run, *words).replace("divides the bytes by curvature: set", "needs")
     assert tree_digest(tiny_run) == before
