@@ -137,7 +137,7 @@ class FisherCollector:
                 C, R = rows.size(1), squared.size(1)
                 self.sums[name] = rows.new_zeros(C, C), rows.new_zeros(R)
             moments, importance = self.sums[name]
-            with tf32_products():
+            with tf32_products(rows.device):
                 moments.addmm_(rows.mT * squared.sum(1), rows)
             importance.add_(squared.sum(0))
 
