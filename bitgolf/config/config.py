@@ -87,6 +87,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _windows_have_a_last_one(self) -> Self:
+        if self.train.windows and not self.model.attention.window:
+            raise ValueError(
+                "train.windows needs model.attention.window, the window after training; for none, set it to the length "
+                f"of a row, {self.train.seq_len}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _packing_has_its_statistics(self) -> Self:
         train, pack = self.train, self.pack
         measure, plain = train.measure, pack.rate.hessian == "plain"

@@ -51,6 +51,11 @@ class AttentionConfig(Section):
     )
 
     @property
+    def windows(self) -> tuple[int, int]:
+        """The windows of the layers that have one, and of the others (0 = none)."""
+        return self.window, 0
+
+    @property
     def is_masked(self) -> bool:
         """Whether some layer's attention has another mask than the causal one."""
         return self.within_documents or self.window > 0

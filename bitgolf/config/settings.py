@@ -51,7 +51,8 @@ def as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(map(as_text, value))
+        items = ",".join(map(as_text, value))
+        return f"[{items}]" if value and isinstance(value[0], tuple) else items
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
@@ -71,7 +72,10 @@ def _allowed(annotation: Any, field: FieldInfo) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(str(value) for value in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "a list, each " + _allowed(get_args(annotation)[0], field)
+        first, *rest = get_args(annotation)
+        if rest != [...]:
+            return f"({', '.join(_allowed(kind, field) for kind in (first, *rest))})"
+        return "a list, each " + _allowed(first, field)
     kind = {int: "integer", float: "number", bool: "true or false", str: "text"}[annotation]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [

@@ -167,6 +167,17 @@ class WatchConfig(Section):
     )
 
 
+def _require_rising(key: str, parts: tuple[tuple[float, float, float], ...]) -> None:
+    """Raise ValueError unless each part of the run begins after the one before."""
+    fractions = [part[0] for part in parts]
+    if fractions != sorted(set(fractions)) or not all(0 <= fraction < 1 for fraction in fractions):
+        raise ValueError(f"{key} {_as_lists(parts)} must begin at increasing fractions of the run from 0 to below 1")
+
+
+def _as_lists(parts: tuple[tuple[float, float, float], ...]) -> str:
+    return str([list(part) for part in parts])
+
+
 class TrainConfig(Section):
     """The training loop under its wall clock. Schedules are fractions of the run."""
 
@@ -194,6 +205,11 @@ class TrainConfig(Section):
     min_lr: float = Field(0.0, ge=0, lt=1, description="learning-rate multiplier at the end of the warm-down")
     loop_start: float = Field(
         0.0, ge=0, le=1, description="fraction of the run from which the layers of model.loop run several times"
+    )
+    windows: tuple[tuple[float, int, int], ...] = Field(
+        (),
+        description="attention windows in parts of the run: the fraction from which they hold, model.attention.window, "
+        "and the window of the full layers (0 = none); empty = as after training",
     )
     grad_clip: float = Field(0.0, ge=0, description="largest global gradient norm; 0 = no clipping")
     table_dtype: Literal["fp32", "bf16"] = Field(
@@ -223,6 +239,15 @@ class TrainConfig(Section):
         for key in ("batch_tokens", "micro_batch_tokens"):
             if getattr(self, key) % self.seq_len:
                 raise ValueError(f"{key} {getattr(self, key)} is not a multiple of seq_len {self.seq_len}")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_follow_each_other(self) -> Self:
+        _require_rising("windows", self.windows)
+        if any(window < 1 or full < 0 for _, window, full in self.windows):
+            raise ValueError(
+                f"windows {_as_lists(self.windows)} must have windows of 1 token and more (0 = none for full)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -190,7 +190,7 @@ def _try_masked(
         q, k, v, upstream = (tensor.to(device, dtype, copy=True) for tensor in drawn)
         implementation = document_backend(name)
         inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
-        y = implementation.attend(q, k, v, implementation.layouts(tokens.to(device), window)[1], window)
+        y = implementation.attend(q, k, v, implementation.layouts(tokens.to(device), (window, window))[0], window)
         return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
 
     difference = max(

@@ -72,10 +72,11 @@ class DocumentBackend:
     attend: Callable[..., Tensor]
     is_masked: bool = True
 
-    def layouts(self, tokens: Tensor, window: int) -> tuple[Layout, Layout]:
-        """The layouts of the layers without a window, and of those with one."""
-        full = self.layout(tokens)
-        return full, self.layout(tokens, window=window) if window and self.is_masked else full
+    def layouts(self, tokens: Tensor, windows: tuple[int, int]) -> tuple[Layout, Layout]:
+        """The layouts for both windows, equal ones if the layout does not depend on them."""
+        if not self.is_masked or windows[0] == windows[1]:
+            return (self.layout(tokens, window=windows[0]) if self.is_masked else self.layout(tokens),) * 2
+        return self.layout(tokens, window=windows[0]), self.layout(tokens, window=windows[1])
 
 
 def document_ids(tokens: Tensor, document_tokens: int = 0) -> Tensor:

@@ -59,6 +59,7 @@ class GPT(nn.Module):
         skips = num_skip_rows(config)
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
+        self.windows = config.attention.windows  # training may change them for a while
         self.set_attention_backend("math")
         self.loss_kernel: Callable[..., Tensor] | None = None
         self.frequencies: Tensor
@@ -171,13 +172,13 @@ class GPT(nn.Module):
             x = self.embed(tokens, fake)
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
             if self.masked is not None:
-                documents, near = self.masked.layouts(marked(tokens, attention.within_documents), attention.window)
+                near, documents = self.masked.layouts(marked(tokens, attention.within_documents), self.windows)
         else:
             recent, positions, documents, near = cache.take(tokens, attention)
             x = self.embed(recent)[:, -T:]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
-        shared = Pass(cos, sin, documents, fake, near, attention.window)
+        shared = Pass(cos, sin, documents, fake, near, self.windows)
         ve = {} if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
         pairs = self.bigram(recent, self.compute_dtype)[:, -T:] if isinstance(self.bigram, SignedBigrams) else None
 

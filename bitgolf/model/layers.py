@@ -69,7 +69,7 @@ class Pass(NamedTuple):
     documents: Layout | None = None  # layout of the backend, or mask of the cache; None = every row is one document
     fake: Tensor | None = None  # sharpness of fake quantization, a scalar; None = the float weights
     near: Layout | None = None  # like `documents`, for the layers with a window
-    window: int = 0  # of these layers
+    windows: tuple[int, int] = (0, 0)  # of the layers with a window, and of the others; 0 = none
     deltas: Mapping[str, Delta] = {}  # by target (q, k, v, o, mlp), see `bitgolf.evaluate.lora`
 
     def adapted(self, target: str, y: Tensor, x: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output (B, T, D), and the values that were attended to (B, T, G, K)."""
         B, T, _ = x.shape
-        cos, sin, documents, fake, near, window, _ = shared
-        layout, window = (near, window) if self.has_window else (documents, 0)
+        cos, sin, documents, fake, near, windows, _ = shared
+        layout, window = (near, windows[0]) if self.has_window else (documents, windows[1])
         q = shared.adapted("q", self.query(x, fake), x).view(B, T, self.num_heads, self.head_dim)
         k = shared.adapted("k", self.key(x, fake), x).view(B, T, self.num_kv_heads, self.head_dim)
         flat = shared.adapted("v", self.value(x, fake), x)

@@ -51,7 +51,7 @@ COMPONENTS = (
     Component("Document attention", "PR 1530", "model.attention.within_documents model.attention.document_tokens"),
     Component(
         "Attention windows", "modded-nanogpt (github.com/KellerJordan/modded-nanogpt)",
-        "model.attention.window model.attention.full_layers",
+        "model.attention.window model.attention.full_layers train.windows",
     ),
     Component("Orthogonal initialization", "PR 162", "model.init", lambda c: c.model.init == "orthogonal"),
     Component(

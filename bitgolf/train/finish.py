@@ -76,6 +76,7 @@ def finish_weights(
     if trainer.config.replay.epochs:
         _replay(trainer, loader, timeline, window, report.pipe, report.log, report.progress, step)
         stopwatch.stop("replay")
+    trainer.model.windows = trainer.model.config.attention.windows
     if trainer.config.average.choose == "held_out":
         deadline = Deadline(trainer.world, timeline.clock, choice_end)
         weights, average = _choose(trainer, rows, deadline, report.log, step)

@@ -15,7 +15,7 @@ from bitgolf.train.late import LatePhase
 from bitgolf.train.metrics import StepReport, TrainLog
 from bitgolf.train.pace import Timeline
 from bitgolf.train.replay import ReplayWindow
-from bitgolf.train.schedule import extra_weights, lr_multiplier, muon_decay, muon_momentum
+from bitgolf.train.schedule import extra_weights, lr_multiplier, muon_decay, muon_momentum, windows_at
 from bitgolf.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ def make_steps(
     late_has_begun = False
     loops = bool(trainer.model.config.loop.repeats)
     looped = not loops or timeline.fraction(step) >= config.loop_start
+    model, last_windows = trainer.model, trainer.model.config.attention.windows
     while not timeline.steps_are_over(step):
         inputs, targets = next(loader)
         fraction = timeline.fraction(step)
@@ -49,6 +50,9 @@ def make_steps(
         if not looped and fraction >= config.loop_start:
             looped = True  # for the rest of the run
             report.log.write("loop", step=step, fraction=fraction, lr_scale=lr_scale)
+        if (windows := windows_at(fraction, config, last_windows)) != model.windows:
+            model.windows = windows
+            report.log.write("windows", step=step, fraction=fraction, window=windows[0], full_window=windows[1])
         window.note(step, lr_scale)
         momentum = muon_momentum(fraction, config.muon)
         metrics = trainer.step(

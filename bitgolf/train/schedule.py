@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitgolf.config.train import ExtraTargetsConfig, MuonConfig
+from bitgolf.config.train import ExtraTargetsConfig, MuonConfig, TrainConfig
 
 
 def lr_multiplier(fraction: float, warmdown: float, min_lr: float) -> float:
@@ -24,6 +24,15 @@ def muon_momentum(fraction: float, config: MuonConfig) -> float:
 def muon_decay(fraction: float, config: MuonConfig) -> float:
     """Muon's weight decay: constant, or linear to 0 at the end of the run."""
     return config.weight_decay * (1.0 - fraction if config.decay_falls else 1.0)
+
+
+def windows_at(fraction: float, config: TrainConfig, last: tuple[int, int]) -> tuple[int, int]:
+    """The attention windows of a pass (`GPT.windows`); `last`: those after training."""
+    windows = last
+    for start, window, full in config.windows:
+        if fraction >= start:
+            windows = window, full
+    return windows
 
 
 def extra_weights(fraction: float, config: ExtraTargetsConfig) -> list[float] | None:

@@ -31,7 +31,7 @@ from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 from bitgolf.train.optimizer import ModelOptimizer
-from bitgolf.train.schedule import extra_weights
+from bitgolf.train.schedule import extra_weights, windows_at
 
 
 def halve_tables_(model: GPT) -> None:
@@ -84,6 +84,7 @@ class Trainer:
         self._loss: Callable[..., Tensor] = model
         self._late_loss: Callable[..., Tensor] = model if late is None else late.loss
         if self.compiled:
+            torch._dynamo.config.recompile_limit = 64  # graphs of the model; each kind of step has its own
             options = _compile_options(bool(model.config.loop.repeats))
             self._loss = torch.compile(self._loss, dynamic=False, options=options)
             self._late_loss = torch.compile(self._late_loss, dynamic=False, options=options)
@@ -177,7 +178,8 @@ class Trainer:
         seconds = []
         kinds = self._kinds()
         total = len(kinds) * self.config.warmup_steps
-        for number, (late, looped, extra) in enumerate(kind for kind in kinds for _ in range(self.config.warmup_steps)):
+        for number, kind in enumerate(kind for kind in kinds for _ in range(self.config.warmup_steps)):
+            late, looped, extra, self.model.windows = kind
             if self.world.is_main:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
             shape = (self.shape.rank_rows, self.config.seq_len + 1)
@@ -198,22 +200,24 @@ class Trainer:
             seconds.append(time.perf_counter() - begin)
         if self.world.is_main:
             progress("warm-up", total, total)
+        self.model.windows = self.model.config.attention.windows
         copy_into_(live, before)
         if state_digest(self.tensors()) != digest:
             raise AssertionError("the compile warm-up changed the training state")
         return statistics.median(seconds[-max(1, self.config.warmup_steps // 2) :])
 
-    def _kinds(self) -> list[tuple[bool, bool, bool]]:
-        """Every kind of step that the run makes, (late, looped, with extra targets). The last one is the slowest."""
-        config, targets = self.config, self.config.extra_targets
+    def _kinds(self) -> list[tuple[bool, bool, bool, tuple[int, int]]]:
+        """Every kind of step that the run makes, (late, looped, extra targets, windows). The last is the slowest."""
+        config, targets, last = self.config, self.config.extra_targets, self.model.config.attention.windows
         loop_start = config.loop_start if self.model.config.loop.repeats else 0.0
-        until = targets.until if targets.enabled else 0.0
-        kinds = [(False, False, True)] if loop_start and until else []
-        kinds += [(False, False, False)] if loop_start > until else []
-        kinds += [(False, True, True)] if loop_start < until else []
-        kinds += [(False, True, False)]
-        late = [(True, looped, False) for looped in ((False, True) if loop_start else (True,))] if self.late else []
-        return kinds + late
+        starts = {0.0, loop_start, targets.until * targets.enabled, *(part[0] for part in config.windows)}
+        at = {
+            start: (start >= loop_start, targets.enabled and start < targets.until, windows_at(start, config, last))
+            for start in sorted(starts | {1.0})
+        }
+        kinds = [(False, *kind) for kind in at.values()]
+        late = [(True, looped, False, windows) for looped, _, windows in at.values()] if self.late else []
+        return list(dict.fromkeys(kinds + late))
 
     def _require_short_steps(self, limit_seconds: float) -> None:
         if self.shape.accumulation < 4:

@@ -40,7 +40,7 @@ def sign(position: int) -> int:
     return -1 if wrapped((first ^ (first >> 31)) * 0xBF58476D1CE4E5B9) >> 40 & 1 else 1
 
 
-def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
+def slow_logits(model: GPT, tokens: np.ndarray, windows: tuple[int, int] | None = None) -> np.ndarray:
     """Logits (T, V) of one sequence by explicit loops in float64, written from the definitions."""
     c = model.config
     p = {name: t.detach().double().numpy() for name, t in model.named_parameters()}
@@ -125,7 +125,8 @@ def slow_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
             qs = [rotated(norm(wq @ n[t]), t) * p[q + "attention.q_gain"][h] for t in range(T)]
             ks = [rotated(norm(wk @ n[t]), t) for t in range(T)]
             for t in range(T):
-                window = t + 1 if layer in c.attention.full_layers else c.attention.window or t + 1
+                near, full = windows or (c.attention.window, 0)
+                window = (full if layer in c.attention.full_layers else near) or t + 1
                 first = max(0, t + 1 - window)
                 scores = np.array([qs[t] @ ks[s] / math.sqrt(width) for s in range(first, t + 1)])
                 weights = np.exp(scores - scores.max())

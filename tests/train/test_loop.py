@@ -51,7 +51,9 @@ class NotingTrainer:
 
     @property
     def model(self) -> Any:
-        return SimpleNamespace(config=SimpleNamespace(loop=SimpleNamespace(repeats=self.repeats)))
+        attention = SimpleNamespace(windows=(0, 0))
+        config = SimpleNamespace(loop=SimpleNamespace(repeats=self.repeats), attention=attention)
+        return SimpleNamespace(config=config, windows=(0, 0))
 
     def step(self, inputs: Any, targets: Any, lr_scale: float, momentum: float, elapsed: float, fraction: float,
              late: bool, *, looped: bool, **_: Any) -> torch.Tensor:  # fmt: skip
