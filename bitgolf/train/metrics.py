@@ -1,7 +1,7 @@
 """The training log: `train.jsonl` (one JSON object per line) and `train.log` (the same as text).
 
-Events: start or branch, step, held_out, late, loop, windows, checkpoint, resume; after the steps replay, choice, calibration,
-curvature, end.
+Events: start or branch, step, held_out, late, loop, windows, checkpoint, resume; after the steps replay, choice,
+calibration, curvature, end.
 Metrics are copied from the device a few steps late, so that reading them never makes a GPU wait.
 """
 
