@@ -36,7 +36,7 @@ from bitgolf.artifact.entropy_coder import require_readable, work_budget
 from bitgolf.artifact.header import Header, StreamEntry, TensorEntry
 from bitgolf.artifact.message import WorkBudget
 from bitgolf.artifact.parities import quantizers_of
-from bitgolf.artifact.sizes import ArtifactSizes, entropy_bits, share_out
+from bitgolf.artifact.sizes import ArtifactSizes, share_out
 from bitgolf.artifact.stored import CODE_KINDS, FLOAT_KINDS, StoredTensor, largest_code
 from bitgolf.artifact.streams import Slot
 from bitgolf.errors import ArtifactError, ForeignError
@@ -51,6 +51,8 @@ _PREAMBLE = struct.Struct("<8sHIII")
 _RESTORED_AT_ONCE = 1 << 18  # elements of a matrix whose levels are computed together
 _SCALE_DTYPE = FLOAT_KINDS["fp16"]
 _Scales = tuple[Tensor | None, Tensor | None]  # (R,) and (C,), fp16
+EncodedStreams = dict[str, tuple[list[StoredTensor], bytes, int]]
+"""By name of the stream: the tensors in it, its bytes, and the computing that it asks for."""
 _Located = dict[str, tuple[str, memoryview]]  # by stream: its place in the file for messages, and its bytes
 
 
@@ -75,6 +77,7 @@ def encode_artifact(
     tensors: dict[str, StoredTensor],
     meta: dict[str, Any],
     compressor: str = "zstd",
+    earlier: EncodedStreams | None = None,
 ) -> tuple[bytes, ArtifactSizes]:
     """The bytes of an artifact. The same input, in any order of `tensors`, gives the same bytes.
 
@@ -83,28 +86,41 @@ def encode_artifact(
         tokenizer: the tokenizer's own file.
         tensors: by name (letters, digits and `_.-`, at most 200 characters).
         compressor: a name of `compressors.compressor_names()`; "range" is the coder made for weights.
+        earlier: streams of an earlier file with the same compressor. Those that hold the same tensors are taken from
+            there, and the new ones are added.
     Raises:
         ArtifactError: data that readers would refuse.
         ConfigError: an unknown compressor, or one that is not installed.
     """
     entries = _entries(tensors)
     layout = header.stream_layout(entries, len(tokenizer))
-    used = WorkBudget(None)
+    earlier = {} if earlier is None else earlier
+    inside = _by_stream(entries)
+
+    def encoded(name: str, contents: tuple[list[np.ndarray], list[Slot]]) -> tuple[bytes, int]:
+        parts = [tensors[entry.name] for entry in (entries if name == "scales" else inside[name])]
+        before, data, work = earlier.get(name, ([], b"", 0))
+        if len(before) != len(parts) or any(a is not b for a, b in zip(before, parts, strict=True)):
+            used = WorkBudget(None)
+            data = streams.encode(compressor, *contents, used, matrices)
+            work = used.used
+            earlier[name] = parts, data, work
+        return data, work
+
     # The compressors release the interpreter lock. The bytes of a stream do not depend on the other streams.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [
-            pool.submit(streams.encode, compressor, arrays, slots, used)
-            for arrays, slots in _contents(entries, tensors).values()
-        ]
-        futures.append(pool.submit(compressors.compress, compressor, tokenizer))
-        stored = [future.result() for future in futures]
-    require_readable(used.used, sum(len(data) for data in stored))
+    workers = os.cpu_count()
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(workers) as matrices:
+        futures = [pool.submit(encoded, *content) for content in _contents(entries, tensors).items()]
+        last = pool.submit(compressors.compress, compressor, tokenizer)
+        results = [future.result() for future in futures]
+        stored = [data for data, _ in results] + [last.result()]
+    require_readable(sum(work for _, work in results), sum(len(data) for data in stored))
     listed = tuple(
         StreamEntry(name, layout[name], len(data), zlib.crc32(data)) for name, data in zip(layout, stored, strict=True)
     )
     described = Header(compressor, model_config, tokenizer_meta, meta, entries, listed)
     packed_header, preamble = _pack_header(described)
-    entropies = {n: entropy_bits(t.values.numpy()) for n, t in tensors.items() if t.kind in CODE_KINDS}
+    entropies = {name: tensor.entropy_bits for name, tensor in tensors.items() if tensor.kind in CODE_KINDS}
     sizes = _sizes(described, len(preamble) + len(packed_header), entropies)
     return b"".join([preamble, packed_header, *stored]), sizes
 

@@ -30,6 +30,7 @@ Legend: R rows, C columns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +54,19 @@ class Matrix:
     num_states: int = 0  # of the trellis that they are a path of; 0 = none
 
 
-def encode_matrices(matrices: Sequence[Matrix]) -> bytes:
-    """One message with all `matrices`. Raises ArtifactError if readers would refuse it."""
+def encode_matrices(matrices: Sequence[Matrix], pool: Executor | None = None) -> bytes:
+    """One message with all `matrices`, which `pool` works on in parallel. Raises ArtifactError if readers would refuse
+    it."""
     out = Writer()
-    for matrix in matrices:
-        put_integers(out, matrix.codes, matrix.num_states)
+    for written in (map if pool is None else pool.map)(_written, matrices):
+        out.append(written)
     return _finish(out)
+
+
+def _written(matrix: Matrix) -> Writer:
+    out = Writer()
+    put_integers(out, matrix.codes, matrix.num_states)
+    return out
 
 
 def predict_bytes(matrices: Sequence[Matrix]) -> int:

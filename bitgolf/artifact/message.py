@@ -65,6 +65,12 @@ class Writer:
             if not self.dry:
                 self._pieces.append((values.astype(np.int32), table))
 
+    def append(self, other: Writer) -> None:
+        """Append what another writer has collected."""
+        self.bits += other.bits
+        self.work += other.work
+        self._pieces += other._pieces
+
     def finish(self) -> bytes:
         """The message: little-endian 32-bit words, the last one without its zero high bytes."""
         return bytes(ans.encode(self._pieces).astype("<u4").tobytes().rstrip(b"\0"))

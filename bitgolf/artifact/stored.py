@@ -9,12 +9,14 @@ Legend: R rows, C columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitgolf.artifact.sizes import entropy_bits
 from bitgolf.artifact.trellis import STATE_COUNTS, trellis_levels
 from bitgolf.errors import ArtifactError
 from bitgolf.grids.grid import MAX_BITS, Grid, scale_levels
@@ -89,6 +91,11 @@ class StoredTensor:
     def fp32(cls, tensor: Tensor, group: str | None = None) -> StoredTensor:
         """`tensor` in fp32, exact for fp32 and narrower. Raises ArtifactError on NaN or infinity."""
         return cls("fp32", group, _finite(tensor, torch.float32))
+
+    @cached_property
+    def entropy_bits(self) -> float:
+        """Order-0 entropy of the values, in bits."""
+        return entropy_bits(self.values.numpy())
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ used.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ def encode(
     arrays: Sequence[np.ndarray],
     slots: Sequence[Slot],
     budget: WorkBudget,  # counts the computing that the file will ask for
+    pool: Executor | None = None,  # for the matrices of the stream
 ) -> bytes:
     """The bytes of a stream. `slots` describe `arrays`: all are codes, or all are floats of one type.
     Raises:
@@ -56,7 +58,7 @@ def encode(
     if compressor != "range" or slots[0].dtype == FLOAT_KINDS["fp32"]:
         return compressors.compress(compressor, raw)
     floats = slots[0].dtype == FLOAT_KINDS["fp16"]
-    message = CODED + (coder.encode_floats(arrays) if floats else coder.encode_matrices(_matrices(arrays, slots)))
+    message = CODED + (coder.encode_floats(arrays) if floats else coder.encode_matrices(_matrices(arrays, slots), pool))
     _require_reversible(message, arrays, slots, budget)
     if not floats and not _repeats(arrays, raw, len(message)):
         return message

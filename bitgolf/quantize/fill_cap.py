@@ -32,6 +32,7 @@ from bitgolf.quantize.forecast import Forecast, spread
 from bitgolf.quantize.gptq import factorize
 from bitgolf.quantize.packed import Encode, Packed
 from bitgolf.quantize.tensors import QuantizedTensor, QuantizeTask, quantize_tensors
+from bitgolf.run.clock import PartSeconds
 from bitgolf.run.progress import Progress, silent
 
 SLACK = 500  # bytes that may stay unused below the cap
@@ -70,10 +71,17 @@ def measured_tensors(
 
 
 def fill_cap(
-    tensors: dict[str, MeasuredTensor], encode: Encode, cap: int, settings: PackConfig, progress: Progress = silent
+    tensors: dict[str, MeasuredTensor],
+    encode: Encode,
+    cap: int,
+    settings: PackConfig,
+    progress: Progress = silent,
+    seconds: PartSeconds | None = None,
 ) -> Packed:
     """Quantize all tensors so that `encode` of them is as large as `cap` bytes allow.
 
+    Args:
+        seconds: gets the time of each part.
     Returns:
         The largest file within the cap, with its allocation: log2(theta), the passes, the predicted rise of the loss in
         nats per token, and for each tensor its curvature, the source of that, its step and its share of the rise.
@@ -81,7 +89,9 @@ def fill_cap(
         BudgetError: the file does not fit even with every quantized weight rounded to zero; says how large it is then.
         ConfigError: no curvature was measured, or a tensor cannot be quantized.
     """
-    model = _Model(tensors, encode, settings, progress)
+    seconds = PartSeconds() if seconds is None else seconds
+    with seconds.timed("factors of the Hessians, forecast"):
+        model = _Model(tensors, encode, settings, progress, seconds)
     outcome = find_theta(
         lambda log2_theta: len(model.file(log2_theta).packed),
         cap,
@@ -127,6 +137,7 @@ class _Model:
     encode: Encode
     settings: PackConfig
     progress: Progress
+    seconds: PartSeconds
     factors: dict[int, InverseFactor] = field(default_factory=dict)  # by id of the Hessian: some tensors share one
     files: dict[float, _File] = field(default_factory=dict)
 
@@ -168,13 +179,17 @@ class _Model:
         if log2_theta not in self.files:
             steps = self.steps(log2_theta)
             self.files = dict(list(self.files.items())[1 - _KEPT_FILES :])
-            self.files[log2_theta] = _File(self.encode(self._quantize(steps).values()), steps)
+            self.files[log2_theta] = _File(self._encoded("encoding of whole files", self._quantize(steps)), steps)
         return self.files[log2_theta]
 
     def changed(self, file: _File, name: str, step: float) -> _File:
         """`file` with one tensor rounded again."""
         tensors = file.packed.quantized | self._quantize({name: step})
-        return _File(self.encode(tensors.values()), file.steps | {name: step})
+        return _File(self._encoded("encoding of corrections", tensors), file.steps | {name: step})
+
+    def _encoded(self, part: str, tensors: dict[str, QuantizedTensor]) -> Packed:
+        with self.seconds.timed(part):
+            return self.encode(tensors.values())
 
     def _quantize(self, steps: dict[str, float]) -> dict[str, QuantizedTensor]:
         tasks = []
@@ -189,6 +204,7 @@ class _Model:
             damping=self.settings.gptq.damping,
             block_size=self.settings.gptq.block_size,
             progress=self.progress,
+            seconds=self.seconds,
         )
         return {tensor.name: tensor for tensor in quantized}
 

@@ -38,6 +38,7 @@ from bitgolf.quantize.packed import Encoder, Packed
 from bitgolf.quantize.prune import prune
 from bitgolf.quantize.tensors import QuantizedTensor
 from bitgolf.run import atomic
+from bitgolf.run.clock import PartSeconds
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.seal import (
@@ -76,12 +77,13 @@ def pack(
         ConfigError: a setting that does not fit the weights.
         RunError: a product is missing or damaged.
     """
-    begin = time.perf_counter()
+    begin, parts = time.perf_counter(), PartSeconds()
     settings, ledger = run.config.pack, run.budget()
-    products = _read(run, device)
+    with parts.timed("reading"):
+        products = _read(run, device)
     _warn_of_idle_settings(settings, products.weights)
     room = _plan(run.config, code_bytes, artifact_bytes)
-    packed = _run_pipeline(products, settings, _encoder(products, run.config), room, device, progress)
+    packed = _run_pipeline(products, settings, _encoder(products, run.config), room, device, progress, parts)
     progress("pack", 1, 1, "compressing")
     if len(packed) > room.model_bytes:
         raise _does_not_fit(packed, room, settings)
@@ -91,6 +93,7 @@ def pack(
         "inputs": products.digests,
         "code_sha256": code_digest(),
         "settings": settings_of(run.config, PACK_SETTINGS),
+        "part_seconds": parts,
     }
     atomic.write_json(run / "pack.json", sealed(record, products.train_seal))
     run.mark_report_outdated("pack")
@@ -204,13 +207,19 @@ def _encoder(products: _Products, config: Config) -> Encoder:
 
 
 def _run_pipeline(
-    products: _Products, settings: PackConfig, encode: Encoder, room: _Room, device: torch.device, progress: Progress
+    products: _Products,
+    settings: PackConfig,
+    encode: Encoder,
+    room: _Room,
+    device: torch.device,
+    progress: Progress,
+    parts: PartSeconds,
 ) -> Packed:
     weights, hessians = products.weights, products.hessians
     if settings.method == "rate":
         tensors = measured_tensors(weights, hessians, products.curvature, products.fisher, settings, device)
         try:
-            return fill_cap(tensors, encode, room.model_bytes, settings, progress)
+            return fill_cap(tensors, encode, room.model_bytes, settings, progress, parts)
         except BudgetError as error:
             raise BudgetError(f"{error}; {room.code_bytes:,} bytes of the cap are code") from error
     if _prunes_to_fit(settings):

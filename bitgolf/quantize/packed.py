@@ -7,12 +7,12 @@ call the encoder once for each file that they try.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from bitgolf.artifact.container import encode_artifact
+from bitgolf.artifact.container import EncodedStreams, encode_artifact
 from bitgolf.artifact.sizes import ArtifactSizes
 from bitgolf.artifact.stored import StoredTensor
 from bitgolf.errors import ArtifactError
@@ -54,6 +54,7 @@ class Encoder:
         weights: all tensors of the model, in float. Those that were not quantized are stored in this form.
         exact: store them as fp32 instead of fp16.
         model_config, tokenizer, tokenizer_meta, meta, compressor: see `encode_artifact`.
+        streams, stored: of earlier calls. A tensor that is the same object is not encoded again.
     """
 
     weights: dict[str, Tensor]
@@ -63,14 +64,13 @@ class Encoder:
     tokenizer_meta: dict[str, Any]
     meta: dict[str, Any]
     compressor: str
+    streams: EncodedStreams = field(default_factory=dict)
+    stored: dict[str, tuple[QuantizedTensor | None, StoredTensor]] = field(default_factory=dict)
 
     def __call__(self, quantized: Iterable[QuantizedTensor]) -> Packed:
         """Encode the artifact. Raises ArtifactError that names the tensor if values do not fit their format."""
         by_name = {tensor.name: tensor for tensor in quantized}
-        stored = {
-            name: by_name[name].stored() if name in by_name else self._in_float(name, weight)
-            for name, weight in self.weights.items()
-        }
+        stored = {name: self._stored(name, by_name.get(name)) for name in self.weights}
         artifact, sizes = encode_artifact(
             model_config=self.model_config,
             tokenizer=self.tokenizer,
@@ -78,8 +78,16 @@ class Encoder:
             tensors=stored,
             meta=self.meta,
             compressor=self.compressor,
+            earlier=self.streams,
         )
         return Packed(artifact, sizes, by_name, stored)
+
+    def _stored(self, name: str, quantized: QuantizedTensor | None) -> StoredTensor:
+        """The tensor as the artifact holds it: the same object as before if it was rounded no more."""
+        if name not in self.stored or self.stored[name][0] is not quantized:
+            made = self._in_float(name, self.weights[name]) if quantized is None else quantized.stored()
+            self.stored[name] = quantized, made
+        return self.stored[name][1]
 
     def _in_float(self, name: str, weight: Tensor) -> StoredTensor:
         try:

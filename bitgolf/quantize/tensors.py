@@ -24,6 +24,7 @@ from bitgolf.grids.grid import PERCENTILES, Grid, scale_levels
 from bitgolf.measure.inverse_factor import InverseFactor
 from bitgolf.quantize.column_steps import LARGEST_CODE, StepRounder, Steps, check_importance
 from bitgolf.quantize.gptq import GridRounder, factorize, output_error, round_with_feedback
+from bitgolf.run.clock import PartSeconds
 from bitgolf.run.progress import Progress, silent
 
 METHODS = ("gptq", "rtn")
@@ -142,6 +143,7 @@ def quantize_tensors(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     progress: Progress = silent,
+    seconds: PartSeconds | None = None,
 ) -> list[QuantizedTensor]:
     """Quantize many tensors; the results are on the CPU, in the order of `tasks`.
 
@@ -151,6 +153,7 @@ def quantize_tensors(
         block_size: see `gptq.round_with_feedback`.
         device: where to work; None = on the device of each weight.
         progress: called with the number of weights done and of all weights.
+        seconds: gets the time of each shape.
     Raises:
         ConfigError: a tensor cannot be quantized as its task asks; names the tensor.
     """
@@ -162,12 +165,14 @@ def quantize_tensors(
                 f"{task.name}: GPTQ needs a Hessian of this tensor and calibration has none; "
                 "calibrate it, or use method rtn"
             )
+    seconds = PartSeconds() if seconds is None else seconds
     total = sum(task.weight.numel() for task in tasks)
     done = 0
     results: list[QuantizedTensor | None] = [None] * len(tasks)
     for batch in _batches(tasks, device):
         chosen = [tasks[i] for i in batch]
-        quantized = _quantize_batch(chosen, percentiles, damping, block_size, dtype, device)
+        with seconds.timed("rounding " + " x ".join(map(str, chosen[0].weight.shape))):
+            quantized = _quantize_batch(chosen, percentiles, damping, block_size, dtype, device)
         for i, result in zip(batch, quantized, strict=True):
             results[i] = result
         done += sum(task.weight.numel() for task in chosen)

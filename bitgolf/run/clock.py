@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bitgolf.run.ranks import World
@@ -19,6 +20,16 @@ def seconds_of_second_run(work: Callable[[], object], world: World) -> float:
     work()
     world.synchronize()
     return time.perf_counter() - begin
+
+
+class PartSeconds(dict[str, float]):
+    """Seconds that each part of some work took; a part may be timed several times."""
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self[part] = self.get(part, 0.0) + time.perf_counter() - begin
 
 
 @dataclass

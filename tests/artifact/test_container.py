@@ -127,7 +127,7 @@ def test_a_coder_that_loses_a_weight_is_caught_when_it_writes(
 ) -> None:
     encode = coder.encode_matrices
 
-    def lossy(matrices: Sequence[coder.Matrix]) -> bytes:
+    def lossy(matrices: Sequence[coder.Matrix], *pool: Any) -> bytes:
         first = matrices[0].codes.copy()
         first[0, 0] ^= 1
         return encode([replace(matrices[0], codes=first), *matrices[1:]])
@@ -191,6 +191,29 @@ def test_same_input_in_any_order_gives_the_same_bytes(contents: dict[str, Any], 
     for order in itertools.islice(itertools.permutations(contents["tensors"].items()), 0, 5040, 997):
         shuffled = {**contents, "tensors": dict(order), "meta": dict(reversed(contents["meta"].items()))}
         assert encode_artifact(**shuffled)[0] == artifact
+
+
+def test_streams_of_the_same_tensors_are_taken_from_an_earlier_file(
+    rich_contents: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier: container.EncodedStreams = {}
+    kept = rich_contents | {"compressor": "range", "earlier": earlier}
+    first, sizes = encode_artifact(**kept)
+    name, stored = next((n, t) for n, t in kept["tensors"].items() if t.scales is not None)
+    changed = kept["tensors"] | {name: replace(stored, values=-stored.values, trellis=0)}
+    encoded: list[int] = []
+    encode = streams.encode
+
+    def counted(*args: Any) -> bytes:
+        encoded.append(1)
+        return encode(*args)
+
+    monkeypatch.setattr(streams, "encode", counted)
+    assert encode_artifact(**kept) == (first, sizes) and not encoded
+    again = encode_artifact(**kept | {"tensors": changed})
+    assert len(encoded) == 2  # its codes and the scales
+    assert again == encode_artifact(**rich_contents | {"compressor": "range", "tensors": changed})
+    assert encode_artifact(**kept)[0] == first
 
 
 def test_layout_is_the_documented_one(artifact: bytes, contents: Any) -> None:

@@ -70,6 +70,9 @@ def test_the_file_fills_any_cap(trained: Path, tmp_path: Path, bits: float, trel
     done("pack", run, "--budget.artifact_bytes", cap)
     pack = read_json(run / "pack.json")
     assert cap - SLACK <= pack["total_bytes"] <= cap
+    parts = pack["part_seconds"]
+    assert {"reading", "factors of the Hessians, forecast", "encoding of whole files"} < parts.keys()
+    assert any(part.startswith("rounding ") for part in parts) and sum(parts.values()) < pack["seconds"]
     assert pack["model_bytes"] == (run / "model.bitgolf").stat().st_size
     choices = pack["allocation"]["tensors"]
     assert sum(choice["predicted_nats"] for choice in choices.values()) == pytest.approx(
