@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bitgolf.config import TTTConfig
 from bitgolf.evaluate.chunk_training import ChunkTTT
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.split_model import CompiledModel
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.progress import Progress, silent
@@ -67,7 +68,15 @@ def adapted_pass(
 ) -> AdaptedPass:
     """The pass that `ttt` describes (its method is not "none"), before its first target."""
     if ttt.method == "lora":
-        documents = DocumentScorer(model, ttt.lora, window=windows.length, bos_id=bos_id, seed=seed, world=world)  # type: ignore[arg-type]
+        documents = DocumentScorer(
+            model,  # type: ignore[arg-type]
+            ttt.lora,
+            window=windows.length,
+            bos_id=bos_id,
+            seed=seed,
+            world=world,
+            compiled=isinstance(forward, CompiledModel),
+        )
         return AdaptedPass(documents, None, 0)
     adapter = ChunkTTT(
         model,

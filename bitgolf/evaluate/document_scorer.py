@@ -27,7 +27,8 @@ from torch import Tensor
 
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.evaluate.document_batches import NOTHING, Document, document_lines, end_of_batches
-from bitgolf.evaluate.lora import DocumentAdapters, adapted_logits, initial_a, lora_sites
+from bitgolf.evaluate.lora import DocumentAdapters, adamw_, adapted_logits, initial_a, lora_sites
+from bitgolf.evaluate.split_model import compiled_blocks_
 from bitgolf.evaluate.tape import ScoreTape, TokenReader
 from bitgolf.model.gpt import GPT
 from bitgolf.run.progress import Progress, silent
@@ -35,7 +36,7 @@ from bitgolf.run.ranks import World
 
 # Tokens of a pass. Its activations take about 25 GB of a GPU for 17 layers of 512 channels, and kernels are efficient.
 _PASS_TOKENS = 32_768
-_SHORTEST_PASS = 256  # shorter windows are padded to it
+_SHORTEST_PASS = 512  # shorter windows are padded to it
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,23 @@ class DocumentScorer:
         bos_id: starts a document.
         seed: of the initial A.
         world: lines of documents are shared out to the ranks by their work; all ranks get all losses and events.
+        compiled: compile the layers and the update.
     """
 
-    def __init__(self, model: GPT, config: LoraTTTConfig, *, window: int, bos_id: int, seed: int, world: World) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        config: LoraTTTConfig,
+        *,
+        window: int,
+        bos_id: int,
+        seed: int,
+        world: World,
+        compiled: bool = False,
+    ) -> None:
+        self.compiled = compiled
+        self.options = {"blocks": compiled_blocks_(model)} if compiled else {}
+        self.update = torch.compile(adamw_, dynamic=True) if compiled else adamw_
         self.model, self.config, self.window, self.bos_id, self.world = model, config, window, bos_id, world
         self.sites = lora_sites(model, config.targets)
         self.first_a = initial_a(self.sites, config.rank, seed, world.device)
@@ -119,6 +134,7 @@ class DocumentScorer:
         total = sum(len(document.tokens) - 1 for line in lines for document in line)
         count = min(len(lines), -(-size // world_size))
         adapters = DocumentAdapters(self.sites, [a.expand(count, *a.shape) for a in self.first_a], self.config)
+        adapters.update = self.update
         rows = [row for row in map(_Row, range(count)) if self._next(row, lines, adapters)]
         scored: list[ScoredDocument] = []
         done = 0
@@ -161,27 +177,28 @@ class DocumentScorer:
         groups: dict[int, list[_Row]] = {}
         for row in sorted(rows, key=lambda row: -row.work):
             groups.setdefault(self._length(row), []).append(row)
-        room = {length: max(1, _PASS_TOKENS // length) for length in groups}
-        best = max(groups, key=lambda length: (min(1, len(groups[length]) / room[length]), groups[length][0].work))
-        return groups[best][: room[best]]
+        best = max(groups, key=lambda length: (min(1, len(groups[length]) / _room(length)), groups[length][0].work))
+        return groups[best][: _room(best)]
 
     def _pass(self, adapters: DocumentAdapters, rows: list[_Row], with_log_p: bool) -> list[_Row]:
         """Score a chunk of each row's document and learn from it; returns the rows whose documents have ended."""
         size = self.config.chunk_tokens
-        stay = [i for i, row in enumerate(rows) if row.tape.num_targets > (row.chunk + 1) * size]
-        places = torch.tensor([row.place for row in rows], device=self.world.device)
+        rows = sorted(rows, key=lambda row: row.tape.num_targets <= (row.chunk + 1) * size)
+        stay = sum(row.tape.num_targets > (row.chunk + 1) * size for row in rows)  # they are the first
+        learns = bool(stay) or self.compiled  # a compiled function is made for passes with gradients
+        places = [row.place for row in rows]
+        if self.compiled:
+            places += places[:1] * (_room(self._length(rows[0])) - len(rows))
         parameters = adapters.split(adapters.values[places].to(self.model.compute_dtype))
         for tensor in parameters:
-            tensor.requires_grad_(bool(stay))
-        with torch.set_grad_enabled(bool(stay)):
+            tensor.requires_grad_(learns)
+        with torch.set_grad_enabled(learns):
             logits = self._logits(adapters, parameters, rows)  # (n, C, V)
         self._commit(rows, logits.detach(), with_log_p)
         if stay:
-            gradients = self._gradients(parameters, [rows[i] for i in stay], logits[stay])
-            if len(stay) < len(rows):
-                places, gradients = places[stay], [gradient[stay] for gradient in gradients]
-            adapters.step(gradients, places)
-            for row in (rows[i] for i in stay):
+            gradients = self._gradients(parameters, rows[:stay], logits[:stay])
+            adapters.step(gradients, [row.place for row in rows[:stay]])
+            for row in rows[:stay]:
                 row.tape.record_update(row.chunk * size, (row.chunk + 1) * size + 1)
         for row in rows:
             row.chunk += 1
@@ -190,15 +207,15 @@ class DocumentScorer:
     def _logits(self, adapters: DocumentAdapters, parameters: Sequence[Tensor], rows: list[_Row]) -> Tensor:
         """Logits (n, C, V) of a chunk of each document, padded on the right where a document ends before."""
         size = self.config.chunk_tokens
-        inputs = np.zeros((len(rows), max(map(self._length, rows))), dtype=np.int64)
-        ends = np.zeros(len(rows), dtype=np.int64)
+        inputs = np.zeros((len(parameters[0]), max(map(self._length, rows))), dtype=np.int64)
+        ends = np.full(len(inputs), size)
         for i, row in enumerate(rows):
             end = (row.chunk + 1) * size
             begin, stop = max(0, end - self.window), min(end, row.tape.num_targets)
             inputs[i, : stop - begin] = row.tape.chunk(stop)(begin, stop)
             ends[i] = end - begin
         tokens, places = (torch.from_numpy(array).to(self.world.device) for array in (inputs, ends))
-        return adapted_logits(self.model, adapters, tokens, size, parameters, places)
+        return adapted_logits(self.model, adapters, tokens, size, parameters, places, **self.options)[: len(rows)]
 
     def _commit(self, rows: list[_Row], logits: Tensor, with_log_p: bool) -> None:
         """Commit the losses of a chunk of each document from its logits (n, C, V); keep log-probabilities if asked."""
@@ -222,6 +239,11 @@ class DocumentScorer:
         targets = torch.from_numpy(revealed.astype(np.int64)).to(logits.device)  # (n, C)
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return list(torch.autograd.grad(losses.view(targets.shape).mean(1).sum(), parameters))
+
+
+def _room(length: int) -> int:
+    """Rows of a pass of this length."""
+    return max(1, _PASS_TOKENS // length)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.model.gpt import GPT
-from bitgolf.model.layers import Block, Delta, Linear
+from bitgolf.model.layers import Block, Delta, Linear, add_delta
 
 # Of AdamW in the published per-document runs; B's first gradients are far below the usual 1e-8.
 _EPS = 1e-10
@@ -88,6 +89,7 @@ class DocumentAdapters:
         self.values, self.mean, self.square = (a[0].new_zeros(len(a[0]), count) for _ in range(3))  # (N, P)
         self.num_steps = torch.zeros(len(a[0]), 1, dtype=torch.float64)
         self.parameters = self.split(self.values)
+        self.update = adamw_
         for ours, theirs in zip(self.a, a, strict=True):
             ours.copy_(theirs)
 
@@ -120,24 +122,38 @@ class DocumentAdapters:
             ours[row] = theirs
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], rows: Tensor | None = None) -> None:
-        """One AdamW update of `rows` (n,) int64, by default of all; `gradients` in the order of `parameters`."""
-        config = self.config
-        rows = torch.arange(len(self.values), device=self.values.device) if rows is None else rows
-        at = rows.cpu()
+    def step(self, gradients: Sequence[Tensor], rows: Sequence[int] | None = None) -> None:
+        """One AdamW update of `rows`, by default of all; the first rows of `gradients`, which are as `parameters`."""
+        config, device = self.config, self.values.device
+        at = torch.tensor(range(len(self.values)) if rows is None else rows)
         self.num_steps[at] += 1
         # Of every row, (n, 1); computed in fp64, because 1 - beta is small.
         correct1, correct2 = (
-            (1 - beta ** self.num_steps[at]).to(self.values.device, torch.float32)
-            for beta in (config.beta1, config.beta2)
+            (1 - beta ** self.num_steps[at]).to(device, torch.float32) for beta in (config.beta1, config.beta2)
         )
-        gradient = torch.cat([gradient.flatten(1) for gradient in gradients], 1).float()  # (n, P)
-        mean = self.mean[rows].lerp_(gradient, 1 - config.beta1)
-        square = self.square[rows].mul_(config.beta2).addcmul_(gradient, gradient, value=1 - config.beta2)
-        self.mean[rows], self.square[rows] = mean, square
-        root = square.div_(correct2).sqrt_().add_(_EPS)
-        values = self.values[rows].mul_(1 - config.lr * config.weight_decay)
-        self.values[rows] = values.addcdiv_(mean.div_(correct1), root, value=-config.lr)
+        gradient = torch.cat([gradient.flatten(1) for gradient in gradients], 1)  # (n or more, P)
+        self.update(self.values, self.mean, self.square, gradient, at.to(device), correct1, correct2, config)
+
+
+def adamw_(
+    values: Tensor,  # (N, P), as the next two
+    mean: Tensor,
+    square: Tensor,
+    gradient: Tensor,  # (n or more, P)
+    rows: Tensor,  # (n,) int64
+    correct1: Tensor,  # (n, 1) 1 - beta1^steps
+    correct2: Tensor,  # (n, 1) 1 - beta2^steps
+    config: LoraTTTConfig,
+) -> None:
+    """An AdamW update of some rows, in place."""
+    g = gradient[: len(rows)].float()
+    m = torch.lerp(mean[rows], g, 1 - config.beta1) if config.beta1 else g
+    s = square[rows] * config.beta2 + g * g * (1 - config.beta2)
+    v = values[rows] * (1 - config.lr * config.weight_decay)
+    v = v - config.lr * (m / correct1) / ((s / correct2).sqrt() + _EPS)
+    values[rows], square[rows] = v, s
+    if config.beta1:
+        mean[rows] = m
 
 
 def adapted_logits(
@@ -147,34 +163,24 @@ def adapted_logits(
     last: int,  # C, 1..W
     parameters: Sequence[Tensor] = (),  # of the n documents, by default of all N in `adapters`
     ends: Tensor | None = None,  # (n,) int64, one past the last scored position of each window; None = W
+    **options: Any,  # of `GPT.hidden`
 ) -> Tensor:
     """Logits (n, C, V) float32, softcapped, of C positions of each window, each with its document's adapters."""
     count, scale = len(adapters.sites), adapters.config.alpha / adapters.config.rank
     parameters = parameters or adapters.parameters
-    deltas = [_delta(a, b, scale) for a, b in zip(parameters[:count], parameters[count:], strict=True)]
+    deltas: list[Delta] = [(a, b, scale) for a, b in zip(parameters[:count], parameters[count:], strict=True)]
     head = deltas.pop() if adapters.sites[-1].name == "head" else None
     names = {site.name.split(".", 2)[-1] for site in adapters.sites}
     targets = [target for target, name in _PROJECTIONS.items() if name in names]
     per_run = [
         dict(zip(targets, deltas[i : i + len(targets)], strict=True)) for i in range(0, len(deltas), len(targets) or 1)
     ]
-    hidden = model.hidden(tokens, deltas=per_run)
+    hidden = model.hidden(tokens, deltas=per_run, **options)
     if ends is None:
         hidden, tokens = hidden[:, -last:], tokens[:, -last:]  # (n, C, D), (n, C)
     else:
         places = ends[:, None] + torch.arange(-last, 0, device=tokens.device)  # (n, C)
         tokens = tokens.gather(1, places)
         hidden = hidden.gather(1, places[..., None].expand(-1, -1, hidden.size(-1)))
-    if head is None:
-        return model.logits(hidden, tokens)
-    return model.capped(F.linear(hidden, model.embedding.to(hidden.dtype)) + head(hidden), tokens)
-
-
-def _delta(a: Tensor, b: Tensor, scale: float) -> Delta:
-    """x (n, W, inputs) -> scale * B (A x), (n, W, outputs), in the dtype of x."""
-
-    def delta(x: Tensor) -> Tensor:
-        low = torch.bmm(x, a.to(x.dtype).transpose(1, 2))  # (n, W, r)
-        return torch.bmm(scale * low, b.to(x.dtype).transpose(1, 2))
-
-    return delta
+    raw = F.linear(hidden, model.embedding.to(hidden.dtype))
+    return model.capped(add_delta(raw, hidden, head), tokens)

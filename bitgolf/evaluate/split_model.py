@@ -11,12 +11,14 @@ Legend: B rows, T window, D model width, P positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
+import torch._dynamo as dynamo
 from torch import Tensor
 
 from bitgolf.model.gpt import GPT
+from bitgolf.model.layers import Block
 
 Model = Callable[[Tensor], Tensor]
 """Tokens (B, T) int64 -> logits (B, T, V) float32, causal."""
@@ -69,6 +71,20 @@ class CompiledModel:
     def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(P, V) float32."""
         return self._logits(hidden, tokens)
+
+
+def compiled_blocks_(model: GPT, backend: Any = "inductor") -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`Block.__call__` and `Block.two_lanes` compiled, each once for all layers that are alike.
+
+    The layers' norm scales become tensors, because a compiled function is made for one value of a number.
+    """
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        if model.config.ln_scale:
+            block.norm_scale = torch.as_tensor(block.norm_scale, device=model.embedding.device)
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)  # a few kinds of layers, shapes of a pass
+    forward, two_lanes = (torch.compile(f, dynamic=False, backend=backend) for f in (Block.forward, Block.two_lanes))
+    return forward, two_lanes
 
 
 class Tempered:

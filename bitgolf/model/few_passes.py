@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, scale: float) -> Tensor:
+def rms_norm(x: Tensor, scale: float | Tensor) -> Tensor:
     """x (..., D) divided by its root mean square, times `scale`."""
     y: Tensor = _Norm.apply(x, scale)
     return y
@@ -45,7 +45,7 @@ def _unscaled(dy: Tensor, x: Tensor, inverse: Tensor, along: Tensor, factor: Ten
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float | Tensor) -> Tensor:
         inverse = _inverse_rms(x)
         ctx.save_for_backward(x, inverse)
         ctx.scale = scale

@@ -16,6 +16,7 @@ Legend: B batch, T time, D model width, V vocabulary, L layers, G key/value head
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,6 +155,7 @@ class GPT(nn.Module):
         fake: Tensor | None = None,
         looped: bool = True,
         deltas: Sequence[Mapping[str, Delta]] = (),
+        blocks: tuple[Callable[..., Any], Callable[..., Any]] = (Block.__call__, Block.two_lanes),
     ) -> Tensor:
         """Normalized output of the last block.
 
@@ -163,6 +165,7 @@ class GPT(nn.Module):
             fake: sharpness of fake quantization (training only); None = the float weights.
             looped: run the looped layers several times; only the first part of training does not.
             deltas: what adapters add in each run of a layer, in the order of the runs; none by default.
+            blocks: `Block.__call__` and `Block.two_lanes`, or their compiled forms.
         Returns:
             (B, T, D) in `compute_dtype`.
         """
@@ -198,10 +201,9 @@ class GPT(nn.Module):
                 shared = shared._replace(deltas=deltas[place])
             rest = (x0, shared, ve.get(layer), first_value, layer_cache)
             if lane1 is None:
-                x, v = block(x, *rest)
+                x, v = blocks[0](block, x, *rest)
             else:
-                assert isinstance(block, Block)
-                (x, lane1), v = block.two_lanes((x, lane1), *rest)
+                (x, lane1), v = blocks[1](block, (x, lane1), *rest)
             if place == 0 and self.config.attention.value_residual:
                 first_value = v
             if keeps:

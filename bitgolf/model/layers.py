@@ -44,12 +44,12 @@ class Linear(nn.Linear):
         return F.linear(x, weight.to(x.dtype))
 
 
-def rms_norm(x: Tensor, scale: float = 1.0) -> Tensor:
+def rms_norm(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Root-mean-square normalization of the last axis, times `scale`; eps is the dtype's machine epsilon."""
     if learns_on_cpu(x):
         return few_passes.rms_norm(x, scale)
     normed = F.rms_norm(x, (x.size(-1),))
-    return normed if scale == 1 else normed * scale
+    return normed if isinstance(scale, float) and scale == 1 else normed * scale
 
 
 def learns_on_cpu(x: Tensor) -> bool:
@@ -57,8 +57,17 @@ def learns_on_cpu(x: Tensor) -> bool:
     return x.requires_grad and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-Delta = Callable[[Tensor], Tensor]
-"""Input of a projection, of attention or of the MLP, (B, T, D) -> what is added to its output."""
+Delta = tuple[Tensor, Tensor, float]
+"""A (B, r, D), B (B, outputs, r) and scale of a low-rank adapter, one A and B per row."""
+
+
+def add_delta(y: Tensor, x: Tensor, delta: Delta | None) -> Tensor:
+    """y + scale * B (A x) for y (B, T, outputs) and x (B, T, D), in the dtype of x."""
+    if delta is None:
+        return y
+    a, b, scale = delta
+    low = torch.bmm(x, a.to(x.dtype).mT)  # (B, T, r)
+    return y + torch.bmm(scale * low, b.to(x.dtype).mT)
 
 
 class Pass(NamedTuple):
@@ -74,7 +83,7 @@ class Pass(NamedTuple):
 
     def adapted(self, target: str, y: Tensor, x: Tensor) -> Tensor:
         """Output y of a target, with what adapters add to it for its input x."""
-        return y + self.deltas[target](x) if target in self.deltas else y
+        return add_delta(y, x, self.deltas.get(target))
 
 
 class Attention(nn.Module):
@@ -216,7 +225,7 @@ class Block(nn.Module):
         self.attn_scale = nn.Parameter(torch.ones(config.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(config.model_dim))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(config.model_dim), torch.zeros(config.model_dim))))
-        self.norm_scale = (layer + 1) ** -0.5 if config.ln_scale else 1.0
+        self.norm_scale: float | Tensor = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         if config.lanes_from and layer >= config.lanes_from:
             self.lane_keep = nn.Parameter(torch.full((2,), 1.1))  # factor of each lane, initially as in PR 1529
             self.lane_add = nn.Parameter(torch.ones(2, 2))  # [output, lane], outputs of attention and MLP

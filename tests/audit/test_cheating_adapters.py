@@ -137,7 +137,7 @@ class SlotDocuments(DocumentScorer):
     """Documents whose adapters learn a chunk first and score it afterwards."""
 
     def _logits(self, adapters: DocumentAdapters, parameters: Sequence[Tensor], rows: list[Any]) -> Tensor:
-        places = torch.tensor([row.place for row in rows])
+        places = [row.place for row in rows]
         with torch.enable_grad():
             for tensor in parameters:
                 tensor.requires_grad_(True)

@@ -17,13 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from bitgolf.audit.tape_log import score_first, scored_once
 from bitgolf.config import Config
 from bitgolf.errors import RuleViolation
-from bitgolf.evaluate import ScoreTape
-from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
+from bitgolf.evaluate import ScoreTape, document_scorer
+from bitgolf.evaluate.document_batches import document_lines
+from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents, share_lines
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits, initial_a, lora_sites
+from bitgolf.evaluate.split_model import compiled_blocks_
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
 
@@ -323,3 +326,60 @@ def test_a_document_cannot_be_entered_in_its_middle() -> None:
     assert scorer.score(lambda a, b: TOKENS[a:b], start, 200).shape == (200 - start,)
     with pytest.raises(RuleViolation, match="in the middle of a document"):
         scorer.score(lambda a, b: TOKENS[a:b], start + 1, 200)
+
+
+def test_no_document_waits_for_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One document of 60 targets and 20 of 6 take ten passes of three rows, as many as the long one has chunks."""
+    tokens = np.full(181, 7, dtype=np.uint16)
+    tokens[[0, *range(60, 180, 6)]] = BOS
+    passes: list[int] = []
+    one_pass = DocumentScorer._pass
+
+    def counting(self: DocumentScorer, adapters: Any, rows: list[Any], *rest: Any) -> Any:
+        passes.append(len(rows))
+        return one_pass(self, adapters, rows, *rest)
+
+    monkeypatch.setattr(DocumentScorer, "_pass", counting)
+    run(tokens, lora={"documents": 3})
+    assert passes == [3] * 10
+
+
+def test_lines_are_shared_out_by_work() -> None:
+    tokens = np.full(700, 7, dtype=np.uint16)
+    tokens[[0, 400, 500, 600]] = BOS
+    lines = document_lines(tokens, 0, BOS, 4, keep_a=False)
+    shares = share_lines(lines, lambda document: len(document.tokens), 2)
+    assert [[document.start for line in share for document in line] for share in shares] == [[0], [400, 500, 600]]
+
+
+@pytest.mark.parametrize("lora", [{}, {"keep_a": True, "documents": 3, "targets": list(ALL), "beta1": 0.0}])
+def test_full_passes_for_the_compiler_score_the_same(lora: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda f, **options: f)
+    monkeypatch.setattr(document_scorer, "_PASS_TOKENS", 64)
+    settings_ = config(method="lora", lora=lora).updated({"model.ln_scale": True})
+    losses = []
+    for compiled in (False, True):
+        tape = ScoreTape(TOKENS)
+        model = tiny_gpt(settings_.model)
+        scorer = DocumentScorer(
+            model, settings_.ttt.lora, window=WINDOW, bos_id=BOS, seed=5, world=ALONE, compiled=compiled
+        )
+        evaluate_documents(tape, scorer)
+        losses.append(tape.nll)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
+
+
+def test_layers_that_are_alike_share_one_compiled_graph() -> None:
+    """Six runs of layers that differ in their norm scales: the first has an input without gradients."""
+    model = tiny_gpt(config().model.updated(LOOPED | {"ln_scale": True}))
+    counter = CompileCounterWithBackend("eager")
+    sites = lora_sites(model, ALL)
+    a = initial_a(sites, 3, 0, torch.device("cpu"))
+    adapters = DocumentAdapters(sites, [t.expand(2, *t.shape) for t in a], config(method="lora").ttt.lora)
+    tokens = torch.randint(VOCAB, (2, 11), generator=torch.Generator().manual_seed(0))
+    for parameter in adapters.parameters:
+        parameter.requires_grad_()
+    expected = adapted_logits(model, adapters, tokens, 5)
+    logits = adapted_logits(model, adapters, tokens, 5, blocks=compiled_blocks_(model, counter))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
+    assert counter.frame_count == 2
