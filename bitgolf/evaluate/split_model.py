@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
-import torch._dynamo as dynamo
 from torch import Tensor
 
 from bitgolf.model.gpt import GPT
@@ -78,11 +77,13 @@ def compiled_blocks_(model: GPT, backend: Any = "inductor") -> tuple[Callable[..
 
     The layers' norm scales become tensors, because a compiled function is made for one value of a number.
     """
+    from torch._dynamo import config as compiler  # takes a second to import
+
     for block in model.blocks:
         assert isinstance(block, Block)
         if model.config.ln_scale:
             block.norm_scale = torch.as_tensor(block.norm_scale, device=model.embedding.device)
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)  # a few kinds of layers, shapes of a pass
+    compiler.recompile_limit = max(compiler.recompile_limit, 64)  # a few kinds of layers times lengths of a pass
     forward, two_lanes = (torch.compile(f, dynamic=False, backend=backend) for f in (Block.forward, Block.two_lanes))
     return forward, two_lanes
 
