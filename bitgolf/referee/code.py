@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from bitgolf.errors import DataError
+from bitgolf.referee.texts import folded_texts
 
 _MOST_BYTES = 2 << 20  # of source, and of all that the strings of a script expand to; the largest record has 0.2 MB
 _MOST_CHARACTERS = 600_000  # that are parsed: a megabyte of dense code takes seconds
@@ -30,8 +31,26 @@ _MOST_LAYERS = 4
 _MOST_STRINGS = 64  # that are tried, the longest first
 _PACKED_CHARACTERS = 400  # a shorter string holds no program
 _SETTING = re.compile(r"[A-Z][A-Z0-9_]{2,}")
-_DOWNLOADERS = ("requests", "urllib.request", "urllib3", "httpx", "aiohttp", "wget", "huggingface_hub", "datasets")
-_INSTALLING = re.compile(r"\b(pip3? install|apt(-get)? install|conda install|curl |wget |git clone)")
+IMPORTERS = ("importlib.import_module", "__import__", "builtins.__import__", "importlib.__import__")
+_NETWORK = re.compile(
+    r"(requests|urllib\.request|urllib3|httpx|aiohttp|wget|huggingface_hub|datasets|http\.client|http\.server|ftplib"
+    r"|smtplib|telnetlib|xmlrpc|boto3|botocore|s3fs|gcsfs|paramiko|gdown|kagglehub|kaggle|websockets?|pycurl|pip)(\.|$)"
+)
+_FETCHES = re.compile(  # functions that fetch something, by their dotted names
+    r"(^|\.)(urlopen|urlretrieve|create_connection|open_connection|from_pretrained|load_state_dict_from_url"
+    r"|download_url_to_file|snapshot_download|hf_hub_download|load_dataset)$"
+    r"|^(socket\.socket|torch\.hub\.load|nltk\.download|tiktoken\.(get_encoding|encoding_for_model))$"
+)
+_URL = re.compile(r"(https?|ftp|s3|gs|hf)://")
+_SHOWS = re.compile(r"(^|\.)(print\w*|log\d?|info|warning|debug|error|write)$")
+_RUNS = re.compile(
+    r"(subprocess\.)?(run|Popen|call|check_call|check_output|getoutput|getstatusoutput)"
+    r"|(os\.)?(system|popen|exec[lv]p?e?|spawn[lv]p?e?|posix_spawnp?)|asyncio\.create_subprocess_\w+|pty\.spawn"
+)
+_INSTALLING = re.compile(
+    r"\b(pip3? install|apt(-get)? install|conda install|curl |wget |aria2c |rsync |scp |git clone|aws s3|gsutil "
+    r"|huggingface-cli |hf download)"
+)
 _Node = TypeVar("_Node", bound=ast.AST)
 _RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
 
@@ -103,20 +122,54 @@ class Script:
 
     @cached_property
     def imports(self) -> set[str]:
-        """Dotted names of all modules imported anywhere in it."""
+        """Dotted names of all modules imported anywhere in it, by a statement or by a call."""
         modules = {alias.name for node in self.nodes(ast.Import) for alias in node.names}
         for node in self.nodes(ast.ImportFrom):
-            if node.module:
-                modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            modules |= {f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names}
+            modules |= {node.module} if node.module else set()
+        for call in self.nodes(ast.Call):
+            if self.function(call) in IMPORTERS and call.args and "*" not in self.texts.get(call.args[0], "*"):
+                modules.add(self.texts[call.args[0]])
         return modules
+
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        """What imports call a module or function, with its dotted name."""
+        aliases = {a.asname: a.name for node in self.nodes(ast.Import) for a in node.names if a.asname}
+        for node in self.nodes(ast.ImportFrom):
+            aliases |= {a.asname or a.name: f"{node.module or ''}.{a.name}" for a in node.names}
+        return aliases
+
+    @cached_property
+    def texts(self) -> dict[ast.AST, str]:
+        """The text of every expression that has a known part, with `*` for the others."""
+        return folded_texts(self.tree) if self.tree is not None else {}
+
+    def function(self, call: ast.Call) -> str:
+        """Dotted name of the function that is called, whatever an import has named it."""
+        first, dot, rest = callee(call).partition(".")
+        return self._aliases.get(first, first) + dot + rest
+
+    def commands(self) -> Iterator[tuple[ast.Call, str]]:
+        """Calls that start another program, with the words of its command."""
+        for call in self.nodes(ast.Call):
+            if _RUNS.fullmatch(self.function(call)):
+                parts = (part for a in call.args for part in (a.elts if isinstance(a, ast.List | ast.Tuple) else [a]))
+                yield call, " ".join(self.texts.get(part, "*") for part in parts)
 
     def downloads(self) -> list[str]:
         """Imports and calls that use the network or install something while the script runs."""
-        downloads = [f"imports {name}" for name in sorted(self.imports) if name.startswith(_DOWNLOADERS)]
+        downloads = [f"imports {name}" for name in sorted(self.imports) if _NETWORK.match(name)]
+        for call, command in self.commands():
+            if installing := _INSTALLING.search(command):
+                downloads.append(f"runs `{installing[0].strip()}` at line {call.lineno}")
         for call in self.nodes(ast.Call):
-            command = _INSTALLING.search(" ".join(texts_in(call)))
-            if command and callee(call).rpartition(".")[2] in ("run", "system", "Popen", "check_call", "check_output"):
-                downloads.append(f"runs `{command[0].strip()}` at line {call.lineno}")
+            name = self.function(call)
+            if _FETCHES.search(name):
+                downloads.append(f"calls {name} at line {call.lineno}")
+            elif not _SHOWS.search(name):
+                texts = [self.texts.get(argument, "") for argument in call.args]
+                downloads += [f"reads {text[:40]} at line {call.lineno}" for text in texts if _URL.match(text)]
         return downloads
 
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

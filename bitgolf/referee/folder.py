@@ -20,8 +20,8 @@ from bitgolf.foreign import as_object, parse_json, read_bytes
 from bitgolf.referee.code import Script, read_script
 from bitgolf.referee.log import Log, parse_log
 from bitgolf.referee.readme import Readme
+from bitgolf.referee.texts import SCRIPT
 
-SCRIPT = "train_gpt.py"
 _SWITCHED_OFF = re.compile(r":\s*(false|0)$")
 _MOST_FILE_BYTES = 64 << 20  # a longer file is no log and no script
 _MOST_FILES = 10_000

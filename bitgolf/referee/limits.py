@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
-from bitgolf.audit.verdict import Finding, MissingEvidence, judge
+from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
 from bitgolf.errors import ForeignError
 from bitgolf.foreign import parse_number, printable
 from bitgolf.referee.figures import is_number
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
 from bitgolf.referee.log import Log
-from bitgolf.referee.shipped import data_files, hidden_code, imported_files
+from bitgolf.referee.shipped import data_files, hidden_code, imported_files, uncertain, unknown_modules
 
 # Validation tokens by tokenizer, from the published logs: 50,000 documents, cut to whole windows by most scripts.
 VAL_TOKENS = {"sp1024": 62_021_632, "sp8192": 40_540_160, "caseops": 47_851_520}
@@ -127,6 +127,16 @@ def artifact_bytes(submission: Submission) -> Finding:
         for log in submission.logs
         if log.code_bytes not in (None, shipped) and None not in (log.model_bytes, log.total_bytes)
     ]
+    if not problems and (unclear := uncertain(submission)):
+        return not_run(
+            f"{SCRIPT} opens files by names that it does not show: whether it reads {', '.join(unclear[:3])}, and what "
+            "would have to be counted, cannot be told"
+        )
+    if not problems and (unknown := unknown_modules(submission)):
+        return not_run(
+            f"{SCRIPT} imports {', '.join(unknown[:3])}, which is neither in the folder nor in requirements.txt: its "
+            "bytes cannot be counted"
+        )
     return judge(
         list(dict.fromkeys(problems))[:8],
         f"{max([*totals.values(), *claimed]):,.0f} of {cap:,.0f} bytes at most"
