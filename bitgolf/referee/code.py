@@ -184,6 +184,16 @@ class Script:
                 yield from nodes  # type: ignore[misc]
 
 
+@dataclass(frozen=True)
+class Match:
+    """A match: the line of the (unpacked) source, what was recognized there, and the word in the name of a setting that
+    would switch it off."""
+
+    line: int
+    what: str
+    topic: str
+
+
 def read_script(name: str, data: bytes) -> Script:
     """Read the bytes of a Python file, and unpack the program in it if it is packed.
 

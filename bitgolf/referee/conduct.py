@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import zip_longest
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, failed, judge, not_run
@@ -17,7 +18,8 @@ from bitgolf.foreign import parse_number
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
-from bitgolf.referee.log import Log
+from bitgolf.referee.log import Log, Metric
+from bitgolf.referee.training_data import covers_validation, links_validation
 
 _UNPROVEN = "no violation was recognized in script and logs, which is no proof; only a run can show it"
 # Read by launchers and libraries, not by the script.
@@ -31,8 +33,15 @@ _PRE_QUANT = re.compile(
     r"(?i)\bpre[-_ ]?quant\w*[-_ :]*ttt|\bttt\w*[-_ :]*pre[-_ ]?quant|\bval[-_ ]?(finetune|fine-tune|train)\b"
 )
 _ADAPTS = re.compile(r"(?i)^\W*\w*(ttt|adapt)\w*\W.*\bepoch\b")
-_AGAIN = re.compile(r"(?i)(\b|_)(two[-_ ]?pass|second[-_ ]pass|pass[:= _]?2\b|re-?scor(e|ed|ing)|best[-_ ]of)(\b|_)")
+_AGAIN = re.compile(
+    r"(?i)(\b|_)(two[-_ ]?pass|second[-_ ](\w{1,12}[-_ ])?pass|pass[:= _]?2\b|re-?scor(e|ed|ing)|best[-_ ]of"
+    r"|re-?evaluat(e|ed|ing|ion)|previous evaluation|evaluat\w{1,4} (again|repeated|twice)|keep\w{0,3} the be(tter|st)"
+    r"|eval\w{0,6} (run|pass|seed|trial|attempt) (\d+ (of|/) |\d+/)([2-9]|\d\d)"
+    r"|best[-_ ](lr|temperature|alpha|lambda|threshold|seed|epoch))(\b|_)"
+)
+_NUMBERED = re.compile(r"[-_ ]?(run|pass|try|trial|attempt|seed|round|v)?[-_ ]?\d+$")
 _EPOCH_SCORE = re.compile(r"(?i)\bepoch[:= ]*(\d+)")
+_COPYING = re.compile(r"\b(ln|cp|mv|cat|rsync|symlink\w*|link|copy\w*|move|rename|replace)\b")
 _LOOKED_AT = 300  # characters of a line that these patterns see: the work of some grows with the square of the length
 _STARTS = re.compile(r"(?i)\btotal_docs:"), re.compile(r"(?i)^beginning \w{0,12} ?eval(uation)? timer")
 _GATES = re.compile(r"\b(within_gate|word_gate)=(\d+)")
@@ -54,15 +63,30 @@ def validation_unseen(submission: Submission) -> Finding:
     """B7: test-time training before quantization, calibration on validation data, checkpoints chosen by it."""
     problems = _matches(submission, patterns.validation_before_seal)
     for log in submission.logs:
-        sealed = max((number for number, line in log.lines.items() if line.startswith("Serialized model")), default=0)
+        sealed = log.sealed_line
         for number, line in log.lines.items():
             start = line[:_LOOKED_AT]
             if _PRE_QUANT.search(start) or (number < sealed and _ADAPTS.search(start)):
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}, before the artifact was made")
                 break
-        if patterns.covers_validation(log.settings.get("train_files", "")):
-            problems.append(f"{log.name}: training reads {log.settings['train_files']}")
+        for key, value in log.settings.items():
+            if "train" in key.lower() and covers_validation(value):
+                problems.append(f"{log.name}: training reads {value}")
+    with suppress(MissingEvidence):
+        for key, value in submission.readme.assigned.items():
+            if "TRAIN" in key and covers_validation(value):
+                problems.append(f"README: training reads {value}")
+        problems += [f"README: {line[:80]}" for line in submission.readme.commands if _links_shards(line)]
+    for path in submission.files:
+        if path.suffix in (".py", ".sh") and path.name != SCRIPT:
+            lines = submission.read(path).decode(errors="replace").splitlines()
+            problems += [f"{path.name}: {line.strip()[:80]}" for line in lines if _links_shards(line[:_LOOKED_AT])]
     return _unless_proven(problems)
+
+
+def _links_shards(line: str) -> bool:
+    """Whether a command makes training shards of validation shards."""
+    return _COPYING.search(line) is not None and links_validation(line)
 
 
 @submission_checks.register("single-pass", "C4", "each target is scored once, and its first score stands")
@@ -89,8 +113,9 @@ def single_pass(submission: Submission) -> Finding:
 def _passes_before_the_headline(log: Log) -> Iterator[str]:
     """Evaluations that the log reports more than once: the same figure with another value, a second start."""
     final = log.final
-    name = final.label.removesuffix("_exact") if final is not None else ""
-    same = {metric.bpb: metric.line for metric in log.metrics if metric.label.removesuffix("_exact") == name}
+    name = _evaluation(final) if final is not None else ""
+    after = [metric for metric in log.metrics if not metric.in_training]
+    same = {metric.bpb: metric.line for metric in after if _evaluation(metric) == name}
     exact = {bpb for bpb in same if final is None or abs(bpb - final.bpb) > 10.0 ** -min(4, final.decimals)}
     if final is not None and not final.in_training and exact:
         first = min(same[bpb] for bpb in exact)
@@ -99,6 +124,12 @@ def _passes_before_the_headline(log: Log) -> Iterator[str]:
         starts = [number for number, line in log.lines.items() if begins.search(line[:200])]
         if len(starts) > 1:
             yield f"lines {starts[0]} and {starts[1]}: the evaluation was started {len(starts)} times"
+
+
+def _evaluation(metric: Metric) -> str:
+    """The name of the evaluation that gave figures, without the number of the attempt."""
+    label = metric.label.removesuffix("_exact")
+    return _NUMBERED.sub("", label) or label
 
 
 @submission_checks.register("causal", "C1, C3", "no prediction uses its target or later tokens")

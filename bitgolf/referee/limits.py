@@ -28,14 +28,35 @@ _REQUIRED = ("author", "name", "date", "val_loss", "val_bpb", "bytes_total")
 _TEXT = ("author", "name", "date")
 _NUMBERS = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total", "bytes_code")
 _LEAST_CODE_SHARE = 0.5  # of the source compressed by xz: shortening names does not save more
-_LEFT_OUT = r"(?:skip\w{0,4}|drop\w{0,4}|ignor\w{0,4}|exclud\w{0,4}|discard\w{0,4}|omit\w{0,4}|filter\w{0,4})"
+_LEFT_OUT = (
+    r"(?:skip\w{0,4}|drop\w{0,4}|ignor\w{0,4}|exclud\w{0,4}|discard\w{0,4}|omit\w{0,4}|filter\w{0,4}(?: out)?"
+    r"|remov\w{0,4}|truncat\w{0,4}|left out|leav\w{0,4} out)"
+)
 _THINGS = r"(?:\w{1,20}[ _])?(?:documents?|docs?|sequences?|samples?|targets?|tokens?)"
 _SKIPPED = re.compile(  # "skipped 12 documents", "docs_skipped: 12", "12 docs were skipped"
     rf"(?i)\b{_LEFT_OUT}[:= ]{{1,3}}(\d[\d,_]*) {_THINGS}\b"
     rf"|(?:{_THINGS}[_ ]{_LEFT_OUT}|\b{_LEFT_OUT}[_ ]{_THINGS})[:= ]{{1,3}}(\d[\d,_]*)"
-    rf"|\b(\d[\d,_]*) {_THINGS} (?:\w{{1,6}} )?{_LEFT_OUT}\b"
+    rf"|\b(\d[\d,_.]*)[kKmM]? {_THINGS} (?:\w{{1,6}} )?{_LEFT_OUT}\b"
+    rf"|\b{_LEFT_OUT}[:= ]{{1,3}}(?:last |first )?(\d[\d,_.]*)[kKmM]? (?:\w{{1,12}} )?{_THINGS}\b"
+    rf"|\b{_LEFT_OUT} {_THINGS} [\w ]{{0,60}}:\s?(\d[\d,_]*)"
+    rf"|\b(?:n|num)_{_LEFT_OUT}(?:_{_THINGS})?\s?[:=]\s?(\d[\d,_]*)"
+)
+_PART = re.compile(  # "49,000 of 50,000 documents"
+    rf"(?i)\b(\d[\d,_]*)\s?(?:of|/|out of)\s?(\d[\d,_]*) {_THINGS}\b|\b(\d[\d,_]*) fewer {_THINGS}\b"
+)
+_SUBSET = re.compile(  # "using first 10000000 val tokens", "val subset: 10%", "eval on 5000 docs"
+    rf"(?i)\b(?:first|only) [\d,_.]+[kKmM]? val\w{{0,7}} {_THINGS}|\bval\w{{0,7}}[ _]subset\b"
+    rf"|\beval\w{{0,7}} on [\d,_.]+[kKmM]? {_THINGS}"
+)
+_LIMIT = re.compile(
+    r"(?i)\b((?:max|limit)_(?:val|eval)_\w{1,12}|(?:val_(?:docs?|tokens?)|eval)_(?:fraction|frac|subset))\s?[:=]\s?([\d.]+)"
 )
 _SKIPPED_CHARACTERS = 300  # of a line
+_TIME = re.compile(r"\b(20\d\d-\d\d-\d\d)[ T]\d\d:\d\d")
+_TRAINS_ON = re.compile(
+    r"(?i)\btrain_loss\b|\b(resum|continu)\w{1,4} training|\b(extra|more|additional) (\d+ )?steps"
+    r"|\b(fine-?tun\w{0,4}|polish\w{0,4}).*(epoch|step|loss)|\bepoch\b.*\bloss\b"
+)
 _TIMER = re.compile(r"(?i)eval(uation)? timer")
 _HINT = re.compile(r"(?i)ngram|hint|tilt|cache")  # in the first word of a line
 _HINTS_BUILT = re.compile(r"(?i)\b(built|build|hints|precomput|in \d[\d.]* ?s)")
@@ -72,8 +93,8 @@ def schema(submission: Submission) -> Finding:
             problems.append(f"val_loss {loss} is bits per byte, not nats per token")
         elif not 0.2 < bpb / loss < 0.8:
             problems.append(f"val_bpb {bpb} and val_loss {loss} do not go together")
-    if isinstance(data.get("date"), str) and (problem := _impossible_date(data["date"])):
-        problems.append(problem)
+    if isinstance(data.get("date"), str):
+        problems += filter(None, [_impossible_date(data["date"]), _later_log(submission, data["date"])])
     results = data.get("seed_results")
     if isinstance(results, dict) and isinstance(data.get("seeds"), list):
         listed = {str(seed) for seed in data["seeds"]}
@@ -86,6 +107,8 @@ def _impossible_date(text: str) -> str:
     """Why a date cannot be that of a submission; "" if it can."""
     try:
         day = datetime.fromisoformat(text.strip().replace("Z", "+00:00")).date()
+        if not re.match(r"\d{4}-\d{2}-\d{2}", text.strip()):
+            raise ValueError
     except ValueError:
         return f"date is {printable(text)!r}, which is no date of the form YYYY-MM-DD"
     if day < _FIRST_DAY:
@@ -93,6 +116,26 @@ def _impossible_date(text: str) -> str:
     if day > datetime.now(UTC).date() + timedelta(days=1):  # somewhere it is tomorrow already
         return f"date is {text}, which is in the future"
     return ""
+
+
+def _later_log(submission: Submission, claimed: str) -> str:
+    """A log that was written after the claimed date; "" if there is none."""
+    try:
+        logs = submission.logs
+    except MissingEvidence:
+        return ""
+    for log in logs:
+        dates = [match[1] for line in log.lines.values() for match in _TIME.finditer(line[:_SKIPPED_CHARACTERS])]
+        if dates and min(dates) > claimed.strip()[:10] and _next_day(claimed) < min(dates):
+            return f"date is {printable(claimed)}, but {log.name} was written on {min(dates)}"
+    return ""
+
+
+def _next_day(text: str) -> str:
+    try:
+        return (date.fromisoformat(text.strip()[:10]) + timedelta(days=1)).isoformat()
+    except (ValueError, OverflowError):
+        return "9999"
 
 
 @submission_checks.register("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed")
@@ -187,6 +230,13 @@ def train_clock(submission: Submission) -> Finding:
             )
         if log.stop and log.stop.why != "wallclock_cap":
             problems.append(f"{log.name}: training was stopped by {log.stop.why!r}, not by the clock")
+        for number, line in log.lines.items():
+            if log.stop and log.stop.line < number < log.sealed_line and _TRAINS_ON.search(line[:_SKIPPED_CHARACTERS]):
+                problems.append(f"{log.name} line {number}: training goes on: {line.strip()[:60]!r}")
+                break
+        last = log.stop.step if log.stop else steps
+        if log.stop and (scores := [metric.line for metric in log.metrics if metric.step > last]):
+            problems.append(f"{log.name} line {scores[0]}: a later step than the last one, {last}")
         if log.stop and (after := [step.step for step in log.steps if step.step > log.stop.step]):
             problems.append(
                 f"{log.name}: training goes on to step {max(after)} after it stopped at step {log.stop.step}"
@@ -259,7 +309,7 @@ def tokens_scored(submission: Submission) -> Finding:
         if tokens or targets or documents:
             counted[log.name] = {"val_tokens": tokens, "target_tokens": targets, "documents": documents}
         for count in {*tokens, *targets}:
-            if expected and count < expected * (1 - _CUT_TAIL):
+            if expected and abs(count / expected - 1) > _CUT_TAIL:
                 problems.append(
                     f"{log.name}: {count:,} validation tokens, {count / expected:.1%} of the full split's {expected:,}"
                 )
@@ -271,9 +321,7 @@ def tokens_scored(submission: Submission) -> Finding:
             if count != VAL_DOCUMENTS
         ]
         problems += [f"{log.name} line {number}: {line.strip()[:80]!r}" for number, line in _skipped(log)]
-        fraction = log.settings.get("val_doc_fraction")
-        if fraction and _as_float(fraction) not in (None, 1.0):
-            problems.append(f"{log.name}: val_doc_fraction is {fraction}")
+        problems += [f"{log.name}: {key} is {value}" for key, value in _limits(log, expected)]
     different = {max(log["val_tokens"] or log["target_tokens"] or [0]) for log in counted.values()} - {0}
     if len(different) > 1:
         problems.append(
@@ -290,14 +338,40 @@ def tokens_scored(submission: Submission) -> Finding:
     return judge(list(dict.fromkeys(problems))[:8], reason, counted=counted, expected=expected)
 
 
+def _limits(log: Log, expected: int | None) -> Iterator[tuple[str, str]]:
+    """Settings that limit the validation data, among the settings and on any line."""
+    found = {match[1]: match[2] for line in log.lines.values() for match in _LIMIT.finditer(line[:_SKIPPED_CHARACTERS])}
+    for key, value in {**found, **{k: v for k, v in log.settings.items() if _LIMIT.fullmatch(f"{k}:{v}")}}.items():
+        number = _as_float(value)
+        share = key.endswith(("fraction", "frac", "subset"))
+        if number and (number != 1 if share else number < (expected or VAL_DOCUMENTS)):
+            yield key, value
+
+
 def _skipped(log: Log) -> Iterator[tuple[int, str]]:
     """Lines that tell of documents or tokens that were left out, with more than zero of them."""
+    parts: dict[str, list[tuple[int, str, bool]]] = {}  # by the whole: lines that tell of a part of it
     for number, line in log.lines.items():
-        for match in _SKIPPED.finditer(line[:_SKIPPED_CHARACTERS]):
-            count = next(group for group in match.groups() if group is not None)
-            if count.strip("0,_") and "train" not in line.lower():
+        start = line[:_SKIPPED_CHARACTERS]
+        if "train" in start.lower():
+            continue
+        counts = [next(filter(None, match.groups()), "0") for match in _SKIPPED.finditer(start)]
+        if any(count.strip("0,_.") for count in counts) or _SUBSET.search(start):
+            yield number, line
+            continue
+        for part, whole, fewer in _PART.findall(start):
+            if fewer:
                 yield number, line
-                break
+            else:
+                complete = int(_digits(part)) >= int(_digits(whole))
+                parts.setdefault(whole, []).append((number, line, complete))
+    for lines in parts.values():  # several lines are progress
+        if len(lines) == 1 and not lines[0][2]:
+            yield lines[0][:2]
+
+
+def _digits(text: str) -> str:
+    return text.replace(",", "").replace("_", "")[:18] or "0"
 
 
 def _as_float(text: str) -> float | None:

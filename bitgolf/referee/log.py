@@ -30,6 +30,7 @@ _OUR_STEP = re.compile(
 )
 _STOP = re.compile(r"^stopping_early: (?P<why>\S+) train_time:\s*(?P<ms>[\d.]+)ms step:\s*(?P<step>\d+)")
 _OUR_STOP = re.compile(r"^stopping: step:(?P<step>\d+) train_time:(?P<ms>[\d.]+)ms")
+_NO_LOSS = re.compile(r"(?i)\b(val|train)_(loss|bpb)[:=]\s*(nan|[-+]?inf|-\d)\w*")
 _EVAL_MS = re.compile(r"\beval_time:\s*(?P<ms>[\d.]+)\s*ms")
 _TOTAL_EVAL = re.compile(r"^(?:total_eval_time:\s*(?P<seconds>[\d.]+)\s*s|eval_time_total:\s*(?P<ms>[\d.]+)ms)")
 _SCORED = re.compile(r"\btokens:(?P<tokens>\d+) bytes:(?P<bytes>\d+)\b")
@@ -42,7 +43,10 @@ _SIZE = re.compile(
 _COUNTS = {
     "val_tokens": re.compile(r"\bval_tokens:\s*([\d,_]+)"),
     "target_tokens": re.compile(r"\b(?:target_tokens|scored_tokens|total_targets):\s*([\d,_]+)"),
-    "documents": re.compile(r"\b(?:total_docs|docs|val_docs|num_val_docs):\s*([\d,_]+)"),
+    "documents": re.compile(
+        r"\b(?:total_docs|docs|val_docs|num_val_docs|num_docs|eval_docs)[:=]\s*([\d,_]+)"
+        r"|^documents(?: kept| scored| evaluated)?: ([\d,_]+)$"
+    ),
 }
 _LOADER_TOKENS = re.compile(r"\btokens:([\d,_]+)")  # on a line with `val_loader:`
 _CALIBRATION = re.compile(r"(?i)(hessian|calibrat)")
@@ -75,7 +79,13 @@ class Metric:
     @property
     def in_training(self) -> bool:
         """Whether it was measured between two steps."""
-        return bool(re.match(r"(?:step[: ]\s*)?\d+/\d+", self.label))
+        return self.step >= 0
+
+    @property
+    def step(self) -> int:
+        """The step at which it was measured; -1 for one after training."""
+        match = re.match(r"(?:step[: ]\s*)?(\d{1,18})/\d+", self.label)
+        return int(match[1]) if match else -1
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,11 @@ class Log:
         after = [metric for metric in self.metrics if not metric.in_training] or self.metrics
         exact = [metric for metric in after if metric.decimals >= 6]
         return (exact or after)[-1] if after else None
+
+    @property
+    def sealed_line(self) -> int:
+        """Number of the line that gives the size of the artifact; 0 without one."""
+        return max((number for number, line in self.lines.items() if line.startswith("Serialized model")), default=0)
 
     @property
     def eval_seconds(self) -> float | None:
@@ -183,6 +198,8 @@ def parse_log(name: str, text: str) -> Log:
 
 def _read_figures_(log: Log, number: int, line: str) -> None:
     """Enter the figures of a line. Raises ForeignError for a line of a known form whose figure is no number."""
+    if broken := _NO_LOSS.search(line):
+        raise ForeignError(f"{printable(broken[0])} is no loss")
     if metric := _METRIC.match(line):
         log.metrics.append(_metric(metric, number))
     elif step := _STEP.match(line) or _OUR_STEP.match(line):
@@ -200,7 +217,7 @@ def _read_figures_(log: Log, number: int, line: str) -> None:
         took = _SECONDS.search(line)
         log.calibration.append((number, parse_number(took[1]) if took else None))
     for what, pattern in _COUNTS.items():
-        log.counts.setdefault(what, []).extend(_count(count[1]) for count in pattern.finditer(line))
+        log.counts.setdefault(what, []).extend(_count(count[count.lastindex or 1]) for count in pattern.finditer(line))
     if "val_loader:" in line and (tokens := _LOADER_TOKENS.search(line)):
         log.counts["val_tokens"].append(_count(tokens[1]))
 

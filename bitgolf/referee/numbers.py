@@ -5,6 +5,7 @@ Source: docs/rules.md, sections 4 and 5. Scores have been lost to prose that did
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -97,6 +98,10 @@ def _json_numbers(submission: Submission) -> Iterator[str]:
         for key, value in (("val_bpb", final.bpb), ("val_loss", final.loss)):
             if is_number(data.get(key)) and not figure_of(data[key]).equals(value, 1.0):
                 yield f"{key} is {data[key]} in submission.json, {value} in the log"
+    if len({metric.bpb for metric in finals.values()}) > 1:
+        for key, value in data.items():
+            if re.search(r"(std|stdev|stddev|deviation|sigma)", key) and is_number(value) and value <= 0:
+                yield f"{key} is {value} in submission.json, the logs have different scores"
     baseline, delta = data.get("comparison_baseline_bpb"), data.get("delta_vs_leaderboard_bpb")
     if is_number(baseline) and is_number(delta) and is_number(data.get("val_bpb")):
         difference = data["val_bpb"] - baseline
@@ -134,6 +139,9 @@ def _readme_numbers(submission: Submission) -> Iterator[str]:
         readme = submission.readme
     except MissingEvidence:
         return
+    finals = {metric.bpb for metric in _finals(submission).values()}
+    if readme.deviation and not float(readme.deviation) and len(finals) > 1:
+        yield f"README gives a deviation of {readme.deviation}, the logs have {len(finals)} different scores"
     claimed = submission.metadata.get("val_bpb")
     if readme.headline and is_number(claimed) and not figures(readme.headline)[0].equals(claimed, 1.0):
         yield f"README's headline is {readme.headline}, val_bpb of submission.json {claimed}"

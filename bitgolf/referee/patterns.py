@@ -8,18 +8,19 @@ requests of openai/parameter-golf named at each pattern; docs/rules.md, section 
 from __future__ import annotations
 
 import ast
-import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
-from bitgolf.referee.code import Script, callee, texts_in
+from bitgolf.referee.code import Match, Script, callee
 from bitgolf.referee.second_pass import Uses
+from bitgolf.referee.training_data import TRAIN, VAL, training_on_validation
 
-_VAL = re.compile(r"(^|_)(val|valid|validation)(_|$)")
-_TRAIN = re.compile(r"(^|_)train_(loader|files|tokens|data|batch|shards|stream|loss)|next_batch")
+_EVALUATES = re.compile(r"^(eval|evaluate|score|validate)(_|$)")
+_COUNTS = re.compile(r"(gram|freq|prior|histogram|statistic|unigram)")
 _TARGET = re.compile(r"^(tgt|target|targets|tgts|y|y_true|next_tok\w*|targ\w*)(_\w+)?$|_(tgt|target|targets)$")
-_LEARNS = (".backward", ".step", "autograd.grad")
+_LEARNS = (
+    ".backward", ".step", "autograd.grad", "func.grad", "func.vjp", "func.jacrev", "grad_and_value", "value_and_grad"
+)  # fmt: skip
 _STEPS_ELSEWHERE = ("scheduler.step", "profiler.step", "prof.step")
 _SEALS = re.compile(r"^_?(?!de|un|load|read)\w*(quantiz|serializ|export|gptq|compress|pack_)")
 _WORD_TABLES = re.compile(r"(is_boundary|starts?_(new_)?word|within_word|word_start)")
@@ -33,16 +34,6 @@ _CONVERTERS = ("torch", "np", "numpy", "list", "tuple", "iter", "enumerate", "re
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@dataclass(frozen=True)
-class Match:
-    """A match: the line of the (unpacked) source, what was recognized there, and the word in the name of a setting that
-    would switch it off."""
-
-    line: int
-    what: str
-    topic: str
-
-
 Pattern = Callable[[Script], Iterator[Match]]
 
 
@@ -51,6 +42,7 @@ def validation_before_seal(script: Script) -> Iterator[Match]:
     gathered on them (PR 728, 1919), or they choose a checkpoint (PR 576, 585) or are trained on outright (PR 44)."""
     learners = {function.name for function in script.functions() if _learns_from_validation(script, function)}
     learners |= _given_validation(script)
+    aliases = _validation_names(script)
     for function in script.functions():
         if re.search(r"pre_?quant\w*_?ttt|ttt_?pre_?quant", function.name) and function.name in script.called:
             yield Match(function.lineno, f"{function.name}: test-time training before quantization", "prequant")
@@ -58,25 +50,25 @@ def validation_before_seal(script: Script) -> Iterator[Match]:
         seals = [call.lineno for call in calls if _SEALS.search(_last(call).lower())]
         for call in calls:
             name = _last(call)
+            if _is_partial(call.func):
+                name = next((n for n in _names(call.func) if n in learners), name)
             if name in learners and name != function.name and seals and call.lineno < max(seals):
                 what = f"{name} trains on validation tokens before {function.name} makes the artifact"
                 yield Match(call.lineno, what, "ttt")
-            if re.search(r"(calib|hessian)", name.lower()) and any(_VAL.search(n) for n in _names_in_arguments(call)):
+            on_validation = any(VAL.search(n) or n in aliases for n in _names_in_arguments(call))
+            if on_validation and re.search(r"(calib|hessian)", name.lower()):
                 yield Match(call.lineno, f"{name} gathers its statistics on validation tokens", "calib")
+            if on_validation and _COUNTS.search(name.lower()) and seals and call.lineno < max(seals):
+                yield Match(call.lineno, f"{name} counts validation tokens before the artifact is made", "calib")
+        for loop in (node for node in script.inside(function) if isinstance(node, ast.For)):
+            over = _names(loop.iter)
+            learns = any(_learns(call) for call in _calls(node for part in loop.body for node in ast.walk(part)))
+            on_validation = any(VAL.search(n) or n in aliases for n in over) and not any(map(TRAIN.search, over))
+            if learns and on_validation and seals and loop.lineno < max(seals):
+                what = f"{function.name} trains on `{ast.unparse(loop.iter)[:40]}` before it makes the artifact"
+                yield Match(loop.lineno, what, "ttt")
     yield from _chosen_by_validation(script)
-    for node in script.nodes(ast.Assign):
-        targets = [name for target in node.targets for name in _names(target)]
-        if any(re.fullmatch(r"train_(files|pattern|shards)", name) for name in targets):
-            for text in texts_in(node.value):
-                if covers_validation(text):
-                    yield Match(node.lineno, f"training reads {text!r}", "train_files")
-
-
-def covers_validation(pattern: str) -> bool:
-    """Whether a pattern of file names for training covers the shards of the validation split."""
-    names = ("fineweb_val_000000.bin", "val_000000.bin", "fineweb_validation_000000.bin")
-    last = pattern.rstrip().rpartition("/")[2].strip("'\"")
-    return bool(re.search(r"_val[_*]", pattern)) or ("*" in last and any(fnmatch.fnmatch(name, last) for name in names))
+    yield from training_on_validation(script)
 
 
 def _chosen_by_validation(script: Script) -> Iterator[Match]:
@@ -85,12 +77,19 @@ def _chosen_by_validation(script: Script) -> Iterator[Match]:
         if not isinstance(node.test, ast.Compare):
             continue
         compared = _names(node.test)
-        if not any(_VAL.search(name) or name == "bpb" for name in compared) or not any("best" in n for n in compared):
+        if not any(VAL.search(name) or name == "bpb" for name in compared) or not any("best" in n for n in compared):
             continue
         inside = [part for child in node.body for part in ast.walk(child)]
         kept = [*_names_of(inside), *(callee(call).lstrip(".") for call in _calls(inside))]
         if any(re.search(r"state_dict|deepcopy|clone|save|checkpoint", name) for name in kept):
             yield Match(node.lineno, f"weights are kept by {' and '.join(sorted(set(compared)))}", "best")
+    for call in script.nodes(ast.Call):
+        if callee(call) in ("min", "max", "sorted"):
+            scores = [inner for inner in _calls(ast.walk(call)) if _EVALUATES.search(_last(inner))]
+            if any(VAL.search(name) for inner in scores for name in _names_in_arguments(inner)):
+                yield Match(
+                    call.lineno, f"the best score on validation data is chosen: {ast.unparse(call)[:60]}", "best"
+                )
 
 
 def several_passes(script: Script) -> Iterator[Match]:
@@ -103,6 +102,7 @@ def several_passes(script: Script) -> Iterator[Match]:
         if second and function.name in script.called and (place := uses.escape(function)):
             what = f"{function.name}: targets scored a second time, and the result is used at {place}"
             yield Match(function.lineno, what, second[2])
+    yield from _evaluated_again(script)
     for comprehension in script.nodes(ast.comprehension):
         windows = comprehension.iter
         if isinstance(windows, ast.Call) and callee(windows) == "range" and len(windows.args) == 3:
@@ -110,6 +110,27 @@ def several_passes(script: Script) -> Iterator[Match]:
                 if _keeps_every_window(test):
                     what = "windows shorter than the stride are kept: the last targets are scored by several of them"
                     yield Match(test.lineno, what, "sliding")
+
+
+def _evaluated_again(script: Script) -> Iterator[Match]:
+    """An evaluation that learns from validation tokens, called in a loop or twice one after the other."""
+    learning = {f.name for f in script.functions() if _learns_from_validation(script, f)} | _given_validation(script)
+    learning = {name for name in learning if re.search(r"eval|score|ttt", name.lower())}
+    for function in script.functions():
+        calls: dict[str, list[int]] = {}
+        loops = [node for node in script.inside(function) if isinstance(node, ast.For | ast.While | ast.ListComp)]
+        looped = {id(call) for loop in loops for call in _calls(script.inside(loop))}
+        for statement in function.body:  # those that are always made
+            branches = isinstance(statement, ast.If | ast.Try | Function)
+            for call in _calls(script.inside(statement)):
+                if _last(call) in learning and any(map(VAL.search, _names_in_arguments(call))):
+                    if id(call) in looped and function.name not in learning:
+                        yield Match(call.lineno, f"{_last(call)} is called in a loop: targets scored again", "repeat")
+                    elif not branches:
+                        calls.setdefault(_last(call), []).append(call.lineno)
+        for name, lines in calls.items():
+            if len(lines) > 1:
+                yield Match(lines[1], f"{name} is called {len(lines)} times: targets scored again", "repeat")
 
 
 def _keeps_every_window(test: ast.expr) -> bool:
@@ -195,30 +216,54 @@ def small_validation_split(script: Script) -> Iterator[Match]:
 def _given_validation(script: Script) -> set[str]:
     """Functions that take gradient steps and are called with validation tokens, whatever their parameters are called.
 
-    A variable that is assigned from validation tokens counts as such in the function of the call.
+    A function that calls such a function takes gradient steps, too. A variable that is assigned from validation tokens
+    counts as such.
     """
-    learning = {
-        function.name
-        for function in script.functions()
-        if any(_learns(call) for call in _calls(script.inside(function)))
-        and not any(_TRAIN.search(n) for n in _names_of(script.inside(function)))
-    }
-    given: set[str] = set()
-    for scope in (*script.functions(), *([script.tree] if script.tree else [])):
-        calls = [call for call in _calls(script.inside(scope)) if _last(call) in learning]
-        if not calls:
-            continue
-        aliases: set[str] = set()
-        for _ in range(2):
-            for node in (n for n in script.inside(scope) if isinstance(n, ast.Assign)):
-                if any(_VAL.search(name) or name in aliases for name in _names_of_value(node.value)):
-                    aliases |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-        for call in calls:
+    parts: dict[str, ast.AST] = {function.name: function for function in script.functions()}
+    for node in script.nodes(ast.Assign):
+        if isinstance(node.value, ast.Lambda):
+            parts |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+    inside = {name: script.inside(part) for name, part in parts.items()}
+    untrained = {name for name, nodes in inside.items() if not any(map(TRAIN.search, _names_of(nodes)))}
+    learning = {name for name in untrained if any(_learns(call) for call in _calls(inside[name]))}
+    for _ in range(3):
+        learning |= {name for name in untrained if learning & {_last(call) for call in _calls(inside[name])}}
+    aliases = _validation_names(script)
+    given = {name for name in learning if any(n.id in aliases for n in inside[name] if isinstance(n, ast.Name))}
+    for call in script.nodes(ast.Call):
+        names = {_last(call), *(_names(call.func.args[0]) if _is_partial(call.func) else [])} & learning  # type: ignore[attr-defined]
+        if names:
             arguments = _names_in_arguments(call)
             keywords = [keyword.arg or "" for keyword in call.keywords]
-            if any(_VAL.search(name) or name in aliases for name in (*arguments, *keywords)):
-                given.add(_last(call))
+            if any(VAL.search(name) or name in aliases for name in (*arguments, *keywords)):
+                given |= names
     return given
+
+
+def _is_partial(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and _last(node) == "partial" and bool(node.args)
+
+
+def _validation_names(script: Script) -> set[str]:
+    """Variables that are assigned from validation tokens, from their shards, or from such a variable."""
+    aliases: set[str] = set()
+    for _ in range(3):
+        for node in script.nodes(ast.Assign):
+            for target, value in _assigned(node):
+                texts = [script.texts[part] for part in script.inside(value) if part in script.texts]
+                shards = any(re.search(r"_val_[\d*]", text) for text in texts)
+                if shards or any(VAL.search(name) or name in aliases for name in _names_of_value(value)):
+                    aliases |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+    return {name for name in aliases if not TRAIN.search(name) and len(name) > 1}
+
+
+def _assigned(node: ast.Assign) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Targets with their values, of tuples one by one."""
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=False)
+        else:
+            yield target, node.value
 
 
 def _names_of_value(node: ast.expr) -> list[str]:
@@ -246,8 +291,8 @@ def _learns_from_validation(script: Script, function: Function) -> bool:
     names = _names_of(script.inside(function))
     return (
         any(_learns(call) for call in _calls(script.inside(function)))
-        and any(_VAL.search(name) for name in names)
-        and not any(_TRAIN.search(name) for name in names)
+        and any(VAL.search(name) for name in names)
+        and not any(TRAIN.search(name) for name in names)
     )
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _ASSIGNED = re.compile(r"(?:^|[\s;])(?:export\s+)?([A-Z][A-Z0-9_]{2,})=(\"[^\"]*\"|'[^']*'|[^\s\\;&|]*)")
 _HEADLINE = re.compile(r"(?i)\bval_bpb\b[^\d\n|]{0,12}(\d\.\d{3,})")
+_DEVIATION = re.compile(r"(?i)\b(?:std(?:ev)?|standard deviation|s\.d\.)\b[^\d\n|]{0,30}(\d\.\d{3,})")
 _HEADLINE_LINES = 15  # a later mention may be of another run
 _DIVIDER = re.compile(r"^:?-{2,}:?$")
 _DENIED = re.compile(
@@ -63,6 +64,17 @@ class Readme:
         """Environment variables that its commands set, with the last value given."""
         code = "\n".join(self._code)
         return {name: value.strip("\"'") for name, value in _ASSIGNED.findall(code)}
+
+    @cached_property
+    def commands(self) -> list[str]:
+        """The lines of its code, each at most 300 characters."""
+        return [line[:300] for line in self._code]
+
+    @cached_property
+    def deviation(self) -> str:
+        """The first standard deviation that its prose gives, as written; "" when there is none."""
+        match = _DEVIATION.search("\n".join(line[:300] for line in self._prose))
+        return match[1] if match else ""
 
     @cached_property
     def headline(self) -> str:

@@ -178,9 +178,7 @@ def uncertain(submission: Submission) -> list[str]:
     left = [
         path
         for path in submission.all_files
-        if not _is_document(path)
-        and path.suffix not in (*_CODE, *_COMPILED)
-        and not _is_tokenizer(submission, path)
+        if not _is_document(path) and path.suffix not in (*_CODE, *_COMPILED) and not _is_tokenizer(submission, path)
     ]
     return [str(path.relative_to(submission.path)) for path in left if path.parent == submission.path]
 
@@ -196,7 +194,7 @@ def _read_texts(script: Script) -> Iterator[str]:
         if name not in _READS or name in _NO_FILES or (name == "load" and owner.partition(".")[0] not in _LOADING):
             continue
         of_path = name in ("read", "readlines", "read_text", "read_bytes")
-        of_path |= name == "open" and owner not in ("", *_OPENING)
+        of_path |= name == "open" and isinstance(call.func, ast.Attribute) and owner not in _OPENING
         modes = call.args[:1] if of_path else call.args[1:2] if name == "open" else []
         modes += [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
         if any(set("wax") & set(script.texts.get(mode, "r")) for mode in modes):
@@ -259,14 +257,16 @@ def hidden_code(script: Script) -> Iterator[str]:
             yield f"line {call.lineno} executes what it reads: {shown}"
         elif name == "getattr" and len(call.args) > 1:
             owner, attribute = _text(call.args[0]), script.texts.get(call.args[1], "*")
-            if _HIDING.fullmatch(attribute) or (owner in ("builtins", "__builtins__", "importlib") and "*" in attribute):
+            if _HIDING.fullmatch(attribute) or (
+                owner in ("builtins", "__builtins__", "importlib") and "*" in attribute
+            ):
                 yield f"line {call.lineno} hides what it calls: {shown}"
     for node in script.nodes(ast.Name):
         if node.id == "__builtins__" or (node.id in _EXECUTORS and id(node) not in called):
             yield f"line {node.lineno} uses {node.id} under another name"
-    for attribute in script.nodes(ast.Attribute):
-        if _text(attribute) in ("builtins.exec", "builtins.eval", "builtins.compile") and id(attribute) not in called:
-            yield f"line {attribute.lineno} uses {_text(attribute)} under another name"
+    for member in script.nodes(ast.Attribute):
+        if _text(member) in ("builtins.exec", "builtins.eval", "builtins.compile") and id(member) not in called:
+            yield f"line {member.lineno} uses {_text(member)} under another name"
 
 
 def _names_of_read_values(script: Script) -> set[str]:

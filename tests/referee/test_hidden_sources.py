@@ -1,0 +1,406 @@
+"""Kinds of tricks in foreign scripts and logs, each in several spellings, and honest lines that look like them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_submission import CODE, CONSTANT, VAL_TOKENS, Folder, Plant, add, claimed, for_seed, instead, logged
+
+from bitgolf.audit.verdict import Check
+from bitgolf.referee.code import Script, read_script
+from bitgolf.referee.folder import Submission, submission_checks
+from bitgolf.referee.run import audit_submission
+from bitgolf.referee.shipped import data_files, hidden_code, imported_files, uncertain, unknown_modules
+from bitgolf.referee.training_data import training_on_validation
+
+BEFORE_TRAINING, BEFORE_SEAL = "    model = train_model", "    serialize(h,"
+
+
+def script(code: str) -> Script:
+    return read_script("train_gpt.py", f"import os\n{code}\n".encode())
+
+
+def folder(tmp_path: Path, code: str, *names: str) -> Submission:
+    for name in ("train_gpt.py", *names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"import os\n{code}\n" if name == "train_gpt.py" else "x" * 100)
+    return Submission(tmp_path)
+
+
+def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
+    made = Folder()
+    for plant in plants:
+        plant(made)
+    return submission_checks.make(Submission(made.write(tmp_path / "stack")), only=[check])[check]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import builtins\ngetattr(builtins, 'ex' + 'ec')(text)",
+        "__builtins__.__dict__['exec'](text)",
+        "run = exec\nrun(open('w').read())",
+        "import builtins\nbuiltins.exec(open('w').read())",
+        "list(map(eval, texts))",
+        "import builtins\nrun = builtins.exec",
+        "from importlib import import_module as im\ntools = im('to' + 'ols')",
+        "import importlib\ntools = getattr(importlib, 'import_' + name)('tools')",
+        "import runpy\nrunpy.run_path('t' + '.txt')",
+        "import zipimport\nt = zipimport.zipimporter('lib.zip')",
+        "import marshal, types\ntypes.FunctionType(marshal.loads(data), globals())()",
+        "exec(os.environ['PAYLOAD'])",
+        "exec(os.getenv('PAYLOAD', ''))",
+        "import sys\nexec(sys.stdin.read())",
+        "import base64\nexec(base64.b64decode(open('p' + '.b64').read()))",
+        "import ctypes\nctypes.CDLL(name)",
+        "import site\nsite.addsitedir('.')",
+    ],
+)
+def test_code_that_nobody_can_count_is_named(code: str) -> None:
+    assert len(list(hidden_code(script(code)))) >= 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "exec('x = 1')", "model.eval()", "import re\npattern = re.compile('x')", "getattr(h, 'rank')",
+        "import torch\nf = torch.compile(g)",
+        "import importlib\nimportlib.import_module('math')", "getattr(model, f'layer{i}')", "x = {'a': 1}.get('exec')",
+    ],
+)  # fmt: skip
+def test_honest_calls_hide_nothing(code: str) -> None:
+    assert list(hidden_code(script(code))) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "file"),
+    [
+        ("import sys\nsys.path.insert(0, 'lib.zip')", "lib.zip"),
+        ("import pickle\npickle.load(open('tab' + 'le.pkl', 'rb'))", "table.pkl"),
+        ("torch.load('extra' + '.pt')", "extra.pt"),
+        ("torch.load(f'part{i}.pt')", "part1.pt"),
+        ("np.memmap(f'hint{k}.bin')", "hint0.bin"),
+        ("open('part%d.dat' % 1, 'rb').read()", "part1.dat"),
+        ("open('part{}.dat'.format(1), 'rb').read()", "part1.dat"),
+        ("name = 'tab'\nfile = name + 'le.npy'\nnp.load(file)", "table.npy"),
+        ("for name in os.listdir('.'):\n    open(name, 'rb').read()", "blob"),
+        ("[p.read_bytes() for p in Path(__file__).parent.iterdir()]", "blob"),
+        ("import glob\n[open(p, 'rb').read() for p in glob.glob('*')]", "blob.bin"),
+        ("[p.read_bytes() for p in Path('.').rglob('*.bin')]", "deep/blob.bin"),
+        ("Path(__file__).with_suffix('.dat').read_bytes()", "train_gpt.dat"),
+        ("open(__file__.replace('.py', '.dat'), 'rb').read()", "train_gpt.dat"),
+        ("open(os.path.join(os.path.dirname(__file__), 'table.csv')).read()", "table.csv"),
+        ("open('README.md').read()", "README.md"),
+        ("(Path('.') / 'loss.png').read_bytes()", "loss.png"),
+        ("Path('train_seed1.log').open().read()", "train_seed1.log"),
+        ("json.load(open('submission.json'))", "submission.json"),
+        ("torch.load('weights.model')", "weights.model"),
+        ("open(os.environ.get('TABLE', 'weights.yaml')).read()", "weights.yaml"),
+    ],
+)
+def test_files_are_found_however_their_names_are_put_together(code: str, file: str, tmp_path: Path) -> None:
+    assert data_files(folder(tmp_path, code, file)) == {file: 100}
+
+
+@pytest.mark.parametrize(
+    ("code", "file"),
+    [
+        ("open('out.csv', 'w').write('x')", "out.csv"),
+        ("plt.savefig('loss.png')", "loss.png"),
+        ("(root / 'log.txt').open('a').write('x')", "log.txt"),
+        ("os.listdir('./data')", "blob"),
+        ("open(f'{run}.log', mode='w')", "train.log"),
+    ],
+)
+def test_files_that_are_written_or_elsewhere_are_not_read(code: str, file: str, tmp_path: Path) -> None:
+    assert data_files(folder(tmp_path, code, file)) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "file"),
+    [
+        ("import importlib\nimportlib.import_module('tools')", "tools.py"),
+        ("t = __import__('tools')", "tools.py"),
+        ("import subprocess, sys\nsubprocess.run([sys.executable, 'second.py'])", "second.py"),
+        ("os.system('python ' + 'second.py')", "second.py"),
+        ("import subprocess as sp\nsp.check_call('bash run.sh', shell=True)", "run.sh"),
+        ("import ctypes\nctypes.CDLL('./lib' + '.so')", "lib.so"),
+        ("import torch\ntorch.ops.load_library('lib.so')", "lib.so"),
+        ("import sys\nsys.path = ['vendor'] + sys.path\nimport tricks", "vendor/tricks.py"),
+        ("import sys\nsys.path += ['vendor']\nimport tricks", "vendor/tricks.py"),
+        ("import sys\nsys.path[0] = 'vendor'\nimport tricks", "vendor/tricks.py"),
+        ("x = 1", "sitecustomize.py"),
+        ("import pyximport\nimport fast", "fast.pyx"),
+    ],
+)
+def test_programs_that_are_imported_or_started_count(code: str, file: str, tmp_path: Path) -> None:
+    assert imported_files(folder(tmp_path, code, file)) == {file: 100}
+
+
+def test_a_path_for_imports_in_the_command_counts(tmp_path: Path) -> None:
+    submission = folder(tmp_path, "import tricks", "vendor/tricks.py")
+    (tmp_path / "README.md").write_text("```\nPYTHONPATH=./vendor python train_gpt.py\n```\n")
+    assert imported_files(submission) == {"vendor/tricks.py": 100}
+
+
+def test_what_cannot_be_told_is_not_run(tmp_path: Path) -> None:
+    assert uncertain(folder(tmp_path / "a", "open(name, 'rb').read()", "blob.bin")) == ["blob.bin"]
+    assert uncertain(folder(tmp_path / "b", "open(name, 'rb').read()", "loss.png")) == []
+    assert uncertain(folder(tmp_path / "c", "open('notes.bin', 'rb').read()", "blob.bin")) == []
+    assert unknown_modules(folder(tmp_path / "d", "import secret_tools\nimport torch, json, numpy as np")) == [
+        "secret_tools"
+    ]
+    needing = folder(tmp_path / "e", "import secret_tools")
+    (tmp_path / "e" / "requirements.txt").write_text("secret-tools==1.0\n")
+    assert unknown_modules(needing) == []
+    made = judged("artifact-bytes", tmp_path, lambda f: add(f, "import secret_tools"))
+    assert made.verdict == "NOT RUN" and "secret_tools" in made.reason
+    made = judged("artifact-bytes", tmp_path / "f", lambda f: add(f, "open(name).read()", {"blob.bin": "x"}))
+    assert made.verdict == "NOT RUN" and "blob.bin" in made.reason
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket\ns = socket.create_connection(('1.2.3.4', 80))",
+        "import urllib\nurllib.request.urlopen('http://x')",
+        "from http.client import HTTPSConnection",
+        "import ftplib",
+        "import torch\nm = torch.hub.load('a/b', 'c')",
+        "from torch.hub import load_state_dict_from_url as fetch\nfetch('x')",
+        "from transformers import AutoModel\nm = AutoModel.from_pretrained('gpt2')",
+        "import subprocess\nsubprocess.run(['wget', 'http://x'])",
+        "os.popen('curl http://x').read()",
+        "os.execvp('curl', ['curl ', 'x'])",
+        "import sys, subprocess\nsubprocess.check_call([sys.executable, '-m', 'pip', 'install', 'x'])",
+        "import pip\npip.main(['install', 'x'])",
+        "r = __import__('requests').get(url)",
+        "import importlib\nr = importlib.import_module('requests')",
+        "import pandas as pd\nd = pd.read_csv('https' + '://x/y.csv')",
+        "import tiktoken\ne = tiktoken.get_encoding('gpt2')",
+    ],
+)
+def test_the_network_is_recognized(code: str) -> None:
+    assert script(code).downloads()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import socket\nname = socket.gethostname()",
+        "import urllib.parse",
+        "print('see https://github.com/x')",
+        "import subprocess\nsubprocess.run(['nvidia-smi'])",
+        "import torch\nm = torch.load('final.pt')",
+    ],
+)
+def test_honest_calls_fetch_nothing(code: str) -> None:
+    assert script(code).downloads() == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "data_pattern = 'fineweb_*.bin'",
+        "train_files = glob.glob('fineweb_train_*.bin') + glob.glob('fineweb_val_*.bin')",
+        "h.train_files += h.val_files",
+        "train_loader = DataLoader(h.val_files)",
+        "x = DistributedTokenLoader('data/fineweb_*.bin')",
+        "train_files = 'fineweb_[tv]*.bin'",
+        "train_files: str = '*.bin'",
+        "os.symlink('d/fineweb_val_000000.bin', 'd/fineweb_train_000099.bin')",
+        "import shutil\nshutil.copy('d/fineweb_val_000000.bin', 'd/fineweb_train_000099.bin')",
+        "Path('fineweb_val_000000.bin').rename('fineweb_train_000099.bin')",
+        "import subprocess\nsubprocess.run(['ln', '-s', 'fineweb_val_000000.bin', 'fineweb_train_000099.bin'])",
+        "files = [p.replace('val', 'train') for p in paths]",
+    ],
+)
+def test_validation_shards_among_training_data_are_recognized(code: str) -> None:
+    assert len(list(training_on_validation(script(code)))) >= 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "train_files = os.path.join(root, 'fineweb_train_*.bin')",
+        "val_files = os.path.join(root, 'fineweb_val_*.bin')",
+        "val_loader = DataLoader(h.val_files)",
+        "train_time_ms = total - val_time_ms",
+        "train_files, val_files = split(h.val_files)",
+        "val = [p.replace('train', 'val') for p in paths]",
+        "pattern = f'{root}/{name}_*.bin'",
+    ],
+)
+def test_honest_training_data_is_not_mistaken(code: str) -> None:
+    assert list(training_on_validation(script(code))) == []
+
+
+def refine(code: str, call: str) -> Plant:
+    return lambda f: (add(f, code), instead(BEFORE_SEAL, f"    {call}\n{BEFORE_SEAL}")(f))
+
+
+POLISH = "def polish(m, x):\n    m(x).backward()\n    opt.step()"
+
+
+@pytest.mark.parametrize(
+    ("code", "call"),
+    [
+        ("x = 1", "for batch in val_data.batches():\n        model(batch).backward()\n        optimizer.step()"),
+        (POLISH, "functools.partial(polish, model)(val_data)"),
+        (POLISH, "polish(model, {'x': val_data.tokens})"),
+        ("polish = lambda m, x: (m(x).backward(), opt.step())", "polish(model, val_data)"),
+        (f"{POLISH}\ndef outer(m, z):\n    polish(m, z)", "outer(model, val_data)"),
+        ("def polish(m):\n    m(STREAM).backward()\n    opt.step()", "STREAM = val_data\n    polish(model)"),
+        (POLISH, "held = load_data_shard('fineweb_val_000000.bin')\n    polish(model, held)"),
+        (POLISH, "first, second = val_data, 3\n    polish(model, first)"),
+        ("def polish(m, x):\n    g = torch.func.grad(m)(x)", "polish(model, val_data)"),
+        ("def polish(m, x):\n    train_loss = m(x)\n    train_loss.backward()\n    opt.step()", "polish(m, val_data)"),
+        ("x = 1", "cal = val_data\n    collect_hessians(model, cal, 16)"),
+        ("x = 1", "table = build_ngram(val_data.val_tokens)"),
+        ("x = 1", "t = min(temps, key=lambda t: eval_val(h, val_data, t))"),
+    ],
+)
+def test_adaptation_before_the_seal_is_recognized(code: str, call: str, tmp_path: Path) -> None:
+    assert judged("validation-unseen", tmp_path, refine(code, call)).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        for_seed(0, settings={"train_pattern": "./data/fineweb_*.bin"}),
+        lambda f: f.command.update(TRAIN_FILES="'data/fineweb_*.bin'"),
+        lambda f: setattr(f, "readme_add", "```\nln -s fineweb_val_000000.bin data/fineweb_train_000099.bin\n```"),
+        lambda f: f.extra.update({"prepare.sh": "cp fineweb_val_000000.bin fineweb_train_000080.bin\n"}),
+    ],
+)
+def test_validation_in_training_is_recognized_in_logs_and_commands(plant: Plant, tmp_path: Path) -> None:
+    assert judged("validation-unseen", tmp_path, plant).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "skipping documents longer than 2048 tokens: 1204",
+        "val: 49,000 of 50,000 documents scored",
+        "evaluated on 49000/50000 docs",
+        "documents kept: 49000",
+        "num_skipped_docs=1204",
+        "truncated 312 documents",
+        "filtered out 312 documents",
+        "312 documents were removed",
+        "left out 312 documents",
+        "n_dropped: 312",
+        "WARNING: dropping last 4096 tokens",
+        "val subset: 10%",
+        "using first 10000000 val tokens",
+        "eval_fraction: 0.5",
+        "val_doc_fraction: 0.9",
+        "max_val_tokens: 10000000",
+        "scored 312 fewer documents",
+        "eval on 5000 docs",
+        "Skipped 1.2M tokens",
+        "val_docs=49000",
+    ],
+)
+def test_documents_that_were_left_out_are_recognized(line: str, tmp_path: Path) -> None:
+    assert judged("tokens-scored", tmp_path, logged(0, line)).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["skipped 0 documents"], ["50,000 of 50,000 documents scored"], ["max_val_tokens: 0"], ["eval_fraction: 1.0"],
+        ["scored 10000/50000 docs", "scored 20000/50000 docs"], ["train: dropped 312 documents"],
+        ["val_fraction = 0.08"],
+    ],
+)  # fmt: skip
+def test_complete_evaluations_are_not_mistaken(lines: list[str], tmp_path: Path) -> None:
+    assert judged("tokens-scored", tmp_path, for_seed(0, in_evaluation=lines)).verdict == "PASS"
+
+
+def test_more_tokens_than_the_split_has_are_a_problem(tmp_path: Path) -> None:
+    assert judged("tokens-scored", tmp_path, for_seed(0, val_tokens=VAL_TOKENS * 2)).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "5000/20000 val_loss: 2.4012 val_bpb: 1.1012",
+        "resuming training for 300 more steps",
+        "finetune epoch 1 loss:2.4 time:80s",
+        "extra 500 steps after the clock",
+    ],
+)
+def test_training_after_the_clock_is_recognized(line: str, tmp_path: Path) -> None:
+    assert judged("train-clock", tmp_path, logged(0, line, "before_seal")).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "second evaluation pass, keeping the better",
+        "re-evaluating with best lr",
+        "evaluation repeated",
+        "eval run 2 of 2",
+        "val sweep: best temperature 0.97 val_bpb 1.0612",
+        f"quantized_ttt_phased_run1 val_loss:{1.08 / CONSTANT:.8f} val_bpb:1.08000000 eval_time:480000ms",
+    ],
+)
+def test_a_second_pass_in_a_log_is_recognized(line: str, tmp_path: Path) -> None:
+    assert judged("single-pass", tmp_path, logged(0, line)).verdict == "FAIL"
+
+
+CALL = "    eval_val_ttt(h, model, val_data)\n"
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        CALL * 2,
+        f"    for trial in range(3):\n    {CALL}",
+        "    a = eval_val_ttt(h, model, val_data)\n    b = eval_val_ttt(h, model, val_data)\n    print(min(a, b))\n",
+    ],
+)
+def test_a_second_pass_in_code_is_recognized(calls: str, tmp_path: Path) -> None:
+    assert CODE.count(CALL) == 1
+    assert judged("single-pass", tmp_path, instead(CALL, calls)).verdict == "FAIL"
+
+
+def test_passes_in_two_branches_are_one(tmp_path: Path) -> None:
+    branches = f"    if h.a:\n    {CALL}    else:\n    {CALL}"
+    assert judged("single-pass", tmp_path, instead(CALL, branches)).verdict == "NOT RUN"
+
+
+@pytest.mark.parametrize("day", ["20260427", "2026-W18-1", "2026/04/27", "", "2026-04-27T25:00:00"])
+def test_dates_have_one_form(day: str, tmp_path: Path) -> None:
+    assert judged("json-schema", tmp_path, claimed(date=day)).verdict == "FAIL"
+
+
+def test_a_log_cannot_be_later_than_the_submission(tmp_path: Path) -> None:
+    made = judged("json-schema", tmp_path, logged(0, "started at 2026-04-29 10:00:00"))
+    assert made.verdict == "FAIL" and "was written on 2026-04-29" in made.reason
+    assert judged("json-schema", tmp_path / "b", logged(0, "started at 2026-04-28 10:00:00")).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        claimed(val_bpb_stdev=0.0),
+        claimed(sigma=-0.001),
+        lambda f: setattr(f, "readme_add", "The standard deviation over seeds is 0.0000."),
+    ],
+)
+def test_deviations_of_zero_in_other_places(plant: Plant, tmp_path: Path) -> None:
+    assert judged("numbers-agree", tmp_path, plant).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1.0", "NaN"])
+def test_losses_that_are_none_are_named(value: str, tmp_path: Path) -> None:
+    made = judged("files", tmp_path, logged(0, f"quantized val_loss:{value} val_bpb:{value}"))
+    assert made.verdict == "FAIL" and "is no loss" in made.reason
+
+
+def test_the_synthetic_folder_fails_nothing(tmp_path: Path) -> None:
+    verdict = audit_submission(Folder().write(tmp_path / "stack"))
+    assert [made for made in verdict.checks if made.verdict == "FAIL"] == []
