@@ -230,7 +230,7 @@ def train_clock(submission: Submission) -> Finding:
             )
         if log.stop and log.stop.why != "wallclock_cap":
             problems.append(f"{log.name}: training was stopped by {log.stop.why!r}, not by the clock")
-        for number, line in log.lines.items():
+        for number, line in log.lines.items() if log.stop else ():
             if log.stop and log.stop.line < number < log.sealed_line and _TRAINS_ON.search(line[:_SKIPPED_CHARACTERS]):
                 problems.append(f"{log.name} line {number}: training goes on: {line.strip()[:60]!r}")
                 break

@@ -138,7 +138,7 @@ class Log:
         exact = [metric for metric in after if metric.decimals >= 6]
         return (exact or after)[-1] if after else None
 
-    @property
+    @cached_property
     def sealed_line(self) -> int:
         """Number of the line that gives the size of the artifact; 0 without one."""
         return max((number for number, line in self.lines.items() if line.startswith("Serialized model")), default=0)

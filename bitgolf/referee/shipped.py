@@ -67,10 +67,11 @@ def imported_files(submission: Submission) -> dict[str, int]:
     todo = [submission.script]
     while todo and sum(sizes.values()) < _MOST_CODE:
         script = todo.pop()
-        names = [text for text in {*script.strings, *script.texts.values()} if 1 < len(text) < _LONGEST_PATH]
+        texts = {*script.strings, *script.texts.values()} if compiled else ()
+        names = [text for text in texts if 1 < len(text) < _LONGEST_PATH]
         used = [path for path in compiled if any(path.name in text for text in names)]
-        started = {PurePath(word).name for text in _started(script) for word in text.split()}
-        used += [path for path in files if path.name in started]
+        if started := {PurePath(word).name for text in _started(script) for word in text.split()}:
+            used += [path for path in files if path.name in started]
         for module in {*_ALWAYS_IMPORTED, *(name.partition(".")[0] for name in script.imports)} & modules.keys():
             used += modules.pop(module)
         for relative in used:
