@@ -36,7 +36,7 @@ from bitgolf.run.ranks import World
 
 # Tokens of a pass. Its activations take about 25 GB of a GPU for 17 layers of 512 channels, and kernels are efficient.
 _PASS_TOKENS = 32_768
-_SHORTEST_PASS = 512  # shorter windows are padded to it
+_SHORTEST_PASS = 512  # shorter windows are padded to it on a GPU, where small passes cost as much
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ class DocumentScorer:
     def _length(self, row: _Row) -> int:
         """W of the pass for a row: its window, padded to a power of two."""
         end = (row.chunk + 1) * self.config.chunk_tokens
-        return min(max(_SHORTEST_PASS, 1 << (end - 1).bit_length()), self.window)
+        shortest = 1 if self.world.device.type == "cpu" else _SHORTEST_PASS
+        return min(max(shortest, 1 << (end - 1).bit_length()), self.window)
 
     def _choose(self, rows: list[_Row]) -> list[_Row]:
         """The rows of the next pass: those of a length that fill it best, the ones with the most work first."""
