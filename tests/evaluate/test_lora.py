@@ -329,9 +329,9 @@ def test_a_document_cannot_be_entered_in_its_middle() -> None:
 
 
 def test_no_document_waits_for_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One document of 60 targets and 20 of 6 take ten passes of three rows, as many as the long one has chunks."""
-    tokens = np.full(181, 7, dtype=np.uint16)
-    tokens[[0, *range(60, 180, 6)]] = BOS
+    """One document of ten chunks and 20 of one chunk take ten passes of three rows."""
+    tokens = np.full(481, 7, dtype=np.uint16)
+    tokens[[0, *range(160, 480, 16)]] = BOS
     passes: list[int] = []
     one_pass = DocumentScorer._pass
 
@@ -340,7 +340,7 @@ def test_no_document_waits_for_a_longer_one(monkeypatch: pytest.MonkeyPatch) -> 
         return one_pass(self, adapters, rows, *rest)
 
     monkeypatch.setattr(DocumentScorer, "_pass", counting)
-    run(tokens, lora={"documents": 3})
+    run(tokens, lora={"documents": 3, "chunk_tokens": 16})
     assert passes == [3] * 10
 
 
