@@ -77,10 +77,11 @@ def train_log(evidence: Evidence) -> Finding:
         name = event.get("event")
         if reported := sorted(_mentions_of_validation(event)):
             problems.append(f"`{name}` at step {event.get('step')} reports {', '.join(reported)}: validation data")
-        if name in ("step", "end") and event.get("tokens") != event.get("step", 0) * config.train.batch_tokens:
+        sizes, step = config.train.batch_sizes, event.get("step", 0)
+        if name in ("step", "end") and not step * min(sizes) <= event.get("tokens", -1) <= step * max(sizes):
             problems.append(
-                f"{event.get('tokens'):,} tokens at step {event.get('step')}, "
-                f"{config.train.batch_tokens:,} per step are configured"
+                f"{event.get('tokens'):,} tokens at step {step}, "
+                f"{' to '.join(f'{size:,}' for size in sorted({min(sizes), max(sizes)}))} per step are configured"
             )
         if name in ("start", "resume", "branch") and event.get("train_tokens_available", to_draw_from) != to_draw_from:
             held_out = available - to_draw_from

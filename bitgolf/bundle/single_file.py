@@ -50,7 +50,7 @@ _FILE = (
 # resume, or begin as a branch of another run, so it writes no checkpoints. It does not guess which setting an unknown
 # key meant, and its settings have no descriptions and units. It is alone in its run directory. It needs constriction.
 # What watches a training (held-out losses, signals, other loggers, the digest around the warm-up) is left out. Settings
-# without effect were reported when the runs were made.
+# without effect were reported when the runs were made. It reads JSON that bitgolf wrote, without limits.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
@@ -60,6 +60,26 @@ _REPLACED = {
         "class Setting:\n def __init__(self, default): self.is_list = isinstance(default, list)\n"
         "def all_settings(): return {key: Setting(value) for key, value in Config().flat().items()}\n"
         "def is_group(key): return False"
+    ),
+    "bitgolf.foreign": (
+        "import json, tomllib\n"
+        "from bitgolf.errors import ForeignError\n"
+        "MAX_NUMBER_LENGTH = 64\n"
+        "def read_bytes(path, *limit): return open(path, 'rb').read()\n"
+        "def read_at_most(file, most): return file.read(most)\n"
+        "def read_text(path, *limit): return read_bytes(path).decode()\n"
+        "def read_json(path, *limit): return parse_json(read_bytes(path))\n"
+        "def parse_json(data, *limit, parse=json.loads):\n"
+        " try: return parse(data)\n"
+        " except ValueError as error: raise ForeignError from error\n"
+        "def parse_toml(data, *limit):\n"
+        " return parse_json(data, parse=lambda data: tomllib.loads(data if isinstance(data, str) else data.decode()))\n"
+        "def field(record, key):\n"
+        " if key in record: return record[key]\n"
+        " raise ForeignError\n"
+        "def as_object(value, *limits, **more): return value\n"
+        "as_list = as_text = as_bool = as_integer = conform = printable = require_regular = as_object\n"
+        "def as_number(value, *limits): return float(value)"
     ),
     "bitgolf.artifact.plain_ans": "PlainDecoder = None",
     "bitgolf.run.lock": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -188,6 +189,11 @@ class TrainConfig(Section):
     micro_batch_tokens: int = Field(
         65_536, ge=0, description="tokens per forward pass on one rank; auto (0) = as many as the device's memory holds"
     )
+    batch_ramp: tuple[tuple[float, int, float], ...] = Field(
+        (),
+        description="other batches in parts of the run: the fraction from which they hold, tokens per optimizer step, "
+        "and multiplier of all learning rates",
+    )
     max_steps: int = Field(0, ge=0, description="largest number of steps; 0 = no limit but the clock")
     loader: Literal["sequential", "shuffled"] = Field("sequential", description="order of the training rows")
     compile: bool = Field(True, description="use torch.compile for the training step (CUDA only)")
@@ -239,6 +245,12 @@ class TrainConfig(Section):
         for key in ("batch_tokens", "micro_batch_tokens"):
             if getattr(self, key) % self.seq_len:
                 raise ValueError(f"{key} {getattr(self, key)} is not a multiple of seq_len {self.seq_len}")
+        _require_rising("batch_ramp", self.batch_ramp)
+        if any(tokens < 1 or tokens % self.seq_len or rate <= 0 for _, tokens, rate in self.batch_ramp):
+            raise ValueError(
+                f"batch_ramp {_as_lists(self.batch_ramp)} must have multiples of seq_len {self.seq_len} as tokens, and "
+                "multipliers above 0"
+            )
         return self
 
     @model_validator(mode="after")
@@ -288,6 +300,29 @@ class TrainConfig(Section):
                 "average.choose 'fixed'"
             )
         return self
+
+    @property
+    def batch_parts(self) -> tuple[tuple[float, int, float], ...]:
+        """Parts of the run: the fraction from which it holds, tokens per step, multiplier of the learning rates."""
+        first = ((0.0, self.batch_tokens, 1.0),)
+        return self.batch_ramp if self.batch_ramp and self.batch_ramp[0][0] == 0 else first + self.batch_ramp
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Tokens per optimizer step in the parts of the run."""
+        return tuple(tokens for _, tokens, _ in self.batch_parts)
+
+    @property
+    def block_tokens(self) -> int:
+        """The largest number of tokens that divides the batches of all parts; the batch if all are equal."""
+        return math.gcd(*self.batch_sizes)
+
+    @property
+    def mean_batch_tokens(self) -> int:
+        """Tokens per step over the whole run, if the time of a step is proportional to its tokens."""
+        ends = [start for start, _, _ in self.batch_parts[1:]] + [1.0]
+        shares = [(end - start) / tokens for (start, tokens, _), end in zip(self.batch_parts, ends, strict=True)]
+        return round(1 / sum(shares))
 
     @property
     def lowest_lr_scale(self) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -143,6 +144,12 @@ class BatchShape:
         return self.rank_rows // self.micro_rows
 
 
+def next_batches(loader: Iterator[tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
+    """The next `count` batches of a loader as one: inputs and targets, (count * rank_rows, T) int64 each."""
+    batches = [next(loader) for _ in range(count)]
+    return batches[0] if count == 1 else (torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
+
+
 class BatchLoader:
     """Iterates over (inputs, targets), each (rank_rows, T) int64 on `device`, beginning with step `first_step`.
 
@@ -178,6 +185,9 @@ class BatchLoader:
                 continue
         self._thread.join()
 
+    def __iter__(self) -> BatchLoader:
+        return self
+
     def __next__(self) -> tuple[Tensor, Tensor]:
         item = self._queue.get()
         if isinstance(item, BaseException):
@@ -185,9 +195,11 @@ class BatchLoader:
         tokens = item.to(self.device, non_blocking=True).long()
         return tokens[:, :-1], tokens[:, 1:]
 
-    def rows(self, step: int) -> Tensor:
-        """This rank's rows of `step`: (rank_rows, T + 1) int32 on the CPU."""
-        starts = self.order.starts(step * self.shape.rows + self.rank * self.shape.rank_rows, self.shape.rank_rows)
+    def rows(self, step: int, count: int = 1) -> Tensor:
+        """This rank's rows of `count` steps from `step` on: (count * rank_rows, T + 1) int32 on the CPU."""
+        shape = self.shape
+        firsts = [number * shape.rows + self.rank * shape.rank_rows for number in range(step, step + count)]
+        starts = np.concatenate([self.order.starts(first, shape.rank_rows) for first in firsts])
         length = self.order.seq_len + 1
         out = np.empty((len(starts), length), dtype=np.int32)
         for row, start in zip(out, starts, strict=True):

@@ -56,7 +56,7 @@ class Memory:
     def largest_micro_batch(self, config: Config, room_bytes: float, world_size: int = 1) -> int:
         """The most tokens per forward pass that need at most `room_bytes` and divide the batch of a rank; 0 = none."""
         train = config.train
-        rank_rows = train.batch_tokens // train.seq_len // world_size
+        rank_rows = train.block_tokens // train.seq_len // world_size  # they divide the batches of all parts
         most = (room_bytes - self.fixed_bytes) / (self.bytes_per_token * train.seq_len)
         fitting = [rows for rows in range(1, rank_rows + 1) if rank_rows % rows == 0 and rows <= most]
         return max(fitting, default=0) * train.seq_len
@@ -100,7 +100,7 @@ def predict_memory(config: Config, device: torch.device, world_size: int = 1) ->
 def micro_batch_tokens(config: Config, world_size: int = 1) -> int:
     """Tokens per forward pass on one rank; all of its batch for "auto"."""
     train = config.train
-    rank_tokens = max(train.seq_len, train.batch_tokens // world_size)
+    rank_tokens = max(train.seq_len, max(train.batch_sizes) // world_size)
     return min(train.micro_batch_tokens or rank_tokens, rank_tokens)
 
 

@@ -118,7 +118,7 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
 
 def _estimated_speed(config: Config, world: World) -> Speed:
     seconds = estimated_step_seconds(config, world)
-    return Speed(seconds, seconds * world.size / config.train.batch_tokens / 3)
+    return Speed(seconds, seconds * world.size / config.train.mean_batch_tokens / 3)
 
 
 def _steps(config: Config, speed: Speed) -> tuple[int, float, float]:

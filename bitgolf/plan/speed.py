@@ -36,7 +36,7 @@ class Speed:
 
 def estimated_step_seconds(config: Config, world: World) -> float:
     """Seconds per optimizer step, from the speed of one matrix product on this device."""
-    flops = flops_per_token(config.model, config.train.seq_len) * config.train.batch_tokens / world.size
+    flops = flops_per_token(config.model, config.train.seq_len) * config.train.mean_batch_tokens / world.size
     return flops / (_EFFICIENCY * _flops_of_matrix_product(world))
 
 
@@ -55,7 +55,7 @@ def measured_speed(config: Config, world: World) -> Speed:
     A step that would take long is measured as one row of a micro-batch, and the update apart from it.
     """
     train = config.train
-    rank_rows = max(1, train.batch_tokens // train.seq_len // world.size)
+    rank_rows = max(1, train.mean_batch_tokens // train.seq_len // world.size)
     is_long = estimated_step_seconds(config, world) > _LONG_SECONDS
     micro_rows = 1 if is_long else max(1, micro_batch_tokens(config, world.size) // train.seq_len)
     model, _ = build_model(config.model, train.seq_len, world.device, train.attention)

@@ -69,6 +69,7 @@ COMPONENTS = (
         "Snapshot average (SWA)", "PR 414, 693",
         "train.average.swa_weight train.average.swa_start train.average.swa_spacing",
     ),
+    Component("Batch ramp", "modded-nanogpt (github.com/KellerJordan/modded-nanogpt)", "train.batch_ramp"),
     Component("Replay burst", "PR 693", "train.replay.epochs train.replay.batches train.replay.lr"),
     Component(
         "Quantization-aware training", "PR 315, 606", "qat.mode qat.start_lr_scale qat.start_fraction",

@@ -14,7 +14,7 @@ from bitgolf.errors import RunError
 from bitgolf.run.ranks import World
 from bitgolf.train.branch import Trunk, adapt
 from bitgolf.train.checkpoint import CheckpointStore, TrainState, copy_into_
-from bitgolf.train.metrics import TrainLog
+from bitgolf.train.metrics import TrainLog, events_until
 from bitgolf.train.start import Start
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Resumed(_FromCheckpoint):
 
     def open_files(self, store: CheckpointStore, train_log: TrainLog, state: TrainState) -> None:
         self.tensors = {}
-        train_log.begin(self.step)
+        train_log.begin(events_until(train_log.events, self.step))
 
 
 class Branched(_FromCheckpoint):
@@ -62,7 +62,7 @@ class Branched(_FromCheckpoint):
         store.save(state, self.tensors)
         store.wait()
         self.tensors = {}
-        train_log.begin(self.step, self._history)
+        train_log.begin(events_until(self._history, self.step))
 
     def details(self) -> dict[str, Any]:
         return self._details

@@ -98,7 +98,8 @@ def _replay(
     progress: Progress,
     step: int,
 ) -> None:
-    batches = window.batches(step)
+    ramp = timeline.pace.ramp
+    batches = window.batches(ramp.blocks(step), ramp.last_size)
     replayed = replay(trainer, loader, batches, step, timeline, pipe, progress)
     trainer.world.synchronize()
     if replayed.steps < replayed.planned:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from bitgolf.data.loader import BatchLoader
+from bitgolf.data.loader import BatchLoader, next_batches
 from bitgolf.train.checkpoint_times import Checkpoints
 from bitgolf.train.late import LatePhase
 from bitgolf.train.metrics import StepReport, TrainLog
@@ -39,9 +39,11 @@ def make_steps(
     loops = bool(trainer.model.config.loop.repeats)
     looped = not loops or timeline.fraction(step) >= config.loop_start
     model, last_windows = trainer.model, trainer.model.config.attention.windows
+    ramp, blocks = timeline.pace.ramp, 0
     while not timeline.steps_are_over(step):
-        inputs, targets = next(loader)
         fraction = timeline.fraction(step)
+        before, (blocks, rate) = blocks, ramp.enter(step, fraction)
+        inputs, targets = next_batches(loader, blocks)
         lr_scale = lr_multiplier(fraction, config.warmdown, config.min_lr)
         late_is_on = late is not None and late.config.is_on(fraction, lr_scale)
         if late is not None and late_is_on and not late_has_begun:
@@ -53,7 +55,10 @@ def make_steps(
         if (windows := windows_at(fraction, config, last_windows)) != model.windows:
             model.windows = windows
             report.log.write("windows", step=step, fraction=fraction, window=windows[0], full_window=windows[1])
-        window.note(step, lr_scale)
+        if blocks != before and len(ramp.parts) > 1:
+            tokens = blocks * config.block_tokens
+            report.log.write("batch", step=step, fraction=fraction, batch_tokens=tokens, lr_multiplier=rate)
+        window.note(ramp.blocks(step), lr_scale)
         momentum = muon_momentum(fraction, config.muon)
         metrics = trainer.step(
             inputs,
@@ -64,6 +69,7 @@ def make_steps(
             fraction,
             late_is_on,
             looped=looped,
+            rate=rate,
             decay=muon_decay(fraction, config.muon),
             extra=None if late_is_on else extra_weights(fraction, config.extra_targets),
         )

@@ -1,6 +1,6 @@
 """The training log: `train.jsonl` (one JSON object per line) and `train.log` (the same as text).
 
-Events: start or branch, step, held_out, late, loop, windows, checkpoint, resume; after the steps replay, choice,
+Events: start or branch, step, held_out, late, loop, windows, batch, checkpoint, resume; after the steps replay, choice,
 calibration, curvature, end.
 Metrics are copied from the device a few steps late, so that reading them never makes a GPU wait.
 """
@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,25 +47,10 @@ class TrainLog:
         self.seal = ""  # of the last line
         self.sinks: list[Sink] = []  # get the same metrics
 
-    def begin(self, resumed_step: int | None, history: Path | None = None) -> None:
-        """Start new files, or go on from a checkpoint, without the lines that were written after its step.
-
-        Args:
-            resumed_step: step of the checkpoint; None = a new run.
-            history: the `train.jsonl` to go on from, if it is not this run's own (a branch takes over its trunk's).
-        """
+    def begin(self, kept: Sequence[dict[str, Any]] = ()) -> None:
+        """Start new files, with the events of `events_until` if a training goes on."""
         if not self.enabled:
             return
-        self.seal = ""
-        if resumed_step is None:
-            self.events.write_text("")
-            self.text.write_text("")
-            return
-        kept = [
-            event
-            for event in read_events(history or self.events)
-            if event.get("step", 0) <= resumed_step and event["event"] not in _AFTER_THE_STEPS
-        ]
         self.seal = kept[-1].get("seal", "") if kept else ""
         atomic.write_text(self.events, "".join(json.dumps(event) + "\n" for event in kept))
         atomic.write_text(self.text, "".join(_as_text(event) + "\n" for event in kept))
@@ -81,6 +67,13 @@ class TrainLog:
             handle.write(_as_text(entry) + "\n")
         log.info("%s", _as_text(entry))
         send(self.sinks, event, values)
+
+
+def events_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Events of a `train.jsonl` up to a checkpoint of `step`, without those that were written after it."""
+    return [
+        event for event in read_events(path) if event.get("step", 0) <= step and event["event"] not in _AFTER_THE_STEPS
+    ]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -187,7 +180,7 @@ class StepReport:
     ) -> None:
         self.mfu_per_token_rate = mfu_per_token_rate
         self.pipe, self.timeline, self.log = pipe, timeline, train_log
-        self.batch_tokens, self.log_every = config.batch_tokens, config.log_every
+        self.block_tokens, self.log_every = config.block_tokens, config.log_every
         self.progress = progress if world.is_main else silent
         self._held_out = ""  # the last held-out loss, for the progress bar
         self._losses: list[float] = []  # since the last log line
@@ -216,14 +209,17 @@ class StepReport:
             return
         logged_step, logged_elapsed = self._last_logged
         # A reading is taken at the launch of a step, so that of step 1 measures nothing; the warm-up's step is used.
-        seconds = self.timeline.pace.seconds_per_step if step == 1 else elapsed - logged_elapsed
-        speed = (step - logged_step) * self.batch_tokens / max(seconds, 1e-9)
+        pace, blocks = self.timeline.pace, self.timeline.pace.ramp.blocks
+        seconds = elapsed - logged_elapsed
+        if step == 1:
+            seconds = pace.seconds_per_step * blocks(1) / pace.ramp.last_size
+        speed = (blocks(step - 1) - blocks(logged_step - 1)) * self.block_tokens / max(seconds, 1e-9)
         self.log.write(
             "step",
             step=step,
             loss=sum(self._losses) / len(self._losses),
             lr_scale=lr_scale,
-            tokens=step * self.batch_tokens,
+            tokens=blocks(step) * self.block_tokens,
             elapsed_seconds=elapsed,
             grad_norm=grad_norm,
             tokens_per_second=speed,

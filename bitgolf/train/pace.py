@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from bitgolf.config import TrainConfig
 from bitgolf.run.clock import Clock
+from bitgolf.train.ramp import Ramp
 
 LAG = 2  # steps between the launch of a step and the reading of its metrics
 MARGIN_SECONDS = 0.1  # for the last launches and the transfer of the statistics
@@ -20,35 +21,41 @@ MARGIN_SECONDS = 0.1  # for the last launches and the transfer of the statistics
 class Pace:
     """Elapsed time as every rank knows it: the last shared reading and the seconds per step.
 
+    A step of several blocks of rows (`ramp`) is taken to last several times as long as one of a single block.
+
     Args:
         step: number of steps made before this process.
         elapsed: seconds spent before this process.
-        seconds_per_step: as measured in the warm-up.
-
-    Attributes:
-        seconds_per_step: running average over about the last ten steps, for predicting the present.
-        mean_seconds: average over all steps of this process, for dividing the budget.
+        seconds_per_step: as measured in the warm-up, of a step in the last part of the ramp.
+        ramp: blocks per step; None = one.
     """
 
-    def __init__(self, step: int, elapsed: float, seconds_per_step: float) -> None:
-        self.step, self.elapsed = step, elapsed
-        self.seconds_per_step = seconds_per_step
+    def __init__(self, step: int, elapsed: float, seconds_per_step: float, ramp: Ramp | None = None) -> None:
+        self.step, self.elapsed, self.ramp = step, elapsed, ramp or Ramp()
         self._first = step
-        self._seconds, self._steps = 0.0, 0
+        self._seconds_per_block = seconds_per_step / self.ramp.last_size
+        self._seconds, self._blocks = 0.0, 0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Running average of about ten steps, for predicting the present. Of a step in the last part of the ramp."""
+        return self._seconds_per_block * self.ramp.last_size
 
     @property
     def mean_seconds(self) -> float:
-        return self._seconds / self._steps if self._steps else self.seconds_per_step
+        """Average over all steps of this process, for dividing the budget. Of a step in the last part of the ramp."""
+        return self._seconds / self._blocks * self.ramp.last_size if self._blocks else self.seconds_per_step
 
     def observe(self, step: int, elapsed: float) -> None:
         """Take in rank 0's reading at the launch of `step`, counted from 1."""
         if step <= self.step:
             return
         # A reading is taken at the launch of a step, so the first one measures no completed step.
-        steps, seconds = step - max(self.step, self._first + 1), elapsed - self.elapsed
-        if steps > 0:
-            self.seconds_per_step += 0.1 * (seconds / steps - self.seconds_per_step)
-            self._seconds, self._steps = self._seconds + seconds, self._steps + steps
+        blocks = self._blocks_before(step) - self._blocks_before(max(self.step, self._first + 1))
+        seconds = elapsed - self.elapsed
+        if blocks > 0:
+            self._seconds_per_block += 0.1 * (seconds / blocks - self._seconds_per_block)
+            self._seconds, self._blocks = self._seconds + seconds, self._blocks + blocks
         self.step, self.elapsed = step, elapsed
 
     def restart(self, step: int, elapsed: float) -> None:
@@ -57,7 +64,13 @@ class Pace:
 
     def predict(self, step: int) -> float:
         """The elapsed seconds at the launch of `step`."""
-        return self.elapsed + max(0, step - self.step) * self.seconds_per_step
+        return (
+            self.elapsed + max(0, self._blocks_before(step) - self._blocks_before(self.step)) * self._seconds_per_block
+        )
+
+    def _blocks_before(self, step: int) -> int:
+        """Blocks of the steps before `step`, counted from 1."""
+        return self.ramp.blocks(step - 1)
 
 
 @dataclass(frozen=True)

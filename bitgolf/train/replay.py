@@ -30,17 +30,18 @@ class ReplayWindow:
         self.config = config
         self.first = torch.full((), -1, dtype=torch.int64)  # number of the first such batch; negative = none yet
 
-    def note(self, step: int, lr_scale: float) -> None:
-        """Batch `step` was trained on with this learning-rate multiplier."""
+    def note(self, block: int, lr_scale: float) -> None:
+        """The batch that begins with `block` (see `bitgolf.train.ramp`) was trained on with this multiplier."""
         if lr_scale >= self.config.lr_scale_below:
             self.first.fill_(-1)
         elif int(self.first) < 0:
-            self.first.fill_(step)
+            self.first.fill_(block)
 
-    def batches(self, step: int) -> range:
-        """Numbers of the batches to replay after `step` steps: the last ones with a low rate."""
+    def batches(self, taken: int, size: int = 1) -> range:
+        """First blocks of the batches to replay, of `size` blocks, after `taken` blocks: the last with a low rate."""
         first = int(self.first)
-        return range(max(first, step - self.config.batches), step) if first >= 0 else range(0)
+        count = min(self.config.batches, (taken - first) // size) if first >= 0 else 0
+        return range(taken - count * size, taken, size)
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, live (not copies)."""
@@ -75,8 +76,8 @@ def replay(
     """Train again on `batches`, `train.replay.epochs` times in order, until `Division.replay_end` at the latest.
 
     Args:
-        loader: gives this rank's rows of a batch by its number.
-        batches: numbers of batches, each below `step`.
+        loader: gives this rank's rows of blocks by their number.
+        batches: first blocks of batches of `batches.step` blocks, which the steps before have taken.
         step: optimizer steps made so far. The steps of the burst count on from it for the pace and the metrics.
     """
     config, world, pace = trainer.config, trainer.world, timeline.pace
@@ -93,8 +94,8 @@ def replay(
     for number in order:
         if pace.predict(step + made + 1) > timeline.division.replay_end:
             break
-        assert number < step  # only batches that have been seen
-        rows = loader.rows(number)
+        assert number + batches.step <= pace.ramp.blocks(step)  # only batches that have been seen
+        rows = loader.rows(number, batches.step)
         tokens = (rows.pin_memory() if world.device.type == "cuda" else rows).to(world.device, non_blocking=True).long()
         metrics = trainer.step(
             tokens[:, :-1],

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from bitgolf.config import Config
-from bitgolf.data.loader import BatchLoader, BatchShape, HeldOut, RowOrder
+from bitgolf.data.loader import BatchLoader, BatchShape, HeldOut, RowOrder, next_batches
 from bitgolf.data.prepare import PreparedData
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ConfigError
@@ -40,14 +40,16 @@ class TrainingRows:
     Attributes:
         stream: the tokens of all training shards.
         order: of the rows that training may read.
-        shape: how a batch is divided over ranks and micro-batches.
+        shape: how a batch is divided over ranks and micro-batches, the largest batch of `train.batch_ramp`.
         held_out: the rows that training may not read.
+        blocks: in one of the largest batches (see `bitgolf.train.ramp`).
     """
 
     stream: CheckedTokens
     order: RowOrder
     shape: BatchShape
     held_out: HeldOut
+    blocks: int = 1
 
     @classmethod
     def plan(cls, data: PreparedData, config: Config, num_ranks: int) -> TrainingRows:
@@ -58,15 +60,25 @@ class TrainingRows:
                 f"model.vocab_size {config.model.vocab_size} but the tokenizer of the data has {vocab_size} entries; "
                 f"set --model.vocab_size {vocab_size}"
             )
-        shape = BatchShape.plan(train.batch_tokens, train.micro_batch_tokens, train.seq_len, num_ranks)
+        for tokens in sorted(train.batch_sizes):  # the largest last
+            shape = BatchShape.plan(tokens, train.micro_batch_tokens, train.seq_len, num_ranks)
         held_out = HeldOut.of(data.train.num_tokens, train)
         order = RowOrder(held_out.first, train.seq_len, train.loader == "shuffled", config.seed)
-        return cls(CheckedTokens(data.train, vocab_size), order, shape, held_out)
+        blocks = max(train.batch_sizes) // train.block_tokens
+        return cls(CheckedTokens(data.train, vocab_size), order, shape, held_out, blocks)
 
-    def loader(self, world: World, first_step: int) -> BatchLoader:
-        """This rank's batches from step `first_step` on."""
+    def loader(self, world: World, first: int) -> BatchLoader:
+        """This rank's blocks from number `first` on. Without a ramp, a block is a batch."""
+        rank_rows = self.shape.rank_rows // self.blocks
+        block = BatchShape(self.shape.rows // self.blocks, rank_rows, min(rank_rows, self.shape.micro_rows))
         return BatchLoader(
-            self.stream, self.order, self.shape, rank=world.rank, device=world.device, first_step=first_step
+            self.stream,
+            self.order,
+            block,
+            rank=world.rank,
+            device=world.device,
+            first_step=first,
+            ahead=2 * self.blocks,
         )
 
     def num_micro_batches(self, tokens: int, num_ranks: int) -> int:
@@ -76,7 +88,7 @@ class TrainingRows:
     def micro_batches(self, loader: BatchLoader, count: int) -> Iterator[Tensor]:
         """The inputs of the loader's next `count` micro-batches, (B, T) int64 each."""
         while count:
-            for micro in next(loader)[0].split(self.shape.micro_rows)[:count]:
+            for micro in next_batches(loader, self.blocks)[0].split(self.shape.micro_rows)[:count]:
                 count -= 1
                 yield micro
 

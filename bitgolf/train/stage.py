@@ -46,6 +46,7 @@ from bitgolf.train.loop import make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
 from bitgolf.train.pace import Pace, Timeline
 from bitgolf.train.plan import Plan, make_plan
+from bitgolf.train.ramp import Ramp
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.sinks import open_sinks
@@ -82,7 +83,8 @@ def train(
         require_same_data(trunk, data)
     trainer, backend = make_trainer(config, prepared, rows, world)
     window = ReplayWindow(config.train.replay)
-    live = trainer.tensors() | window.state()
+    ramp = Ramp.of(config.train)
+    live = trainer.tensors() | window.state() | ramp.state()
     store = CheckpointStore(run / "checkpoint")
     start = find_start(config, store, live, world, resume=resume, trunk=trunk)
     shapes, noise = trainer.model.shapes(), TrialNoise.of(config)
@@ -92,6 +94,7 @@ def train(
     if start.may_extend_budget:
         plan, config = extend_budget_(run, plan, world)
     start.restore_(live)
+    ramp.begin(start.step)
     plan.require_time(start.step, start.seconds)
 
     train_log = TrainLog(run.path, world.is_main)
@@ -112,7 +115,7 @@ def train(
         **start.details(),
         **plan.figures(),
     )
-    pace = Pace(start.step, start.seconds, plan.step_seconds)
+    pace = Pace(start.step, start.seconds, plan.step_seconds, ramp)
     timeline = Timeline(Clock(start.seconds), pace, plan.division, config.train.max_steps)
     complete = trainer.optimizer.muon.gather_
     checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world, complete)
@@ -121,7 +124,7 @@ def train(
     report = StepReport(pipe, timeline, train_log, config.train, world, progress, mfu_per_rate)
     watch = Watch(trainer, rows, timeline, report, prepared.tokenizer, world, config.train.watch)
     stopwatch, ends = Stopwatch(timeline.clock, world), plan.end_times
-    with rows.loader(world, start.step) as loader:
+    with rows.loader(world, int(ramp.taken)) as loader:
         world.barrier()
         timeline.clock.start()
         with StopOnSignal(checkpoints, report, world, watch.after_step) as after_step:
@@ -134,7 +137,8 @@ def train(
     if world.is_main:
         store.close()
         statistics = with_curvature(statistics, weights.shipped, noise, config.pack.rate.hessian, world.device)
-        _write_products(run, weights, statistics, stopwatch.seconds, train_log, step)
+        tokens = ramp.blocks(step) * config.train.block_tokens
+        _write_products(run, weights, statistics, stopwatch.seconds, train_log, step, tokens)
     world.barrier()
 
 
@@ -145,10 +149,11 @@ def _write_products(
     seconds: dict[str, float],
     train_log: TrainLog,
     step: int,
+    tokens: int,
 ) -> None:
     write_statistics(run / "calibration", statistics)
     write_weights(run.path, weights, last_too=run.config.score.last_reference)
-    products, tokens = file_digests(run.path, *TRAIN_PRODUCTS), step * run.config.train.batch_tokens
+    products = file_digests(run.path, *TRAIN_PRODUCTS)
     charge_and_log_end(run.budget(), train_log, seconds, step, tokens, statistics, weights.average, products)
 
 

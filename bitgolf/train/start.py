@@ -36,7 +36,7 @@ class Start:
     def open_files(self, store: CheckpointStore, train_log: TrainLog, state: TrainState) -> None:
         """Make the run's checkpoints and log ready for the training from `state` on; called on rank 0."""
         store.remove_all()
-        train_log.begin(None)
+        train_log.begin()
 
     def details(self) -> dict[str, Any]:
         """What the log line says besides step and seconds."""

@@ -31,6 +31,7 @@ from bitgolf.train.average import Averages
 from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 from bitgolf.train.optimizer import ModelOptimizer
+from bitgolf.train.ramp import Ramp
 from bitgolf.train.schedule import extra_weights, windows_at
 
 
@@ -100,13 +101,14 @@ class Trainer:
         late: bool = False,
         snapshots: bool = True,
         looped: bool = True,
+        rate: float = 1.0,
         decay: float | None = None,
         extra: list[float] | None = None,
     ) -> Tensor:
         """One update from this rank's rows.
 
         Args:
-            inputs, targets: (rank_rows, T) int64.
+            inputs, targets: (B, T) int64.
             lr_scale: multiplier on every learning rate.
             momentum: Muon momentum.
             elapsed: rank 0's clock, which every rank gets with the metrics.
@@ -114,6 +116,7 @@ class Trainer:
             late: use the loss of the late phase (quantized or penalized).
             snapshots: SWA may take a snapshot after this step.
             looped: run the looped layers of the model several times.
+            rate: another multiplier on every learning rate, which is no part of the schedule (`train.batch_ramp`).
             decay: Muon's weight decay; None = the configured one.
             extra: weights of `extra_weights`; None = the plain loss. The late phase has no extra targets.
         Returns:
@@ -125,11 +128,13 @@ class Trainer:
             self.late.prepare(fraction)
         if extra is not None:
             self._extra.weights.copy_(torch.tensor(extra))
-        micro_batches = zip(inputs.split(self.shape.micro_rows), targets.split(self.shape.micro_rows), strict=True)
+        micro_rows = min(len(inputs), self.shape.micro_rows)
+        accumulation = len(inputs) // micro_rows
+        micro_batches = zip(inputs.split(micro_rows), targets.split(micro_rows), strict=True)
         for number, (x, y) in enumerate(micro_batches, 1):
-            loss = self._micro_loss(x, y, late, looped, extra is not None) / self.shape.accumulation
+            loss = self._micro_loss(x, y, late, looped, extra is not None) / accumulation
             self.mark("forward")
-            if number == self.shape.accumulation and self.optimizer.muon.exchange is not None:
+            if number == accumulation and self.optimizer.muon.exchange is not None:
                 self.optimizer.muon.exchange.arm()
             loss.backward()
             self.mark("backward")
@@ -137,7 +142,7 @@ class Trainer:
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
         self.optimizer.average_(head)
         self.mark("communication")
-        norms = self.optimizer.step(lr_scale, momentum, decay, fraction >= self.config.muon.two_rails_from < 1)
+        norms = self.optimizer.step(lr_scale * rate, momentum, decay, fraction >= self.config.muon.two_rails_from < 1)
         self.mark("optimizer")
         self.averages.update(fraction, lr_scale, snapshots=snapshots)
         self.mark("averaging")
@@ -179,10 +184,10 @@ class Trainer:
         kinds = self._kinds()
         total = len(kinds) * self.config.warmup_steps
         for number, kind in enumerate(kind for kind in kinds for _ in range(self.config.warmup_steps)):
-            late, looped, extra, self.model.windows = kind
+            late, looped, extra, self.model.windows, rows = kind
             if self.world.is_main:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
-            shape = (self.shape.rank_rows, self.config.seq_len + 1)
+            shape = (rows, self.config.seq_len + 1)
             tokens = torch.randint(self.model.config.vocab_size, shape, generator=generator, device=self.world.device)
             self.world.synchronize()
             begin = time.perf_counter()
@@ -206,17 +211,19 @@ class Trainer:
             raise AssertionError("the compile warm-up changed the training state")
         return statistics.median(seconds[-max(1, self.config.warmup_steps // 2) :])
 
-    def _kinds(self) -> list[tuple[bool, bool, bool, tuple[int, int]]]:
-        """Every kind of step that the run makes, (late, looped, extra targets, windows). The last is the slowest."""
+    def _kinds(self) -> list[tuple[bool, bool, bool, tuple[int, int], int]]:
+        """Every kind of step that the run makes: (late, looped, extra targets, windows, rows of this rank)."""
         config, targets, last = self.config, self.config.extra_targets, self.model.config.attention.windows
         loop_start = config.loop_start if self.model.config.loop.repeats else 0.0
-        starts = {0.0, loop_start, targets.until * targets.enabled, *(part[0] for part in config.windows)}
-        at = {
-            start: (start >= loop_start, targets.enabled and start < targets.until, windows_at(start, config, last))
-            for start in sorted(starts | {1.0})
-        }
-        kinds = [(False, *kind) for kind in at.values()]
-        late = [(True, looped, False, windows) for looped, _, windows in at.values()] if self.late else []
+        ramp, largest = Ramp.of(config), max(config.batch_sizes) // config.block_tokens
+        parts = [*config.windows, *ramp.parts]
+        starts = {0.0, loop_start, targets.until * targets.enabled, 1.0, *(part[0] for part in parts)}
+        kinds = []
+        for start in sorted(starts):
+            rows = self.shape.rank_rows * ramp.enter(0, start)[0] // largest
+            learns_more = targets.enabled and start < targets.until
+            kinds.append((False, start >= loop_start, learns_more, windows_at(start, config, last), rows))
+        late = [(True, looped, False, windows, rows) for _, looped, _, windows, rows in kinds] if self.late else []
         return list(dict.fromkeys(kinds + late))
 
     def _require_short_steps(self, limit_seconds: float) -> None:

@@ -147,7 +147,7 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
     total = 1000 + CODE_BYTES
     atomic.write_json(run / "pack.json", {"model_bytes": 1000, "code_bytes": CODE_BYTES, "total_bytes": total})
     log = TrainLog(run.path, True)
-    log.begin(None)
+    log.begin()
     log.write("start", step=0, elapsed_seconds=0.0, config_sha256=config().digest(), seed=1337, vocab_size=VOCAB)
     log.write("step", step=9, loss=3.0, tokens=576, elapsed_seconds=60.0)
     log.write("calibration", step=20, tokens=128, elapsed_seconds=98.0)

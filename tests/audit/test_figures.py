@@ -107,7 +107,7 @@ CHARGES = [
 
 def test_numbers_agree(tmp_path: Path) -> None:
     log = TrainLog(tmp_path, True)
-    log.begin(None)
+    log.begin()
     for event in train_events():
         log.write(**event)
     printed = (tmp_path / "train.log").read_text()

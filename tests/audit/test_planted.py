@@ -178,7 +178,7 @@ def log(change: Callable[[list[dict[str, Any]]], object]) -> InRun:
         events = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
         change(events)
         log = TrainLog(root, True)
-        log.begin(None)
+        log.begin()
         for event in events:
             log.write(**event)
 

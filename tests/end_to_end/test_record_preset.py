@@ -43,6 +43,8 @@ SMALL = {
     "train.seq_len": 128,
     "train.batch_tokens": 512,
     "train.micro_batch_tokens": 512,
+    "train.batch_ramp": "[[0.6, 1024, 1.2]]",
+    "train.windows": "[[0, 6, 20], [0.4, 12, 0]]",
     "train.max_steps": 5,
     "train.warmup_steps": 1,
     "train.held_out_tokens": 512,
@@ -75,6 +77,7 @@ def test_the_preset_runs_whole(corpus: Path, tmp_path: Path) -> None:
     result = done("run", "record", *words, "--out", run, "--json")
     assert result.json["audit_passed"]
     assert "no effect" not in result.stderr
+    assert [event["tokens"] for event in events(run, "end")] == [3 * 512 + 2 * 1024]
     (switch,) = events(run, "loop")
     assert (switch["step"], switch["fraction"]) == (2, 0.4)
     score, pack = read_json(run / "score.json"), read_json(run / "pack.json")

@@ -99,7 +99,7 @@ def run(
     trainer, store, window = NotingTrainer(config, clock, late, repeats), Store(), ReplayWindow(ReplayConfig(epochs=1))
     timeline = Timeline(clock, Pace(first, float(first), 1.0), Division(limit, 0.0), config.max_steps)
     train_log = TrainLog(folder, enabled=True)
-    train_log.begin(None)
+    train_log.begin()
     state = TrainState(first, float(first), "digest", 1)
     checkpoints = Checkpoints(
         store,

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from bitgolf.errors import TrainingDiverged
-from bitgolf.train.metrics import MetricsPipe, TrainLog, read_events
+from bitgolf.train.metrics import MetricsPipe, TrainLog, events_until, read_events
 
 CPU = torch.device("cpu")
 
 
 def test_events_are_lines_of_json_and_the_same_as_text(tmp_path: Path) -> None:
     log = TrainLog(tmp_path, enabled=True)
-    log.begin(None)
+    log.begin()
     log.write("start", step=0, device="cpu")
     log.write("step", step=1, loss=2.5)
     lines = [{k: v for k, v in line.items() if k != "seal"} for line in read_events(tmp_path / "train.jsonl")]
@@ -30,14 +30,14 @@ def test_events_are_lines_of_json_and_the_same_as_text(tmp_path: Path) -> None:
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = TrainLog(tmp_path, enabled=False)
-    log.begin(None)
+    log.begin()
     log.write("start", step=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_resumption_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     log = TrainLog(tmp_path, enabled=True)
-    log.begin(None)
+    log.begin()
     log.write("start", step=0)
     for step in range(1, 6):
         log.write("step", step=step)
@@ -45,7 +45,7 @@ def test_resumption_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None
             log.write("checkpoint", step=step)
     for event in ("replay", "choice", "calibration", "end"):
         log.write(event, step=3)
-    log.begin(3)
+    log.begin(events_until(log.events, 3))
     kept = [(event["event"], event["step"]) for event in read_events(tmp_path / "train.jsonl")]
     assert kept == [("start", 0), ("step", 1), ("step", 2), ("step", 3), ("checkpoint", 3)]
     assert (tmp_path / "train.log").read_text().count("\n") == len(kept)
@@ -55,12 +55,12 @@ def test_a_branch_begins_with_the_lines_of_its_trunk_up_to_its_step(tmp_path: Pa
     trunk, log = (TrainLog(tmp_path / name, enabled=True) for name in ("trunk", "branch"))
     for folder in ("trunk", "branch"):
         (tmp_path / folder).mkdir()
-    trunk.begin(None)
+    trunk.begin()
     for step in range(4):
         trunk.write("step", step=step)
     trunk.write("end", step=3)
     before = trunk.events.read_bytes()
-    log.begin(2, trunk.events)
+    log.begin(events_until(trunk.events, 2))
     log.write("branch", step=2)
     assert [(e["event"], e["step"]) for e in read_events(log.events)] == [
         ("step", 0),
@@ -70,7 +70,7 @@ def test_a_branch_begins_with_the_lines_of_its_trunk_up_to_its_step(tmp_path: Pa
     ]
     assert log.text.read_text().count("\n") == 4
     assert trunk.events.read_bytes() == before
-    log.begin(2)
+    log.begin(events_until(log.events, 2))
     assert [e["event"] for e in read_events(log.events)] == ["step"] * 3 + ["branch"]  # a resumed branch keeps its line
 
 
@@ -79,7 +79,7 @@ def test_a_line_cut_by_an_interrupt_ends_the_log(tmp_path: Path) -> None:
     path.write_text('{"event": "start", "step": 0}\n{"event": "step", "st')
     assert read_events(path) == [{"event": "start", "step": 0}]
     log = TrainLog(tmp_path, enabled=True)
-    log.begin(0)
+    log.begin(events_until(log.events, 0))
     log.write("resume", step=0)
     assert [json.loads(line)["event"] for line in path.read_text().splitlines()] == ["start", "resume"]
 
