@@ -106,7 +106,8 @@ class LanguageModel(PackedModel):
         """The scorer of a text of so many tokens: sliding windows."""
         most = _BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
         batch = max(self.window, min(most, self.window * (1 + num_tokens // self.stride)))
-        return WindowScorer(self.model, self.window, min(self.stride, self.window), batch, self.device, 0, 1)
+        documents = self.model.config.attention.within_documents
+        return WindowScorer(self.model, self.window, min(self.stride, self.window), batch, self.device, 0, 1, documents)
 
 
 def load(path: str | Path, device: str | torch.device = "auto", attention: str = "auto") -> LanguageModel:

@@ -49,8 +49,9 @@ _FILE = (
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
 # resume, or begin as a branch of another run, so it writes no checkpoints. It does not guess which setting an unknown
 # key meant, and its settings have no descriptions and units. It is alone in its run directory. It needs constriction.
-# What watches a training (held-out losses, signals, other loggers, the digest around the warm-up) is left out. Settings
-# without effect were reported when the runs were made. It reads JSON that bitgolf wrote, without limits.
+# It scores no references. What watches a training (held-out losses, signals, other loggers, the digest around the
+# warm-up) is left out. Settings without effect were reported when the runs were made. It reads JSON that bitgolf wrote,
+# without limits.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
@@ -90,6 +91,10 @@ _REPLACED = {
     "bitgolf.train.watch": "class Watch:\n def __init__(self, *parts): pass\n def after_step(self, *step): pass",
     "bitgolf.train.stop": "from contextlib import nullcontext\ndef StopOnSignal(*parts): return nullcontext(parts[-1])",
     "bitgolf.train.sinks": "Sink = None\ndef open_sinks(*run): return []\ndef send(*event): pass",
+    "bitgolf.evaluate.references": (
+        "FLOAT_WEIGHTS = {}\ndef float_weights(*run): return {}\n"
+        "float_model = general_purpose = validation_bytes = None"
+    ),
     "bitgolf.model.flops": "def mfu(*training): return None",
     "bitgolf.train.effects": "def without_effect(*run): return ()",
     "bitgolf.train.continued": "from bitgolf.train.start import Start\ndef find_start(*run, **options): return Start()",

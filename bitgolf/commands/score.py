@@ -66,7 +66,7 @@ def _score_text(arguments: Arguments, out: Console) -> int:
         raise DataError(
             f"{arguments.target} is not UTF-8 text: byte {error.start:,} is 0x{data[error.start]:02X}"
         ) from error
-    from bitgolf.evaluate.score import general_purpose
+    from bitgolf.evaluate.references import general_purpose
     from bitgolf.language_model import load
 
     model = load(artifact_path(arguments.model), arguments.device)

@@ -12,30 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import lzma
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
-from torch import Tensor
 
-from bitgolf.artifact.open import forbid_impossible_, open_model
-from bitgolf.config import Config, ModelConfig, TTTConfig
+from bitgolf.artifact.open import open_model
+from bitgolf.config import TTTConfig
 from bitgolf.data.prepare import PreparedData, open_data
-from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.errors import ConfigError, RunError
+from bitgolf.errors import ConfigError
 from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass, adapted_pass_name, preserved
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
+from bitgolf.evaluate.references import FLOAT_WEIGHTS, float_model, float_weights, general_purpose, validation_bytes
 from bitgolf.evaluate.split_model import Model, Tempered, scoring_model
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
-from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.gpt import GPT
-from bitgolf.model.weights import read_tensors
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory, writes_run
@@ -44,8 +38,6 @@ from bitgolf.run.ranks import World, device_name
 from bitgolf.run.seal import SCORE_SETTINGS, code_digest, data_seal, file_digest, record_seal, seal_of, settings_of
 
 _logger = logging.getLogger(__name__)
-
-_FLOAT_WEIGHTS = {"float": "weights", "last": "weights-last"}  # key in score.json -> file name without its ending
 
 
 @writes_run
@@ -59,7 +51,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     data, path = open_data(run.require("data")), run.require("model.bitgolf")
     passes = _Passes(*_validation_text(data, config.model.vocab_size), Windows.of(config), world, progress)
     asked = {"float": config.score.float_reference, "last": config.score.last_reference}
-    references = _float_weights(run.path, [key for key in asked if asked[key]], config.model, config.window)
+    references = float_weights(run.path, [key for key in asked if asked[key]], config.model, config.window)
 
     world.barrier()
     begin = time.perf_counter()
@@ -80,7 +72,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     first = config.score.methods[0]
     float_scores = {
         key: passes.plain(
-            first, _float_model(tensors, config, data.tokenizer, world), f"score float {_FLOAT_WEIGHTS[key]}"
+            first, float_model(tensors, config, data.tokenizer, world), f"score float {FLOAT_WEIGHTS[key]}"
         ).score
         for key, tensors in references.items()
     }
@@ -88,7 +80,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         return
     compressors = {}
     if config.score.compressors:
-        compressors = general_purpose(_validation_bytes(data, passes.tokens), progress)
+        compressors = general_purpose(validation_bytes(data, passes.tokens), progress)
     tape = scored[-1].tape
     losses = {each.name: nll_file(each.name, scored[-1].name) for each in scored}
     for each in scored:
@@ -201,36 +193,6 @@ def _validation_text(data: PreparedData, vocab_size: int) -> tuple[np.ndarray, n
     return tokens, data.tokenizer.byte_costs(tokens)
 
 
-def _float_weights(folder: Path, keys: Iterable[str], model: ModelConfig, window: int) -> dict[str, dict[str, Tensor]]:
-    """Float weights to score beside the artifact, by the key of their score; those without a file are left out.
-
-    Raises RunError when a file is damaged or holds values that are not finite, ArtifactError when it belongs to
-    another model.
-    """
-    weights: dict[str, dict[str, Tensor]] = {}
-    for key in keys:
-        path = folder / f"{_FLOAT_WEIGHTS[key]}.safetensors"
-        if not path.exists():
-            continue
-        tensors = weights[key] = read_tensors(path, folder)
-        check_tensors(model, window, tensors, str(path))
-        broken = next((name for name, values in tensors.items() if not bool(values.isfinite().all())), None)
-        if broken is not None:
-            raise RunError(
-                f"{path}: tensor {broken!r} has values that are not finite; run `bitgolf train {folder}` again"
-            )
-    return weights
-
-
-def _float_model(tensors: dict[str, Tensor], config: Config, tokenizer: Tokenizer, world: World) -> Model:
-    """A model with float weights, as the scorers call it."""
-    model, _ = build_model(config.model, config.window, world.device, config.train.attention)
-    load_weights_(model, tensors, "float weights")
-    if config.score.canonical:
-        forbid_impossible_(model, tokenizer)
-    return scoring_model(model.eval().requires_grad_(False), compiled=config.score.compile)
-
-
 def _charge(budget: Budget, load_seconds: float, scored: list[_ScoredPass]) -> None:
     """Replace the evaluation seconds of an earlier `score` in the budget ledger."""
     budget.forget("score")
@@ -256,26 +218,6 @@ def _scores(
         "float": references.get("float", {}),
         "quantization_tax": tax,
     }
-
-
-def _validation_bytes(data: PreparedData, tokens: np.ndarray) -> bytes:
-    """The validation text that the tokens stand for."""
-    bos = data.tokenizer.bos_id
-    documents = np.split(tokens, np.flatnonzero(tokens == bos))
-    return "".join(data.tokenizer.decode(d[d != bos].tolist()) for d in documents if len(d)).encode("utf-8")
-
-
-def general_purpose(text: bytes, progress: Progress = silent) -> dict[str, float]:
-    """Bits per byte of zstd-22 and xz-9 on a text, for comparison with a model."""
-    if not text:
-        return {}
-    progress("compressors", 0, 2, "zstd-22")
-    long_window = zstandard.ZstdCompressionParameters.from_level(22, window_log=27)
-    zstd = len(zstandard.ZstdCompressor(compression_params=long_window).compress(text))
-    progress("compressors", 1, 2, "xz-9")
-    xz = len(lzma.compress(text, preset=9))
-    progress("compressors", 2, 2)
-    return {"zstd-22": 8 * zstd / len(text), "xz-9": 8 * xz / len(text)}
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

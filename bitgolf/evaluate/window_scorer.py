@@ -6,6 +6,10 @@ same with stride T: windows that do not overlap. Which window scores a target is
 index. It depends neither on the length of the text nor on batches, ranks or chunk borders. Inputs are padded on the
 right to one shape (B, T): later inputs cannot change earlier outputs of a causal model, and a compiled model is
 compiled once. The head runs only on positions that are scored, in slabs of P positions.
+
+Where attention stays within documents, tokens before a target's document do not matter. So one window that begins with
+the document scores all its targets whose sliding windows begin earlier, instead of many windows with the same context
+(`document_plan`).
 Source: sliding evaluation of the challenge, with the tail fix of PR 1218.
 
 Legend: W windows, B rows of a batch, T window, D model width, P positions of a slab, V vocabulary.
@@ -13,6 +17,7 @@ Legend: W windows, B rows of a batch, T window, D model width, P positions of a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,6 +30,7 @@ from bitgolf.config import Config
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.split_model import Model, split
 from bitgolf.evaluate.tape import Scorer, TokenReader
+from bitgolf.model.document_borders import BOS
 from bitgolf.run.ranks import World
 
 METHODS = ("chunked", "sliding")
@@ -34,18 +40,25 @@ _SLAB_POSITIONS = 16_384
 
 @dataclass(frozen=True)
 class Windows:
-    """How a pass cuts the text: `length` (T) and `stride` in tokens, `batch_tokens` per forward pass on one rank."""
+    """How a pass cuts the text: `length` (T) and `stride` in tokens, `batch_tokens` per forward pass on one rank.
+
+    `documents`: the model's attention stays within documents.
+    """
 
     method: str
     length: int
     stride: int
     batch_tokens: int
+    documents: bool = False
 
     @classmethod
     def of(cls, config: Config, method: str = "", batch_tokens: int = 0) -> Windows:
         """The windows of a configuration; by default those of its last method, with its batch."""
         score = config.score
-        return cls(method or score.methods[-1], config.window, score.stride, batch_tokens or score.batch_tokens)
+        documents = config.model.attention.within_documents
+        return cls(
+            method or score.methods[-1], config.window, score.stride, batch_tokens or score.batch_tokens, documents
+        )
 
     def scorer(self, model: Model, world: World) -> Scorer:
         """The scorer of `method`; see `make_scorer`."""
@@ -58,6 +71,7 @@ class Windows:
             device=world.device,
             rank=world.rank,
             world_size=world.size,
+            documents=self.documents,
         )
 
 
@@ -80,6 +94,29 @@ def window_plan(
     return np.stack([begin, np.maximum(own, start), np.minimum(begin + window, stop)], axis=1)
 
 
+def document_plan(
+    borders: np.ndarray,  # positions of the BOS tokens among the inputs, from the window of `start` to stop - 1
+    start: int,
+    stop: int,
+    window: int,  # T
+    stride: int,
+) -> np.ndarray:  # (W, 3) int64
+    """Like `window_plan`, but no window begins before the document of its targets.
+
+    Targets whose window would begin before their document, or with it, share a window that begins with it.
+    """
+    inside = [start, *borders[borders > start].tolist(), stop]
+    rows: list[np.ndarray] = []
+    for low, high in itertools.pairwise(inside):
+        begin = int(borders[borders <= low][-1]) if (borders <= low).any() else -1
+        first_later = min(high, window + begin // stride * stride) if begin >= 0 else low  # whose window begins later
+        if low < first_later:
+            rows.append(np.array([[begin, low, first_later]]))
+        if max(low, first_later) < high:
+            rows.append(window_plan(max(low, first_later), high, window, stride))
+    return np.concatenate(rows)
+
+
 def window_of(target: int, window: int, stride: int) -> int:
     """Number k of the window that scores a target."""
     return 0 if target < window else (target - window) // stride + 1
@@ -97,7 +134,9 @@ class WindowScorer:
         device: torch.device,
         rank: int,
         world_size: int,
+        documents: bool = False,
     ) -> None:
+        self.documents = documents
         self.model = split(model)
         self.window = window
         self.stride = stride
@@ -112,7 +151,7 @@ class WindowScorer:
     def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses (stop - start,) float32 of targets start..stop-1, in nats, the same on every rank."""
         losses = torch.zeros(stop - start, dtype=torch.float32, device=self.device)
-        for number, rows in enumerate(self._batches(start, stop)):
+        for number, rows in enumerate(self._batches(read, start, stop)):
             if number % self.world_size != self.rank:
                 continue
             first, last = int(rows[0, 1]), int(rows[-1, 2])
@@ -129,12 +168,16 @@ class WindowScorer:
     def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
         """Log-probabilities (stop - start, V) float32 of targets start..stop-1; every rank computes all of them."""
         parts: list[Tensor] = []
-        for rows in self._batches(start, stop):
+        for rows in self._batches(read, start, stop):
             parts += [torch.log_softmax(logits, dim=-1).cpu() for _, logits in self._logits(read, rows)]
         return torch.cat(parts).numpy()
 
-    def _batches(self, start: int, stop: int) -> Iterator[np.ndarray]:
+    def _batches(self, read: TokenReader, start: int, stop: int) -> Iterator[np.ndarray]:
         plan = window_plan(start, stop, self.window, self.stride)
+        if self.documents and self.stride < self.window:
+            first = int(plan[0, 0])
+            borders = first + np.flatnonzero(read(first, stop) == BOS)
+            plan = document_plan(borders, start, stop, self.window, self.stride)
         for i in range(0, len(plan), self.rows):
             yield plan[i : i + self.rows]
 
@@ -180,6 +223,7 @@ def make_scorer(
     device: torch.device | str,
     rank: int = 0,
     world_size: int = 1,
+    documents: bool = False,
 ) -> Scorer:
     """The scorer of a method.
 
@@ -193,6 +237,7 @@ def make_scorer(
         device: where the model is.
         rank, world_size: this process's share of the windows. With world_size > 1 every rank must score the
             same ranges, and torch.distributed must be initialized (all ranks get all losses).
+        documents: the model's attention stays within documents.
     Raises:
         ConfigError: unknown method or impossible sizes.
     """
@@ -208,4 +253,4 @@ def make_scorer(
         raise ConfigError(f"batch_tokens {batch_tokens} does not hold one window of {window} tokens")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank {rank} is not one of 0..{world_size - 1}")
-    return WindowScorer(model, window, stride, batch_tokens, torch.device(device), rank, world_size)
+    return WindowScorer(model, window, stride, batch_tokens, torch.device(device), rank, world_size, documents)

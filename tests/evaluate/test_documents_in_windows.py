@@ -58,7 +58,8 @@ def piecewise(model: GPT) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("method, stride", [("sliding", 4), ("sliding", 16), ("chunked", 16)])
 def test_a_target_is_scored_from_its_own_document_within_its_window(method: str, stride: int) -> None:
     model = tiny_gpt(aware().model)
-    scorer = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48, device="cpu")
+    scorer = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48, device="cpu", documents=True)
+    every_window = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48, device="cpu")
     nll = evaluate(ScoreTape(TOKENS), scorer)
     expected = []
     for target in range(170):
@@ -68,6 +69,7 @@ def test_a_target_is_scored_from_its_own_document_within_its_window(method: str,
         with torch.no_grad():
             expected.append(F.cross_entropy(model(context)[0, -1], torch.tensor(int(TOKENS[target + 1]))).item())
     np.testing.assert_allclose(nll, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(nll, evaluate(ScoreTape(TOKENS), every_window), rtol=0, atol=2e-5)
     unaware = make_scorer(
         method, tiny_gpt(aware(False).model), window=WINDOW, stride=stride, batch_tokens=48, device="cpu"
     )

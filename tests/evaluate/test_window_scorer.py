@@ -11,6 +11,7 @@ from toy_models import CausalModel, toy_tokens
 
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer, window_plan
+from bitgolf.evaluate.window_scorer import document_plan
 
 
 def windows_by_definition(num_targets: int, window: int, stride: int) -> dict[int, int]:
@@ -120,3 +121,21 @@ def test_model_of_the_wrong_shape_is_named() -> None:
     )
     with pytest.raises(ValueError, match="model must map tokens"):
         evaluate(ScoreTape(toy_tokens(9)), scorer)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 60), sizes, st.data())
+def test_windows_of_documents_begin_where_the_sliding_window_or_the_document_does(
+    num_targets: int, size: tuple[int, int], data: st.DataObject
+) -> None:
+    window, stride = size
+    expected = windows_by_definition(num_targets, window, stride)
+    starts = sorted({0, *data.draw(st.lists(st.integers(1, num_targets), max_size=8))})
+    start = data.draw(st.integers(0, num_targets - 1))
+    stop = data.draw(st.integers(start + 1, num_targets))
+    visible = np.array([at for at in starts if expected[start] <= at < stop], dtype=np.int64)
+    plan = document_plan(visible, start, stop, window, stride).tolist()
+    targets = [(target, begin) for begin, low, high in plan for target in range(low, high)]
+    document = {target: max(at for at in starts if at <= target) for target in range(num_targets)}
+    assert targets == [(target, max(expected[target], document[target])) for target in range(start, stop)]
+    assert all(begin <= low < high <= begin + window for begin, low, high in plan)
