@@ -106,8 +106,8 @@ def eval_clock(evidence: Evidence) -> Finding:
     limit, charged = evidence.config.budget.eval_seconds, evidence.budget.spent("eval_seconds")
     if charged <= 0:
         raise MissingEvidence("nothing is charged to eval_seconds; run `bitgolf score` first")
-    methods = {name: float(entry.get("seconds", 0)) for name, entry in evidence.score["methods"].items()}
-    claimed = float(evidence.score.get("evaluation_seconds", 0))
+    methods = {name: number(entry, "seconds", name) for name, entry in evidence.score["methods"].items()}
+    claimed = number(evidence.score, "evaluation_seconds", "score.json")
     untimed = evidence.budget.spent("untimed_seconds", "score")
     used, scoring = max(charged, claimed), sum(methods.values())
     problems = []

@@ -21,7 +21,7 @@ from bitgolf.data.prepared import PreparedData
 from bitgolf.data.shards import TokenShards
 from bitgolf.data.sources import FILE_KINDS, all_sources, parse_source
 from bitgolf.data.split import check_disjoint, hash_document, read_hashes
-from bitgolf.data.spm_model import read_model
+from bitgolf.data.spm_model import PieceKind, read_model
 from bitgolf.errors import DataError
 from bitgolf.run.seal import file_digest
 
@@ -48,9 +48,10 @@ def documents(tokens: np.ndarray, bos_id: int) -> list[np.ndarray]:
     return [part[1:] if len(part) and part[0] == bos_id else part for part in parts if len(part)]
 
 
-def sample(count: int, total_tokens: int) -> range:
+def sample(count: int, total_tokens: int, rng: np.random.Generator) -> range:
     """Which of `count` documents to decode: all, or evenly spaced ones of about `_DECODED_TOKENS` tokens together."""
-    return range(0, count, max(1, -(-total_tokens // _DECODED_TOKENS)))
+    step = max(1, -(-total_tokens // _DECODED_TOKENS))
+    return range(int(rng.integers(step)) if step <= count else 0, count, step)
 
 
 @run_checks.register("disjoint-splits", "B7", "no document is in both training and validation data")
@@ -65,7 +66,8 @@ def disjoint_splits(evidence: Evidence) -> Finding:
     num_train, num_val, overlap = check_disjoint(root)
     if num_train == 0 or num_val == 0:
         raise MissingEvidence(f"no document hashes to compare: {num_train} of training, {num_val} of validation")
-    compared, copies = shard_overlap(evidence.data.train, evidence.tokens, evidence.data.tokenizer.bos_id)
+    data, rng = evidence.data, evidence.rng("overlap")
+    compared, copies = shard_overlap(data.train, evidence.tokens, data.tokenizer.bos_id, rng)
     problems = [f"{overlap:,} training documents are validation documents too"] if overlap else []
     if copies:
         problems.append(f"{copies:,} documents of the training shards are validation documents, token by token")
@@ -87,21 +89,22 @@ def shard_overlap(
     train: TokenShards,
     val_tokens: np.ndarray,  # (N,) uint16
     bos_id: int,
+    rng: np.random.Generator,
 ) -> tuple[int, int]:
     """Documents of the training shards that were compared, and how many of them are validation documents."""
     val_documents = {part.tobytes() for part in documents(val_tokens, bos_id) if len(part)}
-    copied = [part.tobytes() in val_documents for part in whole_documents(train, bos_id)]
+    copied = [part.tobytes() in val_documents for part in whole_documents(train, bos_id, rng)]
     return len(copied), sum(copied)
 
 
-def whole_documents(stream: TokenShards, bos_id: int) -> Iterator[np.ndarray]:
-    """All documents of a stream, or the whole ones in evenly spaced blocks of a large stream."""
+def whole_documents(stream: TokenShards, bos_id: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """All documents of a stream, or the whole ones in blocks at random places of a large stream."""
     if stream.num_tokens <= _OVERLAP_TOKENS:
         yield from documents(stream.read(0, stream.num_tokens), bos_id)
         return
     blocks = _OVERLAP_TOKENS // _OVERLAP_BLOCK
-    for block in range(blocks):
-        start = block * (stream.num_tokens - _OVERLAP_BLOCK) // (blocks - 1)
+    for block in range(blocks):  # one in each of as many equal parts
+        start = int((block + rng.random()) * (stream.num_tokens - _OVERLAP_BLOCK) / blocks)
         yield from documents(stream.read(start, _OVERLAP_BLOCK), bos_id)[1:-1]
 
 
@@ -122,7 +125,7 @@ def one_order(evidence: Evidence) -> Finding:
         problems.append(f"{len(parts):,} documents are on the tape, {len(hashes):,} were hashed")
     checkable = not by_text or data.tokenizer.lossless
     count = min(len(parts), len(hashes)) if checkable else 0
-    chosen = sample(count, len(evidence.tokens) if by_text else 0)
+    chosen = sample(count, len(evidence.tokens) if by_text else 0, evidence.rng("order"))
     problems += _misplaced(parts, chosen, hashes, data, by_text)
     how = f"{len(chosen):,} of them hashed again" if checkable else "their text cannot be recovered from the tokens"
     reason = f"{len(parts):,} documents, in the order in which they were prepared and of their shards' names; {how}"
@@ -193,7 +196,7 @@ def byte_accounting(evidence: Evidence) -> Finding:
     """
     tokens, tokenizer = evidence.tokens, evidence.data.tokenizer
     parts = documents(tokens, tokenizer.bos_id)
-    chosen = sample(len(parts), len(tokens))
+    chosen = sample(len(parts), len(tokens), evidence.rng("bytes"))
     problems: list[str] = []
     total = 0
     for index in chosen:
@@ -212,6 +215,9 @@ def byte_accounting(evidence: Evidence) -> Finding:
     raw_bytes = evidence.data.manifest["splits"]["val"].get("raw_bytes")
     if raw_bytes is not None and evidence.byte_total > raw_bytes:
         problems.append(f"{evidence.byte_total:,} bytes are counted, the original documents have {raw_bytes:,}")
+    lost = 0 if tokenizer.lossless else int(np.isin(tokens, lost_tokens(tokenizer.model_bytes)).sum())
+    if lost:
+        problems.append(f"{lost:,} tokens are unknown or unused pieces, which stand for text that is not counted")
     if not problems and not tokenizer.lossless and normalizer_of(tokenizer.model_bytes) not in OWN_NORMALIZERS:
         raise MissingEvidence(
             "the tokenizer rewrites the text by a table of its own before the bytes are counted; what the bytes of the "
@@ -228,6 +234,12 @@ def byte_accounting(evidence: Evidence) -> Finding:
         lossless=tokenizer.lossless,
         num_problems=len(problems),
     )
+
+
+def lost_tokens(model_bytes: bytes) -> list[int]:
+    """The tokens of a SentencePiece model whose text is lost: unknown and unused pieces."""
+    lost = (PieceKind.UNKNOWN, PieceKind.UNUSED)
+    return [token for token, (_, kind) in enumerate(read_model(model_bytes).pieces) if kind in lost]
 
 
 def normalizer_of(model_bytes: bytes) -> str:

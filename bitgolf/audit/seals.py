@@ -13,6 +13,7 @@ from typing import Any
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.config import Config
+from bitgolf.config.config import digest_of
 from bitgolf.run import seal
 
 
@@ -86,7 +87,7 @@ def _training(evidence: Evidence, events: list[dict[str, Any]], config: Config) 
             break
         before = event["seal"]
     begin = _begin(events)
-    if "data_seal" in begin and begin["data_seal"] != seal.seal_of(evidence.data.manifest):
+    if "seal" in begin and begin.get("data_seal") != seal.seal_of(evidence.data.manifest):
         yield "the data is not the data that was trained on: manifest.json has another seal than train.jsonl names"
     yield from _changed_settings(begin, config, seal.TRAIN_SETTINGS, "trained")
     end = events[-1] if events else {}
@@ -102,6 +103,11 @@ def _packing(
     last = str(events[-1].get("seal")) if events else ""
     if pack["seal"] != seal.seal_of(pack, last):
         yield "pack.json was changed after packing, or it does not follow this train.jsonl"
+    packed = pack.get("config")
+    if not isinstance(packed, Mapping) or digest_of(packed) != evidence.artifact_facts[0].get("config_sha256"):
+        yield "the header of model.bitgolf names another configuration than pack.json"
+    elif seal.settings_of(Config.model_validate(packed), seal.PACK_SETTINGS) != pack.get("settings"):
+        yield "pack.json has other settings than its configuration"
     if evidence.artifact_facts[0].get("inputs_sha256") != seal.digest(pack.get("inputs", {})):
         yield "the header of model.bitgolf names other weights or statistics than pack.json"
     products = events[-1].get("products", {}) if events else {}

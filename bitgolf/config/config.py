@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -161,8 +162,13 @@ class Config(Section):
 
     def digest(self) -> str:
         """SHA-256 of the resolved configuration, hexadecimal. Two runs with equal configurations have equal digests."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        return digest_of(self.model_dump(mode="json"))
 
     def to_toml(self) -> str:
         """The configuration as TOML. `load_config` of that file returns an equal Config."""
         return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """The digest of a configuration, from its values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -93,6 +93,7 @@ def pack(
         "inputs": products.digests,
         "code_sha256": code_digest(),
         "settings": settings_of(run.config, PACK_SETTINGS),
+        "config": run.config.model_dump(mode="json"),
         "part_seconds": parts,
     }
     atomic.write_json(run / "pack.json", sealed(record, products.train_seal))

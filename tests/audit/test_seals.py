@@ -166,9 +166,50 @@ def artifact_changed(root: Path) -> None:
     (root / "model.bitgolf").write_bytes(data)
 
 
+def sealed_from(root: Path, *, log: Callable[[list[dict[str, Any]]], Any] = len, pack: Any = len) -> None:
+    """Change the log and pack.json, and make all seals after them again."""
+    before, lines = "", events(root)
+    log(lines)
+    for line in lines:
+        line["seal"] = before = seal_of(line, before)
+    write_events(root, lines)
+    for name, change in (("pack.json", pack), ("score.json", len)):
+        record = read_json(root / name)
+        change(record)
+        record["seal"] = before = seal_of(record, before)
+        atomic.write_json(root / name, record)
+
+
+def other_cap_in_new_seals(root: Path) -> None:
+    setting(r"artifact_bytes = \d+", "artifact_bytes = 2000000")(root)
+
+    def change(pack: dict[str, Any]) -> None:
+        pack["settings"]["budget.artifact_bytes"] = pack["config"]["budget"]["artifact_bytes"] = 2_000_000
+
+    sealed_from(root, pack=change)
+
+
+def other_settings_in_new_seals(root: Path) -> None:
+    setting(r"artifact_bytes = \d+", "artifact_bytes = 2000000")(root)
+    sealed_from(root, pack=lambda pack: pack["settings"].update({"budget.artifact_bytes": 2_000_000}))
+
+
+def no_configuration(root: Path) -> None:
+    sealed_from(root, pack=lambda pack: pack.pop("config"))
+
+
+def no_data_in_the_log(root: Path) -> None:
+    other_shard_in_a_new_seal(root)
+    sealed_from(root, log=lambda lines: lines[0].pop("data_seal"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (other_cap_in_new_seals, "the header of model.bitgolf names another configuration than pack.json"),
+        (other_settings_in_new_seals, "pack.json has other settings than its configuration"),
+        (no_configuration, "the header of model.bitgolf names another configuration than pack.json"),
+        (no_data_in_the_log, "the data is not the data that was trained on"),
         (other_shard, "data-sealed: train_000000.bin was changed after it was prepared"),
         (other_shard_that_the_manifest_names, "data-sealed: manifest.json was changed after the data was prepared"),
         (other_shard_in_a_new_seal, "the data is not the data that was trained on"),

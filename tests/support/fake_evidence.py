@@ -7,13 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from bitgolf.audit.verdict import Check, Finding
 from bitgolf.config import Config
 
 
 def evidence(**products: Any) -> Any:
     """What a check reads of `Evidence`: the given products, and an empty configuration."""
-    return SimpleNamespace(**({"config": Config()} | products))
+    return SimpleNamespace(**({"config": Config(), "rng": lambda what: np.random.default_rng(0)} | products))
 
 
 def budget(**spent: float) -> Any:
