@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from bitgolf.config import TTTConfig
 from bitgolf.config.evaluate import WeightsTTTConfig
 from bitgolf.errors import TrainingDiverged
+from bitgolf.evaluate.split_model import CompiledModel
 from bitgolf.evaluate.tape import TokenReader
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
@@ -117,13 +118,14 @@ class ChunkTTT:
         world: World,
     ) -> None:
         self.forward, self.config, self.window, self.world = forward, config.weights, window, world
+        self.losses: Callable[[Tensor], Tensor] = self._losses
+        if isinstance(forward, CompiledModel):  # one graph from the tokens to the losses
+            self.forward, self.losses = model, forward.compile(self._losses)
         self.num_chunks = -(-num_targets // self.config.chunk_tokens)
         self.rows_at_once = max(1, batch_tokens // window)
         self.num_steps = 0
-        learning = learning_parameters(model, config)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in learning)
-        self.parameters = list(learning.values())
+        model.requires_grad_(False)
+        self.parameters = list(learning_parameters(model, config).values())
         self.optimizer = _optimizer(self.parameters, self.config)
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
@@ -137,19 +139,24 @@ class ChunkTTT:
         lr = cosine_lr(config.lr, chunk, self.num_chunks)
         batches = [rows[begin : begin + config.batch_rows] for begin in range(0, len(rows), config.batch_rows)]
         num_steps = config.epochs * len(batches)
+        self._require_gradients(True)
         for step in range(num_steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * step_scale(config.step_cosine_floor, step, num_steps)
             self._step(batches[step % len(batches)], chunk)
+        self._require_gradients(False)
+
+    def _require_gradients(self, value: bool) -> None:
+        """Only while it trains: a compiled scorer is compiled for parameters without gradients."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(value)
 
     @torch.enable_grad()
     def _step(self, batch: np.ndarray, chunk: int) -> None:
         """One update from the mean loss of a batch of rows, (R, T + 1), over all ranks."""
         self.optimizer.zero_grad(set_to_none=True)
         for tokens, weights in self._pieces(batch):
-            logits = self.forward(tokens[:, :-1])  # (B, T, V)
-            losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-            (losses.view(len(tokens), -1).mean(1) * weights).sum().backward()
+            (self.losses(tokens) * weights).sum().backward()
         self.world.mean_([p.grad for p in self.parameters if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
         if not bool(torch.isfinite(norm)):
@@ -160,6 +167,12 @@ class ChunkTTT:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_steps += 1
+
+    def _losses(self, tokens: Tensor) -> Tensor:
+        """Mean loss of each row, (B,), of tokens (B, T + 1)."""
+        logits = self.forward(tokens[:, :-1])  # (B, T, V)
+        losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        return losses.view(len(tokens), -1).mean(1)
 
     def _pieces(self, batch: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's rows (B, T + 1) and weights (B,) of a batch, as many at once as a forward pass holds."""

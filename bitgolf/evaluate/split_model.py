@@ -10,6 +10,7 @@ Legend: B rows, T window, D model width, P positions, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -49,15 +50,11 @@ def scoring_model(model: GPT, *, compiled: bool) -> Model:
 
 
 class CompiledModel:
-    """A GPT with both parts compiled for scoring, and the whole compiled for training on scored text.
-
-    Each is compiled at its first call, for the one shape of that call.
-    """
+    """A GPT with both parts compiled, and the whole. Each is compiled at its first call, for the shape of that call."""
 
     def __init__(self, model: GPT, backend: str = "inductor") -> None:
-        self._hidden = torch.compile(model.hidden, dynamic=False, backend=backend)
-        self._logits = torch.compile(model.logits, dynamic=False, backend=backend)
-        self._whole = torch.compile(model, dynamic=False, backend=backend)
+        self.compile = functools.partial(torch.compile, dynamic=False, backend=backend)
+        self._hidden, self._logits, self._whole = (self.compile(f) for f in (model.hidden, model.logits, model))
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) float32."""

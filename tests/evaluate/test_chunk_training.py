@@ -168,10 +168,13 @@ def test_gradients_are_accumulated_over_forward_passes() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
 def test_a_compiled_forward_sees_what_is_learned() -> None:
     eager = run(config(method="full", weights={"lr": 0.05}), tiny_gpt()).nll
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     model, tape = tiny_gpt(), ScoreTape(TOKENS)
     compiled = CompiledModel(model, backend="eager")
     adapted(config(method="full", weights={"lr": 0.05}), model, 170, forward=compiled).run(tape)
     np.testing.assert_allclose(tape.nll, eager, rtol=0, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3, "hidden states, head, and losses of rows"
 
 
 def test_weights_come_back_even_after_an_error() -> None:
