@@ -8,9 +8,9 @@ which the process does not run, for example because others do.
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -212,10 +212,15 @@ def _evaluation_speed(config: Config, trainer: Trainer, world: World) -> float:
 
 
 def _peak_memory(world: World) -> float:
-    """MiB: of the GPU's allocations since the warm-up, or of this process."""
+    """MiB: of the GPU's allocations since the warm-up, or of this process; 0 = unknown, on Windows."""
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated(world.device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _commit() -> str:

@@ -162,7 +162,7 @@ class CheckpointStore:
             mode = (temporary / "state.json").stat().st_mode & 0o777  # safetensors creates files for the owner alone
             for file in temporary.iterdir():
                 file.chmod(mode)
-                with file.open("rb") as handle:
+                with file.open("r+b") as handle:  # Windows flushes only files that are open for writing
                     os.fsync(handle.fileno())
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
