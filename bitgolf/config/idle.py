@@ -18,7 +18,8 @@ def idle_training(train: TrainConfig, pack: PackConfig) -> list[str]:
     if not train.replay.epochs:
         keys = ("batches", "lr_scale_below", "lr")
         sentences += _changed(train.replay, "train.replay", keys, "train.replay.epochs is 0")
-    if train.held_out_tokens and train.average.choose == "fixed" and not train.measure.curvature_tokens:
+    is_used = train.watch.seconds or train.average.choose == "held_out" or train.measure.curvature_tokens
+    if train.held_out_tokens and not is_used:
         sentences.append(
             f"train.held_out_tokens {train.held_out_tokens}: with train.average.choose 'fixed' and no curvature, only "
             "a branch of this run can use them"

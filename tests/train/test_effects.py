@@ -23,6 +23,7 @@ def sentences(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> lis
         {"train__replay__epochs": "2", "train__replay__lr": "0.3", "train__warmdown": "0.5"},
         {"train__average__swa_weight": "0.5", "train__warmdown": "0.5"},
         {"train__held_out_tokens": "4096", "train__average__choose": "held_out", "train__average__ema_decay": "0.9"},
+        {"train__held_out_tokens": "4096", "train__watch__seconds": "5"},
         {"pack__fit__prune": "true", "pack__fit__margin_bytes": "10"},
         {"pack__passthrough": '["embedding", "blocks.*.attention.key.weight"]'},
         {"qat__mode": "ste", "qat__start_fraction": "0.9"},
