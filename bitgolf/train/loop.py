@@ -74,6 +74,7 @@ def make_steps(
             extra=None if late_is_on else extra_weights(fraction, config.extra_targets),
         )
         step += 1
+        report.looped = looped
         report.add(step, metrics, lr_scale)
         keep = checkpoints.must_keep(step)
         if keep or checkpoints.are_due(step):

@@ -164,7 +164,7 @@ class StepReport:
         pipe: the metrics on their way.
         timeline: gets rank 0's clock readings.
         config: tokens per step, and steps between lines of the log.
-        mfu_per_token_rate: model FLOP utilization at one token per second; 0 = unknown.
+        mfu_per_token_rate: model FLOP utilization at one token per second, with the loop off and on; 0 = unknown.
         progress: called on rank 0.
     """
 
@@ -176,9 +176,10 @@ class StepReport:
         config: TrainConfig,
         world: World,
         progress: Progress = silent,
-        mfu_per_token_rate: float = 0.0,
+        mfu_per_token_rate: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.mfu_per_token_rate = mfu_per_token_rate
+        self.looped = True  # whether steps run the looped layers several times
         self.pipe, self.timeline, self.log = pipe, timeline, train_log
         self.block_tokens, self.log_every = config.block_tokens, config.log_every
         self.progress = progress if world.is_main else silent
@@ -223,7 +224,7 @@ class StepReport:
             elapsed_seconds=elapsed,
             grad_norm=grad_norm,
             tokens_per_second=speed,
-            **({"mfu": speed * self.mfu_per_token_rate} if self.mfu_per_token_rate else {}),
+            **({"mfu": speed * share} if (share := self.mfu_per_token_rate[self.looped]) else {}),
         )
         self._losses = []
         self._last_logged = step, elapsed

@@ -120,8 +120,9 @@ def train(
     complete = trainer.optimizer.muon.gather_
     checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world, complete)
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
-    mfu_per_rate = mfu(config.model, config.train.seq_len, 1.0, device_name(world.device), world.size) or 0.0
-    report = StepReport(pipe, timeline, train_log, config.train, world, progress, mfu_per_rate)
+    device, length = device_name(world.device), config.train.seq_len
+    off, on = (mfu(config.model, length, 1.0, device, world.size, looped) or 0.0 for looped in (False, True))
+    report = StepReport(pipe, timeline, train_log, config.train, world, progress, (off, on))
     watch = Watch(trainer, rows, timeline, report, prepared.tokenizer, world, config.train.watch)
     stopwatch, ends = Stopwatch(timeline.clock, world), plan.end_times
     with rows.loader(world, int(ramp.taken)) as loader:

@@ -41,6 +41,10 @@ def test_mfu_is_operations_over_the_peak_of_all_gpus() -> None:
     expected = 1e6 * flops_per_token(config, 64) / (2 * 989.4e12)
     assert mfu(config, 64, 1e6, "NVIDIA H200", 2) == pytest.approx(expected)
     assert mfu(config, 64, 1e6, "Abacus") is None
+    cut = config.updated({"attention.within_documents": True, "attention.document_tokens": 32, "smear.gate": "none"})
+    assert flops_per_token(cut, 64) == flops_per_token(config, 32) < flops_per_token(config, 64)
+    loops = config.updated({"loop.repeats": 1, "loop.first": 1, "loop.last": 1})
+    assert flops_per_token(loops, 64, False) == flops_per_token(config, 64) < flops_per_token(loops, 64)
 
 
 def test_too_few_steps_are_refused() -> None:
