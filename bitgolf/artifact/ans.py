@@ -45,7 +45,7 @@ def encode(pieces: Iterable[tuple[np.ndarray, Table]]) -> np.ndarray:
         raise ConfigError("entropy-coded files are written with constriction, which is not installed")
     coder = constriction.stream.stack.AnsCoder()
     for values, table in reversed(list(pieces)):
-        coder.encode_reverse(values, _model(table))
+        coder.encode_reverse(values.astype(np.int32, copy=False), _model(table))
     return np.asarray(coder.get_compressed())
 
 

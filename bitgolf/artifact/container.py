@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from bitgolf.artifact import compressors, header, streams
-from bitgolf.artifact.entropy_coder import require_readable, work_budget
+from bitgolf.artifact.entropy_coder import Map, require_readable, work_budget
 from bitgolf.artifact.header import Header, StreamEntry, TensorEntry
 from bitgolf.artifact.message import WorkBudget
 from bitgolf.artifact.parities import quantizers_of
@@ -78,6 +78,7 @@ def encode_artifact(
     meta: dict[str, Any],
     compressor: str = "zstd",
     earlier: EncodedStreams | None = None,
+    apply: Map = map,
 ) -> tuple[bytes, ArtifactSizes]:
     """The bytes of an artifact. The same input, in any order of `tensors`, gives the same bytes.
 
@@ -88,6 +89,7 @@ def encode_artifact(
         compressor: a name of `compressors.compressor_names()`; "range" is the coder made for weights.
         earlier: streams of an earlier file with the same compressor. Those that hold the same tensors are taken from
             there, and the new ones are added.
+        apply: `map`, or something like it that codes matrices in several processes (see `processes`).
     Raises:
         ArtifactError: data that readers would refuse.
         ConfigError: an unknown compressor, or one that is not installed.
@@ -102,14 +104,13 @@ def encode_artifact(
         before, data, work = earlier.get(name, ([], b"", 0))
         if len(before) != len(parts) or any(a is not b for a, b in zip(before, parts, strict=True)):
             used = WorkBudget(None)
-            data = streams.encode(compressor, *contents, used, matrices)
+            data = streams.encode(compressor, *contents, used, apply)
             work = used.used
             earlier[name] = parts, data, work
         return data, work
 
     # The compressors release the interpreter lock. The bytes of a stream do not depend on the other streams.
-    workers = os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(workers) as matrices:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         futures = [pool.submit(encoded, *content) for content in _contents(entries, tensors).items()]
         last = pool.submit(compressors.compress, compressor, tokenizer)
         results = [future.result() for future in futures]

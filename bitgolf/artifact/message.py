@@ -63,7 +63,8 @@ class Writer:
         if len(table) > 1 and len(values):
             self.bits += float(np.bincount(values, minlength=len(table)) @ (PRECISION - np.log2(table)))
             if not self.dry:
-                self._pieces.append((values.astype(np.int32), table))
+                narrow = np.int16 if len(table) <= 1 << 15 else np.int32  # less to send between processes
+                self._pieces.append((values.astype(narrow), table))
 
     def append(self, other: Writer) -> None:
         """Append what another writer has collected."""

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bitgolf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESTART_ROWS = 512  # a restart takes 0.002 bits per weight, and segments are decoded in parallel
 STATE_COUNTS = (0, 8)  # 0 = no trellis
@@ -69,6 +71,8 @@ def trellis_levels(
     Raises:
         ConfigError: an unknown number of states, or codes that are no integer matrix.
     """
+    import torch  # the processes that encode do without it
+
     if codes.ndim != 2 or codes.is_floating_point():
         raise ConfigError(f"a trellis decodes integer matrices (R, C), not {codes.dtype} of {tuple(codes.shape)}")
     levels = codes.to(torch.int32, copy=True)

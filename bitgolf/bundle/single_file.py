@@ -51,7 +51,7 @@ _FILE = (
 # key meant, and its settings have no descriptions and units. It is alone in its run directory. It needs constriction.
 # It scores no references. What watches a training (held-out losses, signals, other loggers, the digest around the
 # warm-up) is left out. Settings without effect were reported when the runs were made. It reads JSON that bitgolf wrote,
-# without limits.
+# without limits. It codes in one process.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
@@ -83,6 +83,9 @@ _REPLACED = {
         "def as_number(value, *limits): return float(value)"
     ),
     "bitgolf.artifact.plain_ans": "PlainDecoder = None",
+    "bitgolf.artifact.processes": (
+        "from contextlib import nullcontext\ndef coder_processes(num_weights): return nullcontext(map)"
+    ),
     "bitgolf.run.lock": (
         "from contextlib import nullcontext\n"
         "LOCK_FILES = frozenset()\ndef locked_directory(*place): return nullcontext()"

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitgolf.artifact.entropy_coder import Map
+from bitgolf.artifact.processes import coder_processes
 from bitgolf.config import Config, PackConfig
 from bitgolf.config.idle import idle_packing
 from bitgolf.data.prepare import open_data
@@ -83,7 +85,10 @@ def pack(
         products = _read(run, device)
     _warn_of_idle_settings(settings, products.weights)
     room = _plan(run.config, code_bytes, artifact_bytes)
-    packed = _run_pipeline(products, settings, _encoder(products, run.config), room, device, progress, parts)
+    num_weights = sum(weight.numel() for weight in products.weights.values())
+    with coder_processes(num_weights) as apply:
+        encode = _encoder(products, run.config, apply)
+        packed = _run_pipeline(products, settings, encode, room, device, progress, parts)
     progress("pack", 1, 1, "compressing")
     if len(packed) > room.model_bytes:
         raise _does_not_fit(packed, room, settings)
@@ -188,7 +193,7 @@ def _prunes_to_fit(settings: PackConfig) -> bool:
     return settings.fit.prune and settings.method == "gptq"
 
 
-def _encoder(products: _Products, config: Config) -> Encoder:
+def _encoder(products: _Products, config: Config, apply: Map) -> Encoder:
     return Encoder(
         weights=products.weights,
         exact=config.pack.method == "lossless",
@@ -204,6 +209,7 @@ def _encoder(products: _Products, config: Config) -> Encoder:
             "inputs_sha256": digest(products.digests),
         },
         compressor=config.pack.compressor,
+        apply=apply,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from bitgolf.artifact.container import EncodedStreams, encode_artifact
+from bitgolf.artifact.entropy_coder import Map
 from bitgolf.artifact.sizes import ArtifactSizes
 from bitgolf.artifact.stored import StoredTensor
 from bitgolf.errors import ArtifactError
@@ -53,7 +54,7 @@ class Encoder:
     Attributes:
         weights: all tensors of the model, in float. Those that were not quantized are stored in this form.
         exact: store them as fp32 instead of fp16.
-        model_config, tokenizer, tokenizer_meta, meta, compressor: see `encode_artifact`.
+        model_config, tokenizer, tokenizer_meta, meta, compressor, apply: see `encode_artifact`.
         streams, stored: of earlier calls. A tensor that is the same object is not encoded again.
     """
 
@@ -64,6 +65,7 @@ class Encoder:
     tokenizer_meta: dict[str, Any]
     meta: dict[str, Any]
     compressor: str
+    apply: Map = map
     streams: EncodedStreams = field(default_factory=dict)
     stored: dict[str, tuple[QuantizedTensor | None, StoredTensor]] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ class Encoder:
             meta=self.meta,
             compressor=self.compressor,
             earlier=self.streams,
+            apply=self.apply,
         )
         return Packed(artifact, sizes, by_name, stored)
 

@@ -127,7 +127,7 @@ def test_a_coder_that_loses_a_weight_is_caught_when_it_writes(
 ) -> None:
     encode = coder.encode_matrices
 
-    def lossy(matrices: Sequence[coder.Matrix], *pool: Any) -> bytes:
+    def lossy(matrices: Sequence[coder.Matrix], apply: Any) -> bytes:
         first = matrices[0].codes.copy()
         first[0, 0] ^= 1
         return encode([replace(matrices[0], codes=first), *matrices[1:]])
