@@ -94,14 +94,15 @@ _BEGIN = {
 _EVENTS: dict[str, dict[str, Any]] = {  # the same for the lines of train.jsonl
     "start": _BEGIN,
     "resume": _BEGIN | {"elapsed_seconds": _amount},
-    "branch": _BEGIN,
+    "branch": _BEGIN | {"branch_step?": _count, "branch_seconds?": _amount},
+    "held_out": {"loss": _amount, "elapsed_seconds": _amount},
     "step": {
         "loss": _amount, "lr_scale": _amount, "tokens": partial(as_integer, low=1, high=10**15),
         "tokens_per_second": _amount, "elapsed_seconds": _amount,
     },
     "calibration": {"tokens": _count},
     "end": {
-        "tokens": _count, "elapsed_seconds": _amount, "steps_seconds": _amount, "tokens_per_second": _amount,
+        "step?": _count, "tokens": _count, "elapsed_seconds": _amount, "steps_seconds": _amount, "tokens_per_second": _amount,
         "peak_memory_mib": _amount,
     },
 }  # fmt: skip

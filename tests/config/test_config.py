@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from bitgolf.config import (
+    Config,
     ModelConfig,
     QATConfig,
     all_settings,
@@ -18,6 +19,7 @@ from bitgolf.config import (
     resolve,
 )
 from bitgolf.config.earlier import REMOVED
+from bitgolf.config.idle import idle_packing, idle_training
 from bitgolf.config.nearest import nearest_setting
 from bitgolf.config.train import CrownConfig
 from bitgolf.errors import ConfigError
@@ -385,3 +387,44 @@ def test_durations_take_units(text: str, seconds: float) -> None:
 def test_a_unit_that_does_not_exist_is_named(key: str, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_config("demo", {key: text})
+
+
+# --- settings without effect -----------------------------------------------------------------------------------------
+
+
+RATE: dict[str, object] = {"pack.method": "rate", "train.measure.fisher_tokens": 2_048}
+CURVATURE: dict[str, object] = {"train.measure.curvature_tokens": 2_048, "train.held_out_tokens": 65_536}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"pack.fit.margin_bytes": 17}, ["pack.fit.margin_bytes"]),
+        ({"pack.fit.margin_bytes": 17, "pack.fit.prune": True}, []),
+        ({"pack.method": "lossless", "pack.fit.prune": True}, ["pack.fit.prune"]),
+        ({"pack.grid.mlp_bits": 3}, []),
+        (RATE | {"pack.grid.mlp_bits": 3}, ["pack.grid.mlp_bits"]),
+    ],
+)  # fmt: skip
+def test_settings_of_packing_without_effect_are_named(changes: dict[str, object], named: list[str]) -> None:
+    sentences = idle_packing(Config().updated(changes).pack)
+    assert [sentence.split(" ")[0].rstrip(":") for sentence in sentences] == named
+    assert all("no effect" in sentence or "only" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"train.replay.batches": 7}, ["train.replay.batches"]),
+        ({"train.replay.batches": 7, "train.replay.epochs": 1}, []),
+        (CURVATURE, ["train.measure.curvature_tokens"]),
+        ({"train.held_out_tokens": 65_536}, ["train.held_out_tokens"]),
+        ({"train.measure.fisher_tokens": 2_048}, ["train.measure.fisher_tokens"]),
+    ],
+)  # fmt: skip
+def test_settings_of_training_without_effect_are_named(changes: dict[str, object], named: list[str]) -> None:
+    config = Config().updated(changes)
+    sentences = idle_training(config.train, config.pack)
+    assert [sentence.split(" ")[0].rstrip(":") for sentence in sentences] == named

@@ -46,6 +46,12 @@ def test_shares_add_up_by_role() -> None:
     )
 
 
+def test_shares_of_no_increase_are_zero() -> None:
+    pack = packed()
+    pack["allocation"]["predicted_nats"] = 0.0
+    assert [share.percent for share in shares(pack)] == [0.0, 0.0]
+
+
 def test_the_curve_passes_through_the_run_and_quadruples_a_bit_below() -> None:
     chart = rate_distortion(packed())
     assert chart is not None and chart.marks == ((10_100.0, "cap"),)

@@ -43,6 +43,12 @@ def test_a_long_curve_is_drawn_with_few_points() -> None:
     assert 300 <= longest <= MAX_POINTS
 
 
+def test_a_logarithmic_axis_has_no_points_at_or_below_zero() -> None:
+    shown = draw(chart(x=[1.0, 10.0, 20.0], log_x=True))
+    assert draw(chart(x=[-1.0, 0.0, 1.0, 10.0, 20.0], y=[9.0, 8.0, 6.0, 3.0, 2.0], log_x=True)) == shown
+    assert draw(chart(x=[0.0, 10.0, 20.0])) != draw(chart(x=[10.0, 20.0], y=[3.0, 2.0]))
+
+
 def test_drawing_is_well_formed_themed_and_local() -> None:
     svg = draw(chart(marks=[(5.0, "resumed")]))
     root = ElementTree.fromstring(svg.replace("xlink:href", "href"))

@@ -153,6 +153,8 @@ def test_every_value_that_is_read_has_the_kind_that_it_must_have(finished: Synth
         '{"event": "step", "step": 1}\n{}',
         '{"event": ["step"]}\n{}',
         '{"event": "end", "step": 1, "tokens": "many"}\n{}',
+        '{"event": "held_out", "loss": "x", "elapsed_seconds": 1.0}\n{}',
+        '{"event": "held_out", "loss": 1.0, "elapsed_seconds": {}}\n{}',
         "null\n{}",
         "\n{}",
     ],
