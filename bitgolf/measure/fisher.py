@@ -185,5 +185,4 @@ def fisher_seconds(model: GPT, tokens: Tensor, num_batches: int, quantized: Sequ
     batch_seconds = seconds_of_second_run(lambda: collector.add(tokens), world)
     begin = time.perf_counter()
     collector.finish(world)
-    # One batch more, because a deadline also stops when a batch of the longest duration might not fit.
-    return SAFETY * ((num_batches + 1) * batch_seconds + time.perf_counter() - begin)
+    return SAFETY * (num_batches * batch_seconds + time.perf_counter() - begin)

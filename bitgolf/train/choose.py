@@ -82,5 +82,4 @@ def choice_seconds(model: GPT, config: AverageConfig, held_out: HeldOut, tokens:
 
     seconds = seconds_of_second_run(score, world)
     rounds = -(-held_out.num_rows // (tokens.size(0) * world.size))
-    # One round more, because a deadline also stops when a round of the longest duration might not fit.
-    return SAFETY * seconds * num_candidates(config) * (rounds + 1)
+    return SAFETY * seconds * num_candidates(config) * rounds

@@ -258,4 +258,4 @@ def test_time_is_reserved_for_every_candidate_and_round(
     monkeypatch.setattr(bitgolf.run.clock.time, "perf_counter", lambda: float(next(ticks)))
     tokens = torch.zeros(micro_rows, 9, dtype=torch.int64)
     seconds = choice_seconds(model, config.average, HeldOut.of(10_000, config), tokens, World(0, size, CPU))
-    assert seconds == pytest.approx(SAFETY * 4 * (rounds + 1))  # one second per pass, four candidates, one more round
+    assert seconds == pytest.approx(SAFETY * 4 * rounds)  # one second per pass, four candidates

@@ -57,7 +57,7 @@ def test_calibration_and_fisher_reserve_their_batches_per_rank_with_a_margin(
     plan = plan_of(trainer, Ranks(0, num_ranks, torch.device("cpu")))
     assert plan.step_seconds == 0.5
     assert plan.reserves.calibration == pytest.approx(0.1 + 1.15 * 0.25 * 16 / num_ranks)
-    assert plan.reserves.fisher == pytest.approx(1.15 * 0.25 * (8 / num_ranks + 1))
+    assert plan.reserves.fisher == pytest.approx(1.15 * 0.25 * 8 / num_ranks)
     assert plan.reserves.in_flight == 4 * 0.5
     assert plan.reserves.choice == plan.reserves.curvature == 0
     assert plan.division == Division(100.0, plan.reserves.total)
