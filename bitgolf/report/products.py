@@ -102,8 +102,8 @@ _EVENTS: dict[str, dict[str, Any]] = {  # the same for the lines of train.jsonl
     },
     "calibration": {"tokens": _count},
     "end": {
-        "step?": _count, "tokens": _count, "elapsed_seconds": _amount, "steps_seconds": _amount, "tokens_per_second": _amount,
-        "peak_memory_mib": _amount,
+        "step?": _count, "tokens": _count, "elapsed_seconds": _amount, "steps_seconds": _amount,
+        "tokens_per_second": _amount, "peak_memory_mib": _amount,
     },
 }  # fmt: skip
 
