@@ -46,12 +46,10 @@ _FILE = (
     "P=bytes(b-P[i-i%n+1]&255 for i,b in enumerate(P[1:])if i%n);"
     "PARTS=bz2.decompress(P).decode().split('\\0');exec(PARTS[0])\n"
 )
-# The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It cannot
-# resume, or begin as a branch of another run, so it writes no checkpoints. It does not guess which setting an unknown
-# key meant, and its settings have no descriptions and units. It is alone in its run directory. It needs constriction.
-# It scores no references. What watches a training (held-out losses, signals, other loggers, the digest around the
-# warm-up) is left out. Settings without effect were reported when the runs were made. It reads JSON that bitgolf wrote,
-# without limits. It codes in one process.
+# The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It does not
+# guess which setting an unknown key meant, and its settings have no descriptions and units. It is alone in its run
+# directory. It needs constriction. It scores no references. It codes in one process. Settings without effect were
+# reported when the runs were made. It reads JSON that bitgolf wrote, without the limits for foreign files.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
@@ -91,28 +89,10 @@ _REPLACED = {
         "LOCK_FILES = frozenset()\ndef locked_directory(*place): return nullcontext()"
     ),
     "bitgolf.config.idle": "def idle_packing(pack): return []",
-    "bitgolf.train.watch": "class Watch:\n def __init__(self, *parts): pass\n def after_step(self, *step): pass",
-    "bitgolf.train.stop": "from contextlib import nullcontext\ndef StopOnSignal(*parts): return nullcontext(parts[-1])",
-    "bitgolf.train.sinks": "Sink = None\ndef open_sinks(*run): return []\ndef send(*event): pass",
     "bitgolf.evaluate.references": (
         "FLOAT_WEIGHTS = {}\ndef float_weights(*run): return {}\n"
         "float_model = general_purpose = validation_bytes = None"
     ),
-    "bitgolf.model.flops": "def mfu(*training): return None",
-    "bitgolf.train.effects": "def without_effect(*run): return ()",
-    "bitgolf.train.continued": "from bitgolf.train.start import Start\ndef find_start(*run, **options): return Start()",
-    "bitgolf.train.checkpoint": (
-        "from collections import namedtuple\n"
-        "TrainState = namedtuple('TrainState', 'step seconds_spent config_digest world_size origin')\n"
-        "def state_digest(tensors): return ''\n"
-        "def copy_into_(live, saved):\n for name in live: live[name].detach().copy_(saved[name])\n"
-        "class CheckpointStore:\n def __init__(self, folder): pass\n def close(self): pass\n remove_all = close"
-    ),
-    "bitgolf.train.checkpoint_times": (
-        "class Checkpoints:\n def __init__(self, *parts): pass\n def must_keep(self, step): return False\n"
-        " are_due = save_last = must_keep\n"
-    ),
-    "bitgolf.train.branch": "class Trunk: pass\nfind_trunk = require_same_data = adapt = None",
 }
 # Errors without their messages in the file, but for those that a command line can cause.
 _SHOWN_BY_SOURCE = (

@@ -92,7 +92,8 @@ def _train_pack_score(arguments: Arguments, run: RunDirectory, peers: World) -> 
     """Run these stages, or with `--resume` those whose product is missing and all that follow them."""
     from bitgolf.evaluate.score import score
     from bitgolf.plan.memory import memory_of
-    from bitgolf.train.stage import is_finished, train
+    from bitgolf.train.attended import train_attended
+    from bitgolf.train.stage import is_finished
 
     outdated = not arguments.resume
 
@@ -104,7 +105,7 @@ def _train_pack_score(arguments: Arguments, run: RunDirectory, peers: World) -> 
 
     if must_run(is_finished(run)):
         with memory_of("train.micro_batch_tokens", run.config.train.micro_batch_tokens):
-            train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
+            train_attended(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
     if must_run((run / "pack.json").exists()):
         _on_main(peers, lambda: pack_run(run, peers.device, arguments.progress))
     if must_run((run / "score.json").exists()):

@@ -25,8 +25,9 @@ def _train(arguments: Arguments, out: Console) -> int:
     from bitgolf.plan.check import require_fit, settled
     from bitgolf.plan.memory import memory_of
     from bitgolf.run.ranks import world
+    from bitgolf.train.attended import train_attended
     from bitgolf.train.metrics import read_events
-    from bitgolf.train.stage import is_finished, train
+    from bitgolf.train.stage import is_finished
 
     run = RunDirectory.open(arguments.run)
     if is_finished(run) and not arguments.overwrite:
@@ -40,7 +41,7 @@ def _train(arguments: Arguments, out: Console) -> int:
         if not run.config.train.micro_batch_tokens:
             run.replace_config_(settled(run.config, peers), write=peers.is_main)
         with memory_of("train.micro_batch_tokens", run.config.train.micro_batch_tokens):
-            train(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
+            train_attended(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
     end = read_events(run / "train.jsonl")[-1]
     if arguments.json:
         print_json(out, end)

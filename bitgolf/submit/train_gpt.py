@@ -26,6 +26,7 @@ from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import world
 from bitgolf.train.stage import train
+from bitgolf.train.unattended import Unattended
 
 _PROGRESS_SECONDS = 10.0
 
@@ -50,7 +51,7 @@ def main(
             _begin(run, options.data, options.stage)
         peers.barrier()
         if options.stage in ("all", "train"):
-            train(run, peers, progress=_Progress())
+            train(run, peers, Unattended(), _Progress())
         if options.stage in ("all", "pack") and peers.is_main:
             pack(run, peers.device, code_bytes, progress=_Progress())
         peers.barrier()

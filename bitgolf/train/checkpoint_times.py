@@ -11,8 +11,7 @@ from torch import Tensor
 from bitgolf.config.train import CheckpointConfig
 from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
-from bitgolf.train.metrics import TrainLog
-from bitgolf.train.pace import Timeline
+from bitgolf.train.metrics import StepReport
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +24,7 @@ class Checkpoints:
         live: every tensor of the state but the random generator's.
         state: step and seconds at the beginning, and what stays the same in all checkpoints of this run.
         config: when checkpoints are due.
+        report: has the timeline and the log; its metrics are drained before a checkpoint.
         complete: makes `live` complete on rank 0; all ranks call it together.
     """
 
@@ -34,18 +34,24 @@ class Checkpoints:
         live: dict[str, Tensor],
         state: TrainState,
         config: CheckpointConfig,
-        timeline: Timeline,
-        train_log: TrainLog,
+        report: StepReport,
         world: World,
         complete: Callable[[], None] = lambda: None,
     ) -> None:
         self.complete = complete
         self.store, self.live, self.config = store, live, config
-        self.timeline, self.log, self.world = timeline, train_log, world
+        self.report, self.timeline, self.log, self.world = report, report.timeline, report.log, world
         self.config_digest, self.origin = state.config_digest, state.origin
         self.last_saved = state.seconds_spent
-        fraction = timeline.fraction(state.step)
+        fraction = self.timeline.fraction(state.step)
         self.keep_at = [at for at in config.at if at > fraction]
+
+    def after_step(self, step: int) -> None:
+        """Save the state after `step` steps if it is due."""
+        keep = self.must_keep(step)
+        if keep or self.are_due(step):
+            self.report.drain()
+            self.save(step, keep=keep)
 
     def must_keep(self, step: int) -> bool:
         """Whether a fraction of `train.checkpoint.at` has been reached."""

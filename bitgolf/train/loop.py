@@ -1,7 +1,7 @@
 """The timed optimizer steps, until their share of the budget is spent or `train.max_steps` are made.
 
-Everything around a step happens here: the schedules, the switch to the late phase and to looped layers, the metrics,
-the checkpoints. All ranks take every decision from the same numbers (`Timeline`).
+Everything around a step happens here: the schedules, the switch to the late phase and to looped layers, the metrics.
+All ranks take every decision from the same numbers (`Timeline`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 
 from bitgolf.data.loader import BatchLoader, next_batches
-from bitgolf.train.checkpoint_times import Checkpoints
 from bitgolf.train.late import LatePhase
 from bitgolf.train.metrics import StepReport, TrainLog
 from bitgolf.train.pace import Timeline
@@ -28,7 +27,6 @@ def make_steps(
     loader: BatchLoader,
     timeline: Timeline,
     window: ReplayWindow,
-    checkpoints: Checkpoints,
     report: StepReport,
     step: int,
     after_step: AfterStep = lambda step, looped: None,
@@ -76,13 +74,8 @@ def make_steps(
         step += 1
         report.looped = looped
         report.add(step, metrics, lr_scale)
-        keep = checkpoints.must_keep(step)
-        if keep or checkpoints.are_due(step):
-            report.drain()
-            checkpoints.save(step, keep=keep)
         after_step(step, looped)
     report.drain()
-    checkpoints.save_last(step)
     return step
 
 

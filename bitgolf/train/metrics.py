@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
 from bitgolf.run.seal import sealed
 from bitgolf.train.pace import LAG, Timeline
-from bitgolf.train.sinks import Sink, send
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class TrainLog:
     def __init__(self, folder: Path, enabled: bool) -> None:
         self.events, self.text, self.enabled = folder / "train.jsonl", folder / "train.log", enabled
         self.seal = ""  # of the last line
-        self.sinks: list[Sink] = []  # get the same metrics
+        self.sinks: list[Callable[[str, dict[str, Any]], None]] = []  # get the name and the values of every event
 
     def begin(self, kept: Sequence[dict[str, Any]] = ()) -> None:
         """Start new files, with the events of `events_until` if a training goes on."""
@@ -66,7 +65,8 @@ class TrainLog:
         with self.text.open("a") as handle:
             handle.write(_as_text(entry) + "\n")
         log.info("%s", _as_text(entry))
-        send(self.sinks, event, values)
+        for send in self.sinks:
+            send(event, values)
 
 
 def events_until(path: Path, step: int) -> list[dict[str, Any]]:

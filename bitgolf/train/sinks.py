@@ -7,6 +7,7 @@ needs its package.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ Sink = Callable[[dict[str, float], int], None]  # (numbers by name, step)
 _PREFIX = {"step": "train", "held_out": "held_out"}
 
 
-def open_sinks(config: Config, folder: Path) -> list[Sink]:
-    """The sinks of `train.watch.sinks`. Raises ConfigError if the package of one is not installed."""
+def open_sinks(config: Config, folder: Path) -> list[Callable[[str, dict[str, Any]], None]]:
+    """Functions that send an event to the sinks of `train.watch.sinks`.
+
+    Raises ConfigError if the package of one is not installed.
+    """
     makers = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
-    sinks = []
+    sinks: list[Callable[[str, dict[str, Any]], None]] = []
     for name in config.train.watch.sinks:
         try:
-            sinks.append(makers[name](config, folder))
+            sinks.append(partial(_send, makers[name](config, folder)))
         except ImportError as error:
             raise ConfigError(
                 f"train.watch.sinks {name!r} needs the package {name}: pip install {name}; or leave it out"
@@ -31,16 +35,15 @@ def open_sinks(config: Config, folder: Path) -> list[Sink]:
     return sinks
 
 
-def send(sinks: list[Sink], event: str, values: dict[str, Any]) -> None:
-    """Send the numbers of an event to every sink."""
+def _send(sink: Sink, event: str, values: dict[str, Any]) -> None:
+    """Send the numbers of an event."""
     if prefix := _PREFIX.get(event):
         numbers = {
             f"{prefix}/{key}": float(value)
             for key, value in values.items()
             if key != "step" and isinstance(value, int | float)
         }
-        for sink in sinks:
-            sink(numbers, int(values["step"]))
+        sink(numbers, int(values["step"]))
 
 
 def _tensorboard(config: Config, folder: Path) -> Sink:

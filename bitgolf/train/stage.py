@@ -21,17 +21,11 @@ from bitgolf.grids.roles import grids_of, require_passthrough_names
 from bitgolf.measure.curvature import TrialNoise
 from bitgolf.measure.statistics import Statistics, write_statistics
 from bitgolf.model.build import build_model
-from bitgolf.model.flops import mfu
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
 from bitgolf.run.seal import TRAIN_PRODUCTS, TRAIN_SETTINGS, code_digest, data_seal, file_digests, settings_of
-from bitgolf.train.branch import find_trunk, require_same_data
-from bitgolf.train.checkpoint import CheckpointStore, TrainState
-from bitgolf.train.checkpoint_times import Checkpoints
-from bitgolf.train.continued import find_start
-from bitgolf.train.effects import without_effect
 from bitgolf.train.finish import (
     FinalWeights,
     Stopwatch,
@@ -49,44 +43,32 @@ from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.ramp import Ramp
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
-from bitgolf.train.sinks import open_sinks
-from bitgolf.train.start import Start
-from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.trainer import Trainer
-from bitgolf.train.watch import Watch
+from bitgolf.train.unattended import Unattended
 from bitgolf.version import __version__
 
 log = logging.getLogger(__name__)
 
 
 @writes_run
-def train(
-    run: RunDirectory, world: World, *, resume: bool = False, branch: str = "", progress: Progress = silent
-) -> None:
-    """Train the run's model and write train.jsonl, train.log, checkpoint/, calibration/ and weights.safetensors.
+def train(run: RunDirectory, world: World, around: Unattended, progress: Progress = silent) -> None:
+    """Train the run's model and write train.jsonl, train.log, calibration/ and weights.safetensors.
 
-    Args:
-        resume: go on from the run's newest checkpoint, if it has one.
-        branch: begin from a checkpoint of another run, `RUN` or `RUN@STEP` (see `bitgolf.train.branch`).
+    `around`: where the training begins, and what is done beside its steps (`attended.train_attended`).
 
     Raises:
-        ConfigError, DataError: configuration and data, or a branch and its trunk, do not fit each other.
+        ConfigError, DataError: configuration and data do not fit each other.
         BudgetError: the training budget does not hold one step and the work after the steps.
-        RunError: there is no checkpoint to branch from, or those of this run are damaged.
         TrainingDiverged: NaN or infinity, with the step and the tensor.
     """
     config, data = run.config, run.require("data")
     prepared = open_data(data)
     rows = TrainingRows.plan(prepared, config, world.size)
-    trunk = find_trunk(branch, config, run.path) if branch else None
-    if trunk is not None:
-        require_same_data(trunk, data)
     trainer, backend = make_trainer(config, prepared, rows, world)
     window = ReplayWindow(config.train.replay)
     ramp = Ramp.of(config.train)
     live = trainer.tensors() | window.state() | ramp.state()
-    store = CheckpointStore(run / "checkpoint")
-    start = find_start(config, store, live, world, resume=resume, trunk=trunk)
+    start = around.start(live, world)
     shapes, noise = trainer.model.shapes(), TrialNoise.of(config)
     quantized = list(grids_of(shapes, config.pack))
     limit, is_fixed = config.budget.train_seconds, not config.budget.min_steps
@@ -98,12 +80,9 @@ def train(
     plan.require_time(start.step, start.seconds)
 
     train_log = TrainLog(run.path, world.is_main)
-    train_log.sinks = open_sinks(config, run.path) if world.is_main else []
-    state = TrainState(start.step, start.seconds, config.digest(), world.size, start.origin)
     if world.is_main:
-        _warn_of_settings_without_effect(config, shapes, plan, start)
         run.remove_products_of_later_stages()
-        start.open_files(store, train_log, state)
+    around.begin(start, plan, shapes, train_log, world)
     train_log.write(
         start.event,
         step=start.step,
@@ -117,26 +96,22 @@ def train(
     )
     pace = Pace(start.step, start.seconds, plan.step_seconds, ramp)
     timeline = Timeline(Clock(start.seconds), pace, plan.division, config.train.max_steps)
-    complete = trainer.optimizer.muon.gather_
-    checkpoints = Checkpoints(store, live, state, config.train.checkpoint, timeline, train_log, world, complete)
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
-    device, length = device_name(world.device), config.train.seq_len
-    off, on = (mfu(config.model, length, 1.0, device, world.size, looped) or 0.0 for looped in (False, True))
-    report = StepReport(pipe, timeline, train_log, config.train, world, progress, (off, on))
-    watch = Watch(trainer, rows, timeline, report, prepared.tokenizer, world, config.train.watch)
+    rates = around.mfu_per_token_rates(world)
+    report = StepReport(pipe, timeline, train_log, config.train, world, progress, rates)
     stopwatch, ends = Stopwatch(timeline.clock, world), plan.end_times
     with rows.loader(world, int(ramp.taken)) as loader:
-        world.barrier()
-        timeline.clock.start()
-        with StopOnSignal(checkpoints, report, world, watch.after_step) as after_step:
-            step = make_steps(trainer, loader, timeline, window, checkpoints, report, start.step, after_step)
+        with around.steps(trainer, rows, live, report, prepared.tokenizer) as after_step:
+            world.barrier()
+            timeline.clock.start()
+            step = make_steps(trainer, loader, timeline, window, report, start.step, after_step)
         stopwatch.stop("optimizer steps")
         weights = finish_weights(trainer, rows, loader, timeline, window, ends.choice, report, stopwatch, step)
         statistics = gather_statistics(
             trainer, rows, loader, ends, quantized, noise, config.seed, report, stopwatch, step
         )
     if world.is_main:
-        store.close()
+        around.end()
         statistics = with_curvature(statistics, weights.shipped, noise, config.pack.rate.hessian, world.device)
         tokens = ramp.blocks(step) * config.train.block_tokens
         _write_products(run, weights, statistics, stopwatch.seconds, train_log, step, tokens)
@@ -156,15 +131,6 @@ def _write_products(
     write_weights(run.path, weights, last_too=run.config.score.last_reference)
     products = file_digests(run.path, *TRAIN_PRODUCTS)
     charge_and_log_end(run.budget(), train_log, seconds, step, tokens, statistics, weights.average, products)
-
-
-def _warn_of_settings_without_effect(
-    config: Config, shapes: dict[str, tuple[int, ...]], plan: Plan, start: Start
-) -> None:
-    max_steps = config.train.max_steps
-    num_steps = max_steps or max(1, int(plan.steps_end / plan.step_seconds))
-    for sentence in without_effect(config, shapes, num_steps, start.fraction(max_steps, plan.steps_end)):
-        log.warning("no effect: %s", sentence)
 
 
 def extend_budget_(run: RunDirectory, plan: Plan, world: World) -> tuple[Plan, Config]:

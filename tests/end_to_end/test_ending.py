@@ -31,7 +31,7 @@ SHOW_WEIGHTS = """
 import sys
 from bitgolf.run.ranks import world
 from bitgolf.run.directory import RunDirectory
-from bitgolf.train import stage
+from bitgolf.train import attended, stage
 from bitgolf.train.checkpoint import state_digest
 
 class Watched(stage.Trainer):
@@ -44,7 +44,7 @@ stage.Trainer = Watched
 trunk, arm = sys.argv[1:]
 with world("cpu") as peers:
     for run, branch in ((trunk, ""), (arm, trunk)):
-        stage.train(RunDirectory.open(run), peers, branch=branch)
+        attended.train_attended(RunDirectory.open(run), peers, branch=branch)
         sys.stdout.write("digest " + state_digest(Watched.last.tensors()) + "\\n")
 """
 

@@ -19,8 +19,8 @@ import bitgolf.evaluate.score
 import bitgolf.measure.calibration
 import bitgolf.quantize.pack
 import bitgolf.report.report
+import bitgolf.train.attended
 import bitgolf.train.finish
-import bitgolf.train.stage
 from bitgolf.train.trainer import Trainer
 
 STEPS = 120
@@ -210,7 +210,7 @@ def test_a_resumed_run_makes_only_the_stages_that_are_missing(
         return stage
 
     for name, module, function in (
-        ("train", bitgolf.train.stage, "train"),
+        ("train", bitgolf.train.attended, "train_attended"),
         ("pack", bitgolf.quantize.pack, "pack"),
         ("score", bitgolf.evaluate.score, "score"),
         ("audit", bitgolf.audit.run, "audit_run"),

@@ -20,7 +20,8 @@ from bitgolf.data.shards import write_shard
 from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
-from bitgolf.train.stage import is_finished, train
+from bitgolf.train.attended import train_attended
+from bitgolf.train.stage import is_finished
 
 pytest.importorskip("huggingface_hub")
 
@@ -84,5 +85,5 @@ def test_the_preset_prepares_its_source_and_trains(name: str, hub: None, tmp_pat
     run = RunDirectory.create(tmp_path / "run", config)
     data = prepare(config.data, config.model.vocab_size, run / "data")
     assert data.tokenizer.vocab_size == shipped.model.vocab_size
-    train(run, World(0, 1, torch.device("cpu")))
+    train_attended(run, World(0, 1, torch.device("cpu")))
     assert is_finished(run)

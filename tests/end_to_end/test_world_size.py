@@ -18,7 +18,7 @@ import pytest
 from simulated_time import simulate_time
 from bitgolf.run.ranks import world
 from bitgolf.run.directory import RunDirectory
-from bitgolf.train import stage
+from bitgolf.train import attended, stage
 from bitgolf.train.checkpoint import state_digest
 
 class Watched(stage.Trainer):
@@ -32,7 +32,7 @@ class Watched(stage.Trainer):
 stage.Trainer = Watched
 with world("cpu") as peers:
     simulate_time(pytest.MonkeyPatch(), step_seconds=0.02 * (1 + peers.rank))
-    stage.train(RunDirectory.open(sys.argv[1]), peers)
+    attended.train_attended(RunDirectory.open(sys.argv[1]), peers)
     sys.stdout.write("digest " + state_digest(Watched.last.tensors()) + "\\n")
 """
 

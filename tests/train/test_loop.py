@@ -101,18 +101,19 @@ def run(
     train_log = TrainLog(folder, enabled=True)
     train_log.begin()
     state = TrainState(first, float(first), "digest", 1)
-    checkpoints = Checkpoints(
-        store,
-        {"a": torch.zeros(1)},
-        state,
-        config.checkpoint,
-        timeline,
-        train_log,
-        ALONE,  # type: ignore[arg-type]
-    )
     report = StepReport(MetricsPipe(ALONE.device, ["a"]), timeline, train_log, config, ALONE)
+    checkpoints = Checkpoints(store, {"a": torch.zeros(1)}, state, config.checkpoint, report, ALONE)  # type: ignore[arg-type]
     batches = iter([(number, number) for number in range(first, 1000)])
-    last = make_steps(trainer, batches, timeline, window, checkpoints, report, first)  # type: ignore[arg-type]
+    last = make_steps(
+        trainer,
+        batches,
+        timeline,
+        window,
+        report,
+        first,
+        lambda step, looped: checkpoints.after_step(step),  # type: ignore[arg-type]
+    )
+    checkpoints.save_last(last)
     return Scene(trainer, store, window, last, read_events(folder / "train.jsonl"))
 
 
@@ -193,9 +194,10 @@ def test_a_late_reading_of_the_clock_does_not_save_a_fraction_twice(tmp_path: Pa
     """The fraction may fall when a newer reading arrives; a fraction that was served stays served."""
     timeline = Timeline(Clock(0.0), Pace(0, 0.0, 1.0), Division(10.0, 0.0))
     store, train_log = Store(), TrainLog(tmp_path, enabled=True)
+    report = StepReport(MetricsPipe(ALONE.device, ["a"]), timeline, train_log, TrainConfig(), ALONE)
     checkpoints = Checkpoints(
         store, {"a": torch.zeros(1)}, TrainState(0, 0.0, "digest", 1), CheckpointConfig(seconds=0.0, at=(0.5, 0.8)),
-        timeline, train_log, ALONE,  # type: ignore[arg-type]
+        report, ALONE,  # type: ignore[arg-type]
     )  # fmt: skip
     assert checkpoints.must_keep(5)
     timeline.pace.elapsed = -1.0

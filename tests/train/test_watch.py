@@ -45,7 +45,7 @@ def test_a_watched_training_has_the_same_weights_and_losses_on_rows_it_never_rea
 ) -> None:
     plain = untrained("plain", **HELD_OUT)
     watched = untrained("watched", **HELD_OUT, **WATCH, train__watch__sinks=["trackio"])
-    monkeypatch.setattr("bitgolf.train.stage.mfu", lambda *training: 1e-6)
+    monkeypatch.setattr("bitgolf.train.attended.mfu", lambda *training: 1e-6)
     done("train", plain)
     done("train", watched)
     assert weights_digest(plain) == weights_digest(watched)
