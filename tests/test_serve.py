@@ -116,6 +116,26 @@ def test_lm_eval_reads_the_log_likelihood_of_a_continuation(address: str, model:
     assert greedy == (model.generate("The quiet", max_tokens=len(continuation), temperature=0) == " river opens")
 
 
+def test_lm_eval_reads_the_log_likelihood_of_a_whole_text(address: str, model: LanguageModel) -> None:
+    """Requests `loglikelihood_rolling`: the context is the token that begins documents."""
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode("The quiet river opens")]
+    request = {"model": "tiny", "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True, "temperature": 0}
+    scored = choice(address, **request, prompt=[ids])["logprobs"]["token_logprobs"][1:-1]
+    assert scored == pytest.approx(model.logprobs("The quiet river opens").logprobs.tolist(), abs=1e-5)
+
+
+def test_lm_eval_gets_a_continuation_up_to_a_stop(address: str, model: LanguageModel) -> None:
+    """Requests `generate_until`: token ids of several prompts, and the end of a document among the stops."""
+    prompts = ["The quiet", "The"]
+    request = {"model": "tiny", "max_tokens": 20, "temperature": 0, "seed": 1234, "stop": ["\n\n", "<s>"]}
+    status, answer = ask(address, request | {"prompt": [model.tokenizer.encode(prompt) for prompt in prompts]})
+    assert status == 200
+    for prompt, given in zip(prompts, answer["choices"], strict=True):
+        assert given["text"] == model.generate(prompt, max_tokens=20, temperature=0).split("\n\n")[0]
+    status, _ = ask(address, request | {"prompt": [[1]], "temperature": 0.7, "top_p": 0.9})
+    assert status == 200
+
+
 def test_a_prompt_may_begin_with_the_token_that_begins_documents(address: str, model: LanguageModel) -> None:
     ids = model.tokenizer.encode("The quiet")
     plain = choice(address, prompt=ids, max_tokens=5, temperature=0, echo=True, logprobs=0)["logprobs"]
