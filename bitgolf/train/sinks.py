@@ -1,12 +1,15 @@
 """Copies of the training metrics for TensorBoard, trackio and wandb. `train.jsonl` stays the record of the run.
 
-Every number of the events `step` and `held_out` is sent under `train/` or `held_out/`, and samples as text. Each sink
-needs its package.
+Every number of the events `step` and `held_out` is sent under `train/` or `held_out/`. Each sink needs its package. All
+three were run with tensorboard 2.21.0, trackio 0.43.0 and wandb 0.31.0 (offline).
 """
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +65,13 @@ def _tensorboard(config: Config, folder: Path) -> Sink:
 def _trackio(config: Config, folder: Path) -> Sink:
     import trackio
 
-    trackio.init(project="bitgolf", name=folder.name, config=config.flat())
+    def finish() -> None:
+        with redirect_stdout(sys.stderr):
+            trackio.finish()
+
+    with redirect_stdout(sys.stderr):  # it prints; standard output is for results
+        trackio.init(project="bitgolf", name=folder.name, config=config.flat())
+    atexit.register(finish)
     return lambda numbers, step: trackio.log(numbers, step=step)
 
 

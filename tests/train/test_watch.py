@@ -35,7 +35,11 @@ WATCH = {"train__watch__seconds": 1e-6, "train__watch__tokens": 512, "train__wat
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, float], int]]:
     """What a stand-in for the package trackio is sent."""
     received: list[tuple[dict[str, float], int]] = []
-    fake = types.SimpleNamespace(init=lambda **about: None, log=lambda numbers, step: received.append((numbers, step)))
+    fake = types.SimpleNamespace(
+        init=lambda **about: print("a greeting"),
+        log=lambda numbers, step: received.append((numbers, step)),
+        finish=lambda: None,
+    )
     monkeypatch.setitem(sys.modules, "trackio", fake)  # type: ignore[arg-type]
     return received
 
@@ -47,7 +51,7 @@ def test_a_watched_training_has_the_same_weights_and_losses_on_rows_it_never_rea
     watched = untrained("watched", **HELD_OUT, **WATCH, train__watch__sinks=["trackio"])
     monkeypatch.setattr("bitgolf.train.attended.mfu", lambda *training: 1e-6)
     done("train", plain)
-    done("train", watched)
+    assert "a greeting" not in done("train", watched, "--json").stdout
     assert weights_digest(plain) == weights_digest(watched)
     losses = events(watched, "held_out")
     assert len(losses) > 3 and events(plain, "held_out") == []
