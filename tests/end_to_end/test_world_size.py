@@ -38,7 +38,8 @@ with world("cpu") as peers:
 
 
 def test_two_ranks_and_one_follow_the_same_losses(corpus: Path, tmp_path: Path) -> None:
-    words = settings(corpus, train__max_steps=8, train__log_every=1, data__val_fraction=0.02)
+    ramp = "[[0.5, 2048, 1.2]]"
+    words = settings(corpus, train__max_steps=8, train__log_every=1, train__batch_ramp=ramp, data__val_fraction=0.02)
     process = start("run", *words, "--out", tmp_path / "two", "--json", ranks=2)
     done("run", *words, "--out", tmp_path / "one")
     stdout, stderr = process.communicate(timeout=600)
