@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -269,23 +270,37 @@ for name in {refused!r}: setattr(dict(namespaces=namespaces, landlock=landlock, 
 scratch = Path(tempfile.mkdtemp(dir={scratch!r}))
 view = namespaces.View(tuple(Path(p) for p in {visible!r}), scratch, (Path({secret!r}),))
 found = isolation.enter(view, [{secret!r}], {{}})
+shown = [Path(p).read_text() for p in {shown!r}]
 found.close_files()
 readable = True
 try: Path({secret!r}).read_bytes()
 except OSError: readable = False
-print(json.dumps(found.to_json() | dict(readable=readable)))
+print(json.dumps(found.to_json() | dict(readable=readable, shown=shown)))
 """
 
 
-def isolation_without(refused: list[str], secret: Path, tmp_path: Path) -> dict[str, Any]:
+def isolation_without(refused: list[str], secret: Path, tmp_path: Path, shown: tuple[Path, ...] = ()) -> dict[str, Any]:
     (tmp_path / "scratch").mkdir()
-    visible = [str(path) for path in libraries()]
+    files = [str(path) for path in shown]
+    visible = [str(path) for path in (*libraries(), *(path.parent for path in shown))]
+    scratch = str(tmp_path / "scratch")
     program = _PROGRAM.format(
-        root=str(ROOT), refused=refused, visible=visible, scratch=str(tmp_path / "scratch"), secret=str(secret)
+        root=str(ROOT), refused=refused, visible=visible, scratch=scratch, secret=str(secret), shown=files
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+@needs_isolation
+def test_a_checkout_below_the_folder_of_temporary_files_is_shown(secret: Path) -> None:
+    """An empty /tmp of the process's own hid it: then nothing could be scored in the isolated process."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        checkout = Path(name) / "checkout"
+        checkout.mkdir()
+        (checkout / "module.py").write_text("X = 1")
+        found = isolation_without([], secret, Path(name), (checkout / "module.py",))
+    assert found["shown"] == ["X = 1"] and found["refused"] == [] and not found["readable"]
 
 
 @pytest.mark.skipif(not (GRANTED["landlock"] and GRANTED["seccomp"]), reason="this system grants no Landlock")

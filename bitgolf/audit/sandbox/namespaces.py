@@ -112,13 +112,13 @@ def _build_root(view: View) -> None:
     root.mkdir()
     kernel.mount("none", Path("/"), "", kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=16m")
-    for path in _outermost(view.visible):
-        _show(path, root)
     for folder in ("proc", "dev/shm", "tmp"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     kernel.mount("tmpfs", root / "tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=256m,mode=1777")
     _mount_proc(root / "proc")
     kernel.mount("tmpfs", root / "dev" / "shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1g,mode=1777")
+    for path in _outermost(view.visible):  # a checkout or an environment may lie in /tmp
+        _show(path, root)
     for path in devices():
         _bind(path, root)
     for path in view.hidden:
