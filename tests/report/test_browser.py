@@ -23,5 +23,6 @@ def test_in_a_browser(finished: SyntheticRun, tmp_path: Path) -> None:
     found = look_at(report(finished.run), tmp_path, script=CLICK_A_TOKEN)
     assert int(found["width"]) <= 360
     assert found["small"] == "", "letters below 12 px on a phone"
+    assert found["cut"] == "", "text that only sideways scrolling shows"
     assert found["note"].endswith(found["title"]) and "bits" in found["title"]
     assert not found["messages"]

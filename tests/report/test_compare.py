@@ -501,6 +501,7 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
       button.click(); found.up = column(); button.click(); found.down = column();
     """
     found = look_at(page, tmp_path, script=sort)
+    assert found["cut"] == "", "text that only sideways scrolling shows"
     assert int(found["width"]) <= 360 and found["small"] == "" and not found["messages"]
     up = [float(value) for value in found["up"].split()]
     assert len(up) == 4 and up == sorted(up)

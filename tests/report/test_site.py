@@ -323,6 +323,7 @@ def test_the_site_in_a_browser_on_a_phone(runs: list[Path], tmp_path: Path) -> N
     out = tmp_path / "site"
     write_site(runs, out)
     found = look_at(out / "index.html", tmp_path, script=CLICKS)
+    assert found["cut"] == "", "text that only sideways scrolling shows"
     assert int(found["width"]) <= 360 and found["small"] == "" and not found["messages"]
     assert found["first"] == found["bpb"] == "mine-2|mine-3|<b>worse|mine-1".replace("<", "&lt;").replace(">", "&gt;")
     assert found["bpbDown"].replace("&lt;b&gt;", "") == "worse|mine-3|mine-2|mine-1"

@@ -28,6 +28,10 @@ onload = () => {
   }
   const found = { width: page.documentElement.scrollWidth, small: [...small].join("|") };
   %s
+  for (const details of page.querySelectorAll("details")) details.open = true;
+  found.cut = [...page.querySelectorAll("body *")]
+    .filter((box) => box.scrollWidth > box.clientWidth + 1 && view.getComputedStyle(box).overflowX !== "visible")
+    .map((box) => box.tagName + " " + (box.ariaLabel || box.className)).join("|");
   document.getElementById("result").textContent =
     Object.entries(found).map(([key, value]) => key + "=" + value).join("\\n") + "\\ndone";
 };
@@ -42,7 +46,8 @@ def look_at(page: Path, tmp_path: Path, *, width: int = 360, script: str = "") -
         tmp_path: where the browser keeps its profile.
         script: JavaScript that adds to `found`, with `view` and `page` (its document) at hand.
     Returns:
-        `width` the page needs, `small` texts below 12 pixels, `messages` of the console, and what `script` found.
+        `width` the page needs, `small` texts below 12 pixels, boxes with text that is `cut` at the side, `messages` of
+        the console, and what `script` found.
     """
     assert BROWSER is not None
     frame = page.with_name("frame.html")
