@@ -66,6 +66,10 @@ def sealed_chain(evidence: Evidence) -> Finding:
     problems += _training(evidence, events, config)
     problems += _packing(evidence, pack, events, config)
     problems += _scoring(evidence, score, pack, config)
+    if not problems and "config" not in pack and config.digest() != evidence.artifact_facts[0].get("config_sha256"):
+        raise MissingEvidence(
+            "config.toml was changed after packing, by a version that did not record the settings of then; pack again"
+        )
     made = {"train": _begin(events), "pack": pack, "score": score}
     codes = {name: record.get("code_sha256") for name, record in made.items()} | {"audit": seal.code_digest()}
     note = "" if len(set(codes.values())) == 1 else "; the code is not the same in all stages and now"
@@ -104,9 +108,11 @@ def _packing(
     if pack["seal"] != seal.seal_of(pack, last):
         yield "pack.json was changed after packing, or it does not follow this train.jsonl"
     packed = pack.get("config")
-    if not isinstance(packed, Mapping) or digest_of(packed) != evidence.artifact_facts[0].get("config_sha256"):
+    if isinstance(packed, Mapping) and digest_of(packed) != evidence.artifact_facts[0].get("config_sha256"):
         yield "the header of model.bitgolf names another configuration than pack.json"
-    elif seal.settings_of(Config.model_validate(packed), seal.PACK_SETTINGS) != pack.get("settings"):
+    elif isinstance(packed, Mapping) and seal.settings_of(
+        Config.model_validate(packed), seal.PACK_SETTINGS
+    ) != pack.get("settings"):
         yield "pack.json has other settings than its configuration"
     if evidence.artifact_facts[0].get("inputs_sha256") != seal.digest(pack.get("inputs", {})):
         yield "the header of model.bitgolf names other weights or statistics than pack.json"
