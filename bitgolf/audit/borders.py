@@ -30,8 +30,7 @@ def length_blind(evidence: Evidence) -> Finding:
 
 
 def _claims_isolation(evidence: Evidence) -> bool:
-    ttt = evidence.config.ttt
-    return ttt.method == "lora" and not ttt.lora.keep_a
+    return evidence.config.ttt.independent_documents
 
 
 @run_checks.register(

@@ -124,8 +124,12 @@ class Headline:
         return windows.scorer(self.packed.model, World(0, 1, self.device))
 
     def with_chunks(self, chunk_tokens: int) -> Config:
-        """The configuration with other chunks, where something is learned between chunks."""
-        if not self.config.ttt.between_chunks:
+        """The configuration with other chunks, where something is learned between chunks or after documents."""
+        ttt = self.config.ttt
+        if ttt.method == "lora" and ttt.lora.global_after:  # the passage has few documents
+            few = list(range(1, 1 + len(ttt.lora.global_after)))
+            return self.config.updated({"ttt.weights.chunk_tokens": self.config.window, "ttt.lora.global_after": few})
+        if not ttt.between_chunks:
             return self.config
         return self.config.updated({"ttt.weights.chunk_tokens": chunk_tokens})
 

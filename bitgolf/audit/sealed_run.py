@@ -112,7 +112,7 @@ class SealedRun:
     def _score(self) -> Losses:
         if not self.headline.adapted:
             return self._blocks()
-        independent = self.headline.by_documents and not self.headline.config.ttt.lora.keep_a
+        independent = self.headline.by_documents and self.headline.config.ttt.independent_documents
         return self._documents() if independent and not self._whole else self._prefix()
 
     @property

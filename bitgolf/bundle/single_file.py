@@ -90,7 +90,7 @@ _REPLACED = {
     ),
     "bitgolf.config.idle": "def idle_packing(pack): return []",
     "bitgolf.evaluate.references": (
-        "FLOAT_WEIGHTS = {}\ndef float_weights(*run): return {}\n"
+        "FLOAT_WEIGHTS = {}\ndef float_weights(*run): return {}\nrescored = float_weights\n"
         "float_model = general_purpose = validation_bytes = None"
     ),
 }
@@ -235,7 +235,7 @@ def minified(source: str) -> str:
 @functools.lru_cache(maxsize=16)
 def _packed(start: str, settings: str, modules: tuple[tuple[str, str], ...]) -> bytes:
     sections = [f"{name}\n{source}" for name, source in modules]
-    turns = range(0, len(sections), -(-len(sections) // 4))  # bz2's size depends on their order, by 0.7 %
+    turns = range(0, len(sections), -(-len(sections) // 8))  # bz2's size depends on their order, by 0.7 %
     return pack_texts(["\0".join([start, settings, *sections[k:], *sections[:k]]) for k in turns])
 
 

@@ -94,7 +94,7 @@ class DocumentPredictor:
         slots = torch.from_numpy(self.active[~stays]).to(self.device)
         for handed, a in zip(self.handed, self.adapters.a, strict=True):
             handed[slots] = a[ended]
-        self.adapters.keep(torch.from_numpy(np.flatnonzero(stays)).to(self.device))
+        self.adapters.drop_others(torch.from_numpy(np.flatnonzero(stays)).to(self.device))
         self.active = self.active[stays]
         self.steps = self._fresh_steps()  # for the smaller batch
 

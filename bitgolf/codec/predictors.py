@@ -18,7 +18,9 @@ from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import TTTConfig
 from bitgolf.config.evaluate import LoraTTTConfig
-from bitgolf.evaluate.adapted_pass import adapted_pass, preserved
+from bitgolf.errors import ConfigError
+from bitgolf.evaluate.adapted_pass import adapted_pass
+from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.lora import initial_a, lora_sites
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.backends import reproducible_backend
@@ -45,6 +47,11 @@ def fresh_predictor(
     between chunks).
     """
     model = packed.model
+    if ttt.method == "lora" and ttt.lora.global_after:
+        raise ConfigError(
+            "ttt.lora.global_after trains the model's weights between documents, and the codec codes documents side by "
+            "side; set ttt.lora.global_after []"
+        )
     with preserved(model), _deterministic_attention(packed):
         if ttt.method == "lora":
             yield DocumentPredictor(

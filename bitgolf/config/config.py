@@ -129,7 +129,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _adaptation_fits(self) -> Self:
         ttt, model, window = self.ttt, self.model, self.window
-        if ttt.between_chunks and ttt.weights.chunk_tokens < window:
+        by_documents = ttt.method == "lora" and ttt.lora.global_after
+        if (ttt.between_chunks or by_documents) and ttt.weights.chunk_tokens < window:
             raise ValueError(
                 f"ttt.weights.chunk_tokens {ttt.weights.chunk_tokens} is below the window of {window} tokens: a chunk "
                 "would not hold one row to learn from"

@@ -78,9 +78,16 @@ class LoraTTTConfig(Section):
     keep_a: bool = Field(
         False, description="a document starts with the matrix A of the document before it in the same slot"
     )
+    global_after: tuple[int, ...] = Field(
+        (),
+        description="numbers of scored documents after which the model's weights are trained on all these documents, "
+        "with the settings ttt.weights (PR 1855)",
+    )
 
     @model_validator(mode="after")
     def _targets_differ(self) -> Self:
+        if sorted({0, *self.global_after}) != [0, *self.global_after]:
+            raise ValueError(f"global_after {list(self.global_after)} must be rising numbers of documents, above 0")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets {list(self.targets)} must name at least one matrix, each once")
         return self
@@ -118,6 +125,11 @@ class TTTConfig(Section):
     def enabled(self) -> bool:
         """Whether there is an adapted pass."""
         return self.method != "none"
+
+    @property
+    def independent_documents(self) -> bool:
+        """Whether documents are scored without influence on each other."""
+        return self.method == "lora" and not self.lora.keep_a and not self.lora.global_after
 
     @property
     def between_chunks(self) -> bool:

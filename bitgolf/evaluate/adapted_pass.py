@@ -10,12 +10,10 @@ Legend: B rows, T window, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from bitgolf.config import TTTConfig
@@ -26,8 +24,6 @@ from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
-
-NOT_ADMISSIBLE = "not admissible: scores tokens that the weights were trained on"
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,23 @@ def adapted_pass(
 ) -> AdaptedPass:
     """The pass that `ttt` describes (its method is not "none"), before its first target."""
     if ttt.method == "lora":
+        pieces = model.config.attention.document_tokens  # type: ignore[union-attr]
+
+        def learn(tokens: np.ndarray) -> None:
+            """Train all weights on scored tokens (n,), in rows as long as those of training."""
+            size, num_targets = ttt.weights.chunk_tokens, len(tokens) - 1
+            training = ChunkTTT(
+                model,
+                forward,
+                TTTConfig(method="full", weights=ttt.weights),
+                window=size if pieces else windows.length,
+                num_targets=num_targets,
+                batch_tokens=max(size, windows.batch_tokens),
+                world=world,
+            )
+            for start in range(0, num_targets - size, size):  # nothing is learned from the last chunk
+                training.update(lambda first, last: tokens[first:last], start, start + size)
+
         documents = DocumentScorer(
             model,  # type: ignore[arg-type]
             ttt.lora,
@@ -76,6 +89,7 @@ def adapted_pass(
             seed=seed,
             world=world,
             compiled=isinstance(forward, CompiledModel),
+            learn=learn,
         )
         return AdaptedPass(documents, None, 0)
     adapter = ChunkTTT(
@@ -88,20 +102,3 @@ def adapted_pass(
         world=world,
     )
     return AdaptedPass(windows.scorer(forward, world), adapter, ttt.weights.chunk_tokens)
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Restore the model's weights, and which of them have gradients, at the end of the block."""
-    before = {
-        name: (parameter.detach().clone(), parameter.requires_grad) for name, parameter in model.named_parameters()
-    }
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                values, learns = before[name]
-                parameter.copy_(values)
-                parameter.requires_grad_(learns)
-                parameter.grad = None

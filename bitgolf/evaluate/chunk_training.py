@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -183,6 +184,23 @@ class ChunkTTT:
                 torch.from_numpy(rows[part]).to(self.world.device),
                 torch.from_numpy(weights[part]).to(self.world.device),
             )
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore the model's weights, and which of them have gradients, at the end of the block."""
+    before = {
+        name: (parameter.detach().clone(), parameter.requires_grad) for name, parameter in model.named_parameters()
+    }
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                values, learns = before[name]
+                parameter.copy_(values)
+                parameter.requires_grad_(learns)
+                parameter.grad = None
 
 
 def _optimizer(parameters: list[nn.Parameter], config: WeightsTTTConfig) -> torch.optim.Optimizer:

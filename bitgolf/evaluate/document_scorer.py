@@ -16,8 +16,10 @@ Legend: N rows, n documents of a pass, C chunk, T window, W length of a pass, V 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitgolf.config.evaluate import LoraTTTConfig
+from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.document_batches import NOTHING, Document, document_lines, end_of_batches
 from bitgolf.evaluate.lora import DocumentAdapters, adamw_, adapted_logits, initial_a, lora_sites
 from bitgolf.evaluate.split_model import compiled_blocks_
@@ -45,8 +48,10 @@ class ScoredDocument:
 
     Attributes:
         start, stop: range of targets in the text.
-        inherited: the tokens of the text that its initial A has learned from, (0, 0) for a fresh A.
+        inherited: the tokens of the text that its initial A has learned from, (0, 0) for a fresh A; after a phase, the
+            tokens that the model has learned from.
         nll: (n,) float32, nats.
+        tokens: of the document; its tape has revealed all of them.
         events: the tape's events (name, first, last), with positions in the document.
         log_p: (n, V) float32, if asked for.
     """
@@ -55,6 +60,7 @@ class ScoredDocument:
     stop: int
     inherited: tuple[int, int]
     nll: np.ndarray
+    tokens: np.ndarray
     events: list[tuple[str, int, int]]
     log_p: np.ndarray | None = None
 
@@ -70,6 +76,7 @@ class DocumentScorer:
         seed: of the initial A.
         world: lines of documents are shared out to the ranks by their work; all ranks get all losses and events.
         compiled: compile the layers and the update.
+        learn: trains the model on tokens (n,) that are scored; for `config.global_after`.
     """
 
     def __init__(
@@ -82,7 +89,9 @@ class DocumentScorer:
         seed: int,
         world: World,
         compiled: bool = False,
+        learn: Callable[[np.ndarray], None] | None = None,
     ) -> None:
+        self.learn = learn
         self.compiled = compiled
         self.options = {"blocks": compiled_blocks_(model)} if compiled else {}
         self.update = torch.compile(adamw_, dynamic=True) if compiled else adamw_
@@ -98,21 +107,43 @@ class DocumentScorer:
         """Log-probabilities (stop - start, V) float32 of the same targets; reads tokens up to stop-1 only."""
         # The last target's token is unknown. Its placeholder 0 is never an input, because no target follows it.
         tokens = np.append(read(start, stop), 0)
-        documents = self._score(tokens, start, None, rank=0, world_size=1, with_log_p=True)
-        documents.sort(key=lambda document: document.start)
+        documents = self._in_order(tokens, start, None, rank=0, world_size=1, with_log_p=True)
         return np.concatenate([document.log_p for document in documents if document.log_p is not None])
 
     def score_documents(
         self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None
     ) -> list[ScoredDocument]:
         """The documents that targets start..stop-1 belong to, in order, the same on every rank."""
-        rank, world_size = self.world.rank, self.world.size
-        documents = self._score(read(start, stop + 1), start, tick, rank, world_size, with_log_p=False)
-        if world_size > 1:
-            parts: list[list[ScoredDocument] | None] = [None] * world_size
-            dist.all_gather_object(parts, documents)
-            documents = [document for part in parts if part is not None for document in part]
-        return sorted(documents, key=lambda document: document.start)
+        return self._in_order(read(start, stop + 1), start, tick, self.world.rank, self.world.size, with_log_p=False)
+
+    def _in_order(
+        self,
+        tokens: np.ndarray,
+        offset: int,
+        tick: Callable[[int], None] | None,
+        rank: int,
+        world_size: int,
+        with_log_p: bool,
+    ) -> list[ScoredDocument]:
+        """All documents of `tokens`, in order. Between phases the model learns from all documents so far."""
+        starts = np.flatnonzero(tokens[1:-1] == self.bos_id) + 1  # of the second document and all after it
+        ends = [int(starts[n - 1]) for n in self.config.global_after if n <= len(starts)]
+        documents: list[ScoredDocument] = []
+        with preserved(self.model) if ends else nullcontext():
+            for first, last in itertools.pairwise([0, *ends, len(tokens) - 1]):
+                if first:
+                    assert self.learn is not None
+                    self.learn(np.concatenate([document.tokens for document in documents]))
+                part = self._score(tokens[first : last + 1], offset + first, tick, rank, world_size, with_log_p)
+                if world_size > 1:
+                    parts: list[list[ScoredDocument]] = [[]] * world_size
+                    dist.all_gather_object(parts, part)
+                    part = [document for share in parts for document in share]
+                part.sort(key=lambda document: document.start)
+                if first:
+                    part[0] = replace(part[0], inherited=(0, offset + first + 1))
+                documents += part
+        return documents
 
     def end_of_batch(self, tokens: np.ndarray, batches: int) -> int:
         """One past the last target of the first `batches` times `documents` documents of a text, (N,) integers."""
@@ -145,7 +176,7 @@ class DocumentScorer:
                 if not self._next(row, lines, adapters):
                     rows.remove(row)
             if tick is not None:
-                tick((len(tokens) - 1) * done // total)
+                tick(offset + (len(tokens) - 1) * done // total)
         return scored
 
     def _next(self, row: _Row, lines: list[list[Document]], adapters: DocumentAdapters) -> bool:
@@ -274,7 +305,15 @@ class _Row:
             for event in tape.event_log["events"]
         ]
         log_p = np.concatenate(self.log_p) if self.log_p else None
-        return ScoredDocument(document.start, document.stop, document.inherited, tape.nll, events, log_p)
+        return ScoredDocument(
+            document.start,
+            document.stop,
+            document.inherited,
+            tape.nll,
+            tape.revealed(0, tape.num_tokens),
+            events,
+            log_p,
+        )
 
 
 def share_lines(

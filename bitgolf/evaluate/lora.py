@@ -108,7 +108,7 @@ class DocumentAdapters:
         parts = values.split([rows * columns for rows, columns in self.shapes], 1)
         return [part.view(len(values), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def keep(self, documents: Tensor) -> None:
+    def drop_others(self, documents: Tensor) -> None:
         """Drop all but `documents`, (n,) int64 positions among the N."""
         self.values, self.mean, self.square = (x[documents] for x in (self.values, self.mean, self.square))
         self.num_steps = self.num_steps[documents.cpu()]

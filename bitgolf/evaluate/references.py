@@ -1,4 +1,6 @@
-"""Reference figures beside a score, which are no part of the evaluation: float weights, general-purpose compressors.
+"""Reference figures beside a score, which are no part of the evaluation.
+
+They are the float weights, a second pass with the weights that the adapted pass left, and general-purpose compressors.
 
 Legend: N tokens.
 """
@@ -6,8 +8,9 @@ Legend: N tokens.
 from __future__ import annotations
 
 import lzma
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -18,12 +21,13 @@ from bitgolf.config import Config, ModelConfig
 from bitgolf.data.prepare import PreparedData
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import RunError
-from bitgolf.evaluate.split_model import Model, scoring_model
+from bitgolf.evaluate.split_model import Model, Tempered, scoring_model
 from bitgolf.model.build import build_model, check_tensors, load_weights_
 from bitgolf.model.weights import read_tensors
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World
 
+NOT_ADMISSIBLE = "not admissible: scores tokens that the weights were trained on"
 FLOAT_WEIGHTS = {"float": "weights", "last": "weights-last"}  # key in score.json -> file name without its ending
 
 
@@ -55,6 +59,19 @@ def float_model(tensors: dict[str, Tensor], config: Config, tokenizer: Tokenizer
     if config.score.canonical:
         forbid_impossible_(model, tokenizer)
     return scoring_model(model.eval().requires_grad_(False), compiled=config.score.compile)
+
+
+def rescored(
+    plain: Callable[..., Any],  # (method, model, label) -> a scored pass
+    forward: Model,
+    method: str,
+    temperature: float,  # 0 = no such pass
+) -> dict[str, Any]:
+    """The two-pass figure of PR 576, under "rescored": all targets again, with the weights of the adapted pass."""
+    if not temperature:
+        return {}
+    again = plain(method, Tempered(forward, temperature), "diagnostic").score.to_json()
+    return {"rescored": again | {"temperature": temperature, "label": NOT_ADMISSIBLE}}
 
 
 def validation_bytes(data: PreparedData, tokens: np.ndarray) -> bytes:

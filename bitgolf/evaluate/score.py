@@ -23,10 +23,18 @@ from bitgolf.artifact.open import open_model
 from bitgolf.config import TTTConfig
 from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.errors import ConfigError
-from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass, adapted_pass_name, preserved
+from bitgolf.evaluate.adapted_pass import adapted_pass, adapted_pass_name
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
-from bitgolf.evaluate.references import FLOAT_WEIGHTS, float_model, float_weights, general_purpose, validation_bytes
-from bitgolf.evaluate.split_model import Model, Tempered, scoring_model
+from bitgolf.evaluate.chunk_training import preserved
+from bitgolf.evaluate.references import (
+    FLOAT_WEIGHTS,
+    float_model,
+    float_weights,
+    general_purpose,
+    rescored,
+    validation_bytes,
+)
+from bitgolf.evaluate.split_model import Model, scoring_model
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.gpt import GPT
@@ -61,13 +69,11 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     load_seconds = time.perf_counter() - begin
     forward = scoring_model(packed.model, compiled=config.score.compile)
     scored = [passes.plain(method, forward) for method in config.score.methods]
-    diagnostic: dict[str, Any] = {}
     with preserved(packed.model):
         if config.ttt.enabled:
             scored.append(passes.adapted(config.ttt, packed.model, forward, data.tokenizer.bos_id, config.seed))
         evaluation_seconds = time.perf_counter() - begin
-        if config.ttt.rescore_temperature:
-            diagnostic["rescored"] = passes.rescored(forward, config.ttt.rescore_temperature)
+        diagnostic = rescored(passes.plain, forward, passes.windows.method, config.ttt.rescore_temperature)
 
     first = config.score.methods[0]
     float_scores = {
@@ -169,11 +175,6 @@ class _Passes:
         )
         adapted.run(tape, self._reporter(f"score {name}"))
         return self._scored(name, tape, begin, updates=tape.state)
-
-    def rescored(self, forward: Model, temperature: float) -> dict[str, Any]:
-        """The two-pass figure of PR 576: all targets again, with the weights that the adapted pass left."""
-        again = self.plain(self.windows.method, Tempered(forward, temperature), "diagnostic")
-        return again.score.to_json() | {"temperature": temperature, "label": NOT_ADMISSIBLE}
 
     def _scored(self, name: str, tape: ScoreTape, begin: float, **details: Any) -> _ScoredPass:
         score = bits_per_byte(tape.nll, self.byte_costs)

@@ -108,7 +108,8 @@ def document_plan(
     inside = [start, *borders[borders > start].tolist(), stop]
     rows: list[np.ndarray] = []
     for low, high in itertools.pairwise(inside):
-        begin = int(borders[borders <= low][-1]) if (borders <= low).any() else -1
+        before = borders[borders <= low]
+        begin = int(before[-1]) if len(before) else -1
         first_later = min(high, window + begin // stride * stride) if begin >= 0 else low  # whose window begins later
         if low < first_later:
             rows.append(np.array([[begin, low, first_later]]))

@@ -57,6 +57,11 @@ HONEST = {
         "lora_keep_a": True,
         "lora_targets": ["q", "k", "v", "o", "mlp", "head"],
     },
+    "all weights after documents": {
+        "method": "lora",
+        "lora": {"global_after": [1, 2]},
+        "weights": {"lr": 0.05, "chunk_tokens": 16, "epochs": 1},
+    },
 }
 
 
@@ -165,6 +170,27 @@ class LeakyBatch(DocumentScorer):
         last = tokens[np.flatnonzero(tokens[:-1] == BOS)[-1] : -1]
         self.first_a[0] *= 1 + float(last.sum() % 97) / 97
         return super()._score(tokens, *rest, **options)
+
+
+class LearnsAhead(DocumentScorer):
+    """Weights that learn from the document after the phase as well."""
+
+    def _in_order(self, tokens, *rest, **options):
+        honest = self.learn
+        border = int(np.flatnonzero(tokens[1:] == BOS)[1]) + 1
+        self.learn = lambda learned: honest(tokens[: border + 1])
+        return super()._in_order(tokens, *rest, **options)
+
+
+def test_a_phase_that_learns_from_later_documents_is_caught() -> None:
+    def evaluation(tokens: np.ndarray):
+        settings = config(**HONEST["all weights after documents"])
+        adapted_pass = adapted(settings, tiny_gpt(), len(tokens) - 1)
+        adapted_pass.scorer.__class__ = LearnsAhead
+        return adapted_pass.scorer, None
+
+    found = flips(evaluation, all_after)
+    assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
 
 
 @pytest.mark.parametrize("cheat, spans", [(SlotDocuments, (all_after, only_target)), (LeakyBatch, (all_after,))])

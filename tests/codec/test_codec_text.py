@@ -27,7 +27,8 @@ from bitgolf.config import TTTConfig
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ArtifactError, ConfigError
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.adapted_pass import adapted_pass, preserved
+from bitgolf.evaluate.adapted_pass import adapted_pass
+from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.ranks import World
 

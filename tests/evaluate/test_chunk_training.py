@@ -21,8 +21,17 @@ from bitgolf.audit.run import audit_run
 from bitgolf.config import Config, ModelConfig, TTTConfig, load_config
 from bitgolf.errors import TrainingDiverged
 from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
-from bitgolf.evaluate.adapted_pass import NOT_ADMISSIBLE, adapted_pass_name, preserved
-from bitgolf.evaluate.chunk_training import ChunkTTT, chunk_rows, cosine_lr, learning_parameters, share, step_scale
+from bitgolf.evaluate.adapted_pass import adapted_pass_name
+from bitgolf.evaluate.chunk_training import (
+    ChunkTTT,
+    chunk_rows,
+    cosine_lr,
+    learning_parameters,
+    preserved,
+    share,
+    step_scale,
+)
+from bitgolf.evaluate.references import NOT_ADMISSIBLE
 from bitgolf.evaluate.score import score
 from bitgolf.evaluate.split_model import CompiledModel
 from bitgolf.model.gpt import GPT

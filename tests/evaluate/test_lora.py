@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,21 @@ import torch.nn.functional as F
 from fake_evidence import evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, config, text, tiny_gpt
+from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, adapted, config, text, tiny_gpt
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from bitgolf.audit.tape_log import score_first, scored_once
+from bitgolf.codec.predictors import fresh_predictor
 from bitgolf.config import Config
-from bitgolf.errors import RuleViolation
+from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape, document_scorer
+from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.document_batches import document_lines
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents, share_lines
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits, initial_a, lora_sites
 from bitgolf.evaluate.split_model import compiled_blocks_
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import World
 
@@ -383,3 +387,69 @@ def test_layers_that_are_alike_share_one_compiled_graph() -> None:
     logits = adapted_logits(model, adapters, tokens, 5, blocks=compiled_blocks_(model, counter))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
     assert counter.frame_count == 2
+
+
+def phased(tokens: np.ndarray, **lora: Any) -> tuple[ScoreTape, GPT]:
+    """A pass whose weights learn after two and after four documents, and the model that it restored."""
+    weights = {"lr": 0.05, "epochs": 1, "chunk_tokens": 16}
+    settings_ = config(method="lora", weights=weights, lora={"global_after": [2, 4], **lora})
+    tape, model = ScoreTape(tokens), tiny_gpt(settings_.model)
+    with preserved(model):
+        adapted(settings_, model, len(tokens) - 1).run(tape)
+    return tape, model
+
+
+def test_all_weights_learn_from_the_documents_so_far() -> None:
+    """By definition: documents 0 and 1, SGD on their tokens, documents 2 and 3, SGD on all four, then the rest."""
+    tape, model = phased(TOKENS)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), tiny_gpt().parameters(), strict=True))
+    starts = [0, *(i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS), len(TOKENS) - 1]
+    spans = list(itertools.pairwise(starts))
+    settings_ = config(method="lora")
+    scorer = DocumentScorer(tiny_gpt(), settings_.ttt.lora, window=WINDOW, bos_id=BOS, seed=settings_.seed, world=ALONE)
+    plain = scorer.score(lambda a, b: TOKENS[a:b], 0, len(TOKENS) - 1)
+    losses = []
+    for first, last in ((0, 2), (2, 4), (4, len(spans))):
+        start, stop = spans[first][0], spans[last - 1][1]
+        losses.append(scorer.score(lambda a, b: TOKENS[a:b], start, stop))
+        if last < len(spans):
+            scorer.model.requires_grad_(True)
+            optimizer = torch.optim.SGD(scorer.model.parameters(), lr=0.05, momentum=0.9)
+            stream = np.concatenate([TOKENS[a : b + 1] for a, b in spans[:last]]).astype(np.int64)
+            chunks = -(-(len(stream) - 1) // 16)
+            assert chunks > 1
+            for chunk in range(chunks - 1):
+                rows = torch.from_numpy(stream[16 * chunk : 16 * chunk + 17])[None]
+                optimizer.param_groups[0]["lr"] = 0.025 * (1 + math.cos(math.pi * chunk / (chunks - 1)))
+                optimizer.zero_grad()
+                F.cross_entropy(scorer.model(rows[:, :-1])[0], rows[0, 1:]).backward()
+                nn.utils.clip_grad_norm_(scorer.model.parameters(), 1.0)
+                optimizer.step()
+            scorer.model.requires_grad_(False)
+    np.testing.assert_allclose(tape.nll, np.concatenate(losses), rtol=0, atol=1e-4)
+    assert np.abs(tape.nll - plain).max() > 0.05, "the weights change something"
+
+
+def test_a_phase_is_an_update_from_the_documents_so_far() -> None:
+    tape, _ = phased(TOKENS, keep_a=True, documents=1)
+    log = tape.event_log
+    assert score_first(evidence(event_log=log)).verdict == "PASS"
+    borders = [i for i in range(1, len(TOKENS) - 1) if TOKENS[i] == BOS]
+    updates = [event["tokens"] for event in log["events"] if event["event"] == "update"]
+    assert [0, borders[1] + 1] in updates and [0, borders[3] + 1] in updates
+
+
+def test_phases_are_refused_by_the_codec_and_where_no_row_is_learned() -> None:
+    with pytest.raises(ConfigError, match="below the window"):
+        config(method="lora", weights={"chunk_tokens": 8}, lora={"global_after": [2]})
+    with pytest.raises(ConfigError, match="rising numbers"):
+        config(method="lora", lora={"global_after": [2, 2]})
+    settings_ = config(method="lora", lora={"global_after": [2]})
+    packed = SimpleNamespace(model=tiny_gpt(settings_.model), device=torch.device("cpu"))
+    with (
+        pytest.raises(ConfigError, match=r"ttt\.lora\.global_after"),
+        fresh_predictor(
+            packed, settings_.ttt, Windows.of(settings_), seed=0, num_streams=1, longest=9, num_targets=9, first_token=1
+        ),
+    ):
+        pass

@@ -12,7 +12,8 @@ import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.config import Config
-from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass, preserved
+from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
+from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.split_model import Model, scoring_model
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape
