@@ -43,7 +43,8 @@ from bitgolf.config import Config, resolve
 from bitgolf.data.sources import iterate_documents
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
-from bitgolf.evaluate.adapted_pass import adapted_pass, preserved
+from bitgolf.evaluate.adapted_pass import adapted_pass
+from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.grids.grid import Grid
