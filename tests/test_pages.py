@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import zstandard
+from run_family import Family, texts
 from test_docs import commands
 from tiny_run import cli, documents, done
 
@@ -30,6 +32,13 @@ SMALL = {
     "report.sample_tokens": 8, "report.surprisal_tokens": 40, "device": "cpu", "data.workers": 1,
 }  # fmt: skip
 SMALLER = [word for key, value in SMALL.items() for word in (f"--{key}", str(value))]
+
+
+def reduced(words: list[str], changes: dict[str, object] = SMALL) -> list[str]:
+    """A command with `changes`, in place of its own values of these settings."""
+    own = {i for i, word in enumerate(words) if word.removeprefix("--") in changes}
+    kept = [word for i, word in enumerate(words) if i not in own and i - 1 not in own]
+    return kept + [word for key, value in changes.items() for word in (f"--{key}", str(value))]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -57,6 +66,52 @@ def test_a_corpus_of_ones_own_from_end_to_end(workplace: Path) -> None:
         assert outcome.status in ((0, 1, 3) if words[0] in ("run", "audit") else (0,)), (words, outcome.stderr)
     assert (workplace / "same.txt").read_bytes() == (workplace / "notes.txt").read_bytes()
     assert (workplace / "runs" / "mine" / "report.html").exists()
+
+
+def test_the_commands_of_the_page_about_comparing(workplace: Path) -> None:
+    family = Family(workplace / "runs")
+    family.root.mkdir()
+    data = family.data("data", texts())
+    for name, seed, shift in (("a", 1, 0.1), ("a-1", 1, 0.1), ("a-2", 2, 0.1), ("a-3", 3, 0.1), ("b", 1, 0.0),
+                              ("b-1", 1, 0.0), ("b-2", 2, 0.0), ("b-3", 3, 0.0)):  # fmt: skip
+        family.run(name, data, seed=seed, shift=shift, **({"train__matrix_lr": 0.03} if name[0] == "b" else {}))
+    lines = commands(DOCS / "comparing.md")
+    assert [words[0] for words in lines] == ["compare"] * 6 + ["report"]
+    for words in lines:
+        done(*(path for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])))
+    assert Path("compare.html").exists() and Path("site/index.html").exists()
+
+
+def test_the_commands_that_prepare_files_of_ones_own(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(workplace))
+    for name in ("notes", "corpus"):
+        Path(name).mkdir()
+    for number, text in enumerate(documents()[:200]):
+        Path(f"notes/{number}.txt").write_text(text, encoding="utf-8")
+    for name, part in (("train-1", documents()[:200]), ("val", documents()[200:240])):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in part)
+        Path(f"corpus/{name}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    lines = [words for words in commands(DOCS / "data.md") if words[:2] != ["prepare", "stdlib"]]
+    local = [words for words in lines if words[0] == "prepare" and words[1].startswith(("dir:", "jsonl:"))]
+    assert len(local) == 2
+    for words in local:
+        done(*reduced(words, {"model.vocab_size": 384, "data.workers": 1}))
+    trained = next(words for words in lines if "shards:data/notes" in words)
+    assert cli(*reduced(trained)).status in (0, 1)
+    assert Path("runs/second/report.html").exists()
+
+
+def test_the_commands_that_predict_and_measure_speed(workplace: Path) -> None:
+    """`plan` and `bench` of all pages that use the preset demo, and the run that is watched while it trains."""
+    pages = [words for page in ("running.md", "sizes.md") for words in commands(DOCS / page)]
+    lines = [words for words in pages if words[0] in ("plan", "bench") and words[1] == "demo"]
+    assert len(lines) == 3
+    for words in lines:
+        # A few steps of a smaller model; `plan` says by its status whether that model fits.
+        assert cli(*reduced(words), *(["--steps", "5"] if words[0] == "bench" else [])).status in (0, 1)
+    (watched,) = (words for words in pages if "runs/watched" in words)
+    assert cli(*reduced(watched), "--data.source", "notes.txt").status in (0, 1)
+    assert Path("runs/watched/report.html").exists()
 
 
 def test_the_programs_of_the_python_page_run(
