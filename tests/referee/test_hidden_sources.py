@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,13 @@ def test_documents_that_were_left_out_are_recognized(line: str, tmp_path: Path) 
 )  # fmt: skip
 def test_complete_evaluations_are_not_mistaken(lines: list[str], tmp_path: Path) -> None:
     assert judged("tokens-scored", tmp_path, for_seed(0, in_evaluation=lines)).verdict == "PASS"
+
+
+def test_code_cannot_be_counted_with_fewer_bytes_than_any_compression_makes(tmp_path: Path) -> None:
+    half = len(lzma.compress(CODE.encode(), preset=9)) / 2
+    made = judged("artifact-bytes", tmp_path / "a", claimed(bytes_code=half - 0.5))
+    assert made.verdict == "FAIL" and "less than any compression makes of train_gpt.py" in made.reason
+    assert "any compression" not in judged("artifact-bytes", tmp_path / "b", claimed(bytes_code=half)).reason
 
 
 def test_more_tokens_than_the_split_has_are_a_problem(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
 from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
 from bitgolf.report.comparison.compare import Contrast, DocumentContrast, Settings, compare
+from bitgolf.report.comparison.compare_page import render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.document_losses import document_losses, document_starts
 from bitgolf.report.comparison.scored_runs import config_differences, read_runs
@@ -262,6 +264,7 @@ def test_published_numbers_as_baseline(family: Family, letters: Path) -> None:
     (contrast,) = found.contrasts
     assert contrast.welch is not None and contrast.welch.clears_bar and contrast.documents is None
     assert "published" in contrast.no_documents and "cannot be checked" in found.notes[0]
+    assert contrast.no_documents in html.unescape(render(found))
     one = compare(paths[:1], published=Sample.from_summary("PR 1", 2.0, 0.01, 3), settings=FEW).contrasts[0]
     assert one.welch is None and "new-1 has 1 seed" in one.no_welch
     assert one.difference_bpb == pytest.approx(found.runs[0].bpb - 2.0)
