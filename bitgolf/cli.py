@@ -39,6 +39,7 @@ from bitgolf.commands.submit import SUBMIT
 from bitgolf.commands.sweep import SWEEP
 from bitgolf.commands.train import TRAIN
 from bitgolf.config.overrides import parse_overrides
+from bitgolf.config.settings import all_settings
 from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
 
@@ -104,6 +105,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         return argparse.Namespace(run_command=_welcome)
     arguments, rest = parser.parse_known_args(words)
     if rest and not arguments.takes_overrides:
+        if rest[0].removeprefix("--").partition("=")[0] in all_settings():
+            raise ConfigError(
+                f"{rest[0]} is a setting, and `{words[0]}` takes none: a run has those in its config.toml; give it to "
+                "`bitgolf run`"
+            )
         raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
     arguments.overrides, arguments.commands = parse_overrides(rest), COMMANDS
     return arguments

@@ -83,6 +83,12 @@ def test_wrong_overrides_are_refused(words: list[str], message: str) -> None:
         parse_overrides(words)
 
 
+def test_a_setting_for_a_command_that_takes_none_is_named_as_such() -> None:
+    for words in (["--score.methods", "chunked"], ["--score-methods"], ["--score.methods=chunked"]):
+        message = refused("score", "runs/mine", *words)
+        assert ("is a setting, and `score` takes none" in message) == (words[0] != "--score-methods")
+
+
 def test_the_version_and_the_help_are_printed() -> None:
     assert cli("--version").stdout.strip() == f"bitgolf {__version__}"
     text = cli("--help").stdout
