@@ -12,6 +12,7 @@ from bitgolf.errors import RunError
 from bitgolf.measure.curvature import Curvature
 from bitgolf.measure.fisher import Fisher
 from bitgolf.measure.statistics import Statistics, read_curvature, read_fisher, read_hessians, write_statistics
+from bitgolf.model.weights import read_tensors
 
 ALL = Statistics(
     {"head": torch.eye(3)},
@@ -58,3 +59,9 @@ def test_missing_and_damaged_files_are_named_with_the_command_to_run(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RunError, match=rf"{name}.* run `bitgolf train"):
         READERS[name](tmp_path, tmp_path / "run")
+
+
+def test_a_pipe_in_place_of_the_weights_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "weights.safetensors")
+    with pytest.raises(RunError, match="it is not a regular file"):
+        read_tensors(tmp_path / "weights.safetensors", tmp_path)

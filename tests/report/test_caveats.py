@@ -42,6 +42,8 @@ def test_a_sound_run_has_none() -> None:
         ({"losses": (6.0, 3.0, 3.5)}, "diverged: it ends at 3.50 nats per token, after 3.00"),
         ({"losses": (7.2, 7.1, 7.05)}, "diverged"),  # no better than ln 1024 = 6.93
         ({"bpb": 12.9}, "worse than xz -9 on the same text: 12.900 bits per byte against 2.000. Train longer."),
+        ({"bpb": 5.7, "passes": 4.0}, "against 2.000. Train longer."),
+        ({"bpb": 5.7, "passes": 4.6}, "against 2.000. Training read its text 5 times: give more text."),
         ({"bpb": 5.7, "passes": 40.2}, "against 2.000. Training read its text 40 times: give more text."),
     ],
 )
