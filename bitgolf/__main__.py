@@ -7,9 +7,10 @@ from bitgolf.cli import main
 
 if __name__ == "__main__":
     status = main()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if status == 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # On a busy CPU, about one of 80 ranks aborts while Python and PyTorch 2.13 tear down their threads ("terminate
-        # called without an active exception"), and torchrun then ends rank 0 in the middle of its audit.
+        # called without an active exception"), and torchrun then ends rank 0 in the middle of its audit. After an error
+        # the teardown leaves rank 0 the time to print it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

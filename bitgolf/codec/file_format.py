@@ -121,7 +121,8 @@ def write(coded: CodedText) -> bytes:
         "streams": [[s.num_tokens, len(s.payload) // WORD_BYTES, int(s.joined)] for s in coded.streams],
         "stride": coded.stride,
         "threads": coded.threads,
-        "ttt": None if coded.ttt is None else coded.ttt.model_dump(mode="json"),
+        # No coded text has phases of global training, and the compressor's dictionary does not know them.
+        "ttt": None if coded.ttt is None else coded.ttt.model_dump(mode="json", exclude={"lora": {"global_after"}}),
     }
     raw = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_DICTIONARIES[FORMAT_VERSION])

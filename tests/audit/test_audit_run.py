@@ -166,6 +166,7 @@ def run(tmp_path: Path, world: SimpleNamespace) -> RunDirectory:
             "model_sha256": hashlib.sha256(artifact).hexdigest(),
             "window": 16,
             "stride": 4,
+            "evaluation_seconds": 20.5,
             "device": device_name(torch.device("cpu")),
         },
     )
