@@ -76,13 +76,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_best_trial_is_found_and_bad_ones_are_stopped(tmp_path: Path) -> None:
     study = read_sweep(write(tmp_path))
-    found = run_sweep(study, tmp_path, tmp_path / "new" / "out", start=Invented)
-    states = [trial["state"] for trial in found["trials"]]
+    results = run_sweep(study, tmp_path, tmp_path / "new" / "out", start=Invented)
+    states = [trial["state"] for trial in results["trials"]]
     assert len(states) == 8 and set(states[:4]) == {"complete"} and states.count("pruned") == Invented.stopped > 0
-    best = found["best"]
+    best = results["best"]
     distance = abs(best["settings"]["train.matrix_lr"] - 0.05)
     assert best["held_out_nats"] == pytest.approx(distance, abs=1e-9)
-    assert distance == min(abs(t["settings"]["train.matrix_lr"] - 0.05) for t in found["trials"])
+    assert distance == min(abs(t["settings"]["train.matrix_lr"] - 0.05) for t in results["trials"])
     assert best["curve"] == pytest.approx({percent: distance + 4 - percent / 25 for percent in (25, 50, 75, 100)})
     config = RunDirectory.open(tmp_path / "new" / "out" / f"trial-{best['number']:04d}").config
     assert config.train.muon.momentum == best["settings"]["train.muon.momentum"]

@@ -136,4 +136,8 @@ def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "value_error":
         return f"{where + ': ' if where else ''}{error['ctx']['error']!s}"
+    if error["type"] == "tuple_type":
+        return (
+            f"{where} = {printable(repr(error['input']))}: this must be a list; write a list of lists as [[...],[...]]"
+        )
     return f"{where} = {printable(repr(error['input']))}: {error['msg'][0].lower() + error['msg'][1:]}"

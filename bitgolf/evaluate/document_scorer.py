@@ -107,22 +107,21 @@ class DocumentScorer:
         """Log-probabilities (stop - start, V) float32 of the same targets; reads tokens up to stop-1 only."""
         # The last target's token is unknown. Its placeholder 0 is never an input, because no target follows it.
         tokens = np.append(read(start, stop), 0)
-        documents = self._in_order(tokens, start, None, rank=0, world_size=1, with_log_p=True)
+        documents = self._in_order(tokens, start, None, World(0, 1, self.world.device), with_log_p=True)
         return np.concatenate([document.log_p for document in documents if document.log_p is not None])
 
     def score_documents(
         self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None
     ) -> list[ScoredDocument]:
         """The documents that targets start..stop-1 belong to, in order, the same on every rank."""
-        return self._in_order(read(start, stop + 1), start, tick, self.world.rank, self.world.size, with_log_p=False)
+        return self._in_order(read(start, stop + 1), start, tick, self.world, with_log_p=False)
 
     def _in_order(
         self,
         tokens: np.ndarray,
         offset: int,
         tick: Callable[[int], None] | None,
-        rank: int,
-        world_size: int,
+        world: World,
         with_log_p: bool,
     ) -> list[ScoredDocument]:
         """All documents of `tokens`, in order. Between phases the model learns from all documents so far."""
@@ -134,9 +133,9 @@ class DocumentScorer:
                 if first:
                     assert self.learn is not None
                     self.learn(np.concatenate([document.tokens for document in documents]))
-                part = self._score(tokens[first : last + 1], offset + first, tick, rank, world_size, with_log_p)
-                if world_size > 1:
-                    parts: list[list[ScoredDocument]] = [[]] * world_size
+                part = self._score(tokens[first : last + 1], offset + first, tick, world, with_log_p)
+                if world.size > 1:
+                    parts: list[list[ScoredDocument]] = [[]] * world.size
                     dist.all_gather_object(parts, part)
                     part = [document for share in parts for document in share]
                 part.sort(key=lambda document: document.start)
@@ -154,18 +153,17 @@ class DocumentScorer:
         tokens: np.ndarray,
         offset: int,
         tick: Callable[[int], None] | None,
-        rank: int,
-        world_size: int,
+        world: World,
         with_log_p: bool,
     ) -> list[ScoredDocument]:
-        """This rank's documents of `tokens`, as they end; `tokens[0]` is token `offset` of the text."""
+        """The documents of `tokens` of this rank of `world`, as they end; `tokens[0]` is token `offset` of the text."""
         size = self.config.documents
         lines = document_lines(tokens, offset, self.bos_id, size, keep_a=self.config.keep_a)
-        lines = share_lines(lines, self._work, world_size)[rank]
+        lines = share_lines(lines, self._work, world.size)[world.rank]
         total = sum(len(document.tokens) - 1 for line in lines for document in line)
-        count = min(len(lines), -(-size // world_size))
-        adapters = DocumentAdapters(self.sites, [a.expand(count, *a.shape) for a in self.first_a], self.config)
-        adapters.update = self.update
+        count = min(len(lines), -(-size // world.size))
+        first_a = [a.expand(count, *a.shape) for a in self.first_a]
+        adapters = DocumentAdapters(self.sites, first_a, self.config, self.update)
         rows = [row for row in map(_Row, range(count)) if self._next(row, lines, adapters)]
         scored: list[ScoredDocument] = []
         done = 0

@@ -12,7 +12,7 @@ values of a document, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,19 +77,25 @@ class DocumentAdapters:
         sites: where they are added.
         a: A of every site, (N, r, inputs) fp32; copied.
         config: rank, alpha and the settings of AdamW.
+        update: `adamw_`, or the same compiled.
 
     Attributes:
         parameters: every A (N, r, inputs), then every B (N, outputs, r); views of the rows.
     """
 
-    def __init__(self, sites: Sequence[Site], a: Sequence[Tensor], config: LoraTTTConfig) -> None:
-        self.sites, self.config = list(sites), config
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        a: Sequence[Tensor],
+        config: LoraTTTConfig,
+        update: Callable[..., None] | None = None,
+    ) -> None:
+        self.sites, self.config, self.update = list(sites), config, update or adamw_
         self.shapes = [(config.rank, site.inputs) for site in sites] + [(site.outputs, config.rank) for site in sites]
         count = sum(rows * columns for rows, columns in self.shapes)
         self.values, self.mean, self.square = (a[0].new_zeros(len(a[0]), count) for _ in range(3))  # (N, P)
         self.num_steps = torch.zeros(len(a[0]), 1, dtype=torch.float64)
         self.parameters = self.split(self.values)
-        self.update = adamw_
         for ours, theirs in zip(self.a, a, strict=True):
             ours.copy_(theirs)
 

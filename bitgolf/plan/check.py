@@ -74,8 +74,8 @@ def memory_problems(config: Config, world: World) -> list[str]:
     advice = advised_micro_batch(config, memory, room, world.size)
     return [
         f"training needs about {_gigabytes(memory.training_bytes)} of memory with train.micro_batch_tokens "
-        f"{memory.micro_batch_tokens}, and {_gigabytes(room / USABLE)} of {_gigabytes(total_memory(world.device))} are "
-        f"free on {_name(world.device)} ({advice})"
+        f"{memory.micro_batch_tokens}, and may take {_gigabytes(room)}: {USABLE:.0%} of what is free on "
+        f"{_name(world.device)}, which has {_gigabytes(total_memory(world.device))} ({advice})"
     ]
 
 

@@ -87,8 +87,8 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
         seconds = evaluation_seconds(config, speed, int(val_bytes / _bytes_per_token(config.model.vocab_size)))
         if seconds > eval_limit:
             problems.append(
-                f"evaluation takes about {seconds:,.0f} s, and budget.eval_seconds is {eval_limit:g}; raise "
-                "score.stride, drop the sliding pass (score.methods), or set data.val_bytes lower"
+                f"evaluation takes about {seconds:,.0f} s, and budget.eval_seconds is {eval_limit:g}; "
+                f"{', '.join(_faster_evaluation(config))}, or set data.val_bytes lower"
             )
     if num_steps < 1 and not too_slow:
         problems.append(f"budget.train_seconds = {train_seconds:g} does not hold one step and the work after the steps")
@@ -114,6 +114,16 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
         eval_seconds_limit=eval_limit,
         problems=tuple(problems),
     )
+
+
+def _faster_evaluation(config: Config) -> list[str]:
+    """What makes the evaluation of a configuration take less time."""
+    ways = ["raise score.stride", "drop the sliding pass (score.methods)"] if "sliding" in config.score.methods else []
+    if config.ttt.method == "lora":
+        ways.append(f"raise ttt.lora.chunk_tokens (now {config.ttt.lora.chunk_tokens})")
+    if config.ttt.enabled:
+        ways.append("set ttt.method 'none'")
+    return ways or ["make the model smaller"]
 
 
 def _estimated_speed(config: Config, world: World) -> Speed:

@@ -340,8 +340,10 @@ def tokens_scored(submission: Submission) -> Finding:
 
 def _limits(log: Log, expected: int | None) -> Iterator[tuple[str, str]]:
     """Settings that limit the validation data, among the settings and on any line."""
-    found = {match[1]: match[2] for line in log.lines.values() for match in _LIMIT.finditer(line[:_SKIPPED_CHARACTERS])}
-    for key, value in {**found, **{k: v for k, v in log.settings.items() if _LIMIT.fullmatch(f"{k}:{v}")}}.items():
+    on_lines = {
+        match[1]: match[2] for line in log.lines.values() for match in _LIMIT.finditer(line[:_SKIPPED_CHARACTERS])
+    }
+    for key, value in {**on_lines, **{k: v for k, v in log.settings.items() if _LIMIT.fullmatch(f"{k}:{v}")}}.items():
         number = _as_float(value)
         share = key.endswith(("fraction", "frac", "subset"))
         if number and (number != 1 if share else number < (expected or VAL_DOCUMENTS)):

@@ -229,15 +229,15 @@ def _given_validation(script: Script) -> set[str]:
     for _ in range(3):
         learning |= {name for name in untrained if learning & {_last(call) for call in _calls(inside[name])}}
     aliases = _validation_names(script)
-    given = {name for name in learning if any(n.id in aliases for n in inside[name] if isinstance(n, ast.Name))}
+    on_validation = {name for name in learning if any(n.id in aliases for n in inside[name] if isinstance(n, ast.Name))}
     for call in script.nodes(ast.Call):
         names = {_last(call), *(_names(call.func.args[0]) if _is_partial(call.func) else [])} & learning  # type: ignore[attr-defined]
         if names:
             arguments = _names_in_arguments(call)
             keywords = [keyword.arg or "" for keyword in call.keywords]
             if any(VAL.search(name) or name in aliases for name in (*arguments, *keywords)):
-                given |= names
-    return given
+                on_validation |= names
+    return on_validation
 
 
 def _is_partial(node: ast.expr) -> bool:

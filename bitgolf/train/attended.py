@@ -89,10 +89,15 @@ class Attended(Unattended):
     def steps(
         self, trainer: Trainer, rows: TrainingRows, live: dict[str, Tensor], report: StepReport, tokenizer: Tokenizer
     ) -> Iterator[AfterStep]:
-        """Save checkpoints, watch, and end the training after a signal."""
+        """Save checkpoints, watch, log recompilations, and end the training after a signal."""
         config, world, complete = trainer.config, trainer.world, trainer.optimizer.muon.gather_
         checkpoints = Checkpoints(self.store, live, self.state, config.checkpoint, report, world, complete)
         watch = Watch(trainer, rows, report.timeline, report, tokenizer, world, config.watch)
+        recompiles, clock = None, report.timeline.clock
+        if trainer.compiled and world.is_main:
+            from bitgolf.train.recompiles import Recompiles  # imports the compiler
+
+            recompiles = Recompiles(report.log, self.state.step, self.state.seconds_spent)
         made = self.state.step
 
         def after_step(step: int, looped: bool) -> None:
@@ -100,6 +105,8 @@ class Attended(Unattended):
             made = step
             checkpoints.after_step(step)
             watch.after_step(step, looped)
+            if recompiles is not None:
+                recompiles.after_step(step, clock.elapsed())
 
         with StopOnSignal(checkpoints, report, world, after_step) as stopping:
             yield stopping

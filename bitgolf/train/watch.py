@@ -9,8 +9,6 @@ Legend: B rows, T time, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -22,14 +20,11 @@ from bitgolf.train.pace import LAG, Timeline
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.trainer import Trainer
 
-if TYPE_CHECKING:
-    from bitgolf.train.recompiles import Recompiles
-
 _TEMPERATURE = 0.8
 
 
 class Watch:
-    """Measures every `train.watch.seconds` of the clock, as long as the time for it is left, and logs recompilations.
+    """Measures every `train.watch.seconds` of the clock, as long as the time for it is left.
 
     Args:
         rows: hold the text.
@@ -46,17 +41,10 @@ class Watch:
         self.num_rows = min(rows.held_out.num_rows, config.tokens // rows.order.seq_len) if config.seconds else 0
         self._due = timeline.pace.elapsed + config.seconds
         self._longest = 0.0
-        self.recompiles: Recompiles | None = None
-        if trainer.compiled and world.is_main:
-            from bitgolf.train.recompiles import Recompiles  # imports the compiler
-
-            self.recompiles = Recompiles(report.log, timeline.pace.step, timeline.pace.elapsed)
 
     def after_step(self, step: int, looped: bool) -> None:
         """Measure after `step` steps if it is time. `looped`: whether the looped layers run several times now."""
         pace = self.timeline.pace
-        if self.recompiles is not None:
-            self.recompiles.after_step(step, self.timeline.clock.elapsed())
         if not self.num_rows or pace.predict(step) < self._due:
             return
         rounds = -(-self.num_rows // (self.rows.shape.micro_rows * self.world.size))

@@ -189,8 +189,8 @@ def test_a_phase_that_learns_from_later_documents_is_caught() -> None:
         adapted_pass.scorer.__class__ = LearnsAhead
         return adapted_pass.scorer, None
 
-    found = flips(evaluation, all_after)
-    assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
+    check = flips(evaluation, all_after)
+    assert check.verdict == "FAIL" and "moved the prediction of target" in check.reason
 
 
 @pytest.mark.parametrize("cheat, spans", [(SlotDocuments, (all_after, only_target)), (LeakyBatch, (all_after,))])

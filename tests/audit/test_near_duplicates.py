@@ -81,9 +81,9 @@ def test_documents_cut_into_pieces_fail_by_their_share() -> None:
     pieces = [" ".join(words[start : start + 30]) for start in range(0, len(words), 30)]
     judged(compared(VAL, [*TRAIN, *pieces]), "1 more of 20 validation documents stand in training in pieces")
     judged(compared(VAL, [*TRAIN, *pieces[:2]]), "")
-    found = compared(VAL, [f"{piece} {TRAIN[number]}" for number, piece in enumerate(pieces)])
-    judged(found, "1 more of 20 validation documents stand in training in pieces")
-    assert found.evidence["in_pieces"] == 1 and found.evidence["share"] == 0
+    check = compared(VAL, [f"{piece} {TRAIN[number]}" for number, piece in enumerate(pieces)])
+    judged(check, "1 more of 20 validation documents stand in training in pieces")
+    assert check.evidence["in_pieces"] == 1 and check.evidence["share"] == 0
 
 
 def test_texts_without_spaces_are_compared_by_characters() -> None:

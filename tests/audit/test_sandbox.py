@@ -299,8 +299,8 @@ def test_a_checkout_below_the_folder_of_temporary_files_is_shown(secret: Path) -
         checkout = Path(name) / "checkout"
         checkout.mkdir()
         (checkout / "module.py").write_text("X = 1")
-        found = isolation_without([], secret, Path(name), (checkout / "module.py",))
-    assert found["shown"] == ["X = 1"] and found["refused"] == [] and not found["readable"]
+        isolation = isolation_without([], secret, Path(name), (checkout / "module.py",))
+    assert isolation["shown"] == ["X = 1"] and isolation["refused"] == [] and not isolation["readable"]
 
 
 @pytest.mark.skipif(not (GRANTED["landlock"] and GRANTED["seccomp"]), reason="this system grants no Landlock")

@@ -103,8 +103,8 @@ def test_statistics_that_were_not_gathered_are_asked_for(trained: Path, tmp_path
 
 def test_one_fisher_pass_gives_everything(corpus: Path, tmp_path: Path) -> None:
     run, rate = tmp_path / "run", RATE | {"train__held_out_tokens": 0, "train__measure__curvature_tokens": 0}
-    given = settings(corpus, **rate, train__measure__calibration_tokens=0, train__measure__fisher_tokens=1024)
-    done("run", *given, "--pack.rate.hessian", "fisher", "--out", run)
+    one_pass = settings(corpus, **rate, train__measure__calibration_tokens=0, train__measure__fisher_tokens=1024)
+    done("run", *one_pass, "--pack.rate.hessian", "fisher", "--out", run)
     assert sorted(path.name for path in (run / "calibration").iterdir()) == ["curvature.json", "fisher.safetensors"]
     pack = read_json(run / "pack.json")
     choices = pack["allocation"]["tensors"].values()

@@ -119,6 +119,14 @@ def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
     outcome = cli("plan", *settings(corpus, budget__artifact_bytes="95KB", budget__eval_seconds="1ms"))
     assert outcome.status == 1
     assert "the artifact is too large" in outcome.stdout and "raise score.stride" in outcome.stdout
+    adapted = {
+        "score__methods": "chunked",
+        "ttt__method": "lora",
+        "ttt__lora__chunk_tokens": 32,
+        "budget__eval_seconds": "1ms",
+    }
+    stdout = cli("plan", *settings(corpus, **adapted)).stdout
+    assert "raise ttt.lora.chunk_tokens (now 32)" in stdout and "score.stride" not in stdout
 
 
 def test_the_memory_of_this_machine_is_known() -> None:
