@@ -37,8 +37,7 @@ def _bench(arguments: Arguments, out: Console) -> int:
     config = load_config(arguments.preset, arguments.overrides)
     packing = float(read_json(arguments.run / "pack.json")["seconds"]) if arguments.run else None
     with world(config.device) as peers:
-        bench = measure(config, peers, steps=arguments.steps, packing_seconds=packing, trace=arguments.profile)
-        figures = bench.to_json()
+        figures = measure(config, peers, steps=arguments.steps, packing_seconds=packing, trace=arguments.profile)
         if arguments.summary and peers.is_main:
             _add_to_summary(arguments.summary, figures)
     if arguments.json:

@@ -22,7 +22,7 @@ def _plan(arguments: Arguments, out: Console) -> int:
 
     config = load_config(arguments.preset, arguments.overrides)
     with world(config.device) as peers:
-        prediction = predict(config, peers, arguments.progress).to_json()
+        prediction = predict(config, peers, arguments.progress)
     if arguments.json:
         print_json(out, prediction)
     else:

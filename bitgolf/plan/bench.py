@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,41 +33,10 @@ _PROFILED_STEPS = 3
 _SCORED_BATCHES = 3
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Figures of one preset on one machine; `idle` is part of a step, so the parts and `idle` need not add up to it."""
-
-    preset: str
-    gpu: str  # the name of the device, also of a CPU
-    world_size: int
-    threads: int
-    torch: str
-    commit: str
-    attention: str
-    kernels: str
-    batch_tokens: int
-    seq_len: int
-    tokens_per_second: float
-    ms_per_step: float
-    ms_per_part: dict[str, float]
-    idle_ms: float
-    mfu: float | None
-    mfu_formula: str
-    peak_flops: float | None
-    peak_memory_mib: float
-    evaluation_tokens_per_second: float
-    packing_seconds: float | None  # of a finished run
-    load: float  # processes that ran or waited in the last minute
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures by name."""
-        return asdict(self)
-
-
 def measure(
     config: Config, world: World, *, steps: int = 20, packing_seconds: float | None = None, trace: Path | None = None
-) -> Bench:
-    """Measure the preset `config`.
+) -> dict[str, Any]:
+    """Figures of the preset `config` by name. `idle_ms` is part of a step, so the parts and it need not add up to one.
 
     Args:
         steps: timed steps; the warm-up takes `train.warmup_steps` more.
@@ -91,29 +59,29 @@ def measure(
         busy = _profile(trainer, loader, trace)
     memory = _peak_memory(world)
     name, speed = device_name(world.device), 1e3 * train.batch_tokens / milliseconds
-    return Bench(
-        preset=config.name,
-        gpu=name,
-        world_size=world.size,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        commit=_commit(),
-        attention=attention,
-        kernels=train.kernels if world.device.type == "cuda" else "eager",
-        batch_tokens=train.batch_tokens,
-        seq_len=train.seq_len,
-        tokens_per_second=speed,
-        ms_per_step=milliseconds,
-        ms_per_part=parts,
-        idle_ms=max(0.0, milliseconds - busy) if busy else waiting,
-        mfu=mfu(config.model, train.seq_len, speed, name, world.size),
-        mfu_formula=MFU_FORMULA,
-        peak_flops=peak_flops(name),
-        peak_memory_mib=memory,
-        evaluation_tokens_per_second=_evaluation_speed(config, trainer, world),
-        packing_seconds=packing_seconds,
-        load=os.getloadavg()[0],
-    )
+    return {
+        "preset": config.name,
+        "gpu": name,  # or the name of the CPU
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+        "attention": attention,
+        "kernels": train.kernels if world.device.type == "cuda" else "eager",
+        "batch_tokens": train.batch_tokens,
+        "seq_len": train.seq_len,
+        "tokens_per_second": speed,
+        "ms_per_step": milliseconds,
+        "ms_per_part": parts,
+        "idle_ms": max(0.0, milliseconds - busy) if busy else waiting,
+        "mfu": mfu(config.model, train.seq_len, speed, name, world.size),
+        "mfu_formula": MFU_FORMULA,
+        "peak_flops": peak_flops(name),
+        "peak_memory_mib": memory,
+        "evaluation_tokens_per_second": _evaluation_speed(config, trainer, world),
+        "packing_seconds": packing_seconds,
+        "load": os.getloadavg()[0],  # processes that ran or waited in the last minute
+    }
 
 
 class _RandomTokens:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitgolf.bundle.single_file import code_bytes
@@ -22,46 +21,7 @@ from bitgolf.run.ranks import World, device_name
 _FINEWEB_VAL_BYTES = 151_080_891  # of the challenge's 50,000 validation documents
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a run of one configuration will need. Seconds are None when the model does not fit in the memory.
-
-    Attributes:
-        measured: whether steps were run; otherwise the seconds are estimated from the speed of a matrix product.
-        num_steps: in the training budget, which `budget.min_steps` may extend.
-        val_bytes: raw bytes of validation text as far as they are known before `prepare`.
-        problems: one sentence for everything that does not fit.
-    """
-
-    preset: str
-    device: str
-    parameters: int
-    code_bytes: int
-    model_bytes: int
-    cap_bytes: int
-    training_memory_bytes: int
-    evaluation_memory_bytes: int
-    free_memory_bytes: int
-    total_memory_bytes: int
-    micro_batch_tokens: int
-    measured: bool
-    step_seconds: float
-    num_steps: int
-    train_seconds: float
-    val_bytes: int | None
-    evaluation_seconds: float | None
-    eval_seconds_limit: float
-    problems: tuple[str, ...]
-
-    @property
-    def total_bytes(self) -> int:
-        return self.code_bytes + self.model_bytes
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"total_bytes": self.total_bytes, "fits": not self.problems}
-
-
-def predict(config: Config, world: World, progress: Progress = silent) -> Prediction:
+def predict(config: Config, world: World, progress: Progress = silent) -> dict[str, Any]:
     """Predict what a run of `config` needs. Runs a few steps on random tokens if the model fits in the memory."""
     progress("plan", 0, 3, "bytes and memory")
     problems: list[str] = []
@@ -93,27 +53,29 @@ def predict(config: Config, world: World, progress: Progress = silent) -> Predic
     if num_steps < 1 and not too_slow:
         problems.append(f"budget.train_seconds = {train_seconds:g} does not hold one step and the work after the steps")
     progress("plan", 3, 3)
-    return Prediction(
-        preset=config.name,
-        device=device_name(world.device),
-        parameters=count_parameters(config.model),
-        code_bytes=code,
-        model_bytes=model_bytes,
-        cap_bytes=config.budget.artifact_bytes,
-        training_memory_bytes=memory.training_bytes,
-        evaluation_memory_bytes=memory.evaluation_bytes,
-        free_memory_bytes=free_memory(world.device),
-        total_memory_bytes=total_memory(world.device),
-        micro_batch_tokens=memory.micro_batch_tokens,
-        measured=measured,
-        step_seconds=speed.step_seconds,
-        num_steps=num_steps,
-        train_seconds=train_seconds,
-        val_bytes=val_bytes,
-        evaluation_seconds=seconds,
-        eval_seconds_limit=eval_limit,
-        problems=tuple(problems),
-    )
+    return {
+        "preset": config.name,
+        "device": device_name(world.device),
+        "parameters": count_parameters(config.model),
+        "code_bytes": code,
+        "model_bytes": model_bytes,
+        "total_bytes": code + model_bytes,
+        "cap_bytes": config.budget.artifact_bytes,
+        "training_memory_bytes": memory.training_bytes,
+        "evaluation_memory_bytes": memory.evaluation_bytes,
+        "free_memory_bytes": free_memory(world.device),
+        "total_memory_bytes": total_memory(world.device),
+        "micro_batch_tokens": memory.micro_batch_tokens,
+        "measured": measured,  # else the seconds are estimated from the speed of a matrix product
+        "step_seconds": speed.step_seconds,
+        "num_steps": num_steps,
+        "train_seconds": train_seconds,
+        "val_bytes": val_bytes,  # as far as they are known before `prepare`
+        "evaluation_seconds": seconds,
+        "eval_seconds_limit": eval_limit,
+        "problems": problems,  # one sentence for everything that does not fit
+        "fits": not problems,
+    }
 
 
 def _faster_evaluation(config: Config) -> list[str]:

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from bitgolf.errors import DataError
-from bitgolf.referee.texts import folded_texts
+from bitgolf.referee.texts import callee, folded_texts
 
 _MOST_BYTES = 2 << 20  # of source, and of all that the strings of a script expand to; the largest record has 0.2 MB
 _MOST_CHARACTERS = 600_000  # that are parsed: a megabyte of dense code takes seconds
@@ -203,22 +203,6 @@ def read_script(name: str, data: bytes) -> Script:
         raise DataError(f"{name} has {len(data):,} bytes; scripts of up to {_MOST_BYTES:,} are read")
     source, packed = _unpack(_decode(data))
     return Script(name, len(data), source, packed)
-
-
-def callee(call: ast.Call) -> str:
-    """Dotted name of the function that is called: "dist.all_reduce"; ".backward" for a method of an expression."""
-    parts: list[str] = []
-    node: ast.expr = call.func
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    parts.append(node.id if isinstance(node, ast.Name) else "")
-    return ".".join(reversed(parts))
-
-
-def texts_in(part: ast.AST) -> list[str]:
-    """The string constants in a part of a tree."""
-    return [n.value for n in ast.walk(part) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,8 +11,9 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from bitgolf.referee.code import Match, Script, callee
+from bitgolf.referee.code import Match, Script
 from bitgolf.referee.second_pass import Uses
+from bitgolf.referee.texts import callee
 from bitgolf.referee.training_data import TRAIN, VAL, training_on_validation
 
 _EVALUATES = re.compile(r"^(eval|evaluate|score|validate)(_|$)")

@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from bitgolf.referee.code import callee
+from bitgolf.referee.texts import callee
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _WRITERS = ("json.dump", "json.dumps")  # they write a container as a whole and read no single value of it

@@ -19,8 +19,9 @@ from pathlib import Path, PurePath
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.spm_model import read_model
 from bitgolf.errors import DataError
-from bitgolf.referee.code import IMPORTERS, Script, callee, read_script
-from bitgolf.referee.folder import SCRIPT, Submission
+from bitgolf.referee.code import IMPORTERS, Script, read_script
+from bitgolf.referee.folder import Submission
+from bitgolf.referee.texts import SCRIPT, callee
 
 _CODE = (".py", ".so", ".pyd", ".pyc", ".pyx")
 _COMPILED = (".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".metal")

@@ -76,7 +76,7 @@ def _fold(node: ast.expr, texts: Texts, variables: dict[str, str]) -> str:
 
 
 def _fold_call(call: ast.Call, texts: Texts) -> str:
-    name = ast.unparse(call.func) if isinstance(call.func, ast.Name) else _dotted(call.func)
+    name = callee(call)
     arguments = [texts.get(argument, "*") for argument in call.args]
     if name in ("os.path.join", "Path", "pathlib.Path", "PurePath") and any(text != "*" for text in arguments):
         return "/".join(arguments)
@@ -106,10 +106,12 @@ def _fold_call(call: ast.Call, texts: Texts) -> str:
     return own if method in _SAME_METHODS else ""
 
 
-def _dotted(node: ast.expr) -> str:
-    """`a.b.c` of such an expression, else ""."""
+def callee(call: ast.Call) -> str:
+    """Dotted name of the function that is called: "dist.all_reduce"; ".backward" for a method of an expression."""
     parts: list[str] = []
+    node: ast.expr = call.func
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
         node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+    parts.append(node.id if isinstance(node, ast.Name) else "")
+    return ".".join(reversed(parts))

@@ -12,31 +12,15 @@ import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
+
+from bitgolf.data.shards import TokenShards
+from bitgolf.data.tokenizer import Tokenizer
 
 LEVEL_BITS = (1.0, 2.0, 4.0, 6.0, 9.0)  # bounds of the six shades of the surprisal passage
 PROMPT_TOKENS = 60
 _SCANNED_TOKENS = 2_000_000  # passages are chosen from this many first tokens of the split
-
-
-class TextTokenizer(Protocol):
-    """The part of `bitgolf.data.tokenizer.Tokenizer` that passages use."""
-
-    bos_id: int
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
-
-    def token_text_bytes(self, token: int) -> bytes: ...
-
-
-class TextTokens(Protocol):
-    """The part of `bitgolf.data.shards.TokenShards` that passages use."""
-
-    num_tokens: int
-
-    def read(self, start: int, length: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ class Prompt:
     continues: str
 
 
-def surprisal_passage(val: TextTokens, tokenizer: TextTokenizer, nll: np.ndarray, length: int) -> Passage | None:
+def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, length: int) -> Passage | None:
     """The most typical document's first `length` targets, each with its surprisal.
 
     Args:
@@ -103,7 +87,7 @@ def surprisal_passage(val: TextTokens, tokenizer: TextTokenizer, nll: np.ndarray
     return Passage(tuple(pieces), len(shown), sum(bits) / len(shown), sum(bits) / num_bytes)
 
 
-def choose_prompts(val: TextTokens, tokenizer: TextTokenizer, count: int, continues: int) -> list[Prompt]:
+def choose_prompts(val: TokenShards, tokenizer: Tokenizer, count: int, continues: int) -> list[Prompt]:
     """Beginnings of up to `count` documents, spread evenly over those that are long enough.
 
     Args:
@@ -164,7 +148,7 @@ def _document_targets(tokens: np.ndarray, bos: int) -> list[tuple[int, int]]:
     return [(start, stop) for start, stop in zip(starts, stops, strict=True) if stop > start]
 
 
-def _whole_characters(tokens: np.ndarray, tokenizer: TextTokenizer, start: int, stop: int) -> tuple[str, int]:
+def _whole_characters(tokens: np.ndarray, tokenizer: Tokenizer, start: int, stop: int) -> tuple[str, int]:
     """Text of tokens [start, stop) and its end. Up to 3 last tokens are left out if they cut a character."""
     for end in range(stop, max(start, stop - 4), -1):
         text = tokenizer.decode(tokens[start:end].tolist())

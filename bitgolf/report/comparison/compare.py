@@ -9,7 +9,7 @@ bits of a set averaged over its seeds. A test that is not possible is replaced b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -132,19 +132,10 @@ class Contrast:
             "share_of_documents_better": self.documents.share_of_documents_better,
             "share_of_bytes_better": self.documents.share_of_bytes_better,
         }
-        return {
-            "candidate": self.candidate,
-            "baseline": self.baseline,
-            "difference_bpb": self.difference_bpb,
-            "difference_nats": self.difference_nats,
-            "margin_nats": self.margin_nats,
-            "margin_bpb": self.margin_bpb,
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "welch": self.welch and self.welch.to_json(),
-            "no_welch": self.no_welch,
             "paired": self.paired and self.paired.to_json(),
-            "no_paired": self.no_paired,
             "documents": documents,
-            "no_documents": self.no_documents,
         }
 
 

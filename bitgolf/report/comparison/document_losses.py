@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from bitgolf.data.prepared import PreparedData, open_data
+from bitgolf.data.existing_shards import split_at_bos
+from bitgolf.data.prepared import open_data
+from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import RunError
 from bitgolf.evaluate.tape import tokens_sha256
 from bitgolf.report.comparison.scored_runs import ScoredRun, require_same_accounting
@@ -121,13 +122,13 @@ def require_same_text(a: ScoredRun, b: ScoredRun) -> None:
 
 
 def _require_equal_documents(a: ScoredRun, b: ScoredRun) -> None:
-    left, right = _Documents(open_data(a.run / "data")), _Documents(open_data(b.run / "data"))
+    (left, tokenizer), (right, other_tokenizer) = _documents(a), _documents(b)
     if len(left) != len(right):
         raise RunError(
             f"{a.label} and {b.label} were scored on different texts: {len(left):,} documents, and {len(right):,}"
         )
-    for index in range(len(left)):
-        one, other = left.text(index), right.text(index)
+    for index, (tokens, other_tokens) in enumerate(zip(left, right, strict=True)):
+        one, other = _text(tokens, tokenizer), _text(other_tokens, other_tokenizer)
         if one != other:
             beginnings = [text[:40].decode("utf-8", errors="replace") for text in (one, other)]
             raise RunError(
@@ -136,30 +137,17 @@ def _require_equal_documents(a: ScoredRun, b: ScoredRun) -> None:
             )
 
 
-class _Documents:
-    """Documents of a validation split as text, decoded one at a time. Tokens before the first BOS are one document."""
+def _documents(run: ScoredRun) -> tuple[list[np.ndarray], Tokenizer]:
+    """The documents of a validation split that have tokens, and their tokenizer."""
+    data = open_data(run.run / "data")
+    return [tokens for tokens in split_at_bos(data.val, data.tokenizer.bos_id) if len(tokens)], data.tokenizer
 
-    def __init__(self, data: PreparedData) -> None:
-        self._data = data
-        self._tokens = data.val.read(0, data.val.num_tokens)
-        bos = np.flatnonzero(self._tokens == data.tokenizer.bos_id)
-        borders = np.union1d([0, len(self._tokens)], bos).tolist()
-        self._spans = [
-            (start, stop)
-            for start, stop in pairwise(borders)
-            if stop - start > 1 or self._tokens[start] != data.tokenizer.bos_id
-        ]
 
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def text(self, index: int) -> bytes:
-        """UTF-8 of a document. With a lossless tokenizer it is the original, otherwise the normalized text."""
-        start, stop = self._spans[index]
-        tokens, tokenizer = self._tokens[start:stop], self._data.tokenizer
-        if tokenizer.lossless:
-            return b"".join([tokenizer.token_text_bytes(token) for token in tokens.tolist()])
-        return tokenizer.decode(tokens).removeprefix(" ").encode()
+def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> bytes:
+    """UTF-8 of a document. With a lossless tokenizer it is the original, otherwise the normalized text."""
+    if tokenizer.lossless:
+        return b"".join([tokenizer.token_text_bytes(token) for token in tokens.tolist()])
+    return tokenizer.decode(tokens).removeprefix(" ").encode()
 
 
 def _describe(run: ScoredRun) -> str:
