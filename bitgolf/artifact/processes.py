@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from bitgolf.artifact.entropy_coder import Map, encode_matrices
+from bitgolf.run.workers import end_with_parent, interrupts_blocked
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,10 @@ def coder_processes(num_weights: int) -> Iterator[Map]:
         yield map
         return
     count = min(cores, _MOST_PROCESSES)
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        for _ in range(count):
-            pool.submit(encode_matrices, [])  # starts a process, which imports the coder now
+    with ProcessPoolExecutor(count, get_context("spawn"), end_with_parent) as pool:
+        with interrupts_blocked():
+            for _ in range(count):
+                pool.submit(encode_matrices, [])  # starts a process, which imports the coder now
 
         def apply(work: Callable[[Any], Any], values: Iterable[Any]) -> Iterable[Any]:
             values = list(values)

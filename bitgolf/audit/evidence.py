@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from bitgolf.artifact.container import read_artifact
 from bitgolf.audit.headline import Headline
 from bitgolf.audit.registry import Registry
-from bitgolf.audit.sandbox.limits import WALL_SECONDS, Limits
+from bitgolf.audit.sandbox.limits import Limits
 from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.prepared import PreparedData, open_data
@@ -49,9 +49,8 @@ class Evidence:
     codec_bytes: int = 0  # validation text to code and decode; 0 = none
     # seeds the random choices; by default it comes from the operating system
     entropy: int = field(default_factory=lambda: secrets.randbits(64))
-    # sealed_seconds, sealed_gib: wall clock and memory of the sealed process (`sandbox.limits`); None = by its size
-    sealed_seconds: float = WALL_SECONDS
-    sealed_gib: float | None = None
+    # limits of the sealed process, as keywords of `Limits.of`
+    sealed_limits: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent  # for checks that take long
 
     def __post_init__(self) -> None:
@@ -179,8 +178,7 @@ class Evidence:
             self.require("model.bitgolf").stat().st_size,
             torch.get_num_threads(),
             self.device.type == "cuda",
-            self.sealed_seconds,
-            self.sealed_gib,
+            **self.sealed_limits,
         )
         return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"), limits)
 

@@ -151,6 +151,8 @@ def ranks_main() -> None:
 
     The other rank is forked when the libraries are loaded and nothing is computed yet: so they are loaded once.
     """
+    with suppress(kernel.Unavailable):
+        kernel.die_with_parent()
     request = Path(sys.argv[1])
     asked = json.loads(request.read_text())
     _adapted(asked, _ROWS_OF_ONE, World(0, 1, _CPU))  # loads what optimizers load late

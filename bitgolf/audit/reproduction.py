@@ -47,7 +47,7 @@ def reproduction(evidence: Evidence) -> Finding:
     try:
         blocks = evidence.again.losses()
     except SealedTimeout as timeout:
-        raise MissingEvidence(f"{timeout}; allow more with --sealed-seconds") from timeout
+        raise MissingEvidence(f"{timeout}; allow more with --sealed-seconds or --sealed-gib") from timeout
     gap = np.concatenate([losses - nll[start : start + len(losses)].astype(np.float64) for start, losses in blocks])
     same_kernels = evidence.score.get("device") == device_name(headline.device)
     if headline.adapted:

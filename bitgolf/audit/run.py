@@ -44,7 +44,7 @@ def audit_run(run: RunDirectory, *, only: Collection[str] = (), progress: Progre
     Args:
         only: names of the checks to make; audit.json is then left as it is.
         progress: called with stage "audit" and the number of checks made.
-        options: quick, everything, codec_bytes, entropy, sealed_seconds, sealed_gib; see `Evidence`.
+        options: quick, everything, codec_bytes, entropy, sealed_limits; see `Evidence`.
     Raises:
         ConfigError: a name in `only` is unknown.
     """

@@ -28,25 +28,6 @@ if TYPE_CHECKING:
     from bitgolf.audit.verdict import Verdict
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="run directory, or the folder of a submission")
-    parser.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
-    parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
-    parser.add_argument(
-        "--codec", type=_with_unit(read_bytes_text), default=0, metavar="BYTES", help="code and decode this much text"
-    )
-    parser.add_argument(
-        "--sealed-seconds",
-        type=_with_unit(read_seconds_text),
-        metavar="S",
-        help="time for the process that scores again (default: an hour)",
-    )
-    parser.add_argument("--sealed-gib", type=float, metavar="GIB", help="its memory (default: by the artifact's size)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON; - = stdout"
-    )
-
-
 def _with_unit(read: Callable[[str], float]) -> Callable[[str], float]:
     """A type of an option that takes units, as settings do."""
 
@@ -59,11 +40,38 @@ def _with_unit(read: Callable[[str], float]) -> Callable[[str], float]:
     return value
 
 
+# Limits of the process that scores again: keyword of `Limits.of`, type and description of each option.
+_LIMITS: dict[str, tuple[str, Callable[[str], float], str]] = {
+    "sealed_seconds": ("wall_seconds", _with_unit(read_seconds_text), "time to score again (default: an hour)"),
+    "sealed_gib": ("memory_gib", float, "memory for that (default: by the artifact's size)"),
+    "sealed_processes": ("processes", int, "processes and threads for that (default: 128 + 4 per CPU)"),
+    "sealed_mib": ("file_mib", float, "the largest file that may be written (default: 256)"),
+}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="run directory, or the folder of a submission")
+    parser.add_argument("--quick", action="store_true", help="smaller samples for the checks that run the model")
+    parser.add_argument("--all", action="store_true", help="score every target again in the sealed process")
+    parser.add_argument(
+        "--codec", type=_with_unit(read_bytes_text), default=0, metavar="BYTES", help="code and decode this much text"
+    )
+    for name, (_, kind, help_text) in _LIMITS.items():
+        parser.add_argument(_option(name), type=kind, metavar=name.rpartition("_")[2][0].upper(), help=help_text)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="also write the verdict to this file, as JSON; - = stdout"
+    )
+
+
 def _audit(arguments: Arguments, out: Console) -> int:
-    for name in ("sealed_seconds", "sealed_gib"):
+    for name in _LIMITS:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')} {value:g}: give a positive number")
+            raise ConfigError(f"{_option(name)} {value:g}: give a positive number")
     if arguments.out is not None:
         check_output(arguments.out, "--out")
     verdict = _verdict(arguments)
@@ -83,16 +91,12 @@ def _verdict(arguments: Arguments) -> Verdict:
     from bitgolf.referee.run import audit_submission, is_submission
 
     if is_submission(arguments.run):
-        for name in ("quick", "all", "codec", "sealed_seconds", "sealed_gib"):
+        for name in ("quick", "all", "codec", *_LIMITS):
             if getattr(arguments, name):
-                option = name.replace("_", "-")
-                raise ConfigError(
-                    f"--{option} is for run directories; {arguments.run} is the folder of a submission, which is not "
-                    "run"
-                )
+                what = f"{arguments.run} is the folder of a submission, which is not run"
+                raise ConfigError(f"{_option(name)} is for run directories; {what}")
         return audit_submission(arguments.run, progress=arguments.progress)
     from bitgolf.audit.run import audit_run
-    from bitgolf.audit.sandbox.limits import WALL_SECONDS
 
     if arguments.codec:
         ask_for_reproducible_cublas()
@@ -101,8 +105,7 @@ def _verdict(arguments: Arguments) -> Verdict:
         quick=arguments.quick,
         everything=arguments.all,
         codec_bytes=arguments.codec,
-        sealed_seconds=WALL_SECONDS if arguments.sealed_seconds is None else arguments.sealed_seconds,
-        sealed_gib=arguments.sealed_gib,
+        sealed_limits={keyword: getattr(arguments, name) for name, (keyword, *_) in _LIMITS.items()},
         progress=arguments.progress,
     )
 

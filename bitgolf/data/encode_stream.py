@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 
 from bitgolf.data.split import Document
 from bitgolf.data.tokenizer import EncodedDocuments, Tokenizer
 from bitgolf.errors import DataError
+from bitgolf.run.workers import end_with_parent, interrupts_blocked
 
 BATCH_BYTES = 1_000_000
 _POOL_AFTER = 4  # batches; fewer are encoded before other processes would have started
@@ -75,7 +73,7 @@ def encode_batches(
     waiting: deque[tuple[Batch, Future[EncodedDocuments]]] = deque()
     try:
         for batch in itertools.chain(first, source):
-            with _interrupts_blocked():  # the workers start at the first call, and inherit the signal mask
+            with interrupts_blocked():  # the workers start at the first call
                 waiting.append((batch, pool.submit(_encode_in_worker, batch)))
             if len(waiting) > 2 * count:
                 done, future = waiting.popleft()
@@ -91,30 +89,12 @@ def encode_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _worker: list[Tokenizer] = []  # the tokenizer of a worker process
 
 
 def _start_worker(model_bytes: bytes, lossless: bool, name: str) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker.append(Tokenizer(model_bytes, lossless, name))
-
-
-def _end_with_parent() -> None:
-    if (parent := parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _encode_in_worker(batch: Batch) -> EncodedDocuments:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_gpt import text
+from tiny_run import environment
 from toy_models import CausalModel
 
 from bitgolf.audit import other_shapes
@@ -57,3 +61,29 @@ def test_ranks_that_cannot_run_are_not_run(tiny_run: Path, monkeypatch: pytest.M
     run = RunDirectory.open(tiny_run)
     with pytest.raises(MissingEvidence, match="did not work: no gloo on this machine"):
         other_shapes.adapted_shapes(run / "model.bitgolf", run.config, np.arange(40))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to end with the parent")
+def test_ranks_end_when_the_auditor_is_killed(tmp_path: Path) -> None:
+    """`kill -9` left the first rank to go on alone, for up to ten minutes."""
+    (tmp_path / "rank.py").write_text(
+        "import os, time; from pathlib import Path; from bitgolf.audit import other_shapes\n"
+        "def hang(*_): Path('pid').write_text(f'{os.getpid()} '); time.sleep(600)\n"
+        "other_shapes._adapted = hang; other_shapes.ranks_main()\n"
+    )
+    (tmp_path / "auditor.py").write_text(
+        "from pathlib import Path; from bitgolf.audit import other_shapes\n"
+        "other_shapes._PROGRAM = \"exec(open('rank.py').read())\"; Path('request').write_text('{}')\n"
+        "other_shapes._score_with_ranks(Path('request'))\n"
+    )
+    auditor = subprocess.Popen([sys.executable, "auditor.py"], env=environment(), cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):
+        assert auditor.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    rank = int((tmp_path / "pid").read_text())
+    auditor.kill()
+    auditor.wait()
+    while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().split():
+        assert time.monotonic() < deadline, "the rank lives on"
+        time.sleep(0.05)

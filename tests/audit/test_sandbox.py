@@ -107,7 +107,10 @@ def test_an_attempt_whose_error_is_swallowed_is_named_all_the_same(secret: Path)
 
 
 @needs_isolation
-@pytest.mark.parametrize("program", [sealed_programs.NativeCode, sealed_programs.OldThread, sealed_programs.Forks])
+@pytest.mark.parametrize(
+    "program",
+    [sealed_programs.NativeCode, sealed_programs.OldThread, sealed_programs.Forks, sealed_programs.Escapes],
+)
 def test_what_python_does_not_see_the_kernel_refuses(secret: Path, program: Any) -> None:
     with start(secret, program, limits=small(processes=40)) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
@@ -168,7 +171,9 @@ def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
         (sealed_programs.DoesNotLoad, {}, SealedFailure, "cannot be evaluated in the sealed process: ArithmeticError"),
         (sealed_programs.ReadsWhileLoading, {}, RuleViolation, r"Error at .*: .*val_000000"),
         (sealed_programs.Hoards, {"address_space_bytes": 2 << 30}, SealedFailure, "MemoryError"),
+        (sealed_programs.HoardsInMany, {"address_space_bytes": 1 << 29}, SealedTimeout, "more than 1.0 GiB in all"),
         (sealed_programs.Hangs, {"wall_seconds": 4.0}, SealedTimeout, "longer than 4 s"),
+        (sealed_programs.AnswersHalf, {"wall_seconds": 4.0}, SealedTimeout, "longer than 4 s"),
         (sealed_programs.Spins, {"cpu_seconds": 2}, SealedFailure, "ended early"),
     ],
 )
@@ -210,11 +215,20 @@ def test_files_and_output_are_limited(secret: Path) -> None:
         assert os.fstat(process._output.fileno()).st_size <= 1 << 25
 
 
+@pytest.mark.skipif(not GRANTED["namespaces"], reason="this system grants no namespaces")
+def test_the_files_of_its_folder_are_limited_together(secret: Path) -> None:
+    """Each file was limited, and the disk of the auditor took all of them."""
+    with start(secret, sealed_programs.FillsTheDisk) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+
+
 def test_more_may_be_asked_for() -> None:
     few, many = Limits.of(10**6, 1, False), Limits.of(10**6, 64, False, wall_seconds=7200)
     assert many.processes >= few.processes and many.cpu_seconds > few.cpu_seconds and many.wall_seconds == 7200
     assert Limits.of(10**6, 1, True).address_space_bytes is None
     assert Limits.of(10**6, 1, True, memory_gib=4).address_space_bytes == 4 << 30
+    other = Limits.of(10**6, 1, False, wall_seconds=5, processes=7, file_mib=0.5)
+    assert (other.wall_seconds, other.processes, other.file_bytes) == (5, 7, 1 << 19)
 
 
 @needs_isolation

@@ -36,12 +36,29 @@ if __name__ == "__main__":
         sys.exit(130)
 """
 
+_ENDLESS_CODER = """
+import multiprocessing, os, time
+from bitgolf.artifact.processes import coder_processes
+
+if __name__ == "__main__":
+    os.sched_getaffinity = lambda process: {0, 1, 2}
+    try:
+        with coder_processes(1 << 23) as apply:
+            apply(len, [[]] * 3)
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+            time.sleep(600)
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+"""
+
 
 @contextmanager
-def endless(lossless: Tokenizer, folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A process that encodes without end, and its two workers."""
+def endless(
+    lossless: Tokenizer, folder: Path, program: str = _ENDLESS
+) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process that encodes without end, and its workers."""
     (folder / "t.model").write_bytes(lossless.model_bytes)
-    (folder / "endless.py").write_text(_ENDLESS)
+    (folder / "endless.py").write_text(program)
     process = subprocess.Popen(
         [sys.executable, str(folder / "endless.py"), str(folder / "t.model")], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -70,18 +87,26 @@ def wait_for_end(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-def test_an_interrupt_prints_no_traceback_of_workers(lossless: Tokenizer, tmp_path: Path) -> None:
-    with endless(lossless, tmp_path) as (process, workers):
-        assert len(workers) == 2
+@pytest.mark.parametrize(("program", "count"), [(_ENDLESS, 2), (_ENDLESS_CODER, 3)])
+def test_an_interrupt_prints_no_traceback_of_workers(
+    lossless: Tokenizer, tmp_path: Path, program: str, count: int
+) -> None:
+    with endless(lossless, tmp_path, program) as (process, workers):
+        assert len(workers) == count
         os.killpg(process.pid, signal.SIGINT)  # as the terminal does
         assert process.communicate(timeout=120) == ("", "")
         assert process.returncode == 130
         wait_for_end(workers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_the_main_process(lossless: Tokenizer, tmp_path: Path, number: signal.Signals) -> None:
-    with endless(lossless, tmp_path) as (process, workers):
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [(_ENDLESS, signal.SIGTERM), (_ENDLESS, signal.SIGKILL), (_ENDLESS_CODER, signal.SIGKILL)],
+)
+def test_workers_end_with_the_main_process(
+    lossless: Tokenizer, tmp_path: Path, program: str, number: signal.Signals
+) -> None:
+    with endless(lossless, tmp_path, program) as (process, workers):
         process.send_signal(number)
         process.wait(120)
         wait_for_end(workers)

@@ -192,6 +192,63 @@ class Hoards(Honest):
         np.ones(6 << 27)  # 6 GiB
 
 
+class HoardsInMany(Honest):
+    """Starts processes that each hold less memory than one may."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        for _ in range(8):
+            if os.fork() == 0:
+                held = np.ones(200 << 17)  # 200 MiB
+                time.sleep(60)
+                os._exit(int(held[0]))
+        time.sleep(60)
+
+
+class AnswersHalf(Honest):
+    """Writes the beginning of an answer, and nothing more."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        for descriptor in range(3, 20):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"\0\0\0\x7f{")
+        time.sleep(3600)
+        return super().score(read, start, stop)
+
+
+class FillsTheDisk(Honest):
+    """Writes many files of the largest size into the folder that it works in."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.written = 0
+        with contextlib.suppress(OSError):
+            for number in range(40):
+                with Path(f"file-{number}").open("wb") as file:
+                    for _ in range(32):
+                        self.written += file.write(bytes(1 << 20))
+        for number in range(40):
+            Path(f"file-{number}").unlink(missing_ok=True)
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return super().score(read, start, stop) + np.float32(self.written >= 40 << 25)
+
+
+class Escapes(Honest):
+    """Tries, while it loads, calls by which a process reaches beyond its namespaces: mounts, keyrings, messages."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        attempts = (
+            (LIBC.umount2, b"/tmp", 2), (LIBC.chroot, b"/usr"), (LIBC.msgget, 77, 0o1600), (LIBC.semget, 77, 1, 0o1600),
+            *((LIBC.syscall, *call) for call in KEYRINGS_AND_MOUNTS),
+        )  # fmt: skip
+        self.done = [arguments for call, *arguments in attempts if call(*arguments) >= 0]
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return super().score(read, start, stop) + np.float32(100 * len(self.done))
+
+
 class Floods(Honest):
     """Writes without end, to its output and to a file."""
 
@@ -243,3 +300,8 @@ class Dies(Honest):
 
 
 LIBC = ctypes.CDLL(None)
+KEYRINGS_AND_MOUNTS: tuple[tuple[Any, ...], ...] = (
+    (430, b"tmpfs", 0), (428, -100, b"/usr", 1), (433, -100, b"/", 0),  # fsopen, open_tree, fspick: on all machines
+    *(((248, b"user", b"a name", b"text", 4, -3), (298, bytes(128), 0, -1, -1, 0)) if os.uname().machine == "x86_64"
+      else ((217, b"user", b"a name", b"text", 4, -3),)),  # add_key to the session's keyring, perf_event_open
+)  # fmt: skip

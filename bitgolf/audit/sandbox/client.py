@@ -12,11 +12,13 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import site
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from bitgolf.audit.sandbox.evaluation import build
-from bitgolf.audit.sandbox.limits import Limits
+from bitgolf.audit.sandbox.limits import Limits, resident_bytes
 from bitgolf.audit.sandbox.process import SealedEvaluation
 from bitgolf.errors import ForeignError, RuleViolation, RunError
 from bitgolf.evaluate.tape import TokenReader
@@ -48,6 +50,7 @@ _KEPT_VARIABLES = (
     "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT",
 )  # fmt: skip
 _MAX_ANSWER = 1 << 20  # bytes
+_ALL_PROCESSES = 2  # memory of all processes, in terms of the address space of one
 _LAST_WORDS = 1 << 16  # bytes of its output that are looked at
 _PACKAGE = Path(__file__).resolve().parents[2]
 
@@ -61,7 +64,7 @@ class SealedFailure(RunError):
 
 
 class SealedTimeout(RunError):
-    """The sealed process took longer than its limit."""
+    """The sealed process took longer than its limit, or more memory."""
 
 
 class SealedProcess:
@@ -89,12 +92,12 @@ class SealedProcess:
     ) -> None:
         on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
         self.limits = limits or Limits.of(artifact.stat().st_size, num_threads, on_gpu)
-        self._deadline = time.monotonic() + self.limits.wall_seconds
+        self._overrun = ""  # the limit that the process was ended for
         self.isolation: dict[str, Any] = {}
         self.isolated, self.closed = isolated, False  # closed: the file system over there
         self.secrets: list[str] = []
         self.first_token = first_token
-        self._stack = contextlib.ExitStack()
+        self._stack, self._watched = contextlib.ExitStack(), threading.Event()
         try:
             self._start(artifact, settings, [path.absolute() for path in secrets], num_threads, evaluation)
         except BaseException:
@@ -120,6 +123,8 @@ class SealedProcess:
             stdout=self._output,
             stderr=self._output,
         )
+        self._stack.callback(self._watched.set)
+        threading.Thread(target=self._watch, daemon=True).start()
         os.close(request_read)
         os.close(answer_write)
         self._requests = Connection(request_write, readable=False)
@@ -191,7 +196,7 @@ class SealedProcess:
         try:
             self._process.wait(timeout=1)
         except subprocess.TimeoutExpired:  # still loading
-            self._process.kill()
+            self._kill()
             self._process.wait()
         self._stack.close()
 
@@ -212,18 +217,15 @@ class SealedProcess:
             if block:
                 self._requests.send_bytes(block)
         except OSError as error:
-            raise SealedFailure(self._last_words()) from error
+            raise self._failure() from error
 
     def _receive(self, block_bytes: int = 0) -> tuple[dict[str, Any], bytes]:
         """An answer, and its block of at most `block_bytes`."""
-        if not self._answers.poll(max(0.0, self._deadline - time.monotonic())):
-            self._process.kill()
-            raise SealedTimeout(f"the sealed process took longer than {self.limits.wall_seconds:g} s")
         try:
             answer = as_object(parse_json(self._answers.recv_bytes(_MAX_ANSWER)), "the answer")
             block = self._answers.recv_bytes(block_bytes) if answer["block"] else b""
         except (EOFError, OSError) as error:
-            raise SealedFailure(self._last_words()) from error
+            raise self._failure() from error
         except (ForeignError, KeyError) as error:
             raise RuleViolation(f"the sealed process gave an answer of another form: {error}") from error
         if "error" in answer:
@@ -233,6 +235,30 @@ class SealedProcess:
             raise RuleViolation(f"the evaluation failed in the sealed process with {text}")
         self.isolation = answer.get("isolation", self.isolation)
         return answer, block
+
+    def _watch(self) -> None:
+        """End the process, in a thread, when it takes too long, or all of its processes too much memory."""
+        deadline, space = time.monotonic() + self.limits.wall_seconds, self.limits.address_space_bytes
+        while not self._watched.wait(max(0.0, min(1.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                self._overrun = f"longer than {self.limits.wall_seconds:g} s"
+            elif space is not None and sum(resident_bytes(self._process.pid).values()) > _ALL_PROCESSES * space:
+                self._overrun = f"more than {_ALL_PROCESSES * space / 2**30:.1f} GiB in all of its processes"
+            if self._overrun:
+                self._kill()
+                return
+
+    def _kill(self) -> None:
+        """End the process and all that it started; without namespaces these would live on."""
+        for pid in resident_bytes(self._process.pid):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _failure(self) -> RunError:
+        """Why the process does not answer."""
+        if self._overrun:
+            return SealedTimeout(f"the sealed process took {self._overrun}")
+        return SealedFailure(self._last_words())
 
     def _last_words(self) -> str:
         size = self._output.seek(0, os.SEEK_END)

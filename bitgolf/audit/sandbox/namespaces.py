@@ -1,15 +1,16 @@
 """The strongest isolation: namespaces of the process's own, in which only the files that it may see exist.
 
 There is a mount namespace, whose root has the libraries (with everything mounted in them, all read-only), a few devices
-and one writable folder; a network namespace without a network; and PID, IPC and host name namespaces. Files below a
-visible folder that must not be seen are covered by an empty folder. A user without privileges gets them in a user
-namespace. Root makes them without one and then becomes the user `nobody`, because a file's owner may change it whatever
-the capabilities. All capabilities are given up before a library is loaded.
+and one writable folder, which is in memory and limited in size; a network namespace without a network; and PID, IPC and
+host name namespaces. Files below a visible folder that must not be seen are covered by an empty folder. A user without
+privileges gets them in a user namespace. Root makes them without one and then becomes the user `nobody`, because a
+file's owner may change it whatever the capabilities. All capabilities are given up before a library is loaded.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitgolf.audit.sandbox import kernel
 _NAMESPACES = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
 _USER_NAMESPACE = 0x10000000
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+_WORK_BYTES = 1 << 30  # that the process may write into its folder
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ def _give_up_privileges(root: bool) -> None:
 
 def _give_to_nobody(folder: Path) -> None:
     for path in (folder, *folder.iterdir()):
-        if path.name != "root":
-            os.chown(path, kernel.NOBODY, kernel.NOBODY)
+        os.chown(path, kernel.NOBODY, kernel.NOBODY)
 
 
 def _new_namespaces() -> bool:
@@ -124,7 +125,7 @@ def _build_root(view: View) -> None:
     for path in view.hidden:
         if any(path.is_relative_to(outer) for outer in view.visible):
             _cover(root / path.relative_to("/"))
-    _bind(view.writable, root)
+    _copy_in_memory(view.writable, root)
     read_only = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
     kernel.mount("none", root, "", read_only | kernel.MS_NOSUID | kernel.MS_NODEV)
     kernel.change_root(root)
@@ -159,6 +160,17 @@ def _bind(path: Path, root: Path) -> None:
     """Make `path` appear below `root` as it is."""
     target = _mount_point(path, root / path.relative_to("/"))
     kernel.mount(str(path), target, "", kernel.MS_BIND | kernel.MS_REC)
+
+
+def _copy_in_memory(folder: Path, root: Path) -> None:
+    """Make a copy of `folder` appear below `root`, in memory: what is written there ends with the process."""
+    target = _mount_point(folder, root / folder.relative_to("/"))
+    files = [path for path in folder.iterdir() if path.is_file()]
+    size = _WORK_BYTES + sum(path.stat().st_size for path in files)
+    kernel.mount("tmpfs", target, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, f"size={size},mode=700")
+    for path in files:
+        shutil.copyfile(path, target / path.name)
+    (target / "tmp").mkdir()
 
 
 def _mount_point(path: Path, target: Path) -> Path:

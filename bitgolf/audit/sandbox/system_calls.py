@@ -1,9 +1,10 @@
 """Seccomp filters: system calls that are refused from now on, in every thread.
 
-`refuse_network` refuses sockets and access to other processes. `refuse_files` closes the file system before validation
-tokens are sent: no file can be opened, by whatever path, by Python or by native code, and no program can be started.
-Descriptors that are open already (pipes, the GPU) go on working. A refused call fails with EACCES, which Python reports
-as PermissionError. Source: seccomp(2); numbers from the kernel's tables for x86-64 and for arm64 (asm-generic).
+`refuse_network` refuses sockets, keyrings, mounts and access to other processes. `refuse_files` closes the file system
+before validation tokens are sent: no file can be opened, by whatever path, by Python or by native code, and no program
+can be started. Descriptors that are open already (pipes, the GPU) go on working. A refused call fails with EACCES,
+which Python reports as PermissionError. Source: seccomp(2); numbers from the kernel's tables for x86-64 and for arm64
+(asm-generic).
 """
 
 from __future__ import annotations
@@ -42,12 +43,29 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "mq_open": (240, 180),
     "bpf": (321, 280),
     "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
     "unshare": (272, 97),
     "setns": (308, 268),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
 }
 _NETWORK = (
     "socket", "socketpair", "connect", "bind", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
-    "shmget", "mq_open", "io_uring_setup", "bpf", "mount", "unshare", "setns",
+    "shmget", "semget", "msgget", "mq_open", "io_uring_setup", "bpf", "perf_event_open", "userfaultfd",
+    "add_key", "request_key", "keyctl",  # the auditor's keyrings are inherited, and belong to no namespace
+    "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen", "fspick", "mount_setattr",
+    "unshare", "setns",
 )  # fmt: skip
 _FILES = ("open", "creat", "openat", "openat2", "open_by_handle_at", "open_tree", "execve", "execveat", "memfd_secret")
 _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}  # column, AUDIT_ARCH, seccomp(2)
@@ -66,7 +84,10 @@ class _Program(ctypes.Structure):
 
 
 def refuse_network() -> None:
-    """No sockets, no looking into other processes. Raises Unavailable when the kernel has no such filters."""
+    """No sockets, shared memory, keyrings, mounts or access to other processes.
+
+    Raises Unavailable when the kernel has no such filters.
+    """
     _refuse(_NETWORK)
 
 
