@@ -71,25 +71,20 @@ class Artifact:
 
 def encode_artifact(
     *,
+    # model_config, tokenizer_meta, meta: JSON data (string keys, no NaN); tuples come back as lists.
     model_config: dict[str, Any],
-    tokenizer: bytes,
+    tokenizer: bytes,  # the tokenizer's own file
     tokenizer_meta: dict[str, Any],
-    tensors: dict[str, StoredTensor],
+    tensors: dict[str, StoredTensor],  # by name (letters, digits and `_.-`, at most 200 characters)
     meta: dict[str, Any],
-    compressor: str = "zstd",
+    compressor: str = "zstd",  # a name of `compressors.compressor_names()`; "range" is the coder made for weights
+    # streams of an earlier file with the same compressor. Those that hold the same tensors are taken from there, and
+    # the new ones are added.
     earlier: EncodedStreams | None = None,
-    apply: Map = map,
+    apply: Map = map,  # `map`, or something like it that codes matrices in several processes (see `processes`)
 ) -> tuple[bytes, ArtifactSizes]:
     """The bytes of an artifact. The same input, in any order of `tensors`, gives the same bytes.
 
-    Args:
-        model_config, tokenizer_meta, meta: JSON data (string keys, no NaN); tuples come back as lists.
-        tokenizer: the tokenizer's own file.
-        tensors: by name (letters, digits and `_.-`, at most 200 characters).
-        compressor: a name of `compressors.compressor_names()`; "range" is the coder made for weights.
-        earlier: streams of an earlier file with the same compressor. Those that hold the same tensors are taken from
-            there, and the new ones are added.
-        apply: `map`, or something like it that codes matrices in several processes (see `processes`).
     Raises:
         ArtifactError: data that readers would refuse.
         ConfigError: an unknown compressor, or one that is not installed.

@@ -26,28 +26,18 @@ from bitgolf.model.gpt import GPT
 
 
 class DocumentPredictor:
-    """A `Predictor` of documents with adapters that learn; the model does not change.
-
-    Args:
-        model: on its device.
-        config: adapters and chunks.
-        sites: places of the adapters, see `lora_sites`.
-        a: initial A of every site, (N, r, inputs) fp32.
-        longest: most targets of a document.
-        window: T.
-        first_token: the first token of every document (BOS).
-    """
+    """A `Predictor` of documents with adapters that learn; the model does not change."""
 
     def __init__(
         self,
-        model: GPT,
-        config: LoraTTTConfig,
-        sites: list[Site],
-        a: list[Tensor],
+        model: GPT,  # on its device
+        config: LoraTTTConfig,  # adapters and chunks
+        sites: list[Site],  # places of the adapters, see `lora_sites`
+        a: list[Tensor],  # initial A of every site, (N, r, inputs) fp32
         *,
-        longest: int,
-        window: int,
-        first_token: int,
+        longest: int,  # most targets of a document
+        window: int,  # T
+        first_token: int,  # the first token of every document (BOS)
     ) -> None:
         self.model, self.config, self.window = model, config, window
         self.device = model.embedding.device

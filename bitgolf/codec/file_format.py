@@ -83,29 +83,17 @@ class CodedStream:
 
 @dataclass(frozen=True)
 class CodedText:
-    """All fields of a coded file.
+    """All fields of a coded file."""
 
-    Attributes:
-        num_bytes: length of the text.
-        text_digest: first 16 bytes of its SHA-256.
-        model_digest: first 8 bytes of the SHA-256 of the artifact.
-        platform: fingerprint of the coder's platform.
-        threads: of the arithmetic.
-        stride: of the sliding windows.
-        ttt: test-time training, or None.
-        streams: in the order of the text.
-        checkpoints: one byte per checkpoint; None in a file of version 1.
-    """
-
-    num_bytes: int
-    text_digest: bytes
-    model_digest: bytes
-    platform: dict[str, str]
-    threads: int
-    stride: int
-    ttt: TTTConfig | None
-    streams: tuple[CodedStream, ...]
-    checkpoints: bytes | None
+    num_bytes: int  # length of the text
+    text_digest: bytes  # first 16 bytes of its SHA-256
+    model_digest: bytes  # first 8 bytes of the SHA-256 of the artifact
+    platform: dict[str, str]  # fingerprint of the coder's platform
+    threads: int  # of the arithmetic
+    stride: int  # of the sliding windows
+    ttt: TTTConfig | None  # test-time training, or None
+    streams: tuple[CodedStream, ...]  # in the order of the text
+    checkpoints: bytes | None  # one byte per checkpoint; None in a file of version 1
 
     @property
     def payload_bytes(self) -> int:

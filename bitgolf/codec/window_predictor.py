@@ -25,29 +25,19 @@ from bitgolf.model.small_step import SmallStep, is_small
 
 
 class WindowPredictor:
-    """A `Predictor` of sliding windows.
-
-    Args:
-        model: on its device; its weights change as the adapter learns.
-        num_streams: S.
-        longest: most tokens of a stream, without `first_token`.
-        window: T.
-        stride: targets of a window after the first.
-        first_token: before every stream (the BOS).
-        adapted: adapter and chunk, or None.
-        in_numpy: take the steps of a small model in NumPy; files of format version 1 were coded without.
-    """
+    """A `Predictor` of sliding windows."""
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT,  # on its device; its weights change as the adapter learns
         *,
-        num_streams: int,
-        longest: int,
-        window: int,
-        stride: int,
-        first_token: int,
-        adapted: AdaptedPass | None = None,
+        num_streams: int,  # S
+        longest: int,  # most tokens of a stream, without `first_token`
+        window: int,  # T
+        stride: int,  # targets of a window after the first
+        first_token: int,  # before every stream (the BOS)
+        adapted: AdaptedPass | None = None,  # adapter and chunk, or None
+        # take the steps of a small model in NumPy; files of format version 1 were coded without.
         in_numpy: bool = True,
     ) -> None:
         self.model, self.window, self.stride, self.adapted = model, window, stride, adapted

@@ -16,23 +16,15 @@ Arguments = argparse.Namespace
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command."""
 
-    Attributes:
-        name: as it is typed.
-        text: one line of help.
-        add_arguments: adds the command's arguments to its parser. All commands have `--json` already.
-        run: does the work, prints to the console and returns the exit status. `arguments` also holds `overrides`
-            (text by dotted key) and `progress` (a `ConsoleProgress`).
-        takes_overrides: whether `--section.key value` is allowed.
-        settings: keys of the settings that matter most for the command; its help lists them.
-        examples: command lines without the word `bitgolf`, each with what it does.
-    """
-
-    name: str
-    text: str
+    name: str  # as it is typed
+    text: str  # one line of help
+    # adds the command's arguments to its parser. All commands have `--json` already.
     add_arguments: Callable[[argparse.ArgumentParser], None]
+    # does the work, prints to the console and returns the exit status. `arguments` also holds `overrides` (text by
+    # dotted key) and `progress` (a `ConsoleProgress`).
     run: Callable[[Arguments, Console], int]
-    takes_overrides: bool = False
-    settings: tuple[str, ...] = ()
-    examples: tuple[tuple[str, str], ...] = ()
+    takes_overrides: bool = False  # whether `--section.key value` is allowed
+    settings: tuple[str, ...] = ()  # keys of the settings that matter most for the command; its help lists them
+    examples: tuple[tuple[str, str], ...] = ()  # command lines without the word `bitgolf`, each with what it does

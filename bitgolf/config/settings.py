@@ -18,14 +18,10 @@ from bitgolf.config.section import Section
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
-
-    Attributes:
-        allowed: the allowed values in words, for example "one of none, ste, soft_round" or "integer >= 1".
-    """
+    """One setting."""
 
     key: str
-    allowed: str
+    allowed: str  # the allowed values in words, for example "one of none, ste, soft_round" or "integer >= 1"
     default: Any
     description: str
 

@@ -95,28 +95,19 @@ def share(rows: np.ndarray, world: World) -> tuple[np.ndarray, np.ndarray]:
 
 
 class ChunkTTT:
-    """Adapter that trains a model on each scored chunk.
-
-    Args:
-        model: its parameters are changed in place; only those of `learning_parameters` get gradients.
-        forward: tokens (B, T) int64 -> logits (B, T, V) float32 with those parameters: `model` or its compiled form.
-        config: what learns, and optimizer, schedule and batch.
-        window: T, tokens per row.
-        num_targets: of the whole tape, for the schedule.
-        batch_tokens: tokens per forward pass on one rank; gradients of a larger batch are accumulated.
-        world: all ranks call `update` with the same chunks and keep equal weights.
-    """
+    """Adapter that trains a model on each scored chunk."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # its parameters are changed in place; only those of `learning_parameters` get gradients
+        # tokens (B, T) int64 -> logits (B, T, V) float32 with those parameters: `model` or its compiled form.
         forward: Callable[[Tensor], Tensor],
-        config: TTTConfig,
+        config: TTTConfig,  # what learns, and optimizer, schedule and batch
         *,
-        window: int,
-        num_targets: int,
-        batch_tokens: int,
-        world: World,
+        window: int,  # T, tokens per row
+        num_targets: int,  # of the whole tape, for the schedule
+        batch_tokens: int,  # tokens per forward pass on one rank; gradients of a larger batch are accumulated
+        world: World,  # all ranks call `update` with the same chunks and keep equal weights
     ) -> None:
         self.forward, self.config, self.window, self.world = forward, config.weights, window, world
         self.losses: Callable[[Tensor], Tensor] = self._losses

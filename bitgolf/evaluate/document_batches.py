@@ -20,18 +20,13 @@ NOTHING = (0, 0)  # an empty range of tokens
 
 @dataclass(frozen=True)
 class Document:
-    """Targets start..stop-1 of the text.
+    """Targets start..stop-1 of the text."""
 
-    Attributes:
-        start, stop: positions in the text.
-        tokens: (stop - start + 1,), from its BOS to its last target.
-        inherited: the tokens (start, stop) of the text that its initial A has learned from.
-    """
-
+    # start, stop: positions in the text.
     start: int
     stop: int
-    tokens: np.ndarray
-    inherited: tuple[int, int]
+    tokens: np.ndarray  # (stop - start + 1,), from its BOS to its last target
+    inherited: tuple[int, int]  # the tokens (start, stop) of the text that its initial A has learned from
 
 
 def document_lines(

@@ -44,51 +44,35 @@ _SHORTEST_PASS = 512  # shorter windows are padded to it on a GPU, where small p
 
 @dataclass(frozen=True)
 class ScoredDocument:
-    """Targets start..stop-1 of the text and what happened to them.
+    """Targets start..stop-1 of the text and what happened to them."""
 
-    Attributes:
-        start, stop: range of targets in the text.
-        inherited: the tokens of the text that its initial A has learned from, (0, 0) for a fresh A; after a phase, the
-            tokens that the model has learned from.
-        nll: (n,) float32, nats.
-        tokens: of the document; its tape has revealed all of them.
-        events: the tape's events (name, first, last), with positions in the document.
-        log_p: (n, V) float32, if asked for.
-    """
-
+    # start, stop: range of targets in the text.
     start: int
     stop: int
+    # the tokens of the text that its initial A has learned from, (0, 0) for a fresh A; after a phase, the tokens that
+    # the model has learned from.
     inherited: tuple[int, int]
-    nll: np.ndarray
-    tokens: np.ndarray
-    events: list[tuple[str, int, int]]
-    log_p: np.ndarray | None = None
+    nll: np.ndarray  # (n,) float32, nats
+    tokens: np.ndarray  # of the document; its tape has revealed all of them
+    events: list[tuple[str, int, int]]  # the tape's events (name, first, last), with positions in the document
+    log_p: np.ndarray | None = None  # (n, V) float32, if asked for
 
 
 class DocumentScorer:
-    """A `Scorer` that adapts inside documents; the model and the scorer itself do not change.
-
-    Args:
-        model: not changed.
-        config: adapters, chunks and rows.
-        window: T, most tokens of context.
-        bos_id: starts a document.
-        seed: of the initial A.
-        world: lines of documents are shared out to the ranks by their work; all ranks get all losses and events.
-        compiled: compile the layers and the update.
-        learn: trains the model on tokens (n,) that are scored; for `config.global_after`.
-    """
+    """A `Scorer` that adapts inside documents; the model and the scorer itself do not change."""
 
     def __init__(
         self,
-        model: GPT,
-        config: LoraTTTConfig,
+        model: GPT,  # not changed
+        config: LoraTTTConfig,  # adapters, chunks and rows
         *,
-        window: int,
-        bos_id: int,
-        seed: int,
+        window: int,  # T, most tokens of context
+        bos_id: int,  # starts a document
+        seed: int,  # of the initial A
+        # lines of documents are shared out to the ranks by their work; all ranks get all losses and events.
         world: World,
-        compiled: bool = False,
+        compiled: bool = False,  # compile the layers and the update
+        # trains the model on tokens (n,) that are scored; for `config.global_after`.
         learn: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         self.learn = learn
@@ -278,22 +262,15 @@ def _room(length: int) -> int:
 
 @dataclass
 class _Row:
-    """A row of the adapters, and what is scored with it.
+    """A row of the adapters, and what is scored with it."""
 
-    Attributes:
-        place: its number.
-        line: the document that is scored, then those that follow it.
-        tape, chunk: of the document.
-        work: tokens in the windows of all documents in `line`.
-        log_p: (C, V) each, if asked for.
-    """
-
-    place: int
-    line: list[Document] = field(default_factory=list)
+    place: int  # its number
+    line: list[Document] = field(default_factory=list)  # the document that is scored, then those that follow it
+    # tape, chunk: of the document.
     tape: ScoreTape = field(init=False)
     chunk: int = 0
-    work: int = 0
-    log_p: list[np.ndarray] = field(default_factory=list)
+    work: int = 0  # tokens in the windows of all documents in `line`
+    log_p: list[np.ndarray] = field(default_factory=list)  # (C, V) each, if asked for
 
     def scored(self) -> ScoredDocument:
         """The document, after its last chunk."""

@@ -73,22 +73,16 @@ class DocumentAdapters:
 
     All values of a document are one row (P,), so that an update takes few operations.
 
-    Args:
-        sites: where they are added.
-        a: A of every site, (N, r, inputs) fp32; copied.
-        config: rank, alpha and the settings of AdamW.
-        update: `adamw_`, or the same compiled.
-
     Attributes:
         parameters: every A (N, r, inputs), then every B (N, outputs, r); views of the rows.
     """
 
     def __init__(
         self,
-        sites: Sequence[Site],
-        a: Sequence[Tensor],
-        config: LoraTTTConfig,
-        update: Callable[..., None] | None = None,
+        sites: Sequence[Site],  # where they are added
+        a: Sequence[Tensor],  # A of every site, (N, r, inputs) fp32; copied
+        config: LoraTTTConfig,  # rank, alpha and the settings of AdamW
+        update: Callable[..., None] | None = None,  # `adamw_`, or the same compiled
     ) -> None:
         self.sites, self.config, self.update = list(sites), config, update or adamw_
         self.shapes = [(config.rank, site.inputs) for site in sites] + [(site.outputs, config.rank) for site in sites]

@@ -215,30 +215,23 @@ class WindowScorer:
 
 
 def make_scorer(
-    method: str,
+    method: str,  # "chunked" (stride is ignored) or "sliding"
+    # causal, tokens (B, T) int64 -> logits (B, T, V) float32. A model with hidden states and a head of its own (see
+    # `split_model`) runs as two parts; compiled parts see one shape each, (B, T) and (P, D).
     model: Model,
     *,
-    window: int,
-    stride: int,
-    batch_tokens: int,
-    device: torch.device | str,
+    window: int,  # T, tokens of context and width of every forward pass
+    stride: int,  # targets newly scored by each sliding window, 1..T
+    batch_tokens: int,  # tokens per forward pass on one rank; B = batch_tokens // window rows
+    device: torch.device | str,  # where the model is
+    # rank, world_size: this process's share of the windows. With world_size > 1 every rank must score the same ranges,
+    # and torch.distributed must be initialized (all ranks get all losses).
     rank: int = 0,
     world_size: int = 1,
-    documents: bool = False,
+    documents: bool = False,  # the model's attention stays within documents
 ) -> Scorer:
     """The scorer of a method.
 
-    Args:
-        method: "chunked" (stride is ignored) or "sliding".
-        model: causal, tokens (B, T) int64 -> logits (B, T, V) float32. A model with hidden states and a head of its
-            own (see `split_model`) runs as two parts; compiled parts see one shape each, (B, T) and (P, D).
-        window: T, tokens of context and width of every forward pass.
-        stride: targets newly scored by each sliding window, 1..T.
-        batch_tokens: tokens per forward pass on one rank; B = batch_tokens // window rows.
-        device: where the model is.
-        rank, world_size: this process's share of the windows. With world_size > 1 every rank must score the
-            same ranges, and torch.distributed must be initialized (all ranks get all losses).
-        documents: the model's attention stays within documents.
     Raises:
         ConfigError: unknown method or impossible sizes.
     """

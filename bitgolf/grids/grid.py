@@ -30,19 +30,15 @@ _CHUNK_ELEMENTS = 1 << 22  # number of weights that the clip search processes at
 class Grid:
     """Symmetric per-row integer grid.
 
-    Args:
-        bits: bits per code, 2 to 12.
-        floor: smallest step of a row; 0 = the smallest fp16 number. The published int5 systems used 1 / qmax, which
-            makes rows of small norm coarser.
-        clip_sigmas: clip every row at this many standard deviations instead of searching percentiles (SDClip,
-            PR 1394). 0 = search.
-
     Raises:
         ConfigError: bits or floor out of range.
     """
 
-    bits: int
+    bits: int  # bits per code, 2 to 12
+    # smallest step of a row; 0 = the smallest fp16 number. The published int5 systems used 1 / qmax, which makes rows
+    # of small norm coarser.
     floor: float = 0.0
+    # clip every row at this many standard deviations instead of searching percentiles (SDClip, PR 1394). 0 = search.
     clip_sigmas: float = 0.0
 
     def __post_init__(self) -> None:

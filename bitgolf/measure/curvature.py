@@ -33,17 +33,11 @@ _MAX_TOKENS = 65_536  # tokens per forward pass; bounds the memory of the logits
 
 @dataclass(frozen=True)
 class TrialNoise:
-    """How the noise of a measurement is made.
+    """How the noise of a measurement is made."""
 
-    Attributes:
-        relative_step: rounding step, as a share of the tensor's root mean square.
-        damping: of the inverse factor, as in GPTQ.
-        column_steps: one step per column instead of one per tensor.
-    """
-
-    relative_step: float
-    damping: float
-    column_steps: bool
+    relative_step: float  # rounding step, as a share of the tensor's root mean square
+    damping: float  # of the inverse factor, as in GPTQ
+    column_steps: bool  # one step per column instead of one per tensor
 
     @classmethod
     def of(cls, config: Config) -> TrialNoise:
@@ -53,17 +47,11 @@ class TrialNoise:
 
 @dataclass(frozen=True)
 class Curvature:
-    """Cost of rounding one tensor.
+    """Cost of rounding one tensor."""
 
-    Attributes:
-        step: rounding step of the trial (the geometric mean over columns with one step per column).
-        increase_nats: increase of the mean loss per token, averaged over both signs.
-        error_nats: its standard error over rows of text; 0 if it was computed from gradients.
-    """
-
-    step: float
-    increase_nats: float
-    error_nats: float
+    step: float  # rounding step of the trial (the geometric mean over columns with one step per column)
+    increase_nats: float  # increase of the mean loss per token, averaged over both signs
+    error_nats: float  # its standard error over rows of text; 0 if it was computed from gradients
 
     @property
     def nats_per_squared_step(self) -> float:
@@ -125,23 +113,20 @@ def curvature_from_gradient(
 @torch.no_grad()
 def measure_curvature(
     model: GPT,
+    # parameter name -> (C, C) moments of its inputs, or None for tables (noise that is not shaped).
     hessians: Mapping[str, Tensor | None],
-    rows: Tensor,
+    rows: Tensor,  # this rank's held-out training rows, (B, T + 1) int64; all ranks have equally many
     noise: TrialNoise,
     *,
-    seed: int,
+    seed: int,  # of the noise; the same on every rank
     world: World,
+    # asked before each parameter but the first; the first False ends the measurement. Its answer is the same on every
+    # rank.
     another_fits: Callable[[], bool] = lambda: True,
     progress: Progress = silent,
 ) -> dict[str, Curvature]:
     """Measure the named parameters of `model` one after the other; the weights are the same bits afterwards.
 
-    Args:
-        hessians: parameter name -> (C, C) moments of its inputs, or None for tables (noise that is not shaped).
-        rows: this rank's held-out training rows, (B, T + 1) int64; all ranks have equally many.
-        seed: of the noise; the same on every rank.
-        another_fits: asked before each parameter but the first; the first False ends the measurement. Its answer is
-            the same on every rank.
     Returns:
         Curvature by parameter name, the same on every rank, in the order of `hessians`.
     """

@@ -37,15 +37,10 @@ _ROWS_TOKENS = 32_768  # tokens per backward pass; bounds the memory of an eager
 
 @dataclass(frozen=True)
 class Fisher:
-    """Second-order statistics of one matrix.
+    """Second-order statistics of one matrix."""
 
-    Attributes:
-        inputs: (C, C) fp32 moments of the inputs, weighted by the squared output gradient; the mean weight is 1.
-        rows: (R,) fp32 mean over tokens of the squared output gradient, in nats^2 per squared unit of output.
-    """
-
-    inputs: Tensor
-    rows: Tensor
+    inputs: Tensor  # (C, C) fp32 moments of the inputs, weighted by the squared output gradient; the mean weight is 1
+    rows: Tensor  # (R,) fp32 mean over tokens of the squared output gradient, in nats^2 per squared unit of output
 
 
 class FisherCollector:
@@ -158,18 +153,12 @@ def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 def gather_fisher(
     model: GPT,
     batches: Iterable[Tensor],
-    quantized: Sequence[str],
-    seed: int,
+    quantized: Sequence[str],  # names of the parameters whose gradients are summed
+    seed: int,  # of the labels; each rank draws its own
     world: World,
-    another_fits: Callable[[], bool],
+    another_fits: Callable[[], bool],  # asked after each batch; the first False ends the gathering
 ) -> tuple[dict[str, Fisher], dict[str, Tensor]]:
-    """What `FisherCollector.finish` returns for this rank's `batches`, (B, T) int64 each, and those of all ranks.
-
-    Args:
-        quantized: names of the parameters whose gradients are summed.
-        seed: of the labels; each rank draws its own.
-        another_fits: asked after each batch; the first False ends the gathering.
-    """
+    """What `FisherCollector.finish` returns for this rank's `batches`, (B, T) int64 each, and those of all ranks."""
     generator = torch.Generator(device=world.device).manual_seed(seed + 1_000_003 * (world.rank + 1))
     collector = FisherCollector(model, generator, quantized)
     for tokens in batches:

@@ -25,17 +25,11 @@ _MAX_DAMPING = 1.0  # a matrix that needs more than its mean diagonal is far fro
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """Upper U with U^T U = (H + damping)^-1, rows and columns in rounding order.
+    """Upper U with U^T U = (H + damping)^-1, rows and columns in rounding order."""
 
-    Attributes:
-        upper: (C, C).
-        order: (C,) int64; column order[j] of the weight is rounded j-th.
-        dead: (C,) bool, in the weight's own order: inputs that were always zero.
-    """
-
-    upper: Tensor
-    order: Tensor
-    dead: Tensor
+    upper: Tensor  # (C, C)
+    order: Tensor  # (C,) int64; column order[j] of the weight is rounded j-th
+    dead: Tensor  # (C,) bool, in the weight's own order: inputs that were always zero
 
     @property
     def pivots(self) -> Tensor:

@@ -24,19 +24,14 @@ _HESSIANS, _FISHER, _CURVATURE = "hessians.safetensors", "fisher.safetensors", "
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured on the final weights.
+    """What was measured on the final weights."""
 
-    Attributes:
-        hessians: key -> (C, C) fp32 on the CPU.
-        calibration_tokens: training tokens of the Hessians, over all ranks.
-        fisher, curvature: by parameter name; empty if they were not asked for.
-        gradients: (R, C) by parameter name, see `fisher`. They are not stored.
-    """
-
-    hessians: dict[str, Tensor]
-    calibration_tokens: int
+    hessians: dict[str, Tensor]  # key -> (C, C) fp32 on the CPU
+    calibration_tokens: int  # training tokens of the Hessians, over all ranks
+    # fisher, curvature: by parameter name; empty if they were not asked for.
     fisher: dict[str, Fisher] = field(default_factory=dict)
     curvature: dict[str, Curvature] = field(default_factory=dict)
+    # (R, C) by parameter name, see `fisher`. They are not stored.
     gradients: dict[str, Tensor] = field(default_factory=dict)
 
 

@@ -59,25 +59,17 @@ def recorder_for(model: GPT) -> Recorder | None:
 
 
 class CachedSteps:
-    """Predicts the next token of S streams that advance together.
-
-    Args:
-        model: on its device; its weights may change in place between two windows.
-        window: most positions of a window, T.
-        predict: the prediction, None for the logits of the model. For one token it must launch the same kernels each
-            time.
-        recorder: how to record a step, or None to run each step anew.
-        small: takes the steps of the model in place of `predict`.
-    """
+    """Predicts the next token of S streams that advance together."""
 
     def __init__(
         self,
-        model: GPT,
-        window: int,
+        model: GPT,  # on its device; its weights may change in place between two windows
+        window: int,  # most positions of a window, T
         *,
+        # the prediction, None for the logits of the model. For one token it must launch the same kernels each time.
         predict: Predict | None = None,
-        recorder: Recorder | None = None,
-        small: SmallStep | None = None,
+        recorder: Recorder | None = None,  # how to record a step, or None to run each step anew
+        small: SmallStep | None = None,  # takes the steps of the model in place of `predict`
     ) -> None:
         assert predict is None or small is None
         self.model, self.window, self.recorder, self.small = model, window, recorder, small

@@ -59,18 +59,13 @@ Layout = Any
 
 @dataclass(frozen=True)
 class DocumentBackend:
-    """One implementation of attention within documents.
+    """One implementation of attention within documents."""
 
-    Attributes:
-        layout: tokens (B, T) int64, window=0 -> the layout.
-        attend: q (B, T, H, K), k and v (B, T, G, K), layout, window=0 -> (B, T, H, K). Scale and head groups are those
-            of `backends.attention_function`.
-        is_masked: the layout depends on the window.
-    """
-
-    layout: Callable[..., Layout]
+    layout: Callable[..., Layout]  # tokens (B, T) int64, window=0 -> the layout
+    # q (B, T, H, K), k and v (B, T, G, K), layout, window=0 -> (B, T, H, K). Scale and head groups are those of
+    # `backends.attention_function`.
     attend: Callable[..., Tensor]
-    is_masked: bool = True
+    is_masked: bool = True  # the layout depends on the window
 
     def layouts(self, tokens: Tensor, windows: tuple[int, int]) -> tuple[Layout, Layout]:
         """The layouts for both windows, equal ones if the layout does not depend on them."""

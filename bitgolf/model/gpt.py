@@ -150,22 +150,17 @@ class GPT(nn.Module):
 
     def hidden(
         self,
-        tokens: Tensor,
-        cache: Cache | None = None,
-        fake: Tensor | None = None,
-        looped: bool = True,
+        tokens: Tensor,  # (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens
+        cache: Cache | None = None,  # of the tokens before them; they are added to it
+        fake: Tensor | None = None,  # sharpness of fake quantization (training only); None = the float weights
+        looped: bool = True,  # run the looped layers several times; only the first part of training does not
+        # what adapters add in each run of a layer, in the order of the runs; none by default.
         deltas: Sequence[Mapping[str, Delta]] = (),
+        # `Block.__call__` and `Block.two_lanes`, or their compiled forms.
         blocks: tuple[Callable[..., Any], Callable[..., Any]] = (Block.__call__, Block.two_lanes),
     ) -> Tensor:
         """Normalized output of the last block.
 
-        Args:
-            tokens: (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens.
-            cache: of the tokens before them; they are added to it.
-            fake: sharpness of fake quantization (training only); None = the float weights.
-            looped: run the looped layers several times; only the first part of training does not.
-            deltas: what adapters add in each run of a layer, in the order of the runs; none by default.
-            blocks: `Block.__call__` and `Block.two_lanes`, or their compiled forms.
         Returns:
             (B, T, D) in `compute_dtype`.
         """

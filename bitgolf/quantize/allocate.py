@@ -36,23 +36,14 @@ _NOISE_VARIANCES = 12  # curvature is measured with uniform noise, whose mean sq
 
 @dataclass(frozen=True)
 class MeasuredTensor:
-    """A tensor that takes part in the allocation, with what `train` measured.
+    """A tensor that takes part in the allocation, with what `train` measured."""
 
-    Attributes:
-        weight: (R, C) float, on the device where it is quantized.
-        hessian: (C, C) moments of the inputs for GPTQ; None for tables, which multiply no activations.
-        importance: (R,) curvature of the loss in each output; None = all outputs count alike.
-        increase_nats: rise of the loss per token under noise with step `step`; None if it was not measured.
-        error_nats: standard error of `increase_nats`.
-        step: the step of that noise.
-    """
-
-    weight: Tensor
-    hessian: Tensor | None
-    importance: Tensor | None
-    increase_nats: float | None
-    error_nats: float
-    step: float
+    weight: Tensor  # (R, C) float, on the device where it is quantized
+    hessian: Tensor | None  # (C, C) moments of the inputs for GPTQ; None for tables, which multiply no activations
+    importance: Tensor | None  # (R,) curvature of the loss in each output; None = all outputs count alike
+    increase_nats: float | None  # rise of the loss per token under noise with step `step`; None if it was not measured
+    error_nats: float  # standard error of `increase_nats`
+    step: float  # the step of that noise
 
 
 @dataclass(frozen=True)

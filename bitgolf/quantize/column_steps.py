@@ -42,19 +42,16 @@ _FACTORS_PER_OCTAVE = (
 class Steps:
     """The distance between the levels of a matrix.
 
-    Args:
-        step: distance of the weights of codes k and k + 1, before the column factors. At fine steps a weight costs
-            h - log2(step) bits, with or without a trellis, and its mean squared error is
-            `MEAN_SQUARED_ERROR[trellis] * step^2`.
-        columns: "one" step for all columns; "pivot": in proportion to D_j^(-1/2), which needs a Hessian.
-        trellis: 0, or the 8 states of trellis-coded quantization.
     Raises:
         ConfigError: a setting out of range.
     """
 
+    # distance of the weights of codes k and k + 1, before the column factors. At fine steps a weight costs h -
+    # log2(step) bits, with or without a trellis, and its mean squared error is `MEAN_SQUARED_ERROR[trellis] * step^2`.
     step: float
+    # "one" step for all columns; "pivot": in proportion to D_j^(-1/2), which needs a Hessian.
     columns: ColumnFactor = "one"
-    trellis: int = 0
+    trellis: int = 0  # 0, or the 8 states of trellis-coded quantization
 
     def __post_init__(self) -> None:
         if not 0.0 < self.step < math.inf:

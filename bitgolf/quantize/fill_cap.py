@@ -76,12 +76,10 @@ def fill_cap(
     cap: int,
     settings: PackConfig,
     progress: Progress = silent,
-    seconds: PartSeconds | None = None,
+    seconds: PartSeconds | None = None,  # gets the time of each part
 ) -> Packed:
     """Quantize all tensors so that `encode` of them is as large as `cap` bytes allow.
 
-    Args:
-        seconds: gets the time of each part.
     Returns:
         The largest file within the cap, with its allocation: log2(theta), the passes, the predicted rise of the loss in
         nats per token, and for each tensor its curvature, the source of that, its step and its share of the rise.

@@ -21,41 +21,31 @@ Point = tuple[float, int]  # (log2 of theta, bytes of its file)
 
 @dataclass(frozen=True)
 class ThetaSearch:
-    """The outcome of a search.
+    """The outcome of a search."""
 
-    Attributes:
-        log2_theta: of the best file: within the slack of the cap or nearest to it.
-        size: bytes of that file.
-        passes: (log2 of theta, bytes) of every file that was made, in order.
-    """
-
-    log2_theta: float
-    size: int
-    passes: tuple[Point, ...]
+    log2_theta: float  # of the best file: within the slack of the cap or nearest to it
+    size: int  # bytes of that file
+    passes: tuple[Point, ...]  # (log2 of theta, bytes) of every file that was made, in order
 
 
 def find_theta(
+    # makes the file of a log2(theta) and gives its bytes; falls as theta grows, up to small irregularities.
     size: Callable[[float], int],
-    cap: int,
+    cap: int,  # bytes allowed
     *,
+    # bytes expected at a log2(theta); off by an offset and a slope, and strictly falling.
     forecast: Callable[[float], float],
-    slack: int,
+    slack: int,  # the search ends with a file that is at most this many bytes below the cap
+    # the search also ends with a file that is at most this many bytes from cap - slack / 2. The caller corrects it by
+    # changing single tensors.
     reach: int,
-    max_passes: int,
+    max_passes: int,  # files made at most
+    # lowest, highest: bounds of log2(theta). If a cap needs less or more, the search ends at the bound.
     lowest: float,
     highest: float,
 ) -> ThetaSearch | None:
     """Find a log2(theta) whose file is at most `cap` bytes and at least `cap - slack`, or near enough to be corrected.
 
-    Args:
-        size: makes the file of a log2(theta) and gives its bytes; falls as theta grows, up to small irregularities.
-        cap: bytes allowed.
-        forecast: bytes expected at a log2(theta); off by an offset and a slope, and strictly falling.
-        slack: the search ends with a file that is at most this many bytes below the cap.
-        reach: the search also ends with a file that is at most this many bytes from cap - slack / 2. The caller
-            corrects it by changing single tensors.
-        max_passes: files made at most.
-        lowest, highest: bounds of log2(theta). If a cap needs less or more, the search ends at the bound.
     Returns:
         The outcome, or None if no file that was made fits or is within reach.
     """

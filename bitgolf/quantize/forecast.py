@@ -39,15 +39,10 @@ _GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)  # entropy of a Gaussian 
 
 @dataclass(frozen=True)
 class Spread:
-    """Variances of a tensor, cell by cell. All cells hold equally many weights.
+    """Variances of a tensor, cell by cell. All cells hold equally many weights."""
 
-    Attributes:
-        variance: (K,) fp64 mean square of the weights divided by their column steps.
-        feedback: (K,) fp64 variance that GPTQ adds, in units of the squared error of one rounding.
-    """
-
-    variance: np.ndarray
-    feedback: np.ndarray
+    variance: np.ndarray  # (K,) fp64 mean square of the weights divided by their column steps
+    feedback: np.ndarray  # (K,) fp64 variance that GPTQ adds, in units of the squared error of one rounding
 
 
 @torch.no_grad()

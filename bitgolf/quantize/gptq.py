@@ -45,17 +45,14 @@ class GridRounder:
 def factorize(
     weights: Tensor,  # (N, R, C)
     hessians: Sequence[Tensor] | Tensor,  # N of (C, C)
-    damping: float,
-    dtype: torch.dtype,
+    damping: float,  # share of the mean diagonal, > 0
+    dtype: torch.dtype,  # working precision, float32 or float64
 ) -> list[InverseFactor]:
     """The factors that `round_with_feedback` takes.
 
     `damping` times the mean diagonal of the live columns is added to the diagonal. If a Hessian is still not positive
     definite, the damping is raised tenfold with a warning, up to one mean diagonal.
 
-    Args:
-        damping: share of the mean diagonal, > 0.
-        dtype: working precision, float32 or float64.
     Raises:
         ConfigError: shapes that do not fit, NaN or infinity, or a Hessian that is not symmetric positive semi-definite.
     """

@@ -59,20 +59,16 @@ log = logging.getLogger(__name__)
 
 @writes_run
 def pack(
-    run: RunDirectory,
-    device: torch.device,
+    run: RunDirectory,  # needs weights.safetensors, and calibration/ unless the method uses no statistics
+    device: torch.device,  # where GPTQ runs
+    # size of the code that ships with the artifact. It counts against the cap.
     code_bytes: int,
     *,
-    artifact_bytes: int | None = None,
+    artifact_bytes: int | None = None,  # cap to use instead of the configured one
     progress: Progress = silent,
 ) -> None:
     """Write model.bitgolf and pack.json.
 
-    Args:
-        run: needs weights.safetensors, and calibration/ unless the method uses no statistics.
-        device: where GPTQ runs.
-        code_bytes: size of the code that ships with the artifact. It counts against the cap.
-        artifact_bytes: cap to use instead of the configured one.
     Raises:
         ArtifactError: the weights are not finite or not those of the configured model. An earlier artifact stays.
         BudgetError: code and model together exceed the cap; says by how much. An earlier artifact stays.
@@ -111,26 +107,17 @@ def pack(
 
 @dataclass(frozen=True)
 class _Products:
-    """What `train` and `prepare` left; statistics that the method does not use are empty.
+    """What `train` and `prepare` left; statistics that the method does not use are empty."""
 
-    Attributes:
-        weights: by parameter name, pruned as `pack.prune` says.
-        hessians: (C, C) on the device, by `hessian_key`.
-        curvature, fisher: by parameter name.
-        tokenizer: the tokenizer's own file.
-        tokenizer_meta: how to use it.
-        digests: SHA-256 of the files by their path in the run.
-        train_seal: seal of the last line of train.jsonl; "" without one.
-    """
-
-    weights: dict[str, Tensor]
-    hessians: dict[str, Tensor]
+    weights: dict[str, Tensor]  # by parameter name, pruned as `pack.prune` says
+    hessians: dict[str, Tensor]  # (C, C) on the device, by `hessian_key`
+    # curvature, fisher: by parameter name.
     curvature: dict[str, Curvature]
     fisher: dict[str, Fisher]
-    tokenizer: bytes
-    tokenizer_meta: dict[str, Any]
-    digests: dict[str, str]
-    train_seal: str
+    tokenizer: bytes  # the tokenizer's own file
+    tokenizer_meta: dict[str, Any]  # how to use it
+    digests: dict[str, str]  # SHA-256 of the files by their path in the run
+    train_seal: str  # seal of the last line of train.jsonl; "" without one
 
 
 @dataclass(frozen=True)

@@ -22,23 +22,14 @@ from bitgolf.quantize.tensors import QuantizedTensor
 
 @dataclass(frozen=True)
 class Packed:
-    """An encoded artifact and what it was made from. Its `len` is the size of the artifact in bytes.
+    """An encoded artifact and what it was made from. Its `len` is the size of the artifact in bytes."""
 
-    Attributes:
-        artifact: the file.
-        sizes: the bytes of its parts.
-        quantized: the tensors that were rounded, by name.
-        stored: all tensors as the artifact holds them, by name.
-        pruned_to_fit: the record of `fixed_grids.pack_pruned_to_fit`, for pack.json.
-        allocation: how `fill_cap` divided the bytes among the tensors, for pack.json.
-    """
-
-    artifact: bytes
-    sizes: ArtifactSizes
-    quantized: dict[str, QuantizedTensor]
-    stored: dict[str, StoredTensor]
-    pruned_to_fit: dict[str, float] | None = None
-    allocation: dict[str, Any] | None = None
+    artifact: bytes  # the file
+    sizes: ArtifactSizes  # the bytes of its parts
+    quantized: dict[str, QuantizedTensor]  # the tensors that were rounded, by name
+    stored: dict[str, StoredTensor]  # all tensors as the artifact holds them, by name
+    pruned_to_fit: dict[str, float] | None = None  # the record of `fixed_grids.pack_pruned_to_fit`, for pack.json
+    allocation: dict[str, Any] | None = None  # how `fill_cap` divided the bytes among the tensors, for pack.json
 
     def __len__(self) -> int:
         return len(self.artifact)
@@ -49,23 +40,19 @@ Encode = Callable[[Iterable[QuantizedTensor]], Packed]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Everything of an artifact except the quantized tensors. Call it with those.
+    """Everything of an artifact except the quantized tensors. Call it with those."""
 
-    Attributes:
-        weights: all tensors of the model, in float. Those that were not quantized are stored in this form.
-        exact: store them as fp32 instead of fp16.
-        model_config, tokenizer, tokenizer_meta, meta, compressor, apply: see `encode_artifact`.
-        streams, stored: of earlier calls. A tensor that is the same object is not encoded again.
-    """
-
+    # all tensors of the model, in float. Those that were not quantized are stored in this form.
     weights: dict[str, Tensor]
-    exact: bool
+    exact: bool  # store them as fp32 instead of fp16
+    # model_config, tokenizer, tokenizer_meta, meta, compressor, apply: see `encode_artifact`.
     model_config: dict[str, Any]
     tokenizer: bytes
     tokenizer_meta: dict[str, Any]
     meta: dict[str, Any]
     compressor: str
     apply: Map = map
+    # streams, stored: of earlier calls. A tensor that is the same object is not encoded again.
     streams: EncodedStreams = field(default_factory=dict)
     stored: dict[str, tuple[QuantizedTensor | None, StoredTensor]] = field(default_factory=dict)
 

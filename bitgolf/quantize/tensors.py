@@ -34,56 +34,41 @@ _TRELLIS_BATCH_BYTES = 1 << 29  # the same on a CPU, for matrices that are round
 
 @dataclass(frozen=True)
 class QuantizeTask:
-    """One tensor and how to quantize it.
-
-    Attributes:
-        weight: (R, C) any float dtype, any device, contiguous or not.
-        grid: what to round to: a bounded `Grid` for a general-purpose compressor, or unbounded `Steps` for an
-            entropy coder.
-        method: "gptq" needs `hessian`. "rtn" uses it only for column steps and to report the error.
-        hessian: (C, C) sum or mean of x x^T over the inputs x of this matrix.
-        importance: (R,) >= 0, curvature of the loss in each output. It weighs the reported Hessian error and the
-            path along a trellis.
-        factor: `inverse_factor` of `hessian` with the same damping, if it was computed before.
-    """
+    """One tensor and how to quantize it."""
 
     name: str
-    weight: Tensor
+    weight: Tensor  # (R, C) any float dtype, any device, contiguous or not
+    # what to round to: a bounded `Grid` for a general-purpose compressor, or unbounded `Steps` for an entropy coder.
     grid: Grid | Steps
+    # "gptq" needs `hessian`. "rtn" uses it only for column steps and to report the error.
     method: str = "gptq"
-    hessian: Tensor | None = None
+    hessian: Tensor | None = None  # (C, C) sum or mean of x x^T over the inputs x of this matrix
+    # (R,) >= 0, curvature of the loss in each output. It weighs the reported Hessian error and the path along a
+    # trellis.
     importance: Tensor | None = None
+    # `inverse_factor` of `hessian` with the same damping, if it was computed before.
     factor: InverseFactor | None = None
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Codes and scales of one tensor, on the CPU, and the error of rounding.
-
-    Attributes:
-        codes: (R, C) int8, or int16 on grids above 8 bits and with `Steps`.
-        scales: (R,) fp32, each an fp16 number.
-        grid: what was rounded to.
-        weight_error: |W - Q|^2 / |W|^2.
-        hessian_error: tr(E H E^T) / tr(W H W^T), the relative error of the layer's output; rows count in proportion
-            to their importance. None without a Hessian.
-        rtn_hessian_error: the same if every weight had been rounded to nearest with these scales; None with `Steps`
-            and GPTQ.
-        code_bits: order-0 entropy of the codes, in bits per weight; with a trellis, given the quantizer in use. An
-            entropy coder that models rows and columns spends less.
-        column_scales: (C,) fp32, each an fp16 number; None = all 1.
-    """
+    """Codes and scales of one tensor, on the CPU, and the error of rounding."""
 
     name: str
-    codes: Tensor
-    scales: Tensor
-    grid: Grid | Steps
+    codes: Tensor  # (R, C) int8, or int16 on grids above 8 bits and with `Steps`
+    scales: Tensor  # (R,) fp32, each an fp16 number
+    grid: Grid | Steps  # what was rounded to
     method: str
-    weight_error: float
+    weight_error: float  # |W - Q|^2 / |W|^2
+    # tr(E H E^T) / tr(W H W^T), the relative error of the layer's output; rows count in proportion to their importance.
+    # None without a Hessian.
     hessian_error: float | None
+    # the same if every weight had been rounded to nearest with these scales; None with `Steps` and GPTQ.
     rtn_hessian_error: float | None
+    # order-0 entropy of the codes, in bits per weight; with a trellis, given the quantizer in use. An entropy coder
+    # that models rows and columns spends less.
     code_bits: float
-    column_scales: Tensor | None = None
+    column_scales: Tensor | None = None  # (C,) fp32, each an fp16 number; None = all 1
 
     @property
     def trellis(self) -> int:
@@ -136,24 +121,18 @@ def quantize_tensor(
 @torch.no_grad()
 def quantize_tensors(
     tasks: Sequence[QuantizeTask],
-    percentiles: Sequence[float] = PERCENTILES,
+    percentiles: Sequence[float] = PERCENTILES,  # row clips to try (see `Grid.search_clip`)
     *,
+    # damping, dtype: see `gptq.factorize`.
     damping: float = 0.01,
-    block_size: int = 128,
+    block_size: int = 128,  # see `gptq.round_with_feedback`
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    progress: Progress = silent,
-    seconds: PartSeconds | None = None,
+    device: torch.device | str | None = None,  # where to work; None = on the device of each weight
+    progress: Progress = silent,  # called with the number of weights done and of all weights
+    seconds: PartSeconds | None = None,  # gets the time of each shape
 ) -> list[QuantizedTensor]:
     """Quantize many tensors; the results are on the CPU, in the order of `tasks`.
 
-    Args:
-        percentiles: row clips to try (see `Grid.search_clip`).
-        damping, dtype: see `gptq.factorize`.
-        block_size: see `gptq.round_with_feedback`.
-        device: where to work; None = on the device of each weight.
-        progress: called with the number of weights done and of all weights.
-        seconds: gets the time of each shape.
     Raises:
         ConfigError: a tensor cannot be quantized as its task asks; names the tensor.
     """

@@ -18,21 +18,13 @@ _POINTS = 61
 
 @dataclass(frozen=True)
 class Share:
-    """The tensors of one role.
+    """The tensors of one role."""
 
-    Attributes:
-        role: see `bitgolf.grids.roles`.
-        weights: number of weights.
-        bits: coded bits per weight, with side information.
-        entropy_bits: order-0 entropy of their codes, bits per weight.
-        percent: share of the predicted loss increase.
-    """
-
-    role: str
-    weights: int
-    bits: float
-    entropy_bits: float
-    percent: float
+    role: str  # see `bitgolf.grids.roles`
+    weights: int  # number of weights
+    bits: float  # coded bits per weight, with side information
+    entropy_bits: float  # order-0 entropy of their codes, bits per weight
+    percent: float  # share of the predicted loss increase
 
 
 @dataclass(frozen=True)

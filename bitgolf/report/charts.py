@@ -30,30 +30,20 @@ _VARIABLES = {INK: "var(--muted)", GRID: "var(--grid)", LINE: "var(--series-1)",
 
 @dataclass(frozen=True)
 class LineChart:
-    """One curve with its axes.
+    """One curve with its axes."""
 
-    Attributes:
-        key: identifier, unique on the page (letters, digits, hyphens).
-        title: what is drawn, with its unit.
-        summary: a description with the main numbers, for readers who cannot see the chart.
-        x_label: label of the x axis.
-        x, y: the points in order, of one length.
-        log_x: logarithmic x axis, without points at or below 0.
-        from_zero: the y axis begins at 0, otherwise at the smallest value.
-        marks: x positions of dashed vertical lines with a word each, without those outside the axis.
-        dots: further points (x, y) in another color.
-    """
-
-    key: str
-    title: str
-    summary: str
-    x_label: str
+    key: str  # identifier, unique on the page (letters, digits, hyphens)
+    title: str  # what is drawn, with its unit
+    summary: str  # a description with the main numbers, for readers who cannot see the chart
+    x_label: str  # label of the x axis
+    # x, y: the points in order, of one length.
     x: Sequence[float]
     y: Sequence[float]
-    log_x: bool = False
-    from_zero: bool = False
+    log_x: bool = False  # logarithmic x axis, without points at or below 0
+    from_zero: bool = False  # the y axis begins at 0, otherwise at the smallest value
+    # x positions of dashed vertical lines with a word each, without those outside the axis.
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
-    dots: Sequence[tuple[float, float]] = field(default_factory=tuple)
+    dots: Sequence[tuple[float, float]] = field(default_factory=tuple)  # further points (x, y) in another color
 
 
 def thin(length: int, most: int = MAX_POINTS) -> list[int]:

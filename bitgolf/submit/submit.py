@@ -31,22 +31,17 @@ log = logging.getLogger(__name__)
 
 
 def submit(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[Path],  # run directories, one per seed
+    out: Path,  # folder of submissions; made when it does not exist
     *,
-    num_seeds: int = 3,
+    num_seeds: int = 3,  # at least this many
+    # write it even if audits are missing or failed. README.md and submission.json then say so.
     force: bool = False,
-    labels: Labels | None = None,
+    labels: Labels | None = None,  # author, name, track and date
     progress: Progress = silent,
 ) -> Path:
     """Write the submission of finished runs below `out` and return its folder.
 
-    Args:
-        paths: run directories, one per seed.
-        out: folder of submissions; made when it does not exist.
-        num_seeds: at least this many.
-        force: write it even if audits are missing or failed. README.md and submission.json then say so.
-        labels: author, name, track and date.
     Raises:
         ConfigError: an unknown track, or a run given twice.
         RunError: runs that cannot be submitted together, audits that are missing or failed, or a folder of this name

@@ -32,16 +32,12 @@ _RANGE_KEYS = {"low", "high", "log", "choices"}
 
 @dataclass(frozen=True)
 class SweepStudy:
-    """A sweep as its file describes it.
-
-    Attributes:
-        base: the configuration with the settings of every trial.
-        search: range of each searched setting by dotted key: `low` and `high` (and `log`), or `choices`.
-    """
+    """A sweep as its file describes it."""
 
     question: str
     trials: int
-    base: Config
+    base: Config  # the configuration with the settings of every trial
+    # range of each searched setting by dotted key: `low` and `high` (and `log`), or `choices`.
     search: dict[str, dict[str, Any]]
 
     def config(self, values: Mapping[str, Any]) -> Config:

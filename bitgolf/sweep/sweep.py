@@ -51,18 +51,13 @@ def open_study(study: SweepStudy, folder: Path, storage: str = "") -> optuna.Stu
 
 def run_sweep(
     study: SweepStudy,
-    data: Path,
-    folder: Path,
+    data: Path,  # text that `bitgolf prepare` wrote
+    folder: Path,  # gets a run directory per trial, results.json and README.md
     storage: str = "",
     progress: Progress = silent,
     start: Start = start_process,
 ) -> dict[str, Any]:
-    """Make the trials that are missing, and return what the sweep found (see `results`).
-
-    Args:
-        data: text that `bitgolf prepare` wrote.
-        folder: gets a run directory per trial, results.json and README.md.
-    """
+    """Make the trials that are missing, and return what the sweep found (see `results`)."""
     folder.mkdir(parents=True, exist_ok=True)
     trials = open_study(study, folder, storage)
     _retry_interrupted(trials, folder)

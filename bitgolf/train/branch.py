@@ -30,17 +30,11 @@ _STARTS_FRESH = ("swa", "late.", "replay.")
 
 @dataclass(frozen=True)
 class Trunk:
-    """The run that is branched from.
+    """The run that is branched from."""
 
-    Attributes:
-        path: its run directory.
-        config: its configuration.
-        step: the step of the checkpoint; None = the newest.
-    """
-
-    path: Path
-    config: Config
-    step: int | None
+    path: Path  # its run directory
+    config: Config  # its configuration
+    step: int | None  # the step of the checkpoint; None = the newest
 
     def load(self, step: int | None) -> tuple[TrainState, dict[str, Tensor]]:
         """The checkpoint of `step` (None = the newest whole one). Raises RunError if there is none."""

@@ -17,26 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves the state of one training when it is due: at given fractions of the steps, and every so many seconds.
-
-    Args:
-        store: takes the checkpoints.
-        live: every tensor of the state but the random generator's.
-        state: step and seconds at the beginning, and what stays the same in all checkpoints of this run.
-        config: when checkpoints are due.
-        report: has the timeline and the log; its metrics are drained before a checkpoint.
-        complete: makes `live` complete on rank 0; all ranks call it together.
-    """
+    """Saves the state of one training when it is due: at given fractions of the steps, and every so many seconds."""
 
     def __init__(
         self,
-        store: CheckpointStore,
-        live: dict[str, Tensor],
-        state: TrainState,
-        config: CheckpointConfig,
-        report: StepReport,
+        store: CheckpointStore,  # takes the checkpoints
+        live: dict[str, Tensor],  # every tensor of the state but the random generator's
+        state: TrainState,  # step and seconds at the beginning, and what stays the same in all checkpoints of this run
+        config: CheckpointConfig,  # when checkpoints are due
+        report: StepReport,  # has the timeline and the log; its metrics are drained before a checkpoint
         world: World,
-        complete: Callable[[], None] = lambda: None,
+        complete: Callable[[], None] = lambda: None,  # makes `live` complete on rank 0; all ranks call it together
     ) -> None:
         self.complete = complete
         self.store, self.live, self.config = store, live, config

@@ -29,19 +29,15 @@ Weights = dict[str, Tensor]
 @torch.no_grad()
 def held_out_losses(
     model: GPT,
-    candidates: dict[str, Weights],
+    candidates: dict[str, Weights],  # named sets of weights, each complete
     held_out: HeldOut,
     stream: TokenStream,
-    micro_rows: int,
+    micro_rows: int,  # rows per forward pass on one rank
     world: World,
-    deadline: Deadline,
+    deadline: Deadline,  # asked after each round of `micro_rows` rows per rank
 ) -> tuple[dict[str, float], int]:
     """Mean cross entropy of each candidate on the held-out rows, in nats per token; the same on every rank.
 
-    Args:
-        candidates: named sets of weights, each complete.
-        micro_rows: rows per forward pass on one rank.
-        deadline: asked after each round of `micro_rows` rows per rank.
     Returns:
         (loss by candidate, number of held-out targets that were scored).
     """

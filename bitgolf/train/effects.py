@@ -16,17 +16,11 @@ from bitgolf.train.schedule import lr_multiplier
 
 def without_effect(
     config: Config,
-    shapes: Mapping[str, tuple[int, ...]],
-    num_steps: int,
-    begun: float = 0.0,
+    shapes: Mapping[str, tuple[int, ...]],  # the model's tensors, name -> shape
+    num_steps: int,  # optimizer steps that the run will make, as far as is known
+    begun: float = 0.0,  # fraction of the run at which a branch begins; 0 for a run that is not a branch
 ) -> list[str]:
-    """One sentence per setting that has no effect.
-
-    Args:
-        shapes: the model's tensors, name -> shape.
-        num_steps: optimizer steps that the run will make, as far as is known.
-        begun: fraction of the run at which a branch begins; 0 for a run that is not a branch.
-    """
+    """One sentence per setting that has no effect."""
     return [
         *_never_reached(config, num_steps, begun),
         *idle_training(config.train, config.pack),

@@ -143,24 +143,16 @@ def _choose(
 def gather_statistics(
     trainer: Trainer,
     rows: TrainingRows,
-    loader: BatchLoader,
-    ends: EndTimes,
-    quantized: list[str],
-    noise: TrialNoise,
-    seed: int,
+    loader: BatchLoader,  # gives the next rows that training has not read
+    ends: EndTimes,  # when each measurement must be over
+    quantized: list[str],  # names of the parameters whose curvature is measured
+    noise: TrialNoise,  # of that measurement
+    seed: int,  # of the Fisher labels and of the noise
     report: StepReport,
     stopwatch: Stopwatch,
     step: int,
 ) -> Statistics:
-    """Measure the model, which holds the final weights, as far as the clock allows.
-
-    Args:
-        loader: gives the next rows that training has not read.
-        ends: when each measurement must be over.
-        quantized: names of the parameters whose curvature is measured.
-        noise: of that measurement.
-        seed: of the Fisher labels and of the noise.
-    """
+    """Measure the model, which holds the final weights, as far as the clock allows."""
     model, measure, world, clock = trainer.model, trainer.config.measure, trainer.world, stopwatch.clock
     count = rows.num_micro_batches(measure.calibration_tokens, world.size)
     num_tokens = 0

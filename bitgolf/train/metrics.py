@@ -158,24 +158,17 @@ class MetricsPipe:
 
 
 class StepReport:
-    """Passes the metrics of the steps on: to the shared clock, the log and the progress bar.
-
-    Args:
-        pipe: the metrics on their way.
-        timeline: gets rank 0's clock readings.
-        config: tokens per step, and steps between lines of the log.
-        mfu_per_token_rate: model FLOP utilization at one token per second, with the loop off and on; 0 = unknown.
-        progress: called on rank 0.
-    """
+    """Passes the metrics of the steps on: to the shared clock, the log and the progress bar."""
 
     def __init__(
         self,
-        pipe: MetricsPipe,
-        timeline: Timeline,
+        pipe: MetricsPipe,  # the metrics on their way
+        timeline: Timeline,  # gets rank 0's clock readings
         train_log: TrainLog,
-        config: TrainConfig,
+        config: TrainConfig,  # tokens per step, and steps between lines of the log
         world: World,
-        progress: Progress = silent,
+        progress: Progress = silent,  # called on rank 0
+        # model FLOP utilization at one token per second, with the loop off and on; 0 = unknown.
         mfu_per_token_rate: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.mfu_per_token_rate = mfu_per_token_rate

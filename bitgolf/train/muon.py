@@ -90,31 +90,22 @@ def cautious_factor(weights: Tensor, direction: Tensor, decay: Tensor) -> Tensor
 
 
 class Muon:
-    """Muon over named matrices.
-
-    Args:
-        parameters: name -> (R, C) fp32 parameter; order is kept.
-        world: its ranks share the stacks.
-        steps, polar_express, row_norm: see `orthogonalize`.
-        dtype: of the gradients and the momentum.
-        weight_decay: decoupled, multiplied by the scheduled learning rate.
-        cautious: decay only the weights that the update moves toward 0 (see `cautious_factor`).
-        two_rails: `step` may be asked for two rails.
-        transform: applied to the numeric functions (`torch.compile` on GPUs, identity on CPUs).
-    """
+    """Muon over named matrices."""
 
     def __init__(
         self,
-        parameters: dict[str, Tensor],
-        world: World,
+        parameters: dict[str, Tensor],  # name -> (R, C) fp32 parameter; order is kept
+        world: World,  # its ranks share the stacks
         *,
+        # steps, polar_express, row_norm: see `orthogonalize`.
         steps: int = 5,
         polar_express: bool = False,
         row_norm: bool = False,
-        dtype: torch.dtype = torch.float32,
-        weight_decay: float = 0.0,
-        cautious: bool = False,
-        two_rails: bool = False,
+        dtype: torch.dtype = torch.float32,  # of the gradients and the momentum
+        weight_decay: float = 0.0,  # decoupled, multiplied by the scheduled learning rate
+        cautious: bool = False,  # decay only the weights that the update moves toward 0 (see `cautious_factor`)
+        two_rails: bool = False,  # `step` may be asked for two rails
+        # applied to the numeric functions (`torch.compile` on GPUs, identity on CPUs).
         transform: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda f: f,
     ) -> None:
         self.world, self.weight_decay, self.dtype, self.cautious = world, weight_decay, dtype, cautious
@@ -152,15 +143,10 @@ class Muon:
         lr: float,
         momentum: float,
         received: dict[tuple[int, int], Tensor] | None = None,
-        decay: float | None = None,
-        two_rails: bool = False,
+        decay: float | None = None,  # weight decay; None = the one of the constructor
+        two_rails: bool = False,  # the momentum is from now on that of `two_rails_update`
     ) -> None:
-        """Update every matrix from its `.grad`, or from the mean gradients that this rank `received`.
-
-        Args:
-            decay: weight decay; None = the one of the constructor.
-            two_rails: the momentum is from now on that of `two_rails_update`.
-        """
+        """Update every matrix from its `.grad`, or from the mean gradients that this rank `received`."""
         decay = self.weight_decay if decay is None else decay
         if two_rails and not self.on_rails:
             self.on_rails.fill_(True)

@@ -112,19 +112,12 @@ class Reserves:
 
 @dataclass(frozen=True)
 class Division:
-    """How the training budget is divided.
+    """How the training budget is divided."""
 
-    Attributes:
-        limit: the whole budget in seconds.
-        reserve: seconds at its end for the measurements on the final weights and for the work in flight.
-        replay_steps: upper limit on the steps of the replay burst.
-        replay_share: upper limit on replayed steps per step before the burst.
-    """
-
-    limit: float
-    reserve: float
-    replay_steps: int = 0
-    replay_share: float = 0.0
+    limit: float  # the whole budget in seconds
+    reserve: float  # seconds at its end for the measurements on the final weights and for the work in flight
+    replay_steps: int = 0  # upper limit on the steps of the replay burst
+    replay_share: float = 0.0  # upper limit on replayed steps per step before the burst
 
     @classmethod
     def of(cls, limit: float, reserve: float, config: TrainConfig) -> Division:
@@ -155,19 +148,12 @@ class Division:
 
 @dataclass
 class Timeline:
-    """How far the optimizer steps are. Every answer but the clock's is the same on all ranks.
+    """How far the optimizer steps are. Every answer but the clock's is the same on all ranks."""
 
-    Attributes:
-        clock: rank 0's clock.
-        pace: what all ranks know of it.
-        division: of the budget.
-        max_steps: end after this many steps; 0 = the clock alone ends the steps.
-    """
-
-    clock: Clock
-    pace: Pace
-    division: Division
-    max_steps: int = 0
+    clock: Clock  # rank 0's clock
+    pace: Pace  # what all ranks know of it
+    division: Division  # of the budget
+    max_steps: int = 0  # end after this many steps; 0 = the clock alone ends the steps
 
     def steps_end(self) -> float:
         """When the optimizer steps are over, in seconds, at the pace so far."""

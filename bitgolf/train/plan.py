@@ -28,19 +28,12 @@ from bitgolf.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds as measured in the warm-up; the same on every rank.
+    """Seconds as measured in the warm-up; the same on every rank."""
 
-    Attributes:
-        warm_up_seconds: duration of the warm-up itself, which is off the clock.
-        step_seconds: one optimizer step.
-        reserves: for everything after the steps.
-        division: of the training budget.
-    """
-
-    warm_up_seconds: float
-    step_seconds: float
-    reserves: Reserves
-    division: Division
+    warm_up_seconds: float  # duration of the warm-up itself, which is off the clock
+    step_seconds: float  # one optimizer step
+    reserves: Reserves  # for everything after the steps
+    division: Division  # of the training budget
 
     @property
     def steps_end(self) -> float:
@@ -96,21 +89,14 @@ class Plan:
 def make_plan(
     trainer: Trainer,
     rows: TrainingRows,
-    limit_seconds: float,
-    quantized: Sequence[str],
-    noise: TrialNoise,
+    limit_seconds: float,  # of the whole training
+    quantized: Sequence[str],  # names of the parameters whose curvature will be measured
+    noise: TrialNoise,  # of that measurement
     progress: Progress = silent,
     *,
-    is_fixed: bool = True,
+    is_fixed: bool = True,  # whether a step longer than `limit_seconds` is refused before it is made
 ) -> Plan:
-    """Warm up, measure, and divide the budget of `limit_seconds`.
-
-    Args:
-        limit_seconds: of the whole training.
-        is_fixed: whether a step longer than `limit_seconds` is refused before it is made.
-        quantized: names of the parameters whose curvature will be measured.
-        noise: of that measurement.
-    """
+    """Warm up, measure, and divide the budget of `limit_seconds`."""
     begin = time.perf_counter()
     step_seconds = trainer.world.from_main(trainer.warm_up(progress, limit_seconds if is_fixed else math.inf))
     reserves = _measure_reserves(trainer, rows, quantized, noise, (LAG + 2) * step_seconds)

@@ -50,36 +50,26 @@ class ReplayWindow:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What the burst did.
+    """What the burst did."""
 
-    Attributes:
-        batches: number of different batches planned.
-        planned, steps: optimizer steps planned, and made before the clock ended the burst.
-        losses: mean training loss of each pass in nats; the last pass may be incomplete.
-    """
-
-    batches: int
+    batches: int  # number of different batches planned
+    # planned, steps: optimizer steps planned, and made before the clock ended the burst.
     planned: int
     steps: int
-    losses: tuple[float, ...]
+    losses: tuple[float, ...]  # mean training loss of each pass in nats; the last pass may be incomplete
 
 
 def replay(
     trainer: Trainer,
-    loader: BatchLoader,
-    batches: range,
+    loader: BatchLoader,  # gives this rank's rows of blocks by their number
+    batches: range,  # first blocks of batches of `batches.step` blocks, which the steps before have taken
+    # optimizer steps made so far. The steps of the burst count on from it for the pace and the metrics.
     step: int,
     timeline: Timeline,
     pipe: MetricsPipe,
     progress: Progress = silent,
 ) -> Replayed:
-    """Train again on `batches`, `train.replay.epochs` times in order, until `Division.replay_end` at the latest.
-
-    Args:
-        loader: gives this rank's rows of blocks by their number.
-        batches: first blocks of batches of `batches.step` blocks, which the steps before have taken.
-        step: optimizer steps made so far. The steps of the burst count on from it for the pace and the metrics.
-    """
+    """Train again on `batches`, `train.replay.epochs` times in order, until `Division.replay_end` at the latest."""
     config, world, pace = trainer.config, trainer.world, timeline.pace
     order = [number for _ in range(config.replay.epochs) for number in batches]
     momentum = muon_momentum(1.0, config.muon)

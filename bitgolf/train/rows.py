@@ -35,21 +35,13 @@ class CheckedTokens:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Which rows are read, in which order, and in which pieces.
+    """Which rows are read, in which order, and in which pieces."""
 
-    Attributes:
-        stream: the tokens of all training shards.
-        order: of the rows that training may read.
-        shape: how a batch is divided over ranks and micro-batches, the largest batch of `train.batch_ramp`.
-        held_out: the rows that training may not read.
-        blocks: in one of the largest batches (see `bitgolf.train.ramp`).
-    """
-
-    stream: CheckedTokens
-    order: RowOrder
-    shape: BatchShape
-    held_out: HeldOut
-    blocks: int = 1
+    stream: CheckedTokens  # the tokens of all training shards
+    order: RowOrder  # of the rows that training may read
+    shape: BatchShape  # how a batch is divided over ranks and micro-batches, the largest batch of `train.batch_ramp`
+    held_out: HeldOut  # the rows that training may not read
+    blocks: int = 1  # in one of the largest batches (see `bitgolf.train.ramp`)
 
     @classmethod
     def plan(cls, data: PreparedData, config: Config, num_ranks: int) -> TrainingRows:

@@ -11,20 +11,15 @@ from bitgolf.train.metrics import TrainLog
 
 
 class Start:
-    """The beginning of a training from its initial weights. `Resumed` and `Branched` begin from a checkpoint.
+    """The beginning of a training from its initial weights. `Resumed` and `Branched` begin from a checkpoint."""
 
-    Attributes:
-        event: name of the log line with which this process begins.
-        may_extend_budget: whether `budget.min_steps` has an effect. A training that goes on keeps its budget.
-        step, seconds: optimizer steps made, and seconds spent, before this process.
-        origin: of a branch, the checkpoint that it began from, else "".
-    """
-
-    event: ClassVar[str] = "start"
+    event: ClassVar[str] = "start"  # name of the log line with which this process begins
+    # whether `budget.min_steps` has an effect. A training that goes on keeps its budget.
     may_extend_budget: ClassVar[bool] = True
+    # step, seconds: optimizer steps made, and seconds spent, before this process.
     step: int = 0
     seconds: float = 0.0
-    origin: str = ""
+    origin: str = ""  # of a branch, the checkpoint that it began from, else ""
 
     def restore_(self, live: dict[str, Tensor]) -> None:
         """Put the state of the checkpoint, if there is one, into the live tensors and the random generator."""

@@ -92,33 +92,24 @@ class Trainer:
 
     def step(
         self,
+        # inputs, targets: (B, T) int64.
         inputs: Tensor,
         targets: Tensor,
-        lr_scale: float,
-        momentum: float,
-        elapsed: float = 0.0,
-        fraction: float = 0.0,
-        late: bool = False,
-        snapshots: bool = True,
-        looped: bool = True,
+        lr_scale: float,  # multiplier on every learning rate
+        momentum: float,  # Muon momentum
+        elapsed: float = 0.0,  # rank 0's clock, which every rank gets with the metrics
+        fraction: float = 0.0,  # share of the run that is done (for the averages and the late phase)
+        late: bool = False,  # use the loss of the late phase (quantized or penalized)
+        snapshots: bool = True,  # SWA may take a snapshot after this step
+        looped: bool = True,  # run the looped layers of the model several times
+        # another multiplier on every learning rate, which is no part of the schedule (`train.batch_ramp`).
         rate: float = 1.0,
-        decay: float | None = None,
+        decay: float | None = None,  # Muon's weight decay; None = the configured one
+        # weights of `extra_weights`; None = the plain loss. The late phase has no extra targets.
         extra: list[float] | None = None,
     ) -> Tensor:
         """One update from this rank's rows.
 
-        Args:
-            inputs, targets: (B, T) int64.
-            lr_scale: multiplier on every learning rate.
-            momentum: Muon momentum.
-            elapsed: rank 0's clock, which every rank gets with the metrics.
-            fraction: share of the run that is done (for the averages and the late phase).
-            late: use the loss of the late phase (quantized or penalized).
-            snapshots: SWA may take a snapshot after this step.
-            looped: run the looped layers of the model several times.
-            rate: another multiplier on every learning rate, which is no part of the schedule (`train.batch_ramp`).
-            decay: Muon's weight decay; None = the configured one.
-            extra: weights of `extra_weights`; None = the plain loss. The late phase has no extra targets.
         Returns:
             (P + 3,) fp32 on the device: elapsed seconds on rank 0, mean loss over all ranks in nats, the gradient
             norms of `ModelOptimizer.step`.

@@ -25,23 +25,17 @@ _DRAWS = 1 << 18  # drawn at a time; 2 MB of indices
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in bits per byte over documents; negative is better.
+    """A difference in bits per byte over documents; negative is better."""
 
-    Attributes:
-        difference_bpb: on the documents as they are.
-        low, high: 2.5th and 97.5th percentile of the resamples.
-        share_better: of the resamples with a difference below 0.
-        resamples, documents: R and D.
-        seed: of the draws.
-    """
-
-    difference_bpb: float
+    difference_bpb: float  # on the documents as they are
+    # low, high: 2.5th and 97.5th percentile of the resamples.
     low: float
     high: float
-    share_better: float
+    share_better: float  # of the resamples with a difference below 0
+    # resamples, documents: R and D.
     resamples: int
     documents: int
-    seed: int
+    seed: int  # of the draws
 
     @property
     def excludes_zero(self) -> bool:
@@ -88,21 +82,15 @@ def require_possible(resamples: int) -> None:
 
 
 def bootstrap(
-    bits: np.ndarray,
-    num_bytes: np.ndarray,
+    bits: np.ndarray,  # (D,) float64, candidate's bits - baseline's bits of each document
+    num_bytes: np.ndarray,  # (D,) integers above 0, bytes of each document
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    progress: Progress = silent,
+    resamples: int = RESAMPLES,  # R, at least 100
+    seed: int = 0,  # of the draws
+    progress: Progress = silent,  # called with stage "bootstrap"
 ) -> Interval:
     """The 95 % percentile interval of a paired difference.
 
-    Args:
-        bits: (D,) float64, candidate's bits - baseline's bits of each document.
-        num_bytes: (D,) integers above 0, bytes of each document.
-        resamples: R, at least 100.
-        seed: of the draws.
-        progress: called with stage "bootstrap".
     Raises:
         RunError: fewer than two documents.
         ConfigError: fewer than 100 resamples.

@@ -33,16 +33,11 @@ from bitgolf.run.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and how.
+    """What is compared, and how."""
 
-    Attributes:
-        method: "headline", a method of score.json, or "float-METHOD".
-        margin_nats: nats per token by which a candidate has to be better.
-        resamples, bootstrap_seed: of the bootstrap over documents.
-    """
-
-    method: str = "headline"
-    margin_nats: float = MARGIN_NATS
+    method: str = "headline"  # "headline", a method of score.json, or "float-METHOD"
+    margin_nats: float = MARGIN_NATS  # nats per token by which a candidate has to be better
+    # resamples, bootstrap_seed: of the bootstrap over documents.
     resamples: int = RESAMPLES
     bootstrap_seed: int = 0
 
@@ -73,17 +68,11 @@ class RunSet:
 
 @dataclass(frozen=True)
 class DocumentContrast:
-    """Two systems compared by document.
+    """Two systems compared by document."""
 
-    Attributes:
-        interval: the difference over all documents, candidate - baseline, with its bootstrap.
-        difference_bits: (D,) float64, of each document, candidate - baseline.
-        bytes: (D,) int64.
-    """
-
-    interval: Interval
-    difference_bits: np.ndarray
-    bytes: np.ndarray
+    interval: Interval  # the difference over all documents, candidate - baseline, with its bootstrap
+    difference_bits: np.ndarray  # (D,) float64, of each document, candidate - baseline
+    bytes: np.ndarray  # (D,) int64
 
     @property
     def difference_bpb(self) -> np.ndarray:
@@ -103,26 +92,22 @@ class DocumentContrast:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A candidate against the baseline; differences are candidate - baseline, so negative is better.
-
-    Attributes:
-        difference_bpb, difference_nats: of the means; nats are per token of the candidate.
-        margin_nats, margin_bpb: by how much it must be better, converted by the candidate's own constant.
-        welch, paired: tests over seeds; if None, `no_welch` and `no_paired` are the reasons.
-        documents: the bootstrap; if None, `no_documents` is the reason.
-    """
+    """A candidate against the baseline; differences are candidate - baseline, so negative is better."""
 
     candidate: str
     baseline: str
+    # difference_bpb, difference_nats: of the means; nats are per token of the candidate.
     difference_bpb: float
     difference_nats: float
+    # margin_nats, margin_bpb: by how much it must be better, converted by the candidate's own constant.
     margin_nats: float
     margin_bpb: float
+    # welch, paired: tests over seeds; if None, `no_welch` and `no_paired` are the reasons.
     welch: TTest | None
     no_welch: str
     paired: TTest | None
     no_paired: str
-    documents: DocumentContrast | None
+    documents: DocumentContrast | None  # the bootstrap; if None, `no_documents` is the reason
     no_documents: str
 
     def to_json(self) -> dict[str, Any]:
@@ -141,21 +126,14 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `bitgolf compare` shows.
-
-    Attributes:
-        sets: sets of seeds; runs of the baseline are first.
-        published: the baseline, if it is published numbers.
-        differences: the value of each set by dotted key, for keys whose values differ.
-        notes: remarks for the reader, for example that headlines are of different methods.
-    """
+    """Everything that `bitgolf compare` shows."""
 
     settings: Settings
-    sets: tuple[RunSet, ...]
-    published: Sample | None
+    sets: tuple[RunSet, ...]  # sets of seeds; runs of the baseline are first
+    published: Sample | None  # the baseline, if it is published numbers
     contrasts: tuple[Contrast, ...]
-    differences: dict[str, list[Any]]
-    notes: tuple[str, ...]
+    differences: dict[str, list[Any]]  # the value of each set by dotted key, for keys whose values differ
+    notes: tuple[str, ...]  # remarks for the reader, for example that headlines are of different methods
 
     @property
     def runs(self) -> list[ScoredRun]:
@@ -193,21 +171,15 @@ class Comparison:
 
 
 def compare(
-    paths: Sequence[Path],
+    paths: Sequence[Path],  # run directories of the candidates (and, without a named baseline, of the baseline, first)
     *,
-    baseline: Sequence[Path] = (),
-    published: Sample | None = None,
-    settings: Settings = _DEFAULTS,
-    progress: Progress = silent,
+    baseline: Sequence[Path] = (),  # run directories of the baseline, all of one configuration
+    published: Sample | None = None,  # numbers of the baseline instead
+    settings: Settings = _DEFAULTS,  # what to compare and how
+    progress: Progress = silent,  # called with stages "documents" and "bootstrap"
 ) -> Comparison:
     """Compare runs with a baseline.
 
-    Args:
-        paths: run directories of the candidates (and, without a named baseline, of the baseline, first).
-        baseline: run directories of the baseline, all of one configuration.
-        published: numbers of the baseline instead.
-        settings: what to compare and how.
-        progress: called with stages "documents" and "bootstrap".
     Raises:
         ConfigError: no runs, nothing to compare with, a run twice, both kinds of baseline, an unknown method, a
             margin below 0, too few resamples.

@@ -28,15 +28,10 @@ _TOLERANCE = 1e-6  # relative, between nll.npy and the headline
 
 @dataclass(frozen=True)
 class DocumentLosses:
-    """The cost of each document of the validation text.
+    """The cost of each document of the validation text."""
 
-    Attributes:
-        bits: (D,) float64, sum of the losses of its targets.
-        bytes: (D,) int64, bytes of its text, all above 0.
-    """
-
-    bits: np.ndarray
-    bytes: np.ndarray
+    bits: np.ndarray  # (D,) float64, sum of the losses of its targets
+    bytes: np.ndarray  # (D,) int64, bytes of its text, all above 0
 
     @property
     def bits_per_byte(self) -> float:

@@ -26,21 +26,15 @@ FLOAT_PREFIX = "float-"  # begins the names of scores of the weights before pack
 
 @dataclass(frozen=True)
 class TextIdentity:
-    """The texts that a run was trained and scored on, by its manifest. Equal values mean equal data.
+    """The texts that a run was trained and scored on, by its manifest. Equal values mean equal data."""
 
-    Attributes:
-        val_hashes, train_hashes: SHA-256 over the document hashes of each split, in their order.
-        hashes_of: what was hashed: "utf-8 text", or "uint16 tokens" for existing shards.
-        tokenizer_sha256: of the tokenizer model.
-        accounting: "original" (bytes of the untouched text) or "challenge" (bytes of the normalized text).
-        documents, bytes: of the validation split; `bytes` are those counted for its tokens.
-    """
-
+    # val_hashes, train_hashes: SHA-256 over the document hashes of each split, in their order.
     val_hashes: str
     train_hashes: str
-    hashes_of: str
-    tokenizer_sha256: str
-    accounting: str
+    hashes_of: str  # what was hashed: "utf-8 text", or "uint16 tokens" for existing shards
+    tokenizer_sha256: str  # of the tokenizer model
+    accounting: str  # "original" (bytes of the untouched text) or "challenge" (bytes of the normalized text)
+    # documents, bytes: of the validation split; `bytes` are those counted for its tokens.
     documents: int
     bytes: int
 
@@ -78,22 +72,16 @@ class TextIdentity:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run with one of its scores.
-
-    Attributes:
-        label: name of the run in tables, unique among those read together.
-        method: as score.json calls it, or "float-METHOD" for the weights before packing.
-        bpb, loss_nats, bpb_per_nat: the score in bits per byte and nats per token, and their ratio.
-        score: all of score.json.
-    """
+    """A run with one of its scores."""
 
     run: RunDirectory
-    label: str
-    method: str
+    label: str  # name of the run in tables, unique among those read together
+    method: str  # as score.json calls it, or "float-METHOD" for the weights before packing
+    # bpb, loss_nats, bpb_per_nat: the score in bits per byte and nats per token, and their ratio.
     bpb: float
     loss_nats: float
     bpb_per_nat: float
-    score: dict[str, Any]
+    score: dict[str, Any]  # all of score.json
     text: TextIdentity
 
     @property

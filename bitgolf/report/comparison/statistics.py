@@ -24,20 +24,14 @@ AUDIT_P = 0.25
 
 @dataclass(frozen=True)
 class Sample:
-    """Scores of one system in bits per byte; build it with `from_seeds`, `from_values` or `from_summary`.
+    """Scores of one system in bits per byte; build it with `from_seeds`, `from_values` or `from_summary`."""
 
-    Attributes:
-        name: what messages and tables call it.
-        mean, std: of the scores; std with n - 1 in the denominator.
-        count: n, number of seeds, at least 2.
-        by_seed: score by seed; empty for published numbers, whose seeds are not known.
-    """
-
-    name: str
+    name: str  # what messages and tables call it
+    # mean, std: of the scores; std with n - 1 in the denominator.
     mean: float
     std: float
-    count: int
-    by_seed: Mapping[int, float]
+    count: int  # n, number of seeds, at least 2
+    by_seed: Mapping[int, float]  # score by seed; empty for published numbers, whose seeds are not known
 
     @classmethod
     def from_seeds(cls, name: str, by_seed: Mapping[int, float]) -> Sample:
@@ -77,25 +71,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class TTest:
-    """A one-sided test of "the candidate is better (lower) by more than the margin".
-
-    Attributes:
-        kind: "welch" or "paired".
-        difference_bpb: candidate's mean - baseline's mean; negative is better.
-        standard_error, df: of that difference, and the degrees of freedom.
-        margin_bpb: by how many bits per byte the candidate must be better.
-        t, p: statistic and one-sided p-value with the margin.
-        t_any, p_any: the same without a margin.
-        clears_bar: p < 0.01.
-    """
+    """A one-sided test of "the candidate is better (lower) by more than the margin"."""
 
     kind: Literal["welch", "paired"]
-    difference_bpb: float
+    difference_bpb: float  # candidate's mean - baseline's mean; negative is better
+    # standard_error, df: of that difference, and the degrees of freedom.
     standard_error: float
     df: float
-    margin_bpb: float
+    margin_bpb: float  # by how many bits per byte the candidate must be better
+    # t, p: statistic and one-sided p-value with the margin.
     t: float
     p: float
+    # t_any, p_any: the same without a margin.
     t_any: float
     p_any: float
 
