@@ -224,7 +224,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.attn_scale = nn.Parameter(torch.ones(config.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(config.model_dim))
-        self.resid_mix = nn.Parameter(torch.stack((torch.ones(config.model_dim), torch.zeros(config.model_dim))))
+        self.resid_mix = nn.Parameter(torch.ones(2, config.model_dim))
+        self.resid_mix.data[1] = 0.0
         self.norm_scale: float | Tensor = (layer + 1) ** -0.5 if config.ln_scale else 1.0
         if config.lanes_from and layer >= config.lanes_from:
             self.lane_keep = nn.Parameter(torch.full((2,), 1.1))  # factor of each lane, initially as in PR 1529

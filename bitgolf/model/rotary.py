@@ -25,7 +25,7 @@ def rotary_base(config: ModelConfig, context_length: int) -> float:
 def rotary_frequencies(config: ModelConfig, context_length: int) -> Tensor:
     """Radians per position for each rotated pair, (r/2,) fp32."""
     r = config.rotary_dims
-    exponents = torch.arange(0, r, 2, dtype=torch.float32) / r
+    exponents = torch.arange(0, r, 2, dtype=torch.float32, device="cpu") / r  # meta would import a compiler, in 1 s
     return 1.0 / rotary_base(config, context_length) ** exponents
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors import safe_open
 from safetensors.torch import load_file
 from simulated_time import simulate_time
-from tiny_run import done, events, read_json, refused, start
+from tiny_run import done, events, read_json, refused
 
 import bitgolf.train.finish
 from bitgolf.config import load_config
 from bitgolf.data.prepared import open_data
 from bitgolf.model import GPT
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import world
+from bitgolf.train import attended, stage
+from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.trainer import Trainer
 
 Make = Callable[..., Path]
@@ -27,26 +32,15 @@ CHOICE: dict[str, Any] = {
     "train__average__swa_weight": 0.5, "train__average__swa_start": 0.9,
 }  # fmt: skip
 
-SHOW_WEIGHTS = """
-import sys
-from bitgolf.run.ranks import world
-from bitgolf.run.directory import RunDirectory
-from bitgolf.train import attended, stage
-from bitgolf.train.checkpoint import state_digest
 
-class Watched(stage.Trainer):
-    last = None
-    def __init__(self, *args):
-        super().__init__(*args)
-        Watched.last = self
-
-stage.Trainer = Watched
-trunk, arm = sys.argv[1:]
-with world("cpu") as peers:
-    for run, branch in ((trunk, ""), (arm, trunk)):
-        attended.train_attended(RunDirectory.open(run), peers, branch=branch)
-        sys.stdout.write("digest " + state_digest(Watched.last.tensors()) + "\\n")
-"""
+def print_the_weights(trunk: Path, arm: Path) -> None:
+    """Train both, `arm` as a branch of `trunk`, and print the digests of this rank's weights."""
+    with world("cpu") as peers, pytest.MonkeyPatch.context() as patch:
+        make, trainers = stage.Trainer, []
+        patch.setattr(stage, "Trainer", lambda *arguments: trainers.append(make(*arguments)) or trainers[-1])
+        for run, branch in ((trunk, ""), (arm, str(trunk))):
+            attended.train_attended(RunDirectory.open(run), peers, branch=branch)
+            sys.stdout.write("digest " + state_digest(trainers[-1].tensors()) + "\n")
 
 
 def test_the_burst_ends_inside_the_budget_and_the_warm_down_before_it(
@@ -170,13 +164,10 @@ def test_two_ranks_replay_choose_and_branch_alike(untrained: Make, tmp_path: Pat
         "train__replay__epochs": 2, "train__table_dtype": "bf16", "qat__mode": "ste", "qat__start_lr_scale": 0.5,
         "train__checkpoint__at": [0.5],
     }  # fmt: skip
-    script = tmp_path / "show.py"
-    script.write_text(SHOW_WEIGHTS)
     alone, two, arm = untrained("alone", **ending), untrained("two", **ending), untrained("arm", **ending)
-    process = start(two, arm, ranks=2, program=(str(script),))
     done("train", alone)
-    stdout, stderr = process.communicate(timeout=600)
-    assert process.returncode == 0, stderr
+    statuses, stdout, stderr = run_ranks(tmp_path / "io", print_the_weights, two, arm)
+    assert statuses == [0, 0], stderr
     digests = [line for line in stdout.splitlines() if line.startswith("digest ")]
     assert len(digests) == 4
     assert len(set(digests)) == 1  # the ranks agree, and the branch is its trunk

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import cli, done, events, read_json, refused, settings, start, tree_digest, weights_digest
+from ranks import start_command
+from tiny_run import cli, done, events, read_json, refused, settings, tree_digest, weights_digest
 
 import bitgolf.audit.run
 import bitgolf.evaluate.score
@@ -37,14 +36,14 @@ SLOW_ENOUGH: dict[str, Any] = {
 def killed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A run that got SIGKILL in mid-training, after two checkpoints."""
     root = tmp_path_factory.mktemp("killed") / "run"
-    process = start("run", *settings(corpus, **SLOW_ENOUGH), "--out", root)
+    process = start_command("run", *settings(corpus, **SLOW_ENOUGH), "--out", root)
     deadline = time.monotonic() + 600
     while len(checkpoints(root)) < 2:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.is_alive(), process.exitcode
         assert time.monotonic() < deadline, "no checkpoint appeared"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     assert not (root / "weights.safetensors").exists(), "training ended before the signal"
     return root
 

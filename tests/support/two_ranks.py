@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from ranks import fork
 from tiny_gpt import BOS, WINDOW, adapted, config, free_port, text, tiny_gpt
 from toy_models import CausalModel, toy_tokens
 
@@ -55,7 +56,6 @@ EVALUATIONS = {"windows": windows, "chunks": chunks, "documents": documents}
 
 
 def _on_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     world = World(rank, 2, torch.device("cpu"))
     for name, evaluation in EVALUATIONS.items():
@@ -65,5 +65,5 @@ def _on_rank(rank: int, port: int, folder: str) -> None:
 
 def run_on_two_ranks(folder: Path) -> dict[str, list[np.ndarray]]:
     """The result of each evaluation on each of two ranks."""
-    torch.multiprocessing.spawn(_on_rank, args=(free_port(), str(folder)), nprocs=2)
+    assert fork(2, _on_rank, free_port(), str(folder)) == [0, 0]
     return {name: [np.load(folder / f"{name}-{rank}.npy") for rank in (0, 1)] for name in EVALUATIONS}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from ranks import fork
 from tiny_gpt import free_port, tiny_gpt
 
 from bitgolf.config.train import TrainConfig
@@ -49,7 +50,6 @@ def train(world: World, checkpoint: Path) -> dict[str, Any]:
 
 
 def on_rank(rank: int, ports: dict[int, int], folder: Path) -> None:
-    torch.set_num_threads(1)
     for size, port in ports.items():
         if rank < size:
             dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
@@ -59,7 +59,7 @@ def on_rank(rank: int, ports: dict[int, int], folder: Path) -> None:
 
 
 def test_ranks_that_share_the_matrices_follow_one_process(tmp_path: Path, one_thread: None) -> None:
-    torch.multiprocessing.spawn(on_rank, args=({2: free_port(), 3: free_port()}, tmp_path), nprocs=3)
+    assert fork(3, on_rank, {2: free_port(), 3: free_port()}, tmp_path) == [0, 0, 0]
     alone = train(World(0, 1, torch.device("cpu")), tmp_path / "alone.pt")["metrics"]
     losses = alone[:, 0]
     assert losses[-1] < 0.8 * losses[0]

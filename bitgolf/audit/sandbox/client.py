@@ -273,9 +273,9 @@ def libraries() -> set[Path]:
     roots = {Path(sys.prefix), Path(sys.base_prefix), *map(Path, sysconfig.get_paths().values())}
     roots |= {Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())}
     entries = [Path(entry) for entry in sys.path if entry]
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) if name != "__main__" else None
-        homes = [entry for entry in entries if file and Path(file).is_relative_to(entry)]
+    files = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if name != "__main__"]
+    for folder in {Path(file).parent for file in files if file}:
+        homes = [entry for entry in entries if folder.is_relative_to(entry)]
         if homes:
             home = max(homes, key=lambda entry: len(entry.parts))
             # The folder of a checkout may hold runs and data beside the package.
