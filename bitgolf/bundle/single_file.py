@@ -48,8 +48,9 @@ _FILE = (
 )
 # The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It does not
 # guess which setting an unknown key meant, and its settings have no descriptions and units. It is alone in its run
-# directory. It needs constriction. It scores no references. It codes in one process. Settings without effect were
-# reported when the runs were made. It reads JSON that bitgolf wrote, without the limits for foreign files.
+# directory. It needs constriction. It scores no references. It encodes no text. It codes in one process. Settings
+# without effect were reported when the runs were made. It reads JSON that bitgolf wrote, without the limits for foreign
+# files.
 _REPLACED = {
     "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
     "bitgolf.config.nearest": "def nearest_setting(key): return None",
@@ -80,6 +81,7 @@ _REPLACED = {
         "as_list = as_text = as_bool = as_integer = conform = printable = require_regular = as_object\n"
         "def as_number(value, *limits): return float(value)"
     ),
+    "bitgolf.data.encoder": "Tokens = None\ndef Encoder(*model): return None",
     "bitgolf.artifact.plain_ans": "PlainDecoder = None",
     "bitgolf.artifact.processes": (
         "from contextlib import nullcontext\ndef coder_processes(num_weights): return nullcontext(map)"

@@ -5,35 +5,24 @@ text and charges each token its UTF-8 bytes. All other models use the challenge'
 normalized text, where the space before a word is charged unless a document boundary precedes it (docs/rules.md, section
 3). `encode_proven` checks both for every document; `prepare` writes shards with it.
 
-SentencePiece writes a space as U+2581, so a U+2581 in the text is encoded as its three byte pieces. If no piece of the
-vocabulary crosses a word boundary, words are encoded once and cached. The tokens are the same, and encoding is several
-times faster.
-
 Legend: V vocabulary size, N tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from bitgolf.data.spm_model import IDENTITY_NORMALIZER, MAX_MODEL_BYTES, SPACE, PieceKind, read_model
+from bitgolf.data.encoder import Encoder, Tokens
+from bitgolf.data.spm_model import MAX_MODEL_BYTES, SPACE, PieceKind, read_model
 from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import read_bytes
 
-Tokens = np.ndarray  # (N,) uint16
-
-_WORDS = re.compile(f"{SPACE}|\n| *[^ \n{SPACE}]+| +")
-_CACHE_CHARACTERS = 2_000_000  # about 80 MB of cached words; above it the cache is emptied
-_LONG_WORD = 64  # characters; longer words are not cached
-_LONG_TEXT = 250_000  # characters; SentencePiece needs about 100 bytes of memory per character, so longer texts are cut
 _CHUNK = 1 << 16  # number of tokens spelled at a time
 
 
@@ -73,13 +62,7 @@ class Tokenizer:
             raise DataError(
                 f"tokenizer {name} has no BOS piece, which marks the start of every document; train with bos_id >= 0"
             )
-        self._literal_space: list[int] = []
-        if self.lossless:
-            by_text = {text: index for index, (text, _) in enumerate(settings.pieces)}
-            self._literal_space = [by_text[f"<0x{byte:02X}>"] for byte in SPACE.encode()]
-        by_words = self.lossless and settings.words_are_independent
-        self._words = _WordIds(self._encode_around_literal_spaces) if by_words else None
-
+        self._encoder = Encoder(self._processor, model_bytes, settings, self.lossless)
         self._is_byte = [kind is PieceKind.BYTE for _, kind in settings.pieces]
         self._text = [_piece_bytes(text, kind) for text, kind in settings.pieces]
         silent = (PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.UNUSED)
@@ -127,31 +110,7 @@ class Tokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokens]:
         """Ids of each text, without BOS; uint16 arrays. Raises DataError for lone surrogates."""
-        for index, text in enumerate(texts):
-            _require_utf8(text, index)
-        if self.lossless:
-            return [self._encode_lossless(text) for text in texts]
-        if all(len(text) <= _LONG_TEXT for text in texts):
-            return [np.array(ids, dtype=np.uint16) for ids in self._processor.encode(list(texts), num_threads=1)]
-        return [self._encode_normalized(text) for text in texts]
-
-    def _encode_lossless(self, text: str) -> Tokens:
-        words, parts = self._words, []
-        for part in _cut(text, " "):
-            if words is None:
-                parts.append(np.array(self._encode_around_literal_spaces(part), dtype=np.uint16))
-            else:
-                joined = b"".join([words[word] for word in _WORDS.findall(part)])
-                parts.append(np.frombuffer(joined, dtype=np.uint16))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _encode_normalized(self, text: str) -> Tokens:
-        """Normalize `text` as a whole, and encode the parts by the same model without normalization."""
-        if len(text) <= _LONG_TEXT:
-            return np.array(self._processor.encode(text), dtype=np.uint16)
-        plain = sentencepiece.SentencePieceProcessor(model_proto=self.model_bytes + IDENTITY_NORMALIZER)
-        parts = _cut(self._processor.normalize(text), SPACE)
-        return np.concatenate([np.array(plain.encode(part), dtype=np.uint16) for part in parts])
+        return self._encoder.encode(texts)
 
     def encode_proven(self, texts: Sequence[str], indices: Sequence[int] | None = None) -> EncodedDocuments:
         """Encode texts with BOS before each, and prove that no byte is lost.
@@ -178,7 +137,7 @@ class Tokenizer:
             expected = text.encode()
             raw_bytes += len(expected)
             if not self.lossless:  # the first space is free: it is a dummy prefix, or follows the document boundary
-                expected = self._processor.normalize(text).replace(SPACE, " ").encode()
+                expected = self._encoder.normalize(text).replace(SPACE, " ").encode()
             survived = self._spelled(ids) == expected
             expected = expected if self.lossless else expected.removeprefix(b" ")
             if not survived or charged[position] != len(expected):
@@ -236,46 +195,6 @@ class Tokenizer:
         """The bytes of a token's text, a leading space included; empty for control tokens."""
         return self._text[token]
 
-    def _encode_around_literal_spaces(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for position, part in enumerate(text.split(SPACE)):
-            ids += self._literal_space if position else []
-            ids += self._processor.encode(part)
-        return ids
-
-
-class _WordIds(dict[str, bytes]):
-    """A cache of at most _CACHE_CHARACTERS: word -> its ids as uint16 bytes."""
-
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
-        super().__init__()
-        self._encode = encode
-        self._characters = 0
-
-    def __missing__(self, word: str) -> bytes:
-        ids = array("H", self._encode(word)).tobytes()
-        if len(word) <= _LONG_WORD:
-            if self._characters > _CACHE_CHARACTERS:
-                self.clear()
-                self._characters = 0
-            self[word] = ids
-            self._characters += len(word)
-        return ids
-
-
-def _cut(text: str, space: str) -> Iterator[str]:
-    """Parts of `text` of at most _LONG_TEXT characters, cut before a `space` after another character if possible."""
-    start = 0
-    while len(text) - start > _LONG_TEXT:
-        end = start + _LONG_TEXT
-        cut = text.rfind(space, start + 1, end)
-        while cut > start and text[cut - 1] == space:
-            cut -= 1
-        end = cut if cut > start else end
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
 
 def _piece_bytes(text: str, kind: PieceKind) -> bytes:
     if kind is PieceKind.BYTE:
@@ -283,13 +202,3 @@ def _piece_bytes(text: str, kind: PieceKind) -> bytes:
     if kind in (PieceKind.NORMAL, PieceKind.USER_DEFINED):
         return text.replace(SPACE, " ").encode()
     return b""
-
-
-def _require_utf8(text: str, index: int) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"text {index} contains the lone surrogate U+{ord(text[error.start]):04X} at character "
-            f"{error.start}, which has no UTF-8 form; remove it"
-        ) from error

@@ -292,7 +292,7 @@ def test_long_texts_are_encoded_in_parts(
     tokenizer = {"lossless": lossless, "challenge": challenge, "llama": _llama()}.get(kind)
     tokenizer = tokenizer or Tokenizer(model_of(split_by_whitespace=False))
     whole = tokenizer.encode_proven([text])
-    monkeypatch.setattr("bitgolf.data.tokenizer._LONG_TEXT", 50)
+    monkeypatch.setattr("bitgolf.data.encoder._LONG_TEXT", 50)
     parts = tokenizer.encode_proven([text])
     assert (parts.raw_bytes, parts.counted_bytes) == (whole.raw_bytes, whole.counted_bytes)
     assert tokenizer.decode(parts.tokens[1:]) == tokenizer.decode(whole.tokens[1:])
