@@ -18,6 +18,11 @@ class MLPConfig(Section):
     )
     leaky_slope: float = Field(0.5, ge=0, lt=1, description="slope of leaky_relu2 below zero")
 
+    @property
+    def slope(self) -> float:
+        """Slope of the activation below zero, before squaring."""
+        return self.leaky_slope if self.activation == "leaky_relu2" else 0.0
+
 
 class RopeConfig(Section):
     """Rotary position embedding (arXiv 2104.09864)."""

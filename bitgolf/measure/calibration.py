@@ -55,7 +55,8 @@ class HessianCollector:
             and not name.endswith((".key", ".value"))
         ]
         try:
-            self._accumulate("head", self.model.hidden(tokens))
+            with self.model.layer_by_layer():
+                self._accumulate("head", self.model.hidden(tokens))
         finally:
             for hook in hooks:
                 hook.remove()

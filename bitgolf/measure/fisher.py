@@ -96,7 +96,7 @@ class FisherCollector:
             model.requires_grad_(False)
             for parameter in learned.values():
                 parameter.requires_grad_(True)
-            with torch.enable_grad():
+            with torch.enable_grad(), model.layer_by_layer():
                 hidden = model.hidden(tokens)
                 scores = F.linear(hidden, model.embedding.to(hidden.dtype))
                 self._add_on_backward("embedding", hidden.detach(), scores)

@@ -15,7 +15,8 @@ Legend: B batch, T time, D model width, V vocabulary, L layers, G key/value head
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -126,12 +127,27 @@ class GPT(nn.Module):
                 f"train.kernels 'triton' needs a head width that is a power of two, not {self.config.head_dim}; use "
                 "'compiler'"
             )
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.attention.use_kernels()
         from bitgolf.model.loss_triton import softcapped_cross_entropy as loss_kernel
 
         self.loss_kernel = loss_kernel
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.use_kernels()
+            if self.compute_dtype == torch.bfloat16:
+                block.mlp.use_kernel()
+
+    @contextmanager
+    def layer_by_layer(self) -> Iterator[None]:
+        """Inside, every layer is called by itself, with its hooks, and not by a kernel for several layers."""
+        mlps = [block.mlp for block in self.blocks if isinstance(block, Block)]
+        kernel = mlps[0].kernel
+        try:
+            for mlp in mlps:
+                mlp.kernel = None
+            yield
+        finally:
+            for mlp in mlps:
+                mlp.kernel = kernel
 
     @property
     def num_positions(self) -> int:

@@ -10,6 +10,7 @@ Legend: B batch, T time, D model width, H query heads, G key/value heads, K head
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -193,17 +194,28 @@ class MLP(nn.Module):
         self.config = config.mlp
         self.up = Linear(config.model_dim, config.mlp_dim)
         self.down = Linear(config.mlp_dim, config.model_dim)
+        self.kernel: Callable[..., Tensor] | None = None  # for both layers and the activation
+
+    def use_kernel(self) -> None:
+        """Compute the MLP with `mlp_quack`, on a Hopper GPU that has its package."""
+        if torch.cuda.get_device_capability(self.up.weight.device)[0] == 9 and find_spec("quack"):
+            from bitgolf.model.mlp_quack import mlp
+
+            self.kernel = mlp
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
         """x (B, T, D) normalized input; returns (B, T, D)."""
-        y = self.down(activate(self.up(x, shared.fake), self.config), shared.fake)
+        if self.kernel is not None and shared.fake is None:
+            y = self.kernel(x, self.up.weight.to(x.dtype), self.down.weight.to(x.dtype), self.config.slope)
+        else:
+            y = self.down(activate(self.up(x, shared.fake), self.config), shared.fake)
         return shared.adapted("mlp", y, x)
 
 
 def activate(x: Tensor, config: MLPConfig) -> Tensor:
     """The activation of the MLP, element by element, (B, T, F)."""
     if learns_on_cpu(x):
-        return few_passes.squared_relu(x, config.leaky_slope if config.activation == "leaky_relu2" else 0.0)
+        return few_passes.squared_relu(x, config.slope)
     match config.activation:
         case "relu2":
             return F.relu(x).square()

@@ -277,7 +277,7 @@ def _block_weights(model: GPT, layer: int) -> _BlockWeights:
         _array((block.attn_scale[:, None] * attention.out.weight).T),
         _array((scale * block.mlp.up.weight).T),
         _array((block.mlp_scale[:, None] * block.mlp.down.weight).T),
-        np.float32(config.mlp.leaky_slope if config.mlp.activation == "leaky_relu2" else 0),
+        np.float32(config.mlp.slope),
         None if attention.value_mix is None else _array(attention.value_mix),
         ve_scale,
         None if attention.gate is None else _array((scale * attention.gate).T),

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bitgolf.measure.calibration import HessianCollector, gather_hessians, hessian_key
+from bitgolf.measure.fisher import gather_fisher
 from bitgolf.model import GPT
 from bitgolf.model.layers import Linear
 from bitgolf.run.ranks import World
@@ -119,3 +121,31 @@ def test_ranks_are_averaged(model: GPT) -> None:
     alone, _ = gather_hessians(model, batches(1), ALONE, lambda: True)
     both, _ = gather_hessians(model, batches(1), Pair(0, 2, torch.device("cpu")), lambda: True)
     torch.testing.assert_close(both["head"], 1.5 * alone["head"])
+
+
+def test_layers_that_a_kernel_replaces_are_measured_all_the_same(model: GPT) -> None:
+    """Both kinds of statistics, with a stand-in for the kernel, which is used again afterwards."""
+    calls: list[float] = []
+
+    def kernel(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, slope: float) -> torch.Tensor:
+        calls.append(slope)
+        return F.leaky_relu(x @ up.T, slope).square() @ down.T
+
+    def statistics() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        fisher, _ = gather_fisher(model, batches(1), [], 0, ALONE, lambda: True)
+        return gather_hessians(model, batches(1), ALONE, lambda: True)[0], {n: f.inputs for n, f in fisher.items()}
+
+    tokens, expected = batches(1)[0], statistics()
+    hidden = model.hidden(tokens)
+    try:
+        for block in model.blocks:
+            block.mlp.kernel = kernel
+        torch.testing.assert_close(model.hidden(tokens), hidden)
+        assert calls == [model.config.mlp.slope] * len(model.blocks)
+        torch.testing.assert_close(statistics(), expected)
+        assert len(calls) == len(model.blocks)
+        model.hidden(tokens)
+        assert len(calls) == 2 * len(model.blocks)
+    finally:
+        for block in model.blocks:
+            block.mlp.kernel = None
