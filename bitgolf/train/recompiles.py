@@ -25,7 +25,7 @@ class Recompiles:
 
     def __init__(self, train_log: TrainLog, step: int, seconds: float) -> None:
         self.log, self._graphs, self._compilations = train_log, _num_graphs(), len(get_compilation_metrics())
-        breaks = [_first_line(reason) for reason in counters["graph_break"]]
+        breaks = [_without_advice(reason) for reason in counters["graph_break"]]
         if breaks:
             log.warning("the compiler breaks the training step into several graphs: %s", "; ".join(breaks))
         train_log.write("compiled", step=step, elapsed_seconds=seconds, graphs=self._graphs, graph_breaks=breaks)
@@ -40,6 +40,12 @@ class Recompiles:
         log.warning("the training step was compiled again, on the clock: %s", "; ".join(reasons))
         self.log.write("recompile", step=step, elapsed_seconds=seconds, graphs=graphs - self._graphs, reasons=reasons)
         self._graphs, self._compilations = graphs, self._compilations + len(new)
+
+
+def _without_advice(reason: str) -> str:
+    """What broke a graph, and where."""
+    context = [line.strip() for line in str(reason).splitlines() if "Developer debug context:" in line]
+    return "; ".join([_first_line(reason), *context])
 
 
 def _first_line(reason: str) -> str:

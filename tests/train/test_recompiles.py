@@ -44,13 +44,14 @@ def test_what_is_compiled_on_the_clock_is_logged_with_its_reason(tmp_path: Path)
 
 def test_graph_breaks_are_logged(tmp_path: Path) -> None:
     def step(x: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.graph_break()
+        torch._dynamo.graph_break("for the test")
         return x + 1
 
     torch.compile(step, backend="eager")(torch.ones(1))
     Recompiles(TrainLog(tmp_path, enabled=True), 0, 0.0)
     (event,) = read_events(tmp_path / "train.jsonl")
-    assert len(event["graph_breaks"]) == 1 and "graph_break" in event["graph_breaks"][0]
+    assert len(event["graph_breaks"]) == 1
+    assert "graph_break" in event["graph_breaks"][0] and "for the test" in event["graph_breaks"][0]
 
 
 def test_the_loss_is_one_graph_with_every_part_of_the_record() -> None:
