@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from bitgolf.commands.completion import COMPLETION
 from bitgolf.commands.console import ConsoleProgress
 from bitgolf.commands.doctor import DOCTOR
 from bitgolf.commands.export import EXPORT
-from bitgolf.commands.help import build_parser
+from bitgolf.commands.help import build_parser, did_you_mean
 from bitgolf.commands.output import print_error, print_line
 from bitgolf.commands.pack import PACK
 from bitgolf.commands.plan import PLAN
@@ -100,10 +100,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises ConfigError.
     """
     parser, options = build_parser(COMMANDS)
-    words = [_hyphens(word, options) for word in (sys.argv[1:] if argv is None else argv)]
+    words = list(sys.argv[1:] if argv is None else argv)
     if not words:
         return argparse.Namespace(run_command=_welcome)
-    arguments, rest = parser.parse_known_args(words)
+    if not words[0].startswith("-"):
+        if words[0] not in options:
+            near = did_you_mean(words[0], options)
+            raise ConfigError(f"unknown command {words[0]!r}{near}; commands: {', '.join(options)}")
+        words = [_hyphens(word, options[words[0]]) for word in words]
+    try:
+        arguments, rest = parser.parse_known_args(words)
+    except ConfigError:
+        _require_no_misspelled_option(words, options)
+        raise
+    _require_no_misspelled_option([words[0], *rest], options)
     if rest and not arguments.takes_overrides:
         if rest[0].removeprefix("--").partition("=")[0] in all_settings():
             raise ConfigError(
@@ -113,6 +123,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise ConfigError(f"unexpected argument {rest[0]!r}; see --help")
     arguments.overrides, arguments.commands = parse_overrides(rest), COMMANDS
     return arguments
+
+
+def _require_no_misspelled_option(words: Sequence[str], options: Mapping[str, set[str]]) -> None:
+    """Name the option that an unknown one is close to; `words` begin with the command."""
+    for word in words[1:]:
+        name = word.partition("=")[0]
+        known = options.get(words[0], set()) | {f"--{key}" for key in all_settings()}
+        if name.startswith("--") and name not in known and (near := did_you_mean(name, options.get(words[0], ()))):
+            raise ConfigError(f"unknown option {name}{near}; see `bitgolf {words[0]} --help`")
 
 
 def _hyphens(word: str, options: set[str]) -> str:

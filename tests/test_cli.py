@@ -89,6 +89,20 @@ def test_a_setting_for_a_command_that_takes_none_is_named_as_such() -> None:
         assert ("is a setting, and `score` takes none" in message) == (words[0] != "--score-methods")
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("scor runs/mine", "score"),
+        ("sample runs/mine --tokens 4", "--max-tokens"),
+        ("sample runs/mine --temprature=1", "--temperature"),
+        ("run demo --oot runs/mine", "--out"),
+        ("run demo --out runs/mine --resme", "--resume"),
+    ],
+)
+def test_a_misspelled_command_or_option_is_named_with_the_right_one(words: str, near: str) -> None:
+    assert f"did you mean {near}?" in refused(*words.split())
+
+
 def test_the_version_and_the_help_are_printed() -> None:
     assert cli("--version").stdout.strip() == f"bitgolf {__version__}"
     text = cli("--help").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -24,8 +25,8 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(
     commands: Iterable[Command], *, with_settings: bool = False
-) -> tuple[argparse.ArgumentParser, set[str]]:
-    """The parser, and the names of all options.
+) -> tuple[argparse.ArgumentParser, dict[str, set[str]]]:
+    """The parser, and the options of every command.
 
     Args:
         with_settings: every setting is an option of the commands that take them, for the completion of shells.
@@ -38,7 +39,7 @@ def build_parser(
     )
     parser.add_argument("--version", action="version", version=f"bitgolf {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    options: set[str] = set()
+    options = {}
     for command in commands:
         sub = subparsers.add_parser(
             command.name,
@@ -55,8 +56,14 @@ def build_parser(
             for setting in all_settings().values():
                 if f"--{setting.key}" not in sub._option_string_actions:
                     sub.add_argument(f"--{setting.key}", help=setting.description.replace("%", "%%"))
-        options |= set(sub._option_string_actions)
+        options[command.name] = set(sub._option_string_actions)
     return parser, options
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of an error about an unknown `word`: the name that is closest to it, or nothing."""
+    near = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.7)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _sentence(text: str) -> str:
