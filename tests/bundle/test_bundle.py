@@ -135,6 +135,16 @@ def test_single_stages_reduced_runs_and_refusals(blocked: Run, alone: Path, tiny
     assert "RunError" in ends[7] and not (tmp_path / "no" / "model.bitgolf").exists()
 
 
+def test_two_ranks_share_the_work(blocked: Run, alone: Path, tiny_run: Path, tmp_path: Path) -> None:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_gpt.py")
+    words = ("--data", tiny_run / "data", "--out", tmp_path / "two", "--seed", 7, "--train.max_steps", 3)
+    outcome = blocked(*launch, *words, "--train.micro_batch_tokens", 512, "--score.methods", "chunked", cwd=alone)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("chunked val_loss:") == 1
+    score = read_json(tmp_path / "two" / "score.json")
+    assert (score["world_size"], score["val_tokens"]) == (2, read_json(tiny_run / "score.json")["val_tokens"])
+
+
 def test_the_readable_source_is_the_same_program(alone: Path, tiny_run: Path, tmp_path: Path) -> None:
     words = ("--data", tiny_run / "data", "--out", damaged(tiny_run, tmp_path), "--seed", 7, "--stage", "score")
     outcome = from_source(alone, *words)
