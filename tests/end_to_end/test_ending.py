@@ -49,7 +49,8 @@ def test_the_burst_ends_inside_the_budget_and_the_warm_down_before_it(
     changes = {
         "train.max_steps": "0", "budget.train_seconds": "3", "train.warmdown": "0.6", "train.log_every": "1",
         "train.replay.epochs": "3", "train.replay.lr": "0.05", "train.measure.calibration_tokens": "2048",
-        "train.average.choose": "held_out", "train.held_out_tokens": "640",
+        "train.average.choose": "held_out", "train.held_out_tokens": "640", "train.batch_tokens": "256",
+        "train.micro_batch_tokens": "256",
     }  # fmt: skip
     run = RunDirectory.create(tmp_path / "run", load_config(str(tiny_run / "config.toml"), changes))
     shutil.copytree(tiny_run / "data", run / "data")

@@ -64,7 +64,7 @@ def test_a_seed_system_runs_from_text_to_report(
     else:
         changes["model.value_embedding.dim"] = 16
     if "ttt" in headline:
-        changes |= {"ttt.weights.chunk_tokens": 1024, "train.held_out_tokens": 512}
+        changes |= {"ttt.weights.chunk_tokens": 1024, "ttt.weights.epochs": 1, "train.held_out_tokens": 512}
     words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
     result = done("run", preset, *words, "--out", run, "--json").json
     assert result["audit_passed"]

@@ -16,11 +16,11 @@ from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.trainer import Trainer
 
-STEPS, RESUMED_FROM, ROWS = 50, 30, 6
+STEPS, RESUMED_FROM, ROWS = 24, 14, 6
 
 
 def train(world: World, checkpoint: Path) -> dict[str, Any]:
-    """Losses, norms and the final weights; from step 30 on, a second trainer goes on from the state of the first."""
+    """Losses, norms and the final weights; from step 14 on, a second trainer goes on from the state of the first."""
     config = TrainConfig().updated(
         {"grad_clip": 0.5, "muon.weight_decay": 0.1, "muon.cautious_decay": True, "average.ema_decay": 0.9}
         | {"muon.two_rails_from": 0.5}
