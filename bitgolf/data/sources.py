@@ -316,6 +316,5 @@ def _text_lines(path: Path) -> Iterator[str]:
             yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or rename it "
-            "to a suffix that is not one of a text file"
+            f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or leave it out"
         ) from error
