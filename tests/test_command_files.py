@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_run import done, read_json, refused
 
-from bitgolf.commands.files import STANDARD, check_output, read_input, write_output
+from bitgolf.commands.files import STANDARD, check_output, is_standard_output, read_input, write_output
 from bitgolf.errors import ConfigError
 
 DATA = b"\x93text \t\x1b[31m\xff\n" * 30_000  # more than a pipe holds
@@ -53,6 +53,31 @@ def test_a_pipe_and_a_device_are_written_to(tmp_path: Path) -> None:
         write_output(path, DATA)
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode) and (tmp_path / "null").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "null"]
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no names of open files")
+def test_a_pipe_that_has_no_other_name_is_written_to() -> None:
+    """As in `-o /dev/fd/3` or `-o >(program)`: what the link leads to is no path."""
+    read, write = os.pipe()
+    write_output(Path(f"/dev/fd/{write}"), DATA[:1000])
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        assert file.read() == DATA[:1000]
+
+
+def test_another_name_of_standard_output_is_standard_output(
+    standard: Callable[[bytes], io.BytesIO], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`-o /dev/stdout`: the figures go to standard error, as with `-`."""
+    (tmp_path / "stdout").touch()
+    other = os.open(tmp_path / "stdout", os.O_WRONLY)
+    monkeypatch.setattr(os, "fstat", lambda descriptor, fstat=os.fstat: fstat(other if descriptor == 1 else descriptor))
+    written = standard(b"")
+    (tmp_path / "link").symlink_to("stdout")
+    write_output(tmp_path / "link", DATA)
+    os.close(other)
+    assert written.getvalue() == DATA and (tmp_path / "stdout").read_bytes() == b""
+    assert is_standard_output(STANDARD) and not is_standard_output(tmp_path / "none")
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bitgolf.commands.codec import ask_for_reproducible_cublas
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.files import STANDARD, check_output, write_output
+from bitgolf.commands.files import check_output, is_standard_output, write_output
 from bitgolf.commands.output import print_json
 from bitgolf.commands.tables import audit_table
 from bitgolf.config.units import read_bytes_text, read_seconds_text
@@ -78,7 +78,7 @@ def _audit(arguments: Arguments, out: Console) -> int:
     values = verdict.to_json()
     if arguments.out is not None:
         write_output(arguments.out, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-    if arguments.out == STANDARD:
+    if arguments.out is not None and is_standard_output(arguments.out):
         return verdict.exit_code
     if arguments.json:
         print_json(out, values)

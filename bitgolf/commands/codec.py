@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.files import STANDARD, artifact_path, check_output, read_input, write_output
+from bitgolf.commands.files import artifact_path, check_output, is_standard_output, read_input, write_output
 from bitgolf.commands.output import print_json, print_line
 from bitgolf.config import TTTConfig, load_config
 from bitgolf.errors import ArtifactError, ConfigError
@@ -166,7 +166,7 @@ def _ttt(arguments: Arguments, model: CodecModel) -> TTTConfig | None:
 
 
 def _show(arguments: Arguments, out: Console, figures: dict[str, Any], line: str) -> None:
-    if arguments.output == STANDARD:
+    if is_standard_output(arguments.output):
         sys.stderr.write((json.dumps(figures, indent=2) if arguments.json else line) + "\n")
     elif arguments.json:
         print_json(out, figures)

@@ -22,6 +22,14 @@ from bitgolf.run import atomic
 STANDARD = Path("-")
 
 
+def is_standard_output(path: Path) -> bool:
+    """Whether a path is `-`, or another name of standard output such as /dev/stdout."""
+    try:
+        return path == STANDARD or os.path.samestat(path.stat(), os.fstat(1))
+    except OSError:  # there is no such file, or standard output is closed
+        return False
+
+
 def read_input(path: Path, max_bytes: int) -> bytes:
     """The content of a file, device or pipe, or of standard input.
 
@@ -65,7 +73,7 @@ def save_standard_input(out: Path, keep: bool = False) -> str:
 
 def check_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
     """Raise ConfigError if `path` cannot be written, or is one of the regular files that are read."""
-    if path == STANDARD:
+    if is_standard_output(path):
         return
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a directory; give the path of a file")
@@ -75,14 +83,14 @@ def check_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
 
 def write_output(path: Path, data: bytes) -> None:
     """Write `data` to standard output, to a special file, or atomically to a regular file or the target of a link."""
-    if path == STANDARD:
+    if is_standard_output(path):
         write_standard_output(data)
         return
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        with target.open("wb") as file:
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # /dev/fd/3 has no other name
+        with path.open("wb") as file:
             file.write(data)
     else:
         atomic.write_bytes(target, data)

@@ -64,24 +64,28 @@ def parse_source(source: str) -> tuple[str, str]:
     if kind in ("stdlib", "fineweb-docs") and colon:
         raise ConfigError(f"data source {source!r}: {kind} takes no argument")
     if argument.startswith("~") and kind not in ("fineweb", "hf"):
-        try:
-            argument = str(Path(argument).expanduser())
-        except RuntimeError as error:
-            raise ConfigError(
-                f"data source {source!r}: the home folder of {argument.split('/')[0]!r} is unknown; write the full path"
-            ) from error
+        argument = str(_expanded(argument))
     return kind, argument
+
+
+def _expanded(path: str) -> Path:
+    """A path with the home folder in place of a leading ~."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        name = path.split("/")[0]
+        raise ConfigError(f"path {path!r}: the home folder of {name!r} is unknown; write the full path") from error
 
 
 def _is_path(source: str) -> bool:
     """Whether a source without a known kind is the path of something, or looks like a path."""
-    return (bool(source) and Path(source).expanduser().exists()) or (
+    return (bool(source) and _expanded(source).exists()) or (
         ":" not in source and ("/" in source or "." in source)
     )
 
 
 def _kind_of(path: str) -> str:
-    if Path(path).expanduser().is_dir():
+    if _expanded(path).is_dir():
         return "dir"
     name = Path(path).name.lower()
     return "jsonl" if ".jsonl" in name else "parquet" if name.endswith(".parquet") else "file"

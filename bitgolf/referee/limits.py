@@ -138,6 +138,13 @@ def _next_day(text: str) -> str:
         return "9999"
 
 
+def _compressed_bytes(text: str) -> int:
+    """The size of a text under `xz -9`, with a dictionary that is no larger than the text: that takes 20 times less."""
+    data = text.encode(errors="replace")
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": min(1 << 26, max(1 << 12, len(data)))}]
+    return len(lzma.compress(data, filters=filters))
+
+
 @submission_checks.register("artifact-bytes", "B1, B2", "model and all code that runs fit the cap for every seed")
 def artifact_bytes(submission: Submission) -> Finding:
     """B1, B2: the totals of the logs, and the files that really ship."""
@@ -162,8 +169,7 @@ def artifact_bytes(submission: Submission) -> Finding:
         problems += _sums_of_log(log, cap, script.size, helpers)
     claimed_code = data.get("bytes_code")
     if is_number(claimed_code) and script.source:
-        compressed = len(lzma.compress(script.source.encode(errors="replace"), preset=9))
-        if claimed_code < _LEAST_CODE_SHARE * compressed:
+        if claimed_code < _LEAST_CODE_SHARE * _compressed_bytes(script.source):
             problems.append(f"bytes_code {claimed_code:,} is less than any compression makes of {SCRIPT}")
     notes = [
         f"{log.name} counts {log.code_bytes:,} bytes of code, {shipped:,} ship"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -45,6 +46,7 @@ def _read(name: str) -> str:
     return resources.files("bitgolf.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+@cache
 def _environment() -> Any:
     """The templates. Every inserted value is escaped and an unknown name is an error."""
     return jinja2.Environment(
