@@ -79,9 +79,7 @@ def _expanded(path: str) -> Path:
 
 def _is_path(source: str) -> bool:
     """Whether a source without a known kind is the path of something, or looks like a path."""
-    return (bool(source) and _expanded(source).exists()) or (
-        ":" not in source and ("/" in source or "." in source)
-    )
+    return (bool(source) and _expanded(source).exists()) or (":" not in source and ("/" in source or "." in source))
 
 
 def _kind_of(path: str) -> str:

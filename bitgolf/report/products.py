@@ -42,7 +42,9 @@ _result = {
 _tensor = {
     "shape": [partial(as_integer, low=1, high=2**31)],
     "group": as_text,
+    "kind": as_text,
     "bytes": _amount,
+    "hessian_error?": (_amount, None),
     "code_bits?": (_amount, None),
 }
 _KINDS: dict[str, Any] = {  # what is read of the products; see `foreign.conform`

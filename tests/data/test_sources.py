@@ -187,7 +187,9 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(iterate_documents("dir:~/notes")) == ["some words"]
 
 
-@pytest.mark.parametrize("source", ["dir:~no-such-user/notes", "jsonl:~no-such-user/a.jsonl", "shards:~no-such-user", "~no-such-user/a"])
+@pytest.mark.parametrize(
+    "source", ["dir:~no-such-user/notes", "jsonl:~no-such-user/a.jsonl", "shards:~no-such-user", "~no-such-user/a"]
+)
 def test_an_unknown_home_folder_is_named(source: str) -> None:
     with pytest.raises(ConfigError, match=r"the home folder of '~no-such-user' is unknown; write the full path"):
         parse_source(source)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from synthetic_run import SyntheticRun, audit_json, pack_json
@@ -12,6 +15,7 @@ from synthetic_run import SyntheticRun, audit_json, pack_json
 from bitgolf.errors import RunError
 from bitgolf.report import sections
 from bitgolf.report.products import Products
+from bitgolf.report.report import Texts, render
 from bitgolf.run.budget import Budget
 from bitgolf.run.seal import sealed
 
@@ -142,6 +146,38 @@ def test_every_value_that_is_read_has_the_kind_that_it_must_have(finished: Synth
                     read(finished)
         (finished.run / name).write_text(text)
     read(finished)
+
+
+def places(value: Any) -> Iterator[tuple[str | int, ...]]:
+    """Paths of all values of a JSON document, of lists and of objects of more than eight entries the first two."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else []))
+    for key, inner in items[: 2 if isinstance(value, list) or len(items) > 30 else None]:
+        yield (key,)
+        yield from ((key, *rest) for rest in places(inner))
+
+
+@pytest.mark.parametrize("name", ["score.json", "pack.json", "audit.json", "budget.json"])
+def test_no_value_of_a_record_ends_a_page_in_a_traceback(
+    finished: SyntheticRun, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor without `kind`, or with a text for its error, did: it is either read and checked, or not read."""
+    monkeypatch.setattr("bitgolf.report.charts.draw", lambda chart: "")
+    text = (finished.run / name).read_text()
+    for path in places(json.loads(text)):
+        for value in (None, "x", {"a": []}, [], "missing"):
+            record = json.loads(text)
+            inner = record
+            for key in path[:-1]:
+                inner = inner[key]
+            if value == "missing":
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = value
+            (finished.run / name).write_text(json.dumps(record))
+            with contextlib.suppress(RunError):
+                render(read(finished), Texts())
+    (finished.run / name).write_text(text)
+    render(read(finished), Texts())
 
 
 @pytest.mark.parametrize(
