@@ -168,9 +168,9 @@ def artifact_bytes(submission: Submission) -> Finding:
     for log in submission.logs:
         problems += _sums_of_log(log, cap, script.size, helpers)
     claimed_code = data.get("bytes_code")
-    if is_number(claimed_code) and script.source:
-        if claimed_code < _LEAST_CODE_SHARE * _compressed_bytes(script.source):
-            problems.append(f"bytes_code {claimed_code:,} is less than any compression makes of {SCRIPT}")
+    least_code = _LEAST_CODE_SHARE * _compressed_bytes(script.source) if script.source else 0
+    if is_number(claimed_code) and claimed_code < least_code:
+        problems.append(f"bytes_code {claimed_code:,} is less than any compression makes of {SCRIPT}")
     notes = [
         f"{log.name} counts {log.code_bytes:,} bytes of code, {shipped:,} ship"
         for log in submission.logs
