@@ -90,6 +90,18 @@ def test_the_best_trial_is_found_and_bad_ones_are_stopped(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "new" / "out" / "results.json").read_text())["best"]["number"] == best["number"]
 
 
+def test_a_training_that_runs_is_looked_at_every_half_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("bitgolf.sweep.trial.time.sleep", waited.append)
+    run_sweep(
+        read_sweep(write(tmp_path, STUDY.replace("trials = 8", "trials = 1"))),
+        tmp_path,
+        tmp_path / "out",
+        start=Invented,
+    )
+    assert waited == 4 * [0.5]  # once per step of the only training
+
+
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     study, made = read_sweep(write(tmp_path, STUDY.replace("trials = 8", "trials = 3"))), []
 

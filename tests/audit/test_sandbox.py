@@ -90,6 +90,16 @@ def test_an_honest_evaluation_is_isolated_and_scores_the_same(secret: Path) -> N
     json.dumps(check.evidence, allow_nan=False)
 
 
+def test_the_process_ends_well_and_runs_no_exit_handlers(secret: Path) -> None:
+    """Exit handlers of libraries may need files, which can no longer be opened."""
+    with start(secret, sealed_programs.HasAnExitHandler, isolated=False) as process:
+        scored(process)
+        process._requests.close()
+        assert process._process.wait(timeout=60) == 0
+        process._output.seek(0)
+        assert b"scored" in (output := process._output.read()) and b"exit handler" not in output
+
+
 @needs_isolation
 def test_opening_the_text_in_mid_scoring_is_refused_and_named(secret: Path) -> None:
     with start(secret, sealed_programs.OpensTheText) as process:

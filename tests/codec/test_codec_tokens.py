@@ -108,3 +108,12 @@ def test_cuts_follow_lines_then_words_then_characters() -> None:
     for part in split_bytes("日本語".encode() * 100, 7):
         part.decode()
     assert split_bytes(b"\x80" * 64, 4) == [b"\x80" * 16] * 4 or b"".join(split_bytes(b"\x80" * 64, 4)) == b"\x80" * 64
+
+
+def test_tokens_outside_the_vocabulary_are_refused(lossless: Tokenizer, lossy: Tokenizer) -> None:
+    for tokenizer in (lossless, lossy):
+        for token in (-1, tokenizer.vocab_size, tokenizer.vocab_size + 1):
+            with pytest.raises(ArtifactError, match=f"token {token} at position 1 of a stream stands for no text"):
+                detokenize(TokenStream(np.array([tokenizer.encode("a")[-1], token]), True), tokenizer)
+        last = tokenizer.vocab_size - 1
+        assert detokenize(TokenStream(np.array([last]), True), tokenizer) == tokenizer.token_text_bytes(last) != b""

@@ -313,6 +313,14 @@ class TestOpening:
         (made / "manifest.json").write_text(content)
         self.refused(made, "manifest.json is damaged")
 
+    def test_a_manifest_has_at_most_64_mib(self, made: Path) -> None:
+        manifest, most = (made / "manifest.json").read_bytes(), 64 * 2**20
+        (made / "manifest.json").write_bytes(manifest + b" " * (most - len(manifest)))
+        assert open_data(made).manifest == json.loads(manifest)
+        with (made / "manifest.json").open("ab") as file:
+            file.write(b" ")
+        self.refused(made, r"manifest.json is damaged: it has more than 67,108,864 bytes")
+
     @pytest.mark.parametrize(
         ("path", "value"),
         [

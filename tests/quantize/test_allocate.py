@@ -111,3 +111,19 @@ def test_bounds_end_the_search() -> None:
     assert search_between(699) is None  # even the coarsest has 700 bytes
     finest = search_between(5000)
     assert finest is not None and finest.log2_theta == -3 and finest.size == 1300  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("size", "reach", "ends"),
+    [(1000, 0, True), (900, 0, True), (899, 0, False), (1001, 0, False), (1030, 80, True), (1031, 80, False),
+     (870, 80, True), (869, 80, False)],
+)  # fmt: skip
+def test_a_file_at_the_border_of_slack_or_reach_ends_the_search(size: int, reach: int, ends: bool) -> None:
+    """The cap is 1000 and the slack 100, so the middle is 950."""
+    sizes = iter([size, 950])
+    outcome = find_theta(
+        lambda _: next(sizes), 1000, forecast=lambda x: 950 - 100 * x, slack=100, reach=reach, max_passes=2,
+        lowest=-20, highest=20,
+    )  # fmt: skip
+    assert outcome is not None and [made for _, made in outcome.passes] == ([size] if ends else [size, 950])
+    assert outcome.size == outcome.passes[-1][1]

@@ -181,3 +181,23 @@ def test_errors_and_entropy_of_pruned_codes_are_measured_again() -> None:
     assert torch.equal(again.codes, codes)
     assert again.scales is tensor.scales
     assert again.rtn_hessian_error == tensor.rtn_hessian_error
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "asked", "count"),
+    [
+        ([1000, 700, 400], 740, [0, 1], 1),  # the curve is right, and one fits with little room left
+        ([1000, 999, 500], 600, [0, 2, 1], 2),  # with room left, the only number between is tried, which is too few
+        ([1000, 990, 980, 300], 310, [0, 3], 3),
+    ],
+)
+def test_small_searches_by_hand(sizes: list[int], limit: int, asked: list[int], count: int) -> None:
+    tried: list[int] = []
+
+    def encode(number: int) -> range:
+        tried.append(number)
+        return range(sizes[number])
+
+    line = 8.0 * np.linspace(sizes[0], sizes[-1], len(sizes))
+    assert fit(encode, Many(len(sizes) - 1, line), limit) == (count, range(sizes[count]), len(asked))
+    assert tried == asked

@@ -13,7 +13,7 @@ from bitgolf.referee.code import Script, read_script
 from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.run import audit_submission
 from bitgolf.referee.shipped import data_files, hidden_code, imported_files, uncertain, unknown_modules
-from bitgolf.referee.training_data import training_on_validation
+from bitgolf.referee.training_data import covers_validation, training_on_validation
 
 BEFORE_TRAINING, BEFORE_SEAL = "    model = train_model", "    serialize(h,"
 
@@ -412,3 +412,16 @@ def test_losses_that_are_none_are_named(value: str, tmp_path: Path) -> None:
 def test_the_synthetic_folder_fails_nothing(tmp_path: Path) -> None:
     verdict = audit_submission(Folder().write(tmp_path / "stack"))
     assert [made for made in verdict.checks if made.verdict == "FAIL"] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "covered"),
+    [
+        ("data/fineweb_val_*.bin", True), ("fineweb_val_000000.bin", True), ("fineweb_*.bin", True), ("*", True),
+        ("fineweb_[tv]*_000000.bin", True), ("val_??????.bin", True), ("fineweb_validation_*.bin", True),
+        ("fineweb_train_*.bin", False), ("*.npy", False), ("train_*.bin", False), ("val.bin", False), ("", False),
+        ("fineweb_train_000000.bin", False), ("fineweb_val", False), ("[a-t]*_val.txt", False),
+    ],
+)  # fmt: skip
+def test_patterns_that_cover_a_shard_of_validation(pattern: str, covered: bool) -> None:
+    assert covers_validation(pattern) is covered

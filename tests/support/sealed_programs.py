@@ -6,6 +6,7 @@ headline evaluation is. Losses are those of a fixed function of the tokens, so a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -46,6 +47,15 @@ class Honest:
 
     def update(self, revealed: Any, start: int, stop: int) -> None:
         self.learned += 0.5
+
+
+class HasAnExitHandler(Honest):
+    """Prints when it scores, and would print at the exit."""
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        atexit.register(print, "exit handler", flush=True)
+        print("scored", flush=True)
+        return super().score(read, start, stop)
 
 
 class OpensTheText(Honest):
