@@ -17,7 +17,7 @@ from bitgolf.errors import RunError
 from bitgolf.submit.seed_runs import SeedRun
 
 # Part of PyTorch, or optional.
-_ACCELERATORS = ("triton", "flash_attn_interface", "flash_attn")
+_ACCELERATORS = ("triton", "flash_attn_interface", "flash_attn", "quack")
 
 
 def requirements_text(bundle: Bundle, runs: Sequence[SeedRun]) -> str:
