@@ -34,9 +34,7 @@ class Decoder(Protocol):
         """The next `count` values, (count,) int32."""
         ...
 
-    def is_empty(self) -> bool:
-        """Whether everything has been popped."""
-        ...
+    def is_empty(self) -> bool: ...
 
 
 def encode(pieces: Iterable[tuple[np.ndarray, Table]]) -> np.ndarray:

@@ -58,8 +58,6 @@ _Located = dict[str, tuple[str, memoryview]]  # by stream: its place in the file
 
 @dataclass(frozen=True)
 class Artifact:
-    """A decoded artifact."""
-
     model_config: dict[str, Any]  # what the model is built from
     tokenizer: bytes  # the tokenizer's own file, byte for byte
     tokenizer_meta: dict[str, Any]  # how to use it

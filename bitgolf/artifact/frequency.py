@@ -69,7 +69,6 @@ class Contexts:
 
     @classmethod
     def one(cls, scale_class: int = 0, quantizer: int = 0) -> Contexts:
-        """A single context."""
         return cls(np.array([scale_class]), np.array([quantizer]))
 
     def __len__(self) -> int:

@@ -40,7 +40,6 @@ class PackedModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
         return self.model.embedding.device
 
 

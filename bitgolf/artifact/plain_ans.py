@@ -47,5 +47,4 @@ class PlainDecoder:
         return values
 
     def is_empty(self) -> bool:
-        """Whether everything has been popped."""
         return self._state == 0 and not self._words

@@ -99,7 +99,6 @@ class StoredTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor."""
         return tuple(self.values.shape)
 
     def restore(self) -> Tensor:

@@ -21,13 +21,11 @@ LOSS_TOLERANCE_NATS = 5e-5
 
 @run_checks.register("normalization", "C2", "probabilities over the whole vocabulary sum to one")
 def normalization(evidence: Evidence) -> Finding:
-    """C2: the distributions of the passage."""
     return normalized(evidence.headline.shown.log_p, evidence.config.model.vocab_size)
 
 
 @run_checks.register("losses-match", "C2", "each loss is -log p of its target under the distribution shown")
 def losses_match(evidence: Evidence) -> Finding:
-    """C2: the losses of the passage."""
     return losses_of(evidence.headline.shown, evidence.headline.passage.tokens)
 
 

@@ -63,13 +63,11 @@ class Evidence:
 
     @cached_property
     def budget(self) -> Budget:
-        """The ledger of charges."""
         self.require("budget.json")
         return self.run.budget()
 
     @cached_property
     def pack(self) -> dict[str, Any]:
-        """pack.json."""
         return self._json("pack.json")
 
     @cached_property
@@ -87,7 +85,6 @@ class Evidence:
 
     @cached_property
     def event_log(self) -> dict[str, Any]:
-        """tape.json."""
         return self._json("tape.json")
 
     @cached_property
@@ -117,7 +114,6 @@ class Evidence:
 
     @cached_property
     def data(self) -> PreparedData:
-        """The prepared data."""
         return open_data(self.require("data"))
 
     @cached_property
@@ -183,7 +179,6 @@ class Evidence:
         return SealedRun(self.headline, self.text_sources, self.everything, self.rng("blocks"), limits)
 
     def close(self) -> None:
-        """End the sealed process, if there is one."""
         if "again" in self.__dict__:
             self.again.close()
 

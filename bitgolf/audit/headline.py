@@ -69,7 +69,6 @@ class Headline:
 
     @cached_property
     def packed(self) -> PackedModel:
-        """The artifact, loaded."""
         return open_model(self.artifact, str(self.device), canonical=self.config.score.canonical)
 
     @cached_property

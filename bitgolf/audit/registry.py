@@ -57,7 +57,6 @@ class Registry(Generic[Subject]):
         self.entries.sort(key=lambda entry: places.index(entry.function.__module__))
 
     def names(self, subject: Subject) -> list[str]:
-        """The checks that apply to `subject`."""
         return [entry.name for entry in self.entries if entry.applies(subject)]
 
     def make(self, subject: Subject, only: Collection[str] = (), progress: Progress = silent) -> Verdict:

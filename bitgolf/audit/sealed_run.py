@@ -53,12 +53,10 @@ class SealedRun:
         self._stack = ExitStack()
 
     def close(self) -> None:
-        """End the process."""
         self._stack.close()
 
     @cached_property
     def process(self) -> SealedProcess:
-        """The process, started."""
         headline, config = self.headline, self.headline.config
         settings = {
             "config": config.model_dump(mode="json"),

@@ -87,7 +87,6 @@ class Verdict:
         return {check.name: check for check in self.checks}[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `audit.json`."""
         outcomes = [check.verdict for check in self.checks]
         return {
             "bitgolf_version": __version__,

@@ -119,8 +119,6 @@ _READ_BY_COMPILERS = re.compile(r"\b(import triton|custom_op|get_type_hints)\b")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A packed program."""
-
     data: bytes  # the bytes of train_gpt.py
     modules: Mapping[str, str]  # minified source of each module by dotted name
     settings: str  # JSON of the settings that differ from the defaults

@@ -33,7 +33,6 @@ def trace(package: Mapping[str, ast.Module], module: str, function: str) -> dict
 
 
 def bound_name(alias: ast.alias) -> str:
-    """The name that an import binds."""
     return alias.asname or alias.name.split(".")[0]
 
 

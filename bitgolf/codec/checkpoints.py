@@ -42,7 +42,6 @@ class Checkpoints:
         self._steps = self._checksum = 0
 
     def logits(self, going: np.ndarray) -> Tensor:
-        """See `Predictor`."""
         return self.predictor.logits(going)
 
     def accept(self, tokens: np.ndarray) -> None:

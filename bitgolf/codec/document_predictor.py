@@ -50,7 +50,6 @@ class DocumentPredictor:
         self.steps = self._fresh_steps()
 
     def logits(self, going: np.ndarray) -> Tensor:
-        """See `Predictor`."""
         size, position = self.config.chunk_tokens, self.position
         border = position % size == 0
         if border and position:
@@ -66,7 +65,6 @@ class DocumentPredictor:
         return out
 
     def accept(self, tokens: np.ndarray) -> None:
-        """See `Predictor`."""
         self.position += 1
         self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
 

@@ -83,8 +83,6 @@ class CodedStream:
 
 @dataclass(frozen=True)
 class CodedText:
-    """All fields of a coded file."""
-
     num_bytes: int  # length of the text
     text_digest: bytes  # first 16 bytes of its SHA-256
     model_digest: bytes  # first 8 bytes of the SHA-256 of the artifact
@@ -97,7 +95,6 @@ class CodedText:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of all payloads."""
         return sum(len(stream.payload) for stream in self.streams)
 
 

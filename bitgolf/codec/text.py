@@ -75,7 +75,6 @@ class Coded:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all streams."""
         return sum(stream.num_tokens for stream in self.text.streams)
 
     @property
@@ -242,7 +241,6 @@ def _encode(
 
 
 def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Progress) -> list[np.ndarray]:
-    """The tokens of each stream."""
     if not text.streams:
         return []
     lengths = [stream.num_tokens for stream in text.streams]

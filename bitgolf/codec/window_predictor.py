@@ -53,7 +53,6 @@ class WindowPredictor:
 
     @torch.no_grad()
     def logits(self, going: np.ndarray) -> Tensor:
-        """See `Predictor`."""
         self.going = going
         position = self.position
         if self.adapted is not None and self.adapted.adapter is not None:
@@ -68,7 +67,6 @@ class WindowPredictor:
         return self.steps.step(self.tokens[:, position : position + 1])
 
     def accept(self, tokens: np.ndarray) -> None:
-        """See `Predictor`."""
         self.position += 1
         self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
         self.lengths += self.going

@@ -16,8 +16,6 @@ Arguments = argparse.Namespace
 
 @dataclass(frozen=True)
 class Command:
-    """One command."""
-
     name: str  # as it is typed
     text: str  # one line of help
     # adds the command's arguments to its parser. All commands have `--json` already.

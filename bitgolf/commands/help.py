@@ -71,7 +71,6 @@ def _sentence(text: str) -> str:
 
 
 def _details(command: Command) -> str:
-    """Settings and examples of a command."""
     parts = []
     if command.settings:
         settings = [all_settings()[key] for key in command.settings]

@@ -58,7 +58,6 @@ def print_caveats(out: Console, run: RunDirectory) -> None:
 
 
 def _score_text(arguments: Arguments, out: Console) -> int:
-    """Score a text file as one document."""
     data = read_input(arguments.target, _MAX_TEXT_BYTES)
     try:
         text = data.decode("utf-8")

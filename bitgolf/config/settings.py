@@ -18,8 +18,6 @@ from bitgolf.config.section import Section
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting."""
-
     key: str
     allowed: str  # the allowed values in words, for example "one of none, ste, soft_round" or "integer >= 1"
     default: Any
@@ -27,7 +25,6 @@ class Setting:
 
     @property
     def is_list(self) -> bool:
-        """Whether the value is a list."""
         return isinstance(self.default, tuple)
 
 

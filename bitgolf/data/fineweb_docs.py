@@ -72,7 +72,6 @@ class FinewebDocs:
         self._stack.close()
 
     def validation(self) -> Iterator[str]:
-        """The documents of the validation split."""
         return itertools.starmap(_document, itertools.islice(self._lines(), VALIDATION_DOCUMENTS))
 
     def training(self) -> Iterator[str]:

@@ -62,7 +62,6 @@ class Hub:
         return path
 
     def url(self, file: str) -> str:
-        """The address of `file`."""
         return str(
             self._hub.hf_hub_url(REPOSITORY, file, repo_type="dataset", revision=self.revision, endpoint=self._endpoint)
         )
@@ -81,7 +80,6 @@ class Hub:
         return metadata.size
 
     def failure(self, file: str, error: BaseException) -> DataError:
-        """The error for a download that failed."""
         where = self._endpoint or self._hub.constants.ENDPOINT
         reason = " ".join(str(error).split()).rstrip(".") + "."
         return DataError(

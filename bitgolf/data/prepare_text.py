@@ -221,7 +221,6 @@ def _write_splits(
 
 
 def _empty_split(split: str, config: DataConfig, splits: dict[str, dict[str, Any]]) -> str:
-    """The message for an empty split."""
     total = sum(entry["documents"] for entry in splits.values())
     if not total:
         return f"source {config.source_text!r} has no text"

@@ -45,7 +45,6 @@ class PreparedData:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The manifest's entries about the tokenizer."""
     return {
         "tokenizer": {
             "name": tokenizer.name,

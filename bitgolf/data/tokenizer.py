@@ -40,7 +40,6 @@ class Tokenizer:
     """A SentencePiece model with byte accounting. Build it with `Tokenizer.load` or `train_tokenizer`."""
 
     def __init__(self, model_bytes: bytes, lossless: bool | None = None, name: str = "tokenizer") -> None:
-        """See `load`."""
         settings = read_model(model_bytes)
         if lossless and not settings.lossless:
             raise DataError(

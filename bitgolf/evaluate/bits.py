@@ -28,7 +28,6 @@ class BitsPerByte:
     bpb_per_nat: float
 
     def to_json(self) -> dict[str, float | int]:
-        """Plain values for `score.json`."""
         return asdict(self)
 
 

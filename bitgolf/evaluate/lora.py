@@ -95,12 +95,10 @@ class DocumentAdapters:
 
     @property
     def a(self) -> list[Tensor]:
-        """Every A."""
         return self.parameters[: len(self.sites)]
 
     @property
     def b(self) -> list[Tensor]:
-        """Every B."""
         return self.parameters[len(self.sites) :]
 
     def split(self, values: Tensor) -> list[Tensor]:

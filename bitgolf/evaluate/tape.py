@@ -81,12 +81,10 @@ class ScoreTape:
 
     @property
     def num_tokens(self) -> int:
-        """N."""
         return len(self._tokens)
 
     @property
     def num_targets(self) -> int:
-        """N - 1."""
         return len(self._nll)
 
     @property
@@ -101,7 +99,6 @@ class ScoreTape:
 
     @property
     def complete(self) -> bool:
-        """Whether every target has its score."""
         return self._num_scored == self.num_targets
 
     @property

@@ -64,7 +64,6 @@ class GenerationCache:
         return 0 if self.tokens is None else self.tokens.size(1)
 
     def take(self, tokens: Tensor, attention: AttentionConfig) -> Taken:
-        """See `Cache`."""
         new, first = tokens.size(1), self.length
         self.tokens = tokens if self.tokens is None else torch.cat((self.tokens, tokens), dim=1)
         positions = torch.arange(first, first + new, device=tokens.device, dtype=torch.float32)

@@ -149,7 +149,6 @@ class StepRounder:
             self.weight = (cost / cost.mean(dim=1, keepdim=True)).to(torch.float32).clamp_min(1e-6)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `gptq.Rounder`."""
         return self._round(x, self.weight)
 
     def without_feedback(

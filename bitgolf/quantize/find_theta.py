@@ -21,8 +21,6 @@ Point = tuple[float, int]  # (log2 of theta, bytes of its file)
 
 @dataclass(frozen=True)
 class ThetaSearch:
-    """The outcome of a search."""
-
     log2_theta: float  # of the best file: within the slack of the cap or nearest to it
     size: int  # bytes of that file
     passes: tuple[Point, ...]  # (log2 of theta, bytes) of every file that was made, in order

@@ -38,7 +38,6 @@ class GridRounder:
     grid: Grid
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Rounder`."""
         return torch.round(x).clamp(-self.grid.qmax, self.grid.qmax)
 
 

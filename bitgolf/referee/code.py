@@ -89,7 +89,6 @@ class Script:
 
     @cached_property
     def strings(self) -> set[str]:
-        """All string constants."""
         return {node.value for node in self.nodes(ast.Constant) if isinstance(node.value, str)}
 
     @cached_property
@@ -173,7 +172,6 @@ class Script:
         return downloads
 
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        """All functions and methods."""
         yield from self.nodes(ast.FunctionDef)
         yield from self.nodes(ast.AsyncFunctionDef)
 

@@ -221,7 +221,6 @@ def _same_setting(assigned: str, resolved: str) -> bool:
 
 @submission_checks.register("self-contained", "B7", "the script neither downloads nor installs anything")
 def self_contained(submission: Submission) -> Finding:
-    """B7: no downloads, no installation at run time."""
     source = submission.source
     problems = [f"{source.name} {what}" for what in source.downloads()]
     return judge(problems[:8], f"{len(source.imports)} imports, none that fetches anything")

@@ -53,5 +53,4 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def shown(value: float) -> str:
-    """A number for a message."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.8g}"

@@ -73,7 +73,6 @@ class Metric:
 
     @property
     def constant(self) -> float:
-        """bpb / loss."""
         return self.bpb / self.loss
 
     @property
@@ -110,8 +109,6 @@ class Stop:
 
 @dataclass(eq=False)
 class Log:
-    """One log file, parsed."""
-
     name: str
     lines: dict[int, str]  # by number from 1, without the script's source
     source: str  # the script's source, "" without it
@@ -182,7 +179,6 @@ class Log:
 
 
 def parse_log(name: str, text: str) -> Log:
-    """Parse the text of a log file."""
     source, lines = _set_source_aside(text)
     log = Log(name, lines, source)
     section = ""  # of a TOML configuration, with a dot

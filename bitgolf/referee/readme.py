@@ -32,8 +32,6 @@ class Table:
 
 
 class Readme:
-    """The text of a README."""
-
     def __init__(self, text: str) -> None:
         self._prose: list[str] = []  # lines
         self._code: list[str] = []

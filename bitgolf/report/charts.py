@@ -62,7 +62,6 @@ def short_number(value: float) -> str:
 
 
 def draw(chart: LineChart) -> str:
-    """The chart as an `<svg>` element."""
     points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)]
     kept = [points[i] for i in thin(len(points))]
     with canvas(chart.key) as (figure, axes):

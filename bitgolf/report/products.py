@@ -154,7 +154,6 @@ class Products:
         return reasons
 
     def command(self, stage: str) -> str:
-        """The command that runs a stage on this run."""
         if stage == "prepare":
             return f"bitgolf run {self.path}/config.toml --out {self.path} --resume"
         return f"bitgolf {stage} {self.path}"

@@ -119,7 +119,6 @@ def sample(
 
 
 def render(products: Products, texts: Texts) -> str:
-    """The page as HTML text."""
     score, pack, audit = products.score, products.pack, products.audit
     curve = allocation.rate_distortion(pack) if pack else None
     drawn = [

@@ -206,7 +206,6 @@ def byte_groups(pack: dict[str, Any]) -> list[Bar]:
 
 
 def budget_meters(products: Products) -> list[Meter]:
-    """The three budgets, each with its charges."""
     meters = []
     for kind, label, unit, stage in _BUDGETS:
         charges = [charge for charge in products.budget.charges if charge.kind == kind]

@@ -73,7 +73,6 @@ def _process_lives(pid: str) -> bool:
 
 
 def write_bytes(destination: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `destination` atomically."""
     with atomic_path(destination) as temporary:
         temporary.write_bytes(data)
 

@@ -49,7 +49,6 @@ class World:
                 tensor.copy_(piece.view_as(tensor))
 
     def from_main(self, value: float) -> float:
-        """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
         box = torch.tensor([value], dtype=sums_dtype(self.device), device=self.device)
@@ -64,7 +63,6 @@ class World:
             torch.mps.synchronize()
 
     def barrier(self) -> None:
-        """Wait for every rank."""
         if self.size > 1:
             dist.barrier()
 

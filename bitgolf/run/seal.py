@@ -64,7 +64,6 @@ def seal_of(record: Mapping[str, Any], before: str = "") -> str:
 
 
 def sealed(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """A record with its seal."""
     return {**record, "seal": seal_of(record, before)}
 
 

@@ -49,7 +49,6 @@ class CompletionRequest(BaseModel):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One or several prompts."""
         several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
         return cast("list[str | list[int]]", self.prompt if several else [self.prompt])
 

@@ -61,5 +61,4 @@ def _results(run: SeedRun, code_bytes: int) -> list[str]:
 
 
 def step_milliseconds(run: SeedRun) -> float:
-    """Mean milliseconds per training step."""
     return 1000 * float(run.end["steps_seconds"]) / max(int(run.end["step"]), 1)

@@ -42,17 +42,14 @@ class SeedRun:
 
     @property
     def seed(self) -> int:
-        """The seed of its configuration."""
         return self.scored.seed
 
     @property
     def config(self) -> Config:
-        """Its configuration."""
         return self.scored.run.config
 
     @property
     def path(self) -> Path:
-        """The run directory."""
         return self.scored.run.path
 
     @property
@@ -62,7 +59,6 @@ class SeedRun:
 
     @property
     def scored_on(self) -> str:
-        """Devices that scored it."""
         return f"{self.scored.score['world_size']}x {self.scored.score['device']}"
 
     @property

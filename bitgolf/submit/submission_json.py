@@ -22,7 +22,6 @@ _DECIMALS = 8
 
 
 def submission_json(submission: Submission) -> str:
-    """Text of submission.json."""
     return json.dumps(describe(submission), indent=2, allow_nan=False) + "\n"
 
 

@@ -20,7 +20,6 @@ _DASH = "–"
 
 
 def submission_readme(submission: Submission) -> str:
-    """Text of README.md."""
     parts = [
         f"# {submission.name}",
         *_warning(submission),

@@ -113,7 +113,6 @@ def _retry_interrupted(trials: optuna.Study, folder: Path) -> None:
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """The run directory of a trial."""
     return folder / f"trial-{number:04d}"
 
 

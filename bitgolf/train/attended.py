@@ -61,11 +61,9 @@ class Attended(Unattended):
             require_same_data(self.trunk, run.require("data"))
 
     def start(self, live: dict[str, Tensor], world: World) -> Start:
-        """See `Unattended`."""
         return find_start(self.run.config, self.store, live, world, resume=self.resume, trunk=self.trunk)
 
     def begin(self, start: Start, plan: Plan, shapes: dict[str, tuple[int, ...]], log: TrainLog, world: World) -> None:
-        """See `Unattended`."""
         self.state = TrainState(start.step, start.seconds, self.run.config.digest(), world.size, start.origin)
         if world.is_main:
             log.sinks = open_sinks(self.run.config, self.run.path)
@@ -80,7 +78,6 @@ class Attended(Unattended):
             log.warning("no effect: %s", sentence)
 
     def mfu_per_token_rates(self, world: World) -> tuple[float, float]:
-        """See `Unattended`."""
         model, length, device = self.run.config.model, self.run.config.train.seq_len, device_name(world.device)
         off, on = (mfu(model, length, 1.0, device, world.size, looped) or 0.0 for looped in (False, True))
         return off, on

@@ -133,7 +133,6 @@ class CheckpointStore:
         return sorted({step for path in self.folder.glob("step-*") if (step := _step_of(path)) is not None})
 
     def remove_all(self) -> None:
-        """Delete every checkpoint."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, path: Path, config_digest: str) -> tuple[TrainState, dict[str, Tensor]]:

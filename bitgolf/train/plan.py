@@ -60,7 +60,6 @@ class Plan:
         return replace(self, division=replace(self.division, limit=seconds)), longer
 
     def figures(self) -> dict[str, float]:
-        """Values of the first log line."""
         return {
             "warm_up_seconds": self.warm_up_seconds,
             "warm_up_step_seconds": self.step_seconds,

@@ -33,7 +33,6 @@ class Ramp:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Ramp:
-        """The ramp of a configuration."""
         return cls([(start, tokens // config.block_tokens, rate) for start, tokens, rate in config.batch_parts])
 
     def begin(self, step: int) -> None:

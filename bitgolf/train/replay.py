@@ -50,8 +50,6 @@ class ReplayWindow:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What the burst did."""
-
     batches: int  # number of different batches planned
     # planned, steps: optimizer steps planned, and made before the clock ended the burst.
     planned: int

@@ -39,7 +39,6 @@ def open_sinks(config: Config, folder: Path) -> list[Callable[[str, dict[str, An
 
 
 def _send(sink: Sink, event: str, values: dict[str, Any]) -> None:
-    """Send the numbers of an event."""
     if prefix := _PREFIX.get(event):
         numbers = {
             f"{prefix}/{key}": float(value)

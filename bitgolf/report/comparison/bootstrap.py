@@ -43,7 +43,6 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self) | {"excludes_zero": self.excludes_zero}
 
 

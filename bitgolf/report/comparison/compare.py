@@ -33,8 +33,6 @@ from bitgolf.run.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared, and how."""
-
     method: str = "headline"  # "headline", a method of score.json, or "float-METHOD"
     margin_nats: float = MARGIN_NATS  # nats per token by which a candidate has to be better
     # resamples, bootstrap_seed: of the bootstrap over documents.
@@ -57,7 +55,6 @@ class RunSet:
 
     @property
     def mean_bpb(self) -> float:
-        """Mean score in bits per byte."""
         return sum(run.bpb for run in self.runs) / len(self.runs)
 
     @property
@@ -111,7 +108,6 @@ class Contrast:
     no_documents: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with the documents as interval and shares."""
         documents = self.documents and {
             **self.documents.interval.to_json(),
             "share_of_documents_better": self.documents.share_of_documents_better,
@@ -137,11 +133,9 @@ class Comparison:
 
     @property
     def runs(self) -> list[ScoredRun]:
-        """All runs, set by set."""
         return [run for group in self.sets for run in group.runs]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
         return {
             "method": self.settings.method,
             "runs": [

@@ -13,12 +13,10 @@ from bitgolf.version import __version__
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the page atomically."""
     atomic.write_text(path, render(comparison))
 
 
 def render(comparison: Comparison) -> str:
-    """The page as HTML text."""
     contrasts = [
         {
             "candidate": contrast.candidate,

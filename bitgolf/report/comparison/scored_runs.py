@@ -86,7 +86,6 @@ class ScoredRun:
 
     @property
     def seed(self) -> int:
-        """The seed of its configuration."""
         return int(self.run.config.seed)
 
     @property

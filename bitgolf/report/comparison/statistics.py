@@ -65,7 +65,6 @@ class Sample:
         return self.std / math.sqrt(self.count)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; seeds as text, as JSON wants it."""
         return {**asdict(self), "by_seed": {str(seed): value for seed, value in self.by_seed.items()}}
 
 
@@ -92,7 +91,6 @@ class TTest:
         return self.p < BAR_P
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self) | {"clears_bar": self.clears_bar}
 
 

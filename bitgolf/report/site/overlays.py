@@ -52,7 +52,6 @@ def look(number: int) -> Look:
 
 
 def draw_overlay(chart: Overlay) -> str:
-    """The chart as an `<svg>` element."""
     with canvas(chart.key) as (figure, axes):
         drawn: list[float] = []
         for curve in chart.curves:

@@ -74,7 +74,6 @@ def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent)
 
 
 def render_index(runs: Sequence[site_rows.SiteRun]) -> str:
-    """The index page."""
     overlays = site_rows.overlays(runs)
     trained = {curve.number for chart in overlays for curve in chart.curves}
     tables = site_rows.tables(runs)

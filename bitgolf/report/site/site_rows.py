@@ -208,7 +208,6 @@ def overlays(runs: Sequence[SiteRun]) -> list[Overlay]:
 
 
 def budget_rows(runs: Sequence[SiteRun]) -> list[tuple[SiteRun, list[sections.Meter]]]:
-    """The three budgets of every run."""
     return [(run, sections.budget_meters(run.products)) for run in runs]
 
 
