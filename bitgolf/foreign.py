@@ -94,7 +94,7 @@ def parse_json(data: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
         value = json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
+            parse_constant=_finite,
             parse_int=_integer,
             parse_float=_finite,
         )
@@ -259,10 +259,6 @@ def _refuse(value: Any, name: str, expected: str) -> NoReturn:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     kind = kinds.get(type(value), "a number")
     raise ForeignError(f"{name} is {kind}, it must be {expected}")
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ForeignError(f"the number {text} is not finite")
 
 
 def _integer(text: str) -> int:

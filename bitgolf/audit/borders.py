@@ -29,15 +29,11 @@ def length_blind(evidence: Evidence) -> Finding:
     return move_borders(passage, _NUM_MOVES[evidence.quick], rng, exact_shapes=passage.device.type == "cpu")
 
 
-def _claims_isolation(evidence: Evidence) -> bool:
-    return evidence.config.ttt.independent_documents
-
-
 @run_checks.register(
     "document-isolation",
     "isolation",
     "no prediction depends on the document before, as the method claims",
-    applies=_claims_isolation,
+    applies=lambda evidence: evidence.config.ttt.independent_documents,
 )
 def document_isolation(evidence: Evidence) -> Finding:
     """Rewrite the documents before a random border of the validation text."""

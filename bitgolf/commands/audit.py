@@ -18,7 +18,7 @@ from rich.console import Console
 from bitgolf.commands.codec import ask_for_reproducible_cublas
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import check_output, is_standard_output, write_output
-from bitgolf.commands.output import print_json
+from bitgolf.commands.output import print_result
 from bitgolf.commands.tables import audit_table
 from bitgolf.config.units import read_bytes_text, read_seconds_text
 from bitgolf.errors import ConfigError
@@ -80,10 +80,7 @@ def _audit(arguments: Arguments, out: Console) -> int:
         write_output(arguments.out, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
     if arguments.out is not None and is_standard_output(arguments.out):
         return verdict.exit_code
-    if arguments.json:
-        print_json(out, values)
-    else:
-        out.print(audit_table(values))
+    print_result(out, arguments.json, values, audit_table(values))
     return verdict.exit_code
 
 

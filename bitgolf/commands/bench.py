@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.output import print_json
+from bitgolf.commands.output import print_result
 from bitgolf.commands.tables import bench_table
 from bitgolf.config import load_config
 from bitgolf.errors import ConfigError
@@ -40,10 +40,7 @@ def _bench(arguments: Arguments, out: Console) -> int:
         figures = measure(config, peers, steps=arguments.steps, packing_seconds=packing, trace=arguments.profile)
         if arguments.summary and peers.is_main:
             _add_to_summary(arguments.summary, figures)
-    if arguments.json:
-        print_json(out, figures)
-    else:
-        out.print(bench_table(figures))
+    print_result(out, arguments.json, figures, bench_table(figures))
     return 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.output import print_json
+from bitgolf.commands.output import print_result
 from bitgolf.commands.tables import doctor_table
 from bitgolf.version import __version__
 
@@ -142,10 +142,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(arguments: Arguments, out: Console) -> int:
     findings = [asdict(finding) for finding in examine()]
-    if arguments.json:
-        print_json(out, {"python": sys.version.split()[0], "findings": findings})
-    else:
-        out.print(doctor_table(findings))
+    print_result(out, arguments.json, {"python": sys.version.split()[0], "findings": findings}, doctor_table(findings))
     return 0
 
 

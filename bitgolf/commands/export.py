@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import artifact_path
-from bitgolf.commands.output import print_json, print_line
+from bitgolf.commands.output import print_result
 from bitgolf.errors import ConfigError
 
 
@@ -41,10 +41,7 @@ def _export(arguments: Arguments, out: Console) -> int:
             f"{target}: the largest difference of a logit from the model is {values['largest_difference']:.1e}; the "
             f"tokenizer is {target.with_suffix('.model')}"
         )
-    if arguments.json:
-        print_json(out, values)
-    else:
-        print_line(out, text)
+    print_result(out, arguments.json, values, text)
     return 0
 
 

@@ -44,7 +44,7 @@ def build_parser(
         sub = subparsers.add_parser(
             command.name,
             help=command.text,
-            description=_sentence(command.text),
+            description=command.text[0].upper() + command.text[1:] + ".",
             epilog=_details(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -64,10 +64,6 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of an error about an unknown `word`: the name that is closest to it, or nothing."""
     near = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.7)
     return f", did you mean {near[0]}?" if near else ""
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
 
 
 def _details(command: Command) -> str:

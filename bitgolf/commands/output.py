@@ -33,6 +33,16 @@ def print_json(console: Console, value: Any) -> None:
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def print_result(console: Console, as_json: bool, value: Any, shown: str | Table) -> None:
+    """Print the result of a command: `value` as JSON, or what is shown to people."""
+    if as_json:
+        print_json(console, value)
+    elif isinstance(shown, str):
+        print_line(console, shown)
+    else:
+        console.print(shown)
+
+
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]], numeric: int = 0) -> Table:
     """A table whose last `numeric` columns are aligned right and never wrapped. A cell with a style is a `Text`."""
     table = Table(title=plain(title), title_justify="left")

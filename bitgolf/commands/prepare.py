@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import save_standard_input
-from bitgolf.commands.output import print_json
+from bitgolf.commands.output import print_result
 from bitgolf.commands.tables import data_table
 from bitgolf.config import resolve
 from bitgolf.errors import ConfigError
@@ -36,10 +36,7 @@ def _prepare(arguments: Arguments, out: Console) -> int:
     source = arguments.source if arguments.source != "-" else save_standard_input(arguments.out)
     config = resolve({}, arguments.overrides | {"data.source": json.dumps(source)})
     data = prepare(config.data, config.model.vocab_size, arguments.out, arguments.progress)
-    if arguments.json:
-        print_json(out, data.manifest)
-    else:
-        out.print(data_table(str(arguments.out), data.manifest))
+    print_result(out, arguments.json, data.manifest, data_table(str(arguments.out), data.manifest))
     return 0
 
 

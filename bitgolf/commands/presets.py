@@ -7,7 +7,7 @@ import argparse
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.output import print_json, print_line
+from bitgolf.commands.output import print_json, print_line, print_result
 from bitgolf.commands.tables import presets_table
 from bitgolf.config import Config, all_settings, load_config, preset_names
 from bitgolf.errors import ConfigError
@@ -26,10 +26,7 @@ def _show(arguments: Arguments, out: Console) -> int:
     if arguments.name is None:
         raise ConfigError(f"presets show needs a name: {', '.join(preset_names())}")
     config = load_config(arguments.name, arguments.overrides)
-    if arguments.json:
-        print_json(out, config.model_dump(mode="json"))
-    else:
-        print_line(out, annotated(config))
+    print_result(out, arguments.json, config.model_dump(mode="json"), annotated(config))
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.output import print_json, print_line
+from bitgolf.commands.output import print_json, print_line, print_result
 from bitgolf.errors import ConfigError
 from bitgolf.run.directory import RunDirectory
 
@@ -29,10 +29,7 @@ def _report(arguments: Arguments, out: Console) -> int:
 
     run = RunDirectory.open(arguments.run)
     page = report(run, device=choose_device(run.config.device).type, progress=arguments.progress)
-    if arguments.json:
-        print_json(out, {"report": str(page)})
-    else:
-        print_line(out, f"report: {page}")
+    print_result(out, arguments.json, {"report": str(page)}, f"report: {page}")
     return 0
 
 

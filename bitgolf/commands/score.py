@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import STANDARD, artifact_path, read_input
-from bitgolf.commands.output import print_json, print_line
+from bitgolf.commands.output import print_json, print_line, print_result
 from bitgolf.commands.tables import score_table, text_score_table
 from bitgolf.errors import ConfigError, DataError
 from bitgolf.run.directory import RunDirectory
@@ -78,10 +78,7 @@ def _score_text(arguments: Arguments, out: Console) -> int:
         "score": result.to_json(),
         "compressors": general_purpose(data, arguments.progress),
     }
-    if arguments.json:
-        print_json(out, values)
-    else:
-        out.print(text_score_table(values))
+    print_result(out, arguments.json, values, text_score_table(values))
     return 0
 
 

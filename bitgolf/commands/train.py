@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.output import print_json, print_line
+from bitgolf.commands.output import print_result
 from bitgolf.errors import RunError
 from bitgolf.run.directory import RunDirectory
 
@@ -43,14 +43,11 @@ def _train(arguments: Arguments, out: Console) -> int:
         with memory_of("train.micro_batch_tokens", run.config.train.micro_batch_tokens):
             train_attended(run, peers, resume=arguments.resume, branch=arguments.branch, progress=arguments.progress)
     end = read_events(run / "train.jsonl")[-1]
-    if arguments.json:
-        print_json(out, end)
-    else:
-        print_line(
-            out,
-            f"trained {end['step']} steps, {end['tokens']:,} tokens in {end['elapsed_seconds']:.1f} s "
-            f"({end['tokens_per_second']:,.0f} tokens/s)",
-        )
+    text = (
+        f"trained {end['step']} steps, {end['tokens']:,} tokens in {end['elapsed_seconds']:.1f} s "
+        f"({end['tokens_per_second']:,.0f} tokens/s)"
+    )
+    print_result(out, arguments.json, end, text)
     return 0
 
 

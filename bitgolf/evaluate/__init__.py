@@ -8,7 +8,7 @@ repeats them. Every pass goes through a score tape, which reveals tokens only af
 
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.tape import Adapter, Scorer, ScoreTape, TokenReader, evaluate
-from bitgolf.evaluate.window_scorer import make_scorer, window_plan
+from bitgolf.evaluate.window_scorer import window_plan
 
 __all__ = [
     "Adapter",
@@ -18,6 +18,5 @@ __all__ = [
     "TokenReader",
     "bits_per_byte",
     "evaluate",
-    "make_scorer",
     "window_plan",
 ]

@@ -27,9 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bitgolf.config import Config
-from bitgolf.errors import ConfigError
 from bitgolf.evaluate.split_model import Model, split
-from bitgolf.evaluate.tape import Scorer, TokenReader
+from bitgolf.evaluate.tape import TokenReader
 from bitgolf.model.document_borders import BOS
 from bitgolf.run.ranks import World
 
@@ -60,18 +59,11 @@ class Windows:
             method or score.methods[-1], config.window, score.stride, batch_tokens or score.batch_tokens, documents
         )
 
-    def scorer(self, model: Model, world: World) -> Scorer:
-        """The scorer of `method`; see `make_scorer`."""
-        return make_scorer(
-            self.method,
-            model,
-            window=self.length,
-            stride=self.stride,
-            batch_tokens=self.batch_tokens,
-            device=world.device,
-            rank=world.rank,
-            world_size=world.size,
-            documents=self.documents,
+    def scorer(self, model: Model, world: World) -> WindowScorer:
+        """The scorer of `method`. With several ranks, all score the same ranges, and all get all losses."""
+        stride = self.length if self.method == "chunked" else self.stride
+        return WindowScorer(
+            model, self.length, stride, self.batch_tokens, world.device, world.rank, world.size, self.documents
         )
 
 
@@ -212,39 +204,3 @@ class WindowScorer:
         shared = losses if "nccl" in str(dist.get_backend()) else losses.cpu()
         dist.all_reduce(shared, op=dist.ReduceOp.SUM)
         return shared
-
-
-def make_scorer(
-    method: str,  # "chunked" (stride is ignored) or "sliding"
-    # causal, tokens (B, T) int64 -> logits (B, T, V) float32. A model with hidden states and a head of its own (see
-    # `split_model`) runs as two parts; compiled parts see one shape each, (B, T) and (P, D).
-    model: Model,
-    *,
-    window: int,  # T, tokens of context and width of every forward pass
-    stride: int,  # targets newly scored by each sliding window, 1..T
-    batch_tokens: int,  # tokens per forward pass on one rank; B = batch_tokens // window rows
-    device: torch.device | str,  # where the model is
-    # rank, world_size: this process's share of the windows. With world_size > 1 every rank must score the same ranges,
-    # and torch.distributed must be initialized (all ranks get all losses).
-    rank: int = 0,
-    world_size: int = 1,
-    documents: bool = False,  # the model's attention stays within documents
-) -> Scorer:
-    """The scorer of a method.
-
-    Raises:
-        ConfigError: unknown method or impossible sizes.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"unknown scoring method {method!r}; methods: {', '.join(METHODS)}")
-    if window < 1:
-        raise ConfigError(f"the scoring window is {window} tokens; it must be at least 1")
-    if method == "chunked":
-        stride = window
-    if not 1 <= stride <= window:
-        raise ConfigError(f"stride {stride} must be from 1 to the window of {window} tokens, or targets are skipped")
-    if batch_tokens < window:
-        raise ConfigError(f"batch_tokens {batch_tokens} does not hold one window of {window} tokens")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank {rank} is not one of 0..{world_size - 1}")
-    return WindowScorer(model, window, stride, batch_tokens, torch.device(device), rank, world_size, documents)

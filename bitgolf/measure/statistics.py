@@ -55,39 +55,31 @@ def write_statistics(folder: Path, statistics: Statistics) -> None:
 
 def read_hessians(folder: Path, run: Path) -> dict[str, Tensor]:
     """Hessians by key, on the CPU. Raises RunError if the file is missing or damaged."""
-    path = folder / _HESSIANS
-    if not path.exists():
-        raise RunError(
-            f"{path} is missing; set train.measure.calibration_tokens and run `bitgolf train {run}` again, or pack "
-            "with pack.method 'rtn'"
-        )
-    return read_tensors(path, run)
+    return read_tensors(_required(folder / _HESSIANS, run, "calibration_tokens", "pack.method 'rtn'"), run)
 
 
 def read_fisher(folder: Path, run: Path) -> dict[str, Fisher]:
     """Fisher statistics by parameter name. Raises RunError if the file is missing or damaged."""
-    path = folder / _FISHER
-    if not path.exists():
-        raise RunError(
-            f"{path} is missing; set train.measure.fisher_tokens and run `bitgolf train {run}` again, or pack with "
-            "pack.rate.hessian 'plain'"
-        )
-    tensors = read_tensors(path, run)
+    tensors = read_tensors(_required(folder / _FISHER, run, "fisher_tokens", "pack.rate.hessian 'plain'"), run)
     names = [key.removesuffix(".rows") for key in tensors if key.endswith(".rows")]
     return {name: Fisher(tensors[f"{name}.inputs"], tensors[f"{name}.rows"]) for name in names}
 
 
 def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
     """Curvature by parameter name. Raises RunError if the file is missing or damaged."""
-    path = folder / _CURVATURE
-    if not path.exists():
-        raise RunError(
-            f"{path} is missing; set train.measure.fisher_tokens or curvature_tokens and run `bitgolf train {run}` "
-            "again, or pack with pack.method 'gptq'"
-        )
+    path = _required(folder / _CURVATURE, run, "fisher_tokens or curvature_tokens", "pack.method 'gptq'")
     try:
         entries = as_object(read_json(path), "it")
         conform(entries, {"*": dict.fromkeys(_CURVATURE_FIELDS, as_number)}, "curvature")
         return {name: Curvature(*(float(entry[key]) for key in _CURVATURE_FIELDS)) for name, entry in entries.items()}
     except ForeignError as error:
         raise RunError(f"{path} is damaged ({error}); run `bitgolf train {run}` again") from error
+
+
+def _required(path: Path, run: Path, setting: str, otherwise: str) -> Path:
+    """`path`. Raises RunError that names the setting of `train.measure` if there is no such file."""
+    if path.exists():
+        return path
+    raise RunError(
+        f"{path} is missing; set train.measure.{setting} and run `bitgolf train {run}` again, or pack with {otherwise}"
+    )

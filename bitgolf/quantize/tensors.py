@@ -95,29 +95,6 @@ class QuantizedTensor:
         )
 
 
-def quantize_tensor(
-    name: str,
-    weight: Tensor,  # (R, C) any float dtype
-    grid: Grid | Steps,
-    method: str = "gptq",
-    hessian: Tensor | None = None,  # (C, C)
-    percentiles: Sequence[float] = PERCENTILES,
-    *,
-    importance: Tensor | None = None,  # (R,)
-    damping: float = 0.01,
-    block_size: int = 128,
-    dtype: torch.dtype = torch.float32,
-) -> QuantizedTensor:
-    """Quantize one tensor on its device; see `quantize_tensors`."""
-    return quantize_tensors(
-        [QuantizeTask(name, weight, grid, method, hessian, importance)],
-        percentiles,
-        damping=damping,
-        block_size=block_size,
-        dtype=dtype,
-    )[0]
-
-
 @torch.no_grad()
 def quantize_tensors(
     tasks: Sequence[QuantizeTask],

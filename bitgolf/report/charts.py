@@ -8,6 +8,7 @@ letters, and the style sheet makes the letters smaller if the drawing is scaled 
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -165,9 +166,5 @@ def as_svg(figure: Any, key: str, summary: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         body = body.replace(placeholder, variable)
     body = re.sub(r'\bfont(?:-[a-z]+)?: [^";]*;? ?', "", body)  # the page's style sheet decides
-    opening = f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{_attribute(summary)}">'
+    opening = f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{html.escape(summary)}">'
     return re.sub(r"^<svg[^>]*>", lambda _: opening, body).strip()
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from local_process import LocalProcess
 from tiny_run import file_digest
-from toy_models import BOS, CausalModel, LeakyModel, toy_tokens
+from toy_models import BOS, CausalModel, LeakyModel, make_scorer, toy_tokens
 
 from bitgolf.audit.documents import documents
 from bitgolf.audit.evidence import Evidence
@@ -27,7 +27,7 @@ from bitgolf.audit.sandbox.isolation import Isolation
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
 from bitgolf.errors import ArtifactError, ConfigError
-from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate
 from bitgolf.evaluate.adapted_pass import adapted_pass
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run import atomic
@@ -117,7 +117,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def score_all(model: CausalModel, method: str) -> ScoreTape:
     tape = ScoreTape(TOKENS)
-    evaluate(tape, make_scorer(method, model, window=16, stride=4, batch_tokens=48, device="cpu"))
+    evaluate(tape, make_scorer(method, model, window=16, stride=4, batch_tokens=48))
     return tape
 
 

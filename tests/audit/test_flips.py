@@ -16,6 +16,7 @@ from toy_models import (
     LeakyModel,
     SmugglingCache,
     UnigramCache,
+    make_scorer,
     toy_tokens,
 )
 
@@ -26,7 +27,7 @@ from bitgolf.audit.tape_log import score_first
 from bitgolf.audit.traces import Passage, Trace, deterministic_kernels, flip_tokens, trace
 from bitgolf.audit.verdict import Finding
 from bitgolf.errors import RuleViolation
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 
 TOKENS = toy_tokens(70, seed=3)
 
@@ -37,9 +38,7 @@ def evaluation_of(make_model, method: str = "sliding", wrap=None, scorer_class=N
     def evaluation(tokens: np.ndarray):
         model = make_model()
         adapter = wrap(model, tokens) if wrap is not None else None
-        scorer = make_scorer(
-            method, adapter if adapter is not None else model, window=16, stride=6, batch_tokens=48, device="cpu"
-        )
+        scorer = make_scorer(method, adapter if adapter is not None else model, window=16, stride=6, batch_tokens=48)
         return (scorer_class(scorer) if scorer_class is not None else scorer), adapter
 
     return evaluation

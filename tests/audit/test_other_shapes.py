@@ -13,12 +13,11 @@ import pytest
 import torch
 from tiny_gpt import text
 from tiny_run import environment
-from toy_models import CausalModel
+from toy_models import CausalModel, make_scorer
 
 from bitgolf.audit import other_shapes
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.shards import TokenShards
-from bitgolf.evaluate import make_scorer
 from bitgolf.run.directory import RunDirectory
 
 TOKENS = text(110, seed=3)
@@ -26,7 +25,7 @@ TOKENS = text(110, seed=3)
 
 def shapes_of(model: Any) -> Any:
     tokens = np.minimum(TOKENS, 12)
-    scorer = make_scorer("sliding", CausalModel(), window=16, stride=4, batch_tokens=64, device="cpu")
+    scorer = make_scorer("sliding", CausalModel(), window=16, stride=4, batch_tokens=64)
     nll = scorer.score(lambda a, b: tokens[a:b], 0, len(tokens) - 1)
     return other_shapes.plain_shapes(
         model, tokens, nll, window=16, stride=4, device=torch.device("cpu"), same_kernels=True

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_evidence import evidence
-from toy_models import CausalModel, UnigramCache, toy_tokens
+from toy_models import CausalModel, UnigramCache, make_scorer, toy_tokens
 
 from bitgolf.audit.tape_log import score_first, scored_once
 from bitgolf.errors import DataError
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 
 TOKENS = toy_tokens(61)
 
@@ -23,7 +23,7 @@ TOKENS = toy_tokens(61)
 def event_log() -> dict[str, Any]:
     """Of a real adaptive evaluation in four chunks of 15 targets."""
     tape, adapter = ScoreTape(TOKENS), UnigramCache(CausalModel())
-    scorer = make_scorer("sliding", adapter, window=8, stride=4, batch_tokens=16, device="cpu")
+    scorer = make_scorer("sliding", adapter, window=8, stride=4, batch_tokens=16)
     evaluate(tape, scorer, adapter, chunk_targets=15)
     return json.loads(json.dumps(tape.event_log))  # type: ignore[no-any-return]
 

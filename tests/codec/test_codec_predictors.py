@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_gpt import BOS, WINDOW, adapted, config, text, tiny_gpt
+from toy_models import make_scorer
 
 from bitgolf.codec import document_predictor, window_predictor
 from bitgolf.codec.document_predictor import DocumentPredictor
@@ -18,7 +19,7 @@ from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import RuleViolation
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.language_model import LanguageModel
 from bitgolf.model import cached_steps
@@ -96,7 +97,7 @@ def test_windows_are_those_of_the_scorer(
     gpt = tiny_gpt(config().model.updated(attention))
     streams = [text(n + 1, seed=n)[1:].astype(np.int64) for n in (45, 3, 38)]
     predicted = run(with_stride(config(), stride, method), gpt, lossless, streams, 45)
-    scorer = make_scorer(method, gpt, window=WINDOW, stride=stride, batch_tokens=64, device="cpu")
+    scorer = make_scorer(method, gpt, window=WINDOW, stride=stride, batch_tokens=64)
     for stream, mine in zip(streams, predicted, strict=True):
         expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
         assert np.abs(mine - expected).max() < 1e-5
@@ -107,7 +108,7 @@ def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokeniz
     gpt = tiny_gpt(settings.model.updated({"attention.within_documents": True, "smear.document_mask": True}))
     stream = text(60, seed=8)[1:].astype(np.int64)
     (predicted,) = run(settings, gpt, lossless, [stream], 59)
-    scorer = make_scorer("sliding", gpt, window=WINDOW, stride=4, batch_tokens=64, device="cpu")
+    scorer = make_scorer("sliding", gpt, window=WINDOW, stride=4, batch_tokens=64)
     expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
     assert np.abs(predicted - expected).max() < 1e-5
     (seen_through,) = run(settings, tiny_gpt(), lossless, [stream], 59)
@@ -132,7 +133,7 @@ def test_one_stream_adapts_as_the_evaluation_does(ttt: dict[str, Any], lossless:
     gpt = tiny_gpt()
     (predicted,) = run(settings, gpt, lossless, [tokens[1:].astype(np.int64)], 150)
     assert np.abs(predicted - tape.nll).max() < CLOSE
-    plain = evaluate(ScoreTape(tokens), make_scorer("sliding", gpt, window=16, stride=4, batch_tokens=64, device="cpu"))
+    plain = evaluate(ScoreTape(tokens), make_scorer("sliding", gpt, window=16, stride=4, batch_tokens=64))
     assert np.abs(plain - tape.nll).max() > 50 * CLOSE, "nothing was adapted: the test shows nothing"
     fresh = tiny_gpt()
     assert all(torch.equal(a, b) for a, b in zip(gpt.parameters(), fresh.parameters(), strict=True))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codec_file import fuzz
+from toy_models import make_scorer
 
 from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes, file_format, range_coder
 from bitgolf.codec import text as codec_text
@@ -26,7 +27,7 @@ from bitgolf.codec.tokens import split_bytes, tokenize
 from bitgolf.config import TTTConfig
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ArtifactError, ConfigError
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.adapted_pass import adapted_pass
 from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.window_scorer import Windows
@@ -66,7 +67,7 @@ def score_bytes(text: bytes, model: CodecModel, streams: int, stride: int, ttt: 
         tape = ScoreTape(np.concatenate([[language_model.tokenizer.bos_id], stream.tokens]))
         gpt = language_model.model
         if ttt is None:
-            scorer = make_scorer("sliding", gpt, window=16, stride=stride or 4, batch_tokens=64, device="cpu")
+            scorer = make_scorer("sliding", gpt, window=16, stride=stride or 4, batch_tokens=64)
             evaluate(tape, scorer)
         else:
             with preserved(gpt):

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import ALONE, WINDOW, adapted, config, text, tiny_gpt
+from toy_models import make_scorer
 
 from bitgolf.audit.run import audit_run
 from bitgolf.config import Config, ModelConfig, TTTConfig, load_config
 from bitgolf.errors import TrainingDiverged
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.adapted_pass import adapted_pass_name
 from bitgolf.evaluate.chunk_training import (
     ChunkTTT,
@@ -73,12 +74,7 @@ def by_definition(settings_: Config, model: GPT, tokens: np.ndarray) -> tuple[np
     losses = []
     for c, (start, stop) in enumerate(chunks):
         scorer = make_scorer(
-            settings_.score.methods[-1],
-            model,
-            window=WINDOW,
-            stride=settings_.score.stride,
-            batch_tokens=48,
-            device="cpu",
+            settings_.score.methods[-1], model, window=WINDOW, stride=settings_.score.stride, batch_tokens=48
         )
         losses.append(scorer.score(lambda a, b: tokens[a:b], start, stop))
         if c == len(chunks) - 1:
@@ -156,7 +152,7 @@ def test_equals_a_plain_loop(ttt: dict[str, Any], methods: list[str]) -> None:
 
 def test_scores_up_to_the_first_update_are_those_without_it() -> None:
     plain = ScoreTape(TOKENS)
-    evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48, device="cpu"))
+    evaluate(plain, make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=4, batch_tokens=48))
     trained = run(config(method="full", weights={"lr": 0.05}), tiny_gpt())
     np.testing.assert_allclose(trained.nll[:40], plain.nll[:40], rtol=0, atol=1e-6)
     assert np.abs(trained.nll[40:] - plain.nll[40:]).max() > 1e-3

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, adapted, config, text, tiny_gpt
 from tiny_run import done, events, read_json
 from torch import Tensor
+from toy_models import make_scorer
 
 import bitgolf
 from bitgolf.audit.flips import all_after, flip_test, only_target
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.traces import Passage
 from bitgolf.config import Config
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
 from bitgolf.model.backends import choose_backend
 from bitgolf.model.gpt import GPT
@@ -58,8 +59,8 @@ def piecewise(model: GPT) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("method, stride", [("sliding", 4), ("sliding", 16), ("chunked", 16)])
 def test_a_target_is_scored_from_its_own_document_within_its_window(method: str, stride: int) -> None:
     model = tiny_gpt(aware().model)
-    scorer = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48, device="cpu", documents=True)
-    every_window = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48, device="cpu")
+    scorer = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48, documents=True)
+    every_window = make_scorer(method, model, window=WINDOW, stride=stride, batch_tokens=48)
     nll = evaluate(ScoreTape(TOKENS), scorer)
     expected = []
     for target in range(170):
@@ -70,9 +71,7 @@ def test_a_target_is_scored_from_its_own_document_within_its_window(method: str,
             expected.append(F.cross_entropy(model(context)[0, -1], torch.tensor(int(TOKENS[target + 1]))).item())
     np.testing.assert_allclose(nll, expected, rtol=0, atol=2e-5)
     np.testing.assert_allclose(nll, evaluate(ScoreTape(TOKENS), every_window), rtol=0, atol=2e-5)
-    unaware = make_scorer(
-        method, tiny_gpt(aware(False).model), window=WINDOW, stride=stride, batch_tokens=48, device="cpu"
-    )
+    unaware = make_scorer(method, tiny_gpt(aware(False).model), window=WINDOW, stride=stride, batch_tokens=48)
     assert np.abs(evaluate(ScoreTape(TOKENS), unaware) - nll).max() > 0.01
 
 

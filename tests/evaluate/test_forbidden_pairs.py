@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_gpt import ALONE, BOS, VOCAB, WINDOW, adapted, config, text, tiny_gpt
+from toy_models import make_scorer
 
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.split_model import CompiledModel, Tempered
 from bitgolf.model.cached_steps import CachedSteps
@@ -49,11 +50,11 @@ def test_logits_of_forbidden_pairs_are_far_below_all_others(model: GPT) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: CompiledModel(m, "eager"), lambda m: Tempered(m, 1.0)])
 def test_windows_score_with_the_mask(model: GPT, wrap) -> None:
-    scorer = make_scorer("sliding", wrap(model), window=WINDOW, stride=5, batch_tokens=3 * WINDOW, device="cpu")
+    scorer = make_scorer("sliding", wrap(model), window=WINDOW, stride=5, batch_tokens=3 * WINDOW)
     log_p = scorer.distributions(lambda a, b: TOKENS[a:b], 0, WINDOW)
     np.testing.assert_allclose(log_p, by_definition(TOKENS[:WINDOW], tiny_gpt()), atol=1e-4)
     losses = evaluate(ScoreTape(TOKENS), scorer)
-    without = make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=5, batch_tokens=3 * WINDOW, device="cpu")
+    without = make_scorer("sliding", tiny_gpt(), window=WINDOW, stride=5, batch_tokens=3 * WINDOW)
     assert (losses < evaluate(ScoreTape(TOKENS), without)).all(), "nothing that occurs is forbidden"
 
 

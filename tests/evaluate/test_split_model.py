@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gpt import VOCAB, text, tiny_gpt
 from torch import Tensor
+from toy_models import make_scorer
 
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.split_model import CompiledModel, Tempered, split
 from bitgolf.evaluate.window_scorer import METHODS
 from bitgolf.model.gpt import GPT
@@ -41,7 +42,7 @@ class Watched:
 
 
 def scorer_of(method: str, model: Any, window: int, stride: int, rows: int):
-    return make_scorer(method, model, window=window, stride=stride, batch_tokens=rows * window, device="cpu")
+    return make_scorer(method, model, window=window, stride=stride, batch_tokens=rows * window)
 
 
 sizes = st.integers(1, 12).flatmap(lambda window: st.tuples(st.just(window), st.integers(1, window)))

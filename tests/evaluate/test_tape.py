@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CausalModel, UnigramCache, toy_tokens
+from toy_models import CausalModel, UnigramCache, make_scorer, toy_tokens
 
 from bitgolf.errors import DataError, RuleViolation
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 
 
 def losses(count: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_an_update_is_logged_with_all_that_the_adapter_read() -> None:
                 revealed(first, last)
 
     tape = ScoreTape(np.arange(21))
-    scorer = make_scorer("chunked", CausalModel(21), window=5, stride=5, batch_tokens=5, device="cpu")
+    scorer = make_scorer("chunked", CausalModel(21), window=5, stride=5, batch_tokens=5)
     evaluate(tape, scorer, ReadsTwice(), chunk_targets=10)
     assert [e["tokens"] for e in tape.event_log["events"] if e["event"] == "update"] == [[2, 11]]
 
@@ -175,7 +175,7 @@ def test_an_adapter_learns_chunk_by_chunk() -> None:
     tokens, window, chunk = toy_tokens(60), 8, 16
     model = CausalModel()
     adapter = UnigramCache(model)
-    options = {"window": window, "stride": 4, "batch_tokens": 24, "device": "cpu"}
+    options = {"window": window, "stride": 4, "batch_tokens": 24}
     tape = ScoreTape(tokens)
     nll = evaluate(tape, make_scorer("sliding", adapter, **options), adapter, chunk_targets=chunk)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from code_length import gaussian_bits
+from grid_gptq import quantize_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import SMALLEST_SCALE
 from bitgolf.measure.inverse_factor import inverse_factor
 from bitgolf.quantize.column_steps import StepRounder, Steps, check_importance
-from bitgolf.quantize.tensors import quantize_tensor
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from grid_gptq import quantize_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf.grids.grid import Grid
 from bitgolf.quantize.prune import Candidates, fit, measure_again
-from bitgolf.quantize.tensors import QuantizedTensor, quantize_tensor
+from bitgolf.quantize.tensors import QuantizedTensor
 
 SHAPES = {"blocks.0.mlp.up.weight": (12, 10), "blocks.0.attention.key.weight": (6, 10), "embedding": (20, 10)}
 

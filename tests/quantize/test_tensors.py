@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from grid_gptq import quantize_tensor
 
 from bitgolf.artifact.trellis import trellis_levels
 from bitgolf.errors import ConfigError
@@ -14,7 +15,7 @@ from bitgolf.grids.grid import Grid, scale_levels
 from bitgolf.quantize import tensors as quantize
 from bitgolf.quantize.column_steps import Steps
 from bitgolf.quantize.gptq import factorize
-from bitgolf.quantize.tensors import QuantizeTask, quantize_tensor, quantize_tensors
+from bitgolf.quantize.tensors import QuantizeTask, quantize_tensors
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

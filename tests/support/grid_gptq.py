@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitgolf.grids.grid import Grid
 from bitgolf.quantize.gptq import GridRounder, factorize, round_with_feedback
+from bitgolf.quantize.tensors import PERCENTILES, QuantizedTensor, QuantizeTask, quantize_tensors
 
 
 def gptq_batched(
@@ -36,3 +37,11 @@ def gptq(
     """Round one matrix to a grid."""
     codes, dequantized = gptq_batched(weight[None], hessian[None], grid, scales[None], damping, block_size, dtype)
     return codes[0], dequantized[0]
+
+
+def quantize_tensor(
+    name: str, weight: Tensor, grid: object, method="gptq", hessian=None, percentiles=PERCENTILES, **settings
+) -> QuantizedTensor:
+    """One tensor on its device; `settings` are those of the task and of `quantize_tensors`."""
+    task = QuantizeTask(name, weight, grid, method, hessian, settings.pop("importance", None))
+    return quantize_tensors([task], percentiles, **settings)[0]

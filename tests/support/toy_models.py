@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bitgolf.evaluate.tape import TokenReader
+from bitgolf.evaluate.window_scorer import Windows, WindowScorer
+from bitgolf.run.ranks import World
 
 VOCAB = 13
 BOS = 1
@@ -87,3 +89,10 @@ def toy_tokens(length: int, seed: int = 0) -> np.ndarray:
     tokens[rng.random(length) < 0.05] = BOS
     tokens[0] = BOS
     return tokens
+
+
+def make_scorer(
+    method: str, model: object, *, window: int, stride: int, batch_tokens: int, documents: bool = False
+) -> WindowScorer:
+    """The scorer of a method on the CPU."""
+    return Windows(method, window, stride, batch_tokens, documents).scorer(model, World(0, 1, torch.device("cpu")))

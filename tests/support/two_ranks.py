@@ -11,8 +11,9 @@ from ranks import fork
 from tiny_gpt import BOS, WINDOW, adapted, config, free_port, text, tiny_gpt
 from toy_models import CausalModel, toy_tokens
 
-from bitgolf.evaluate import ScoreTape, evaluate, make_scorer
+from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
+from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.run.ranks import World
 
 # Three rows per chunk, in batches of two and one; a clip that binds, so that it matters what is clipped.
@@ -32,8 +33,7 @@ _DOCUMENTS = config(method="lora", lora={"documents": 5, "keep_a": True})
 
 def windows(world: World) -> np.ndarray:
     """Losses by sliding windows, in two chunks."""
-    place = {"device": "cpu", "rank": world.rank, "world_size": world.size}
-    scorer = make_scorer("sliding", CausalModel(), window=16, stride=3, batch_tokens=64, **place)
+    scorer = Windows("sliding", 16, 3, 64).scorer(CausalModel(), world)
     return evaluate(ScoreTape(toy_tokens(333)), scorer, chunk_targets=150)
 
 

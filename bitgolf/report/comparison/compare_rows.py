@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from bitgolf.report.comparison.compare import Comparison, Contrast
 from bitgolf.report.comparison.statistics import AUDIT_P, BAR_P, TTest
@@ -84,7 +83,10 @@ def run_rows(comparison: Comparison) -> list[tuple[str, str, str, str, str, str,
 
 def difference_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Key and the value of each set, as in a configuration file."""
-    return [(key, [_setting(value) for value in values]) for key, values in comparison.differences.items()]
+    return [
+        (key, [value if isinstance(value, str) else json.dumps(value) for value in values])
+        for key, values in comparison.differences.items()
+    ]
 
 
 def _documents_row(contrast: Contrast) -> Row:
@@ -95,7 +97,7 @@ def _documents_row(contrast: Contrast) -> Row:
     state = "open" if not interval.excludes_zero else "pass" if interval.high < 0 else "fail"
     return Row(
         "Over documents, 95 % interval",
-        f"{_between(interval.low, interval.high)} bits per byte",
+        f"{signed(interval.low)} to {signed(interval.high)} bits per byte",
         state,
         f"{interval.documents:,} documents, {interval.resamples:,} resamples; better in "
         f"{documents.share_of_documents_better:.1%} of the documents ({documents.share_of_bytes_better:.1%} of the "
@@ -127,13 +129,5 @@ def _verdict(p: float, bar: float) -> str:
     return f"{p_value(p)}, {'' if p < bar else 'not '}below {bar:g}"
 
 
-def _between(low: float, high: float) -> str:
-    return f"{signed(low)} to {signed(high)}"
-
-
 def _plain(value: float) -> str:
     return f"{value:.2f}".replace("-", MINUS)
-
-
-def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

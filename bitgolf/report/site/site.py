@@ -93,7 +93,7 @@ def render_index(runs: Sequence[site_rows.SiteRun]) -> str:
         sets=site_rows.seed_sets(runs),
         charts=[{"title": chart.title, "key": chart.key, "svg": markup(draw_overlay(chart))} for chart in overlays],
         legend=[(run, look(run.number)) for run in runs if run.number in trained],
-        budgets=site_rows.budget_rows(runs),
+        budgets=[(run, sections.budget_meters(run.products)) for run in runs],
     )
 
 

@@ -207,10 +207,6 @@ def overlays(runs: Sequence[SiteRun]) -> list[Overlay]:
     ]
 
 
-def budget_rows(runs: Sequence[SiteRun]) -> list[tuple[SiteRun, list[sections.Meter]]]:
-    return [(run, sections.budget_meters(run.products)) for run in runs]
-
-
 def as_json(runs: Sequence[SiteRun]) -> list[dict[str, Any]]:
     """The table as plain values, in the order of the runs."""
     return [
