@@ -32,7 +32,6 @@ _PART_BYTES = 1 << 20  # read at a time
 MAX_DEPTH = 64  # nested lists and objects
 MAX_INTEGER = 2**63 - 1  # largest magnitude of an integer
 MAX_NUMBER_LENGTH = 64  # characters of a number
-MAX_LINE = 16_384  # characters of a line that patterns are searched in
 _SHOWN = 200  # characters of foreign text in a message
 _NUMBER = re.compile(r"[+-]?(\d{1,32}(\.\d{0,32})?|\.\d{1,32})([eE][+-]?\d{1,3})?", re.ASCII)
 # C0 and C1 controls but tab and newline, bidirectional controls, line and paragraph separators, surrogates.
@@ -141,12 +140,6 @@ def parse_number(text: str) -> float:
     if not _NUMBER.fullmatch(stripped) or not math.isfinite(value := float(stripped)):
         raise ForeignError(f"{printable(text)!r} is not a number")
     return value
-
-
-def lines(text: str, longest: int = MAX_LINE) -> Iterator[str]:
-    """The lines of `text`, each cut to `longest` characters, so that the work of a pattern per line is limited."""
-    for line in text.splitlines():
-        yield line[:longest]
 
 
 def field(record: Mapping[str, Any], key: str) -> Any:

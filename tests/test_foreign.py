@@ -170,7 +170,6 @@ def test_what_is_shown_cannot_change_the_terminal_or_the_page() -> None:
     assert line.isprintable() and "\\x1b[31mb\\u202ec\\r\\n\\ud800" in line and "é" in line and len(line) < 260
     several = foreign.harmless("a\tb\nc\x1b[2J\u202e\x07\u2066\x9b\ud800 😀 é")
     assert several == "a\tb\nc\\x1b[2J\\u202e\\x07\\u2066\\x9b\\ud800 😀 é"
-    assert [len(line) for line in foreign.lines("a" * 50_000 + "\nb\n")] == [foreign.MAX_LINE, 1]
 
 
 def test_work_is_linear_in_the_size() -> None:
@@ -202,7 +201,6 @@ def test_values_at_the_limits_are_read(tmp_path: Path) -> None:
     assert foreign.as_integer(0, "n", 0, 3) == 0 and foreign.as_integer(3, "n", 0, 3) == 3
     assert foreign.as_number(0, "n", 0, 3) == 0 and foreign.as_number(3, "n", 0, 3) == 3
     assert foreign.printable("a" * 10, 10) == "a" * 10 and foreign.printable("a" * 11, 10) == "a" * 10 + "..."
-    assert list(foreign.lines("abc\nd", 3)) == ["abc", "d"] and list(foreign.lines("abcd", 3)) == ["abc"]
     for value in (-1, 4):
         with pytest.raises(ForeignError, match="n is"):
             foreign.as_integer(value, "n", 0, 3)

@@ -119,17 +119,6 @@ def encode_artifact(
     return b"".join([preamble, packed_header, *stored]), sizes
 
 
-def predict_bytes(tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
-    """Bytes of each stream that `encode_artifact(..., compressor="range")` would write, without tokenizer and header.
-
-    From ideal code lengths, to 0.05 % and a few bytes; faster than encoding.
-    """
-    contents = _contents(_entries(tensors), tensors)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        sizes = pool.map(lambda work: streams.predict_bytes(*work), contents.values())
-        return dict(zip(contents, sizes, strict=True))
-
-
 def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Artifact:
     """Read an artifact from a file or from its bytes.
 

@@ -20,7 +20,7 @@ Decoding takes about 0.06 us per weight. The parts, from the bottom:
     parities       the first half of trellis codes
     integer_coder  one matrix: the distribution, then the integers
     float_coder    one fp16 tensor, as integers
-    this file      messages of several tensors, their predicted length, and their limits
+    this file      messages of several tensors, and their limits
 
 Source of the coder: Bamler 2022, arXiv 2201.01741 (constriction). The model of weights is this project's.
 
@@ -72,14 +72,6 @@ def _written(matrix: Matrix) -> Writer:
     return out
 
 
-def predict_bytes(matrices: Sequence[Matrix]) -> int:
-    """Length of `encode_matrices(matrices)` to 0.05 % and a few bytes, from ideal code lengths. Nothing is encoded."""
-    out = Writer(dry=True)
-    for matrix in matrices:
-        put_integers(out, matrix.codes, matrix.num_states)
-    return out.num_bytes
-
-
 def decode_matrices(
     data: bytes | memoryview,
     shapes: Sequence[tuple[int, int]],
@@ -107,14 +99,6 @@ def encode_floats(
     for values in tensors:
         put_floats(out, values)
     return _finish(out)
-
-
-def predict_float_bytes(tensors: Sequence[np.ndarray]) -> int:
-    """Length of `encode_floats(tensors)`, to a few bytes."""
-    out = Writer(dry=True)
-    for values in tensors:
-        put_floats(out, values)
-    return out.num_bytes
 
 
 def decode_floats(

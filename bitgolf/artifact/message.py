@@ -7,7 +7,6 @@ values, never an error, so the caller checks their meaning. That a message ends 
 
 from __future__ import annotations
 
-import math
 import threading
 
 import numpy as np
@@ -75,11 +74,6 @@ class Writer:
     def finish(self) -> bytes:
         """The message: little-endian 32-bit words, the last one without its zero high bytes."""
         return bytes(ans.encode(self._pieces).astype("<u4").tobytes().rstrip(b"\0"))
-
-    @property
-    def num_bytes(self) -> int:
-        """Expected length of `finish()`, to a few bytes."""
-        return math.ceil(self.bits / 8) + 1
 
 
 class WorkBudget:

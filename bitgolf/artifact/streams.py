@@ -66,18 +66,6 @@ def encode(
     return min(message, compressors.compress(compressor, raw), key=len)
 
 
-def predict_bytes(arrays: Sequence[np.ndarray], slots: Sequence[Slot]) -> int:
-    """Length of `encode("range", arrays, slots)` to 0.05 % and a few bytes, in less time."""
-    raw = to_planes(arrays, slots)
-    if slots[0].dtype == FLOAT_KINDS["fp32"]:
-        return len(compressors.compress("range", raw))
-    floats = slots[0].dtype == FLOAT_KINDS["fp16"]
-    message = 1 + (coder.predict_float_bytes(arrays) if floats else coder.predict_bytes(_matrices(arrays, slots)))
-    if not floats and not _repeats(arrays, raw, message):
-        return message
-    return min(message, len(compressors.compress("range", raw)))
-
-
 def decode(
     compressor: str, data: bytes | memoryview, slots: Sequence[Slot], budget: WorkBudget
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

@@ -148,17 +148,13 @@ class Grid:
         self,
         weight: Tensor,  # (R, C) any float dtype
         percentiles: Sequence[float] = PERCENTILES,
-        importance: Tensor | None = None,  # (C,) >= 0, for example the diagonal of the Hessian
     ) -> Tensor:  # (R,) fp32
         """For each row, the percentile of |w| whose *stored* scale gives the least squared error.
 
         With `clip_sigmas` there is no search: the clip is that many population standard deviations of the row.
-        Percentiles are interpolated linearly between order statistics, as in `torch.quantile`. With `importance`,
-        the squared error of column j is multiplied by importance[j].
+        Percentiles are interpolated linearly between order statistics, as in `torch.quantile`.
 
-        Raises:
-            ConfigError: non-finite weights, percentiles outside (0, 1], or an importance of another shape or with a
-                negative or non-finite value.
+        Raises ConfigError for weights that are not finite, and for percentiles outside (0, 1].
         """
         if weight.ndim != 2:
             raise ConfigError(f"clip search takes a matrix (R, C), not a tensor of {tuple(weight.shape)}")
@@ -169,19 +165,10 @@ class Grid:
             raise ConfigError(f"percentiles {tuple(percentiles)} must be one or more numbers in (0, 1]")
         if self.clip_sigmas:
             return self.clip_sigmas * weight.float().std(dim=1, correction=0)
-        num_columns = weight.shape[1]
-        column_weight = None
-        if importance is not None:
-            column_weight = importance.to(device=weight.device, dtype=torch.float32)
-            if column_weight.shape != (num_columns,):
-                raise ConfigError(f"importance has shape {tuple(importance.shape)} for {num_columns} columns")
-            if not bool((torch.isfinite(column_weight) & (column_weight >= 0)).all()):
-                raise ConfigError("importance must be finite and >= 0 in every column")
-        rows_at_once = max(1, _CHUNK_ELEMENTS // num_columns)
-        pieces = weight.split(rows_at_once)
-        return torch.cat([self._search_rows(rows, levels, column_weight) for rows in pieces])
+        pieces = weight.split(max(1, _CHUNK_ELEMENTS // weight.shape[1]))
+        return torch.cat([self._search_rows(rows, levels) for rows in pieces])
 
-    def _search_rows(self, weight: Tensor, levels: list[float], column_weight: Tensor | None) -> Tensor:
+    def _search_rows(self, weight: Tensor, levels: list[float]) -> Tensor:
         num_columns = weight.shape[1]
         positions = [p * (num_columns - 1) for p in levels]  # ascending order statistics, fractional
         depth = num_columns - math.floor(min(positions))
@@ -193,8 +180,7 @@ class Grid:
             high = max(low - 1, 0)
             clip = torch.lerp(top[:, low], top[:, high], position - math.floor(position))
             steps = self.round_scales(clip).unsqueeze(1)
-            squared = (weight - self.round_codes(weight, steps) * steps).square_()
-            error = squared.sum(dim=1) if column_weight is None else squared @ column_weight
+            error = (weight - self.round_codes(weight, steps) * steps).square_().sum(dim=1)
             better = error < best_error
             best_clip = torch.where(better, clip, best_clip)
             best_error = torch.where(better, error, best_error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
@@ -28,8 +27,6 @@ from bitgolf.serve.completions import CompletionRequest, complete, read_request
 MAX_BODY_BYTES = 262_144
 _MAX_DRAINED_BYTES = 16_777_216  # of a body that is too long: read, so that the client gets to see the answer
 MAX_WAITING = 128  # requests in line
-
-_logger = logging.getLogger(__name__)
 
 
 def make_app(model: LanguageModel, name: str, hosts: list[str], max_waiting: int = MAX_WAITING) -> Starlette:

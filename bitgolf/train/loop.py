@@ -6,7 +6,6 @@ All ranks take every decision from the same numbers (`Timeline`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from bitgolf.data.loader import BatchLoader, next_batches
@@ -16,8 +15,6 @@ from bitgolf.train.pace import Timeline
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.schedule import extra_weights, lr_multiplier, muon_decay, muon_momentum, windows_at
 from bitgolf.train.trainer import Trainer
-
-log = logging.getLogger(__name__)
 
 AfterStep = Callable[[int, bool], None]  # (number of steps made, whether the looped layers run several times)
 

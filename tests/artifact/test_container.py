@@ -20,7 +20,7 @@ from surgery import put_together, take_apart, unbounded
 from bitgolf.artifact import container, header, streams
 from bitgolf.artifact import entropy_coder as coder
 from bitgolf.artifact.compressors import compress, compressor_names, missing_package
-from bitgolf.artifact.container import encode_artifact, predict_bytes, read_artifact
+from bitgolf.artifact.container import encode_artifact, read_artifact
 from bitgolf.artifact.sizes import entropy_bits, share_out
 from bitgolf.artifact.stored import StoredTensor
 from bitgolf.artifact.streams import Slot
@@ -105,11 +105,6 @@ def test_range_is_the_smallest_and_its_size_is_predicted(rich_contents: dict[str
         assert name == "range" or sizes["range"].total < 0.97 * sizes[name].total
         for stream, size in sizes["range"].streams.items():
             assert stream == "tokenizer" or size <= sizes[name].streams[stream] + 8, (name, stream)
-    predicted = predict_bytes(rich_contents["tensors"])
-    actual = sizes["range"].streams
-    assert set(predicted) == set(actual) - {"tokenizer"}
-    for stream, size in predicted.items():
-        assert abs(size - actual[stream]) <= 6 + 5e-4 * actual[stream], stream
 
 
 def test_range_falls_back_where_codes_repeat() -> None:
@@ -118,7 +113,6 @@ def test_range_falls_back_where_codes_repeat() -> None:
     arguments: dict[str, Any] = {"model_config": {}, "tokenizer": b"", "tokenizer_meta": {}, "meta": {}}
     data, sizes = encode_artifact(**arguments, tensors={"w": tensor}, compressor="range")
     assert sizes.streams["codes/g"] < 1.1 * len(compress("zstd", pattern.numpy().tobytes()))
-    assert predict_bytes({"w": tensor})["codes/g"] == sizes.streams["codes/g"]
     assert torch.equal(read_artifact(data).tensors["w"], tensor.restore())
 
 

@@ -118,8 +118,7 @@ def test_any_integers_come_back(layout: list[tuple[str, int, int, int, int]], se
         Matrix(integers_of(kind, rows, columns, size, rng).astype(np.int16), states)
         for kind, rows, columns, size, states in layout
     ]
-    data = require_round_trip(matrices)
-    assert abs(coder.predict_bytes(matrices) - len(data)) <= 6 + 5e-4 * len(data)
+    require_round_trip(matrices)
 
 
 @pytest.mark.parametrize("states", [0, 8])
@@ -263,7 +262,6 @@ def test_trellis_codes_take_their_entropy_given_the_quantizer(step: float) -> No
     data = require_round_trip([Matrix(codes, 8)])
     given_quantizer = sum(entropy_bits(codes[(levels & 1).numpy() == z]) for z in (0, 1))
     assert 8 * len(data) < given_quantizer + 0.002 * codes.size + 200
-    assert abs(coder.predict_bytes([Matrix(codes, 8)]) - len(data)) <= 6 + 2e-4 * len(data)
 
 
 @settings(max_examples=40, deadline=None)
@@ -304,7 +302,6 @@ def test_any_floats_come_back(layout: list[tuple[str, tuple[int, ...]]], seed: i
     for before, after in zip(tensors, restored, strict=True):
         assert after.dtype == np.dtype("<f2") and after.shape == before.shape
         assert before.tobytes() == after.tobytes()
-    assert abs(coder.predict_float_bytes(tensors) - len(data)) <= 6
 
 
 def test_floats_of_any_layout_in_memory() -> None:

@@ -168,12 +168,10 @@ def test_round_scales_is_what_scales_stores() -> None:
         assert torch.equal(stored.half().float(), stored)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_clip_search_finds_the_best_percentile_of_every_row(weighted: bool) -> None:
+def test_clip_search_finds_the_best_percentile_of_every_row() -> None:
     grid, percentiles = Grid(4), (0.6, 0.8, 0.9, 0.97, 1.0)
     weight = matrix(12, 50) ** 3  # heavy tails: clipping pays
-    importance = torch.rand(50, generator=torch.Generator().manual_seed(5)) ** 4 if weighted else None
-    clip = grid.search_clip(weight, percentiles, importance)
+    clip = grid.search_clip(weight, percentiles)
     chosen = set()
     for r in range(12):
         row = weight[r].numpy()
@@ -182,8 +180,7 @@ def test_clip_search_finds_the_best_percentile_of_every_row(weighted: bool) -> N
             candidate = float(np.quantile(np.abs(row), p, method="linear"))
             scale = slow_scale(candidate, grid.qmax)
             codes = np.clip(np.round(row / np.float32(scale)), -grid.qmax, grid.qmax)
-            squared = (row.astype(np.float64) - codes * scale) ** 2
-            errors[candidate] = float((squared * (importance.numpy() if importance is not None else 1)).sum())
+            errors[candidate] = float(((row.astype(np.float64) - codes * scale) ** 2).sum())
         best = min(errors, key=errors.get)
         assert float(clip[r]) == pytest.approx(best, rel=1e-5)
         chosen.add(list(errors).index(best))
@@ -214,23 +211,8 @@ def test_clip_search_on_narrow_matrices(columns: int) -> None:
 def test_impossible_percentiles_are_refused(percentiles: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="percentiles"):
         Grid(8).search_clip(matrix(2, 8), percentiles)
-
-
-def test_impossible_importance_is_refused() -> None:
-    for importance in (torch.ones(7), -torch.ones(8), torch.full((8,), math.nan)):
-        with pytest.raises(ConfigError, match="importance"):
-            Grid(8).search_clip(matrix(2, 8), importance=importance)
     with pytest.raises(ConfigError, match="matrix"):
         Grid(8).search_clip(torch.ones(2, 2, 2))
-
-
-def test_columns_without_importance_do_not_count() -> None:
-    weight = matrix(6, 50) ** 3
-    importance = torch.cat([torch.ones(25), torch.zeros(25)])
-    grid, percentiles = Grid(4), (1.0,)
-    assert torch.equal(grid.search_clip(weight, percentiles, importance), weight.abs().amax(dim=1))
-    counted = grid.search_clip(weight, (0.8, 1.0), importance)
-    assert not torch.equal(counted, grid.search_clip(weight, (0.8, 1.0), 1 - importance))
 
 
 def test_clip_at_standard_deviations_replaces_the_search() -> None:
