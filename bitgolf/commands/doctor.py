@@ -57,40 +57,22 @@ def examine() -> list[Finding]:
     from bitgolf.model.backends import available_backends
     from bitgolf.model.build import compute_dtype
 
+    interpreter = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     findings = [
         Finding("system", "bitgolf", True, __version__),
-        Finding(
-            "system",
-            "python",
-            True,
-            f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        ),
+        Finding("system", "python", True, interpreter),
         Finding("system", "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads"),
         Finding("library", "torch", True, torch.__version__),
+        *_gpus(),
     ]
-    findings += _gpus()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name, reason in available_backends(device, compute_dtype(device)).items():
-        findings.append(
-            Finding(
-                "attention",
-                name,
-                not reason,
-                reason or f"works on {device}",
-                "" if not reason else "`auto` uses the next backend that works",
-            )
-        )
+        cost = "`auto` uses the next backend that works" if reason else ""
+        findings.append(Finding("attention", name, not reason, reason or f"works on {device}", cost))
     for name, (purpose, cost) in _PACKAGES.items():
         is_installed = importlib.util.find_spec(name) is not None
-        findings.append(
-            Finding(
-                "library",
-                name,
-                is_installed,
-                _version(name) if is_installed else f"not installed ({purpose})",
-                "" if is_installed else cost,
-            )
-        )
+        detail = _version(name) if is_installed else f"not installed ({purpose})"
+        findings.append(Finding("library", name, is_installed, detail, "" if is_installed else cost))
     for name in compressor_names():
         package = missing_package(name)
         detail = "works" if package is None else f"needs {package}, which is not installed"
@@ -103,27 +85,14 @@ def _gpus() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        return [
-            Finding(
-                "device",
-                "cuda",
-                False,
-                "no CUDA device found by PyTorch",
-                "training runs on the CPU, which is fast enough for the demo preset alone",
-            )
-        ]
+        cost = "training runs on the CPU, which is fast enough for the demo preset alone"
+        return [Finding("device", "cuda", False, "no CUDA device found by PyTorch", cost)]
     findings = []
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        findings.append(
-            Finding(
-                "device",
-                f"cuda:{index}",
-                True,
-                f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, capability "
-                f"{properties.major}.{properties.minor}, CUDA {torch.version.cuda}",
-            )
-        )
+        about = torch.cuda.get_device_properties(index)
+        memory, capability = f"{about.total_memory / 2**30:.0f} GiB", f"{about.major}.{about.minor}"
+        detail = f"{about.name}, {memory}, capability {capability}, CUDA {torch.version.cuda}"
+        findings.append(Finding("device", f"cuda:{index}", True, detail))
     return findings
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.evaluate.chunk_training import preserved
-from bitgolf.evaluate.document_batches import NOTHING, Document, document_lines, end_of_batches
+from bitgolf.evaluate.document_batches import NOTHING, Document, document_lines
 from bitgolf.evaluate.lora import DocumentAdapters, adamw_, adapted_logits, initial_a, lora_sites
 from bitgolf.evaluate.split_model import compiled_blocks_
 from bitgolf.evaluate.tape import ScoreTape, TokenReader
@@ -127,10 +127,6 @@ class DocumentScorer:
                     part[0] = replace(part[0], inherited=(0, offset + first + 1))
                 documents += part
         return documents
-
-    def end_of_batch(self, tokens: np.ndarray, batches: int) -> int:
-        """One past the last target of the first `batches` times `documents` documents of a text, (N,) integers."""
-        return end_of_batches(tokens, self.bos_id, self.config.documents, batches)
 
     def _score(
         self,

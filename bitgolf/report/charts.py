@@ -54,6 +54,15 @@ def thin(length: int, most: int = MAX_POINTS) -> list[int]:
     return [round(i * (length - 1) / (most - 1)) for i in range(most)]
 
 
+def drawable(
+    x: Sequence[float], y: Sequence[float], log_x: bool, most: int = MAX_POINTS
+) -> tuple[list[float], list[float]]:
+    """At most `most` of the points that can be drawn."""
+    points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b) and (a > 0 or not log_x)]
+    kept = [points[i] for i in thin(len(points), most)]
+    return [a for a, _ in kept], [b for _, b in kept]
+
+
 def short_number(value: float) -> str:
     """A number for an axis: 0.25, 950, 1.5 k, 20 M, 3 G."""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -63,23 +72,22 @@ def short_number(value: float) -> str:
 
 
 def draw(chart: LineChart) -> str:
-    points = [(x, y) for x, y in zip(chart.x, chart.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)]
-    kept = [points[i] for i in thin(len(points))]
+    xs, ys = drawable(chart.x, chart.y, chart.log_x)
     with canvas(chart.key) as (figure, axes):
         axes.plot(
-            [x for x, _ in kept],
-            [y for _, y in kept],
+            xs,
+            ys,
             color=LINE,
             linewidth=2,
             solid_joinstyle="round",
-            marker="o" if len(kept) <= _DOTTED else None,
+            marker="o" if len(xs) <= _DOTTED else None,
             markersize=5,
             clip_on=False,  # points on the edge are drawn whole
         )
         if chart.dots:
             x, y = zip(*chart.dots, strict=True)
             axes.plot(x, y, color=MARK, linewidth=0, marker="o", markersize=5, clip_on=False)
-        style_axes(axes, chart.x_label, [x for x, _ in kept], log_x=chart.log_x)
+        style_axes(axes, chart.x_label, xs, log_x=chart.log_x)
         if chart.from_zero:
             axes.set_ylim(bottom=0)
         left, right = axes.get_xlim()

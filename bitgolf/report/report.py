@@ -47,16 +47,10 @@ class Texts:
 
 @writes_run
 def report(run: RunDirectory, *, device: str = "cpu", progress: Progress = silent) -> Path:
-    """Write `report.html` into the run directory, atomically.
+    """Write `report.html` into the run directory, atomically, and return its path. `device` samples the continuations.
 
-    Args:
-        run: any run. The page names the command that makes a missing product.
-        device: samples the continuations (auto, cpu or cuda).
-        progress: called with stage "report".
-    Returns:
-        The path of the page.
-    Raises:
-        RunError, ArtifactError, DataError: a product is damaged.
+    The page names the command that makes a missing product. Raises RunError, ArtifactError or DataError if one is
+    damaged.
     """
     products = Products.read(run)
     texts = collect_texts(run, products, device=device, progress=progress)

@@ -75,10 +75,6 @@ class Budget:
         """Sum of the charges of `kind`, of one stage or of all."""
         return sum(c.amount for c in self.charges if c.kind == kind and stage in (None, c.stage))
 
-    def remaining(self, kind: str) -> float:
-        """The rest of the limit of `kind`; infinite if it has no limit."""
-        return self.limits.get(kind, float("inf")) - self.spent(kind)
-
     def _save(self) -> None:
         if self.path is not None:
             atomic.write_json(self.path, {"limits": self.limits, "charges": [asdict(c) for c in self.charges]})

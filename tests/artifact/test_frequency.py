@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from bitgolf.artifact.frequency import BETAS, MAX_SCALE, PRECISION, Contexts, Law, adapt, normalize, tables
 
-ZERO = np.zeros(1, dtype=np.int64)
-
 
 def scale(log2_alpha: float) -> int:
     return round(64 * (log2_alpha + 12))

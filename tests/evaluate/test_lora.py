@@ -26,7 +26,7 @@ from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape, document_scorer
 from bitgolf.evaluate.chunk_training import preserved
-from bitgolf.evaluate.document_batches import document_lines
+from bitgolf.evaluate.document_batches import document_lines, end_of_batches
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents, share_lines
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits, initial_a, lora_sites
 from bitgolf.evaluate.split_model import compiled_blocks_
@@ -321,7 +321,7 @@ def test_every_target_once_whatever_the_documents(length: int, seed: int, docume
     assert tape.complete and score_first(evidence(event_log=tape.event_log)).verdict == "PASS"
     starts = sorted({0, *np.flatnonzero(tokens[:-1] == BOS).tolist()})
     at = updates * documents
-    assert scorer.end_of_batch(tokens, updates) == (starts[at] if at < len(starts) else length - 1)
+    assert end_of_batches(tokens, BOS, documents, updates) == (starts[at] if at < len(starts) else length - 1)
 
 
 def test_a_document_cannot_be_entered_in_its_middle() -> None:

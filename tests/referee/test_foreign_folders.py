@@ -156,7 +156,6 @@ def test_the_bytes_of_a_plausible_unknown_tokenizer_cannot_be_checked(tmp_path: 
     assert made.verdict == "NOT RUN" and "3.699 bytes per token" in made.reason
 
 
-POLISHED = "    model = with_eval(model, val_data)\n    polish(model)\n"
 HONEST: dict[str, Plant] = {
     "files that nothing reads": lambda folder: folder.extra.update({"notes/plan.npz": "x", "old/tool.py": "X = 1"}),
     "a tokenizer and pictures": script("sp.load('tok.model')", {"tok.model": "x", "loss.png": "x"}),

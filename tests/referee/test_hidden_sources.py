@@ -15,7 +15,7 @@ from bitgolf.referee.run import audit_submission
 from bitgolf.referee.shipped import data_files, hidden_code, imported_files, uncertain, unknown_modules
 from bitgolf.referee.training_data import covers_validation, training_on_validation
 
-BEFORE_TRAINING, BEFORE_SEAL = "    model = train_model", "    serialize(h,"
+BEFORE_SEAL = "    serialize(h,"
 
 
 def script(code: str) -> Script:

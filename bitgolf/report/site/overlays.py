@@ -6,11 +6,10 @@ A run has the same color and dash in every chart (`look`), so one legend serves 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitgolf.report.charts import CURVES, as_svg, canvas, style_axes, thin
+from bitgolf.report.charts import CURVES, as_svg, canvas, drawable, style_axes
 
 _MAX_POINTS = 300  # of one curve
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2))  # in line widths; () is solid
@@ -55,20 +54,17 @@ def draw_overlay(chart: Overlay) -> str:
     with canvas(chart.key) as (figure, axes):
         drawn: list[float] = []
         for curve in chart.curves:
-            points = [
-                (x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(y) and (x > 0 or not chart.log_x)
-            ]
-            kept = [points[i] for i in thin(len(points), _MAX_POINTS)]
-            drawn += [x for x, _ in kept]
+            xs, ys = drawable(curve.x, curve.y, chart.log_x, _MAX_POINTS)
+            drawn += xs
             dash = DASHES[curve.number // len(CURVES) % len(DASHES)]
             (line,) = axes.plot(
-                [x for x, _ in kept],
-                [y for _, y in kept],
+                xs,
+                ys,
                 color=CURVES[curve.number % len(CURVES)],
                 linewidth=1.8,
                 linestyle=(0, dash) if dash else "solid",
                 solid_joinstyle="round",
-                marker="o" if len(kept) == 1 else None,
+                marker="o" if len(xs) == 1 else None,
             )
             line.set_gid(f"run-{curve.number}")
         style_axes(axes, chart.x_label, drawn, log_x=chart.log_x)
