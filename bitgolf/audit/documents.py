@@ -28,11 +28,15 @@ from bitgolf.run.seal import file_digest
 _DECODED_TOKENS = 2_000_000  # decoded for a check; larger texts are sampled
 _OVERLAP_TOKENS = 50_000_000  # training tokens compared with validation document by document
 _OVERLAP_BLOCK = 1_000_000
-# Normalization tables that may be applied before the counting (docs/rules.md, section 3): none, and "nmt_nfkc" of
-# SentencePiece 0.2, which the challenge's tokenizers use. Case folding is not among them, for it removes information.
+# Normalization tables that may be applied before the counting (docs/rules.md, section 3): none, and "nmt_nfkc", which the
+# challenge's tokenizers use, as each release of SentencePiece has it. Case folding is not among them, for it removes
+# information.
 OWN_NORMALIZERS = (
-    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-    "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",  # no table
+    "51d3684747b35ef99cd4802f37cc1ee0c6bec4d060814f774efb1066d3c167f2",  # 0.1.99 and 0.2.0
+    "79372c41389c2b9b29bc171017ab5400e352debd686b02670a42bec709015074",  # 0.2.1
+    "5febaab28312e9dbddb42be695c9e4380367f7ebe65121cdf894fb5d59d37eed",  # 0.2.2
+    "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844",  # 0.2.3
 )
 # Texts that have broken byte accounting before: NUL, the space symbol, spaces at both ends, newlines, emoji with
 # joiners, combining marks, private-use sentinels, the names of control tokens, rare bytes.

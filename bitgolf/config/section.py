@@ -17,7 +17,8 @@ class Section(BaseModel):
     `earlier_name` is the name of the section in the tables of `bitgolf.config.earlier`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Pydantic before 2.10 warns of names such as `model_dim` unless no namespace is protected.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     earlier_name: ClassVar[str] = ""
 
     @model_validator(mode="before")

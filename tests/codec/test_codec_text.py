@@ -105,7 +105,12 @@ def test_any_bytes_come_back(data: bytes, streams: int, model: CodecModel) -> No
 
 @pytest.mark.parametrize("streams", [1, 2, 7])
 @pytest.mark.parametrize("stride", [0, 1, 16])
-def test_the_file_weighs_what_the_score_says(streams: int, stride: int, model: CodecModel, letters: bytes) -> None:
+def test_the_file_weighs_what_the_score_says(
+    streams: int, stride: int, model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"bitgolf": "0.1.0", "torch": "2.13.0+cpu", "blas": "openblas 0.3.31.188.0 SkylakeX", "simd": "AVX512"}
+    platform = versions | {"device": "Intel(R) Xeon(R) Processor", "dtype": "float32"}
+    monkeypatch.setattr("bitgolf.codec.text.fingerprint", lambda device: platform)  # its length is not the coder's
     text = letters[:280]
     coded = compress_bytes(text, model, streams=streams, stride=stride)
     assert decompress_bytes(coded.data, model) == text
