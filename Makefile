@@ -23,7 +23,7 @@ lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt ".[hub]" pytest pytest-timeout hypothesis psutil
 	.venv-lowest/bin/python -m pytest tests/config tests/data tests/model tests/artifact tests/evaluate tests/quantize \
-		tests/report tests/test_cli.py tests/test_language_model.py
+		tests/report tests/codec tests/audit/test_documents.py tests/test_cli.py tests/test_language_model.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
