@@ -29,7 +29,7 @@ _DECODED_TOKENS = 2_000_000  # decoded for a check; larger texts are sampled
 _OVERLAP_TOKENS = 50_000_000  # training tokens compared with validation document by document
 _OVERLAP_BLOCK = 1_000_000
 # Normalization tables that may be applied before the counting (docs/rules.md, section 3): none, and "nmt_nfkc" of each
-# release of SentencePiece, which the challenge's tokenizers use. Case folding is not among them: it removes information.
+# release of SentencePiece, which the challenge's tokenizers use. Not case folding, for it removes information.
 OWN_NORMALIZERS = (
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",  # no table
     "51d3684747b35ef99cd4802f37cc1ee0c6bec4d060814f774efb1066d3c167f2",  # 0.1.99 and 0.2.0
