@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import zstandard
+
 from bitgolf.config import DataConfig
 from bitgolf.data.cut_text import cut_text
 from bitgolf.data.stdlib_text import stdlib_documents
@@ -261,12 +263,7 @@ class _ZstdFile(io.RawIOBase):
     """
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DataError(f"reading {path} needs the zstandard package: pip install zstandard") from error
         self._raw, self._path = raw, path
-        self._error = zstandard.ZstdError
         self._context = zstandard.ZstdDecompressor(max_window_size=2**31)
         self._frame = self._context.decompressobj()
         self._rest = b""  # compressed bytes after the end of the last frame
@@ -286,7 +283,7 @@ class _ZstdFile(io.RawIOBase):
                 return 0
             try:
                 self._ready = self._frame.decompress(block)
-            except self._error as error:
+            except zstandard.ZstdError as error:
                 raise DataError(f"{self._path} is a corrupt zstd file: {error}; download it again") from error
             self._inside, self._rest = True, b""
             if self._frame.eof:

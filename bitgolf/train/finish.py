@@ -22,10 +22,9 @@ from bitgolf.measure.statistics import Statistics
 from bitgolf.model.weights import write_tensors
 from bitgolf.run.budget import Budget
 from bitgolf.run.clock import Clock, Deadline
-from bitgolf.run.progress import Progress
 from bitgolf.run.ranks import World
 from bitgolf.train.choose import best, held_out_losses
-from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog
+from bitgolf.train.metrics import StepReport, TrainLog
 from bitgolf.train.pace import EndTimes, Timeline
 from bitgolf.train.replay import ReplayWindow, replay
 from bitgolf.train.rows import TrainingRows
@@ -74,7 +73,7 @@ def finish_weights(
     `choice_end`: when the choice must be over, in seconds of the training clock.
     """
     if trainer.config.replay.epochs:
-        _replay(trainer, loader, timeline, window, report.pipe, report.log, report.progress, step)
+        _replay(trainer, loader, timeline, window, report, step)
         stopwatch.stop("replay")
     trainer.model.windows = trainer.model.config.attention.windows
     if trainer.config.average.choose == "held_out":
@@ -89,22 +88,15 @@ def finish_weights(
 
 
 def _replay(
-    trainer: Trainer,
-    loader: BatchLoader,
-    timeline: Timeline,
-    window: ReplayWindow,
-    pipe: MetricsPipe,
-    train_log: TrainLog,
-    progress: Progress,
-    step: int,
+    trainer: Trainer, loader: BatchLoader, timeline: Timeline, window: ReplayWindow, report: StepReport, step: int
 ) -> None:
     ramp = timeline.pace.ramp
     batches = window.batches(ramp.blocks(step), ramp.last_size)
-    replayed = replay(trainer, loader, batches, step, timeline, pipe, progress)
+    replayed = replay(trainer, loader, batches, step, timeline, report.pipe, report.progress)
     trainer.world.synchronize()
     if replayed.steps < replayed.planned:
         log.warning("the clock stopped the replay after %d of %d steps", replayed.steps, replayed.planned)
-    train_log.write(
+    report.log.write(
         "replay",
         step=step,
         batches=replayed.batches,
