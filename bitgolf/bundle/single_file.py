@@ -112,7 +112,7 @@ _SHOWN_BY_SOURCE = (
 _ESCAPED = re.compile(rb'[\0\n\r"]|\\\Z')
 _SHIFTS = [bytes((value + shift) % 256 for value in range(256)) for shift in range(256)]
 _CHECKED_BEFORE = ("description", "ge", "gt", "le", "lt")
-_WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.config.overrides", "bitgolf.submit.train_gpt")
+_WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(import triton|custom_op|get_type_hints)\b")
 

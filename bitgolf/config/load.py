@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -91,6 +91,30 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str
         return Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, str]:
+    """Text by dotted key from words such as `--train.matrix_lr 0.02` and `--seed=7`.
+
+    Hyphens in a key count as underscores. Raises ConfigError for a word that is not an option, an option without a
+    value and an option given twice.
+    """
+    overrides: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument {word!r}; settings are written --section.key VALUE")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            next_word = next(rest, None)
+            if next_word is None:
+                raise ConfigError(f"{word} needs a value")
+            value = next_word
+        key = key.replace("-", "_")
+        if key in overrides:
+            raise ConfigError(f"--{key} is given twice")
+        overrides[key] = value
+    return overrides
 
 
 def _require_setting(key: str, where: str) -> None:

@@ -18,8 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitgolf.config.load import resolve
-from bitgolf.config.overrides import parse_overrides
+from bitgolf.config.load import parse_overrides, resolve
 from bitgolf.evaluate.score import score
 from bitgolf.quantize.pack import pack
 from bitgolf.run import atomic

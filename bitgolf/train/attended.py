@@ -24,10 +24,9 @@ from bitgolf.train.plan import Plan
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.sinks import open_sinks
 from bitgolf.train.stage import train
-from bitgolf.train.start import Start
 from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.trainer import Trainer
-from bitgolf.train.unattended import Unattended
+from bitgolf.train.unattended import Start, Unattended
 from bitgolf.train.watch import Watch
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from bitgolf.run.ranks import World
 from bitgolf.train.branch import Trunk, adapt
 from bitgolf.train.checkpoint import CheckpointStore, TrainState, copy_into_
 from bitgolf.train.metrics import TrainLog, events_until
-from bitgolf.train.start import Start
+from bitgolf.train.unattended import Start
 
 log = logging.getLogger(__name__)
 
