@@ -202,7 +202,8 @@ class TrainConfig(Section):
     )
     kernels: Literal["compiler", "triton"] = Field(
         "compiler",
-        description="norm, rotary positions, XSA, gate of attention, and loss: torch.compile, or Triton (CUDA only)",
+        description="norm, rotary positions, XSA, gate of attention, and loss: torch.compile, or Triton (CUDA only); "
+        "triton with bitgolf[hopper] on a Hopper GPU: the MLP too",
     )
     matrix_lr: float = Field(0.04, gt=0, description="Muon learning rate of block matrices")
     embed_lr: float = Field(0.05, gt=0, description="AdamW learning rate of the tied embedding and other tables")

@@ -15,8 +15,10 @@ Legend: B batch, T time, D model width, V vocabulary, L layers, G key/value head
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
 from bitgolf.model.layers import Block, Delta, Linear, Pass, learns_on_cpu, rms_norm
 from bitgolf.model.order import layer_order, num_skip_rows
 from bitgolf.model.rotary import rotary_frequencies
+
+log = logging.getLogger(__name__)
 
 
 class GPT(nn.Module):
@@ -119,9 +123,9 @@ class GPT(nn.Module):
             assert isinstance(block, Block)
             block.attention.attend = attention_function(backend) if self.masked is None else self.masked.attend
 
-    def use_kernels(self) -> None:
+    def use_kernels(self) -> str:
         """Compute the parts around attention, and the loss, with Triton kernels (NVIDIA GPUs; the head width is a power
-        of two)."""
+        of two), and the MLP with `mlp_quack` on a Hopper GPU. Returns the names of the packages that are used."""
         if self.config.head_dim & (self.config.head_dim - 1):
             raise ConfigError(
                 f"train.kernels 'triton' needs a head width that is a power of two, not {self.config.head_dim}; use "
@@ -129,12 +133,20 @@ class GPT(nn.Module):
             )
         from bitgolf.model.loss_triton import softcapped_cross_entropy as loss_kernel
 
-        self.loss_kernel = loss_kernel
+        self.loss_kernel, device = loss_kernel, self.embedding.device
+        hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+        mlp_kernel: Callable[..., Tensor] | None = None
+        if hopper and self.compute_dtype == torch.bfloat16 and find_spec("quack"):
+            from bitgolf.model.mlp_quack import mlp
+
+            mlp_kernel = mlp
+        elif hopper:
+            log.warning("without the package quack-kernels (bitgolf[hopper]) a training step takes 3 %% longer")
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention.use_kernels()
-            if self.compute_dtype == torch.bfloat16:
-                block.mlp.use_kernel()
+            block.mlp.kernel = mlp_kernel
+        return "triton, quack" if mlp_kernel else "triton"
 
     @contextmanager
     def layer_by_layer(self) -> Iterator[None]:

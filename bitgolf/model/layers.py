@@ -10,7 +10,6 @@ Legend: B batch, T time, D model width, H query heads, G key/value heads, K head
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -195,13 +194,6 @@ class MLP(nn.Module):
         self.up = Linear(config.model_dim, config.mlp_dim)
         self.down = Linear(config.mlp_dim, config.model_dim)
         self.kernel: Callable[..., Tensor] | None = None  # for both layers and the activation
-
-    def use_kernel(self) -> None:
-        """Compute the MLP with `mlp_quack`, on a Hopper GPU that has its package."""
-        if torch.cuda.get_device_capability(self.up.weight.device)[0] == 9 and find_spec("quack"):
-            from bitgolf.model.mlp_quack import mlp
-
-            self.kernel = mlp
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
         """x (B, T, D) normalized input; returns (B, T, D)."""

@@ -87,7 +87,7 @@ def train(run: RunDirectory, world: World, around: Unattended, progress: Progres
         start.event,
         step=start.step,
         elapsed_seconds=start.seconds,
-        **describe_run(config, rows.order.num_tokens, world, backend, trainer.compiled),
+        **describe_run(config, rows.order.num_tokens, trainer, backend),
         data_seal=data_seal(data),
         code_sha256=code_digest(),
         settings=settings_of(config, TRAIN_SETTINGS),
@@ -166,7 +166,7 @@ def make_trainer(config: Config, data: PreparedData, rows: TrainingRows, world: 
     return Trainer(model, config.train, rows.shape, world, late, prefixes), backend
 
 
-def describe_run(config: Config, num_tokens: int, world: World, backend: str, compiled: bool) -> dict[str, Any]:
+def describe_run(config: Config, num_tokens: int, trainer: Trainer, backend: str) -> dict[str, Any]:
     """Values of the first log line: configuration digest, data, software and hardware.
 
     `num_tokens`: training tokens without the held-out ones.
@@ -177,10 +177,11 @@ def describe_run(config: Config, num_tokens: int, world: World, backend: str, co
         "seed": config.seed,
         "train_seconds_limit": config.budget.train_seconds,
         "eval_seconds_limit": config.budget.eval_seconds,
-        "world_size": world.size,
-        "device": device_name(world.device),
+        "world_size": trainer.world.size,
+        "device": device_name(trainer.world.device),
         "attention": backend,
-        "compiled": compiled,
+        "kernels": trainer.kernels,
+        "compiled": trainer.compiled,
         "bitgolf": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -72,8 +72,10 @@ class Trainer:
         if config.table_dtype == "bf16":
             halve_tables_(model)
         self.compiled = config.compile and world.device.type == "cuda"
+        # Of the parts around attention, the loss and the MLP: "pytorch", "triton" or "triton, quack".
+        self.kernels = "pytorch"
         if config.kernels == "triton" and world.device.type == "cuda":
-            model.use_kernels()
+            self.kernels = model.use_kernels()
         self.optimizer = ModelOptimizer(model, config, world, compile_updates=self.compiled)
         self.averages = Averages(self.optimizer.parameters, config.average)
         self.mark: Callable[[str], None] = lambda part: None  # called after each part of a step (see `plan.bench`)

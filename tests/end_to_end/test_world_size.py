@@ -48,7 +48,8 @@ def test_two_ranks_and_one_follow_the_same_losses(corpus: Path, tmp_path: Path) 
     one, two = ([event["loss"] for event in events(tmp_path / name, "step")] for name in ("one", "two"))
     assert len(one) == len(two) == 8
     assert two == pytest.approx(one, abs=1e-3)
-    assert events(tmp_path / "two", "start")[0]["world_size"] == 2
+    start_event = events(tmp_path / "two", "start")[0]
+    assert (start_event["world_size"], start_event["kernels"]) == (2, "pytorch")
     scores = [read_json(tmp_path / name / "score.json") for name in ("one", "two")]
     assert scores[1]["world_size"] == 2
     assert scores[1]["headline_bpb"] == pytest.approx(scores[0]["headline_bpb"], abs=1e-3)
