@@ -42,7 +42,13 @@ POLAR_EXPRESS = (
 FAST_RAIL, SLOW_RAIL, SLOW_SHARE = 0.85, 0.98, 0.5615  # mean age 30 steps (modded-nanogpt PR 340)
 
 
-def orthogonalize(update: Tensor, steps: int, polar_express: bool = False, row_norm: bool = False) -> Tensor:
+def orthogonalize(
+    update: Tensor,
+    steps: int,
+    polar_express: bool = False,
+    row_norm: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """The nearest orthogonal matrix to every matrix of a stack, approximately.
 
     Args:
@@ -50,11 +56,11 @@ def orthogonalize(update: Tensor, steps: int, polar_express: bool = False, row_n
         steps: Newton-Schulz iterations.
         polar_express: the first five iterations have a polynomial each, and later ones repeat the fifth.
         row_norm: divide each row by its norm first.
+        dtype: of the arithmetic and the result.
     Returns:
-        (N, R, C) with singular values near 1 (0.7 to 1.2 after five steps, 0.86 to 1.13 with Polar Express); bf16 on
-        GPUs that have it, else fp32.
+        (N, R, C) with singular values near 1 (0.7 to 1.2 after five steps, 0.86 to 1.13 with Polar Express).
     """
-    x = update.bfloat16() if has_bf16(update.device) else update.float()
+    x = update.to(dtype)
     if row_norm:
         x = (x.float() / x.float().norm(dim=-1, keepdim=True).clamp_min(1e-7)).to(x.dtype)
     tall = x.size(-2) > x.size(-1)
@@ -109,7 +115,8 @@ class Muon:
         transform: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda f: f,
     ) -> None:
         self.world, self.weight_decay, self.dtype, self.cautious = world, weight_decay, dtype, cautious
-        self.iteration = (steps, polar_express, row_norm)
+        # Decided here, because a compiler cannot ask a GPU.
+        self.iteration = (steps, polar_express, row_norm, torch.bfloat16 if has_bf16(world.device) else torch.float32)
         stacks: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name, parameter in parameters.items():
             stacks[(parameter.size(0), parameter.size(1))].append(name)
