@@ -1,16 +1,18 @@
 """Measure CPU time and peak memory of reading crafted files: small inputs that declare, or unpack to, very much.
 
-    python benchmarks/crafted_files.py [KIND ...] [--into benchmarks/results/crafted-files]
+    python benchmarks/crafted_files.py [KIND ...] [--seconds 280] [--into benchmarks/results/crafted-files]
 
 A KIND is a module of benchmarks/crafted/ with a function `cases()` that returns `Case` objects, such as artifact.
-Without KIND all of them run. Every case is read in a child process of its own, after the modules have been imported and
-one small sound input has been read, so only the case itself is measured. The bounds are those of docs/architecture.md:
+Without KIND all of them run. Every case is read in a child process of its own, which is forked after the modules have
+been imported and one small sound input has been read, so only the case itself is measured. The bounds are those of
+docs/architecture.md:
 
     CPU     5 s per started MB of input
     memory  1 GB per started MB of input, and three times the finished result where `Case.finished_bytes` says its size
 
-Prints a line per case, writes crafted-files.json and README.md with --into, and ends with status 1 if a case is over a
-bound or raises anything but an error of bitgolf. To add a kind, add a module. To add a case, add it to `cases()`.
+Prints a line per case, adds the figures to crafted-files.json and README.md with --into, and ends with status 1 if a
+case is over a bound or raises anything but an error of bitgolf. Cases that crafted-files.json has are not read again.
+To add a kind, add a module. To add a case, add it to `cases()`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from crafted.case import Case
 
 from bitgolf.errors import BitgolfError
@@ -41,6 +44,7 @@ MEMORY_BYTES = 1 << 30  # per started MB of input
 FINISHED_TIMES = 3  # memory in terms of the finished result
 SMALL_BYTES = 64 << 20  # memory that any case may take, for modules that are imported late and for buffers
 KILL_SECONDS = 120.0  # wall clock after which a case is stopped
+SHOWN = 12  # inputs of each kind in README.md
 LIMIT_BYTES = 6 << 30  # address space beyond the child's own, so that no case exhausts the machine
 
 
@@ -77,12 +81,8 @@ def held_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def read_in_child(kind: str, number: int, path: Path, pipe: Any) -> None:
-    """Read case `number` of `kind` at `path` and send outcome, CPU seconds and peak memory."""
-    case = load(kind)[number]
-    warm_up = getattr(importlib.import_module(f"crafted.{kind}"), "warm_up", None)
-    if warm_up is not None:
-        warm_up()
+def read_in_child(case: Case, path: Path, pipe: Any) -> None:
+    """Read the case at `path` and send outcome, CPU seconds and peak memory."""
     space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (space + LIMIT_BYTES, space + LIMIT_BYTES))
     before, peak, done = held_bytes(), 0, threading.Event()
@@ -110,24 +110,26 @@ def read_in_child(kind: str, number: int, path: Path, pipe: Any) -> None:
 
 
 def load(kind: str) -> list[Case]:
-    """The cases of a kind."""
-    cases: list[Case] = importlib.import_module(f"crafted.{kind}").cases()
+    """The cases of a kind, in a process that is ready to read them."""
+    module = importlib.import_module(f"crafted.{kind}")
+    cases: list[Case] = module.cases()
+    getattr(module, "warm_up", lambda: None)()
     return cases
 
 
-def measure(kind: str, number: int, case: Case, folder: Path) -> Measured:
+def measure(kind: str, case: Case, folder: Path) -> Measured:
     """Write the case, read it in a child process and measure that."""
     path = folder / "input"
     case.write(path)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    regular = path.is_file()
+    files = [path] if regular else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
     size = sum(file.stat().st_size for file in files)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "bitgolf.artifact.open"])
+    context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=read_in_child, args=(kind, number, path, sender))
+    child = context.Process(target=read_in_child, args=(case, path, sender))
     child.start()
     sender.close()
-    outcome, seconds, peak = "FAULT: no answer", float("inf"), 0
+    outcome, seconds, peak = "FAULT: no answer", KILL_SECONDS, 0
     try:
         if receiver.poll(KILL_SECONDS):
             outcome, seconds, peak = receiver.recv()
@@ -137,7 +139,7 @@ def measure(kind: str, number: int, case: Case, folder: Path) -> Measured:
         outcome = "FAULT: the process died"
     child.kill()
     child.join()
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     return Measured(kind, case.name, size, outcome.replace(str(path), "input"), seconds, peak, case.finished_bytes)
 
 
@@ -153,6 +155,33 @@ def table(results: list[Measured]) -> str:
     return "\n".join(lines)
 
 
+def write_figures(folder: Path, figures: dict[str, Any]) -> None:
+    """Write crafted-files.json and README.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "crafted-files.json").write_text(json.dumps(figures, indent=1) + "\n")
+    lines = ["| kind | inputs | read | refused | over a bound or faulty | slowest, CPU s | largest, MB |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    shown: list[Measured] = []
+    for kind, cases in sorted(figures["kinds"].items()):
+        results = [Measured(kind, name, *values) for name, values in cases.items()]
+        read = sum(r.outcome == "read" for r in results)
+        faults = sum(bool(r.faults) for r in results)
+        slowest, largest = max(r.cpu_seconds for r in results), max(r.peak_bytes for r in results)
+        lines.append(
+            f"| {kind} | {len(results):,} | {read:,} | {len(results) - read - faults:,} | {faults} | {slowest:.2f} | "
+            f"{largest / 1e6:.0f} |"
+        )
+        costly = sorted(results, key=lambda r: max(r.cpu_seconds / CPU_SECONDS, r.peak_bytes / MEMORY_BYTES))
+        shown += [r for r in reversed(costly) if r.faults or r in costly[-SHOWN:]]
+    (folder / "README.md").write_text(
+        "# Crafted files\n\n"
+        "Made by `benchmarks/crafted_files.py`: CPU time and peak memory of reading small inputs that declare, or\n"
+        f"unpack to, very much, and of inputs with every field damaged. {figures['machine']}.\n\n"
+        + "\n".join(lines)
+        + f"\n\n## The {SHOWN} most costly inputs of each kind\n\n{table(shown)}\n"
+    )
+
+
 def main() -> int:
     """Run the cases of the kinds on the command line; the exit status says whether all are within bounds."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -160,33 +189,37 @@ def main() -> int:
         p.stem for p in (Path(__file__).parent / "crafted").glob("*.py") if p.stem not in ("__init__", "case")
     )
     parser.add_argument("kinds", nargs="*", choices=[*kinds, []], metavar="KIND", help=", ".join(kinds))
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no case later than this")
     parser.add_argument("--into", type=Path)
     arguments = parser.parse_args()
-    results = []
+    torch.set_num_threads(1)  # a process with threads of PyTorch cannot be forked
+    begin, over, count = time.monotonic(), 0, 0
+    figures: dict[str, Any] = {"kinds": {}}
+    if arguments.into and (arguments.into / "crafted-files.json").exists():
+        figures = json.loads((arguments.into / "crafted-files.json").read_text())
+    figures["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
     with tempfile.TemporaryDirectory() as folder:
         for kind in arguments.kinds or kinds:
-            for number, case in enumerate(load(kind)):
-                result = measure(kind, number, case, Path(folder))
-                results.append(result)
+            done = figures["kinds"].setdefault(kind, {})
+            for case in load(kind):
+                if case.name in done or time.monotonic() - begin > arguments.seconds:
+                    continue
+                result = measure(kind, case, Path(folder))
+                values = asdict(result)
+                done[case.name] = [result.input_bytes, result.outcome[:120], round(result.cpu_seconds, 3)]
+                done[case.name] += [values["peak_bytes"], values["finished_bytes"]]
+                count, over = count + 1, over + bool(result.faults)
                 mark = "  <-- " + "; ".join(result.faults) if result.faults else ""
                 print(
                     f"{kind:<12} {case.name:<58} {result.input_bytes:>9,} B {result.cpu_seconds:6.2f} s "
                     f"{result.peak_bytes / 1e6:6.0f} MB  {result.outcome[:70]}{mark}",
                     flush=True,
                 )
-    over = [r for r in results if r.faults]
-    print(f"{len(results)} crafted inputs, {len(over)} over a bound or faulty")
-    if arguments.into:
-        arguments.into.mkdir(parents=True, exist_ok=True)
-        machine = f"{platform.machine()}, Python {platform.python_version()}"
-        record = {"machine": machine, "cases": [asdict(r) | {"faults": r.faults} for r in results]}
-        (arguments.into / "crafted-files.json").write_text(json.dumps(record, indent=1) + "\n")
-        text = (
-            "# Crafted files\n\n"
-            "Made by `benchmarks/crafted_files.py`: CPU time and peak memory of reading small inputs\n"
-            f"that declare, or unpack to, very much. {len(results)} inputs, {len(over)} over a bound. {machine}.\n"
-        )
-        (arguments.into / "README.md").write_text(f"{text}\n{table(results)}\n")
+            if not done:
+                del figures["kinds"][kind]
+            if arguments.into and figures["kinds"]:
+                write_figures(arguments.into, figures)
+    print(f"{count} crafted inputs, {over} over a bound or faulty")
     return 1 if over else 0
 
 

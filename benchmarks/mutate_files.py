@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import fuzz
 from crafted import codec as crafted_codec
-from crafted import run_directory
+from crafted import damage, run_directory
 from surgery import mutations, rich_contents
 from synthetic_submission import Folder
 from tiny_run import documents
@@ -141,7 +141,7 @@ def settings(rng: random.Random, folder: Path, texts: list[str]) -> Cases:
             continue
         values = list(re.finditer(r"(?m)^\w+ = (.*)$", text))
         start, stop = rng.choice(values).span(1)
-        other = rng.choice(run_directory.SETTINGS) if rng.random() < 0.7 else rng.choice(values)[1]
+        other = rng.choice(damage.SETTINGS) if rng.random() < 0.7 else rng.choice(values)[1]
         yield functools.partial(read, (text[:start] + other + text[stop:]).encode())
 
 
@@ -226,8 +226,8 @@ def mutated(path: Path, data: bytes, rng: random.Random) -> bytes:
     lines = data.decode().splitlines() if path.suffix == ".jsonl" else [data.decode()]
     number = rng.randrange(len(lines))
     document = json.loads(lines[number])
-    place = rng.choice(list(run_directory.fields(document)))
-    lines[number] = run_directory.replaced(document, place, rng.choice(run_directory.JSON_VALUES))
+    place = rng.choice(list(damage.fields(document)))
+    lines[number] = damage.replaced(document, place, rng.choice(damage.JSON_VALUES))
     return "\n".join(lines).encode()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,21 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert states == ["complete", "fail", "complete"]
     assert found["trials"][2]["settings"] == found["trials"][1]["settings"], "its values are tried again"
     assert run_sweep(study, tmp_path, tmp_path / "out", start=None) == found  # nothing is left to do
+
+
+def test_a_second_sweep_in_one_folder_is_refused(tmp_path: Path) -> None:
+    """It would count the trial of the first as interrupted."""
+    refusals: list[str] = []
+
+    def start(run: Path) -> Invented:
+        with ThreadPoolExecutor(1) as other:  # a lock belongs to a thread
+            refusals.append(str(other.submit(run_sweep, study, tmp_path, tmp_path / "out").exception()))
+        return Invented(run)
+
+    study = read_sweep(write(tmp_path))
+    found = run_sweep(study, tmp_path, tmp_path / "out", start=start)
+    assert all("is in use by process" in words and "stage sweep" in words for words in refusals) and refusals
+    assert not [trial for trial in found["trials"] if trial["state"] == "fail"]
 
 
 def test_a_training_that_fails_is_a_trial_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

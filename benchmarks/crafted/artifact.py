@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import zstandard
-from surgery import put_together, rich_contents, tiny_contents
+from surgery import put_together, rich_contents, take_apart, tiny_contents
 
 from bitgolf.artifact import compressors, integer_coder
 from bitgolf.artifact.container import encode_artifact, read_artifact
@@ -25,6 +25,7 @@ from bitgolf.artifact.stored import StoredTensor
 from bitgolf.artifact.streams import CODED
 from bitgolf.artifact.symbol_counts import Integers
 from crafted.case import Case
+from crafted.damage import some_fields
 
 Tensor = list[Any]  # [name, kind, group, shape] or those and [column scales, trellis]
 
@@ -194,4 +195,8 @@ def cases() -> list[Case]:
             made[f"900 KB of noise for {count:,} integers, {states} states"] = (partial(noise, count, states), 0)
         made[f"sound, 6 million weights, {states} states"] = (partial(sound, 6_000, "range", states), 4 * 6_000 * 1024)
     made["sound, 6 million weights, zstd"] = (partial(sound, 6_000, "zstd", 0), 4 * 6_000 * 1024)
+    for compressor in ("range", "zstd"):
+        document, streams = take_apart(encode_artifact(**rich_contents(), compressor=compressor)[0])
+        for name, text in some_fields(document, 3):
+            made[f"{compressor}: {name}"] = (partial(put_together, text.encode(), streams, repair=False), 0)
     return [Case(name, partial(write, make), read_artifact, size) for name, (make, size) in made.items()]

@@ -22,6 +22,7 @@ from bitgolf.codec.file_format import CodedStream, CodedText
 from bitgolf.config import TTTConfig
 from bitgolf.data.train_tokenizer import train_tokenizer
 from crafted.case import Case
+from crafted.damage import some_fields
 
 MEGABYTE = 1_000_000
 
@@ -114,4 +115,6 @@ def cases() -> list[Case]:
         "a header with a number of 200,000 digits": partial(text, b'{"bytes":' + b"9" * 200_000 + b"}"),
         "a header of 60,000 streams": partial(header, streams=[[1, 0, 0]] * 20_000),
     }
+    for name, changed in some_fields(json.loads(header_text(file_format.write(sound()))), 20):
+        made[name] = partial(text, changed.encode())
     return [Case(name, partial(write, make), read) for name, make in made.items()]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import re
 import shutil
@@ -24,52 +23,7 @@ from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.run.lock import LOCK_FILES
 from crafted.case import Case
-
-SHARE_MEMORY = True  # cases run in copies of the process that made the sound run
-DAMAGED_BYTES: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda data: b"",
-    "cut in half": lambda data: data[: len(data) // 2],
-    "a byte flipped": lambda data: (
-        data[: len(data) // 3] + bytes([data[len(data) // 3] ^ 1]) + data[len(data) // 3 + 1 :]
-    ),
-    "noise": lambda data: random.Random(len(data)).randbytes(len(data)),
-    "nested 100,000 deep": lambda data: b"[" * 100_000,
-    "objects nested 100 deep": lambda data: b'{"a":' * 100 + b"1" + b"}" * 100,
-    "a number of 5,000 digits": lambda data: b'{"a": ' + b"9" * 5_000 + b"}",
-    "null": lambda data: b"null",
-    "a list": lambda data: b"[1, 2]",
-    "an empty object": lambda data: b"{}",
-    "a text of control characters": lambda data: b'{"event": "\\u001b[2J\\u202e", "\x1b[31m": 1}',
-    "not UTF-8": lambda data: b"\xff\xfe" + data,
-    "a lone surrogate": lambda data: b'{"event": "\\ud800"}',
-    "followed by a megabyte of zeros": lambda data: data + bytes(1_000_000),
-}
-SPECIAL: dict[str, Callable[[Path], object]] = {
-    "a directory": Path.mkdir,
-    "a FIFO": os.mkfifo,
-    "a link to itself": lambda path: path.symlink_to(path.name),
-    "a link to nothing": lambda path: path.symlink_to("none"),
-    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
-    "a link to /dev/null": lambda path: path.symlink_to("/dev/null"),
-    "missing": lambda path: None,
-}
-VALUES: tuple[Any, ...] = (
-    None, [], {}, "", "x", True, -1, 0, 1.5, 10**18, -(10**18), 2**63 - 1, 1e308, "9" * 400, "\x1b[2J\u202e[/x]",
-    "../../etc/passwd", [[[[[]]]]], {"a": {"b": []}}, [None], ["x"] * 3, [1e308, -1e308], "nan", 1e-308,
-)  # fmt: skip
-LITERALS = (
-    "NaN",
-    "-Infinity",
-    "1e999",
-    "9" * 400,
-    "-" + "9" * 5_000,
-    '"\\ud800"',
-    "[" * 70 + "]" * 70,
-    '{"a":1,"a":2}',
-)
-
-JSON_VALUES = (*(json.dumps(value) for value in VALUES), *LITERALS, "")  # texts; "" removes the field
-SETTINGS = ("-1", "10000000000", "1e308", "nan", '""', "[]", "true", "{}", "0", "9" * 400, "1.5")  # TOML
+from crafted.damage import DAMAGED_BYTES, JSON_VALUES, SETTINGS, SPECIAL, fields, replace_file, replaced
 
 
 @functools.cache
@@ -167,37 +121,6 @@ def change_bytes(change: Callable[[bytes], bytes], path: Path) -> None:
     path.write_bytes(change(path.read_bytes()))
 
 
-def replace_file(make: Callable[[Path], object], path: Path) -> None:
-    """Put something else in place of a file."""
-    path.unlink()
-    make(path)
-
-
-def fields(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Paths to all values of a JSON document, of lists the first two and the last."""
-    items: Any = ()
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = [(n, value[n]) for n in sorted({0, 1, len(value) - 1}) if 0 <= n < len(value)]
-    for key, inner in items:
-        yield (*path, key)
-        yield from fields(inner, (*path, key))
-
-
-def replaced(document: Any, path: tuple[str | int, ...], value: str) -> str:
-    """The JSON text of `document` with the JSON text `value` at `path`; "" removes the entry."""
-    copy = json.loads(json.dumps(document))
-    inner = copy
-    for key in path[:-1]:
-        inner = inner[key]
-    if not value:
-        del inner[path[-1]]
-        return json.dumps(copy)
-    inner[path[-1]] = "\0here"
-    return json.dumps(copy).replace(json.dumps("\0here"), value)
-
-
 def change_field(path: tuple[str | int, ...], value: str, file: Path) -> None:
     """Replace one value of a JSON document, or of a line of train.jsonl (the first key of `path` is its number)."""
     if file.suffix == ".jsonl":
@@ -236,9 +159,7 @@ def settings_cases() -> Iterator[tuple[str, str, Callable[[Path], object]]]:
     for number, line in enumerate(lines):
         key, _, value = line.partition(" = ")
         if value:
-            other = rng.choice(
-                ["-1", "10000000000", "1e308", "nan", '""', "[]", "true", "{}", '"x"', "0", "9" * 400, "1.5"]
-            )
+            other = rng.choice(SETTINGS)
             changed = "\n".join([*lines[:number], f"{key} = {other}", *lines[number + 1 :]])
             yield f"{key} is {other[:20]}", "config.toml", partial(change_bytes, lambda _, new=changed: new.encode())
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import lzma
+import re
+import tempfile
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from synthetic_submission import Folder
 
 from bitgolf.referee.run import audit_submission
 from crafted.case import Case
+from crafted.damage import DAMAGED_BYTES, SPECIAL, replace_file, some_fields
 
 MEGABYTE = 1_000_000
 
@@ -90,7 +94,38 @@ INPUTS: dict[str, tuple[str, bytes]] = {
 }
 
 
+NUMBERS = ("9" * 400, "nan", "-1", "1e999", "1.2.3.4", "\u0661\u0662", "1,0,0", "0x10", "\x1b[2J", "\u202e7")
+
+
+def replaced_file(name: str, special: str, path: Path) -> None:
+    """An honest folder with something else in place of a file, or with damaged bytes."""
+    Folder().write(path)
+    if special in SPECIAL:
+        replace_file(SPECIAL[special], path / name)
+    else:
+        (path / name).write_bytes(DAMAGED_BYTES[special]((path / name).read_bytes()))
+
+
+def swept() -> Iterator[tuple[str, str, bytes]]:
+    """Every field of the JSON file, and every number of a log and of the README, with hostile values."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "entry")
+        Folder().write(folder)
+        texts = {file.name: file.read_text() for file in folder.iterdir()}
+    for what, text in some_fields(json.loads(texts[JSON]), 6):
+        yield what, JSON, text.encode()
+    for file in (LOG.removeprefix("+"), README):
+        for place, match in enumerate(re.finditer(r"[\d.,]*\d", texts[file])):
+            for number in (NUMBERS[place % len(NUMBERS)], NUMBERS[(place + 3) % len(NUMBERS)]):
+                text = texts[file][: match.start()] + number + texts[file][match.end() :]
+                yield f"number {place} of {file} is {number[:12]!a}", file, text.encode()
+
+
 def cases() -> list[Case]:
     """All crafted folders."""
     crafted = [Case(name, partial(write, *parts), read) for name, parts in INPUTS.items()]
+    for file in (LOG.removeprefix("+"), SCRIPT, JSON, README):
+        for special in (*DAMAGED_BYTES, *SPECIAL):
+            crafted.append(Case(f"{file}: {special}", partial(replaced_file, file, special), read))
+    crafted += [Case(what, partial(write, file, text), read) for what, file, text in swept()]
     return [*crafted, Case("a chain of modules", many_files, read)]

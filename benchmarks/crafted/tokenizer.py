@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from surgery import put_together, tiny_contents
+from tiny_run import documents
 
 from bitgolf.artifact import tokenizer_bytes
 from bitgolf.artifact.open import open_model
 from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.errors import BitgolfError
 from crafted.artifact import packed as compressed
 from crafted.case import Case
@@ -79,10 +82,36 @@ MODELS: dict[str, Callable[[], bytes]] = {
 }
 
 
+PAYLOADS: dict[str, bytes] = {
+    "nothing": b"",
+    "the largest integer": b"\xff" * 9 + b"\x01",
+    "an integer without end": b"\xff" * 40,
+    "a length beyond the file": b"\xff\xff\xff\xff\x0f" + b"abc",
+    "bytes that are no text": b"\x04\xff\xfe\x80\xc0",
+    "200 nested messages": b"".join(bytes([0x7F, 0x0A]) for _ in range(200)),
+    "1 MB of zeros": b"\x80\x80\x40" + bytes(1 << 20),
+}
+
+
+@cache
+def sound() -> bytes:
+    """A small model that loads."""
+    return train_tokenizer(documents()[:60], 360, lossless=True).model_bytes
+
+
+def with_field(number: int, wire_type: int, payload: str, first: bool) -> bytes:
+    """The sound model with one more field, before or after the others."""
+    field = bytes([number << 3 | wire_type]) + PAYLOADS[payload]
+    return field + sound() if first else sound() + field
+
+
 def cases() -> list[Case]:
     """All crafted tokenizers."""
     alone = [Case(name, partial(write, make), load) for name, make in MODELS.items()]
     packed_inside = [
         Case(f"in an artifact: {name}", partial(inside, make), open_on_cpu) for name, make in MODELS.items()
     ]
+    for number, wire, payload, first in itertools.product(range(8), range(8), PAYLOADS, (True, False)):
+        name = f"field {number} of type {wire} with {payload}, {'first' if first else 'last'}"
+        alone.append(Case(name, partial(write, partial(with_field, number, wire, payload, first)), load))
     return [*alone, *packed_inside, Case("in an artifact: 3 million empty pieces, rearranged", separators, open_on_cpu)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import locked_directory
 from bitgolf.run.progress import Progress, silent
 from bitgolf.sweep.study import SweepStudy
 from bitgolf.sweep.trial import Start, curve, held_out_loss, start_process, train_trial
@@ -57,16 +58,20 @@ def run_sweep(
     progress: Progress = silent,
     start: Start = start_process,
 ) -> dict[str, Any]:
-    """Make the trials that are missing, and return what the sweep found (see `results`)."""
+    """Make the trials that are missing, and return what the sweep found (see `results`).
+
+    Raises RunError if another process sweeps in `folder`: its trial would count as interrupted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    trials = open_study(study, folder, storage)
-    _retry_interrupted(trials, folder)
-    while (ended := sum(trial.state.is_finished() for trial in trials.get_trials(deepcopy=False))) < study.trials:
-        progress("sweep", ended, study.trials)
-        _make_trial(trials, study, data, folder, start)
-        write_results(study, trials, folder)
-    progress("sweep", study.trials, study.trials)
-    return write_results(study, trials, folder)
+    with locked_directory(folder, "sweep"):
+        trials = open_study(study, folder, storage)
+        _retry_interrupted(trials, folder)
+        while (ended := sum(trial.state.is_finished() for trial in trials.get_trials(deepcopy=False))) < study.trials:
+            progress("sweep", ended, study.trials)
+            _make_trial(trials, study, data, folder, start)
+            write_results(study, trials, folder)
+        progress("sweep", study.trials, study.trials)
+        return write_results(study, trials, folder)
 
 
 def _make_trial(trials: optuna.Study, study: SweepStudy, data: Path, folder: Path, start: Start) -> None:
