@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bitgolf.config import Config
+from bitgolf.errors import ConfigError
 from bitgolf.evaluate.split_model import Model, split
 from bitgolf.evaluate.tape import TokenReader
 from bitgolf.model.document_borders import BOS
@@ -61,6 +62,8 @@ class Windows:
 
     def scorer(self, model: Model, world: World) -> WindowScorer:
         """The scorer of `method`. With several ranks, all score the same ranges, and all get all losses."""
+        if self.method not in METHODS:  # the audit takes names from score.json, which anybody may have written
+            raise ConfigError(f"unknown scoring method {self.method!r}; methods: {', '.join(METHODS)}")
         stride = self.length if self.method == "chunked" else self.stride
         return WindowScorer(
             model, self.length, stride, self.batch_tokens, world.device, world.rank, world.size, self.documents

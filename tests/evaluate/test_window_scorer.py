@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import CausalModel, make_scorer, toy_tokens
 
-from bitgolf.errors import RuleViolation
+from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate, window_plan
 from bitgolf.evaluate.window_scorer import document_plan
 
@@ -96,6 +96,11 @@ def test_progress_is_reported_within_a_chunk() -> None:
     scorer = make_scorer("chunked", CausalModel(), window=8, stride=8, batch_tokens=16)
     evaluate(ScoreTape(toy_tokens(50)), scorer, progress=lambda stage, done, total, note="": ticks.append(done))
     assert ticks == [0, 16, 32, 48, 49, 49]
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown scoring method 'best-of'"):
+        make_scorer("best-of", CausalModel(), window=8, stride=4, batch_tokens=16)
 
 
 def test_model_of_the_wrong_shape_is_named() -> None:
