@@ -122,12 +122,9 @@ def encode_artifact(
 def read_artifact(source: str | os.PathLike[str] | bytes, *, max_bytes: int = MAX_BYTES) -> Artifact:
     """Read an artifact from a file or from its bytes.
 
-    Args:
-        source: path, or the bytes themselves.
-        max_bytes: most bytes of the file, and of its streams together with the fp32 tensors made from them.
-    Raises:
-        ArtifactError: the file is missing, truncated, damaged, hostile or made by a newer version; says where.
-        ConfigError: the streams need a compressor that is not installed.
+    `max_bytes`: most bytes of the file, and of its streams together with the fp32 tensors made from them. Raises
+    ArtifactError, which says where, if the file is missing, truncated, damaged, hostile or made by a newer version, and
+    ConfigError if the streams need a compressor that is not installed.
     """
     if isinstance(source, bytes):
         return _decode(source, max_bytes)

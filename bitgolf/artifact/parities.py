@@ -88,10 +88,7 @@ def _follow(
     # gives the parities of some rows (one of each segment), given their quantizers
     parities_of: Callable[[slice, np.ndarray], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Go through the states of all columns, row by row and in all segments of RESTART_ROWS at once.
-    Returns:
-        (R, C) uint8 parities and quantizers.
-    """
+    """(R, C) uint8 parities and quantizers: all columns go through their states row by row, all segments at once."""
     following = trellis_of(num_states).following.astype(np.uint8).reshape(-1)  # by 2 * state + parity
     num_rows, num_columns = shape
     parities, quantizers = np.empty(shape, dtype=np.uint8), np.empty(shape, dtype=np.uint8)

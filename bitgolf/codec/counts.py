@@ -33,13 +33,10 @@ _SHARE_BITS = 38  # fractional bits of TOTAL / sum; 2^24 << 38 and all products 
 
 
 def token_counts(logits: np.ndarray) -> np.ndarray:
-    """Counts of each row's softmax.
+    """Counts of each row's softmax, (S, V) int64, of logits (S, V) float32 with V at most 65,536.
 
-    Args:
-        logits: (S, V) float32, V at most 65,536.
-    Returns:
-        (S, V) int64, each at least 1, every row adding up to 2^24. A row with NaN, or whose largest logit is infinite,
-        is all 0.
+    Each count is at least 1, and every row adds up to 2^24. A row with NaN, or whose largest logit is infinite, is all
+    0.
     """
     coarse, fine = _exponentials()
     top = logits.max(axis=1, keepdims=True)  # (S, 1)

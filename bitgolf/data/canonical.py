@@ -47,12 +47,10 @@ class _State(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def forbidden_pairs(model_bytes: bytes) -> np.ndarray:
-    """The pairs that the tokenizer of a serialized SentencePiece model never emits.
+    """The pairs that the tokenizer of a serialized SentencePiece model never emits, (V, V / 8) uint8.
 
-    Returns:
-        (V, V / 8) uint8: bit x % 8 of [p, x // 8] is 1 if the token x never follows p.
-    Raises:
-        DataError: the model is not BPE, has unused pieces or user-defined symbols of several characters, or is large.
+    Bit x % 8 of [p, x // 8] is 1 if the token x never follows p. Raises DataError if the model is not BPE, has unused
+    pieces or user-defined symbols of several characters, or is large.
     """
     settings = read_model(model_bytes)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)

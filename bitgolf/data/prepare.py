@@ -33,17 +33,10 @@ __all__ = ["PreparedData", "check_disjoint", "open_data", "prepare"]
 def prepare(config: DataConfig, vocab_size: int, out: str | Path, progress: Progress = silent) -> PreparedData:
     """Make the data directory `out`, or open it if the same settings already made it.
 
-    Args:
-        config: section `data` of the configuration.
-        vocab_size: number of tokens in the vocabulary, `model.vocab_size`.
-        out: the directory; it must not exist, be empty, or contain the result of the same settings.
-        progress: called with stage 'prepare' and raw bytes done and expected (0 = unknown).
-
-    Raises:
-        ConfigError: an unknown source, or settings that do not apply to it.
-        DataError: bad text, tokens or tokenizer; an empty split; a corpus too small for the tokenizer; an `out` that
-            contains something else; a full disk.
-        RunError: another process prepares `out`.
+    `out` must not exist, be empty, or hold the result of the same settings. `progress` gets raw bytes done and expected
+    (0 = unknown). Raises ConfigError for an unknown source and for settings that do not apply to it; DataError for bad
+    text, tokens or tokenizer, an empty split, a corpus too small for the tokenizer, an `out` with other content, and a
+    full disk; RunError if another process prepares `out`.
     """
     root = Path(out)
     settings = fingerprint(config, vocab_size)

@@ -81,13 +81,10 @@ def chunk_rows(
 
 
 def share(rows: np.ndarray, world: World) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's rows of a batch and their weights.
+    """This rank's rows of the batch of all ranks, (R, ...) with R >= 1, and their weights, float32.
 
-    Args:
-        rows: (R, ...) the batch of all ranks, R >= 1.
-    Returns:
-        ceil(R / ranks) rows on every rank, and their weights (float32): ranks / R, or 0 for a row that fills up.
-        The mean over ranks of each rank's weighted sum is the mean over the batch.
+    Every rank gets ceil(R / ranks) rows. A weight is ranks / R, or 0 for a row that fills up, so the mean over ranks of
+    each rank's weighted sum is the mean over the batch.
     """
     picked = np.arange(world.rank, world.rank + -(-len(rows) // world.size) * world.size, world.size)
     real = picked < len(rows)

@@ -301,16 +301,11 @@ def share_lines(
 
 
 def evaluate_documents(tape: ScoreTape, scorer: DocumentScorer, progress: Progress = silent) -> np.ndarray:
-    """Score a fresh tape document by document.
+    """Score a fresh tape document by document; returns the losses of all targets, (num_targets,) float32, nats.
 
-    Args:
-        tape: without scores. Its event log gets every document's chunks and updates in the order of the text. The
-            reset between two documents is an update that has read nothing or, with `keep_a`, the documents that the
-            initial A has learned from.
-        scorer: with several ranks every rank calls this function with the same tape.
-        progress: called with stage "score" and the number of targets scored.
-    Returns:
-        The losses of all targets, (num_targets,) float32, nats.
+    The tape's event log gets every document's chunks and updates in the order of the text. The reset between two
+    documents is an update that has read nothing or, with `keep_a`, the documents that the initial A has learned from.
+    With several ranks every rank calls this function with the same tape.
     """
     total = tape.num_targets
     progress("score", 0, total)

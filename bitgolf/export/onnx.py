@@ -26,14 +26,10 @@ _OPSET = 20
 
 
 def export_onnx(packed: PackedModel, path: Path) -> float:
-    """Write the file, and the tokenizer as `path` with the suffix .model.
+    """Write the file of a model on the CPU, and the tokenizer as `path` with the suffix .model.
 
-    Args:
-        packed: a model on the CPU.
-    Returns:
-        The largest difference of a logit between the file and the model, over texts shorter and longer than the window.
-    Raises:
-        ConfigError: a package is missing, or the file computes something else.
+    Returns the largest difference of a logit between the file and the model, over texts shorter and longer than the
+    window. Raises ConfigError if a package is missing or the file computes something else.
     """
     try:
         import onnx

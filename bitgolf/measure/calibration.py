@@ -101,10 +101,8 @@ def gather_hessians(
 ) -> tuple[dict[str, Tensor], int]:
     """Hessians over this rank's `batches` of tokens, (B, T) int64 each.
 
-    Args:
-        another_fits: asked after each batch; the first False ends the gathering.
-    Returns:
-        (key -> (C, C) fp32 on the CPU, averaged over all ranks; tokens that this rank used).
+    `another_fits` is asked after each batch; the first False ends the gathering. Returns key -> (C, C) fp32 on the CPU,
+    averaged over all ranks, and the tokens that this rank used.
     """
     collector = HessianCollector(model)
     for tokens in batches:

@@ -125,10 +125,9 @@ def measure_curvature(
     another_fits: Callable[[], bool] = lambda: True,
     progress: Progress = silent,
 ) -> dict[str, Curvature]:
-    """Measure the named parameters of `model` one after the other; the weights are the same bits afterwards.
+    """Curvature of the named parameters, measured one after the other, in the order of `hessians`; equal on all ranks.
 
-    Returns:
-        Curvature by parameter name, the same on every rank, in the order of `hessians`.
+    The weights are the same bits afterwards.
     """
     parameters = dict(model.named_parameters())
     generator = torch.Generator(device=world.device).manual_seed(seed)

@@ -187,11 +187,7 @@ class GPT(nn.Module):
         # `Block.__call__` and `Block.two_lanes`, or their compiled forms.
         blocks: tuple[Callable[..., Any], Callable[..., Any]] = (Block.__call__, Block.two_lanes),
     ) -> Tensor:
-        """Normalized output of the last block.
-
-        Returns:
-            (B, T, D) in `compute_dtype`.
-        """
+        """Normalized output of the last block, (B, T, D) in `compute_dtype`."""
         recent, T, attention = tokens, tokens.size(1), self.config.attention
         documents = near = None
         if cache is None:

@@ -44,8 +44,7 @@ def find_theta(
 ) -> ThetaSearch | None:
     """Find a log2(theta) whose file is at most `cap` bytes and at least `cap - slack`, or near enough to be corrected.
 
-    Returns:
-        The outcome, or None if no file that was made fits or is within reach.
+    Returns None if no file that was made fits or is within reach.
     """
     target = cap - slack / 2
     passes: list[Point] = []

@@ -115,12 +115,10 @@ class Candidates:
 def fit(encode: Callable[[int], Encoded], candidates: Candidates, limit: int) -> tuple[int, Encoded, int]:
     """Zero as few candidates as bring the artifact to `limit` bytes: within 1/4096 of the limit, or of the candidates.
 
-    Args:
-        encode: the artifact with that many candidates zeroed; its `len` is its size in bytes.
-        limit: bytes that it may have; negative if there is no room at all.
-    Returns:
-        (number zeroed, the artifact with that many, how often one was encoded). The number is 0 if the artifact fits
-        as it is. It is that of all candidates if even that is not enough; the artifact is then above the limit.
+    `encode` makes the artifact with that many candidates zeroed; `limit` is negative if there is no room at all.
+    Returns the number zeroed, the artifact with that many, and how often one was encoded. The number is 0 if the
+    artifact fits as it is. It is that of all candidates if even that is not enough; the artifact is then above the
+    limit.
     """
     best = encode(0)
     num_bytes, encodes, count = len(best), 1, 0

@@ -20,14 +20,7 @@ from bitgolf.foreign import harmless
 
 
 def render_page(template: str, *, style: tuple[str, ...], script: str, **values: Any) -> str:
-    """Fill a template.
-
-    Args:
-        template: file of `templates/`.
-        style: style sheets of `templates/`, in their order.
-        script: script of `templates/`.
-        values: what the template inserts. A missing name is an error.
-    """
+    """Fill a template of `templates/`, with style sheets and a script from there; a missing value is an error."""
     source = _read(script)
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     return str(

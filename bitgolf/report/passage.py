@@ -56,15 +56,9 @@ class Prompt:
 
 
 def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, length: int) -> Passage | None:
-    """The most typical document's first `length` targets, each with its surprisal.
+    """The most typical document's first `length` targets, each with its surprisal; None if the tokens contain no text.
 
-    Args:
-        val: N tokens.
-        tokenizer: of those tokens.
-        nll: (N-1,) floats, nats; the loss of each target.
-        length: targets shown at most.
-    Returns:
-        None if the tokens contain no text.
+    `nll`: (N-1,) floats, nats; the loss of each target.
     """
     tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
     losses = np.asarray(nll[: len(tokens) - 1], dtype=np.float64)
@@ -90,10 +84,7 @@ def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, l
 def choose_prompts(val: TokenShards, tokenizer: Tokenizer, count: int, continues: int) -> list[Prompt]:
     """Beginnings of up to `count` documents, spread evenly over those that are long enough.
 
-    Args:
-        val, tokenizer: as in `surprisal_passage`.
-        count: number of prompts; fewer if there are fewer documents.
-        continues: tokens of the document's own continuation to return with each.
+    `continues`: tokens of the document's own continuation to return with each.
     """
     tokens = np.asarray(val.read(0, min(val.num_tokens, _SCANNED_TOKENS)))
     spans = _document_targets(tokens, tokenizer.bos_id)

@@ -65,16 +65,11 @@ class RunDirectory:
     def create(
         cls, path: str | Path, config: Config, *, resume: bool = False, hold: ExitStack | None = None
     ) -> RunDirectory:
-        """Make `path` the directory of a run of `config`.
+        """Make `path` the directory of a run of `config`; with `resume` it may belong to a run of this configuration.
 
-        Args:
-            resume: allow a directory that already belongs to a run of this configuration.
-            hold: keeps the lock of the directory; None releases it when this method returns.
-
-        Raises:
-            RunError: `path` belongs to another configuration, is not a run, or is in use by another process. A
-                directory that contains only config.toml, because its first stage failed, may be used with any
-                configuration.
+        `hold` keeps the lock of the directory; None releases it when this method returns. Raises RunError if `path`
+        belongs to another configuration, is not a run, or is in use by another process. A directory that contains only
+        config.toml, because its first stage failed, may be used with any configuration.
         """
         root = Path(path)
         if root.exists() and not (root / "config.toml").exists() and (not root.is_dir() or _entries(root)):

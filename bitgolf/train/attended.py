@@ -37,14 +37,9 @@ def train_attended(
 ) -> None:
     """`stage.train` with checkpoints, and with what watches a training.
 
-    Args:
-        resume: go on from the run's newest checkpoint, if it has one.
-        branch: begin from a checkpoint of another run, `RUN` or `RUN@STEP` (see `bitgolf.train.branch`).
-
-    Raises:
-        The errors of `stage.train`.
-        ConfigError: a branch and its trunk do not fit each other.
-        RunError: there is no checkpoint to branch from, or those of this run are damaged.
+    `resume`: go on from the run's newest checkpoint, if it has one. `branch`: begin from a checkpoint of another run,
+    `RUN` or `RUN@STEP` (see `bitgolf.train.branch`). Raises as `stage.train` does; ConfigError if a branch and its
+    trunk do not fit each other; RunError if there is no checkpoint to branch from, or those of this run are damaged.
     """
     train(run, world, Attended(run, resume=resume, branch=branch), progress)
 

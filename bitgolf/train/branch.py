@@ -102,16 +102,11 @@ def require_same_data(trunk: Trunk, data: Path) -> None:
 def adapt(
     saved: dict[str, Tensor], live: dict[str, Tensor], trunk: Trunk, config: Config
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The trunk's state as the branch needs it.
+    """The trunk's state as the branch needs it: the tensors to load, and the kinds of state that start fresh.
 
-    Args:
-        saved: tensors of the checkpoint by name.
-        live: the branch's own tensors before its first step; their names are those that are needed.
-    Returns:
-        (tensors to load, the kinds of state that start fresh).
-    Raises:
-        ConfigError: a late phase or snapshots began under other settings.
-        RunError: the checkpoint lacks state that cannot start fresh.
+    `saved`: tensors of the checkpoint by name. `live`: the branch's own tensors before its first step; their names are
+    those that are needed. Raises ConfigError if a late phase or snapshots began under other settings, and RunError if
+    the checkpoint lacks state that cannot start fresh.
     """
     _require_same_late_phase(saved, trunk, config)
     _require_same_snapshots(saved, trunk, config)

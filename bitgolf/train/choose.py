@@ -38,8 +38,7 @@ def held_out_losses(
 ) -> tuple[dict[str, float], int]:
     """Mean cross entropy of each candidate on the held-out rows, in nats per token; the same on every rank.
 
-    Returns:
-        (loss by candidate, number of held-out targets that were scored).
+    Returns the loss by candidate, and the number of held-out targets that were scored.
     """
     rounds = range(0, held_out.num_rows, micro_rows * world.size)
     sums = torch.zeros(len(candidates) + 1, dtype=sums_dtype(world.device), device=world.device)

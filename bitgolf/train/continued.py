@@ -73,11 +73,8 @@ def find_start(
 ) -> Start:
     """The run's own newest checkpoint if `resume` asks for it and there is one, else the trunk's, else neither.
 
-    `live` names the tensors that the run needs.
-
-    Raises:
-        RunError: the checkpoints are damaged, or the run's own did not begin from `trunk`.
-        ConfigError: state of the trunk that belongs to other settings.
+    `live` names the tensors that the run needs. Raises RunError if the checkpoints are damaged or the run's own did not
+    begin from `trunk`, and ConfigError for state of the trunk that belongs to other settings.
     """
     checkpoint = store.load_latest(config.digest()) if resume else None
     if checkpoint is not None:

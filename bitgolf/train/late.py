@@ -71,8 +71,7 @@ class LatePhase:
     def begin(self, fraction: float) -> float:
         """Start at `fraction` of the run, or go on if the run was resumed in the phase.
 
-        Returns:
-            |fake(W) - W|^2 / |W|^2 over all quantized layers; 0 if there are none.
+        Returns |fake(W) - W|^2 / |W|^2 over all quantized layers; 0 if there are none.
         """
         if float(self.began_at) < 0:
             self.began_at.fill_(fraction)

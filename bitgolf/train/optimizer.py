@@ -81,11 +81,8 @@ class ModelOptimizer:
     def step(self, lr_scale: float, momentum: float, decay: float | None = None, two_rails: bool = False) -> Tensor:
         """Clip the gradients, update the parameters, clear the gradients.
 
-        `decay`: Muon's weight decay; None = the configured one. `two_rails`: see `Muon.step`.
-
-        Returns:
-            (P + 1,) fp32: the gradient norm of every parameter in the order of `names`, then the global norm, all
-            before clipping.
+        `decay`: Muon's weight decay; None = the configured one. `two_rails`: see `Muon.step`. Returns (P + 1,) fp32:
+        the gradient norm of every parameter in the order of `names`, then the global norm, all before clipping.
         """
         exchange = self.muon.exchange
         received = None if exchange is None else exchange.receive()

@@ -66,12 +66,9 @@ def soft_round(y: Tensor, sharpness: Tensor) -> Tensor:
 def attach_fakers(
     model: nn.Module, grid_of: Callable[[str], Grid | None], percentiles: Sequence[float], *, soft: bool
 ) -> dict[str, tuple[Linear, WeightFaker]]:
-    """Give a faker to every linear layer whose weight has a grid.
+    """Give a faker to every linear layer whose weight has a grid; returns the layers with fakers, by parameter name.
 
-    Args:
-        grid_of: parameter name -> grid of the artifact, or None for weights that stay in float.
-    Returns:
-        The layers with their fakers, by parameter name.
+    `grid_of`: parameter name -> grid of the artifact, or None for weights that stay in float.
     """
     layers = {}
     for name, module in model.named_modules():

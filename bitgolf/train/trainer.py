@@ -112,9 +112,8 @@ class Trainer:
     ) -> Tensor:
         """One update from this rank's rows.
 
-        Returns:
-            (P + 3,) fp32 on the device: elapsed seconds on rank 0, mean loss over all ranks in nats, the gradient
-            norms of `ModelOptimizer.step`.
+        Returns (P + 3,) fp32 on the device: elapsed seconds on rank 0, mean loss over all ranks in nats, the gradient
+        norms of `ModelOptimizer.step`.
         """
         total = torch.zeros((), device=self.world.device)
         if late and self.late is not None:
@@ -161,12 +160,9 @@ class Trainer:
     def warm_up(self, progress: Progress = silent, limit_seconds: float = math.inf) -> float:
         """Compile and run every kernel on random tokens, then restore all state.
 
-        Args:
-            limit_seconds: of the whole training.
-        Returns:
-            Seconds per step once everything is compiled: the median of the last half of the steps.
-        Raises:
-            BudgetError: a step of many micro-batches would take longer than `limit_seconds`, as two of them show.
+        Returns the seconds per step once everything is compiled: the median of the last half of the steps. Raises
+        BudgetError if a step of many micro-batches would take longer than `limit_seconds`, those of the whole training,
+        as two micro-batches show.
         """
         self._require_short_steps(limit_seconds)
         live = self.tensors()

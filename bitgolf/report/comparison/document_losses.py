@@ -59,10 +59,8 @@ def document_starts(
 def document_losses(run: ScoredRun) -> DocumentLosses:
     """Read the headline's losses of a run by document.
 
-    Raises:
-        RunError: the score is not the headline, a product is missing, nll.npy does not belong to score.json, or other
-            validation data was scored.
-        DataError: the data directory is damaged.
+    Raises RunError if the score is not the headline, a product is missing, nll.npy does not belong to score.json, or
+    other validation data was scored, and DataError if the data directory is damaged.
     """
     if not run.is_headline:
         raise RunError(

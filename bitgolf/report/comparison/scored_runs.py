@@ -116,14 +116,11 @@ class ScoredRun:
 
 
 def read_runs(paths: Sequence[Path], method: str = "headline") -> list[ScoredRun]:
-    """Open runs and take one score of each.
+    """Open the runs `paths`, each given once, and take one score of each.
 
-    Args:
-        paths: run directories, each given once.
-        method: "headline" (each run's own), a method of score.json, or "float-METHOD".
-    Raises:
-        ConfigError: a directory given twice, or a method that a run was not scored with.
-        RunError, DataError: not a run, not scored, or damaged.
+    `method`: "headline" (each run's own), a method of score.json, or "float-METHOD". Raises ConfigError for a directory
+    given twice and for a method that a run was not scored with; RunError or DataError for what is not a run, not
+    scored, or damaged.
     """
     labels = label_paths(paths)
     return [read_run(path, label, method) for path, label in zip(paths, labels, strict=True)]
@@ -197,9 +194,8 @@ def config_differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
 def sample(name: str, runs: Sequence[ScoredRun]) -> Sample:
     """The scores of a set of seeds.
 
-    Raises:
-        RunError: fewer than two runs, a seed twice, configurations that differ in more than seed, name and
-            description, another method, other data, or another byte accounting.
+    Raises RunError for fewer than two runs, a seed twice, configurations that differ in more than seed, name and
+    description, another method, other data, or another byte accounting.
     """
     require_one_set(runs)
     by_seed: dict[int, ScoredRun] = {}

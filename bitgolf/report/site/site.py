@@ -42,17 +42,10 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent) -> list[site_rows.SiteRun]:
-    """Write the site of the runs `paths` into `out`; an earlier site there is replaced.
+    """Write the site of the runs `paths` (see `find_runs`), finished or not, into `out`; returns the runs in order.
 
-    Args:
-        paths: run directories (see `find_runs`), finished or not.
-        out: a folder that does not exist, is empty, or holds an earlier site.
-        progress: called with stage "site".
-    Returns:
-        The runs, in the order given.
-    Raises:
-        ConfigError: no runs, a run twice, or `out` holds something else.
-        RunError, DataError: a product of a run is damaged.
+    `out` does not exist, is empty, or holds an earlier site, which is replaced. Raises ConfigError if there are no
+    runs, a run is given twice, or `out` holds something else, and RunError or DataError if a product is damaged.
     """
     if not paths:
         raise ConfigError("no runs given; `bitgolf report RUN RUN --out DIR`")
