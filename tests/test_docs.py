@@ -144,7 +144,16 @@ def test_printed_commands_that_are_cheap_work(tiny_run: Path, tmp_path: Path, mo
 def test_the_first_command_for_packing_works_at_reduced_size(corpus: Path, tmp_path: Path) -> None:
     run, pack, *_ = commands(ROOT / "docs" / "packing.md")
     changes = {"demo": str(PRESET), "runs/rate": str(tmp_path / "rate"), "600000": "250000", "620000": "260000"}
-    small = ("--data.source", f"jsonl:{corpus}", "--train.max_steps", "5", "--report.samples", "0")
+    small = (
+        "--data.source",
+        f"jsonl:{corpus}",
+        "--train.max_steps",
+        "5",
+        "--report.samples",
+        "0",
+        "--data.val_fraction",
+        "0.02",
+    )
     cli(*(changes.get(word, word) for word in run), *small)
     assert (tmp_path / "rate" / "score.json").exists()
     done(*(changes.get(word, word) for word in pack))

@@ -50,7 +50,7 @@ def blocks(page: str, language: str) -> list[str]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a text file, which is the current one."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "notes.txt").write_text("\n\n".join(documents()[:170]), encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("\n\n".join(documents()[:90]), encoding="utf-8")
     return tmp_path
 
 
