@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest.mock import patch
 
@@ -42,8 +43,16 @@ def forked(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
 
 
 def _with_one_thread(function: Callable[..., Any], *arguments: Any) -> None:
+    Thread(target=_end_with_the_tests, daemon=True).start()
     torch.set_num_threads(1)
     sys.exit(function(*arguments))
+
+
+def _end_with_the_tests() -> None:
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
+    os._exit(1)
 
 
 def start_command(*words: str | Path) -> BaseProcess:
