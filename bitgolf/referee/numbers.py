@@ -120,7 +120,8 @@ def _aggregates(data: dict[str, Any], finals: dict[str, Metric], submission: Sub
         "val_loss_std": [statistics.stdev(loss), statistics.pstdev(loss)],
     }
     if totals:
-        expected |= {"bytes_total": [max(totals)], "artifact_bytes_max": [max(totals)]}
+        # Public records give the bytes of the largest seed or of any other; `artifact_bytes` judges all of them.
+        expected |= {"bytes_total": [max(totals), *totals], "artifact_bytes_max": [max(totals)]}
         expected["artifact_bytes_mean"] = [statistics.mean(totals)]
     if steps:
         expected["train_steps_mean"] = [statistics.mean(steps)]
@@ -168,6 +169,7 @@ def _seed_row(
     logs = submission.by_seed[seed]
     logged = [value for log in logs for metric in log.metrics for value in (metric.bpb, metric.loss)]
     sizes = [size for log in logs for kind in log.sizes.values() for _, size in kind]
+    steps = [log.stop.step for log in logs if log.stop]
     for index, cell in enumerate(row[1:], 1):
         numbers = figures(cell)
         if len(numbers) != 1:
@@ -182,6 +184,13 @@ def _seed_row(
                 yield f"README: {title or 'a column'} of seed {seed} is {cell}, which is not in its log"
         elif figure.decimals == 0 and figure.value >= 1_000_000 and sizes and int(figure.value) not in sizes:
             yield f"README: {title or 'a column'} of seed {seed} is {cell} bytes, its log has {max(sizes):,}"
+        elif title.strip().lower() in ("steps", "step") and not figure.decimals and _far(figure.value, steps):
+            yield f"README: {title} of seed {seed} is {cell}, its log stopped at step {steps[0]:,}"
+
+
+def _far(value: float, steps: list[int]) -> bool:
+    """Whether a number of steps is none of those logged; some count from zero."""
+    return bool(steps) and min(abs(value - step) for step in steps) > 1
 
 
 def _mean_row(header: tuple[str, ...], row: tuple[str, ...], columns: dict[int, list[float]]) -> Iterator[str]:

@@ -53,7 +53,7 @@ _LIBRARIES_OF_OTHERS = re.compile(
     r"(torch|numpy|np|scipy|pandas|sentencepiece|triton|flash_attn|zstandard|brotli|lz4|blosc|constriction|safetensors"
     r"|tqdm|wandb|einops|transformers|datasets|huggingface_hub|tiktoken|tokenizers|numba|cupy|jax|flax|mlx|psutil"
     r"|matplotlib|pynvml|cutlass|kernels|fla|mamba_ssm|causal_conv1d|apex|xformers|transformer_engine|liger_kernel"
-    r"|deepspeed|nvidia|packaging|setuptools|yaml|requests|bitgolf|hopper|python_minifier)\w*$"
+    r"|deepspeed|nvidia|quack|packaging|setuptools|yaml|requests|bitgolf|hopper|python_minifier)\w*$"
 )
 _ALWAYS_IMPORTED = ("sitecustomize", "usercustomize")
 

@@ -51,6 +51,9 @@ FROM_A_VARIABLE = "with open(name) as f:\n    text = f.read()\nprogram = compile
 ALIAS = "    smooth = torch.from_numpy(val_data.tokens)\n    more = smooth[:100]\n    refine(model, more)"
 ADAPTED = "refine trains on validation tokens before main makes the artifact"
 CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words of its reason, what is planted
+    "steps of another run": (
+        "numbers-agree", "Steps of seed 42 is 4,920, its log stopped at step 4,912",
+        lambda folder: folder.readme_rows.update({42: {"steps": "4,920"}})),
     # Code and tables that are not counted.
     "a package beside the script": (
         "artifact-bytes", "helpers/__init__.py, helpers/tables.py is imported by train_gpt.py and not counted",
@@ -170,6 +173,10 @@ HONEST: dict[str, Plant] = {
     ),
     "today's date": claimed(date=datetime.now(UTC).date().isoformat()),
     "a date with a time": claimed(date="2026-04-27T10:00:00Z"),
+    "the bytes of a seed that is not the largest": lambda folder: folder.claims.update(
+        bytes_total=folder.total(folder.seeds[0])
+    ),
+    "steps counted from zero": lambda folder: folder.readme_rows.update({42: {"steps": "4,911"}}),
 }
 
 
