@@ -38,7 +38,7 @@ def _squared_backward(slope: float, x: Any, dy: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(zip(_squared_backward(slope, x[0], dy[0]), _squared_backward(slope, x[1], dy[1]), strict=True))
     leaky = slope * x + (1.0 - slope) * activation.relu(x)
-    # 2 leaky times the slope there: the slope where x < 0, else 1.
+    # The gradient is 2 leaky(x) leaky'(x), and leaky' is `slope` below zero and 1 above.
     return dy * (2.0 * (slope * leaky + (1.0 - slope) * activation.relu(x))), leaky * leaky
 
 
