@@ -38,7 +38,7 @@ def evaluation_of(device: str = "cpu", **ttt: Any):
     def evaluation(tokens: np.ndarray):
         model, _ = build_model(config().model, WINDOW, place)
         if place.type == "cuda":
-            model.set_attention_backend(reproducible_backend(documents=False))
+            model.set_attention_backend(reproducible_backend(masked=False))
         model.load_state_dict(tiny_gpt().state_dict())
         model.eval().requires_grad_(False)
         found = adapted(config(**ttt), model, len(tokens) - 1, world=World(0, 1, place))
