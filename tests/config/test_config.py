@@ -428,3 +428,9 @@ def test_settings_of_training_without_effect_are_named(changes: dict[str, object
     config = Config().updated(changes)
     sentences = idle_training(config.train, config.pack)
     assert [sentence.split(" ")[0].rstrip(":") for sentence in sentences] == named
+
+
+def test_a_number_has_at_most_64_characters() -> None:
+    assert load_config("demo", {"train.matrix_lr": "0." + 62 * "1"}).train.matrix_lr == pytest.approx(1 / 9)
+    with pytest.raises(ConfigError, match="the number has too many digits"):
+        load_config("demo", {"train.matrix_lr": "0." + 63 * "1"})
