@@ -158,7 +158,7 @@ def table(results: list[Measured]) -> str:
 def write_figures(folder: Path, figures: dict[str, Any]) -> None:
     """Write crafted-files.json and README.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "crafted-files.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (folder / "crafted-files.json").write_text(json.dumps(figures, separators=(",", ":")) + "\n")
     lines = ["| kind | inputs | read | refused | over a bound or faulty | slowest, CPU s | largest, MB |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     shown: list[Measured] = []

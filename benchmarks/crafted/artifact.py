@@ -197,6 +197,6 @@ def cases() -> list[Case]:
     made["sound, 6 million weights, zstd"] = (partial(sound, 6_000, "zstd", 0), 4 * 6_000 * 1024)
     for compressor in ("range", "zstd"):
         document, streams = take_apart(encode_artifact(**rich_contents(), compressor=compressor)[0])
-        for name, text in some_fields(document, 3):
+        for name, text in some_fields(document, 8):
             made[f"{compressor}: {name}"] = (partial(put_together, text.encode(), streams, repair=False), 0)
     return [Case(name, partial(write, make), read_artifact, size) for name, (make, size) in made.items()]

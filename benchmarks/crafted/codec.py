@@ -115,6 +115,6 @@ def cases() -> list[Case]:
         "a header with a number of 200,000 digits": partial(text, b'{"bytes":' + b"9" * 200_000 + b"}"),
         "a header of 60,000 streams": partial(header, streams=[[1, 0, 0]] * 20_000),
     }
-    for name, changed in some_fields(json.loads(header_text(file_format.write(sound()))), 20):
+    for name, changed in some_fields(json.loads(header_text(file_format.write(sound()))), 30):
         made[name] = partial(text, changed.encode())
     return [Case(name, partial(write, make), read) for name, make in made.items()]

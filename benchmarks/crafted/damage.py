@@ -59,7 +59,7 @@ def some_fields(document: Any, times: int) -> Iterator[tuple[str, str]]:
     """Names and texts of a JSON document with one value replaced, every value `times` times by another one."""
     for number, path in enumerate(fields(document)):
         for offset in range(times):
-            value = JSON_VALUES[(number * times + offset) % len(JSON_VALUES)]
+            value = JSON_VALUES[(7 * number + offset) % len(JSON_VALUES)]
             name = f"{'.'.join(map(str, path))} is {value[:20] or 'missing'}"
             yield f"{name} ({number}.{offset})", replaced(document, path, value)
 
