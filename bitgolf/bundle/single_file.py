@@ -29,6 +29,7 @@ from bitgolf.config.section import differing_keys, with_values
 from bitgolf.version import __version__
 
 PACKAGE = "bitgolf"
+MOST_CODE_BYTES = 80_000  # of the file of any preset
 ENTRY = ("bitgolf.submit.train_gpt", "main")
 _IMPORTER = "bitgolf.bundle.importer"
 _START = """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from bitgolf.bundle.single_file import code_bytes
+from bitgolf.bundle.single_file import MOST_CODE_BYTES, code_bytes
 from bitgolf.config import Config
 from bitgolf.errors import BudgetError, ConfigError
 from bitgolf.plan.memory import USABLE, Memory, at_most, free_memory, predict_memory, total_memory
@@ -37,9 +37,9 @@ def require_fit(config: Config, world: World, *, anyway: bool = False) -> None:
 
 
 def require_room_for_code(config: Config) -> None:
-    """Raise BudgetError if the cap is used up by the code."""
-    code, cap = code_bytes(config), config.budget.artifact_bytes
-    if cap < code + LEAST_MODEL_BYTES:
+    """Raise BudgetError if the cap is used up by the code. It is counted, for seconds, only if the cap is small."""
+    cap = config.budget.artifact_bytes
+    if cap < MOST_CODE_BYTES + LEAST_MODEL_BYTES and cap < (code := code_bytes(config)) + LEAST_MODEL_BYTES:
         raise BudgetError(
             f"budget.artifact_bytes = {cap:,} is too small: the code that counts against it has {code:,} bytes, and a "
             f"model needs at least {LEAST_MODEL_BYTES:,} more; set budget.artifact_bytes to {_round_up(code)} or more"
@@ -51,10 +51,12 @@ def size_problems(config: Config) -> list[str]:
 
     Method `rate` and `pack.fit.prune` make the file fit where that is possible, so they have no such problem.
     """
-    code, cap, grid = code_bytes(config), config.budget.artifact_bytes, config.pack.grid
-    model = predict_model_bytes(config, code)
-    if config.pack.fit.prune or code + model <= _TOLERANCE * cap:
+    cap, grid = config.budget.artifact_bytes, config.pack.grid
+    model = predict_model_bytes(config, MOST_CODE_BYTES)
+    if config.pack.fit.prune or MOST_CODE_BYTES + model <= _TOLERANCE * cap:
         return []
+    code = code_bytes(config)
+    model = predict_model_bytes(config, code)
     return [
         f"the artifact is too large: about {model:,} bytes of model + {code:,} of code, and budget.artifact_bytes is "
         f"{cap:,}; lower pack.grid.matrix_bits (now {grid.matrix_bits}) or pack.grid.embed_bits (now "
