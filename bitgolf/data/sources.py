@@ -1,25 +1,29 @@
 """The sources of text: a source string becomes an iterator of documents.
 
 `stdlib` is the default (see `stdlib_text`). `file:PATH` and `dir:PATH` read text files, `jsonl:PATH` a field of JSON
-lines (plain, gzip or zstd; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see `tables`). A path alone is
-a source too. `fineweb-docs` has a module of its own. Only one document is in memory at a time. `shards:PATH` and
-`fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with file and line.
+lines (both may be compressed; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see `tables`). A path
+alone is a source too. `fineweb-docs` has a module of its own. Only one document is in memory at a time.
+`shards:PATH` and `fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with
+file and line.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import difflib
 import glob
 import gzip
 import io
 import json
+import lzma
 import os
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import zstandard
 
@@ -233,19 +237,39 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO | io.BufferedReader]:
-    """A file, decompressed according to its suffix: .gz, .zst, .zstd or plain. Damage raises DataError."""
+    """A file, decompressed according to its suffix. Damage raises DataError."""
     try:
         with path.open("rb") as raw:
-            if path.suffix == ".gz":
-                yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
-            elif path.suffix in (".zst", ".zstd"):
-                yield io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
-            else:
-                yield raw
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a damaged or truncated gzip file: {error}") from error
+            match path.suffix:
+                case ".gz":
+                    yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
+                case ".bz2":
+                    yield io.BufferedReader(bz2.BZ2File(raw), _BLOCK)
+                case ".xz":
+                    with lzma.open(raw) as unpacked:
+                        yield io.BufferedReader(cast(io.RawIOBase, unpacked), _BLOCK)
+                case ".zst" | ".zstd":
+                    yield io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
+                case ".zip":
+                    yield io.BufferedReader(_only_file(raw, path), _BLOCK)
+                case _:
+                    yield raw
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is a damaged or truncated {path.suffix} file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _only_file(raw: BinaryIO, path: Path) -> io.RawIOBase:
+    """The one file that a zip archive holds."""
+    archive = zipfile.ZipFile(raw)
+    files = [entry for entry in archive.infolist() if not entry.is_dir()]
+    if len(files) != 1:
+        raise DataError(f"{path} holds {len(files)} files; unpack it, and give the folder or one of the files")
+    try:
+        return cast(io.RawIOBase, archive.open(files[0]))
+    except (NotImplementedError, RuntimeError) as error:  # another method of compression, or a password
+        raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and give the file") from error
 
 
 def read_lines(stream: BinaryIO | io.BufferedReader, name: str | Path) -> Iterator[bytes]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import gzip
+import io
 import itertools
 import json
+import lzma
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +30,16 @@ def jsonl(texts: list[str]) -> bytes:
     return b"".join(json.dumps({"id": 1, "text": t}, ensure_ascii=False).encode() + b"\n" for t in texts)
 
 
+def zipped(*files: bytes) -> bytes:
+    """A zip archive of these files in a folder."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.mkdir("folder")
+        for number, data in enumerate(files):
+            file.writestr(f"folder/{number}", data)
+    return archive.getvalue()
+
+
 def frames(data: bytes) -> bytes:
     """Two zstd frames, the second with a 128 MB window."""
     half = len(data) // 2
@@ -35,7 +49,16 @@ def frames(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "pack"), [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", frames), ("b.zst", frames)]
+    ("name", "pack"),
+    [
+        ("a.jsonl", bytes),
+        ("a.jsonl.gz", gzip.compress),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.xz", lzma.compress),
+        ("a.jsonl.zip", zipped),
+        ("a.jsonl.zst", frames),
+        ("b.zst", frames),
+    ],
 )
 def test_jsonl_in_every_packing(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / name).write_bytes(pack(jsonl(TEXTS)))
@@ -95,9 +118,16 @@ CHECKED = zstandard.ZstdCompressor(write_checksum=True)
         ("zst", frames(jsonl(TEXTS))[:-9], "truncated: its last zstd frame has no end"),
         ("zst", flip(CHECKED.compress(jsonl([str(i) for i in range(9999)]))), "corrupt zst"),
         ("zst", b"no zstd at all" * 9, "corrupt zst"),
-        ("gz", gzip.compress(jsonl(TEXTS))[:-9], "damaged or truncated gzip"),
-        ("gz", flip(gzip.compress(jsonl([str(i) for i in range(9999)]))), "damaged or truncated gzip"),
-        ("gz", b"no gzip at all", "damaged or truncated gzip"),
+        ("gz", gzip.compress(jsonl(TEXTS))[:-9], "damaged or truncated .gz"),
+        ("gz", flip(gzip.compress(jsonl([str(i) for i in range(9999)]))), "damaged or truncated .gz"),
+        ("gz", b"no gzip at all", "damaged or truncated .gz"),
+        ("bz2", bz2.compress(jsonl(TEXTS))[:-9], "damaged or truncated .bz2"),
+        ("bz2", b"no bzip2 at all", "cannot read"),
+        ("xz", lzma.compress(jsonl(TEXTS))[:-9], "damaged or truncated .xz"),
+        ("xz", flip(lzma.compress(jsonl([str(i) for i in range(9999)]))), "damaged or truncated .xz"),
+        ("zip", zipped(jsonl(TEXTS))[:-9], "damaged or truncated .zip"),
+        ("zip", flip(zipped(jsonl([str(i) for i in range(9999)]))), "damaged or truncated .zip"),
+        ("zip", zipped(b"one", b"two"), "holds 2 files"),
     ],
 )
 def test_damaged_archives_are_named(tmp_path: Path, suffix: str, data: bytes, message: str) -> None:
