@@ -15,7 +15,8 @@ LEAST_VAL_BYTES = 50_000
 LEAST_VAL_DOCUMENTS = 10
 LEAST_STEPS = 200
 MANY_PASSES = 4  # over the training text; beyond, more passes help little (Muennighoff et al., arXiv 2305.16264)
-_RISE = 1.1  # a last loss of so many times the lowest one is called diverged
+_RISE = 1.1  # a last loss of so many times the lowest one has risen, if it is also
+_RISE_NATS = 0.1  # so many nats above it
 
 
 def caveats(products: Products) -> list[str]:
@@ -38,11 +39,23 @@ def _training(products: Products) -> Iterator[str]:
     end, losses = products.last_event("end"), [e["loss"] for e in products.events if e["event"] == "step"]
     if end and end.get("step", LEAST_STEPS) < LEAST_STEPS:
         yield f"Training made only {end['step']:,} steps. Raise budget.train_seconds, or make the model smaller."
-    if len(losses) > 1 and losses[-1] > min(_RISE * min(losses), math.log(products.config.model.vocab_size)):
+    held_out = [event["loss"] for event in products.events if event["event"] == "held_out"]
+    if _has_risen(held_out) and not _has_risen(losses):
+        yield (
+            f"The model learns its text by heart: the loss on held-out training text rose from {min(held_out):.2f} to "
+            f"{held_out[-1]:.2f} nats per token while the loss in training fell. Give more text, or train for a "
+            "shorter time (budget.train_seconds)."
+        )
+    if _has_risen(losses) or (len(losses) > 1 and losses[-1] > math.log(products.config.model.vocab_size)):
         yield (
             f"The training loss diverged: it ends at {losses[-1]:.2f} nats per token, after {min(losses):.2f} at its "
             "lowest. Lower the learning rates (train.matrix_lr, train.embed_lr), or set train.grad_clip."
         )
+
+
+def _has_risen(losses: list[float]) -> bool:
+    """Whether the last loss is well above the lowest one."""
+    return bool(losses) and losses[-1] > max(_RISE * min(losses), min(losses) + _RISE_NATS)
 
 
 def _passes(products: Products) -> float:

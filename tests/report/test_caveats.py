@@ -16,9 +16,11 @@ from bitgolf.run.budget import Budget
 def run(
     val_bytes: int = 60_000, val_documents: int = 20, steps: int = 300, losses: tuple[float, ...] = (6.0, 3.0, 2.5),
     bpb: float = 1.5, compressors: dict[str, float] | None = None, passes: float = 1.0,
+    held_out: tuple[float, ...] = (),
 ) -> Products:  # fmt: skip
     events: list[dict[str, Any]] = [{"event": "start", "train_tokens_available": 1_000}]
     events += [{"event": "step", "loss": loss} for loss in losses]
+    events += [{"event": "held_out", "loss": loss} for loss in held_out]
     events.append({"event": "end", "step": steps, "tokens": 1_000 * passes})
     score = {
         "val_bytes": val_bytes, "val_documents": val_documents, "headline_bpb": bpb,
@@ -30,6 +32,7 @@ def run(
 def test_a_sound_run_has_none() -> None:
     assert caveats(run()) == []
     assert caveats(run(compressors={}, bpb=9.0)) == []
+    assert caveats(run(losses=(3.0, 0.05, 0.07), held_out=(3.0, 2.9, 2.95))) == []
     assert caveats(Products(Path("run"), load_config("demo"), Budget({}), [], None, None, None)) == []
 
 
@@ -41,6 +44,8 @@ def test_a_sound_run_has_none() -> None:
         ({"steps": 199}, "only 199 steps"),
         ({"losses": (6.0, 3.0, 3.5)}, "diverged: it ends at 3.50 nats per token, after 3.00"),
         ({"losses": (7.2, 7.1, 7.05)}, "diverged"),  # no better than ln 1024 = 6.93
+        ({"held_out": (7.0, 6.0, 6.7)}, "by heart: the loss on held-out training text rose from 6.00 to 6.70"),
+        ({"losses": (6.0, 3.0, 3.5), "held_out": (5.0, 6.0)}, "diverged"),
         ({"bpb": 12.9}, "worse than xz -9 on the same text: 12.900 bits per byte against 2.000. Train longer."),
         ({"bpb": 5.7, "passes": 4.0}, "against 2.000. Train longer."),
         ({"bpb": 5.7, "passes": 4.6}, "against 2.000. Training read its text 5 times: give more text."),
