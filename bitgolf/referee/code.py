@@ -15,6 +15,7 @@ import functools
 import itertools
 import lzma
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -209,7 +210,8 @@ def _parse(source: str) -> ast.Module | None:
     if len(source) > _MOST_CHARACTERS:
         return None
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings(action="ignore"):  # on escapes and literals of the script
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     num_nodes = sum(1 for _ in itertools.islice(ast.walk(tree), _MOST_NODES + 1))

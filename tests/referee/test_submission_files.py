@@ -102,6 +102,11 @@ def test_no_text_breaks_the_readers(text: str) -> None:
     assert isinstance(read_script("train_gpt.py", text.encode("utf-8", errors="replace")).settings, set)
 
 
+def test_a_script_that_the_parser_warns_of_is_read_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    script = read_script("train_gpt.py", b"import os\nDEPTH = int(os.environ.get('DEPTH', 1if 2else 3))\nx = '\\d'\n")
+    assert script.settings == {"DEPTH"} and not recwarn.list
+
+
 # --- figures and README ----------------------------------------------------------------------------------------------
 
 
