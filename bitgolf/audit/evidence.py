@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError  # of NumPy, for some headers
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class Evidence:
         path = self.require(name)
         try:
             nll = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError, SyntaxError) as error:
+        except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:
             raise RunError(f"{path} is not an array of losses: {error}") from error
         if nll.ndim != 1 or nll.dtype.kind != "f" or not len(nll):
             raise RunError(f"{path} holds {nll.dtype} of shape {nll.shape}, not one float per target")

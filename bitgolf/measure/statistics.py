@@ -62,7 +62,10 @@ def read_fisher(folder: Path, run: Path) -> dict[str, Fisher]:
     """Fisher statistics by parameter name. Raises RunError if the file is missing or damaged."""
     tensors = read_tensors(_required(folder / _FISHER, run, "fisher_tokens", "pack.rate.hessian 'plain'"), run)
     names = [key.removesuffix(".rows") for key in tensors if key.endswith(".rows")]
-    return {name: Fisher(tensors[f"{name}.inputs"], tensors[f"{name}.rows"]) for name in names}
+    try:
+        return {name: Fisher(tensors[f"{name}.inputs"], tensors[f"{name}.rows"]) for name in names}
+    except KeyError as error:
+        raise RunError(f"{folder / _FISHER} is damaged: it lacks {error}; run `bitgolf train {run}` again") from error
 
 
 def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:

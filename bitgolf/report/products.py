@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError  # of NumPy, for some headers
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def read_losses(path: Path, again: str) -> np.ndarray:
     try:
         require_regular(path)
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:
         raise RunError(f"{path} is damaged ({error}); {again}") from error
     if array.dtype.kind != "f":
         raise RunError(f"{path} holds {array.dtype}, not losses; {again}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bitgolf.errors import RunError
 from bitgolf.measure.curvature import Curvature
@@ -65,3 +66,11 @@ def test_a_pipe_in_place_of_the_weights_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "weights.safetensors")
     with pytest.raises(RunError, match="it is not a regular file"):
         read_tensors(tmp_path / "weights.safetensors", tmp_path)
+
+
+def test_statistics_without_their_other_half_are_damaged(tmp_path: Path) -> None:
+    save_file({"blocks.0.mlp.up.weight.rows": torch.ones(4)}, tmp_path / "fisher.safetensors")
+    with pytest.raises(
+        RunError, match=r"fisher\.safetensors is damaged: it lacks 'blocks.0.mlp.up.weight.inputs'; run"
+    ):
+        read_fisher(tmp_path, tmp_path / "run")

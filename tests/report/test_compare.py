@@ -92,6 +92,10 @@ def edit_tape(run: Path) -> None:
         (lambda run: (run / "nll.npy").unlink(), "nll.npy is missing"),
         (lambda run: (run / "nll.npy").write_bytes(b"\x93NUMPY"), "nll.npy is damaged"),
         (lambda run: np.save(run / "nll.npy", np.arange(5)), "holds int64, not losses"),
+        (
+            lambda run: (run / "nll.npy").write_bytes(b"\x93NUMPY\x01\x00\x40\x00" + b"{'descr': (\n".ljust(64)),
+            "is damaged",
+        ),
         (lambda run: (run / "tape.json").unlink(), "tape.json is missing"),
     ],
 )
