@@ -129,8 +129,8 @@ def _require_no_misspelled_option(words: Sequence[str], options: Mapping[str, se
     """Name the option that an unknown one is close to; `words` begin with the command."""
     for word in words[1:]:
         name = word.partition("=")[0]
-        known = options.get(words[0], set()) | {f"--{key}" for key in all_settings()}
-        if name.startswith("--") and name not in known and (near := did_you_mean(name, options.get(words[0], ()))):
+        allowed = options.get(words[0], set()) | {f"--{key}" for key in all_settings()}
+        if name.startswith("--") and name not in allowed and (near := did_you_mean(name, options.get(words[0], ()))):
             raise ConfigError(f"unknown option {name}{near}; see `bitgolf {words[0]} --help`")
 
 

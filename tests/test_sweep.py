@@ -119,11 +119,11 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_sweep(study, tmp_path, tmp_path / "out", start=start)
     made.append("the interruption")
-    found = run_sweep(study, tmp_path, tmp_path / "out", start=start)
-    states = [trial["state"] for trial in found["trials"]]
+    results = run_sweep(study, tmp_path, tmp_path / "out", start=start)
+    states = [trial["state"] for trial in results["trials"]]
     assert states == ["complete", "fail", "complete"]
-    assert found["trials"][2]["settings"] == found["trials"][1]["settings"], "its values are tried again"
-    assert run_sweep(study, tmp_path, tmp_path / "out", start=None) == found  # nothing is left to do
+    assert results["trials"][2]["settings"] == results["trials"][1]["settings"], "its values are tried again"
+    assert run_sweep(study, tmp_path, tmp_path / "out", start=None) == results  # nothing is left to do
 
 
 def test_a_second_sweep_in_one_folder_is_refused(tmp_path: Path) -> None:
@@ -136,15 +136,15 @@ def test_a_second_sweep_in_one_folder_is_refused(tmp_path: Path) -> None:
         return Invented(run)
 
     study = read_sweep(write(tmp_path))
-    found = run_sweep(study, tmp_path, tmp_path / "out", start=start)
+    results = run_sweep(study, tmp_path, tmp_path / "out", start=start)
     assert all("is in use by process" in words and "stage sweep" in words for words in refusals) and refusals
-    assert not [trial for trial in found["trials"] if trial["state"] == "fail"]
+    assert not [trial for trial in results["trials"] if trial["state"] == "fail"]
 
 
 def test_a_training_that_fails_is_a_trial_without_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Invented, "fails_at", 9.0)
-    found = run_sweep(read_sweep(write(tmp_path)), tmp_path, tmp_path / "out", start=Invented)
-    assert found["best"] is None and {trial["state"] for trial in found["trials"]} == {"fail"}
+    results = run_sweep(read_sweep(write(tmp_path)), tmp_path, tmp_path / "out", start=Invented)
+    assert results["best"] is None and {trial["state"] for trial in results["trials"]} == {"fail"}
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ class GPT(nn.Module):
 
             mlp_kernel = mlp
         elif hopper:
-            log.warning("without the package quack-kernels (bitgolf[hopper]) a training step takes 3 %% longer")
+            log.warning("without the package quack-kernels (bitgolf[hopper]) a training step takes 3 % longer")
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attention.use_kernels()

@@ -67,7 +67,7 @@ def measure(
         "torch": torch.__version__,
         "commit": _commit(),
         "attention": attention,
-        "kernels": train.kernels if world.device.type == "cuda" else "eager",
+        "kernels": trainer.kernels,
         "batch_tokens": train.batch_tokens,
         "seq_len": train.seq_len,
         "tokens_per_second": speed,
