@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE))
 if __name__ == "__main__":
     from {module} import {function}
 
-    raise SystemExit({function}(SETTINGS, sys.argv[1:], (HERE.parent / "train_gpt.py").stat().st_size))
+    {function}(SETTINGS, sys.argv[1:], (HERE.parent / "train_gpt.py").stat().st_size)
 '''
 
 

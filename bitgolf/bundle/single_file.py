@@ -37,7 +37,7 @@ import os
 install(__file__, PARTS[2:])
 if __name__ == "__main__":
     from {module} import {function}
-    raise SystemExit({function}(PARTS[1], sys.argv[1:], os.path.getsize(__file__)))
+    {function}(PARTS[1], sys.argv[1:], os.path.getsize(__file__))
 """
 # The payload has its own line, so that no traceback shows it.
 _FILE = (

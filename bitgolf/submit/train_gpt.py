@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from bitgolf.config.load import parse_overrides, resolve
 from bitgolf.evaluate.score import score
@@ -24,6 +25,7 @@ from bitgolf.quantize.pack import pack
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import world
+from bitgolf.run.workers import leave
 from bitgolf.train.stage import train
 from bitgolf.train.unattended import Unattended
 
@@ -34,8 +36,8 @@ def main(
     settings: str,  # JSON of those that differ from the defaults
     arguments: Sequence[str],  # the command line
     code_bytes: int,  # of the train_gpt.py that ships
-) -> int:
-    """Run the stages that the command line asks for."""
+) -> NoReturn:
+    """Run the stages that the command line asks for, and end this process."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
@@ -60,7 +62,7 @@ def main(
             score(RunDirectory(options.out, config.model_copy(update={"score": plain})), peers, progress=_Progress())
         if peers.is_main:
             _report(run)
-    return 0
+    leave(0)
 
 
 def _begin(run: RunDirectory, data: Path, stage: str) -> None:
