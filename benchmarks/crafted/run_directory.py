@@ -37,7 +37,6 @@ def sound() -> Path:
         train__max_steps=8,
         train__held_out_tokens=2048,
         train__measure__calibration_tokens=2048,
-        train__measure__curvature_tokens=2048,
         train__measure__fisher_tokens=2048,
         train__checkpoint__at=[0.5],
         pack__method="rate",

@@ -107,15 +107,10 @@ class Config(Section):
             )
         if pack.method != "rate":
             return self
-        if not measure.curvature_tokens and not measure.fisher_tokens:
+        if not measure.fisher_tokens:
             raise ValueError(
-                "pack.method 'rate' divides the bytes by curvature: set train.measure.fisher_tokens (for example "
-                f"{32 * train.seq_len}), or train.measure.curvature_tokens and train.held_out_tokens"
-            )
-        if not plain and not measure.fisher_tokens:
-            raise ValueError(
-                "pack.rate.hessian 'fisher' needs train.measure.fisher_tokens, for example "
-                f"{measure.calibration_tokens or 32 * train.seq_len}; or use 'plain'"
+                "pack.method 'rate' divides the bytes by curvature: set train.measure.fisher_tokens, for example "
+                f"{32 * train.seq_len}"
             )
         if self.qat.mode != "none":
             raise ValueError(

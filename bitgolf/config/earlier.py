@@ -1,7 +1,8 @@
 """Settings of earlier versions: keys that moved, and keys that were removed because measurements showed no gain.
 
 Run directories, presets of users and headers of artifacts hold such keys. A moved key is read under its current name.
-A removed key is accepted only with the value that had no effect.
+A removed key is accepted only with the value that had no effect, or with every value if it chose no more than how a
+statistic was measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _UNGROUPED = {
     "model.mlp": "activation leaky_slope",
     "model.attention": "qk_gain xsa_layers value_residual",
     "train.average": "ema_decay swa_weight swa_start swa_spacing",
-    "train.measure": "calibration_tokens fisher_tokens curvature_tokens curvature_step",
+    "train.measure": "calibration_tokens fisher_tokens",
     "qat.soft_round": "sharpness_start sharpness_end",
     "pack.grid": (
         "matrix_bits attention_bits mlp_bits embed_bits clip_sigmas embed_clip_sigmas scale_floor percentiles"
@@ -57,6 +58,7 @@ NOTEBOOK = (
     'The result is in docs/lab-notebook.md under "options that do not pay are removed"; commit 237e293 has the code.'
 )
 
+_BY_GRADIENTS = "Curvature is computed in the passes of train.measure.fisher_tokens, which did as well as trials."
 REMOVED: dict[str, tuple[Any, str]] = {
     "model.smear_gate_init": (0.0, "The smear gate starts at a logit of 0, as in every run so far."),
     "pack.column_rule": ("pivot", "Column steps in the manner of AWQ ('salient') lost more than those by pivots."),
@@ -66,8 +68,12 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "pack.rescale": ("none", "Scales fitted again to the chosen codes did not lower the loss."),
     "ttt.temperature": (1.0, "A temperature chosen while scoring gained 0.0004 bits per byte on a small model."),
     "ttt.temperature_lr": (0.0, "A temperature learned while scoring gained 0.0004 bits per byte on a small model."),
+    "train.curvature_tokens": (None, _BY_GRADIENTS),
+    "train.curvature_step": (None, _BY_GRADIENTS),
+    "train.measure.curvature_tokens": (None, _BY_GRADIENTS),
+    "train.measure.curvature_step": (None, _BY_GRADIENTS),
 }
-"""Earlier key -> (the value that had no effect, a sentence with the measured gain)."""
+"""Earlier key -> (the value that had no effect, None = every value is accepted; a sentence with the measured gain)."""
 
 
 def translate(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,13 +88,12 @@ def translate(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     current: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            current[key] = {**current.get(key, {}), **value}
-            continue
         earlier = f"{section}.{key}"
-        if earlier in REMOVED:
+        if isinstance(value, Mapping):
+            current[key] = {**current.get(key, {}), **translate(earlier, value)}
+        elif earlier in REMOVED:
             neutral, sentence = REMOVED[earlier]
-            if value != neutral:
+            if neutral is not None and value != neutral:
                 raise ValueError(
                     f"{earlier} = {value!r}: this setting was removed, and only {neutral!r} is still allowed. "
                     f"{sentence} {NOTEBOOK}"

@@ -18,22 +18,16 @@ def idle_training(train: TrainConfig, pack: PackConfig) -> list[str]:
     if not train.replay.epochs:
         keys = ("batches", "lr_scale_below", "lr")
         sentences += _changed(train.replay, "train.replay", keys, "train.replay.epochs is 0")
-    is_used = train.watch.seconds or train.average.choose == "held_out" or train.measure.curvature_tokens
+    is_used = train.watch.seconds or train.average.choose == "held_out"
     if train.held_out_tokens and not is_used:
         sentences.append(
-            f"train.held_out_tokens {train.held_out_tokens}: with train.average.choose 'fixed' and no curvature, only "
-            "a branch of this run can use them"
+            f"train.held_out_tokens {train.held_out_tokens}: with train.average.choose 'fixed', only a branch of this "
+            "run can use them"
         )
-    gives_curvature = pack.method == "rate" and not train.measure.curvature_tokens
-    if train.measure.fisher_tokens and pack.rate.hessian != "fisher" and not gives_curvature:
+    if train.measure.fisher_tokens and pack.method != "rate":
         sentences.append(
-            f"train.measure.fisher_tokens {train.measure.fisher_tokens}: pack.rate.hessian is {pack.rate.hessian!r}, "
-            "so only a packing with other settings can use the Fisher statistics"
-        )
-    if train.measure.curvature_tokens and pack.method != "rate":
-        sentences.append(
-            f"train.measure.curvature_tokens {train.measure.curvature_tokens}: pack.method is {pack.method!r}, so "
-            "only a packing with other settings can use the curvature"
+            f"train.measure.fisher_tokens {train.measure.fisher_tokens}: pack.method is {pack.method!r}, so only a "
+            "packing with other settings can use the Fisher statistics"
         )
     return sentences
 

@@ -128,16 +128,8 @@ class MeasureConfig(Section):
     fisher_tokens: int = Field(
         0,
         ge=0,
-        description="training tokens for the Fisher statistics, which pack.rate.hessian fisher needs; 0 = none",
-    )
-    curvature_tokens: int = Field(
-        0,
-        ge=0,
-        description="held-out tokens for the curvature per tensor, which pack.method rate needs; 0 = computed in the "
-        "Fisher passes",
-    )
-    curvature_step: float = Field(
-        1.0, gt=0, description="size of the tested change of a tensor, as a share of its root mean square"
+        description="training tokens for the Fisher statistics and the curvature, which pack.method rate needs; 0 = "
+        "none",
     )
     reserve_seconds: float = Field(
         0.0, ge=0, description="training time kept for calibration; 0 = measured in the warm-up"
@@ -265,7 +257,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _ending_fits(self) -> Self:
-        replay, average, measure = self.replay, self.average, self.measure
+        replay, average = self.replay, self.average
         if replay.epochs and self.lowest_lr_scale >= replay.lr_scale_below:
             raise ValueError(
                 f"replay.lr_scale_below {replay.lr_scale_below:g} is never reached: the lowest learning-rate "
@@ -276,17 +268,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"held_out_tokens {self.held_out_tokens} is less than one row of seq_len {self.seq_len}; use 0 for "
                 f"none, or at least {self.seq_len}"
-            )
-        if measure.curvature_tokens and measure.curvature_tokens < self.seq_len:
-            raise ValueError(
-                f"measure.curvature_tokens {measure.curvature_tokens} is less than one row of seq_len {self.seq_len}; "
-                f"use 0 for none, or at least {self.seq_len}"
-            )
-        if measure.curvature_tokens > self.held_out_tokens:
-            raise ValueError(
-                f"measure.curvature_tokens {measure.curvature_tokens} is above held_out_tokens "
-                f"{self.held_out_tokens}, on which curvature is measured; set held_out_tokens to at least "
-                f"{measure.curvature_tokens}"
             )
         if self.watch.seconds and min(self.watch.tokens, self.held_out_tokens) < self.seq_len:
             raise ValueError(

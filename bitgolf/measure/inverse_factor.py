@@ -1,6 +1,6 @@
 """The ordered, damped inverse factor of a Hessian: the matrix with which GPTQ feeds rounding errors back.
 
-`quantize` rounds with it, and `measure.curvature` shapes its trial noise with it. Inputs are ordered by descending
+`quantize` rounds with it, and `measure.curvature` predicts the errors with it. Inputs are ordered by descending
 diagonal of the Hessian. The factor takes one Cholesky factorization of the reversed Hessian and one triangular solve,
 as in challenge PR 1948.
 

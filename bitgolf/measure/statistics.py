@@ -1,24 +1,27 @@
 """The files of a run's `calibration/` folder: `train` writes them with `write_statistics`, `pack` reads them.
 
 `hessians.safetensors` holds one Hessian per key of `calibration.hessian_key`, `fisher.safetensors` two tensors per
-parameter, `curvature.json` three numbers per parameter. Each exists only if training was asked to measure it.
+parameter, `curvature.json` two numbers per parameter. Each exists only if training was asked to measure it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from bitgolf.config import PackConfig
 from bitgolf.errors import ForeignError, RunError
 from bitgolf.foreign import as_number, as_object, conform, read_json
-from bitgolf.measure.curvature import Curvature
+from bitgolf.measure.calibration import hessian_key
+from bitgolf.measure.curvature import Curvature, curvature_from_gradient
 from bitgolf.measure.fisher import Fisher
 from bitgolf.model.weights import read_tensors, write_tensors
 from bitgolf.run import atomic
 
-_CURVATURE_FIELDS = ("step", "increase_nats", "error_nats")
+_CURVATURE_FIELDS = ("step", "increase_nats")
 _HESSIANS, _FISHER, _CURVATURE = "hessians.safetensors", "fisher.safetensors", "curvature.json"
 
 
@@ -33,6 +36,22 @@ class Statistics:
     curvature: dict[str, Curvature] = field(default_factory=dict)
     # (R, C) by parameter name, see `fisher`. They are not stored.
     gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
+def with_curvature(
+    statistics: Statistics, weights: dict[str, Tensor], settings: PackConfig, device: torch.device
+) -> Statistics:
+    """The statistics with the curvature of every tensor whose gradient was summed, computed on `device`."""
+    curvature = {}
+    for name, gradient in statistics.gradients.items():
+        weight, hessian = weights[name].to(device), statistics.hessians.get(hessian_key(name) or "")
+        if settings.rate.hessian == "fisher" and name in statistics.fisher:
+            hessian = statistics.fisher[name].inputs
+        if bool(weight.any()):  # else a table that was never used
+            curvature[name] = curvature_from_gradient(
+                weight, gradient, hessian, settings.gptq.damping, column_steps=settings.rate.column_steps
+            )
+    return replace(statistics, curvature=curvature, gradients={})
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:
@@ -70,7 +89,7 @@ def read_fisher(folder: Path, run: Path) -> dict[str, Fisher]:
 
 def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
     """Curvature by parameter name. Raises RunError if the file is missing or damaged."""
-    path = _required(folder / _CURVATURE, run, "fisher_tokens or curvature_tokens", "pack.method 'gptq'")
+    path = _required(folder / _CURVATURE, run, "fisher_tokens", "pack.method 'gptq'")
     try:
         entries = as_object(read_json(path), "it")
         conform(entries, {"*": dict.fromkeys(_CURVATURE_FIELDS, as_number)}, "curvature")

@@ -88,8 +88,7 @@ def after_steps_seconds(config: Config, speed: Speed) -> float:
     measure = config.train.measure
     token = 3 * speed.forward_token_seconds  # forward and backward
     calibration = measure.reserve_seconds or measure.calibration_tokens * speed.forward_token_seconds
-    curvature = 2 * measure.curvature_tokens * speed.forward_token_seconds * 7 * config.model.num_layers
-    return SAFETY * (calibration + measure.fisher_tokens * token + curvature)
+    return SAFETY * (calibration + measure.fisher_tokens * token)
 
 
 def evaluation_seconds(config: Config, speed: Speed, val_tokens: int) -> float:

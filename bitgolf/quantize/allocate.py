@@ -27,11 +27,11 @@ from torch import Tensor
 
 from bitgolf.artifact.trellis import MEAN_SQUARED_ERROR
 from bitgolf.errors import ConfigError
+from bitgolf.measure.curvature import Curvature
 
-_NUM_ERRORS = 2  # an increase below this many standard errors is replaced by that bound
 _LEAST_INCREASE = 1e-12  # nats per token
 _LEAST_MEAN_SQUARE = 1e-12  # of a tensor's weights
-_NOISE_VARIANCES = 12  # curvature is measured with uniform noise, whose mean square is step^2 / 12
+_NOISE_VARIANCES = 12  # curvature is the cost of uniform noise, whose mean square is step^2 / 12
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class MeasuredTensor:
     weight: Tensor  # (R, C) float, on the device where it is quantized
     hessian: Tensor | None  # (C, C) moments of the inputs for GPTQ; None for tables, which multiply no activations
     importance: Tensor | None  # (R,) curvature of the loss in each output; None = all outputs count alike
-    increase_nats: float | None  # rise of the loss per token under noise with step `step`; None if it was not measured
-    error_nats: float  # standard error of `increase_nats`
-    step: float  # the step of that noise
+    curvature: Curvature | None  # None if it was not measured
 
 
 @dataclass(frozen=True)
@@ -58,25 +56,20 @@ class TensorCurvature:
 def curvatures(tensors: Mapping[str, MeasuredTensor], trellis: int) -> dict[str, TensorCurvature]:
     """The curvature of every tensor when it is rounded along a trellis of so many states (0 = to the nearest level).
 
-    An increase below two standard errors is replaced by two standard errors. A tensor that was not measured gets the
-    median of the others, per weight and squared weight.
+    A tensor that was not measured gets the median of the others, per weight and squared weight.
 
     Raises ConfigError if no tensor was measured, or a curvature is not positive and finite.
     """
     scale = _NOISE_VARIANCES * MEAN_SQUARED_ERROR[trellis]
     known: dict[str, TensorCurvature] = {}
     for name, tensor in tensors.items():
-        if tensor.increase_nats is None or tensor.step == 0:
-            continue
-        bound = _NUM_ERRORS * tensor.error_nats
-        unclear = tensor.increase_nats <= bound
-        increase = max(bound, _LEAST_INCREASE) if unclear else tensor.increase_nats
-        source = "two standard errors" if unclear else "measured"
-        known[name] = TensorCurvature(tensor.weight.numel(), scale * increase / tensor.step**2, source)
+        if tensor.curvature is not None and tensor.curvature.step:
+            increase = max(tensor.curvature.increase_nats, _LEAST_INCREASE)
+            known[name] = TensorCurvature(tensor.weight.numel(), scale * increase / tensor.curvature.step**2)
     if not known:
         raise ConfigError(
-            "no tensor's curvature was measured, so the bytes cannot be divided; set train.measure.fisher_tokens or "
-            "curvature_tokens and train again, or pack with pack.method 'gptq'"
+            "no tensor's curvature was measured, so the bytes cannot be divided; set train.measure.fisher_tokens "
+            "and train again, or pack with pack.method 'gptq'"
         )
     per_weight = sorted(
         value.nats_per_squared_step * _mean_square(tensors[name].weight) / value.num_weights

@@ -58,14 +58,12 @@ def measured_tensors(
     for name, weight in weights.items():
         if grid_of(name, tuple(weight.shape), settings) is None:
             continue
-        statistics, measured = fisher.get(name), curvature.get(name)
+        statistics = fisher.get(name)
         tensors[name] = MeasuredTensor(
             weight.to(device),
             hessians.get(hessian_key(name) or "") if statistics is None else statistics.inputs.to(device),
             None if statistics is None else statistics.rows.to(device),
-            None if measured is None else measured.increase_nats,
-            0.0 if measured is None else measured.error_nats,
-            0.0 if measured is None else measured.step,
+            curvature.get(name),
         )
     return tensors
 

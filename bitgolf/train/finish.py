@@ -8,15 +8,14 @@ and the end of the log.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bitgolf.data.loader import BatchLoader
-from bitgolf.measure.calibration import gather_hessians, hessian_key
-from bitgolf.measure.curvature import Curvature, TrialNoise, curvature_from_gradient, measure_curvature
+from bitgolf.measure.calibration import gather_hessians
 from bitgolf.measure.fisher import Fisher, gather_fisher
 from bitgolf.measure.statistics import Statistics
 from bitgolf.model.weights import write_tensors
@@ -137,12 +136,9 @@ def gather_statistics(
     rows: TrainingRows,
     loader: BatchLoader,  # gives the next rows that training has not read
     ends: EndTimes,  # when each measurement must be over
-    quantized: list[str],  # names of the parameters whose curvature is measured
-    noise: TrialNoise,  # of that measurement
-    seed: int,  # of the Fisher labels and of the noise
-    report: StepReport,
+    quantized: list[str],  # names of the parameters whose gradients are summed
+    seed: int,  # of the Fisher labels
     stopwatch: Stopwatch,
-    step: int,
 ) -> Statistics:
     """Measure the model, which holds the final weights, as far as the clock allows."""
     model, measure, world, clock = trainer.model, trainer.config.measure, trainer.world, stopwatch.clock
@@ -160,42 +156,10 @@ def gather_statistics(
     if measure.fisher_tokens:
         count = rows.num_micro_batches(measure.fisher_tokens, world.size)
         deadline = Deadline(world, clock, ends.fisher)
-        names = [] if measure.curvature_tokens else quantized
         batches = rows.micro_batches(loader, count)
-        fisher, gradients = gather_fisher(model, batches, names, seed, world, deadline.another_fits)
+        fisher, gradients = gather_fisher(model, batches, quantized, seed, world, deadline.another_fits)
         stopwatch.stop("fisher statistics")
-    curvature: dict[str, Curvature] = {}
-    if measure.curvature_tokens:
-        held_out = rows.held_out_share(measure.curvature_tokens, world)
-        curvature = measure_curvature(
-            model,
-            {name: hessians.get(hessian_key(name) or "") for name in quantized},
-            held_out,
-            noise,
-            seed=seed,
-            world=world,
-            another_fits=Deadline(world, clock, ends.curvature).another_fits,
-            progress=report.progress,
-        )
-        if len(curvature) < len(quantized):
-            log.warning("the curvature of %d of %d tensors was measured", len(curvature), len(quantized))
-        stopwatch.stop("curvature")
-    return Statistics(hessians, num_tokens * world.size, fisher, curvature, gradients)
-
-
-def with_curvature(
-    statistics: Statistics, weights: dict[str, Tensor], noise: TrialNoise, hessian_kind: str, device: torch.device
-) -> Statistics:
-    """The statistics with the curvature of every tensor whose gradient was summed. It reads no text, so it is off the
-    clock. `hessian_kind`: `pack.rate.hessian`."""
-    curvature = dict(statistics.curvature)
-    for name, gradient in statistics.gradients.items():
-        weight, hessian = weights[name].to(device), statistics.hessians.get(hessian_key(name) or "")
-        if hessian_kind == "fisher" and name in statistics.fisher:
-            hessian = statistics.fisher[name].inputs
-        if bool(weight.any()):  # else a table that was never used
-            curvature[name] = curvature_from_gradient(weight, gradient, hessian, noise)
-    return replace(statistics, curvature=curvature, gradients={})
+    return Statistics(hessians, num_tokens * world.size, fisher, gradients=gradients)
 
 
 def write_weights(folder: Path, weights: FinalWeights, *, last_too: bool) -> None:
@@ -233,7 +197,6 @@ def charge_and_log_end(
             "curvature",
             step=step,
             tensors=len(statistics.curvature),
-            source="trial noise" if "curvature" in seconds else "gradients",
             increase_nats=sum(value.increase_nats for value in statistics.curvature.values()),
             elapsed_seconds=total,
         )

@@ -80,7 +80,6 @@ class EndTimes:
     choice: float
     calibration: float
     fisher: float
-    curvature: float
 
 
 @dataclass(frozen=True)
@@ -93,21 +92,15 @@ class Reserves:
     choice: float = 0.0
     calibration: float = 0.0
     fisher: float = 0.0
-    curvature: float = 0.0
     in_flight: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.choice + self.calibration + self.fisher + self.curvature + self.in_flight
+        return self.choice + self.calibration + self.fisher + self.in_flight
 
     def end_times(self, limit: float) -> EndTimes:
         """When the parts must be over, so that those after them still fit into a budget of `limit` seconds."""
-        return EndTimes(
-            choice=limit - self.calibration - self.fisher - self.curvature,
-            calibration=limit - self.fisher - self.curvature,
-            fisher=limit - self.curvature,
-            curvature=limit,
-        )
+        return EndTimes(choice=limit - self.calibration - self.fisher, calibration=limit - self.fisher, fisher=limit)
 
 
 @dataclass(frozen=True)

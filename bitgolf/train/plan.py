@@ -16,7 +16,6 @@ import torch
 from bitgolf.config import BudgetConfig
 from bitgolf.errors import BudgetError
 from bitgolf.measure.calibration import calibration_seconds
-from bitgolf.measure.curvature import TrialNoise, curvature_seconds
 from bitgolf.measure.fisher import fisher_seconds
 from bitgolf.run.clock import SAFETY
 from bitgolf.run.progress import Progress, silent
@@ -89,8 +88,7 @@ def make_plan(
     trainer: Trainer,
     rows: TrainingRows,
     limit_seconds: float,  # of the whole training
-    quantized: Sequence[str],  # names of the parameters whose curvature will be measured
-    noise: TrialNoise,  # of that measurement
+    quantized: Sequence[str],  # names of the parameters whose gradients will be summed
     progress: Progress = silent,
     *,
     is_fixed: bool = True,  # whether a step longer than `limit_seconds` is refused before it is made
@@ -98,19 +96,17 @@ def make_plan(
     """Warm up, measure, and divide the budget of `limit_seconds`."""
     begin = time.perf_counter()
     step_seconds = trainer.world.from_main(trainer.warm_up(progress, limit_seconds if is_fixed else math.inf))
-    reserves = _measure_reserves(trainer, rows, quantized, noise, (LAG + 2) * step_seconds)
+    reserves = _measure_reserves(trainer, rows, quantized, (LAG + 2) * step_seconds)
     division = Division.of(limit_seconds, reserves.total, trainer.config)
     return Plan(time.perf_counter() - begin, step_seconds, reserves, division)
 
 
-def _measure_reserves(
-    trainer: Trainer, rows: TrainingRows, quantized: Sequence[str], noise: TrialNoise, in_flight: float
-) -> Reserves:
+def _measure_reserves(trainer: Trainer, rows: TrainingRows, quantized: Sequence[str], in_flight: float) -> Reserves:
     """Seconds to reserve for everything after the steps, measured on random tokens; rank 0's numbers."""
     model, config, world = trainer.model, trainer.config, trainer.world
-    measure, vocab_size = config.measure, model.config.vocab_size
-    tokens = torch.randint(vocab_size, (rows.shape.micro_rows, config.seq_len + 1), device=world.device)
-    choice = calibration = fisher = curvature = 0.0
+    measure = config.measure
+    tokens = torch.randint(model.config.vocab_size, (rows.shape.micro_rows, config.seq_len + 1), device=world.device)
+    choice = calibration = fisher = 0.0
     if config.average.choose == "held_out":
         choice = choice_seconds(model, config.average, rows.held_out, tokens, world)
     batches = rows.num_micro_batches(measure.calibration_tokens, world.size)
@@ -118,15 +114,10 @@ def _measure_reserves(
         calibration = calibration_seconds(model, tokens[:, 1:], batches, world)
     if measure.fisher_tokens:
         batches = rows.num_micro_batches(measure.fisher_tokens, world.size)
-        fisher = fisher_seconds(model, tokens[:, 1:], batches, () if measure.curvature_tokens else quantized, world)
-    if measure.curvature_tokens:
-        shape = (rows.num_held_out_rows(measure.curvature_tokens, world.size), config.seq_len + 1)
-        held_out = torch.randint(vocab_size, shape, device=world.device)
-        curvature = curvature_seconds(model, quantized, held_out, noise, world)
+        fisher = fisher_seconds(model, tokens[:, 1:], batches, quantized, world)
     return Reserves(
         choice=world.from_main(choice),
         calibration=world.from_main(MARGIN_SECONDS + (measure.reserve_seconds or calibration)),
         fisher=world.from_main(fisher),
-        curvature=world.from_main(curvature),
         in_flight=in_flight,
     )

@@ -83,12 +83,3 @@ class TrainingRows:
             for micro in next_batches(loader, self.blocks)[0].split(self.shape.micro_rows)[:count]:
                 count -= 1
                 yield micro
-
-    def num_held_out_rows(self, tokens: int, num_ranks: int) -> int:
-        """Held-out rows per rank that hold about `tokens` tokens over all ranks; at least one."""
-        return max(1, tokens // (self.order.seq_len * num_ranks))
-
-    def held_out_share(self, tokens: int, world: World) -> Tensor:
-        """This rank's share of the first `tokens` held-out tokens, (B, T + 1) int64."""
-        count = self.num_held_out_rows(tokens, world.size)
-        return self.held_out.rows(self.stream, world.rank * count, count).to(world.device)

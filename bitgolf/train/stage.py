@@ -18,8 +18,7 @@ import torch
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.grids.roles import grids_of, require_passthrough_names
-from bitgolf.measure.curvature import TrialNoise
-from bitgolf.measure.statistics import Statistics, write_statistics
+from bitgolf.measure.statistics import Statistics, with_curvature, write_statistics
 from bitgolf.model.build import build_model
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
@@ -32,7 +31,6 @@ from bitgolf.train.finish import (
     charge_and_log_end,
     finish_weights,
     gather_statistics,
-    with_curvature,
     write_weights,
 )
 from bitgolf.train.late import LatePhase
@@ -69,10 +67,10 @@ def train(run: RunDirectory, world: World, around: Unattended, progress: Progres
     ramp = Ramp.of(config.train)
     live = trainer.tensors() | window.state() | ramp.state()
     start = around.start(live, world)
-    shapes, noise = trainer.model.shapes(), TrialNoise.of(config)
+    shapes = trainer.model.shapes()
     quantized = list(grids_of(shapes, config.pack))
     limit, is_fixed = config.budget.train_seconds, not config.budget.min_steps
-    plan = make_plan(trainer, rows, limit, quantized, noise, progress, is_fixed=is_fixed)
+    plan = make_plan(trainer, rows, limit, quantized, progress, is_fixed=is_fixed)
     if start.may_extend_budget:
         plan, config = extend_budget_(run, plan, world)
     start.restore_(live)
@@ -107,12 +105,10 @@ def train(run: RunDirectory, world: World, around: Unattended, progress: Progres
             step = make_steps(trainer, loader, timeline, window, report, start.step, after_step)
         stopwatch.stop("optimizer steps")
         weights = finish_weights(trainer, rows, loader, timeline, window, ends.choice, report, stopwatch, step)
-        statistics = gather_statistics(
-            trainer, rows, loader, ends, quantized, noise, config.seed, report, stopwatch, step
-        )
+        statistics = gather_statistics(trainer, rows, loader, ends, quantized, config.seed, stopwatch)
     if world.is_main:
         around.end()
-        statistics = with_curvature(statistics, weights.shipped, noise, config.pack.rate.hessian, world.device)
+        statistics = with_curvature(statistics, weights.shipped, config.pack, world.device)
         tokens = ramp.blocks(step) * config.train.block_tokens
         _write_products(run, weights, statistics, stopwatch.seconds, train_log, step, tokens)
     world.barrier()

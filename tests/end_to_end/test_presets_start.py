@@ -71,7 +71,7 @@ def hub(repository: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_preset_prepares_its_source_and_trains(name: str, hub: None, tmp_path: Path) -> None:
     shipped = load_config(name)
     reduced = dict(REDUCED)
-    for key in ("held_out_tokens", "measure.fisher_tokens", "measure.curvature_tokens"):
+    for key in ("held_out_tokens", "measure.fisher_tokens"):
         section = shipped.train.flat()
         if section[key]:
             reduced[f"train.{key}"] = "128"

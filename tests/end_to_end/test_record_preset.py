@@ -50,7 +50,6 @@ SMALL = {
     "train.held_out_tokens": 512,
     "train.measure.calibration_tokens": 512,
     "train.measure.fisher_tokens": 512,
-    "train.measure.curvature_tokens": 512,
     "train.checkpoint.seconds": 0,
     "pack.small_tensor": 256,
     "pack.rate.trellis": 0,

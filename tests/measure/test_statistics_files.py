@@ -19,7 +19,7 @@ ALL = Statistics(
     {"head": torch.eye(3)},
     96,
     {"embedding": Fisher(2 * torch.eye(3), torch.arange(4.0))},
-    {"embedding": Curvature(0.25, 1e-3, 2e-4)},
+    {"embedding": Curvature(0.25, 1e-3)},
 )
 READERS = {
     "hessians.safetensors": read_hessians,

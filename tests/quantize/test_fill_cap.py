@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bitgolf.artifact.sizes import ArtifactSizes
 from bitgolf.config import PackConfig
 from bitgolf.errors import BudgetError, ConfigError
+from bitgolf.measure.curvature import Curvature
 from bitgolf.quantize.allocate import MeasuredTensor, TensorCurvature, curvatures, equal_slope_steps
 from bitgolf.quantize.fill_cap import SLACK, fill_cap
 from bitgolf.quantize.packed import Packed
@@ -34,9 +35,9 @@ def model(columns: int = 48, rows: int = 300) -> dict[str, MeasuredTensor]:
     tensors = {}
     for number, rise in enumerate((1e-4, 1e-3, 4e-3)):
         weight = torch.randn(rows, columns, generator=rng) * 0.05 * (number + 1)
-        tensors[f"matrix{number}"] = MeasuredTensor(weight, hessian, None, rise, 1e-6, 0.02)
+        tensors[f"matrix{number}"] = MeasuredTensor(weight, hessian, None, Curvature(0.02, rise))
     table = torch.randn(rows, columns, generator=rng)
-    return tensors | {"table": MeasuredTensor(table, None, None, 5e-4, 1e-6, 0.1)}
+    return tensors | {"table": MeasuredTensor(table, None, None, Curvature(0.1, 5e-4))}
 
 
 def file_of(num_bytes: int, tensors: Iterable[QuantizedTensor]) -> Packed:
@@ -140,8 +141,8 @@ def test_no_exchange_of_bytes_lowers_the_loss() -> None:
     steps = equal_slope_steps(curvature, filled.allocation["log2_theta"])
 
     def increase(at: dict[str, float]) -> float:
-        measured = {name: tensor.increase_nats or 0.0 for name, tensor in tensors.items()}
-        return sum(measured[name] * (step / tensors[name].step) ** 2 for name, step in at.items())
+        measured = {name: tensor.curvature for name, tensor in tensors.items() if tensor.curvature}
+        return sum(measured[name].increase_nats * (step / measured[name].step) ** 2 for name, step in at.items())
 
     for one, other in itertools.permutations(steps, 2):
         for share in (0.9, 0.97):
@@ -149,37 +150,34 @@ def test_no_exchange_of_bytes_lowers_the_loss() -> None:
             assert increase(steps | {one: steps[one] * share, other: steps[other] / share}) > increase(steps)
 
 
-def test_unclear_and_missing_measurements_are_replaced() -> None:
+@pytest.mark.parametrize("missing", [None, Curvature(0.0, 1.0)])
+def test_missing_and_vanishing_measurements_are_replaced(missing: Curvature | None) -> None:
     tensors = model()
-    tensors["matrix0"] = replace(tensors["matrix0"], increase_nats=1e-6, error_nats=1e-5)
-    tensors["table"] = replace(tensors["table"], increase_nats=None)
+    tensors["matrix0"] = replace(tensors["matrix0"], curvature=Curvature(0.02, 0.0))
+    tensors["table"] = replace(tensors["table"], curvature=missing)
     curvature = curvatures(tensors, trellis=0)
     assert list(curvature) == list(tensors)
     assert {name: tensor.source for name, tensor in curvature.items()} == {
-        "matrix0": "two standard errors",
+        "matrix0": "measured",
         "matrix1": "measured",
         "matrix2": "measured",
         "table": "median of the others",
     }
-    assert curvature["matrix0"] == TensorCurvature(
-        300 * 48,
-        pytest.approx(2e-5 / 0.02**2),  # type: ignore[arg-type]
-        "two standard errors",
-    )
+    assert curvature["matrix0"] == TensorCurvature(300 * 48, pytest.approx(1e-12 / 0.02**2))  # type: ignore[arg-type]
 
     def shares(name: str) -> float:
         mean_square = float(tensors[name].weight.square().mean())
         return curvature[name].nats_per_squared_step * mean_square / curvature[name].num_weights
 
     assert shares("table") == pytest.approx(sorted(shares(f"matrix{i}") for i in range(3))[1], rel=1e-5)
-    with pytest.raises(ConfigError, match="curvature_tokens"):
-        curvatures({name: replace(t, increase_nats=None) for name, t in tensors.items()}, trellis=0)
+    with pytest.raises(ConfigError, match="fisher_tokens"):
+        curvatures({name: replace(t, curvature=None) for name, t in tensors.items()}, trellis=0)
 
 
 @pytest.mark.parametrize("increase", [math.inf, math.nan])
 def test_a_curvature_that_is_no_number_is_named(increase: float) -> None:
     tensors = model()
-    tensors["matrix1"] = replace(tensors["matrix1"], increase_nats=increase, error_nats=0.0)
+    tensors["matrix1"] = replace(tensors["matrix1"], curvature=Curvature(0.02, increase))
     with pytest.raises(ConfigError, match="matrix1: curvature"):
         curvatures(tensors, trellis=0)
 
@@ -188,7 +186,8 @@ def test_the_error_of_a_trellis_scales_the_curvature() -> None:
     """Curvature is measured with noise of mean square step^2 / 12; 8 states leave 0.0652 step^2."""
     plain, trellis = curvatures(model(), trellis=0), curvatures(model(), trellis=8)
     for name, tensor in model().items():
-        expected = tensor.increase_nats / tensor.step**2  # type: ignore[operator]
+        assert tensor.curvature is not None
+        expected = tensor.curvature.increase_nats / tensor.curvature.step**2
         assert plain[name].nats_per_squared_step == pytest.approx(expected)
         assert trellis[name].nats_per_squared_step == pytest.approx(12 * 0.0652 * expected)
 

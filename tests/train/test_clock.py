@@ -103,9 +103,9 @@ def test_the_clock_starts_when_asked_and_adds_to_the_seconds_spent_before(monkey
 
 
 def test_a_part_ends_early_enough_for_those_after_it() -> None:
-    reserves = Reserves(choice=1.0, calibration=2.0, fisher=4.0, curvature=8.0, in_flight=16.0)
-    assert reserves.total == 31.0
-    assert reserves.end_times(100.0) == EndTimes(choice=86.0, calibration=88.0, fisher=92.0, curvature=100.0)
+    reserves = Reserves(choice=1.0, calibration=2.0, fisher=4.0, in_flight=16.0)
+    assert reserves.total == 23.0
+    assert reserves.end_times(100.0) == EndTimes(choice=94.0, calibration=96.0, fisher=100.0)
 
 
 @pytest.mark.parametrize(("max_steps", "fractions"), [(0, [0.0, 0.25, 0.5, 1.0]), (8, [0.0, 0.125, 0.25, 0.5])])

@@ -29,8 +29,7 @@ def sentences(num_steps: int = 100, begun: float = 0.0, **overrides: str) -> lis
         {"qat__mode": "ste", "qat__start_fraction": "0.9"},
         {"train__checkpoint__at": "[0.3]"},
         {"model__attention__window": "1023"},
-        {"train__measure__fisher_tokens": "4096", "pack__method": "rate", "pack__rate__hessian": "fisher",
-         "train__measure__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
+        {"train__measure__fisher_tokens": "4096", "pack__method": "rate", "pack__rate__hessian": "fisher"},
     ],
     ids=str,
 )  # fmt: skip
@@ -44,11 +43,7 @@ def test_settings_with_effect_are_not_named(overrides: dict[str, str]) -> None:
         ({"train__replay__lr": "0.3"}, "train.replay.lr 0.3: train.replay.epochs is 0"),
         ({"train__replay__batches": "7"}, "train.replay.batches 7: "),
         ({"train__held_out_tokens": "4096"}, "train.held_out_tokens 4096: with train.average.choose 'fixed'"),
-        ({"train__measure__fisher_tokens": "4096"}, "train.measure.fisher_tokens 4096: pack.rate.hessian is 'plain'"),
-        (
-            {"train__measure__curvature_tokens": "2048", "train__held_out_tokens": "4096"},
-            "train.measure.curvature_tokens 2048: pack.method is 'gptq'",
-        ),
+        ({"train__measure__fisher_tokens": "4096"}, "train.measure.fisher_tokens 4096: pack.method is 'gptq'"),
         ({"pack__fit__margin_bytes": "10"}, "pack.fit.margin_bytes 10: pack.fit.prune is off"),
         ({"pack__fit__prune": "true", "pack__method": "rtn"}, "only GPTQ matrices are pruned"),
         ({"model__attention__window": "1024"}, "training attends to at most 1024 tokens anyway"),

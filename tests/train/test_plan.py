@@ -5,8 +5,6 @@ Time is simulated: a step takes 0.5 s, a batch of Hessians or Fisher statistics 
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -17,14 +15,11 @@ from tiny_trainer import ALONE, make_trainer
 from bitgolf.config import BudgetConfig, TrainConfig
 from bitgolf.data.loader import BatchShape, HeldOut, RowOrder
 from bitgolf.errors import BudgetError
-from bitgolf.measure.curvature import TrialNoise
 from bitgolf.run.ranks import World
 from bitgolf.train.pace import Division, Reserves
 from bitgolf.train.plan import Plan, make_plan
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.trainer import Trainer
-
-NOISE = TrialNoise(1.0, 0.01, False)
 
 
 class Ranks(World):
@@ -45,7 +40,7 @@ def rows_of(config: TrainConfig, held_out_rows: int = 8) -> TrainingRows:
 
 def plan_of(trainer: Trainer, world: World = ALONE, limit: float = 100.0) -> Plan:
     trainer.world = trainer.optimizer.world = world
-    return make_plan(trainer, rows_of(trainer.config), limit, ["embedding"], NOISE)
+    return make_plan(trainer, rows_of(trainer.config), limit, ["embedding"])
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
@@ -59,7 +54,7 @@ def test_calibration_and_fisher_reserve_their_batches_per_rank_with_a_margin(
     assert plan.reserves.calibration == pytest.approx(0.1 + 1.15 * 0.25 * 16 / num_ranks)
     assert plan.reserves.fisher == pytest.approx(1.15 * 0.25 * 8 / num_ranks)
     assert plan.reserves.in_flight == 4 * 0.5
-    assert plan.reserves.choice == plan.reserves.curvature == 0
+    assert plan.reserves.choice == 0
     assert plan.division == Division(100.0, plan.reserves.total)
 
 
@@ -69,25 +64,10 @@ def test_a_configured_reserve_replaces_the_measured_one(monkeypatch: pytest.Monk
     assert plan.reserves.calibration == pytest.approx(7.1)
 
 
-def test_curvature_and_choice_reserve_time_if_they_are_asked_for() -> None:
-    changes: dict[str, Any] = {"held_out_tokens": 64, "measure.curvature_tokens": 16}
-    trainer = make_trainer(changes | {"average.choose": "held_out", "average.ema_decay": 0.5})
+def test_the_choice_reserves_time_if_it_is_asked_for() -> None:
+    trainer = make_trainer({"held_out_tokens": 64, "average.choose": "held_out", "average.ema_decay": 0.5})
     reserves = plan_of(trainer).reserves
-    assert reserves.choice > 0 and reserves.curvature > 0 and reserves.fisher == 0
-
-
-@pytest.mark.parametrize(("num_ranks", "rows"), [(1, 8), (2, 4), (3, 2)])
-def test_curvature_is_timed_on_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch, num_ranks: int, rows: int) -> None:
-    shapes: list[torch.Size] = []
-
-    def note(model: object, names: object, tokens: torch.Tensor, *rest: object) -> float:
-        shapes.append(tokens.shape)
-        return 1.0
-
-    monkeypatch.setattr("bitgolf.train.plan.curvature_seconds", note)
-    trainer = make_trainer({"held_out_tokens": 64, "measure.curvature_tokens": 64})
-    plan_of(trainer, Ranks(0, num_ranks, torch.device("cpu")))
-    assert shapes == [(rows, 9)]
+    assert reserves.choice > 0 and reserves.fisher == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 
 from bitgolf.config import Config
 from bitgolf.errors import ConfigError, DataError
-from bitgolf.run.ranks import World
 from bitgolf.train.rows import TrainingRows
 
 
@@ -83,10 +82,3 @@ def test_micro_batches_come_from_the_next_batches_and_no_more_are_read_than_need
     expected = [batch[0][part : part + 2] for batch in batches for part in (0, 2)][:count]
     assert [m.tolist() for m in micro] == [m.tolist() for m in expected]
     assert len(list(loader)) == 3 - -(-count // 2)
-
-
-def test_ranks_share_the_first_held_out_rows() -> None:
-    alone = plan().held_out_share(48, World(0, 1, torch.device("cpu")))
-    assert alone.tolist() == [[(920 + 8 * row + i) % 300 for i in range(9)] for row in range(6)]
-    shares = [plan(2).held_out_share(48, World(rank, 2, torch.device("cpu"))) for rank in range(2)]
-    assert torch.cat(shares).tolist() == alone.tolist()
