@@ -88,6 +88,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _documents_stay_apart(self) -> Self:
+        if self.train.loader == "documents" and not self.model.attention.within_documents:
+            raise ValueError("train.loader 'documents' needs model.attention.within_documents = true")
+        return self
+
+    @model_validator(mode="after")
     def _windows_have_a_last_one(self) -> Self:
         if self.train.windows and not self.model.attention.window:
             raise ValueError(

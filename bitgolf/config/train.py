@@ -187,7 +187,11 @@ class TrainConfig(Section):
         "and multiplier of all learning rates",
     )
     max_steps: int = Field(0, ge=0, description="largest number of steps; 0 = no limit but the clock")
-    loader: Literal["sequential", "shuffled"] = Field("sequential", description="order of the training rows")
+    loader: Literal["sequential", "shuffled", "documents"] = Field(
+        "sequential",
+        description="order of the training text: as it is, rows in a new order in each epoch, or documents in a new "
+        "order in each epoch, cut at model.attention.document_tokens",
+    )
     compile: bool = Field(True, description="use torch.compile for the training step (CUDA only)")
     attention: Literal["auto", "fa3", "fa4", "cudnn", "flex", "varlen", "flash", "efficient", "math"] = Field(
         "auto", description="attention backend; auto: the fastest on this device"

@@ -1,10 +1,13 @@
 """The training rows of every rank, in an order that depends only on the step, and the held-out rows at the end.
 
-A row is `seq_len + 1` consecutive tokens (inputs and shifted targets). Step s uses the global rows s*R to (s+1)*R - 1
-of an endless sequence of epochs, and each rank reads a contiguous share of them. All numbers of ranks therefore see the
-same global batches, and a resumed run needs only the step number. Order `sequential` reads the stream from start to
-end; order `shuffled` starts each epoch at a random offset and permutes its rows (PR 1394). A thread reads the next
-batches while the current one is used.
+A row is `seq_len` inputs, each with the token after it in the stream as its target. Step s uses the global rows s*R to
+(s+1)*R - 1 of an endless sequence of epochs, and each rank reads a contiguous share of them. All numbers of ranks
+therefore see the same global batches, and a resumed run needs only the step number. A thread reads the next batches
+while the current one is used.
+
+Order `sequential` reads the stream from start to end. Order `shuffled` starts each epoch at a random offset and
+permutes its rows (PR 1394). Order `documents` fills the rows with the documents of the stream, in a new order in each
+epoch; documents that attention cuts are cut beforehand, so that their pieces are in different batches.
 
 Legend: T seq_len, R rows per step over all ranks.
 """
@@ -22,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitgolf.config import TrainConfig
+from bitgolf.config import Config, TrainConfig
 from bitgolf.errors import ConfigError
+
+_SCANNED = 1 << 24  # number of tokens searched for documents at a time
 
 
 class TokenStream(Protocol):
@@ -65,21 +70,39 @@ class HeldOut:
         return torch.from_numpy(tokens).unfold(0, self.seq_len + 1, self.seq_len)
 
 
+Span = tuple[int, int]
+"""Position of the first token in the stream, and number of tokens."""
+
+
+class Order(Protocol):
+    """The spans of the stream that a row consists of, and what is added to the first input of every span."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def first_mark(self) -> int: ...
+
+    def spans(self, row: int) -> list[Span]: ...
+
+    def draw(self, epoch: int) -> tuple[Any, np.ndarray]: ...
+
+
 @dataclass(frozen=True)
 class RowOrder:
-    """Maps a global row number to its first token. Raises ConfigError if the stream is shorter than one row."""
+    """Rows of consecutive tokens. Raises ConfigError if the stream is shorter than one row."""
 
     num_tokens: int  # length of the stream
-    seq_len: int  # tokens per row, without the one more that is read for the last target
+    seq_len: int
     shuffled: bool  # permute the rows of each epoch and start it at a random offset
     seed: int  # of offsets and permutations
+    first_mark: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_tokens <= self.seq_len:
-            raise ConfigError(
-                f"train.seq_len {self.seq_len} needs more than {self.seq_len} training tokens, but the data "
-                f"has {self.num_tokens}; lower train.seq_len or prepare more text"
-            )
+        _require_row(self.num_tokens, self.seq_len)
 
     @property
     def rows_per_epoch(self) -> int:
@@ -87,26 +110,94 @@ class RowOrder:
         rows = (self.num_tokens - 1) // self.seq_len
         return max(1, rows - 1) if self.shuffled else rows
 
-    def starts(self, first_row: int, count: int) -> np.ndarray:
-        """Positions of the first tokens of rows first_row to first_row + count - 1: (count,) int64."""
-        rows = np.arange(first_row, first_row + count, dtype=np.int64)
-        epochs, inside = np.divmod(rows, self.rows_per_epoch)
+    def spans(self, row: int) -> list[Span]:
+        """The one span of a global row."""
+        epoch, inside = divmod(row, self.rows_per_epoch)
         if not self.shuffled:
-            return inside * self.seq_len
-        starts = np.empty_like(rows)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            offset, order = _epoch(self, int(epoch))
-            starts[chosen] = offset + order[inside[chosen]] * self.seq_len
-        return starts
+            return [(inside * self.seq_len, self.seq_len)]
+        offset, order = _epoch(self, epoch)
+        return [(offset + int(order[inside]) * self.seq_len, self.seq_len)]
+
+    def draw(self, epoch: int) -> tuple[int, np.ndarray]:
+        """(offset, permutation of the rows) of an epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        slack = self.num_tokens - 1 - self.rows_per_epoch * self.seq_len
+        return int(rng.integers(min(slack, self.seq_len - 1) + 1)), rng.permutation(self.rows_per_epoch)
+
+
+class DocumentOrder:
+    """Rows of documents, or of pieces of documents, in a new order in each epoch.
+
+    A piece that does not fit the rest of a row goes on in the next row. `first_mark` tells the model that a token
+    begins a piece (see `GPT.hidden`). Raises ConfigError if the stream is shorter than one row.
+
+    Args:
+        stream: the tokens, of which the first `num_tokens` are read.
+        bos: id of the token that begins a document.
+        most: tokens of a piece; 0 = documents are not cut.
+        seed: of the permutations.
+        first_mark: the size of the vocabulary.
+    """
+
+    def __init__(
+        self, stream: TokenStream, num_tokens: int, seq_len: int, *, bos: int, most: int, seed: int, first_mark: int
+    ) -> None:
+        _require_row(num_tokens, seq_len)
+        self.num_tokens, self.seq_len, self.first_mark, self._seed = num_tokens, seq_len, first_mark, seed
+        last = num_tokens - 1  # the last token has no target in this part of the stream
+        begins = [np.zeros(1, dtype=np.int64)]
+        for start in range(0, last, _SCANNED):
+            begins.append(start + np.flatnonzero(stream.read(start, min(_SCANNED, last - start)) == bos))
+        documents = np.unique(np.concatenate(begins))
+        lengths = np.diff(documents, append=last)
+        pieces = -(-lengths // most) if most else np.ones_like(lengths)  # of each document
+        number = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)  # of a piece in its document
+        self._starts = np.repeat(documents, pieces) + number * most
+        self._lengths = np.diff(self._starts, append=last)
+        self.rows_per_epoch = last // seq_len
+
+    def spans(self, row: int) -> list[Span]:
+        """The spans of a global row."""
+        epoch, inside = divmod(row, self.rows_per_epoch)
+        order, ends = _epoch(self, epoch)
+        at, end = inside * self.seq_len, (inside + 1) * self.seq_len  # in the text of this epoch
+        spans = []
+        for place in range(int(np.searchsorted(ends, at, side="right")), len(order)):
+            piece, stop = order[place], min(int(ends[place]), end)
+            # The piece ends where `ends` says, so `at` is that many tokens before its end.
+            start = self._starts[piece] + self._lengths[piece] - (ends[place] - at)
+            spans.append((int(start), stop - at))
+            at = stop
+            if at == end:
+                break
+        return spans
+
+    def draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(permutation of the pieces, where each of them ends in the text of this epoch)."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._starts))
+        return order, self._lengths[order].cumsum()
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch(order: RowOrder, epoch: int) -> tuple[int, np.ndarray]:
-    """(offset, permutation of the rows) of an epoch."""
-    rng = np.random.default_rng([order.seed, epoch])
-    slack = order.num_tokens - 1 - order.rows_per_epoch * order.seq_len
-    return int(rng.integers(min(slack, order.seq_len - 1) + 1)), rng.permutation(order.rows_per_epoch)
+def _epoch(order: Order, epoch: int) -> tuple[Any, np.ndarray]:
+    return order.draw(epoch)
+
+
+def row_order(stream: TokenStream, num_tokens: int, config: Config, bos: int) -> Order:
+    """The order of `train.loader` for the first `num_tokens` of the stream. Raises ConfigError if they are no row."""
+    train, seed = config.train, config.seed
+    if train.loader == "documents":
+        most, mark = config.model.attention.document_tokens, config.model.vocab_size
+        return DocumentOrder(stream, num_tokens, train.seq_len, bos=bos, most=most, seed=seed, first_mark=mark)
+    return RowOrder(num_tokens, train.seq_len, train.loader == "shuffled", seed)
+
+
+def _require_row(num_tokens: int, seq_len: int) -> None:
+    if num_tokens <= seq_len:
+        raise ConfigError(
+            f"train.seq_len {seq_len} needs more than {seq_len} training tokens, but the data has {num_tokens}; lower "
+            "train.seq_len or prepare more text"
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +250,7 @@ class BatchLoader:
     def __init__(
         self,
         stream: TokenStream,
-        order: RowOrder,
+        order: Order,
         shape: BatchShape,
         *,
         rank: int,
@@ -192,25 +283,36 @@ class BatchLoader:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
-        tokens = item.to(self.device, non_blocking=True).long()
-        return tokens[:, :-1], tokens[:, 1:]
+        return self._on_device(item)
 
-    def rows(self, step: int, count: int = 1) -> Tensor:
-        """This rank's rows of `count` steps from `step` on: (count * rank_rows, T + 1) int32 on the CPU."""
+    def rows(self, step: int, count: int = 1) -> tuple[Tensor, Tensor]:
+        """This rank's inputs and targets of `count` steps from `step` on: (count * rank_rows, T) int64 each."""
+        return self._on_device(self._read(step, count))
+
+    def _on_device(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, targets = rows.to(self.device, non_blocking=True).long()
+        return inputs, targets
+
+    def _read(self, step: int, count: int = 1) -> Tensor:
+        """Inputs and targets of this rank's rows: (2, count * rank_rows, T) int32 on the CPU, pinned for a GPU."""
         shape = self.shape
         firsts = [number * shape.rows + self.rank * shape.rank_rows for number in range(step, step + count)]
-        starts = np.concatenate([self.order.starts(first, shape.rank_rows) for first in firsts])
-        length = self.order.seq_len + 1
-        out = np.empty((len(starts), length), dtype=np.int32)
-        for row, start in zip(out, starts, strict=True):
-            row[:] = self.stream.read(int(start), length)
-        return torch.from_numpy(out)
+        numbers = [first + row for first in firsts for row in range(shape.rank_rows)]
+        out = np.empty((2, len(numbers), self.order.seq_len), dtype=np.int32)
+        for row, number in enumerate(numbers):
+            at = 0
+            for start, length in self.order.spans(number):
+                tokens = self.stream.read(start, length + 1)
+                out[:, row, at : at + length] = tokens[:-1], tokens[1:]
+                out[0, row, at] += self.order.first_mark
+                at += length
+        rows = torch.from_numpy(out)
+        return rows.pin_memory() if self.device.type == "cuda" else rows
 
     def _read_ahead(self, step: int) -> None:
         try:
             while not self._stop.is_set():
-                rows = self.rows(step)
-                self._put(rows.pin_memory() if self.device.type == "cuda" else rows)
+                self._put(self._read(step))
                 step += 1
         except BaseException as error:  # `__next__` raises it in the consumer
             self._put(error)

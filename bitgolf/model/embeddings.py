@@ -23,15 +23,15 @@ _SIGN_ROWS = 8192  # of the hash of a pair's signs (modded-nanogpt PR 299)
 _SMEAR_WINDOW = 12  # channels that the gate of smear v2 reads (PR 1667)
 
 
-def bigram_rows(tokens: Tensor, rows: int, documents: bool = False) -> Tensor:
+def bigram_rows(tokens: Tensor, rows: int, borders: Tensor | None = None) -> Tensor:
     """Row of the bigram table for every position of `tokens` (B, T) int64: (B, T) int64 below `rows`.
 
-    Position 0, and with `documents` every BOS, has no previous token and gets the last row. The other positions hash
+    Position 0, and every BOS of `borders` (B, T), has no previous token and gets the last row. The other positions hash
     the pair of tokens into rows 0 .. rows - 2.
     """
     hashed = (36313 * tokens[:, 1:] ^ 27191 * tokens[:, :-1]) % (rows - 1)
-    if documents:
-        hashed = torch.where(tokens[:, 1:] == BOS, rows - 1, hashed)
+    if borders is not None:
+        hashed = torch.where(borders[:, 1:] == BOS, rows - 1, hashed)
     return F.pad(hashed, (1, 0), value=rows - 1)
 
 
@@ -45,9 +45,10 @@ class BigramHash(nn.Module):
         self.project = Linear(config.bigram.dim, config.model_dim)
         self.scale = nn.Parameter(torch.tensor(0.05))
 
-    def forward(self, tokens: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
-        """tokens (B, T) int64 -> (B, T, D) of `dtype`."""
-        rows = F.embedding(bigram_rows(tokens, self.table.size(0), self.documents), self.table).to(dtype)
+    def forward(self, tokens: Tensor, borders: Tensor, dtype: torch.dtype, fake: Tensor | None = None) -> Tensor:
+        """tokens and borders (B, T) int64, see `GPT.embed`, -> (B, T, D) of `dtype`."""
+        hashed = bigram_rows(tokens, self.table.size(0), borders if self.documents else None)
+        rows = F.embedding(hashed, self.table).to(dtype)
         return self.scale.to(dtype) * self.project(rows, fake)
 
 
@@ -66,12 +67,16 @@ class SignedBigrams(nn.Module):
         self.signs: Tensor
         self.register_buffer("signs", hashed_signs(_SIGN_ROWS, config.bigram.dim), persistent=False)
 
-    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        """tokens (B, T) int64 -> (B, T, D) of `dtype`, zero above channel b, before the scale of a layer."""
+    def forward(self, tokens: Tensor, borders: Tensor, dtype: torch.dtype) -> Tensor:
+        """tokens and borders (B, T) int64, see `GPT.embed`, -> (B, T, D) of `dtype`.
+
+        The output is zero above channel b, and not yet multiplied by the scale of a layer.
+        """
         before = F.pad(tokens[:, :-1], (1, 0))
         if self.documents:
-            before = torch.where(tokens == BOS, 0, before)
-        rows = F.embedding(bigram_rows(tokens, self.table.size(0), self.documents), self.table).to(dtype)
+            before = torch.where(borders == BOS, 0, before)
+        hashed = bigram_rows(tokens, self.table.size(0), borders if self.documents else None)
+        rows = F.embedding(hashed, self.table).to(dtype)
         signed = rows * F.embedding((before ^ tokens) % _SIGN_ROWS, self.signs).to(dtype)
         return F.pad(signed, (0, self.width - signed.size(-1)))
 

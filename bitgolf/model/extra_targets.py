@@ -26,11 +26,15 @@ class ExtraTargets(NamedTuple):
     weights: Tensor  # (n + 1,) fp32: of the tokens after the next one, nearest first, then of the prefix
     prefixes: Tensor  # (V,) int64: pre(y), or -1 for a token without one
 
-    def columns(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """All targets of next tokens (B, T) int64, (B, T, n + 2) with -1 for none; and their weights, (n + 2,) fp32."""
+    def columns(self, targets: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+        """All targets of next tokens (B, T) int64, (B, T, n + 2) with -1 for none; and their weights, (n + 2,) fp32.
+
+        `borders` (B, T): the inputs, but a BOS wherever a document begins.
+        """
         columns, later, ended = [targets], targets, torch.zeros_like(targets, dtype=torch.bool)
         for _ in range(len(self.weights) - 1):
-            ended = ended | (later == BOS)
+            borders = F.pad(borders[:, 1:], (0, 1), value=BOS)  # of the position after the last one
+            ended = ended | (borders == BOS)
             later = F.pad(later[:, 1:], (0, 1), value=-1)
             columns.append(later.masked_fill(ended, -1))
         return torch.stack((*columns, self.prefixes[targets]), -1), F.pad(self.weights, (1, 0), value=1.0)

@@ -31,7 +31,7 @@ from bitgolf.errors import ConfigError
 from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import Cache
 from bitgolf.model.cross_entropy import softcapped_cross_entropy
-from bitgolf.model.document_borders import DocumentBackend, document_backend, marked
+from bitgolf.model.document_borders import BOS, DocumentBackend, document_backend, marked
 from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
 from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
 from bitgolf.model.layers import Block, Delta, Linear, Pass, learns_on_cpu, rms_norm
@@ -66,6 +66,7 @@ class GPT(nn.Module):
         self.skip_weights = nn.Parameter(torch.ones(skips, config.model_dim)) if skips else None
         self.skip_gates = nn.Parameter(torch.zeros(skips, config.model_dim)) if skips and config.skip_gates else None
         self.windows = config.attention.windows  # training may change them for a while
+        self.has_marks = False  # training rows of `DocumentOrder`: an id of V or more begins a document, and is id - V
         self.set_attention_backend("math")
         self.loss_kernel: Callable[..., Tensor] | None = None
         self.frequencies: Tensor
@@ -166,19 +167,24 @@ class GPT(nn.Module):
         """Number of layers that a pass runs with the loop on; a cache holds keys and values for each."""
         return len(self.orders[True])
 
-    def embed(self, tokens: Tensor, fake: Tensor | None = None) -> Tensor:
-        """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor."""
+    def embed(self, tokens: Tensor, borders: Tensor, fake: Tensor | None = None) -> Tensor:
+        """Normalized, smeared embedding (B, T, D) of tokens (B, T), the first of which has no predecessor.
+
+        `borders` (B, T): the tokens, but a BOS wherever a document begins.
+        """
         raw = F.embedding(tokens, self.embedding).to(self.compute_dtype)
         if isinstance(self.bigram, BigramHash):
-            raw = raw + self.bigram(tokens, self.compute_dtype, fake)
+            raw = raw + self.bigram(tokens, borders, self.compute_dtype, fake)
         if self.smear is not None and self.smear.version == "v2":
-            return rms_norm(self.smear(raw, tokens))
+            return rms_norm(self.smear(raw, borders))
         x = rms_norm(raw)
-        return x if self.smear is None else self.smear(x, tokens)
+        return x if self.smear is None else self.smear(x, borders)
 
     def hidden(
         self,
-        tokens: Tensor,  # (B, T) int64 ids below V: a window from its first position, or with a cache the next tokens
+        # (B, T) int64 ids below V, but see `has_marks`: a window from its first position, or with a cache the next
+        # tokens.
+        tokens: Tensor,
         cache: Cache | None = None,  # of the tokens before them; they are added to it
         fake: Tensor | None = None,  # sharpness of fake quantization (training only); None = the float weights
         looped: bool = True,  # run the looped layers several times; only the first part of training does not
@@ -188,21 +194,26 @@ class GPT(nn.Module):
         blocks: tuple[Callable[..., Any], Callable[..., Any]] = (Block.__call__, Block.two_lanes),
     ) -> Tensor:
         """Normalized output of the last block, (B, T, D) in `compute_dtype`."""
-        recent, T, attention = tokens, tokens.size(1), self.config.attention
+        T, attention = tokens.size(1), self.config.attention
         documents = near = None
         if cache is None:
-            x = self.embed(tokens, fake)
+            tokens, borders = self._without_marks(tokens)
+            recent = tokens
+            x = self.embed(tokens, borders, fake)
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
             if self.masked is not None:
-                near, documents = self.masked.layouts(marked(tokens, attention.within_documents), self.windows)
+                near, documents = self.masked.layouts(marked(borders, attention.within_documents), self.windows)
         else:
             recent, positions, documents, near = cache.take(tokens, attention)
-            x = self.embed(recent)[:, -T:]
+            borders = recent
+            x = self.embed(recent, borders)[:, -T:]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
         shared = Pass(cos, sin, documents, fake, near, self.windows)
         ve = {} if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
-        pairs = self.bigram(recent, self.compute_dtype)[:, -T:] if isinstance(self.bigram, SignedBigrams) else None
+        pairs = None
+        if isinstance(self.bigram, SignedBigrams):
+            pairs = self.bigram(recent, borders, self.compute_dtype)[:, -T:]
 
         x0, first_value = x, None
         lane1: Tensor | None = None  # while there is one, x is lane 0
@@ -228,6 +239,14 @@ class GPT(nn.Module):
             if keeps:
                 skips.append(x)
         return rms_norm(x if lane1 is None else 0.5 * (x + lane1))
+
+    def _without_marks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of a row (B, T), see `has_marks`; and the same with a BOS wherever a document begins."""
+        if not self.has_marks:
+            return tokens, tokens
+        first = tokens >= self.config.vocab_size
+        tokens = tokens - self.config.vocab_size * first
+        return tokens, tokens.masked_fill(first, BOS)
 
     def _add_skip(self, x: Tensor, skip: Tensor, index: int) -> Tensor:
         """The stream x with an earlier layer's output, both (B, T, D); `index` of the skip's weights and gates."""
@@ -266,7 +285,7 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, None, fake, looped)
         loss = softcapped_cross_entropy if learns_on_cpu(hidden) else self.loss_kernel
         if targets is not None and extra is not None:
-            columns, weights = extra.columns(targets)
+            columns, weights = extra.columns(targets, self._without_marks(tokens)[1])
         elif targets is not None:
             columns, weights = targets[..., None], targets.new_ones(1, dtype=torch.float32)
         if targets is not None and loss is not None and self.forbidden is None:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from bitgolf.config import Config
-from bitgolf.data.loader import BatchLoader, BatchShape, RowOrder
+from bitgolf.data.loader import BatchLoader, BatchShape, row_order
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.build import build_model
+from bitgolf.model.document_borders import BOS
 from bitgolf.model.flops import MFU_FORMULA, mfu, peak_flops
 from bitgolf.run.ranks import World, device_name
 from bitgolf.train.trainer import Trainer
@@ -52,7 +53,7 @@ def measure(
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
     stream = _RandomTokens(config.model.vocab_size, (2 * shape.rows + 1) * train.seq_len + 1)
-    order = RowOrder(stream.num_tokens, train.seq_len, train.loader == "shuffled", config.seed)
+    order = row_order(stream, stream.num_tokens, config, BOS)
     with BatchLoader(stream, order, shape, rank=world.rank, device=world.device) as loader:
         milliseconds, waiting = _step_time(trainer, loader, steps)
         parts = _part_times(trainer, loader, steps)

@@ -68,7 +68,7 @@ def replay(
     progress: Progress = silent,
 ) -> Replayed:
     """Train again on `batches`, `train.replay.epochs` times in order, until `Division.replay_end` at the latest."""
-    config, world, pace = trainer.config, trainer.world, timeline.pace
+    config, pace = trainer.config, timeline.pace
     order = [number for _ in range(config.replay.epochs) for number in batches]
     momentum = muon_momentum(1.0, config.muon)
     losses: list[float] = []
@@ -83,11 +83,10 @@ def replay(
         if pace.predict(step + made + 1) > timeline.division.replay_end:
             break
         assert number + batches.step <= pace.ramp.blocks(step)  # only batches that have been seen
-        rows = loader.rows(number, batches.step)
-        tokens = (rows.pin_memory() if world.device.type == "cuda" else rows).to(world.device, non_blocking=True).long()
+        inputs, targets = loader.rows(number, batches.step)
         metrics = trainer.step(
-            tokens[:, :-1],
-            tokens[:, 1:],
+            inputs,
+            targets,
             config.replay.lr,
             momentum,
             timeline.clock.elapsed(),

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from bitgolf.config import Config
-from bitgolf.data.loader import BatchLoader, BatchShape, HeldOut, RowOrder, next_batches
+from bitgolf.data.loader import BatchLoader, BatchShape, HeldOut, Order, next_batches, row_order
 from bitgolf.data.prepare import PreparedData
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ConfigError
@@ -38,7 +38,7 @@ class TrainingRows:
     """Which rows are read, in which order, and in which pieces."""
 
     stream: CheckedTokens  # the tokens of all training shards
-    order: RowOrder  # of the rows that training may read
+    order: Order  # of the rows that training may read
     shape: BatchShape  # how a batch is divided over ranks and micro-batches, the largest batch of `train.batch_ramp`
     held_out: HeldOut  # the rows that training may not read
     blocks: int = 1  # in one of the largest batches (see `bitgolf.train.ramp`)
@@ -55,9 +55,10 @@ class TrainingRows:
         for tokens in sorted(train.batch_sizes):  # the largest last
             shape = BatchShape.plan(tokens, train.micro_batch_tokens, train.seq_len, num_ranks)
         held_out = HeldOut.of(data.train.num_tokens, train)
-        order = RowOrder(held_out.first, train.seq_len, train.loader == "shuffled", config.seed)
+        stream = CheckedTokens(data.train, vocab_size)
+        order = row_order(stream, held_out.first, config, data.tokenizer.bos_id)
         blocks = max(train.batch_sizes) // train.block_tokens
-        return cls(CheckedTokens(data.train, vocab_size), order, shape, held_out, blocks)
+        return cls(stream, order, shape, held_out, blocks)
 
     def loader(self, world: World, first: int) -> BatchLoader:
         """This rank's blocks from number `first` on. Without a ramp, a block is a batch."""

@@ -69,6 +69,7 @@ class Trainer:
         prefixes: Tensor | None = None,  # (V,) of `Tokenizer.longest_prefixes`, for `train.extra_targets`
     ) -> None:
         self.model, self.config, self.shape, self.world, self.late = model, config, shape, world, late
+        model.has_marks = config.loader == "documents"
         if config.table_dtype == "bf16":
             halve_tables_(model)
         self.compiled = config.compile and world.device.type == "cuda"

@@ -44,6 +44,7 @@ SMALL = {
     "train.batch_tokens": 512,
     "train.micro_batch_tokens": 512,
     "train.batch_ramp": "[[0.6, 1024, 1.2]]",
+    "train.loader": "documents",
     "train.windows": "[[0, 6, 20], [0.4, 12, 0]]",
     "train.max_steps": 5,
     "train.warmup_steps": 1,

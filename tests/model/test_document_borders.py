@@ -81,6 +81,21 @@ def test_every_document_is_computed_as_in_a_row_of_its_own(changes: dict, starts
     np.testing.assert_allclose(logits, expected, rtol=3e-4, atol=3e-4)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [EVERYTHING, EVERYTHING | {"smear.gate": "v2", "bigram.every_layer": True, "value_embedding.gated": True}],
+    ids=["v1", "v2, tables in many layers"],
+)
+def test_a_marked_token_begins_a_document_and_keeps_its_embedding(changes: dict) -> None:
+    model, tokens = make(changes), row(12, (7,))
+    model.has_marks = True
+    marked = tokens.copy()
+    marked[[0, 3, 7]] += model.config.vocab_size
+    logits = model(torch.from_numpy(marked)[None])[0].detach().numpy()
+    expected = np.concatenate([slow_logits(model, tokens[start:stop]) for start, stop in ((0, 3), (3, 7), (7, 12))])
+    np.testing.assert_allclose(logits, expected, rtol=3e-4, atol=3e-4)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=10), st.integers(0, 99))
 def test_documents_with_random_borders_are_computed_as_alone(marks: list[bool], seed: int) -> None:
@@ -172,7 +187,7 @@ def test_layouts_equal_their_definition(num_rows: int, length: int, data: st.Dat
     assert borders.dtype == torch.int32 and len(borders) > len(expected)
     assert borders.tolist() == expected + [rows.size] * (len(borders) - len(expected))
     previous = [i == 0 or r[i] == BOS for r in rows for i in range(length)]
-    assert ((bigram_rows(batch, 50, True) == 49).flatten().tolist()) == previous
+    assert ((bigram_rows(batch, 50, batch) == 49).flatten().tolist()) == previous
 
 
 def test_borders_have_one_size_and_too_many_documents_are_refused() -> None:

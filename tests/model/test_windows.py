@@ -75,8 +75,8 @@ def test_a_token_further_back_than_all_windows_reach_has_no_effect(loop: dict) -
     model = make({"attention.window": window, "num_layers": 3} | loop)
     reach = model.num_positions * (window - 1)
     row = tokens(1, reach + 5, seed=2)
-    x = model.embed(row).detach().requires_grad_()
-    model.embed = lambda tokens, fake=None: x  # type: ignore[method-assign]
+    x = model.embed(row, row).detach().requires_grad_()
+    model.embed = lambda tokens, borders, fake=None: x  # type: ignore[method-assign]
     (gradient,) = torch.autograd.grad(model.hidden(row)[0, -1].sum(), x)
     has_effect = gradient[0].abs().amax(-1) > 0
     assert has_effect.tolist() == [False] * 4 + [True] * (reach + 1)

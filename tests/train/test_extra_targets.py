@@ -16,7 +16,9 @@ from bitgolf.train.schedule import extra_weights
 V, BOS = 30, 1
 
 
-def by_definition(logits: torch.Tensor, targets: torch.Tensor, weights: list[float], pre: list[int]) -> torch.Tensor:
+def by_definition(
+    logits: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor, weights: list[float], pre: list[int]
+) -> torch.Tensor:
     """The loss with all terms, target by target, in float64."""
     log_p, (B, T), total = torch.log_softmax(logits.double(), -1), targets.shape, torch.zeros((), dtype=torch.float64)
     for b in range(B):
@@ -25,7 +27,7 @@ def by_definition(logits: torch.Tensor, targets: torch.Tensor, weights: list[flo
             if pre[int(targets[b, i])] >= 0:
                 total = total - weights[-1] * log_p[b, i, pre[int(targets[b, i])]]
             for k, weight in enumerate(weights[:-1], 1):
-                if i + k < T and BOS not in targets[b, i : i + k].tolist():
+                if i + k < T and BOS not in inputs[b, i + 1 : i + k + 1].tolist():
                     total = total - weight * log_p[b, i, targets[b, i + k]]
     return total / (B * T)
 
@@ -35,11 +37,13 @@ def test_the_gradient_has_all_terms_and_the_value_is_the_plain_loss(weights: lis
     rng = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(2, 9, V, generator=rng), torch.randint(2, V, (2, 9), generator=rng)
     targets[0, [3, 4]] = targets[1, 8] = BOS
+    inputs = torch.cat((torch.full((2, 1), BOS), targets[:, :-1]), 1)
+    inputs[1, 5] = BOS  # a piece of a document begins here, without a BOS among the targets
     pre = torch.randint(-1, V, (V,), generator=rng)
     logits.requires_grad_()
-    columns, all_weights = ExtraTargets(torch.tensor(weights), pre).columns(targets)
+    columns, all_weights = ExtraTargets(torch.tensor(weights), pre).columns(targets, inputs)
     loss = cross_entropy(logits, columns, all_weights)
-    expected = by_definition(logits, targets, weights, pre.tolist())
+    expected = by_definition(logits, inputs, targets, weights, pre.tolist())
     (ours,), (theirs,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits)
     torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -75,7 +75,7 @@ def test_all_ranks_together_read_every_row_once_in_order(num_ranks: int, loader:
                 assert inputs.shape == targets.shape == (2 * size // num_ranks, 8)
                 assert torch.equal(inputs[:, 1:], targets[:, :-1])
                 read[step] += inputs[:, 0].tolist()
-    expected = rows[0].order.starts(0, 14).tolist()
+    expected = [rows[0].order.spans(row)[0][0] for row in range(14)]
     for step, (start, stop) in enumerate(((0, 2), (2, 6), (6, 12), (12, 14))):
         assert sorted(read[step]) == sorted(expected[start:stop])
     with rows[0].loader(World(0, num_ranks, CPU), 6) as resumed:
@@ -88,7 +88,7 @@ def _rows(settings: TrainConfig, num_ranks: int) -> TrainingRows:
     stream = SimpleNamespace(
         num_tokens=200, validate=None, read=lambda start, n: torch.arange(start, start + n).numpy().astype("uint16")
     )
-    data = SimpleNamespace(train=stream, tokenizer=SimpleNamespace(vocab_size=200))
+    data = SimpleNamespace(train=stream, tokenizer=SimpleNamespace(vocab_size=200, bos_id=1))
     whole = SimpleNamespace(train=settings, model=SimpleNamespace(vocab_size=200), seed=3)
     return TrainingRows.plan(data, whole, num_ranks)  # type: ignore[arg-type]
 

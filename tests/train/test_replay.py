@@ -30,10 +30,11 @@ class Rows:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def rows(self, step: int, count: int = 1) -> torch.Tensor:
+    def rows(self, step: int, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         assert count == 1
         self.asked.append(step)
-        return torch.randint(260, (4, 9), generator=torch.Generator().manual_seed(step), dtype=torch.int32)
+        tokens = torch.randint(260, (4, 9), generator=torch.Generator().manual_seed(step))
+        return tokens[:, :-1], tokens[:, 1:]
 
 
 def burst(trainer: Trainer, batches: range, step: int, until: float = 1e9, pace: float = 1e-6) -> tuple[Replayed, Rows]:
@@ -73,8 +74,7 @@ def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_sna
     assert rows.asked == [5, 6, 7, 5, 6, 7]
     losses = []
     for number in rows.asked:
-        tokens = Rows().rows(number).long()
-        losses.append(float(by_hand.step(tokens[:, :-1], tokens[:, 1:], 0.25, 0.9, snapshots=False)[1]))
+        losses.append(float(by_hand.step(*Rows().rows(number), 0.25, 0.9, snapshots=False)[1]))
     assert state_digest(trainer.tensors()) == state_digest(by_hand.tensors())
     assert (done.batches, done.planned, done.steps) == (3, 6, 6)
     assert done.losses == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
@@ -89,8 +89,7 @@ def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_sna
 
 def test_a_step_takes_a_snapshot_unless_told_not_to() -> None:
     trainer = make_trainer(BURST)
-    tokens = Rows().rows(1).long()
-    trainer.step(tokens[:, :-1], tokens[:, 1:], 0.1, 0.9, fraction=1.0)
+    trainer.step(*Rows().rows(1), 0.1, 0.9, fraction=1.0)
     assert trainer.averages.swa is not None
     assert int(trainer.averages.swa.count) == 1
 

@@ -32,6 +32,7 @@ class Data:
     """In place of prepared data."""
 
     vocab_size: int = 300
+    bos_id: int = 1
     train: Any = field(default_factory=Shards)
 
     @property
@@ -53,6 +54,20 @@ def test_held_out_rows_are_the_last_and_are_never_in_a_batch() -> None:
     rows = plan()
     assert (rows.held_out.first, rows.held_out.num_rows, rows.order.num_tokens) == (920, 10, 920)
     assert not rows.order.shuffled and plan(train__loader="shuffled").order.shuffled
+
+
+def test_documents_are_cut_as_attention_cuts_them_and_held_out_text_is_not_among_them() -> None:
+    apart = {"model__attention__within_documents": True, "model__smear__document_mask": True}
+    order = plan(train__loader="documents", model__attention__document_tokens=200, **apart).order
+    spans = [span for row in range(order.rows_per_epoch) for span in order.spans(row)]
+    assert order.first_mark == 300 and max(start + length for start, length in spans) <= 919
+    # Documents begin at 1, 301, 601 and 901, the pieces after 200 tokens; the others begin where a row ends.
+    begins = {0, 1, 201, 301, 501, 601, 801, 901}
+    assert len(begins & {start for start, _ in spans}) >= 7
+    rest = [start for start, _ in spans if start not in begins]
+    assert all(any(start == before + length for before, length in spans) for start in rest)
+    with pytest.raises(ValueError, match="within_documents"):
+        plan(train__loader="documents")
 
 
 def test_the_vocabulary_must_be_that_of_the_tokenizer() -> None:
