@@ -24,7 +24,7 @@ def one_configuration(evidence: Evidence) -> Finding:
 
     config.toml may have other evaluation settings than at training time. They need no new training and are reported.
     """
-    config, (meta, artifact_model) = evidence.config, evidence.artifact_facts
+    config, (meta, artifact_model, _) = evidence.config, evidence.artifact_facts
     begun = [event for event in evidence.events if "config_sha256" in event]
     if not begun:
         raise MissingEvidence("train.jsonl does not say which configuration was trained")

@@ -157,7 +157,8 @@ def validation_complete(evidence: Evidence) -> Finding:
     """C4: read the source again, where it is on this machine, and compare its validation documents with the hashes.
 
     A validation text that was reduced to its easiest documents before training has consistent seals. This check does
-    not rely on them.
+    not rely on them. It also tokenizes the documents again, or an even sample of them: hashes of texts do not show what
+    was put on the tape under a tokenizer whose text cannot be recovered.
     """
     config, data, root = evidence.config.data, evidence.data, evidence.require("data")
     kinds = {parse_source(source)[0] for source in all_sources(config)}
@@ -166,12 +167,21 @@ def validation_complete(evidence: Evidence) -> Finding:
     entry = data.manifest.get("document_hashes", {}).get("val")
     if not entry or entry.get("of") != "utf-8 text":
         raise MissingEvidence(f"{root} has no hashes of the texts of its validation documents")
+    parts = documents(evidence.tokens, data.tokenizer.bos_id)
+    chosen = sample(len(parts), len(evidence.tokens), evidence.rng("source"))
+    source: list[tuple[int, int]] = []  # hash and bytes of each document
+    rewritten: list[int] = []  # documents whose tokens are not those of their text
     try:
         current, recorded = fingerprint(config, data.tokenizer.vocab_size), data.manifest.get("settings", {})
         changed = [key for key in current if key.endswith("_files") and current[key] != recorded.get(key)]
         if changed:
             raise MissingEvidence("the files of the source are not those that were prepared")
-        source = [(document.hash, document.size) for document in validation_documents(config)]
+        for number, document in enumerate(validation_documents(config)):
+            source.append((document.hash, document.size))
+            if number in chosen and not np.array_equal(
+                data.tokenizer.encode_documents([document.text])[0], parts[number]
+            ):
+                rewritten.append(number)
     except (DataError, OSError) as error:
         raise MissingEvidence(f"the source cannot be read again: {error}") from error
     hashes = read_hashes(root / entry["file"])
@@ -183,11 +193,23 @@ def validation_complete(evidence: Evidence) -> Finding:
             f"the source has {len(expected):,} validation documents, {len(hashes):,} are scored: {missing:,} are left "
             f"out, {added:,} are none of its" + ("" if missing or added else ", and their order is another")
         )
+    if rewritten:
+        problems.append(
+            f"{len(rewritten):,} of {len(chosen):,} documents have other tokens on the tape than their text has, "
+            f"document {rewritten[0]} first"
+        )
     raw_bytes, claimed = sum(size for _, size in source), data.manifest["splits"]["val"].get("raw_bytes")
     if claimed != raw_bytes:
-        problems.append(f"the manifest gives {claimed:,} bytes of validation text, the source has {raw_bytes:,}")
-    reason = f"{len(hashes):,} validation documents of {raw_bytes:,} bytes, as in the source"
-    return judge(problems, reason, documents=len(hashes), source_documents=len(expected), raw_bytes=raw_bytes)
+        problems.append(f"the manifest gives {claimed or 0:,} bytes of validation text, the source has {raw_bytes:,}")
+    reason = f"{len(hashes):,} validation documents of {raw_bytes:,} bytes as in the source, {len(chosen):,} tokenized"
+    return judge(
+        problems,
+        reason,
+        documents=len(hashes),
+        source_documents=len(expected),
+        raw_bytes=raw_bytes,
+        tokenized=len(chosen),
+    )
 
 
 @run_checks.register("byte-accounting", "bytes", "the bytes of a document's tokens are the bytes of its text")

@@ -8,6 +8,7 @@ from the operating system, so that nobody can know before the audit which target
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -137,10 +138,10 @@ class Evidence:
         return file_digest(self.require("model.bitgolf"))
 
     @cached_property
-    def artifact_facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the artifact says of itself: its `meta` and the configuration of its model."""
+    def artifact_facts(self) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """What the artifact says of itself: `meta`, the configuration of its model, the SHA-256 of its tokenizer."""
         artifact = read_artifact(self.require("model.bitgolf"))
-        return artifact.meta, artifact.model_config
+        return artifact.meta, artifact.model_config, hashlib.sha256(artifact.tokenizer).hexdigest()
 
     @cached_property
     def calibration_tokens(self) -> int | None:

@@ -94,6 +94,10 @@ def _training(evidence: Evidence, events: list[dict[str, Any]], config: Config) 
     if "seal" in begin and begin.get("data_seal") != seal.seal_of(evidence.data.manifest):
         yield "the data is not the data that was trained on: manifest.json has another seal than train.jsonl names"
     yield from _changed_settings(begin, config, seal.TRAIN_SETTINGS, "trained")
+    prepared: Mapping[str, Any] = evidence.data.manifest.get("settings", {})
+    for key, value in config.data.model_dump(mode="json").items():
+        if key != "val_fraction" and prepared.get(key, value) != value:  # a share of 0 stands for one that was chosen
+            yield f"data.{key} was {prepared[key]!r} when the data was prepared, it is {value!r} in config.toml"
     end = events[-1] if events else {}
     if "products" in end:
         yield from _changed_files(end["products"], evidence.run.path, "after training")
@@ -116,6 +120,8 @@ def _packing(
         yield "pack.json has other settings than its configuration"
     if evidence.artifact_facts[0].get("inputs_sha256") != seal.digest(pack.get("inputs", {})):
         yield "the header of model.bitgolf names other weights or statistics than pack.json"
+    if evidence.artifact_facts[2] != evidence.data.tokenizer.sha256:
+        yield "the tokenizer in model.bitgolf is not the tokenizer of the data"
     products = events[-1].get("products", {}) if events else {}
     if pack.get("inputs", {}) != products:
         yield "pack.json names other weights or statistics than the end of train.jsonl"

@@ -18,6 +18,12 @@ SPACE = "\u2581"  # a space inside a piece of SentencePiece
 MAX_PIECES = 65_536  # ids are uint16
 MAX_MODEL_BYTES = 16 * 1024 * 1024  # several times the size of the largest models with so many pieces
 MAX_PIECE_BYTES = 4_096
+# Wire types of the fields that are read here (0: number, 2: text or message), by message. A field of another type is
+# none for protobuf, and the value before it counts.
+_MODEL = {1: 2, 2: 2, 3: 2, 5: 2}
+_PIECE = {1: 2, 3: 0}
+_TRAINER = {3: 0, 24: 0}
+_NORMALIZER = {2: 2, 3: 0, 4: 0, 5: 0}
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 # Appended to a serialized model, it replaces the normalizer: field 3 (normalizer_spec) with name "identity", an empty
 # precompiled_charsmap, add_dummy_prefix false, remove_extra_whitespaces false, escape_whitespaces true. In the wire
@@ -94,7 +100,7 @@ def read_model(data: bytes) -> ModelSettings:
     normalizer: dict[int, int | bytes] = {}
     trainer: dict[int, int | bytes] = {}
     try:
-        for number, value in _fields(data):
+        for number, value in _fields(data, _MODEL):
             if number == 1 and isinstance(value, bytes):
                 if len(pieces) == MAX_PIECES:
                     raise ValueError(f"it has more than {MAX_PIECES:,} pieces, the most that shards can hold")
@@ -102,7 +108,7 @@ def read_model(data: bytes) -> ModelSettings:
                     raise ValueError(
                         f"piece {len(pieces)} has {len(value):,} bytes, at most {MAX_PIECE_BYTES:,} are allowed"
                     )
-                piece = dict(_fields(value))
+                piece = dict(_fields(value, _PIECE))
                 text, kind = piece.get(1, b""), piece.get(3, PieceKind.NORMAL)
                 if not isinstance(text, bytes) or not isinstance(kind, int):
                     raise ValueError(f"piece {len(pieces)} is malformed")
@@ -110,9 +116,11 @@ def read_model(data: bytes) -> ModelSettings:
                 if kind == PieceKind.BYTE and not _BYTE_PIECE.fullmatch(pieces[-1][0]):
                     raise ValueError(f"the byte piece {len(pieces) - 1} is not written as <0xHH>")
             elif number == 2 and isinstance(value, bytes):
-                trainer |= dict(_fields(value))  # a message that is given twice is merged, as in protobuf
+                trainer |= dict(_fields(value, _TRAINER))  # a message given twice is merged, as in protobuf
             elif number == 3 and isinstance(value, bytes):
-                normalizer |= dict(_fields(value))
+                normalizer |= dict(_fields(value, _NORMALIZER))
+            elif number == 5 and isinstance(value, bytes) and dict(_fields(value, _NORMALIZER)).get(2):
+                raise ValueError("it rewrites the text that it decodes (denormalizer_spec)")
         if not pieces:
             raise ValueError("it contains no pieces")
     except (ValueError, IndexError) as error:
@@ -133,12 +141,18 @@ def _as_bytes(value: int | bytes) -> bytes:
     return value if isinstance(value, bytes) else b"%d" % value
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of one message. The value is an int for varints, otherwise bytes."""
+def _fields(data: bytes, wires: dict[int, int]) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of one message. The value is an int for varints, otherwise bytes.
+
+    Raises ValueError for a field of `wires` with another wire type, and for a key of more than 32 bits, of which
+    protobuf would read the last 32.
+    """
     position = 0
     while position < len(data):
         key, position = _varint(data, position)
         number, wire = key >> 3, key & 7
+        if key >> 32 or wires.get(number, wire) != wire:
+            raise ValueError(f"field {number} before byte {position} is not written as SentencePiece writes it")
         if wire == 0:
             value, position = _varint(data, position)
             yield number, value

@@ -103,7 +103,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def read_artifact(path: Path) -> SimpleNamespace:
         load(path)
         meta = {"config_sha256": config().digest(), "preset": "toy", "window": 16}
-        return SimpleNamespace(meta=meta, model_config=config().model.model_dump(mode="json"))
+        model_config = config().model.model_dump(mode="json")
+        return SimpleNamespace(meta=meta, model_config=model_config, tokenizer=b"")
 
     monkeypatch.setattr("bitgolf.audit.evidence.open_data", open_data)
     monkeypatch.setattr("bitgolf.audit.documents.check_disjoint", lambda path: (40, 7, 0))

@@ -53,7 +53,7 @@ def one(
     **model: Any,
 ) -> Finding:
     facts = {"config_sha256": CONFIG.digest(), "preset": CONFIG.name, "window": CONFIG.window} | (meta or {})
-    artifact = (facts, CONFIG.model.model_dump(mode="json") | model)
+    artifact = (facts, CONFIG.model.model_dump(mode="json") | model, "")
     return one_configuration(evidence(config=config, events=events, artifact_facts=artifact, pack={}))
 
 

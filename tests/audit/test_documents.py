@@ -19,8 +19,11 @@ from tiny_run import file_digest, read_json
 from bitgolf.audit import documents
 from bitgolf.audit.evidence import Evidence
 from bitgolf.audit.verdict import Finding, MissingEvidence
+from bitgolf.data import spm_model
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
+from bitgolf.data.spm_model import read_model
+from bitgolf.errors import DataError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import sealed
 
@@ -210,6 +213,39 @@ def test_a_normalization_table_cannot_hide_in_a_message_that_is_given_twice(tmp_
     assert processor.normalize("we").count("e") == 12
 
 
+def as_field(tag: bytes, value: bytes) -> bytes:
+    """A field of the wire format; its length in as many bytes as it takes."""
+    size = len(value)
+    length = bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14])
+    return tag + length + value
+
+
+@pytest.mark.parametrize("how", ["number", "fixed", "long key", "long key of the message", "written back"])
+def test_a_normalization_table_cannot_hide_from_the_reader(how: str, tmp_path: Path) -> None:
+    """SentencePiece ignores a value of another type, and the upper bits of a key. It would use the table."""
+    plain = model_with("identity", tmp_path)
+    table = read_field(model_with([("e", "e" * 12)], tmp_path), 3, 2)
+    hidden = {
+        "number": as_field(b"\x1a", as_field(b"\x12", table) + b"\x10\x00"),
+        "fixed": as_field(b"\x1a", as_field(b"\x12", table) + b"\x15\x00\x00\x00\x00"),
+        "long key": as_field(b"\x1a", as_field(b"\x92\x80\x80\x80\x10", table)),
+        "long key of the message": as_field(b"\x9a\x80\x80\x80\x10", as_field(b"\x12", table)),
+        "written back": as_field(b"\x2a", as_field(b"\x12", table)),  # denormalizer_spec
+    }
+    processor = sentencepiece.SentencePieceProcessor(model_proto=plain + hidden[how])
+    shown = processor.decode(processor.encode("we")) if how == "written back" else processor.normalize("we")
+    assert shown.count("e") == 12
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        read_model(plain + hidden[how])
+
+
+def read_field(message: bytes, *path: int) -> bytes:
+    """The value of a field in a field: `3, 2` is the second one of the third."""
+    for number in path:
+        message = [value for key, value in spm_model._fields(message, {}) if key == number][-1]
+    return message
+
+
 # --- the source, read again ------------------------------------------------------------------------------------------
 
 
@@ -228,3 +264,14 @@ def test_documents_left_out_before_training_are_missed(run_copy: Path, corpus: P
     (run_copy / "data" / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(MissingEvidence, match="not those that were prepared"):
         documents.validation_complete(Evidence(run))
+
+
+@pytest.mark.parametrize("token", [0, 2, 3, 77])  # padding, the end of a text, unknown, a letter
+def test_other_tokens_than_those_of_the_text_are_noticed(run_copy: Path, token: int) -> None:
+    """The hashes are those of the source, and a tokenizer that is said to lose text cannot give it back."""
+    path = run_copy / "data" / "val_000000.bin"
+    stream = TokenShards([path])
+    tokens = np.array(stream.read(0, stream.num_tokens))
+    tokens[9] = token
+    write_shard(path, tokens)
+    judged(documents.validation_complete(Evidence(RunDirectory.open(run_copy))), "1 of 61 documents have other tokens")

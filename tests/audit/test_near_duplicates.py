@@ -76,6 +76,29 @@ def test_many_half_copies_fail_by_their_share() -> None:
     judged(compared(val, [*TRAIN, *changed]), "2 of 20 validation documents have a near-duplicate in training")
 
 
+def reordered(text: str) -> str:
+    words = text.split()
+    sentences = [words[start : start + 15] for start in range(0, len(words), 15)]
+    return " ".join(word for sentence in sentences[::-1] for word in sentence)
+
+
+HALVES = {
+    "every tenth word": lambda text: " ".join(w if i % 10 else "x" for i, w in enumerate(text.split())),
+    "another order of sentences": reordered,
+    "the first half": lambda text: " ".join(text.split()[:65]),
+    "half in a long document": lambda text: f"{TRAIN[0]} {' '.join(text.split()[55:])} {TRAIN[1]}",
+}
+
+
+@pytest.mark.parametrize("how", HALVES)
+def test_many_documents_by_half_fail_by_their_share(how: str) -> None:
+    changed = list(map(HALVES[how], VAL))
+    judged(compared(VAL, [*TRAIN, *changed[:3]]), "3 of 20 validation documents stand in one training document by 40%")
+    check = compared(VAL, [*TRAIN, *changed[:2]])
+    judged(check, "")
+    assert check.evidence["halves"] == 2 and check.evidence["share"] == 0
+
+
 def test_documents_cut_into_pieces_fail_by_their_share() -> None:
     words = VAL[7].split()
     pieces = [" ".join(words[start : start + 30]) for start in range(0, len(words), 30)]

@@ -141,6 +141,18 @@ def other_tokenizer(root: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\x82\x01\x00")
 
 
+def other_tokenizer_in_a_new_seal(root: Path) -> None:
+    other_tokenizer(root)
+    path = root / "data" / "manifest.json"
+    edit(
+        path, lambda manifest: manifest["tokenizer"].update(sha256=file_digest(path.with_name("tokenizer.model"))), True
+    )
+
+
+def other_source_in_a_new_seal(root: Path) -> None:
+    edit(root / "data" / "manifest.json", lambda manifest: manifest["settings"].update(val_bytes=9), True)
+
+
 def other_loss(root: Path) -> None:
     lines = events(root)
     next(line for line in lines if line["event"] == "step")["loss"] = 0.5
@@ -210,6 +222,8 @@ def no_data_in_the_log(root: Path) -> None:
         (other_shard_in_a_new_seal, "the data is not the data that was trained on"),
         (easiest_documents, "the data is not the data that was scored"),
         (other_tokenizer, "tokenizer"),
+        (other_tokenizer_in_a_new_seal, "the tokenizer in model.bitgolf is not the tokenizer of the data"),
+        (other_source_in_a_new_seal, "data.val_bytes was 9 when the data was prepared, it is 0 in config.toml"),
         (
             setting(r"artifact_bytes = \d+", "artifact_bytes = 2000000"),
             "budget.artifact_bytes was 1000000 when the model was packed, it is 2000000 in config.toml",

@@ -337,9 +337,10 @@ def varint(value: int) -> bytes:
         (b"\x0a" + varint(2**62), "bytes are left|are left"),
         (b"\x0a" + b"\xff" * 20, "varint longer"),
         (b"\x0a\x02\x18\x63", "not a valid PieceKind"),
-        (b"\x0b" * 999, "wire type"),
+        (b"\x33" * 999, "wire type"),
+        (b"\x0b" * 999, "field 1 before byte 1 is not written as"),
     ],
-    ids=["pieces", "long piece", "large", "declared size", "varint", "kind", "wire"],
+    ids=["pieces", "long piece", "large", "declared size", "varint", "kind", "wire", "other wire"],
 )
 def test_hostile_models_cost_little(data: bytes, words: str) -> None:
     tracemalloc.start()
