@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -42,6 +43,7 @@ from bitgolf.config.load import parse_overrides
 from bitgolf.config.settings import all_settings
 from bitgolf.errors import BitgolfError, ConfigError
 from bitgolf.foreign import harmless
+from bitgolf.run.workers import end_in_order
 
 COMMANDS = (
     RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SWEEP, SAMPLE, SERVE, COMPRESS,
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Console(quiet=not is_main, emoji=False)
     err = Console(stderr=True, quiet=not is_main, emoji=False)
     _set_up_logging(logging.WARNING if is_main else logging.ERROR)
+    if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
+        end_in_order()
     try:
         with ConsoleProgress(err, is_main) as progress:
             arguments = parse(argv)

@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +29,7 @@ from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.reproduction import compare_losses
 from bitgolf.audit.sandbox import kernel
 from bitgolf.audit.sandbox.client import import_path
+from bitgolf.audit.scratch import scratch_folder
 from bitgolf.audit.verdict import Finding, MissingEvidence
 from bitgolf.config import Config
 from bitgolf.evaluate.adapted_pass import AdaptedPass, adapted_pass
@@ -106,8 +106,8 @@ def adapted_shapes(
     tokens: np.ndarray,  # (n + 1,) a piece of text
 ) -> Finding:
     """Adapted passes: one process, then two, on this machine's CPU."""
-    with tempfile.TemporaryDirectory(prefix="bitgolf-ranks-") as folder:
-        request = Path(folder, "request.json")
+    with scratch_folder("bitgolf-ranks-") as folder:
+        request = folder / "request.json"
         asked = {
             "artifact": str(artifact.absolute()),
             "config": config.model_dump(mode="json"),
@@ -116,7 +116,7 @@ def adapted_shapes(
         }
         request.write_text(json.dumps(asked))
         _score_with_ranks(request)
-        one, two = (np.load(Path(folder, f"{name}.npy")) for name in ("one", "two"))
+        one, two = (np.load(folder / f"{name}.npy") for name in ("one", "two"))
     return compare_losses(two.astype(np.float64) - one, True, ranks=2, processes=2, device="cpu")
 
 

@@ -26,6 +26,12 @@ def leave(status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def end_in_order() -> None:
+    """Let SIGTERM end this process as an exception does, so that temporary files are removed."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def end_with_parent() -> None:
     """For a worker's initializer: end this process as soon as its parent has ended, however that happened."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import pytest
 import sealed_programs
 from sandbox_support import GRANTED, ROOT, needs_isolation
 
+from bitgolf.audit import scratch
 from bitgolf.audit.reproduction import judge_isolation
 from bitgolf.audit.sandbox import kernel, landlock, system_calls
 from bitgolf.audit.sandbox.client import (
@@ -242,7 +244,9 @@ def test_more_may_be_asked_for() -> None:
 
 
 @needs_isolation
-def test_no_process_outlives_the_auditor(secret: Path, tmp_path: Path) -> None:
+def test_no_process_and_no_folder_outlives_the_auditor(
+    secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`kill -9` of the auditor: every process that it started ends, the outermost one too."""
     program = (
         "import sys, time; sys.path[:0] = {path!r}\n"
@@ -257,7 +261,8 @@ def test_no_process_outlives_the_auditor(secret: Path, tmp_path: Path) -> None:
         artifact=str(secret.parents[1] / "model.bitgolf"),
         secret=str(secret),
     )
-    auditor = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    auditor = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=environment)
     assert auditor.stdout is not None and auditor.stdout.readline() == "ready\n"
     family = descendants(auditor.pid)
     assert len(family) >= 1
@@ -267,6 +272,29 @@ def test_no_process_outlives_the_auditor(secret: Path, tmp_path: Path) -> None:
     while any(map(alive, family)):
         assert time.monotonic() < deadline, "a process lives on"
         time.sleep(0.05)
+    (left,) = tmp_path.glob("bitgolf-sealed-*")
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    for seconds, folders in ((30, {left}), (90, set())):  # young ones may belong to an audit that begins
+        os.utime(left, (time.time() - seconds,) * 2)
+        with scratch.scratch_folder("bitgolf-sealed-") as held, scratch.scratch_folder("bitgolf-sealed-") as other:
+            os.utime(held, (0, 0))
+            with scratch.scratch_folder("bitgolf-sealed-") as third:
+                assert set(tmp_path.glob("bitgolf-sealed-*")) == {held, other, third} | folders
+    assert not list(tmp_path.glob("bitgolf-sealed-*"))
+
+
+def test_an_audit_that_is_ended_leaves_no_files(run_copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    command = [sys.executable, "-m", "bitgolf", "audit", str(run_copy)]
+    environment = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+    auditor = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("bitgolf-sealed-*")) and auditor.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    auditor.terminate()
+    assert auditor.wait(timeout=120) == 128 + signal.SIGTERM and not list(folder.iterdir())
 
 
 def descendants(pid: int) -> list[int]:
@@ -286,6 +314,7 @@ _PROGRAM = """
 import json, sys, tempfile
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from bitgolf.audit import scratch
 from bitgolf.audit.reproduction import judge_isolation
 from bitgolf.audit.sandbox import kernel, landlock, namespaces, system_calls, isolation
 def refuse(*arguments): raise kernel.Unavailable("not granted")

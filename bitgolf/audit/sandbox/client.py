@@ -31,6 +31,7 @@ import numpy as np
 from bitgolf.audit.sandbox.evaluation import build
 from bitgolf.audit.sandbox.limits import Limits, resident_bytes
 from bitgolf.audit.sandbox.process import SealedEvaluation
+from bitgolf.audit.scratch import scratch_folder
 from bitgolf.errors import ForeignError, RuleViolation, RunError
 from bitgolf.evaluate.tape import TokenReader
 from bitgolf.foreign import as_object, parse_json
@@ -107,7 +108,7 @@ class SealedProcess:
     def _start(
         self, artifact: Path, settings: dict[str, Any], secrets: list[Path], num_threads: int, evaluation: Build
     ) -> None:
-        work = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bitgolf-sealed-")))
+        work = self._stack.enter_context(scratch_folder("bitgolf-sealed-"))
         (work / "tmp").mkdir()
         copy = work / "model.bitgolf"
         shutil.copyfile(artifact, copy)
