@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bitgolf.errors import ConfigError, RunError
+from bitgolf.errors import ConfigError
 from bitgolf.run.progress import Progress, silent
 
 RESAMPLES = 10_000
@@ -84,19 +84,11 @@ def bootstrap(
     bits: np.ndarray,  # (D,) float64, candidate's bits - baseline's bits of each document
     num_bytes: np.ndarray,  # (D,) integers above 0, bytes of each document
     *,
-    resamples: int = RESAMPLES,  # R, at least 100
+    resamples: int = RESAMPLES,  # R, see `require_possible`
     seed: int = 0,  # of the draws
     progress: Progress = silent,  # called with stage "bootstrap"
 ) -> Interval:
-    """The 95 % percentile interval of a paired difference.
-
-    Raises:
-        RunError: fewer than two documents.
-        ConfigError: fewer than 100 resamples.
-    """
-    if len(bits) < 2:
-        raise RunError(f"resampling needs at least two documents, but there is {len(bits)}")
-    require_possible(resamples)
+    """The 95 % percentile interval of a paired difference over at least two documents."""
     differences = resample(bits, num_bytes, resamples, seed, progress)
     low, high = np.percentile(differences, (2.5, 97.5)).tolist()
     return Interval(

@@ -3,12 +3,12 @@
 Runs are grouped into sets of seeds by their configuration. The baseline is what the user names (runs or published
 numbers), otherwise the first set. With a single set and no baseline, the runs are compared with the first of them.
 A contrast has the tests over seeds (both sides need at least two) and the paired bootstrap over documents, with the
-bits of a set averaged over its seeds. A test that is not possible is replaced by a sentence with the reason.
+bits of a set averaged over its seeds. In the place of a result that is not possible stands a text with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +27,7 @@ from bitgolf.report.comparison.scored_runs import (
     require_one_set,
     sample,
 )
-from bitgolf.report.comparison.statistics import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, same_seeds, welch
+from bitgolf.report.comparison.statistics import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, welch
 from bitgolf.run.progress import Progress, silent
 
 
@@ -46,12 +46,11 @@ _UNEVEN = 1.1  # ratio of most to fewest trained tokens in a set from which a no
 
 @dataclass(frozen=True)
 class RunSet:
-    """Runs that differ by seed only. If `sample` is None, `no_sample` is the reason."""
+    """Runs that differ by seed only."""
 
     name: str
     runs: tuple[ScoredRun, ...]
-    sample: Sample | None
-    no_sample: str
+    sample: Sample | str  # or the reason why they are none
 
     @property
     def mean_bpb(self) -> float:
@@ -86,6 +85,10 @@ class DocumentContrast:
         """Share of the bytes in those documents, 0..1."""
         return float(self.bytes[self.difference_bits < 0].sum() / self.bytes.sum())
 
+    def to_json(self) -> dict[str, Any]:
+        shares = ("share_of_documents_better", "share_of_bytes_better")
+        return self.interval.to_json() | {name: getattr(self, name) for name in shares}
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -99,25 +102,16 @@ class Contrast:
     # margin_nats, margin_bpb: by how much it must be better, converted by the candidate's own constant.
     margin_nats: float
     margin_bpb: float
-    # welch, paired: tests over seeds; if None, `no_welch` and `no_paired` are the reasons.
-    welch: TTest | None
-    no_welch: str
-    paired: TTest | None
-    no_paired: str
-    documents: DocumentContrast | None  # the bootstrap; if None, `no_documents` is the reason
-    no_documents: str
+    # welch, paired, documents: tests over seeds, and the bootstrap; or the reason why there is none.
+    welch: TTest | str
+    paired: TTest | str
+    documents: DocumentContrast | str
 
     def to_json(self) -> dict[str, Any]:
-        documents = self.documents and {
-            **self.documents.interval.to_json(),
-            "share_of_documents_better": self.documents.share_of_documents_better,
-            "share_of_bytes_better": self.documents.share_of_bytes_better,
-        }
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "welch": self.welch and self.welch.to_json(),
-            "paired": self.paired and self.paired.to_json(),
-            "documents": documents,
-        }
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("welch", "paired", "documents"):
+            values |= _result_and_reason(name, values[name])
+        return values
 
 
 @dataclass(frozen=True)
@@ -153,15 +147,19 @@ class Comparison:
                 for group in self.sets
                 for run in group.runs
             ],
-            "sets": [
-                {"name": group.name, "sample": group.sample and group.sample.to_json(), "no_sample": group.no_sample}
-                for group in self.sets
-            ],
+            "sets": [{"name": group.name, **_result_and_reason("sample", group.sample)} for group in self.sets],
             "published": self.published and self.published.to_json(),
             "contrasts": [contrast.to_json() for contrast in self.contrasts],
             "config_differences": self.differences,
             "notes": list(self.notes),
         }
+
+
+def _result_and_reason(name: str, result: Any) -> dict[str, Any]:
+    """A result under its name and "" under `no_NAME`, or null and the reason."""
+    if isinstance(result, str):
+        return {name: None, f"no_{name}": result}
+    return {name: result.to_json(), f"no_{name}": ""}
 
 
 def compare(
@@ -208,9 +206,9 @@ def compare(
 
 def _run_set(name: str, runs: Sequence[ScoredRun]) -> RunSet:
     try:
-        return RunSet(name, tuple(runs), sample(name, runs), "")
+        return RunSet(name, tuple(runs), sample(name, runs))
     except RunError as error:
-        return RunSet(name, tuple(runs), None, str(error))
+        return RunSet(name, tuple(runs), str(error))
 
 
 def _names(groups: Sequence[Sequence[ScoredRun]]) -> list[str]:
@@ -258,13 +256,13 @@ def _contrast(
     progress: Progress,
 ) -> Contrast:
     margin = margin_in_bpb(settings.margin_nats, candidate.bpb_per_nat)
-    welch_test, no_welch, paired_test, no_paired = _seed_tests(candidate, baseline, margin)
+    documents: DocumentContrast | str = "published numbers have no losses by document"
+    reference: Sample | str
     if isinstance(baseline, Sample):
-        mean = baseline.mean
-        documents, no_documents = None, "published numbers have no losses by document"
+        mean, reference = baseline.mean, baseline
     else:
-        mean = baseline.mean_bpb
-        documents, no_documents = _document_contrast(candidate, baseline, losses, settings, progress)
+        mean, reference = baseline.mean_bpb, baseline.sample
+        documents = _document_contrast(candidate, baseline, losses, settings, progress)
     difference = candidate.mean_bpb - mean
     return Contrast(
         candidate.name,
@@ -273,33 +271,27 @@ def _contrast(
         difference / candidate.bpb_per_nat,
         settings.margin_nats,
         margin,
-        welch_test,
-        no_welch,
-        paired_test,
-        no_paired,
+        *_seed_tests(candidate.sample, reference, margin),
         documents,
-        no_documents,
     )
 
 
-def _seed_tests(
-    candidate: RunSet, baseline: RunSet | Sample, margin_bpb: float
-) -> tuple[TTest | None, str, TTest | None, str]:
-    """Welch's and the paired test. Each is None with a reason if it is not possible."""
-    reference = baseline if isinstance(baseline, Sample) else baseline.sample
-    if candidate.sample is None or reference is None:
-        reason = candidate.no_sample or (baseline.no_sample if isinstance(baseline, RunSet) else "")
-        return None, reason, None, reason
+def _seed_tests(candidate: Sample | str, baseline: Sample | str, margin_bpb: float) -> tuple[TTest | str, TTest | str]:
+    """Welch's and the paired test, or the reason why one is not possible."""
+    if isinstance(candidate, str):
+        return candidate, candidate
+    if isinstance(baseline, str):
+        return baseline, baseline
+    return _attempt(welch, candidate, baseline, margin_bpb), _attempt(paired, candidate, baseline, margin_bpb)
+
+
+def _attempt(
+    test: Callable[[Sample, Sample, float], TTest], candidate: Sample, baseline: Sample, margin_bpb: float
+) -> TTest | str:
     try:
-        welch_test, no_welch = welch(candidate.sample, reference, margin_bpb), ""
+        return test(candidate, baseline, margin_bpb)
     except RunError as error:
-        welch_test, no_welch = None, str(error)
-    if not same_seeds(candidate.sample, reference):
-        return welch_test, no_welch, None, "the seeds of the two are not the same"
-    try:
-        return welch_test, no_welch, paired(candidate.sample, reference, margin_bpb), ""
-    except RunError as error:
-        return welch_test, no_welch, None, str(error)
+        return str(error)
 
 
 def _document_contrast(
@@ -308,10 +300,10 @@ def _document_contrast(
     losses: dict[str, DocumentLosses],
     settings: Settings,
     progress: Progress,
-) -> tuple[DocumentContrast | None, str]:
+) -> DocumentContrast | str:
     missing = next((run for run in (*candidate.runs, *baseline.runs) if run.label not in losses), None)
     if missing is not None:
-        return None, (
+        return (
             f"nll.npy of {missing.label} holds the losses of its headline ({missing.score['headline']}), not of "
             f"{missing.method}; leave out --method to compare documents"
         )
@@ -321,9 +313,9 @@ def _document_contrast(
     means = [np.mean([losses[run.label].bits for run in group.runs], axis=0) for group in (candidate, baseline)]
     bits = means[0] - means[1]
     if len(bits) < 2:
-        return None, "the validation text is a single document; resampling needs at least two"
+        return "the validation text is a single document; resampling needs at least two"
     interval = bootstrap(bits, num_bytes, resamples=settings.resamples, seed=settings.bootstrap_seed, progress=progress)
-    return DocumentContrast(interval, bits, num_bytes), ""
+    return DocumentContrast(interval, bits, num_bytes)
 
 
 def _require_same_bytes(label: str, num_bytes: np.ndarray, other_label: str, other_bytes: np.ndarray) -> None:
@@ -374,5 +366,7 @@ def _notes(sets: Sequence[RunSet], published: Sample | None) -> list[str]:
             "Some runs are branches of one training, so they are not independent. Paired tests allow for that; Welch's "
             "test does not."
         )
-    notes += [f"{group.name}: {group.no_sample}." for group in sets if group.no_sample and len(group.runs) > 1]
+    notes += [
+        f"{group.name}: {group.sample}." for group in sets if isinstance(group.sample, str) and len(group.runs) > 1
+    ]
     return notes

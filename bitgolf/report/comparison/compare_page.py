@@ -23,9 +23,7 @@ def render(comparison: Comparison) -> str:
             "baseline": contrast.baseline,
             "difference": signed(contrast.difference_bpb),
             "rows": contrast_rows(contrast),
-            "charts": _charts(contrast.documents, f"contrast-{number}") if contrast.documents else [],
-            "num_outside": difference_charts.num_outside(contrast.documents) if contrast.documents else 0,
-            "num_documents": len(contrast.documents.bytes) if contrast.documents else 0,
+            **_documents(contrast.documents, f"contrast-{number}"),
         }
         for number, contrast in enumerate(comparison.contrasts)
     ]
@@ -44,14 +42,21 @@ def render(comparison: Comparison) -> str:
     )
 
 
-def _charts(documents: DocumentContrast, key: str) -> list[dict[str, object]]:
-    return [
-        {
-            "title": "Documents sorted by their difference, bits per byte",
-            "svg": markup(difference_charts.draw_sorted(documents, f"{key}-sorted")),
-        },
-        {
-            "title": "Difference of each document, bits per byte, against its size",
-            "svg": markup(difference_charts.draw_by_size(documents, f"{key}-size")),
-        },
-    ]
+def _documents(documents: DocumentContrast | str, key: str) -> dict[str, object]:
+    if isinstance(documents, str):
+        return {"charts": [], "num_outside": 0, "num_documents": 0}
+    drawn = (
+        (
+            "Documents sorted by their difference, bits per byte",
+            difference_charts.draw_sorted(documents, f"{key}-sorted"),
+        ),
+        (
+            "Difference of each document, bits per byte, against its size",
+            difference_charts.draw_by_size(documents, f"{key}-size"),
+        ),
+    )
+    return {
+        "charts": [{"title": title, "svg": markup(svg)} for title, svg in drawn],
+        "num_outside": difference_charts.num_outside(documents),
+        "num_documents": len(documents.bytes),
+    }

@@ -46,17 +46,15 @@ def contrast_rows(contrast: Contrast) -> list[Row]:
         ),
         _documents_row(contrast),
     ]
-    if contrast.welch is None and contrast.no_welch == contrast.no_paired:
-        return [*rows, Row("Over seeds", "not tested", "open", contrast.no_welch)]
-    rows += _test_rows(contrast, contrast.welch, contrast.no_welch, "Welch")
-    rows += _test_rows(contrast, contrast.paired, contrast.no_paired, "paired")
-    return rows
+    if isinstance(contrast.welch, str) and contrast.welch == contrast.paired:
+        return [*rows, Row("Over seeds", "not tested", "open", contrast.welch)]
+    return [*rows, *_test_rows(contrast, contrast.welch, "Welch"), *_test_rows(contrast, contrast.paired, "paired")]
 
 
 def set_rows(comparison: Comparison) -> list[tuple[str, str, str, str, str]]:
     """Name, seeds, number of seeds, mean and standard deviation of every set and of published numbers."""
     samples = [(group.sample, ", ".join(str(run.seed) for run in group.runs)) for group in comparison.sets]
-    rows = [(sample, seeds) for sample, seeds in samples if sample is not None]
+    rows = [(sample, seeds) for sample, seeds in samples if not isinstance(sample, str)]
     if comparison.published is not None:
         rows.append((comparison.published, "as published"))
     return [
@@ -91,8 +89,8 @@ def difference_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 def _documents_row(contrast: Contrast) -> Row:
     documents = contrast.documents
-    if documents is None:
-        return Row("Over documents", "not compared", "open", contrast.no_documents)
+    if isinstance(documents, str):
+        return Row("Over documents", "not compared", "open", documents)
     interval = documents.interval
     state = "open" if not interval.excludes_zero else "pass" if interval.high < 0 else "fail"
     return Row(
@@ -105,9 +103,9 @@ def _documents_row(contrast: Contrast) -> Row:
     )
 
 
-def _test_rows(contrast: Contrast, test: TTest | None, why_not: str, name: str) -> list[Row]:
-    if test is None:
-        return [Row(f"Over seeds, {name}", "not tested", "open", why_not)]
+def _test_rows(contrast: Contrast, test: TTest | str, name: str) -> list[Row]:
+    if isinstance(test, str):
+        return [Row(f"Over seeds, {name}", "not tested", "open", test)]
     numbers = f"standard error {test.standard_error:.5f}, df {test.df:.1f}"
     return [
         Row(

@@ -21,7 +21,7 @@ from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import RunError
 from bitgolf.evaluate.tape import tokens_sha256
 from bitgolf.report.comparison.scored_runs import ScoredRun, require_same_accounting
-from bitgolf.report.products import read_losses, read_product
+from bitgolf.report.products import read_losses, require_product
 
 _TOLERANCE = 1e-6  # relative, between nll.npy and the headline
 
@@ -57,16 +57,11 @@ def document_starts(
 
 
 def document_losses(run: ScoredRun) -> DocumentLosses:
-    """Read the headline's losses of a run by document.
+    """Read the losses by document of a run whose score is the headline.
 
-    Raises RunError if the score is not the headline, a product is missing, nll.npy does not belong to score.json, or
-    other validation data was scored, and DataError if the data directory is damaged.
+    Raises RunError if a product is missing, nll.npy does not belong to score.json, or other validation data was scored,
+    and DataError if the data directory is damaged.
     """
-    if not run.is_headline:
-        raise RunError(
-            f"nll.npy of {run.label} holds the losses of its headline ({run.score['headline']}), not of {run.method}; "
-            "compare documents by the headline"
-        )
     path = run.run.require("nll.npy")
     data = open_data(run.run / "data")
     data.val.validate(data.tokenizer.vocab_size)
@@ -76,9 +71,7 @@ def document_losses(run: ScoredRun) -> DocumentLosses:
     nll = read_losses(path, again)
     if nll.shape != costs.shape:
         raise RunError(f"{path} holds {nll.size:,} losses, the validation text has {len(costs):,} targets; {again}")
-    run.run.require("tape.json")
-    tape = read_product(run.run, "tape") or {}
-    if tape.get("tokens_sha256") != tokens_sha256([tokens]):
+    if require_product(run.run, "tape")["tokens_sha256"] != tokens_sha256([tokens]):
         raise RunError(f"{run.label} was scored on other tokens than those of {data.path} (tape.json); {again}")
     starts = document_starts(tokens, data.tokenizer.bos_id, costs)
     if not len(starts):

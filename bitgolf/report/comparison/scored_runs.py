@@ -17,7 +17,7 @@ from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
 from bitgolf.errors import ConfigError, DataError, RunError
 from bitgolf.report.comparison.statistics import Sample
-from bitgolf.report.products import read_product, read_training
+from bitgolf.report.products import read_training, require_product
 from bitgolf.run.directory import RunDirectory
 
 LABEL_KEYS = ("seed", "name", "description")  # may differ within a set of seeds
@@ -129,23 +129,15 @@ def read_runs(paths: Sequence[Path], method: str = "headline") -> list[ScoredRun
 def read_run(path: Path, label: str, method: str = "headline") -> ScoredRun:
     """One run of `read_runs`, with the label it is given."""
     run = RunDirectory.open(path)
-    run.require("score.json")
-    score = read_product(run, "score")
-    assert score is not None
-    try:
-        named = methods_of(score)
-        chosen = str(score["headline"]) if method == "headline" else method
-        if chosen not in named:
-            raise ConfigError(
-                f"{path} was not scored by {chosen!r}; its methods: headline, {', '.join(named)}. Choose a --method "
-                "that all runs have"
-            )
-        result = named[chosen]
-        bpb, loss, ratio = (float(result[key]) for key in ("bpb", "loss_nats", "bpb_per_nat"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{path / 'score.json'} is damaged ({type(error).__name__} {error}); run `bitgolf score {path}` again"
-        ) from error
+    score = require_product(run, "score")
+    named = methods_of(score)
+    chosen = str(score["headline"]) if method == "headline" else method
+    if chosen not in named:
+        raise ConfigError(
+            f"{path} was not scored by {chosen!r}; its methods: headline, {', '.join(named)}. Choose a --method that "
+            "all runs have"
+        )
+    bpb, loss, ratio = (float(named[chosen][key]) for key in ("bpb", "loss_nats", "bpb_per_nat"))
     return ScoredRun(run, label, chosen, bpb, loss, ratio, score, TextIdentity.read(run.require("data")))
 
 

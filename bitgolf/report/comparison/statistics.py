@@ -124,21 +124,13 @@ def paired(candidate: Sample, baseline: Sample, margin_bpb: float) -> TTest:
     Raises RunError if the seeds differ or are unknown, or if the differences do not vary.
     """
     if not candidate.by_seed or candidate.by_seed.keys() != baseline.by_seed.keys():
-        raise RunError(
-            f"a paired test needs the same seeds on both sides: {candidate.name} has {_seeds(candidate)}, "
-            f"{baseline.name} has {_seeds(baseline)}"
-        )
+        raise RunError("the seeds of the two are not the same")
     differences = [value - baseline.by_seed[seed] for seed, value in candidate.by_seed.items()]
     count = len(differences)
     mean, std = _mean_and_std(differences)
     if std == 0:
         raise RunError(_no_variance(candidate.name, baseline.name))
     return _test("paired", mean, std / math.sqrt(count), count - 1, margin_bpb)
-
-
-def same_seeds(candidate: Sample, baseline: Sample) -> bool:
-    """Whether a paired test can be made."""
-    return bool(candidate.by_seed) and candidate.by_seed.keys() == baseline.by_seed.keys()
 
 
 def _test(kind: Literal["welch", "paired"], difference: float, error: float, df: float, margin: float) -> TTest:
@@ -175,7 +167,3 @@ def _no_variance(candidate: str, baseline: str) -> str:
         f"the differences between {candidate} and {baseline} do not vary over seeds, so no test is possible; "
         "are they copies of one run?"
     )
-
-
-def _seeds(sample: Sample) -> str:
-    return ", ".join(str(seed) for seed in sorted(sample.by_seed)) or "unknown ones"
