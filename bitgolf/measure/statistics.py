@@ -29,8 +29,8 @@ _HESSIANS, _FISHER, _CURVATURE = "hessians.safetensors", "fisher.safetensors", "
 class Statistics:
     """What was measured on the final weights."""
 
-    hessians: dict[str, Tensor]  # key -> (C, C) fp32 on the CPU
-    calibration_tokens: int  # training tokens of the Hessians, over all ranks
+    hessians: dict[str, Tensor]  # key -> (C, C) fp32
+    calibration_tokens: int = 0  # training tokens of the Hessians, over all ranks, when they are gathered
     # fisher, curvature: by parameter name; empty if they were not asked for.
     fisher: dict[str, Fisher] = field(default_factory=dict)
     curvature: dict[str, Curvature] = field(default_factory=dict)
@@ -70,6 +70,18 @@ def write_statistics(folder: Path, statistics: Statistics) -> None:
         atomic.write_json(folder / _CURVATURE, {name: asdict(value) for name, value in statistics.curvature.items()})
     else:
         (folder / _CURVATURE).unlink(missing_ok=True)
+
+
+def read_statistics(run: Path, settings: PackConfig, device: torch.device) -> Statistics:
+    """The statistics that `settings.method` uses, Hessians on the device. Raises RunError if one is missing or damaged."""
+    folder, by_rate = run / "calibration", settings.method == "rate"
+    by_fisher = by_rate and settings.rate.hessian == "fisher"
+    hessians = read_hessians(folder, run) if settings.method == "gptq" or (by_rate and not by_fisher) else {}
+    return Statistics(
+        {key: hessian.to(device) for key, hessian in hessians.items()},
+        fisher=read_fisher(folder, run) if by_fisher else {},
+        curvature=read_curvature(folder, run) if by_rate else {},
+    )
 
 
 def read_hessians(folder: Path, run: Path) -> dict[str, Tensor]:

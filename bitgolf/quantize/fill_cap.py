@@ -22,9 +22,8 @@ from bitgolf.errors import BudgetError, ConfigError
 from bitgolf.grids.grid import require_finite
 from bitgolf.grids.roles import grid_of
 from bitgolf.measure.calibration import hessian_key
-from bitgolf.measure.curvature import Curvature
-from bitgolf.measure.fisher import Fisher
 from bitgolf.measure.inverse_factor import InverseFactor
+from bitgolf.measure.statistics import Statistics
 from bitgolf.quantize.allocate import MeasuredTensor, curvatures, equal_slope_steps, predicted_increase
 from bitgolf.quantize.column_steps import Steps
 from bitgolf.quantize.find_theta import ThetaSearch, find_theta
@@ -46,24 +45,19 @@ _KEPT_FILES = 4  # of the last passes
 
 
 def measured_tensors(
-    weights: dict[str, Tensor],
-    hessians: dict[str, Tensor],  # (C, C) by `hessian_key`
-    curvature: dict[str, Curvature],
-    fisher: dict[str, Fisher],  # empty = plain Hessians
-    settings: PackConfig,
-    device: torch.device,
+    weights: dict[str, Tensor], statistics: Statistics, settings: PackConfig, device: torch.device
 ) -> dict[str, MeasuredTensor]:
     """The tensors that are quantized, each on the device and with its statistics."""
     tensors = {}
     for name, weight in weights.items():
         if grid_of(name, tuple(weight.shape), settings) is None:
             continue
-        statistics = fisher.get(name)
+        fisher = statistics.fisher.get(name)
         tensors[name] = MeasuredTensor(
             weight.to(device),
-            hessians.get(hessian_key(name) or "") if statistics is None else statistics.inputs.to(device),
-            None if statistics is None else statistics.rows.to(device),
-            curvature.get(name),
+            statistics.hessians.get(hessian_key(name) or "") if fisher is None else fisher.inputs.to(device),
+            None if fisher is None else fisher.rows.to(device),
+            statistics.curvature.get(name),
         )
     return tensors
 

@@ -27,11 +27,10 @@ from bitgolf.artifact.processes import coder_processes
 from bitgolf.config import Config, PackConfig
 from bitgolf.config.idle import idle_packing
 from bitgolf.data.prepare import open_data
+from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import BudgetError
 from bitgolf.grids.roles import idle_passthrough, require_passthrough_names, role
-from bitgolf.measure.curvature import Curvature
-from bitgolf.measure.fisher import Fisher
-from bitgolf.measure.statistics import read_curvature, read_fisher, read_hessians
+from bitgolf.measure.statistics import Statistics, read_statistics
 from bitgolf.model.build import check_tensors
 from bitgolf.model.weights import read_tensors
 from bitgolf.quantize.fill_cap import fill_cap, measured_tensors
@@ -107,15 +106,11 @@ def pack(
 
 @dataclass(frozen=True)
 class _Products:
-    """What `train` and `prepare` left; statistics that the method does not use are empty."""
+    """What `train` and `prepare` left."""
 
     weights: dict[str, Tensor]  # by parameter name, pruned as `pack.prune` says
-    hessians: dict[str, Tensor]  # (C, C) on the device, by `hessian_key`
-    # curvature, fisher: by parameter name.
-    curvature: dict[str, Curvature]
-    fisher: dict[str, Fisher]
-    tokenizer: bytes  # the tokenizer's own file
-    tokenizer_meta: dict[str, Any]  # how to use it
+    statistics: Statistics
+    tokenizer: Tokenizer
     digests: dict[str, str]  # SHA-256 of the files by their path in the run
     train_seal: str  # seal of the last line of train.jsonl; "" without one
 
@@ -138,22 +133,12 @@ def _read(run: RunDirectory, device: torch.device) -> _Products:
     weights = read_tensors(run.require("weights.safetensors"), run.path)
     check_tensors(config.model, config.window, weights, str(run / "weights.safetensors"))
     require_passthrough_names(weights, config.pack)
-    hessians, curvature, fisher = {}, {}, {}
-    method, rate = config.pack.method, config.pack.method == "rate"
-    folder = run.require("calibration") if rate or method == "gptq" else run.path
-    if rate:
-        curvature = read_curvature(folder, run.path)
-        fisher = read_fisher(folder, run.path) if config.pack.rate.hessian == "fisher" else {}
-    if method == "gptq" or (rate and not fisher):
-        hessians = {name: tensor.to(device) for name, tensor in read_hessians(folder, run.path).items()}
-    tokenizer = open_data(run.require("data")).tokenizer
+    if config.pack.method in ("gptq", "rate"):
+        run.require("calibration")
     return _Products(
         prune(weights, config.pack.prune),
-        hessians,
-        curvature,
-        fisher,
-        tokenizer.model_bytes,
-        {"lossless": tokenizer.lossless, "name": tokenizer.name},
+        read_statistics(run.path, config.pack, device),
+        open_data(run.require("data")).tokenizer,
         file_digests(run.path, *TRAIN_PRODUCTS),
         last_seal(run / "train.jsonl"),
     )
@@ -185,8 +170,8 @@ def _encoder(products: _Products, config: Config, apply: Map) -> Encoder:
         weights=products.weights,
         exact=config.pack.method == "lossless",
         model_config=config.model.model_dump(mode="json"),
-        tokenizer=products.tokenizer,
-        tokenizer_meta=products.tokenizer_meta,
+        tokenizer=products.tokenizer.model_bytes,
+        tokenizer_meta={"lossless": products.tokenizer.lossless, "name": products.tokenizer.name},
         meta={
             "preset": config.name,
             "window": config.window,
@@ -209,9 +194,9 @@ def _run_pipeline(
     progress: Progress,
     parts: PartSeconds,
 ) -> Packed:
-    weights, hessians = products.weights, products.hessians
+    weights, hessians = products.weights, products.statistics.hessians
     if settings.method == "rate":
-        tensors = measured_tensors(weights, hessians, products.curvature, products.fisher, settings, device)
+        tensors = measured_tensors(weights, products.statistics, settings, device)
         try:
             return fill_cap(tensors, encode, room.model_bytes, settings, progress, parts)
         except BudgetError as error:
