@@ -22,7 +22,8 @@ from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.errors import ConfigError
 from bitgolf.evaluate.bits import BitsPerByte, bits_per_byte
 from bitgolf.evaluate.tape import ScoreTape, evaluate
-from bitgolf.evaluate.window_scorer import WindowScorer
+from bitgolf.evaluate.window_scorer import Windows, WindowScorer
+from bitgolf.run.ranks import World
 
 # Tokens per forward pass. On a CPU larger batches are not faster and take more memory than the text.
 _BATCH_TOKENS = {"cuda": 65_536, "cpu": 8_192}
@@ -107,7 +108,8 @@ class LanguageModel(PackedModel):
         most = _BATCH_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
         batch = max(self.window, min(most, self.window * (1 + num_tokens // self.stride)))
         documents = self.model.config.attention.within_documents
-        return WindowScorer(self.model, self.window, min(self.stride, self.window), batch, self.device, 0, 1, documents)
+        windows = Windows("sliding", self.window, min(self.stride, self.window), batch, documents)
+        return windows.scorer(self.model, World(0, 1, self.device))
 
 
 def load(path: str | Path, device: str | torch.device = "auto", attention: str = "auto") -> LanguageModel:

@@ -88,7 +88,7 @@ def plain_shapes(
 
     def losses(rows: int, ranks: int) -> list[np.ndarray]:
         return [
-            _Share(model, window, stride, rows * window, device, rank, ranks).score(
+            _Share(model, Windows("sliding", window, stride, rows * window), World(rank, ranks, device)).score(
                 lambda start, stop: tokens[start:stop], 0, len(nll)
             )
             for rank in range(ranks)

@@ -61,13 +61,10 @@ class Windows:
         )
 
     def scorer(self, model: Model, world: World) -> WindowScorer:
-        """The scorer of `method`. With several ranks, all score the same ranges, and all get all losses."""
+        """The scorer of `method`."""
         if self.method not in METHODS:  # the audit takes names from score.json, which anybody may have written
             raise ConfigError(f"unknown scoring method {self.method!r}; methods: {', '.join(METHODS)}")
-        stride = self.length if self.method == "chunked" else self.stride
-        return WindowScorer(
-            model, self.length, stride, self.batch_tokens, world.device, world.rank, world.size, self.documents
-        )
+        return WindowScorer(model, self, world)
 
 
 def window_plan(
@@ -119,39 +116,25 @@ def window_of(target: int, window: int, stride: int) -> int:
 
 
 class WindowScorer:
-    """Scores with one forward pass per batch of windows; see `make_scorer` for the arguments."""
+    """Scores with one forward pass per batch of windows. All ranks score the same ranges, and all get all losses."""
 
-    def __init__(
-        self,
-        model: Model,
-        window: int,
-        stride: int,
-        batch_tokens: int,
-        device: torch.device,
-        rank: int,
-        world_size: int,
-        documents: bool = False,
-    ) -> None:
-        self.documents = documents
-        self.model = split(model)
-        self.window = window
-        self.stride = stride
-        self.rows = batch_tokens // window  # B
-        scored = self.rows * stride  # positions of a full batch, in equal slabs
+    def __init__(self, model: Model, windows: Windows, world: World) -> None:
+        self.model, self.world = split(model), world
+        self.window, self.documents = windows.length, windows.documents
+        self.stride = windows.length if windows.method == "chunked" else windows.stride
+        self.rows = windows.batch_tokens // windows.length  # B
+        scored = self.rows * self.stride  # positions of a full batch, in equal slabs
         self.slab = -(-scored // -(-scored // _SLAB_POSITIONS))  # P
-        self.device = device
-        self.rank = rank
-        self.world_size = world_size
 
     @torch.no_grad()
     def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
         """Losses (stop - start,) float32 of targets start..stop-1, in nats, the same on every rank."""
-        losses = torch.zeros(stop - start, dtype=torch.float32, device=self.device)
+        losses = torch.zeros(stop - start, dtype=torch.float32, device=self.world.device)
         for number, rows in enumerate(self._batches(read, start, stop)):
-            if number % self.world_size != self.rank:
+            if number % self.world.size != self.world.rank:
                 continue
             first, last = int(rows[0, 1]), int(rows[-1, 2])
-            targets = torch.from_numpy(read(first + 1, last + 1).astype(np.int64)).to(self.device)
+            targets = torch.from_numpy(read(first + 1, last + 1).astype(np.int64)).to(self.world.device)
             for low, logits in self._logits(read, rows):
                 high = low + len(logits)
                 chosen = logits.gather(-1, targets[low - first : high - first, None]).squeeze(-1)
@@ -187,7 +170,7 @@ class WindowScorer:
         for done in range(0, len(positions), self.slab):
             scored = positions[done : done + self.slab]
             padded = np.pad(scored, (0, self.slab - len(scored)), mode="edge")  # (P,)
-            places = torch.from_numpy(padded).to(self.device)
+            places = torch.from_numpy(padded).to(self.world.device)
             logits = self.model.logits(hidden[places], inputs.flatten()[places])  # (P, V)
             yield int(rows[0, 1]) + done, logits[: len(scored)].float()
 
@@ -198,11 +181,11 @@ class WindowScorer:
         inputs = np.zeros((self.rows, self.window), dtype=np.int64)
         for row, (begin, _, high) in enumerate(rows.tolist()):
             inputs[row, : high - begin] = block[begin - origin : high - origin]
-        return torch.from_numpy(inputs).to(self.device)
+        return torch.from_numpy(inputs).to(self.world.device)
 
     def _gather(self, losses: Tensor) -> Tensor:
         """Sum the losses of all ranks; the sum is exact, because each target is nonzero on one rank only."""
-        if self.world_size == 1:
+        if self.world.size == 1:
             return losses
         shared = losses if "nccl" in str(dist.get_backend()) else losses.cpu()
         dist.all_reduce(shared, op=dist.ReduceOp.SUM)

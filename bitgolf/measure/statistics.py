@@ -73,7 +73,7 @@ def write_statistics(folder: Path, statistics: Statistics) -> None:
 
 
 def read_statistics(run: Path, settings: PackConfig, device: torch.device) -> Statistics:
-    """The statistics that `settings.method` uses, Hessians on the device. Raises RunError if one is missing or damaged."""
+    """What `settings.method` uses, Hessians on the device. Raises RunError if a file is missing or damaged."""
     folder, by_rate = run / "calibration", settings.method == "rate"
     by_fisher = by_rate and settings.rate.hessian == "fisher"
     hessians = read_hessians(folder, run) if settings.method == "gptq" or (by_rate and not by_fisher) else {}
