@@ -176,10 +176,10 @@ def artifact_bytes(submission: Submission) -> Finding:
         for log in submission.logs
         if log.code_bytes not in (None, shipped) and None not in (log.model_bytes, log.total_bytes)
     ]
-    if not problems and (unclear := uncertain(submission)):
+    if not problems and (unclear := [name for name, size in uncertain(submission).items() if size not in counted]):
         return not_run(
-            f"{SCRIPT} opens files by names that it does not show: whether it reads {', '.join(unclear[:3])}, and what "
-            "would have to be counted, cannot be told"
+            f"{', '.join(unclear[:3])} lies beside {SCRIPT} and is not counted; whether the script reads it cannot be "
+            "told"
         )
     if not problems and (unknown := unknown_modules(submission)):
         return not_run(

@@ -3,8 +3,8 @@
 Rule B2 (docs/rules.md): all code that runs counts, and so does any file that carries part of the model. The files are
 found by the names in the script, however they are put together (`texts`): modules and packages that it imports, sources
 that it compiles or starts, data files that it names, that one of its patterns covers, or that stand in a folder that it
-lists. Code that is imported by a computed name, or executed after it was read, could be anywhere; `hidden_code` names
-such lines. What stays unknown is in `uncertain`.
+lists. Code that is imported by a computed name, or that is executed and not shown, could be anywhere; `hidden_code`
+names such lines. Data files that stay unexplained are in `uncertain`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ _LOADERS = (
     "load_module", "zipimporter", "addsitedir", "FunctionType", "CodeType", "load_source", "load_dynamic",
 )  # fmt: skip
 _EXECUTORS = ("exec", "eval", "__import__")
+_RUNNERS = re.compile(  # of text that they are given
+    r"(builtins\.)?(exec|eval)|(cProfile|profile)\.run(ctx)?|pdb\.run(eval)?|timeit\.(timeit|repeat|Timer)"
+    r"|code\.(interact|InteractiveInterpreter|InteractiveConsole)|doctest\.test\w+|distutils\.core\.run_setup"
+    r"|unittest\.main|logging\.config\.fileConfig|yaml\.(unsafe_load|full_load)"
+)
+_UNPICKLES = re.compile(r"(_?pickle|cPickle|dill|cloudpickle)\.(loads|Unpickler)")
+_SHELLS = re.compile(r"(\*|(\S*/)?(python[\d.]*|(ba|z|da)?sh|perl|node|env))(\s|$)")
+_FEW_BYTES = 20_000  # of a text file that carries no part of a model
 _HIDING = re.compile(r"(exec|eval|compile|__import__|import_module|__builtins__|__dict__)")
 # Libraries that many scripts use; others should be named in requirements.txt.
 _LIBRARIES_OF_OTHERS = re.compile(
@@ -55,6 +63,7 @@ _LIBRARIES_OF_OTHERS = re.compile(
     r"|matplotlib|pynvml|cutlass|kernels|fla|mamba_ssm|causal_conv1d|apex|xformers|transformer_engine|liger_kernel"
     r"|deepspeed|nvidia|quack|packaging|setuptools|yaml|requests|bitgolf|hopper|python_minifier)\w*$"
 )
+_OWNERS = ("builtins", "__builtins__", "importlib")
 _ALWAYS_IMPORTED = ("sitecustomize", "usercustomize")
 
 
@@ -168,21 +177,15 @@ def data_files(submission: Submission) -> dict[str, int]:
     return sizes
 
 
-def uncertain(submission: Submission) -> list[str]:
-    """Data files that the script may read: it opens files by names that it does not show."""
-    try:
-        script = submission.source
-    except MissingEvidence:
-        return []
-    names = [*(PurePath(text).name for text in _read_texts(script)), *_listed_places(script)]
-    if all(_says_which(name) or "*" not in name for name in names):
-        return []
-    left = [
-        path
-        for path in submission.all_files
-        if not _is_document(path) and path.suffix not in (*_CODE, *_COMPILED) and not _is_tokenizer(submission, path)
-    ]
-    return [str(path.relative_to(submission.path)) for path in left if path.parent == submission.path]
+def uncertain(submission: Submission) -> dict[str, int]:
+    """Bytes of the other data files beside the script. It may read them by names that it puts together in any way."""
+    files = [path for path in submission.all_files if path.suffix not in (*_CODE, *_COMPILED)]
+    sizes = {path: path.stat().st_size for path in files if not _is_document(path)}
+    return {
+        str(path.relative_to(submission.path)): size
+        for path, size in sizes.items()
+        if size > (_FEW_BYTES if path.suffix in _TEXT else 0) and not _is_tokenizer(submission, path)
+    }
 
 
 def _says_which(pattern: str) -> bool:
@@ -255,20 +258,46 @@ def hidden_code(script: Script) -> Iterator[str]:
             yield f"line {call.lineno} loads code from a file: {shown}"
         elif last in _LIBRARIES and "*" in script.texts.get(next(iter(call.args), call), "*"):
             yield f"line {call.lineno} loads a library by a computed name: {shown}"
-        elif name.removeprefix("builtins.") in ("exec", "eval") and _reads(call, read):
+        elif _RUNNERS.fullmatch(name) and _reads(call, read):
             yield f"line {call.lineno} executes what it reads: {shown}"
-        elif name == "getattr" and len(call.args) > 1:
-            owner, attribute = _text(call.args[0]), script.texts.get(call.args[1], "*")
-            if _HIDING.fullmatch(attribute) or (
-                owner in ("builtins", "__builtins__", "importlib") and "*" in attribute
-            ):
+        elif _RUNNERS.fullmatch(name) and (call.args or call.keywords) and not _is_shown(script, call):
+            yield f"line {call.lineno} executes text that it does not show: {shown}"
+        elif _UNPICKLES.fullmatch(name) and any(isinstance(node, ast.Constant) for node in call.args):
+            yield f"line {call.lineno} loads an object that it does not show: {shown}"
+        elif name in ("getattr", "vars") and _text(call.args[0] if call.args else call) in _OWNERS:
+            attribute = script.texts.get(call.args[1], "*") if len(call.args) > 1 else "*"
+            if "*" in attribute or _HIDING.fullmatch(attribute):
                 yield f"line {call.lineno} hides what it calls: {shown}"
+        elif (name == "getattr" or last in ("attrgetter", "methodcaller", "__getattribute__")) and any(
+            _HIDING.fullmatch(script.texts.get(argument, "")) for argument in call.args
+        ):
+            yield f"line {call.lineno} hides what it calls: {shown}"
+    for call, command in script.commands():
+        program = _SHELLS.match(command)
+        if program and "*" in command and (" -c " in command or command.strip() == "*"):
+            yield f"line {call.lineno} starts a program that it does not show: {ast.unparse(call)[:60]}"
     for node in script.nodes(ast.Name):
         if node.id == "__builtins__" or (node.id in _EXECUTORS and id(node) not in called):
             yield f"line {node.lineno} uses {node.id} under another name"
+    for item in script.nodes(ast.Subscript):
+        owner, key = _text(item.value), script.texts.get(item.slice, "*")
+        if key == "__builtins__" or (owner == "sys.modules" and key in _OWNERS):
+            yield f"line {item.lineno} hides what it calls: {ast.unparse(item)[:60]}"
     for member in script.nodes(ast.Attribute):
         if _text(member) in ("builtins.exec", "builtins.eval", "builtins.compile") and id(member) not in called:
             yield f"line {member.lineno} uses {_text(member)} under another name"
+
+
+def _is_shown(script: Script, call: ast.Call) -> bool:
+    """Whether the text that a call executes stands in the script as it is."""
+    text = [*call.args, *(keyword.value for keyword in call.keywords)][0]
+    if (
+        isinstance(text, ast.Call)
+        and script.function(text) in ("compile", "ast.parse", "ast.literal_eval")
+        and text.args
+    ):
+        text = text.args[0]
+    return "*" not in script.texts.get(text, "*")
 
 
 def _names_of_read_values(script: Script) -> set[str]:

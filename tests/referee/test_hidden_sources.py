@@ -56,6 +56,19 @@ def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
         "import base64\nexec(base64.b64decode(open('p' + '.b64').read()))",
         "import ctypes\nctypes.CDLL(name)",
         "import site\nsite.addsitedir('.')",
+        "import base64\nexec(base64.b64decode(main.__doc__))",
+        "import inspect, sys\nexec(inspect.getsource(sys.modules[__name__]).split('#')[1])",
+        "import cProfile\ncProfile.run(text)",
+        "import timeit\ntimeit.timeit(stmt=text, number=1)",
+        "import code\ncode.InteractiveInterpreter(names).runsource(text)",
+        "import pickle\ntable = pickle.loads(b'cos\\nsystem\\n')",
+        "import builtins\nvars(builtins)[name](text)",
+        "globals()['__builtins__']['exec'](text)",
+        "import sys\nsys.modules['builtins'].exec('x')",
+        "import operator, builtins\noperator.attrgetter('exec')(builtins)(text)",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', text])",
+        "import subprocess\nsubprocess.check_output(command, shell=True)",
+        "os.system('bash -c ' + text)",
     ],
 )
 def test_code_that_nobody_can_count_is_named(code: str) -> None:
@@ -68,6 +81,9 @@ def test_code_that_nobody_can_count_is_named(code: str) -> None:
         "exec('x = 1')", "model.eval()", "import re\npattern = re.compile('x')", "getattr(h, 'rank')",
         "import torch\nf = torch.compile(g)",
         "import importlib\nimportlib.import_module('math')", "getattr(model, f'layer{i}')", "x = {'a': 1}.get('exec')",
+        "import subprocess\nsubprocess.run(['nvidia-smi', '-i', index])", "import sys\nm = sys.modules[__name__]",
+        "import pickle\nx = pickle.loads(data)", "eval(compile('x = 1', 'x', 'exec'))", "f = vars(args)",
+        "import builtins\nbuiltins.print = log", "import timeit\nt = timeit.default_timer()",
     ],
 )  # fmt: skip
 def test_honest_calls_hide_nothing(code: str) -> None:
@@ -146,9 +162,10 @@ def test_a_path_for_imports_in_the_command_counts(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_is_not_run(tmp_path: Path) -> None:
-    assert uncertain(folder(tmp_path / "a", "open(name, 'rb').read()", "blob.bin")) == ["blob.bin"]
-    assert uncertain(folder(tmp_path / "b", "open(name, 'rb').read()", "loss.png")) == []
-    assert uncertain(folder(tmp_path / "c", "open('notes.bin', 'rb').read()", "blob.bin")) == []
+    assert uncertain(folder(tmp_path / "a", "open(name, 'rb').read()", "blob.bin")) == {"blob.bin": 100}
+    assert uncertain(folder(tmp_path / "b", "open(name, 'rb').read()", "loss.png")) == {}
+    assert uncertain(folder(tmp_path / "c", "x = np.load(''.join(map(chr, codes)))", "blob.bin")) == {"blob.bin": 100}
+    assert uncertain(folder(tmp_path / "g", "x = 1", "results.json")) == {}
     assert unknown_modules(folder(tmp_path / "d", "import secret_tools\nimport torch, json, numpy as np")) == [
         "secret_tools"
     ]
