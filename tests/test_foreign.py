@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgolf import foreign
-from bitgolf.errors import ForeignError
+from bitgolf.errors import ForeignError, require_type
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -259,3 +259,11 @@ def test_no_memory_is_taken_for_bytes_that_a_file_does_not_have(tmp_path: Path) 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4_000_000
+
+
+def test_a_truth_value_is_a_number_only_where_it_is_asked_for() -> None:
+    require_type("stream", True, bool, "True or False")
+    require_type("stride", 3, (int, str), "a whole number or a text")
+    for value, kinds in ((True, int), (False, (int, str)), (1, bool), ("1", int)):
+        with pytest.raises(TypeError, match="stride must be a whole number, not"):
+            require_type("stride", value, kinds, "a whole number")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from seed_clones import change, clone
-from tiny_run import done, read_json, refused, tree_digest
+from tiny_run import done, events, read_json, refused, tree_digest
 
 from bitgolf.bundle.single_file import make_bundle
 from bitgolf.config import Config, load_config
@@ -125,9 +125,11 @@ def test_bytes_are_those_of_the_files(described: dict[str, Any], folder: Path, s
     assert read_json(seeds[0] / "pack.json")["code_bytes"] == code  # what the run was charged is what ships
 
 
-def test_every_result_can_be_computed_again_from_the_logs(described: dict[str, Any], folder: Path) -> None:
-    losses, scores = [], []
-    for seed, result in described["seed_results"].items():
+def test_every_result_can_be_computed_again_from_the_logs(
+    described: dict[str, Any], folder: Path, seeds: list[Path]
+) -> None:
+    losses, scores, averages = [], [], []
+    for (seed, result), run in zip(described["seed_results"].items(), seeds, strict=True):
         text = (folder / f"train_seed{seed}.log").read_text()
         final = re.findall(r"^final \S+ val_loss:(\d+\.\d{8}) val_bpb:(\d+\.\d{8})$", text, re.M)
         assert [(f"{result['val_loss']:.8f}", f"{result['val_bpb']:.8f}")] == final
@@ -136,7 +138,19 @@ def test_every_result_can_be_computed_again_from_the_logs(described: dict[str, A
         assert int(re.findall(r"^Total submission size: (\d+) bytes$", text, re.M)[0]) == result["artifact_bytes"]
         assert int(re.findall(r"^Code size: (\d+) bytes$", text, re.M)[0]) == described["bytes_code"]
         steps, milliseconds = re.findall(r"^stopping: step:(\d+) train_time:(\d+)ms", text, re.M)[0]
-        assert int(steps) == result["steps"] and float(milliseconds) > 0
+        assert int(steps) == result["steps"]
+        (end,) = events(run, "end")
+        assert float(milliseconds) == pytest.approx(1000 * end["elapsed_seconds"], abs=0.6)
+        averages.append(1000 * end["steps_seconds"] / end["step"])
+        assert re.findall(r" step_avg:(.*)ms$", text, re.M) == [f"{averages[-1]:.2f}"]
+        times = re.findall(r" eval_time:(\d+)ms tokens:(\d+) bytes:(\d+)$", text, re.M)
+        score = read_json(run / "score.json")
+        assert {tokens for _, tokens, _ in times} == {str(score["val_tokens"] - 1)}
+        spent = re.findall(r"^eval_time_total:(\d+)ms$", text, re.M)
+        for (logged, _, _), method in zip(times, score["methods"].values(), strict=True):
+            assert float(logged) == pytest.approx(1000 * method["seconds"], abs=0.6)
+        assert float(spent[0]) >= sum(float(time) for time, _, _ in times) - 1
+    assert described["step_avg_ms_mean"] == pytest.approx(statistics.fmean(averages), abs=1e-3)
     assert described["val_loss"] == pytest.approx(statistics.fmean(losses), abs=1e-8)
     assert described["val_bpb_std"] == pytest.approx(statistics.stdev(scores), abs=1e-8)
 
@@ -194,12 +208,45 @@ def test_one_seed_has_no_deviation(seeds: list[Path], tmp_path: Path) -> None:
 
 def test_lineage_names_what_is_on_and_nothing_else() -> None:
     plain = {name for name, _, _ in lineage(Config())}
-    assert "XSA" not in plain and "Muon" in plain
-    full = load_config("seed-693")
-    names = {name for name, _, _ in lineage(full)}
-    assert {"XSA", "CROWN-Q", "Value residual (VRL)", "Snapshot average (SWA)"} <= names
+    assert plain == {
+        "U-Net skips, QK gain, tied embedding, softcap", "Muon", "GPTQ on training text", "Sliding window"
+    }  # fmt: skip
+    assert {name for name, _, _ in lineage(load_config("seed-693"))} - plain == {
+        "BigramHash", "CROWN-Q", "Exponential moving average", "LN scale", "Leaky ReLU squared",
+        "Orthogonal initialization", "Partial RoPE", "Quantization-aware training", "Replay burst",
+        "Selective pruning to the cap", "Shared value embedding", "SmearGate v1", "Snapshot average (SWA)",
+        "Value residual (VRL)", "XSA",
+    }  # fmt: skip
+    record = {name for name, _, _ in lineage(load_config("record"))}
+    assert plain - record == {"GPTQ on training text", "Sliding window"}
+    assert record - plain == {
+        "Canonical pairs of tokens", "Depth recurrence", "Document LoRA test-time training", "Document attention",
+        "Exponential moving average", "LN scale", "Leaky ReLU squared", "MuonEq-R", "Orthogonal initialization",
+        "Parallel lanes", "Partial RoPE", "Polar Express", "Skip gates", "SmearGate v2", "Sparse attention gate", "XSA",
+    }  # fmt: skip
     for component in COMPONENTS:
-        assert full.flat().keys() >= set(component.settings.split())
+        assert Config().flat().keys() >= set(component.settings.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"train.muon.two_rails_from": 0.9}, {"Two-rail momentum"}),
+        ({"train.muon.cautious_decay": True}, {"Cautious weight decay"}),
+        ({"train.extra_targets.next_tokens": [1.0, 0.5]}, {"More targets on the same logits"}),
+        ({"pack.grid.embed_clip_sigmas": 4.0}, {"Clip at k standard deviations"}),
+        ({"pack.grid.clip_sigmas": 4.0}, {"Clip at k standard deviations"}),
+        ({"model.value_embedding.layers": [2]}, {"Shared value embedding"}),
+        (
+            {"model.value_embedding.layers": [2], "model.value_embedding.gated": True},
+            {"Shared value embedding", "Gated value tables"},
+        ),
+        ({"ttt.method": "last_blocks"}, {"Score-first test-time training"}),
+    ],
+)
+def test_a_setting_adds_its_component(settings: dict[str, Any], names: set[str]) -> None:
+    before, after = ({name for name, _, _ in lineage(config)} for config in (Config(), Config().updated(settings)))
+    assert after - before == names
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

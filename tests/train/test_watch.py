@@ -23,7 +23,9 @@ from bitgolf.errors import ConfigError
 from bitgolf.model.build import build_model, load_weights_
 from bitgolf.model.weights import read_tensors
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.ranks import World
 from bitgolf.train.pace import Pace
+from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.watch import Watch
 
 Make = Callable[..., Path]
@@ -115,3 +117,25 @@ def test_a_signal_ends_training_with_a_checkpoint(
     whole = untrained("whole", train__max_steps=12)
     done("train", whole)
     assert weights_digest(run) == weights_digest(whole)
+
+
+def test_another_rank_waits_for_rank_0_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[float, object, tuple[int]]] = []
+    timer = lambda *arguments: types.SimpleNamespace(start=lambda: started.append(arguments))  # noqa: E731
+    monkeypatch.setattr("bitgolf.train.stop.threading.Timer", timer)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        for rank in (0, 1):
+            stop = StopOnSignal(None, None, World(rank, 2, torch.device("cpu")), lambda step, looped: None)  # type: ignore[arg-type]
+            with stop as after_step:
+                os.kill(os.getpid(), signal.SIGTERM)
+                ignored = [signal.getsignal(number) == signal.SIG_IGN for number in numbers]
+                assert ignored == [rank == 1] * 2
+                if rank == 1:
+                    after_step(1, False)  # without the end that rank 0 decides
+        ((seconds, leave, status),) = started  # it ends by itself if rank 0 does not end it
+        assert 0 < seconds <= 60 and leave is os._exit and status == (128 + signal.SIGTERM,)
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
