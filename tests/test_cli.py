@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import lzma
+import os
 import shlex
 import shutil
 import subprocess
@@ -16,6 +19,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_run import cli, documents, done, environment, refused, write_jsonl
 
@@ -313,6 +317,25 @@ def test_a_terminal_without_unicode_shows_escapes() -> None:
         command, env=environment() | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 2 and "error: caf\\xe9 is not a run directory" in outcome.stderr
+
+
+def test_the_doctor_gives_a_cost_to_what_is_missing_and_to_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = {"flash": "", "cudnn": "needs a GPU"}
+    monkeypatch.setattr("bitgolf.model.backends.available_backends", lambda device, dtype: attention)
+    packages = {"lzma": None, "range": "constriction"}
+    monkeypatch.setattr("bitgolf.artifact.compressors.compressor_names", lambda: tuple(packages))
+    monkeypatch.setattr("bitgolf.artifact.compressors.missing_package", packages.get)
+    is_there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: is_there(name) if name != "jinja2" else None)
+    findings = {(one.kind, one.name): one for one in doctor.examine()}
+    missing = {("attention", "cudnn"), ("compressor", "range"), ("library", "jinja2")}
+    expected = missing | {("attention", "flash"), ("compressor", "lzma"), ("library", "rich"), ("library", "torch")}
+    assert findings.keys() >= expected and {key for key in expected if not findings[key].ok} == missing
+    for finding in findings.values():
+        assert bool(finding.cost) != finding.ok
+    assert findings["attention", "cudnn"].detail == "needs a GPU"
+    assert findings["library", "rich"].detail == importlib.metadata.version("rich")
+    assert findings["system", "cpu"].detail.startswith(f"{os.cpu_count()} cores, {torch.get_num_threads()} ")
 
 
 def test_the_doctor_prints_whole_commands() -> None:

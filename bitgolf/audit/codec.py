@@ -112,7 +112,7 @@ class _Plan:
     def predictors(self) -> Iterator[tuple[Predictor, slice]]:
         """A predictor for each batch of streams, before its first target."""
         ttt, seed = self.config.ttt, self.config.seed
-        size = ttt.lora.documents if self.documents else 1
+        size = ttt.lora.documents
         a = fresh_adapters(self.packed, ttt.lora, seed, size) if self.documents else None
         for begin in range(0, len(self.streams), size):
             count = min(size, len(self.streams) - begin)

@@ -22,7 +22,7 @@ from sandbox_support import GRANTED, ROOT, needs_isolation
 
 from bitgolf.audit import scratch
 from bitgolf.audit.reproduction import judge_isolation
-from bitgolf.audit.sandbox import kernel, landlock, system_calls
+from bitgolf.audit.sandbox import isolation, kernel, landlock, namespaces, system_calls
 from bitgolf.audit.sandbox.client import (
     SealedFailure,
     SealedProcess,
@@ -307,6 +307,28 @@ def alive(pid: int) -> bool:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("families", "route"), [([], False), ([], True), ([40], False), ([40], True)])
+def test_what_the_process_can_still_reach_is_in_the_evidence(
+    secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, families: list[int], route: bool
+) -> None:
+    """In this process, with no isolation at all."""
+    for place in ("namespaces.enter", "system_calls.refuse_network", "resource_limits.apply"):
+        monkeypatch.setattr(f"bitgolf.audit.sandbox.isolation.{place}", lambda *arguments: None)
+    monkeypatch.setattr(isolation, "_open_families", lambda: families)
+    monkeypatch.setattr(isolation, "_can_reach_network", lambda: route)
+    monkeypatch.setattr(isolation, "_mount_points", lambda: [str(secret.parent)])
+    view = namespaces.View((tmp_path,), tmp_path / "own", ())
+    secrets = [str(secret), str(tmp_path / "none"), "/dev/null"]
+    evidence = isolation.enter(view, secrets, {"processes": 7})
+    assert evidence.network == (not families and not route)
+    assert evidence.reachable == [str(secret)]
+    assert {str(secret), str(secret.parent), str(tmp_path)} <= set(evidence.writable)
+    assert str(tmp_path / "none") not in evidence.writable and "/dev/null" not in evidence.writable
+    assert (evidence.user, evidence.limits, evidence.refused) == (os.geteuid(), {"processes": 7}, [])
+    probed = evidence.probed
+    assert (probed["read"], probed["open_families"]) == (3, families) and str(secret.parent) in probed["written_to"]
 
 
 # What the process reports of its isolation when the system does not grant a means of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import random
 import time
 import tracemalloc
 from itertools import pairwise
@@ -391,3 +392,19 @@ def test_the_options_of_the_published_tokenizer(kind: bool) -> None:
     assert {piece.strip("▁") for piece in pieces if any(c.isdigit() for c in piece)} == {"0", "2", "6"}
     assert any(set(piece) == {"▁"} and len(piece) > 1 for piece in pieces) == kind, "runs of spaces"
     assert ("\n" in pieces) == kind
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_characters_of_at_least_a_thousandth_of_the_text_are_pieces_and_the_space_always_is(lossless: bool) -> None:
+    text = "abcdefghij" * 10_000
+    tokenizer = train_tokenizer([text[:-250] + "\u00e9" * 200 + "\u00fc" * 50], 280, lossless)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    assert not sp.is_unknown(sp.piece_to_id("\u00e9")) and not sp.is_unknown(sp.piece_to_id("\u2581"))
+    assert sp.is_unknown(sp.piece_to_id("\u00fc")), "it is spelled in bytes"
+
+
+def test_a_long_line_of_long_characters_is_learned_from() -> None:
+    rng = random.Random(0)
+    pairs = [chr(0x1F600 + i) + chr(0x1F640 + i) for i in range(8)]
+    line = "".join(rng.choice(pairs) for _ in range(2_000))  # 4,000 characters, 16,000 bytes
+    assert len(train_tokenizer([line] * 3, 300, True).encode(line)) <= 2_000

@@ -63,6 +63,7 @@ def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch:
     assert settled(config, CPU).train.micro_batch_tokens == 256  # 4 rows of 64, a divisor of 16 rows
     earlier = tiny(train__micro_batch_tokens="128")
     assert settled(config, CPU, earlier).train.micro_batch_tokens == 128
+    assert settled(config, CPU, config).train.micro_batch_tokens == 256
     assert settled(earlier, CPU) is earlier
     monkeypatch.setattr(check, "total_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"one row of train\.seq_len 64 needs"):

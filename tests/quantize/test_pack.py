@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import PRESET, read_json, tree_digest
 
 from bitgolf.artifact.container import read_artifact
+from bitgolf.artifact.open import open_model
 from bitgolf.config import load_config
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, RunError
@@ -137,6 +138,18 @@ def test_the_artifact_holds_all_that_scoring_needs(trained: Make) -> None:
     assert artifact.tokenizer_meta["lossless"] is True
     assert (artifact.meta["window"], artifact.meta["stride"]) == (64, 32)
     assert artifact.meta["config_sha256"] == run.config.digest()
+    packed = open_model(run / "model.bitgolf", "cpu")
+    assert (packed.window, packed.stride) == (64, 32)
+
+
+@pytest.mark.parametrize("packed_with", [False, True])
+def test_forbidden_pairs_are_those_of_the_artifact_unless_the_caller_decides(trained: Make, packed_with: bool) -> None:
+    run = trained()
+    run = RunDirectory(run.path, run.config.updated({"score.canonical": packed_with}))
+    pack(run, CPU, CODE_BYTES)
+    for canonical, expected in ((None, packed_with), (False, False), (True, True)):
+        model = open_model(run / "model.bitgolf", "cpu", canonical=canonical).model
+        assert (model.forbidden is not None) == expected
 
 
 def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:

@@ -152,6 +152,16 @@ def test_curves_of_many_runs_look_different() -> None:
     assert max(len(re.findall("[ML] ", path)) for path in re.findall(r' d="([^"]*)"', svg)) <= 300
 
 
+def test_a_curve_of_one_point_is_a_dot_and_longer_ones_are_lines_alone() -> None:
+    for count in (1, 2, 3):
+        curves = [Curve(0, range(1, count + 1), [1.0] * count), Curve(1, [1, 2], [2.0, 3.0])]
+        svg = draw_overlay(Overlay("key", "", "", "steps", curves))
+        first, second = (svg.index(f'id="key-run-{number}"') for number in (0, 1))
+        assert svg[first:second].count("<use ") == (count == 1) and svg[first:second].count("\nL ") == count - 1
+        assert "<use " not in svg[second : svg.index("</g>", second)]
+        assert "stroke-dasharray" not in svg[first:second]
+
+
 def test_unfinished_runs_are_listed_last_with_what_is_missing(runs: list[Path], tmp_path: Path) -> None:
     for name in ("score.json", "nll.npy", "audit.json", "report.html", "pack.json", "budget.json", "train.jsonl"):
         (runs[2] / name).unlink()  # the best one

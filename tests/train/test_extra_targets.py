@@ -98,3 +98,4 @@ def test_the_warm_up_makes_every_kind_of_step_that_the_run_makes(loop_start, unt
     trainer = make_trainer({"extra_targets.prefix": 0.2, "extra_targets.until": until, "loop_start": loop_start})
     trainer.model.config = trainer.model.config.updated({"loop.repeats": 1, "loop.last": 0})
     assert [kind[1:3] for kind in trainer._kinds()] == kinds
+    assert len(make_trainer({"loop_start": 0.35})._kinds()) == 1, "without a loop it begins nowhere"
