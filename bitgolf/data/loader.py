@@ -44,7 +44,7 @@ class TokenStream(Protocol):
 class HeldOut:
     """The last rows of a token stream, which training never reads: it reads only the `first` tokens before them.
 
-    Averages of the weights are compared and curvature is measured on them. Row i is the tokens from
+    Averages of the weights are compared on them. Row i is the tokens from
     first + i * seq_len to first + (i + 1) * seq_len.
     """
 

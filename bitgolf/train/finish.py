@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,14 +18,14 @@ from torch import Tensor
 from bitgolf.data.loader import BatchLoader
 from bitgolf.measure.calibration import gather_hessians
 from bitgolf.measure.fisher import Fisher, gather_fisher
-from bitgolf.measure.statistics import Statistics
+from bitgolf.measure.statistics import Statistics, with_curvature, write_statistics
 from bitgolf.model.weights import write_tensors
-from bitgolf.run.budget import Budget
-from bitgolf.run.clock import Clock, Deadline
-from bitgolf.run.ranks import World
+from bitgolf.run.clock import Deadline
+from bitgolf.run.directory import RunDirectory
+from bitgolf.run.seal import TRAIN_PRODUCTS, file_digests
 from bitgolf.train.choose import best, held_out_losses
-from bitgolf.train.metrics import StepReport, TrainLog
-from bitgolf.train.pace import EndTimes, Timeline
+from bitgolf.train.metrics import StepReport
+from bitgolf.train.pace import EndTimes
 from bitgolf.train.replay import ReplayWindow, replay
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.trainer import Trainer
@@ -41,180 +42,148 @@ class FinalWeights:
     last: dict[str, Tensor]
 
 
-class Stopwatch:
-    """Seconds of the training clock that each part of the training took."""
+class Ending:
+    """What follows the last step on the training clock. All ranks call the methods together, each once, in this order.
 
-    def __init__(self, clock: Clock, world: World) -> None:
-        self.clock, self.world = clock, world
+    Attributes:
+        seconds: of the training clock that each part of the training took, the optimizer steps first.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        rows: TrainingRows,
+        loader: BatchLoader,  # gives the next rows that training has not read
+        report: StepReport,
+        step: int,  # steps made
+    ) -> None:
+        self.trainer, self.rows, self.loader, self.report, self.step = trainer, rows, loader, report, step
+        self.clock, self.world = report.timeline.clock, trainer.world
         self.seconds: dict[str, float] = {}
         self._total = 0.0
+        self._stop("optimizer steps")
 
-    def stop(self, part: str) -> None:
+    def weights(self, window: ReplayWindow, choice_end: float) -> FinalWeights:
+        """Replay and choose as configured, and put the final weights into the model.
+
+        `choice_end`: when the choice must be over, in seconds of the training clock.
+        """
+        trainer = self.trainer
+        if trainer.config.replay.epochs:
+            self._replay(window)
+            self._stop("replay")
+        trainer.model.windows = trainer.model.config.attention.windows
+        if trainer.config.average.choose == "held_out":
+            weights, average = self._choose(choice_end)
+            self._stop("choice of the average")
+        else:
+            weights, average = trainer.averages.shipped()
+        last = trainer.averages.last_weights()
+        trainer.install_(weights)
+        return FinalWeights(weights, average, last)
+
+    def statistics(
+        self,
+        ends: EndTimes,  # when each measurement must be over
+        quantized: list[str],  # names of the parameters whose gradients are summed
+        seed: int,  # of the Fisher labels
+    ) -> Statistics:
+        """Measure the model, which holds the final weights, as far as the clock allows."""
+        model, measure, rows, world = self.trainer.model, self.trainer.config.measure, self.rows, self.world
+        count = rows.num_micro_batches(measure.calibration_tokens, world.size)
+        num_tokens = 0
+        hessians: dict[str, Tensor] = {}
+        if count:
+            another_fits = Deadline(world, self.clock, ends.calibration).another_fits
+            batches = rows.micro_batches(self.loader, count)
+            hessians, num_tokens = gather_hessians(model, batches, world, another_fits)
+        if num_tokens < count * rows.shape.micro_rows * rows.order.seq_len:
+            log.warning("the clock stopped calibration after %d tokens per rank", num_tokens)
+        self._stop("calibration")
+        fisher: dict[str, Fisher] = {}
+        gradients: dict[str, Tensor] = {}
+        if measure.fisher_tokens:
+            another_fits = Deadline(world, self.clock, ends.fisher).another_fits
+            batches = rows.micro_batches(self.loader, rows.num_micro_batches(measure.fisher_tokens, world.size))
+            fisher, gradients = gather_fisher(model, batches, quantized, seed, world, another_fits)
+            self._stop("fisher statistics")
+        return Statistics(hessians, num_tokens * world.size, fisher, gradients=gradients)
+
+    def write_products(self, run: RunDirectory, weights: FinalWeights, statistics: Statistics) -> None:
+        """Write weights and statistics, charge the seconds of every part, and end the log. Rank 0 calls it."""
+        statistics = with_curvature(statistics, weights.shipped, run.config.pack, self.world.device)
+        write_statistics(run / "calibration", statistics)
+        _write_weights(run / "weights.safetensors", weights.shipped, weights.average)
+        if run.config.score.last_reference:
+            _write_weights(run / "weights-last.safetensors", weights.last, "last weights")
+        budget, seconds = run.budget(), self.seconds
+        budget.forget("train")
+        for part, amount in seconds.items():
+            budget.charge("train_seconds", "train", part, amount)
+        total, steps_seconds = sum(seconds.values()), seconds["optimizer steps"]
+        write = partial(self.report.log.write, step=self.step, elapsed_seconds=total)
+        if statistics.curvature:
+            increase = sum(value.increase_nats for value in statistics.curvature.values())
+            write("curvature", tensors=len(statistics.curvature), increase_nats=increase)
+        write("calibration", tokens=statistics.calibration_tokens, seconds=seconds["calibration"])
+        tokens = self.report.timeline.pace.ramp.blocks(self.step) * self.trainer.config.block_tokens
+        write(
+            "end",
+            tokens=tokens,
+            steps_seconds=steps_seconds,
+            tokens_per_second=tokens / max(steps_seconds, 1e-9),
+            average=weights.average,
+            peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
+            products=file_digests(run.path, *TRAIN_PRODUCTS),
+        )
+
+    def _stop(self, part: str) -> None:
         """Everything since the last stop was `part`. All ranks wait for their device here."""
         self.world.synchronize()
         total = self.clock.elapsed()
         self.seconds[part], self._total = total - self._total, total
 
+    def _replay(self, window: ReplayWindow) -> None:
+        report, ramp = self.report, self.report.timeline.pace.ramp
+        batches = window.batches(ramp.blocks(self.step), ramp.last_size)
+        replayed = replay(self.trainer, self.loader, batches, self.step, report.timeline, report.pipe, report.progress)
+        self.world.synchronize()
+        if replayed.steps < replayed.planned:
+            log.warning("the clock stopped the replay after %d of %d steps", replayed.steps, replayed.planned)
+        report.log.write(
+            "replay",
+            step=self.step,
+            batches=replayed.batches,
+            first_batch=batches.start if batches else None,
+            replay_steps=replayed.steps,
+            planned_steps=replayed.planned,
+            lr_scale=self.trainer.config.replay.lr,
+            losses=list(replayed.losses),
+            elapsed_seconds=self.clock.elapsed(),
+        )
 
-def finish_weights(
-    trainer: Trainer,
-    rows: TrainingRows,
-    loader: BatchLoader,
-    timeline: Timeline,
-    window: ReplayWindow,
-    choice_end: float,
-    report: StepReport,
-    stopwatch: Stopwatch,
-    step: int,
-) -> FinalWeights:
-    """Replay and choose as configured, and put the final weights into the model.
-
-    `choice_end`: when the choice must be over, in seconds of the training clock.
-    """
-    if trainer.config.replay.epochs:
-        _replay(trainer, loader, timeline, window, report, step)
-        stopwatch.stop("replay")
-    trainer.model.windows = trainer.model.config.attention.windows
-    if trainer.config.average.choose == "held_out":
-        deadline = Deadline(trainer.world, timeline.clock, choice_end)
-        weights, average = _choose(trainer, rows, deadline, report.log, step)
-        stopwatch.stop("choice of the average")
-    else:
-        weights, average = trainer.averages.shipped()
-    last = trainer.averages.last_weights()
-    trainer.install_(weights)
-    return FinalWeights(weights, average, last)
-
-
-def _replay(
-    trainer: Trainer, loader: BatchLoader, timeline: Timeline, window: ReplayWindow, report: StepReport, step: int
-) -> None:
-    ramp = timeline.pace.ramp
-    batches = window.batches(ramp.blocks(step), ramp.last_size)
-    replayed = replay(trainer, loader, batches, step, timeline, report.pipe, report.progress)
-    trainer.world.synchronize()
-    if replayed.steps < replayed.planned:
-        log.warning("the clock stopped the replay after %d of %d steps", replayed.steps, replayed.planned)
-    report.log.write(
-        "replay",
-        step=step,
-        batches=replayed.batches,
-        first_batch=batches.start if batches else None,
-        replay_steps=replayed.steps,
-        planned_steps=replayed.planned,
-        lr_scale=trainer.config.replay.lr,
-        losses=list(replayed.losses),
-        elapsed_seconds=timeline.clock.elapsed(),
-    )
-
-
-def _choose(
-    trainer: Trainer, rows: TrainingRows, deadline: Deadline, train_log: TrainLog, step: int
-) -> tuple[dict[str, Tensor], str]:
-    """The candidate with the least loss on the held-out rows, and its description; all losses are logged."""
-    candidates, held_out = trainer.averages.candidates(), rows.held_out
-    losses, num_tokens = held_out_losses(
-        trainer.model, candidates, held_out, rows.stream, rows.shape.micro_rows, trainer.world, deadline
-    )
-    chosen, all_tokens = best(losses, trainer.world), held_out.num_rows * held_out.seq_len
-    if num_tokens < all_tokens:
-        log.warning("the clock stopped the choice of the average after %d of %d tokens", num_tokens, all_tokens)
-    train_log.write(
-        "choice",
-        step=step,
-        chosen=chosen,
-        configured=next(iter(candidates)),
-        losses=losses,
-        tokens=num_tokens,
-        elapsed_seconds=deadline.clock.elapsed(),
-    )
-    return candidates[chosen], f"{chosen}, chosen of {len(candidates)} on {num_tokens} held-out training tokens"
-
-
-def gather_statistics(
-    trainer: Trainer,
-    rows: TrainingRows,
-    loader: BatchLoader,  # gives the next rows that training has not read
-    ends: EndTimes,  # when each measurement must be over
-    quantized: list[str],  # names of the parameters whose gradients are summed
-    seed: int,  # of the Fisher labels
-    stopwatch: Stopwatch,
-) -> Statistics:
-    """Measure the model, which holds the final weights, as far as the clock allows."""
-    model, measure, world, clock = trainer.model, trainer.config.measure, trainer.world, stopwatch.clock
-    count = rows.num_micro_batches(measure.calibration_tokens, world.size)
-    num_tokens = 0
-    hessians: dict[str, Tensor] = {}
-    if count:
-        deadline = Deadline(world, clock, ends.calibration)
-        hessians, num_tokens = gather_hessians(model, rows.micro_batches(loader, count), world, deadline.another_fits)
-    if num_tokens < count * rows.shape.micro_rows * rows.order.seq_len:
-        log.warning("the clock stopped calibration after %d tokens per rank", num_tokens)
-    stopwatch.stop("calibration")
-    fisher: dict[str, Fisher] = {}
-    gradients: dict[str, Tensor] = {}
-    if measure.fisher_tokens:
-        count = rows.num_micro_batches(measure.fisher_tokens, world.size)
-        deadline = Deadline(world, clock, ends.fisher)
-        batches = rows.micro_batches(loader, count)
-        fisher, gradients = gather_fisher(model, batches, quantized, seed, world, deadline.another_fits)
-        stopwatch.stop("fisher statistics")
-    return Statistics(hessians, num_tokens * world.size, fisher, gradients=gradients)
-
-
-def write_weights(folder: Path, weights: FinalWeights, *, last_too: bool) -> None:
-    """Write weights.safetensors, and weights-last.safetensors if `last_too`, in fp32."""
-    _write_weights(folder / "weights.safetensors", weights.shipped, weights.average)
-    if last_too:
-        _write_weights(folder / "weights-last.safetensors", weights.last, "last weights")
+    def _choose(self, end: float) -> tuple[dict[str, Tensor], str]:
+        """The candidate with the least loss on the held-out rows, and its description; all losses are logged."""
+        candidates, rows, held_out = self.trainer.averages.candidates(), self.rows, self.rows.held_out
+        deadline = Deadline(self.world, self.clock, end)
+        losses, num_tokens = held_out_losses(
+            self.trainer.model, candidates, held_out, rows.stream, rows.shape.micro_rows, self.world, deadline
+        )
+        chosen, all_tokens = best(losses, self.world), held_out.num_rows * held_out.seq_len
+        if num_tokens < all_tokens:
+            log.warning("the clock stopped the choice of the average after %d of %d tokens", num_tokens, all_tokens)
+        self.report.log.write(
+            "choice",
+            step=self.step,
+            chosen=chosen,
+            configured=next(iter(candidates)),
+            losses=losses,
+            tokens=num_tokens,
+            elapsed_seconds=self.clock.elapsed(),
+        )
+        return candidates[chosen], f"{chosen}, chosen of {len(candidates)} on {num_tokens} held-out training tokens"
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor], average: str) -> None:
     tensors = {name: tensor.float().cpu() for name, tensor in weights.items()}
     write_tensors(path, tensors, {"average": average})  # one key: safetensors writes several in a random order
-
-
-def charge_and_log_end(
-    budget: Budget,
-    train_log: TrainLog,
-    seconds: dict[str, float],
-    step: int,
-    tokens: int,
-    statistics: Statistics,
-    average: str,
-    products: dict[str, str],
-) -> None:
-    """Charge the seconds of every part to the budget, in place of those of an earlier training, and end the log.
-
-    `tokens`: trained on in all steps. `products`: SHA-256 digests of weights and statistics by their path.
-    """
-    budget.forget("train")
-    for part, amount in seconds.items():
-        budget.charge("train_seconds", "train", part, amount)
-    total, steps_seconds = sum(seconds.values()), seconds["optimizer steps"]
-    if statistics.curvature:
-        train_log.write(
-            "curvature",
-            step=step,
-            tensors=len(statistics.curvature),
-            increase_nats=sum(value.increase_nats for value in statistics.curvature.values()),
-            elapsed_seconds=total,
-        )
-    train_log.write(
-        "calibration",
-        step=step,
-        tokens=statistics.calibration_tokens,
-        seconds=seconds["calibration"],
-        elapsed_seconds=total,
-    )
-    train_log.write(
-        "end",
-        step=step,
-        tokens=tokens,
-        elapsed_seconds=total,
-        steps_seconds=steps_seconds,
-        tokens_per_second=tokens / max(steps_seconds, 1e-9),
-        average=average,
-        peak_memory_mib=torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
-        products=products,
-    )

@@ -18,21 +18,13 @@ import torch
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.grids.roles import grids_of, require_passthrough_names
-from bitgolf.measure.statistics import Statistics, with_curvature, write_statistics
 from bitgolf.model.build import build_model
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
 from bitgolf.run.ranks import World, device_name
-from bitgolf.run.seal import TRAIN_PRODUCTS, TRAIN_SETTINGS, code_digest, data_seal, file_digests, settings_of
-from bitgolf.train.finish import (
-    FinalWeights,
-    Stopwatch,
-    charge_and_log_end,
-    finish_weights,
-    gather_statistics,
-    write_weights,
-)
+from bitgolf.run.seal import TRAIN_SETTINGS, code_digest, data_seal, settings_of
+from bitgolf.train.finish import Ending
 from bitgolf.train.late import LatePhase
 from bitgolf.train.loop import make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
@@ -97,36 +89,18 @@ def train(run: RunDirectory, world: World, around: Unattended, progress: Progres
     pipe = MetricsPipe(world.device, trainer.optimizer.names)
     rates = around.mfu_per_token_rates(world)
     report = StepReport(pipe, timeline, train_log, config.train, world, progress, rates)
-    stopwatch, ends = Stopwatch(timeline.clock, world), plan.end_times
     with rows.loader(world, int(ramp.taken)) as loader:
         with around.steps(trainer, rows, live, report, prepared.tokenizer) as after_step:
             world.barrier()
             timeline.clock.start()
             step = make_steps(trainer, loader, timeline, window, report, start.step, after_step)
-        stopwatch.stop("optimizer steps")
-        weights = finish_weights(trainer, rows, loader, timeline, window, ends.choice, report, stopwatch, step)
-        statistics = gather_statistics(trainer, rows, loader, ends, quantized, config.seed, stopwatch)
+        ending = Ending(trainer, rows, loader, report, step)
+        weights = ending.weights(window, plan.end_times.choice)
+        statistics = ending.statistics(plan.end_times, quantized, config.seed)
     if world.is_main:
         around.end()
-        statistics = with_curvature(statistics, weights.shipped, config.pack, world.device)
-        tokens = ramp.blocks(step) * config.train.block_tokens
-        _write_products(run, weights, statistics, stopwatch.seconds, train_log, step, tokens)
+        ending.write_products(run, weights, statistics)
     world.barrier()
-
-
-def _write_products(
-    run: RunDirectory,
-    weights: FinalWeights,
-    statistics: Statistics,
-    seconds: dict[str, float],
-    train_log: TrainLog,
-    step: int,
-    tokens: int,
-) -> None:
-    write_statistics(run / "calibration", statistics)
-    write_weights(run.path, weights, last_too=run.config.score.last_reference)
-    products = file_digests(run.path, *TRAIN_PRODUCTS)
-    charge_and_log_end(run.budget(), train_log, seconds, step, tokens, statistics, weights.average, products)
 
 
 def extend_budget_(run: RunDirectory, plan: Plan, world: World) -> tuple[Plan, Config]:
