@@ -207,8 +207,8 @@ class _Model:
             return None
         key = id(tensor.hessian)
         if key not in self.factors:
-            weight, hessian = tensor.weight.unsqueeze(0), tensor.hessian.to(tensor.weight.device)
-            self.factors[key] = factorize(weight, [hessian], self.settings.gptq.damping, torch.float32)[0]
+            hessian = tensor.hessian.to(tensor.weight.device)
+            self.factors[key] = factorize(tensor.weight, hessian, self.settings.gptq.damping, torch.float32)
         return self.factors[key]
 
 

@@ -42,34 +42,26 @@ class GridRounder:
 
 
 def factorize(
-    weights: Tensor,  # (N, R, C)
-    hessians: Sequence[Tensor] | Tensor,  # N of (C, C)
+    weight: Tensor,  # (R, C)
+    hessian: Tensor,  # (C, C)
     damping: float,  # share of the mean diagonal, > 0
     dtype: torch.dtype,  # working precision, float32 or float64
-) -> list[InverseFactor]:
-    """The factors that `round_with_feedback` takes.
-
-    `damping` times the mean diagonal of the live columns is added to the diagonal. If a Hessian is still not positive
-    definite, the damping is raised tenfold with a warning, up to one mean diagonal.
+) -> InverseFactor:
+    """The factor of a matrix that `round_with_feedback` takes (see `inverse_factor`).
 
     Raises:
         ConfigError: shapes that do not fit, NaN or infinity, or a Hessian that is not symmetric positive semi-definite.
     """
-    if weights.ndim != 3 or 0 in weights.shape:
-        raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weights.shape[1:])}")
-    num_matrices, num_rows, num_columns = weights.shape
-    for hessian in hessians:
-        if hessian.shape != (num_columns, num_columns):
-            raise ConfigError(
-                f"the Hessian has shape {tuple(hessian.shape)}; a weight of "
-                f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})"
-            )
-    if len(hessians) != num_matrices:
-        raise ConfigError(f"{num_matrices} weights came with {len(hessians)} Hessians")
-    if not damping > 0 or dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"damping {damping} must be > 0 and dtype {dtype} float32 or float64")
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ConfigError(f"GPTQ takes non-empty matrices (R, C), not a tensor of {tuple(weight.shape)}")
+    num_rows, num_columns = weight.shape
+    if hessian.shape != (num_columns, num_columns):
+        raise ConfigError(
+            f"the Hessian has shape {tuple(hessian.shape)}; a weight of "
+            f"shape ({num_rows}, {num_columns}) needs ({num_columns}, {num_columns})"
+        )
     with _full_matmul_precision():
-        return [inverse_factor(hessian, damping, dtype) for hessian in hessians]
+        return inverse_factor(hessian, damping, dtype)
 
 
 @torch.no_grad()
@@ -79,7 +71,7 @@ def round_with_feedback(
     scales: Tensor,  # (N, R) fp32 > 0, as stored
     column_scales: Tensor | None,  # (N, C) fp32 > 0, as stored; None = all 1
     rounder: Rounder,
-    block_size: int = 128,
+    block_size: int = 128,  # at least 1
 ) -> Tensor:  # (N, R, C) int32
     """Levels of N matrices, in the column order of the weights; weight ~ scale * column_scale * level.
 
@@ -89,9 +81,10 @@ def round_with_feedback(
         factors: they set the working precision.
         block_size: columns between two updates of the rest of the matrix. It changes the speed, not the result.
     Raises:
-        ConfigError: shapes that do not fit, NaN or infinity.
+        ConfigError: a weight is NaN or infinite.
     """
-    _check(weights, factors, scales, column_scales, block_size)
+    if not bool(torch.isfinite(weights).all()):
+        raise ConfigError("the weight holds NaN or infinite values; did the model diverge?")
     num_columns = weights.shape[2]
     factor = torch.stack([f.upper for f in factors])  # (N, C, C) upper, rows and columns in rounding order
     order = torch.stack([f.order for f in factors])  # (N, C)
@@ -168,28 +161,3 @@ def _full_matmul_precision() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
-
-
-def _check(
-    weights: Tensor,
-    factors: Sequence[InverseFactor],
-    scales: Tensor,
-    column_scales: Tensor | None,
-    block_size: int,
-) -> None:
-    num_matrices, num_rows, num_columns = weights.shape
-    if scales.shape != (num_matrices, num_rows):
-        raise ConfigError(f"scales have shape {tuple(scales.shape[1:])}; {num_rows} rows need ({num_rows},)")
-    if column_scales is not None and column_scales.shape != (num_matrices, num_columns):
-        raise ConfigError(
-            f"column scales have shape {tuple(column_scales.shape[1:])}; {num_columns} columns need ({num_columns},)"
-        )
-    if len(factors) != num_matrices or any(f.upper.shape != (num_columns, num_columns) for f in factors):
-        raise ConfigError(f"{num_matrices} weights of {num_columns} columns need as many factors of that size")
-    if block_size < 1:
-        raise ConfigError(f"block_size {block_size} must be >= 1")
-    if not bool(torch.isfinite(weights).all()):
-        raise ConfigError("the weight holds NaN or infinite values; did the model diverge?")
-    for what, values in (("scales", scales), ("column scales", column_scales)):
-        if values is not None and not bool((torch.isfinite(values) & (values > 0)).all()):
-            raise ConfigError(f"{what} must be finite and > 0; take them from Grid.scales or Steps")

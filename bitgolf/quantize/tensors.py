@@ -231,7 +231,7 @@ def _factor(
 ) -> InverseFactor:
     if task.factor is None:
         assert hessian is not None, "quantize_tensors refuses GPTQ without a Hessian"
-        return factorize(weight.unsqueeze(0), [hessian], damping, dtype)[0]
+        return factorize(weight, hessian, damping, dtype)
     upper, order, dead = task.factor.upper, task.factor.order, task.factor.dead
     return InverseFactor(upper.to(weight.device, dtype), order.to(weight.device), dead.to(weight.device))
 

@@ -208,7 +208,7 @@ def test_importance_moves_error_to_the_rows_that_matter_less() -> None:
 
 def test_a_known_factor_saves_the_work_and_changes_nothing() -> None:
     weight, hessian = problem(8, 12)
-    factor = factorize(weight.unsqueeze(0), [hessian], 0.01, torch.float32)[0]
+    factor = factorize(weight, hessian, 0.01, torch.float32)
     for grid in (Grid(5), Steps(0.03, columns="pivot", trellis=8)):
         own = quantize_tensor("w", weight, grid, "gptq", hessian)
         reused = quantize_tensors([QuantizeTask("w", weight, grid, "gptq", hessian, factor=factor)])[0]

@@ -20,7 +20,7 @@ def gptq_batched(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:  # (N, R, C) codes, (N, R, C) fp32
     """Round N matrices of one shape to a grid, each with its own Hessian."""
-    factors = factorize(weights, hessians, damping, dtype)
+    factors = [factorize(*pair, damping, dtype) for pair in zip(weights, hessians, strict=True)]
     codes = round_with_feedback(weights, factors, scales, None, GridRounder(grid), block_size).to(grid.code_dtype)
     return codes, grid.dequantize(codes, scales)
 
