@@ -25,6 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bitgolf.config.train import MuonConfig
 from bitgolf.run.ranks import World, has_bf16
 from bitgolf.train.exchange import Exchange
 
@@ -102,32 +103,27 @@ class Muon:
         self,
         parameters: dict[str, Tensor],  # name -> (R, C) fp32 parameter; order is kept
         world: World,  # its ranks share the stacks
-        *,
-        # steps, polar_express, row_norm: see `orthogonalize`.
-        steps: int = 5,
-        polar_express: bool = False,
-        row_norm: bool = False,
-        dtype: torch.dtype = torch.float32,  # of the gradients and the momentum
-        weight_decay: float = 0.0,  # decoupled, multiplied by the scheduled learning rate
-        cautious: bool = False,  # decay only the weights that the update moves toward 0 (see `cautious_factor`)
-        two_rails: bool = False,  # `step` may be asked for two rails
+        config: MuonConfig,
         # applied to the numeric functions (`torch.compile` on GPUs, identity on CPUs).
         transform: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda f: f,
     ) -> None:
-        self.world, self.weight_decay, self.dtype, self.cautious = world, weight_decay, dtype, cautious
+        self.world, self.config = world, config
+        self.dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32  # of the gradients and the momentum
         # Decided here, because a compiler cannot ask a GPU.
-        self.iteration = (steps, polar_express, row_norm, torch.bfloat16 if has_bf16(world.device) else torch.float32)
+        products = torch.bfloat16 if has_bf16(world.device) else torch.float32
+        self.iteration = (config.steps, config.polynomial == "polar_express", config.row_norm, products)
         stacks: dict[tuple[int, int], list[str]] = defaultdict(list)
         for name, parameter in parameters.items():
             stacks[(parameter.size(0), parameter.size(1))].append(name)
         self.parameters = parameters
         self.stacks = dict(stacks)
         self.buffers = {
-            shape: torch.zeros(len(names), *shape, device=parameters[names[0]].device, dtype=dtype)
+            shape: torch.zeros(len(names), *shape, device=parameters[names[0]].device, dtype=self.dtype)
             for shape, names in self.stacks.items()
         }
         self.exchange = Exchange(parameters, self.stacks, world) if world.size > 1 else None
-        self.slow = {shape: torch.zeros_like(buffer) for shape, buffer in self.buffers.items()} if two_rails else {}
+        has_rails = config.two_rails_from < 1  # `step` may be asked for two rails
+        self.slow = {shape: torch.zeros_like(buffer) for shape, buffer in self.buffers.items()} if has_rails else {}
         self.on_rails = torch.zeros((), dtype=torch.bool)
         self._coefficient = torch.zeros((), device=world.device)
         self._decay = torch.zeros((), device=world.device)
@@ -150,11 +146,11 @@ class Muon:
         lr: float,
         momentum: float,
         received: dict[tuple[int, int], Tensor] | None = None,
-        decay: float | None = None,  # weight decay; None = the one of the constructor
+        decay: float | None = None,  # weight decay; None = the configured one
         two_rails: bool = False,  # the momentum is from now on that of `two_rails_update`
     ) -> None:
         """Update every matrix from its `.grad`, or from the mean gradients that this rank `received`."""
-        decay = self.weight_decay if decay is None else decay
+        decay = self.config.weight_decay if decay is None else decay
         if two_rails and not self.on_rails:
             self.on_rails.fill_(True)
             for shape, buffer in self.buffers.items():  # the sum of gradients becomes their mean, on both rails
@@ -184,7 +180,7 @@ class Muon:
 
     def _apply(self, shape: tuple[int, int], direction: Tensor, lr: float, decay: float) -> None:
         matrices = [self.parameters[name] for name in self.stacks[shape]]
-        if decay and self.cautious:
+        if decay and self.config.cautious_decay:
             self._decay.fill_(lr * decay)
             factor = self._cautious_factor(torch.stack(matrices), direction, self._decay)
             torch._foreach_mul_(matrices, list(factor.unbind()))

@@ -30,18 +30,7 @@ class ModelOptimizer:
         matrices = {name: p for name, p in self.parameters.items() if name in linear}
         tables = [name for name in self.names if is_table(name)]
         scalars = [name for name in self.names if name not in matrices and name not in tables]
-        self.muon = Muon(
-            matrices,
-            world,
-            steps=config.muon.steps,
-            polar_express=config.muon.polynomial == "polar_express",
-            row_norm=config.muon.row_norm,
-            dtype=torch.bfloat16 if config.muon.dtype == "bf16" else torch.float32,
-            weight_decay=config.muon.weight_decay,
-            cautious=config.muon.cautious_decay,
-            two_rails=config.muon.two_rails_from < 1,
-            transform=torch.compile if compile_updates else lambda f: f,
-        )
+        self.muon = Muon(matrices, world, config.muon, torch.compile if compile_updates else lambda f: f)
         self.base_lrs = [config.embed_lr, config.scalar_lr]
         self.adam_names = [tables, scalars]
         decay = config.adam.weight_decay

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitgolf.config.train import MuonConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model.build import compute_dtype
 from bitgolf.run import atomic
@@ -26,7 +27,7 @@ def test_a_gpu_without_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, value=supported: value)
         assert compute_dtype(GPU) == dtype and has_bf16(GPU) is supported
         monkeypatch.setattr("bitgolf.train.muon.has_bf16", lambda _, value=supported: value)
-        muon = Muon({"matrix": torch.nn.Parameter(torch.zeros(4, 8))}, World(0, 1, torch.device("cpu")))
+        muon = Muon({"matrix": torch.nn.Parameter(torch.zeros(4, 8))}, World(0, 1, torch.device("cpu")), MuonConfig())
         muon.parameters["matrix"].grad = torch.randn(4, 8)
         muon.step(1.0, 0.0)
         in_bf16 = torch.equal(muon.parameters["matrix"].bfloat16().float(), muon.parameters["matrix"])

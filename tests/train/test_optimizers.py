@@ -58,7 +58,7 @@ def test_muon_is_its_formula() -> None:
     weights = {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
     expected = {name: w.double().numpy() for name, w in weights.items()}
     buffers = {name: np.zeros(shape) for name, shape in shapes.items()}
-    muon = Muon(weights, ALONE, weight_decay=0.3)
+    muon = Muon(weights, ALONE, MuonConfig(weight_decay=0.3))
     for lr, mu in ((0.1, 0.8), (0.05, 0.9), (0.02, 0.95)):
         for name, w in weights.items():
             w.grad = torch.randn(w.shape, generator=rng)
@@ -189,7 +189,7 @@ def test_cautious_decay_shrinks_only_weights_that_the_step_shrinks() -> None:
     before = weight.double().numpy()
     weight.grad = torch.randn(6, 12, generator=rng)
     direction = newton_schulz(weight.grad.double().numpy(), 5)
-    Muon({"w": weight}, ALONE, weight_decay=9.0, cautious=True).step(0.1, 0.0, decay=0.5)
+    Muon({"w": weight}, ALONE, MuonConfig(weight_decay=9.0, cautious_decay=True)).step(0.1, 0.0, decay=0.5)
     expected = before * np.where(direction * before >= 0, 1 - 0.1 * 0.5, 1) - 0.1 * direction
     np.testing.assert_allclose(weight.numpy(), expected, atol=2e-4)
 
@@ -198,7 +198,8 @@ def test_two_rails_start_from_the_momentum_and_average_gradients() -> None:
     """Means of the gradients with decays 0.85 and 0.98, mixed 0.4385 to 0.5615, then Nesterov's mix (PR 340)."""
     rng = torch.Generator().manual_seed(1)
     weight, mu = torch.randn(6, 12, generator=rng), 0.9
-    expected, muon, buffer = weight.double().numpy(), Muon({"w": weight}, ALONE, two_rails=True), np.zeros((6, 12))
+    expected, buffer = weight.double().numpy(), np.zeros((6, 12))
+    muon = Muon({"w": weight}, ALONE, MuonConfig(two_rails_from=0.5))
     fast = slow = buffer
     for step in range(6):
         weight.grad = torch.randn(6, 12, generator=rng)

@@ -11,7 +11,7 @@ import torch
 from tiny_trainer import ALONE, SIZES, batch
 
 from bitgolf.config import ModelConfig, TrainConfig, load_config
-from bitgolf.config.train import AverageConfig
+from bitgolf.config.train import AverageConfig, MuonConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.train.checkpoint import state_digest
@@ -62,7 +62,7 @@ def test_muon_keeps_momentum_in_bf16_and_follows_its_formula() -> None:
     weights = {name: torch.from_numpy(rng.normal(size=shape)).float() for name, shape in shapes.items()}
     expected = {name: w.double().numpy() for name, w in weights.items()}
     buffers = {name: np.zeros(shape) for name, shape in shapes.items()}
-    muon = Muon(weights, ALONE, polar_express=True, row_norm=True, dtype=torch.bfloat16, weight_decay=0.095)
+    muon = Muon(weights, ALONE, MuonConfig(polynomial="polar_express", row_norm=True, dtype="bf16", weight_decay=0.095))
     assert all(not buffer.any() and buffer.dtype == torch.bfloat16 for buffer in muon.state().values())
     for step in range(4):
         lr, m = 0.026 * (1 - step / 10), 0.92 + 0.01 * step
