@@ -83,7 +83,7 @@ class Attended(Unattended):
         """Save checkpoints, watch, log recompilations, and end the training after a signal."""
         config, world, complete = trainer.config, trainer.world, trainer.optimizer.muon.gather_
         checkpoints = Checkpoints(self.store, live, self.state, config.checkpoint, report, world, complete)
-        watch = Watch(trainer, rows, report.timeline, report, tokenizer, world, config.watch)
+        watch = Watch(trainer, rows, report, tokenizer)
         recompiles, clock = None, report.timeline.clock
         if trainer.compiled and world.is_main:
             from bitgolf.train.recompiles import Recompiles  # imports the compiler

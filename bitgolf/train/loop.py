@@ -11,7 +11,6 @@ from collections.abc import Callable
 from bitgolf.data.loader import BatchLoader, next_batches
 from bitgolf.train.late import LatePhase
 from bitgolf.train.metrics import StepReport, TrainLog
-from bitgolf.train.pace import Timeline
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.schedule import extra_weights, lr_multiplier, muon_decay, muon_momentum, windows_at
 from bitgolf.train.trainer import Trainer
@@ -22,14 +21,13 @@ AfterStep = Callable[[int, bool], None]  # (number of steps made, whether the lo
 def make_steps(
     trainer: Trainer,
     loader: BatchLoader,
-    timeline: Timeline,
     window: ReplayWindow,
-    report: StepReport,
+    report: StepReport,  # has the timeline
     step: int,
     after_step: AfterStep = lambda step, looped: None,
 ) -> int:
     """Train from `step` steps on until the steps are over. Returns the number of steps of the whole run."""
-    config, late = trainer.config, trainer.late
+    config, late, timeline = trainer.config, trainer.late, report.timeline
     late_has_begun = False
     loops = bool(trainer.model.config.loop.repeats)
     looped = not loops or timeline.fraction(step) >= config.loop_start

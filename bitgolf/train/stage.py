@@ -93,7 +93,7 @@ def train(run: RunDirectory, world: World, around: Unattended, progress: Progres
         with around.steps(trainer, rows, live, report, prepared.tokenizer) as after_step:
             world.barrier()
             timeline.clock.start()
-            step = make_steps(trainer, loader, timeline, window, report, start.step, after_step)
+            step = make_steps(trainer, loader, window, report, start.step, after_step)
         ending = Ending(trainer, rows, loader, report, step)
         weights = ending.weights(window, plan.end_times.choice)
         statistics = ending.statistics(plan.end_times, quantized, config.seed)

@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitgolf.config.train import WatchConfig
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.run.ranks import World, sums_dtype
+from bitgolf.run.ranks import sums_dtype
 from bitgolf.train.metrics import StepReport
-from bitgolf.train.pace import LAG, Timeline
+from bitgolf.train.pace import LAG
 from bitgolf.train.rows import TrainingRows
 from bitgolf.train.trainer import Trainer
 
@@ -32,14 +31,12 @@ class Watch:
         tokenizer: turns a sample into text.
     """
 
-    def __init__(
-        self, trainer: Trainer, rows: TrainingRows, timeline: Timeline, report: StepReport, tokenizer: Tokenizer,
-        world: World, config: WatchConfig,
-    ) -> None:  # fmt: skip
-        self.trainer, self.rows, self.timeline, self.report = trainer, rows, timeline, report
-        self.tokenizer, self.world, self.config = tokenizer, world, config
+    def __init__(self, trainer: Trainer, rows: TrainingRows, report: StepReport, tokenizer: Tokenizer) -> None:
+        self.trainer, self.rows, self.report, self.tokenizer = trainer, rows, report, tokenizer
+        self.timeline, self.world = report.timeline, trainer.world
+        self.config = config = trainer.config.watch
         self.num_rows = min(rows.held_out.num_rows, config.tokens // rows.order.seq_len) if config.seconds else 0
-        self._due = timeline.pace.elapsed + config.seconds
+        self._due = self.timeline.pace.elapsed + config.seconds
         self._longest = 0.0
 
     def after_step(self, step: int, looped: bool) -> None:

@@ -107,7 +107,6 @@ def run(
     last = make_steps(
         trainer,
         batches,
-        timeline,
         window,
         report,
         first,
