@@ -3,7 +3,7 @@
 Matplotlib draws them without a display. Colors are placeholders that become CSS variables, so one drawing serves
 the light and the dark page. Text stays text in the page's font. The layout is for a phone: 360 units wide with 14-unit
 letters, and the style sheet makes the letters smaller if the drawing is scaled up. Every chart uses `canvas`,
-`style_axes` and `as_svg`, also in `site.overlays` and `comparison.difference_charts`.
+`style_axes` and `as_svg`, also in `site.overlays` and `comparison.compare_page`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _LEFT_OUT = 0.05  # share at the beginning of each loss curve that is not drawn,
 class SiteRun:
     """A run on the site.
 
-    `page` is its report.html relative to the index. If it is "", `no_page` is the command that makes the page.
+    `page` is its report.html relative to the index, "" without one.
     """
 
     number: int
@@ -42,7 +42,11 @@ class SiteRun:
     text: TextIdentity | None
     scored: ScoredRun | None
     page: str
-    no_page: str
+
+    @property
+    def no_page(self) -> str:
+        """The command that makes a missing page, else ""."""
+        return "" if self.page else self.products.command("report")
 
     @property
     def headline_bpb(self) -> float | None:
@@ -104,18 +108,8 @@ def read_site_runs(paths: Sequence[Path]) -> list[SiteRun]:
         has_data = (run / "data").exists()
         scored = read_run(path, label) if has_data and products.score is not None else None
         text = TextIdentity.read(run / "data") if has_data else None
-        report = run / "report.html"
-        runs.append(
-            SiteRun(
-                number,
-                label,
-                products,
-                text,
-                scored,
-                f"runs/{page}" if report.exists() else "",
-                "" if report.exists() else products.command("report"),
-            )
-        )
+        shown = f"runs/{page}" if (run / "report.html").exists() else ""
+        runs.append(SiteRun(number, label, products, text, scored, shown))
     return runs
 
 
