@@ -37,8 +37,11 @@ _AGAIN = re.compile(
     r"(?i)(\b|_)(two[-_ ]?pass|second[-_ ](\w{1,12}[-_ ])?pass|pass[:= _]?2\b|re-?scor(e|ed|ing)|best[-_ ]of"
     r"|re-?evaluat(e|ed|ing|ion)|previous evaluation|evaluat\w{1,4} (again|repeated|twice)|keep\w{0,3} the be(tter|st)"
     r"|eval\w{0,6} (run|pass|seed|trial|attempt) (\d+ (of|/) |\d+/)([2-9]|\d\d)"
-    r"|best[-_ ](lr|temperature|alpha|lambda|threshold|seed|epoch))(\b|_)"
+    r"|best[-_ ](lr|temperature|alpha|lambda|threshold|seed|epoch)"
+    r"|(select|chos|pick|tun)\w{0,4}\b.{0,40} (on|by|with (the )?(lowest|best)) val(idation|_bpb|_loss)?"
+    r"|oracle \w+|(averag|ensembl)\w{1,4} \w+ of \d+ (eval|pass)\w*|warm[- ]start from adapted)(\b|_)"
 )
+_LATER_ROUND = re.compile(r"(?i)\b(round|iteration|attempt|trial)[ :#=]{0,2}([2-9]|\d\d)\b.*(\bval_(bpb|loss)|of eval)")
 _NUMBERED = re.compile(r"[-_ ]?(run|pass|try|trial|attempt|seed|round|v)?[-_ ]?\d+$")
 _EPOCH_SCORE = re.compile(r"(?i)\bepoch[:= ]*(\d+)")
 _COPYING = re.compile(r"\b(ln|cp|mv|cat|rsync|symlink\w*|link|copy\w*|move|rename|replace)\b")
@@ -97,7 +100,8 @@ def single_pass(submission: Submission) -> Finding:
         for number, line in log.lines.items():
             setting = _SETTING.match(line)
             switched_on = setting is None or setting["value"].strip().lower() in _ON
-            if switched_on and _AGAIN.search(line[:_LOOKED_AT]):
+            numbered = number > log.sealed_line > 0 and _LATER_ROUND.search(line[:_LOOKED_AT])
+            if switched_on and (numbered or _AGAIN.search(line[:_LOOKED_AT])):
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}")
                 break
         problems += [f"{log.name}: {what}" for what in _passes_before_the_headline(log)]

@@ -10,6 +10,7 @@ import lzma
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
 from bitgolf.errors import ForeignError
@@ -30,15 +31,18 @@ _NUMBERS = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total",
 _LEAST_CODE_SHARE = 0.5  # of the source compressed by xz: shortening names does not save more
 _LEFT_OUT = (
     r"(?:skip\w{0,4}|drop\w{0,4}|ignor\w{0,4}|exclud\w{0,4}|discard\w{0,4}|omit\w{0,4}|filter\w{0,4}(?: out)?"
-    r"|remov\w{0,4}|truncat\w{0,4}|left out|leav\w{0,4} out)"
+    r"|remov\w{0,4}|truncat\w{0,4}|left out|leav\w{0,4} out|not (?:scored|evaluated|counted)|unscored)"
 )
-_THINGS = r"(?:\w{1,20}[ _])?(?:documents?|docs?|sequences?|samples?|targets?|tokens?)"
+_THINGS = (
+    r"(?:\w{1,20}[ _])?(?:documents?|docs?|sequences?|samples?|targets?|tokens?|batch(?:es)?|windows?|chunks?|shards?)"
+)
 _SKIPPED = re.compile(  # "skipped 12 documents", "docs_skipped: 12", "12 docs were skipped"
     rf"(?i)\b{_LEFT_OUT}[:= ]{{1,3}}(\d[\d,_]*) {_THINGS}\b"
     rf"|(?:{_THINGS}[_ ]{_LEFT_OUT}|\b{_LEFT_OUT}[_ ]{_THINGS})[:= ]{{1,3}}(\d[\d,_]*)"
-    rf"|\b(\d[\d,_.]*)[kKmM]? {_THINGS} (?:\w{{1,6}} )?{_LEFT_OUT}\b"
+    rf"|\b(\d[\d,_.]*)[kKmM]? {_THINGS} (?:\w{{1,6}} ){{0,3}}{_LEFT_OUT}\b"
     rf"|\b{_LEFT_OUT}[:= ]{{1,3}}(?:last |first )?(\d[\d,_.]*)[kKmM]? (?:\w{{1,12}} )?{_THINGS}\b"
     rf"|\b{_LEFT_OUT} {_THINGS} [\w ]{{0,60}}:\s?(\d[\d,_]*)"
+    rf"|{_THINGS} (?:\([^()]{{1,40}}\) )?{_LEFT_OUT}[:= ]{{1,3}}(\d[\d,_]*)"
     rf"|\b(?:n|num)_{_LEFT_OUT}(?:_{_THINGS})?\s?[:=]\s?(\d[\d,_]*)"
 )
 _PART = re.compile(  # "49,000 of 50,000 documents"
@@ -49,14 +53,28 @@ _SUBSET = re.compile(  # "using first 10000000 val tokens", "val subset: 10%", "
     rf"|\beval\w{{0,7}} on [\d,_.]+[kKmM]? {_THINGS}"
 )
 _LIMIT = re.compile(
-    r"(?i)\b((?:max|limit)_(?:val|eval)_\w{1,12}|(?:val_(?:docs?|tokens?)|eval)_(?:fraction|frac|subset))\s?[:=]\s?([\d.]+)"
+    r"(?i)\b((?:max|limit)_(?:val|eval)_\w{1,12}|(?:val_(?:docs?|tokens?)|eval)_(?:fraction|frac|subset)|(?:max|limit|num_eval|eval)_docs(?:_limit)?|docs?_limit)\s?[:=]\s?([\d.]+)"
 )
+_CUT_SHORT = re.compile(  # of an evaluation, on lines after the artifact was made
+    r"(?i)\beval\w{0,6}\b.{0,40}\b(stopp?ed|ended|aborted|capped|cut|interrupted)\b.{0,20}\b(early|at|after|short)\b"
+    r"|\b(time|wall-?clock) ?(limit|budget|out)\b.{0,20}\b(reached|hit|exceeded)|\btimed out\b"
+    r"|\b(clip|clamp|winsor|trim|cap)([pm]?|iz)(ed|ing)\b.{0,30}\b(loss(es)?|nll|nats|mean)\b"
+    r"|\bcoverage[:= ]{1,3}\d{1,2}(\.\d+)?\s?%"
+)
+_EVALUATED = re.compile(r"(?i)\b(?:evaluat|scor)(?:ing|ed) (\d[\d,_]{3,}) (documents|docs)\b")
 _SKIPPED_CHARACTERS = 300  # of a line
 _TIME = re.compile(r"\b(20\d\d-\d\d-\d\d)[ T]\d\d:\d\d")
 _TRAINS_ON = re.compile(
     r"(?i)\btrain_loss\b|\b(resum|continu)\w{1,4} training|\b(extra|more|additional) (\d+ )?steps"
     r"|\b(fine-?tun\w{0,4}|polish\w{0,4}).*(epoch|step|loss)|\bepoch\b.*\bloss\b"
 )
+_LEAST_EVAL_SECONDS = 1.0  # for a whole validation split; published plain passes took 6 s and more
+_STOPS_CLOCK = re.compile(
+    r"(?i)\b(clock|timer|train_time|budget)\b.{0,30}\b(paus|reset|restart|rewound|exclud|not count)"
+    r"|\b(paus|exclud|not count)\w*\b.{0,30}\b(wall-?clock|clock|timer|train_time|budget)\b"
+)
+_MINUTE_DIGITS = 6.5  # seconds; logs give minutes with one digit
+_MAY_BE_OUTSIDE = re.compile(r"(?i)warm|compil|serializ|quantiz|compress")  # rule B5
 _TIMER = re.compile(r"(?i)eval(uation)? timer")
 _HINT = re.compile(r"(?i)ngram|hint|tilt|cache")  # in the first word of a line
 _HINTS_BUILT = re.compile(r"(?i)\b(built|build|hints|precomput|in \d[\d.]* ?s)")
@@ -234,6 +252,9 @@ def train_clock(submission: Submission) -> Finding:
             problems.append(
                 f"{log.name}: training stopped at {end:.2f} s, {end - cap:.2f} over the budget of {cap:g} s"
             )
+        if end <= 0:
+            problems.append(f"{log.name}: training stopped at {end:.2f} s, which is no time")
+        problems += [f"{log.name} {what}" for what in _broken_clock(log, end)]
         if log.stop and log.stop.why != "wallclock_cap":
             problems.append(f"{log.name}: training was stopped by {log.stop.why!r}, not by the clock")
         for number, line in log.lines.items() if log.stop else ():
@@ -260,6 +281,23 @@ def train_clock(submission: Submission) -> Finding:
     return judge(problems[:8], reason, ends_seconds=ends)
 
 
+def _broken_clock(log: Log, end: float) -> Iterator[str]:
+    """Lines of training whose clock was stopped or runs back, or is later than the end of training."""
+    for number, line in log.lines.items():
+        start = line[:_SKIPPED_CHARACTERS]
+        if number < log.sealed_line and _STOPS_CLOCK.search(start) and not _MAY_BE_OUTSIDE.search(start):
+            yield f"line {number}: the training clock was stopped: {line.strip()[:60]!r}"
+            break
+    timed = [(step.step, step.seconds) for step in log.steps if step.seconds is not None]
+    for (step, seconds), (later, after) in pairwise(timed):
+        if later > step and after < seconds:
+            yield f"gives {after:.1f} s at step {later}, and {seconds:.1f} s at step {step} before"
+            break
+    last = max((seconds for step, seconds in timed if log.stop is None or step <= log.stop.step), default=0.0)
+    if last > end + _MINUTE_DIGITS:
+        yield f"gives {last:.1f} s on the line of a step, and {end:.1f} s as the end of training"
+
+
 @submission_checks.register("eval-clock", "B6", "all scoring work fits the evaluation budget")
 def eval_clock(submission: Submission) -> Finding:
     """B6: the time of the pass that gave the headline, with all that it needed."""
@@ -271,6 +309,8 @@ def eval_clock(submission: Submission) -> Finding:
         took = log.eval_seconds
         if took is not None:
             seconds[log.name] = took
+            if took < _LEAST_EVAL_SECONDS and max(log.counts.get("val_tokens") or [0]) > 1_000_000:
+                problems.append(f"{log.name}: evaluation of the whole split took {took:g} s, which no machine does")
             if took > cap:
                 problems.append(
                     f"{log.name}: evaluation took {took:.1f} s, {took - cap:.1f} over the budget of {cap:g} s"
@@ -352,7 +392,8 @@ def _limits(log: Log, expected: int | None) -> Iterator[tuple[str, str]]:
     for key, value in {**on_lines, **{k: v for k, v in log.settings.items() if _LIMIT.fullmatch(f"{k}:{v}")}}.items():
         number = _as_float(value)
         share = key.endswith(("fraction", "frac", "subset"))
-        if number and (number != 1 if share else number < (expected or VAL_DOCUMENTS)):
+        whole = VAL_DOCUMENTS if "doc" in key or not expected else expected
+        if number and (number != 1 if share else number < whole):
             yield key, value
 
 
@@ -362,6 +403,10 @@ def _skipped(log: Log) -> Iterator[tuple[int, str]]:
     for number, line in log.lines.items():
         start = line[:_SKIPPED_CHARACTERS]
         if "train" in start.lower():
+            continue
+        of_documents = [int(_digits(match[1])) for match in _EVALUATED.finditer(start)]
+        if (number > log.sealed_line > 0 and _CUT_SHORT.search(start)) or any(n != VAL_DOCUMENTS for n in of_documents):
+            yield number, line
             continue
         counts = [next(filter(None, match.groups()), "0") for match in _SKIPPED.finditer(start)]
         if any(count.strip("0,_.") for count in counts) or _SUBSET.search(start):

@@ -142,17 +142,16 @@ class Log:
 
     @property
     def eval_seconds(self) -> float | None:
-        """Of the pass that gave `final`: the total if there is one, else the time on its line.
+        """Of the pass that gave `final`: the total or the time on its line, whichever is longer.
 
         A line named `..._exact` has no time; the line of the same name without `_exact` has it.
         """
-        if self.total_eval_seconds is not None or self.final is None:
-            return self.total_eval_seconds
-        if self.final.eval_seconds is not None:
-            return self.final.eval_seconds
-        name = self.final.label.removesuffix("_exact")
-        same = [metric.eval_seconds for metric in self.metrics if metric.label == name]
-        return next((seconds for seconds in reversed(same) if seconds is not None), None)
+        times = [self.total_eval_seconds]
+        if self.final is not None:
+            name = self.final.label.removesuffix("_exact")
+            same = [metric.eval_seconds for metric in self.metrics if metric.label == name]
+            times += [self.final.eval_seconds or next((took for took in reversed(same) if took is not None), None)]
+        return max((took for took in times if took is not None), default=None)
 
     @property
     def total_bytes(self) -> int | None:
@@ -204,6 +203,8 @@ def _read_figures_(log: Log, number: int, line: str) -> None:
     elif stop := _STOP.match(line) or _OUR_STOP.match(line):
         why = stop.groupdict().get("why", "wallclock_cap")
         log.stop = Stop(why, parse_number(stop["ms"]) / 1000, _count(stop["step"]), number)
+    elif line.startswith("stopping_early:"):
+        raise ForeignError(f"{printable(line[:60])} gives no time")
     elif size := _SIZE.match(line):
         log.sizes.setdefault(size["what"], []).append((size["how"].strip(), _count(size["bytes"])))
     elif total := _TOTAL_EVAL.match(line):

@@ -25,6 +25,10 @@ _LEARNS = (
 _STEPS_ELSEWHERE = ("scheduler.step", "profiler.step", "prof.step")
 _SEALS = re.compile(r"^_?(?!de|un|load|read)\w*(quantiz|serializ|export|gptq|compress|pack_)")
 _WORD_TABLES = re.compile(r"(is_boundary|starts?_(new_)?word|within_word|word_start)")
+_CHANGES_LOSSES = re.compile(
+    r"(clamp|clip)(_|_max|_max_)?|nan_to_num_?|minimum|trim_mean|n?a?n?quantile|nanmean|nansum"
+)
+_LOSSES = re.compile(r"(^|_)(nll|nlls|loss|losses|nats)(_|$)")
 _WARMS = re.compile(r"warm_?up")
 _SECOND = re.compile(r"(^|_)(two_?pass|second_?pass|pass_?2|2_?pass|re_?scor(e|ed|ing)|best_of)(_|$)")
 _DOCUMENT_LENGTH = re.compile(r"(max_)?doc(ument)?_?len(gth)?s?")
@@ -117,6 +121,10 @@ def _evaluated_again(script: Script) -> Iterator[Match]:
     """An evaluation that learns from validation tokens, called in a loop or twice one after the other."""
     learning = {f.name for f in script.functions() if _learns_from_validation(script, f)} | _given_validation(script)
     learning = {name for name in learning if re.search(r"eval|score|ttt", name.lower())}
+    others = [
+        node for node in script.nodes(ast.Assign) if isinstance(node.value, ast.Name) and node.value.id in learning
+    ]
+    learning |= {target.id for node in others for target in node.targets if isinstance(target, ast.Name)}
     for function in script.functions():
         calls: dict[str, list[int]] = {}
         loops = [node for node in script.inside(function) if isinstance(node, ast.For | ast.While | ast.ListComp)]
@@ -172,7 +180,8 @@ def peeking(script: Script) -> Iterator[Match]:
 
 def not_a_distribution(script: Script) -> Iterator[Match]:
     """A probability for the realized token alone: hashed n-gram caches whose key holds the target (PR 674, 779, 886),
-    token probabilities spread over the bytes that came (PR 1991, 2039)."""
+    token probabilities spread over the bytes that came (PR 1991, 2039), losses that are cut before they are averaged.
+    """
     for function in script.functions():
         name, inside = function.name.lower(), " ".join(_names_of(script.inside(function))).lower()
         if "gram" in name or ("gram" in inside and re.search(r"(hash|bucket|cache)", name)):
@@ -182,6 +191,12 @@ def not_a_distribution(script: Script) -> Iterator[Match]:
                     what = f"{function.name} hashes its target into the key of a table"
                     yield Match(node.lineno, what, "gram")  # type: ignore[attr-defined]
                     break
+        for node in script.inside(function) if _EVALUATES.search(name) else ():
+            changes = isinstance(node, ast.Call) and _CHANGES_LOSSES.fullmatch(_last(node)) is not None
+            changes |= isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Compare)
+            if changes and any(map(_LOSSES.search, _names(node))):
+                what = f"{function.name} changes or leaves out losses: {ast.unparse(node)[:60]}"
+                yield Match(node.lineno, what, "clip_loss")  # type: ignore[attr-defined]
         if re.search(r"(^|_)ppm(_|$)", name) and "byte" in inside:
             what = f"{function.name} mixes in a byte model that is no distribution over tokens"
             yield Match(function.lineno, what, "ppm")

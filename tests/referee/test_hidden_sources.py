@@ -232,6 +232,17 @@ def test_honest_calls_fetch_nothing(code: str) -> None:
         "Path('fineweb_val_000000.bin').rename('fineweb_train_000099.bin')",
         "import subprocess\nsubprocess.run(['ln', '-s', 'fineweb_val_000000.bin', 'fineweb_train_000099.bin'])",
         "files = [p.replace('val', 'train') for p in paths]",
+        "train_files = sorted(Path(h.data_dir).iterdir())",
+        "train_files = [os.path.join(d, f) for f in os.listdir(d)]",
+        "train_files = [f for f in files if f.endswith('.bin')]",
+        "train_files = glob.glob('fineweb_train_*.bin')\ntrain_files.extend(glob.glob('fineweb_val_*.bin'))",
+        "files = glob.glob('fineweb_train_*.bin')\nfiles.append('fineweb_val_000000.bin')",
+        "train_tokens = torch.cat([train_tokens, val_tokens])",
+        "for f in itertools.chain(h.train_files, h.val_files):\n    learn(f)",
+        "source = h.val_files\ntrain_loader = Loader(source)",
+        "held = load_data_shard('fineweb_v' + 'al_000000.bin')\ntrain_tokens = held",
+        "def train_model():\n    x, y = val_loader.next_batch()\n    model(x, y).backward()",
+        "def train_model():\n    x = val_data.tokens[:9]\n    loss = model(x)\n    loss.backward()",
     ],
 )
 def test_validation_shards_among_training_data_are_recognized(code: str) -> None:
@@ -248,6 +259,12 @@ def test_validation_shards_among_training_data_are_recognized(code: str) -> None
         "train_files, val_files = split(h.val_files)",
         "val = [p.replace('train', 'val') for p in paths]",
         "pattern = f'{root}/{name}_*.bin'",
+        "train_files = [f for f in os.listdir(d) if 'train' in f]",
+        "train_files = sorted(train_dir.iterdir())",
+        "files = h.train_files if split == 'train' else h.val_files",
+        "h.train_files = 'fineweb_train_*.bin'\nh.seen.append(f'{name}')\nh.kept.append(val_tokens)",
+        "def train_model():\n    x = next(train_loader)\n    model(x).backward()\n    check(val_tokens)",
+        "def train_model():\n    x = val_tokens\n    test(x)\n    x = train_tokens\n    model(x).backward()",
     ],
 )
 def test_honest_training_data_is_not_mistaken(code: str) -> None:
@@ -319,6 +336,16 @@ def test_validation_in_training_is_recognized_in_logs_and_commands(plant: Plant,
         "eval on 5000 docs",
         "Skipped 1.2M tokens",
         "val_docs=49000",
+        "evaluating 49,999 documents",
+        "short docs (<64 tokens) not scored: 2,114",
+        "max_docs: 10000",
+        "eval capped at 40M tokens",
+        "eval stopped early at batch 640/782",
+        "time limit reached after 43211 docs",
+        "12 batches with nan loss skipped",
+        "clipping losses above 12.0 nats",
+        "trimmed mean over documents (1% cut)",
+        "coverage: 98.2%",
     ],
 )
 def test_documents_that_were_left_out_are_recognized(line: str, tmp_path: Path) -> None:
@@ -330,7 +357,7 @@ def test_documents_that_were_left_out_are_recognized(line: str, tmp_path: Path) 
     [
         ["skipped 0 documents"], ["50,000 of 50,000 documents scored"], ["max_val_tokens: 0"], ["eval_fraction: 1.0"],
         ["scored 10000/50000 docs", "scored 20000/50000 docs"], ["train: dropped 312 documents"],
-        ["val_fraction = 0.08"],
+        ["val_fraction = 0.08"], ["evaluating 50,000 documents"], ["coverage: 100.0%"], ["max_docs: 50000"],
     ],
 )  # fmt: skip
 def test_complete_evaluations_are_not_mistaken(lines: list[str], tmp_path: Path) -> None:
@@ -355,10 +382,53 @@ def test_more_tokens_than_the_split_has_are_a_problem(tmp_path: Path) -> None:
         "resuming training for 300 more steps",
         "finetune epoch 1 loss:2.4 time:80s",
         "extra 500 steps after the clock",
+        "training clock paused for 30.2s",
+        "excluded from wallclock: data loading 41s",
     ],
 )
 def test_training_after_the_clock_is_recognized(line: str, tmp_path: Path) -> None:
     assert judged("train-clock", tmp_path, logged(0, line, "before_seal")).verdict == "FAIL"
+
+
+BACKWARD = "400/20000 train_loss: 2.7 train_time: 9.9m\n450/20000 train_loss: 2.7 train_time: 1m"
+
+
+@pytest.mark.parametrize(
+    ("check", "plant", "words"),
+    [
+        ("train-clock", for_seed(0, stop_ms=0), "which is no time"),
+        ("files", for_seed(0, stop_ms=-5), "gives no time"),
+        ("train-clock", for_seed(0, stop_ms=300_000), "s on the line of a step, and 300.0 s as the end"),
+        ("train-clock", for_seed(0, steps=19_999), "as the end of training"),
+        ("train-clock", logged(0, BACKWARD, "before_seal"), "gives 60.0 s at step 450, and 594.0 s at step 400 before"),
+        ("eval-clock", for_seed(0, eval_ms=3), "which no machine does"),
+    ],
+)  # fmt: skip
+def test_clocks_that_cannot_be_are_named(check: str, plant: Plant, words: str, tmp_path: Path) -> None:
+    made = judged(check, tmp_path, plant)
+    assert made.verdict == "FAIL" and words in made.reason
+
+
+def test_a_total_that_is_less_than_its_pass_hides_no_time(tmp_path: Path) -> None:
+    path = Folder().write(tmp_path / "stack")
+    log = path / "train_seed42.log"
+    log.write_text(log.read_text().replace("eval_time:488210ms", "eval_time:688210ms"))
+    made = submission_checks.make(Submission(path), only=["eval-clock"])["eval-clock"]
+    assert made.verdict == "FAIL" and "evaluation took 688.2 s" in made.reason
+
+
+def test_a_warm_up_may_be_outside_the_clock(tmp_path: Path) -> None:
+    line = "compile warm-up excluded from wallclock: 41s"
+    assert judged("train-clock", tmp_path, logged(0, line, "before_seal")).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["nll = torch.clamp(nll, max=10.0)", "val_loss = torch.nan_to_num(val_loss)", "x = losses[losses < 9].mean()"],
+)
+def test_losses_that_are_changed_before_the_mean_are_recognized(code: str, tmp_path: Path) -> None:
+    plant = instead("    return score(starts)", f"    {code}\n    return score(starts)")
+    assert judged("distribution", tmp_path, plant).verdict == "FAIL"
 
 
 @pytest.mark.parametrize(
@@ -369,6 +439,13 @@ def test_training_after_the_clock_is_recognized(line: str, tmp_path: Path) -> No
         "evaluation repeated",
         "eval run 2 of 2",
         "val sweep: best temperature 0.97 val_bpb 1.0612",
+        "averaging scores of 2 evaluations",
+        "iteration 2/2 of evaluation",
+        "warm start from adapted weights of the run before",
+        "selected alpha=0.3 with lowest val_bpb",
+        "temperature tuned on validation: 0.97",
+        "oracle mixing weight 0.31",
+        "round 2: val_loss:2.30000000 val_bpb:1.05100000",
         f"quantized_ttt_phased_run1 val_loss:{1.08 / CONSTANT:.8f} val_bpb:1.08000000 eval_time:480000ms",
     ],
 )
@@ -384,6 +461,7 @@ CALL = "    eval_val_ttt(h, model, val_data)\n"
     [
         CALL * 2,
         f"    for trial in range(3):\n    {CALL}",
+        "    go = eval_val_ttt\n    go(h, model, val_data)\n    go(h, model, val_data)\n",
         "    a = eval_val_ttt(h, model, val_data)\n    b = eval_val_ttt(h, model, val_data)\n    print(min(a, b))\n",
     ],
 )
