@@ -71,13 +71,13 @@ def test_presets_are_listed_with_their_sizes_and_budgets() -> None:
 def test_data_has_the_raw_bytes_per_token_and_the_counted_ones_where_the_text_is_unknown() -> None:
     splits = {
         "train": {"documents": 1_000, "tokens": 2_000, "raw_bytes": 5_000, "counted_bytes": 4_000},
-        "val": {"documents": 1, "tokens": 4, "raw_bytes": None, "counted_bytes": 10},
+        "val": {"documents": 1, "tokens": 1, "raw_bytes": None, "counted_bytes": 10},
         "none": {"documents": 0, "tokens": 0, "raw_bytes": 0, "counted_bytes": 0},
     }
     table = tables.data_table("data", {"splits": splits})
     assert cells(table) == [
         ["train", "1,000", "2,000", "5,000", "2.500"],
-        ["val", "1", "4", "10", "2.500"],
+        ["val", "1", "1", "10", "10.000"],
         ["none", "0", "0", "0", "0.000"],
     ]
     assert aligned_right(table) == 4

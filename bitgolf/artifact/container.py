@@ -382,6 +382,6 @@ def _sizes(described: Header, header_bytes: int, entropies: dict[str, float]) ->
     )
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that puts block 2 before block 10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"([0-9]+)", name)]
+def _natural(name: str) -> list[int | str]:
+    """Sort key that puts block 2 before block 10: texts, and numbers between them."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]

@@ -72,6 +72,19 @@ def test_other_bytes_are_left_alone_or_come_back(data: bytes) -> None:
         assert rearranged is None or restore(rearranged) == start + data
 
 
+def test_the_list_ends_where_an_entry_has_another_form() -> None:
+    score = b"\x15\0\0\0\0"
+    for body in (
+        b"\x12\x01a" + score,
+        b"\x0a\x01a\x1d\0\0\0\0",
+        b"\x0a\x01a" + score + b"\x20\x01",
+        b"\x0a\x01a\x15\0",
+    ):
+        data = model(vocabulary(5))[: -len(SETTINGS)] + b"\x0a" + bytes([len(body)]) + body + SETTINGS
+        rearranged = rearrange(data)
+        assert rearranged is not None and restore(rearranged) == data
+
+
 def test_what_is_no_list_is_refused() -> None:
     sound = rearrange(model(vocabulary(5)))
     assert sound is not None

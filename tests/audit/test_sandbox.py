@@ -309,6 +309,20 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_an_old_kernel_keeps_the_flags_of_a_mount_that_becomes_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 5.12. Without its flags the kernel refuses the change. Flags of statvfs and mount: linux/mount.h."""
+    flags = {os.ST_NOSUID: 2, os.ST_NODEV: 4, os.ST_NOEXEC: 8, os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, 4096: 2**21}
+    mounted: list[int] = []
+    monkeypatch.setattr(kernel, "libc", lambda: SimpleNamespace(syscall=lambda *arguments: -1))
+    monkeypatch.setattr(kernel, "mount", lambda *arguments: mounted.append(arguments[-1]))
+    monkeypatch.setattr(kernel, "_mounts_below", lambda target: [])
+    for shown, kept in (flags | {sum(flags): sum(flags.values()), 0: 0}).items():
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "statvfs", lambda place, f_flag=shown: SimpleNamespace(f_flag=f_flag))
+            kernel.read_only(Path("/proc"))
+        assert mounted.pop() == 4096 | 32 | 1 | kept  # bind, remount, read-only
+
+
 @pytest.mark.parametrize(("families", "route"), [([], False), ([], True), ([40], False), ([40], True)])
 def test_what_the_process_can_still_reach_is_in_the_evidence(
     secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, families: list[int], route: bool

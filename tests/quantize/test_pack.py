@@ -164,6 +164,13 @@ def test_the_cap_is_inclusive_and_the_excess_exact(trained: Make) -> None:
     assert ((run / "model.bitgolf").read_bytes(), (run / "budget.json").read_bytes()) == before
 
 
+def test_the_advice_for_a_smaller_file_names_the_bits_that_can_be_lowered(trained: Make) -> None:
+    run = trained(grid__matrix_bits="2", grid__embed_bits="3")
+    with pytest.raises(BudgetError, match=r"lower pack\.grid\.embed_bits \(now 3\), ") as caught:
+        pack(run, CPU, CODE_BYTES, artifact_bytes=CODE_BYTES + 5_000)
+    assert "matrix_bits" not in str(caught.value) and "attention_bits" not in str(caught.value)
+
+
 def test_passthrough_tensors_stay_fp16_and_the_rest_is_unchanged(trained: Make, tiny_run: Path) -> None:
     run = trained(passthrough='["embedding", "blocks.*.attention.key.weight"]')
     pack(run, CPU, CODE_BYTES)
