@@ -37,9 +37,7 @@ from bitgolf.train.metrics import read_events
 _count = partial(as_integer, low=0, high=10**15)
 _amount = partial(as_number, low=-1e15, high=1e15)
 _bits = partial(as_number, low=1e-12, high=1e6)  # per byte
-_result = {
-    "bpb": _bits, "loss_nats": _amount, "bpb_per_nat": _bits, "tokens?": _count, "bytes?": _count, "seconds?": _amount,
-}  # fmt: skip
+_result = {"bpb": _bits, "loss_nats": _amount, "bpb_per_nat": _bits, "tokens": _count, "bytes": _count}
 _tensor = {
     "shape": [partial(as_integer, low=1, high=2**31)],
     "group": as_text,
@@ -67,7 +65,7 @@ _KINDS: dict[str, Any] = {  # what is read of the products; see `foreign.conform
         ),
     },
     "score": {
-        "methods": {"*": _result},
+        "methods": {"*": _result | {"seconds": _amount}},
         "headline": as_text,
         "headline_bpb": _bits,
         "last?": {"*": _result},
@@ -79,8 +77,8 @@ _KINDS: dict[str, Any] = {  # what is read of the products; see `foreign.conform
         "val_tokens": _count,
         "val_documents": _count,
         "evaluation_seconds": _amount,
-        "device?": as_text,
-        "world_size?": _count,
+        "device": as_text,
+        "world_size": _count,
     },
     "audit": {
         "checks": [{"name": as_text, "rule": as_text, "title": as_text, "verdict": as_text, "reason?": as_text}],
@@ -105,7 +103,8 @@ _EVENTS: dict[str, dict[str, Any]] = {  # the same for the lines of train.jsonl
     },
     "calibration": {"tokens": _count},
     "end": {
-        "step?": _count, "tokens": _count, "elapsed_seconds": _amount, "steps_seconds": _amount,
+        "step": partial(as_integer, low=1, high=10**15), "tokens": _count, "elapsed_seconds": _amount,
+        "steps_seconds": _amount,
         "tokens_per_second": _amount, "peak_memory_mib": _amount,
     },
 }  # fmt: skip

@@ -7,7 +7,8 @@ logs.
 
 from __future__ import annotations
 
-from bitgolf.errors import RunError
+from bitgolf.errors import ForeignError, RunError
+from bitgolf.foreign import read_text
 from bitgolf.submit.seed_runs import SeedRun
 
 
@@ -27,10 +28,10 @@ def seed_log(run: SeedRun, code_bytes: int) -> str:
 
 
 def _train_log(run: SeedRun) -> str:
-    path = run.path / "train.log"
+    path = run.scored.run.require("train.log")
     try:
-        return path.read_text(encoding="utf-8").rstrip()
-    except UnicodeDecodeError as error:
+        return read_text(path).rstrip()
+    except ForeignError as error:
         raise RunError(f"{path} is damaged: {error}; submit a run with an undamaged log") from error
 
 
@@ -61,4 +62,4 @@ def _results(run: SeedRun, code_bytes: int) -> list[str]:
 
 
 def step_milliseconds(run: SeedRun) -> float:
-    return 1000 * float(run.end["steps_seconds"]) / max(int(run.end["step"]), 1)
+    return 1000 * float(run.end["steps_seconds"]) / int(run.end["step"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -166,6 +167,7 @@ def test_unfinished_runs_are_listed_last_with_what_is_missing(runs: list[Path], 
     for name in ("score.json", "nll.npy", "audit.json", "report.html", "pack.json", "budget.json", "train.jsonl"):
         (runs[2] / name).unlink()  # the best one
     (runs[0] / "data").unlink()
+    os.mkfifo(runs[2] / "report.html")
     html, page = index_of(runs, tmp_path / "site")
     text = page.visible_text()
     assert f"mine-2 has no page of its own yet; run `bitgolf report {runs[2]}`" in text

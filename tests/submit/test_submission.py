@@ -292,6 +292,12 @@ def unfinished(runs: list[Path]) -> list[Path]:
     return runs
 
 
+def without_step(runs: list[Path]) -> list[Path]:
+    *lines, end = (runs[1] / "train.jsonl").read_text().splitlines()
+    (runs[1] / "train.jsonl").write_text("\n".join([*lines, re.sub(r'"step": \d+, ', "", end)]) + "\n")
+    return runs
+
+
 def other_artifact(runs: list[Path]) -> list[Path]:
     with (runs[1] / "model.bitgolf").open("ab") as handle:
         handle.write(b"more")
@@ -323,6 +329,7 @@ def other_torch(runs: list[Path]) -> list[Path]:
         (unfinished, "the training of .*run1 did not finish"),
         (other_artifact, "pack.json is about another artifact than model.bitgolf"),
         (other_text, "different validation documents"),
+        (without_step, "step is missing"),
         (other_torch, r"several versions of PyTorch: 2\.0\.0"),
         (drop("weights.safetensors"), "run `bitgolf train"),
         (drop("score.json"), "run `bitgolf score"),
@@ -339,6 +346,16 @@ def test_runs_that_may_not_be_submitted(copies: list[Path], tmp_path: Path, dama
         submit(runs, tmp_path / "records", labels=LABELS)
     assert not (tmp_path / "records").exists() or not list((tmp_path / "records").iterdir())
     assert [tree_digest(run) for run in runs] == before
+
+
+@pytest.mark.parametrize("special", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_log_that_is_no_regular_file_is_refused(
+    copies: list[Path], tmp_path: Path, special: Callable[[Path], object]
+) -> None:
+    (copies[1] / "train.log").unlink()
+    special(copies[1] / "train.log")
+    with pytest.raises(RunError, match=r"run1/train\.log is damaged: it is a folder, device or pipe"):
+        submit(copies, tmp_path / "records", labels=LABELS)
 
 
 def failed(audit: dict[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def read_site_runs(paths: Sequence[Path]) -> list[SiteRun]:
         has_data = (run / "data").exists()
         scored = read_run(path, label) if has_data and products.score is not None else None
         text = TextIdentity.read(run / "data") if has_data else None
-        shown = f"runs/{page}" if (run / "report.html").exists() else ""
+        shown = f"runs/{page}" if (run / "report.html").is_file() else ""
         runs.append(SiteRun(number, label, products, text, scored, shown))
     return runs
 
