@@ -226,8 +226,14 @@ def test_a_model_that_cannot_be_built_is_refused_in_one_line(
 
 @pytest.mark.parametrize("window", [0, -1, 1e9, "64", None, 2**62, []])
 def test_a_window_that_is_no_number_of_tokens_is_refused(window: object, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="window"):
+    with pytest.raises(ArtifactError, match=r"can build \(window"):
         opened(tmp_path, meta={"window": window, "stride": 32})
+
+
+@pytest.mark.parametrize("stride", [0, 65, -1, 1.5, None])
+def test_a_stride_that_no_window_makes_is_refused(stride: object, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"can build \(stride"):
+        opened(tmp_path, meta={"window": 64, "stride": stride})
 
 
 @pytest.mark.parametrize("tokenizer", [b"", bytes(1 << 20), b"\x20\x01" * 5000, b"\x0a\x05\x0a\x03abc" * 66_000])

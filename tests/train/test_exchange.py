@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from ranks import fork
 from tiny_gpt import free_port, tiny_gpt
+from tiny_trainer import make_trainer
 
 from bitgolf.config.train import TrainConfig
 from bitgolf.data.loader import BatchShape
@@ -68,3 +70,25 @@ def test_ranks_that_share_the_matrices_follow_one_process(tmp_path: Path, one_th
         assert len({result["digest"] for result in results}) == 1  # weights and gathered state, the same on all ranks
         torch.testing.assert_close(results[0]["metrics"][:, 0], losses, rtol=0, atol=1e-3)
         torch.testing.assert_close(results[0]["metrics"][:5], alone[:5], rtol=2e-3, atol=1e-5)  # norms of every tensor
+
+
+def test_gradients_that_are_exchanged_are_not_averaged_again_and_missing_ones_are_left_out() -> None:
+    optimizer = make_trainer().optimizer
+    for parameter in optimizer.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    left_out, *others = [name for name in optimizer.names if name not in optimizer.muon.parameters]
+    optimizer.parameters[left_out].grad = None
+    averaged: list[torch.Tensor] = []
+    optimizer.world = SimpleNamespace(mean_=averaged.extend)  # type: ignore[assignment]
+    head, rows = torch.zeros(3), {("matrix", 0): torch.zeros(2)}
+    exchange = SimpleNamespace(own_rows=lambda received: rows)
+    for present, own, shared in (
+        (None, {*optimizer.muon.parameters, *others}, {*optimizer.muon.parameters, *others}),
+        (exchange, {*rows, *others}, set(others)),
+    ):
+        optimizer.muon.exchange = present  # type: ignore[assignment]
+        assert optimizer._own_gradients({}).keys() == own
+        averaged.clear()
+        optimizer.average_(head)
+        assert averaged[-1] is head
+        assert {id(grad) for grad in averaged[:-1]} == {id(optimizer.parameters[name].grad) for name in shared}
