@@ -130,6 +130,10 @@ def test_outputs_that_would_destroy_an_input_are_refused(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="is a directory"):
         check_output(tmp_path, "-o")
     check_output(Path("/dev/null"), "-o", [Path("/dev/null")])
+    (tmp_path / "other").write_bytes(DATA)
+    with pytest.raises(ConfigError, match="would overwrite what is read"):
+        check_output(source, "-o", [STANDARD, tmp_path / "none", tmp_path / "other", source])
+    check_output(source, "-o", [STANDARD, tmp_path / "none", tmp_path / "other"])
 
 
 def test_text_goes_through_pipes_and_comes_back(

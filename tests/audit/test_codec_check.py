@@ -145,6 +145,9 @@ def test_a_run_whose_losses_exceed_that_cost_passes() -> None:
     check = codec._judge(run, text, [bytes(8 * 3)], [text.tokens[1:]], seconds)  # type: ignore[arg-type]
     assert check.verdict == "PASS" and "of the score" in check.reason
     assert codec._judge(run, text, [bytes(72)], [text.tokens[1:]], seconds).verdict == "FAIL"  # type: ignore[arg-type]
+    for sizes, verdict in (([32], "PASS"), ([16], "PASS"), ([33], "FAIL"), ([15], "FAIL"), ([20, 20], "PASS")):
+        payloads = [bytes(size) for size in sizes]  # a payload may be 8 bytes off
+        assert codec._judge(run, text, payloads, [text.tokens[1:]], seconds).verdict == verdict  # type: ignore[arg-type]
 
 
 def test_losses_that_no_code_reaches_fail(run_copy: Path) -> None:

@@ -309,6 +309,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_a_kernel_is_asked_for_the_rights_that_its_landlock_has() -> None:
+    """LANDLOCK_ACCESS_FS_* of linux/landlock.h: 13 in version 1, REFER in version 2, TRUNCATE in version 3."""
+    assert landlock._RIGHTS == {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF}
+
+
 def test_an_old_kernel_keeps_the_flags_of_a_mount_that_becomes_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Linux 5.12. Without its flags the kernel refuses the change. Flags of statvfs and mount: linux/mount.h."""
     flags = {os.ST_NOSUID: 2, os.ST_NODEV: 4, os.ST_NOEXEC: 8, os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, 4096: 2**21}

@@ -192,3 +192,8 @@ def test_what_does_not_exist_is_an_error() -> None:
         program({"p.a": "x = 1"}, "p.a:missing")
     with pytest.raises(KeyError, match=r"p\.b has no gone"):
         program({"p.a": "from p.b import gone\ndef main(): return gone", "p.b": ""}, "p.a:main")
+
+
+def test_an_empty_module_that_is_imported_whole_stays() -> None:
+    trees = {"p": ast.parse(""), "p.a": ast.parse("import p.b\ndef main(): return p.b"), "p.b": ast.parse("")}
+    assert set(trace(trees, "p.a", "main")) == {"p", "p.a", "p.b"}

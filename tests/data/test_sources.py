@@ -178,6 +178,11 @@ def test_cut_text_keeps_everything(text: str, limit: int) -> None:
     assert all(0 < len(part.encode()) <= limit for part in parts)
 
 
+def test_a_blank_line_at_exactly_half_of_the_limit_is_used() -> None:
+    assert list(cut_text(["a\n", "\n", "b\n", "c\n"], 6)) == ["a\n\n", "b\nc\n"]
+    assert list(cut_text(["a\n", "\n", "b\n", "c\n", "d\n"], 8)) == ["a\n\nb\nc\n", "d\n"]
+
+
 def test_cut_text_prefers_blank_lines() -> None:
     paragraphs = ["a" * 30 + "\n", "b" * 30 + "\n", "\n", "c" * 30 + "\n"]
     assert list(cut_text(paragraphs, 80)) == ["".join(paragraphs[:3]), paragraphs[3]]

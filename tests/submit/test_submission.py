@@ -468,6 +468,9 @@ def test_the_command_line(seeds: list[Path], tmp_path: Path) -> None:
     assert f"submission: {tmp_path / '2026-03-17_entry'}" in outcome.stdout
     assert "bits per byte over seeds 7, 42, 1337" in outcome.stdout.replace("\n", " ")
     found = done(*words, "--json").json
+    described = found["submission"]
+    assert f"{described['val_bpb']:.4f} +- {described['val_bpb_std']:.4f} bits per byte" in outcome.stdout
+    assert f"{described['bytes_total']:,} bytes, {described['bytes_code']:,} of them code" in outcome.stdout
     assert found["submission"]["val_bpb"] == read_json(Path(found["folder"]) / "submission.json")["val_bpb"]
     assert "2 seeds given, 3 asked for" in refused("submit", *seeds[:2], "--out", tmp_path)
     assert "--seeds 0" in refused("submit", *seeds, "--out", tmp_path, "--seeds", "0")

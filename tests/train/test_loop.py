@@ -116,6 +116,18 @@ def run(
     return Scene(trainer, store, window, last, read_events(folder / "train.jsonl"))
 
 
+def test_a_held_out_loss_has_a_sample_only_where_there_is_one(tmp_path: Path) -> None:
+    train_log = TrainLog(tmp_path, enabled=True)
+    train_log.begin()
+    timeline = Timeline(Clock(0.0), Pace(0, 0.0, 1.0), Division(9.0, 0.0), 8)
+    report = StepReport(MetricsPipe(ALONE.device, ["a"]), timeline, train_log, TrainConfig(), ALONE)
+    for text in ("", "a text"):
+        report.log_held_out(3, 2.5, 512, 4.0, 0.5, text)
+    shared = {"event": "held_out", "step": 3, "loss": 2.5, "tokens": 512, "elapsed_seconds": 4.0, "seconds": 0.5}
+    without, sampled = [{key: event[key] for key in event if key != "seal"} for event in read_events(train_log.events)]
+    assert without == shared and sampled == shared | {"sample": "a text"}
+
+
 def test_every_batch_gets_the_schedule_of_its_fraction(tmp_path: Path) -> None:
     changes = {
         "max_steps": 8,
