@@ -142,6 +142,8 @@ def test_contradictions_are_named(artifact: bytes) -> None:
     ]
     for bad, message in cases:
         assert message in outcome(put_together(bad, streams)), message
+    widest = outcome(put_together(with_row("mix", ["mix", "int8", "g", [1, 1 << 20]]), streams))
+    assert widest and "columns" not in widest
     assert "streams must list" in outcome(put_together(change(described, streams=[]), streams, repair=False))
 
 

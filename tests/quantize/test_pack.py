@@ -194,8 +194,9 @@ def test_an_entry_of_passthrough_without_a_tensor_is_refused_with_the_nearest(tr
 
 
 def test_a_passthrough_without_effect_is_logged(trained: Make, caplog: pytest.LogCaptureFixture) -> None:
-    pack(trained(passthrough='["*.q_gain"]'), CPU, CODE_BYTES)
+    pack(trained(passthrough='["*.q_gain", "blocks.*.attention.key.weight"]'), CPU, CODE_BYTES)
     assert "pack.passthrough '*.q_gain': all tensors that it matches stay in float" in caplog.text
+    assert "key.weight" not in caplog.text
 
 
 def test_codes_of_one_are_zeroed_until_the_artifact_fits(trained: Make, tiny_run: Path) -> None:

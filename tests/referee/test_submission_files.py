@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import bz2
 import json
@@ -21,7 +22,7 @@ from tiny_run import cli, done, refused, tree_digest
 from bitgolf.bundle.single_file import shifted_literal
 from bitgolf.config import BudgetConfig
 from bitgolf.errors import RunError
-from bitgolf.referee import patterns
+from bitgolf.referee import code, patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.figures import Figure, figure_of, figures, is_number
 from bitgolf.referee.folder import Submission, submission_checks
@@ -199,6 +200,13 @@ def test_what_cannot_be_unpacked_is_left_as_it_is() -> None:
     script = read_script("train_gpt.py", f"exec(secret({noise!r}))".encode())
     assert not script.packed and script.names == {"exec", "secret"}
     assert read_script("x.py", b"def broken(:").tree is None
+
+
+def test_a_script_is_read_up_to_a_number_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, excess in (("one", 0), ("two", 1)):
+        source = f"{name} = 1 + 2\n"
+        monkeypatch.setattr(code, "_MOST_NODES", sum(1 for _ in ast.walk(ast.parse(source))) - excess)
+        assert (read_script("x.py", source.encode()).tree is None) == bool(excess)
 
 
 def test_an_unreadable_script_is_not_run_with_the_reason(tmp_path: Path) -> None:
