@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bitgolf.artifact.trellis import STATE_COUNTS
 from bitgolf.errors import ConfigError
 from bitgolf.grids.grid import LARGEST_SCALE, SMALLEST_SCALE, require_finite
 from bitgolf.measure.inverse_factor import InverseFactor
@@ -56,10 +55,6 @@ class Steps:
     def __post_init__(self) -> None:
         if not 0.0 < self.step < math.inf:
             raise ConfigError(f"a step of {self.step!r} does not exist; it must be finite and > 0")
-        if self.columns not in get_args(ColumnFactor):
-            raise ConfigError(f"columns {self.columns!r} is not one of {', '.join(get_args(ColumnFactor))}")
-        if self.trellis not in STATE_COUNTS:
-            raise ConfigError(f"a trellis of {self.trellis!r} states does not exist; choose 8 (0 = no trellis)")
 
     @property
     def levels_per_step(self) -> int:

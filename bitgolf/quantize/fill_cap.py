@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -186,8 +187,8 @@ class _Model:
         for name, step in steps.items():
             tensor = self.tensors[name]
             factor = self._factor(tensor)
-            method = "rtn" if factor is None else "gptq"
             levels = self._levels(tensor, step)
+            method: Literal["gptq", "rtn"] = "rtn" if factor is None else "gptq"
             tasks.append(QuantizeTask(name, tensor.weight, levels, method, tensor.hessian, tensor.importance, factor))
         quantized = quantize_tensors(
             tasks,

@@ -10,6 +10,7 @@ Legend: R rows (outputs), C columns (inputs).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -86,9 +87,8 @@ def _quantize(
         grid = grid_of(name, tuple(weight.shape), settings)
         if grid is not None:
             key = hessian_key(name)
-            tasks.append(
-                QuantizeTask(name, weight, grid, settings.method if key else "rtn", hessians.get(key) if key else None)
-            )
+            method: Literal["gptq", "rtn"] = "gptq" if key and settings.method == "gptq" else "rtn"
+            tasks.append(QuantizeTask(name, weight, grid, method, hessians.get(key) if key else None))
     return quantize_tensors(
         tasks,
         settings.grid.percentiles,

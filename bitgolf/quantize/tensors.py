@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,6 @@ from bitgolf.quantize.gptq import GridRounder, factorize, output_error, round_wi
 from bitgolf.run.clock import PartSeconds
 from bitgolf.run.progress import Progress, silent
 
-METHODS = ("gptq", "rtn")
 _BATCH_BYTES = 2 << 30  # working memory of one batch of matrices on a GPU
 _TRELLIS_BATCH_BYTES = 1 << 29  # the same on a CPU, for matrices that are rounded along a trellis
 
@@ -41,7 +41,7 @@ class QuantizeTask:
     # what to round to: a bounded `Grid` for a general-purpose compressor, or unbounded `Steps` for an entropy coder.
     grid: Grid | Steps
     # "gptq" needs `hessian`. "rtn" uses it only for column steps and to report the error.
-    method: str = "gptq"
+    method: Literal["gptq", "rtn"] = "gptq"
     hessian: Tensor | None = None  # (C, C) sum or mean of x x^T over the inputs x of this matrix
     # (R,) >= 0, curvature of the loss in each output. It weighs the reported Hessian error and the path along a
     # trellis.
@@ -114,8 +114,6 @@ def quantize_tensors(
         ConfigError: a tensor cannot be quantized as its task asks; names the tensor.
     """
     for task in tasks:
-        if task.method not in METHODS:
-            raise ConfigError(f"{task.name}: method {task.method!r} is not one of {', '.join(METHODS)}")
         if task.method == "gptq" and task.hessian is None and task.factor is None:
             raise ConfigError(
                 f"{task.name}: GPTQ needs a Hessian of this tensor and calibration has none; "

@@ -129,7 +129,6 @@ def test_errors_name_the_tensor() -> None:
         (weight, "gptq", hessian[:4, :4], r"\(4, 4\)"),
         (weight, "rtn", hessian[:4, :4], r"\(4, 4\)"),
         (weight, "gptq", -hessian, "positive semi-definite"),
-        (weight, "magic", hessian, "one of gptq, rtn"),
         (weight[0], "rtn", None, "matrix"),
     ]
     for bad, method, statistics, message in cases:
