@@ -44,8 +44,8 @@ class TokenStream(Protocol):
 class HeldOut:
     """The last rows of a token stream, which training never reads: it reads only the `first` tokens before them.
 
-    Averages of the weights are compared on them. Row i is the tokens from
-    first + i * seq_len to first + (i + 1) * seq_len.
+    Averages of the weights are compared on them. Row i is the tokens from first + i * seq_len to
+    first + (i + 1) * seq_len.
     """
 
     first: int
