@@ -35,6 +35,8 @@ def artifact_bytes(evidence: Evidence) -> Finding:
         )
     if claimed_total > limit:
         problems.append(f"pack.json itself claims {claimed_total:,} bytes, over the cap of {limit:,.0f}")
+    if evidence.pack.get("cap_bytes", limit) != limit:
+        problems.append(f"pack.json gives a cap of {evidence.pack['cap_bytes']} bytes, the configuration {limit:,.0f}")
     if charged != claimed_total:
         problems.append(f"the budget was charged {charged:,.0f} bytes, pack.json claims {claimed_total:,}")
     note = "" if claimed_code == code else f" (code was {claimed_code:,} bytes when packed)"
@@ -115,6 +117,8 @@ def eval_clock(evidence: Evidence) -> Finding:
         problems.append(f"evaluation took {used:.2f} s, {used - limit:.2f} over the budget of {limit:g} s")
     if charged + CLOCK_SLACK_SECONDS < scoring:
         problems.append(f"{charged:.2f} s were charged, scoring alone took {scoring:.2f} s")
+    if claimed + CLOCK_SLACK_SECONDS < scoring:
+        problems.append(f"score.json gives {claimed:.2f} s for the evaluation, and {scoring:.2f} s for its passes")
     if claimed - charged > max(CLOCK_SLACK_SECONDS, CLOCK_SLACK_SHARE * claimed):
         problems.append(
             f"the evaluation took {claimed:.2f} s, {charged:.2f} are charged: something ran outside the clock"

@@ -115,7 +115,7 @@ def _mentions_of_validation(event: Mapping[str, Any]) -> set[str]:
     """Keys of an event, at any depth, that name validation."""
     mentions = set()
     for key, value in event.items():
-        if re.match(r"(val|validation)(_|$)", key):
+        if re.search(r"(?i)(^|_)(val|valid|validation)(_|$)", key):
             mentions.add(key)
         if isinstance(value, Mapping):
             mentions |= {f"{key}.{inner}" for inner in _mentions_of_validation(value)}

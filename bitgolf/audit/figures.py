@@ -41,6 +41,7 @@ def counts(evidence: Evidence) -> Finding:
         ("manifest documents", split.get("documents"), num_documents),
         ("manifest bytes", split_bytes, byte_total),
         ("score.json val_tokens", number(score, "val_tokens", "score.json"), num_tokens),
+        ("score.json val_documents", score.get("val_documents"), num_documents),
         ("score.json val_bytes", number(score, "val_bytes", "score.json"), byte_total),
         ("scored tokens", number(headline, "tokens", "score.json"), num_tokens - 1),
         ("scored bytes", number(headline, "bytes", "score.json"), byte_total),
@@ -50,6 +51,8 @@ def counts(evidence: Evidence) -> Finding:
         for what, claimed, counted in claims
         if claimed is not None and claimed != counted
     ]
+    if score.get("accounting", manifest.get("accounting")) != manifest.get("accounting"):
+        problems.append(f"score.json has {score['accounting']!r} accounting, the data {manifest.get('accounting')!r}")
     if split_bytes is None and not problems:
         raise MissingEvidence("the manifest does not give the bytes of the validation documents")
     return judge(
@@ -83,6 +86,8 @@ def identity(evidence: Evidence) -> Finding:
         ratios[name] = float(number(entry, "bpb", "score.json")) / loss_claimed if loss_claimed else float("inf")
         if not abs(ratios[name] - constant) <= 2 * IDENTITY_TOLERANCE * constant:
             problems.append(f"{name}: bpb / loss is {ratios[name]:.8f}, tokens / (bytes ln 2) is {constant:.8f}")
+        if not abs(entry.get("bpb_per_nat", constant) - constant) <= 2 * IDENTITY_TOLERANCE * constant:
+            problems.append(f"{name}: bpb_per_nat is {entry['bpb_per_nat']}, tokens / (bytes ln 2) is {constant:.8f}")
     return judge(
         problems[:8],
         f"{headline} {loss * constant:.6f} bpb = {loss:.6f} nats x {constant:.6f}",
@@ -122,6 +127,10 @@ def _packing(pack: Mapping[str, Any], score: Mapping[str, Any]) -> list[str]:
         total = pack["header_bytes"] + sum(streams.values())
         if total != model:
             problems.append(f"pack.json's header and streams are {total:,} bytes, its model {model:,}")
+    if isinstance(model, int) and pack.get("num_parameters") and "bits_per_weight" in pack:
+        bits = 8 * model / pack["num_parameters"]
+        if not abs(pack["bits_per_weight"] - bits) <= IDENTITY_TOLERANCE * bits:
+            problems.append(f"bits_per_weight is {pack['bits_per_weight']}, its bytes and parameters give {bits:.6f}")
     if pack.get("model_sha256", score.get("model_sha256")) != score.get("model_sha256"):
         problems.append("pack.json and score.json name different artifacts")
     return problems

@@ -104,7 +104,13 @@ def evaluated(charged: float, methods: dict[str, float], claimed: float = 0, unt
     ("charged", "methods", "claimed", "problem"),
     [
         (90, {"chunked": 20, "sliding": 69}, 91, ""),
-        (101, {"sliding": 69}, 0, "1.00 over the budget of 100 s"),
+        (
+            90,
+            {"chunked": 20, "sliding": 69},
+            3,
+            "score.json gives 3.00 s for the evaluation, and 89.00 s for its passes",
+        ),
+        (101, {"sliding": 69}, 69, "1.00 over the budget of 100 s"),
         (90, {"sliding": 69}, 112, "12.00 over"),
         (60, {"sliding": 69}, 61, "60.00 s were charged, scoring alone took 69.00 s"),
     ],

@@ -93,6 +93,7 @@ def logged(events: list[dict[str, Any]]) -> Finding:
         (1, {"tokens": 3}, "3 tokens at step 10"),
         (1, {"val_loss": 3.0}, "`step` at step 10 reports val_loss"),
         (2, {"losses": {"ema": 3.1, "validation": 3.0}}, "reports losses.validation"),
+        (1, {"more": {"best_Val_loss": 3.0}}, "reports more.best_Val_loss"),
         (3, {"tokens": 400}, "are of 512 tokens, training gathered them from 400"),
     ],
 )

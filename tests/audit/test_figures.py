@@ -42,6 +42,8 @@ def counted(manifest: dict[str, Any], score: dict[str, Any], headline: dict[str,
         ({"tokens": 60}, {}, {}, "manifest tokens"),
         ({}, {"val_bytes": 210}, {}, "score.json val_bytes: 210 claimed"),
         ({}, {"val_tokens": 60}, {}, "score.json val_tokens"),
+        ({}, {"val_documents": 20}, {}, "score.json val_documents: 20 claimed, 21 counted"),
+        ({}, {"accounting": "challenge"}, {}, "score.json has 'challenge' accounting"),
         ({}, {}, {"tokens": 56}, "scored tokens: 56 claimed, 60 counted"),
         ({}, {}, {"bytes": 208}, "scored bytes: 208 claimed"),
     ],
@@ -78,6 +80,7 @@ def test_identity() -> None:
     judged(identical(chunked=entry(NLL + 1, bpb=exact["bpb"]), sliding=exact), "chunked: bpb / loss")
     judged(identical(byte_total=exact["bytes"] + 3, sliding=exact), "sliding bpb is")
     judged(identical(sliding=entry(loss_nats=0.0)), "loss_nats is 0")
+    judged(identical(sliding=entry(bpb_per_nat=0.1)), "sliding: bpb_per_nat is 0.1")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -3.0])
@@ -138,6 +141,11 @@ def test_numbers_agree(tmp_path: Path) -> None:
 
     assert reason() == ""
     assert "header and streams are 100 bytes, its model 101" in reason(pack=pack | {"model_bytes": 101})
+    weights = pack | {"num_parameters": 200}
+    assert reason(pack=weights | {"bits_per_weight": 4.0}) == ""
+    assert "bits_per_weight is 1.0, its bytes and parameters give 4.0" in reason(
+        pack=weights | {"bits_per_weight": 1.0}
+    )
     assert "name different artifacts" in reason(pack=pack | {"model_sha256": "cd"})
     assert "headline_bpb is 1.0" in reason(score=score | {"headline_bpb": 1.0})
     assert "quantization_tax is 0.04" in reason(score=score | {"quantization_tax": 0.04})
