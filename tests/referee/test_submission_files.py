@@ -202,6 +202,15 @@ def test_what_cannot_be_unpacked_is_left_as_it_is() -> None:
     assert read_script("x.py", b"def broken(:").tree is None
 
 
+def test_code_that_was_counted_with_more_bytes_than_ship_is_noted(tmp_path: Path) -> None:
+    folder = Folder()
+    folder.counted_code = folder.code_bytes + 500
+    check = audit_submission(folder.write(tmp_path / "2026-04-27_Stack"))["artifact-bytes"]
+    notes = check.evidence["notes"]
+    assert check.verdict == "PASS" and len(notes) == len(folder.seeds) and notes[0] in check.reason
+    assert f"counts {folder.counted_code:,} bytes of code" in notes[0]
+
+
 def test_a_script_is_read_up_to_a_number_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, excess in (("one", 0), ("two", 1)):
         source = f"{name} = 1 + 2\n"
