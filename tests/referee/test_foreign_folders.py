@@ -101,6 +101,8 @@ CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words 
         logged(2, "eval: skipped 1,204 documents longer than 4096")),
     "skipped documents as a count": (
         "tokens-scored", "'ttt docs_skipped:17 total:50000'", logged(0, "ttt docs_skipped:17 total:50000")),
+    "a part of the documents": (
+        "tokens-scored", "'eval: 49,000 of 50,000 documents'", logged(0, "eval: 49,000 of 50,000 documents")),
     "dropped documents": (
         "tokens-scored", "'312 docs dropped (too hard)'", logged(0, "312 docs dropped (too hard)")),
     "training after the clock": (
@@ -160,6 +162,9 @@ def test_the_bytes_of_a_plausible_unknown_tokenizer_cannot_be_checked(tmp_path: 
 
 
 HONEST: dict[str, Plant] = {
+    "progress over documents": lambda folder: [
+        logged(0, f"eval: {part} of 50,000 documents")(folder) for part in ("10,000", "30,000", "50,000")
+    ],
     "files that nothing reads": lambda folder: folder.extra.update({"notes/plan.npz": "x", "old/tool.py": "X = 1"}),
     "a tokenizer and pictures": script("sp.load('tok.model')", {"tok.model": "x", "loss.png": "x"}),
     "an exec of its own text": script("exec('x = 1')\neval('2 + 2')"),
