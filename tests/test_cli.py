@@ -240,6 +240,8 @@ def test_errors_of_the_system_name_the_file_and_calm(monkeypatch: pytest.MonkeyP
     fail_with(monkeypatch, OSError(28, "No space left on device", "/data/model.bitgolf"))
     message = refused("doctor")
     assert message == "No space left on device (/data/model.bitgolf); files written earlier are intact"
+    fail_with(monkeypatch, OSError(28, "No space left on device"))
+    assert refused("doctor") == "No space left on device; files written earlier are intact"
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
