@@ -101,6 +101,8 @@ CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words 
         logged(2, "eval: skipped 1,204 documents longer than 4096")),
     "skipped documents as a count": (
         "tokens-scored", "'ttt docs_skipped:17 total:50000'", logged(0, "ttt docs_skipped:17 total:50000")),
+    "a later round of the evaluation": (
+        "single-pass", "'round 2: val_bpb 1.05'", logged(0, "round 2: val_bpb 1.05")),
     "a part of the documents": (
         "tokens-scored", "'eval: 49,000 of 50,000 documents'", logged(0, "eval: 49,000 of 50,000 documents")),
     "dropped documents": (
@@ -162,6 +164,7 @@ def test_the_bytes_of_a_plausible_unknown_tokenizer_cannot_be_checked(tmp_path: 
 
 
 HONEST: dict[str, Plant] = {
+    "a later round of training": logged(0, "round 2: val_bpb 1.25", "before_seal"),
     "progress over documents": logged(
         0, "\n".join(f"eval: {part} of 50,000 documents" for part in ("10,000", "30,000", "50,000"))
     ),
