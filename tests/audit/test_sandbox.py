@@ -321,7 +321,7 @@ def test_an_old_kernel_keeps_the_flags_of_a_mount_that_becomes_read_only(monkeyp
     monkeypatch.setattr(kernel, "libc", lambda: SimpleNamespace(syscall=lambda *arguments: -1))
     monkeypatch.setattr(kernel, "mount", lambda *arguments: mounted.append(arguments[-1]))
     monkeypatch.setattr(kernel, "_mounts_below", lambda target: [])
-    for shown, kept in (flags | {sum(flags): sum(flags.values()), 0: 0}).items():
+    for shown, kept in (flags | {sum(flags): sum(flags.values()), os.ST_RDONLY: 0}).items():
         with monkeypatch.context() as patched:
             patched.setattr(os, "statvfs", lambda place, f_flag=shown: SimpleNamespace(f_flag=f_flag))
             kernel.read_only(Path("/proc"))
