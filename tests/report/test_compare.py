@@ -26,7 +26,7 @@ from bitgolf.report.comparison.compare import Contrast, DocumentContrast, Settin
 from bitgolf.report.comparison.compare_page import render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.document_losses import document_losses, document_starts
-from bitgolf.report.comparison.scored_runs import config_differences, read_runs
+from bitgolf.report.comparison.scored_runs import config_differences, label_paths, read_runs
 from bitgolf.report.comparison.statistics import Sample, TTest
 
 FEW = Settings(resamples=200)
@@ -519,3 +519,9 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
     up = [float(value) for value in found["up"].split()]
     assert len(up) == 4 and up == sorted(up)
     assert [float(value) for value in found["down"].split()] == sorted(up, reverse=True)
+
+
+def test_a_loop_of_links_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigError, match="given twice"):
+        label_paths([tmp_path / "loop", tmp_path / "loop"])

@@ -8,6 +8,7 @@ configurations has no meaning.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,7 @@ def label_paths(paths: Sequence[Path]) -> list[str]:
 
     Raises ConfigError if a directory is given twice.
     """
-    whole = [path.resolve() for path in paths]
+    whole = [Path(os.path.realpath(path)) for path in paths]  # `resolve` raises RuntimeError for a loop of links
     for index, path in enumerate(whole):
         if path in whole[:index]:
             raise ConfigError(f"{paths[index]} is given twice")
