@@ -126,6 +126,8 @@ def test_another_rank_waits_for_rank_0_after_a_signal(monkeypatch: pytest.Monkey
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
+        for number in numbers:  # a shell may have started the tests with SIGINT ignored
+            signal.signal(number, signal.SIG_DFL)
         for rank in (0, 1):
             stop = StopOnSignal(None, None, World(rank, 2, torch.device("cpu")), lambda step, looped: None)  # type: ignore[arg-type]
             with stop as after_step:
