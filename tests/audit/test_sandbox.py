@@ -167,7 +167,8 @@ def test_a_tape_on_this_side_hands_out_chunk_after_chunk(secret: Path) -> None:
     tape = ScoreTape(TOKENS[:61])
     with start(secret, first_token=lambda t: t + 1 if t else 0, adapts=True) as process:
         nll = evaluate(tape, SimpleNamespace(score=score), process, chunk_targets=25)
-    expected = HONEST + np.repeat([0, 0.5, 1.0], [25, 25, 10]).astype(np.float32)
+    lessons = [sealed_programs.lesson(TOKENS[first : first + 26]) for first in (0, 25)]
+    expected = HONEST + np.repeat([0, lessons[0], sum(lessons)], [25, 25, 10]).astype(np.float32)
     np.testing.assert_array_equal(nll, expected)
     assert sent == [(0, 26), (26, 51), (51, 61)], "each token crosses once, when it is its turn"
     assert tape.state == 2

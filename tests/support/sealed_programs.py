@@ -27,8 +27,13 @@ def honest_losses(tokens: np.ndarray, start: int, stop: int) -> np.ndarray:
     return (1 + (tokens[start:stop].astype(int) + tokens[start + 1 : stop + 1].astype(int)) % 7).astype(np.float32)
 
 
+def lesson(tokens: np.ndarray) -> float:
+    """What a revealed chunk adds to every later loss."""
+    return 0.5 * len(tokens) + int(tokens.astype(int).sum()) % 7
+
+
 class Honest:
-    """Scores tokens that it was given; learns by adding a constant."""
+    """Scores tokens that it was given; learns a constant of the revealed ones, and cannot read past them."""
 
     adapter: Any = None
 
@@ -46,7 +51,9 @@ class Honest:
         return honest_losses(tokens, 0, stop - start) + np.float32(self.learned)
 
     def update(self, revealed: Any, start: int, stop: int) -> None:
-        self.learned += 0.5
+        self.learned += lesson(revealed(start, stop + 1))
+        with contextlib.suppress(PermissionError):
+            self.learned = len(revealed(start, stop + 2)) * 100
 
 
 class HasAnExitHandler(Honest):
