@@ -123,6 +123,12 @@ def test_batches_keep_the_order_within_a_split(monkeypatch: pytest.MonkeyPatch) 
     assert [len(batch.documents) for batch in batches if batch.split == "train"] == [3, 3, 3, 3, 1]
 
 
+def test_workers_keep_the_accounting_of_the_tokenizer(challenge: Tokenizer, documents: list[str]) -> None:
+    batches = [encode_stream.Batch("train", [document]) for document in number_documents(documents[:4])]
+    for batch, encoded in encode_batches(iter(batches), challenge, workers=2):
+        assert encoded.tokens.tolist() == challenge.encode_proven([d.text for d in batch.documents]).tokens.tolist()
+
+
 def test_workers_encode_in_order_and_name_the_bad_document(lossless: Tokenizer, documents: list[str]) -> None:
     numbered = list(number_documents(documents[:12]))
     batches = [encode_stream.Batch("train", numbered[i : i + 2]) for i in range(0, 12, 2)]
