@@ -17,6 +17,7 @@ from bitgolf.model.flops import flops_per_token
 from bitgolf.plan import check, memory
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
+from bitgolf.plan.predict import validation_bytes
 from bitgolf.run.ranks import World
 from bitgolf.train.trainer import Trainer
 
@@ -114,6 +115,17 @@ def test_the_plan_of_a_tiny_run_agrees_with_the_run(tiny_run: Path, corpus: Path
     assert plan["num_steps"] == 40 and plan["step_seconds"] > 0
     manifest = read_json(tiny_run / "data" / "manifest.json")
     assert plan["val_bytes"] == pytest.approx(manifest["splits"]["val"]["raw_bytes"], rel=0.5)
+
+
+def test_the_size_of_the_validation_text_is_known_from_the_files_and_val_bytes(tmp_path: Path) -> None:
+    for name, size in (("train.txt", 100_000), ("val.txt", 400)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    own = {"data__source": f"file:{tmp_path}/train.txt"}
+    held = own | {"data__val_source": f"file:{tmp_path}/val.txt", "data__val_fraction": "0"}
+    for changes, known in ((own, 8_000), (held, 400), ({"data__source": "fineweb"}, 151_080_891)):
+        assert validation_bytes(tiny(**changes)) == known
+        assert validation_bytes(tiny(**changes, data__val_bytes="300")) == 300
+        assert validation_bytes(tiny(**changes, data__val_bytes="999999999")) == known
 
 
 def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:

@@ -163,6 +163,10 @@ def test_logs_are_copied_from_the_runs(folder: Path, seeds: list[Path]) -> None:
         assert tomllib.loads(config)["seed"] == seed
 
 
+def _cells(line: str) -> int:
+    return line.count("|") - line.count(r"\|")
+
+
 def test_the_readme_repeats_the_numbers_of_the_json(described: dict[str, Any], folder: Path) -> None:
     text = (folder / "README.md").read_text()
     for result in described["seed_results"].values():
@@ -170,6 +174,9 @@ def test_the_readme_repeats_the_numbers_of_the_json(described: dict[str, Any], f
             assert f"{result[key]:.8f}" in text
         assert f"{result['artifact_bytes']:,}" in text
     assert f"**{described['val_bpb']:.8f}**" in text and f"{described['val_bpb_std']:.8f}" in text
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(tables) > 4 and all(len(set(map(_cells, lines))) == 1 for lines in tables)
+    assert all(re.fullmatch(r"(\| ---:? )+\|", lines[1]) for lines in tables)
     for component in ("XSA", "BigramHash", "GPTQ"):
         assert f"| {component}" in text
     assert "CROWN-Q" not in text and "--force" not in text

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bitgolf.run.clock
@@ -52,6 +52,8 @@ def no_deadline(world: World = ALONE) -> Deadline:
 
 @settings(deadline=None)
 @given(st.integers(30, 400), st.integers(1, 12), st.integers(0, 200), st.booleans(), st.integers(0, 5))
+@example(33, 8, 24, False, 0)  # eight tokens are left, a row takes nine
+@example(34, 8, 24, False, 0)
 def test_training_rows_and_held_out_rows_share_no_token_and_leave_none_out(
     num_tokens: int, seq_len: int, held_out_tokens: int, shuffled: bool, seed: int
 ) -> None:

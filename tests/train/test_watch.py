@@ -112,7 +112,7 @@ def test_a_signal_ends_training_with_a_checkpoint(
         patched.setattr(Watch, "after_step", signal_at_7)
         assert cli("train", run).status == status
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert [event["step"] for event in events(run, "checkpoint")] == [7]
+    assert [(event["step"], event["kept"]) for event in events(run, "checkpoint")] == [(7, False)]
     done("train", run, "--resume")
     whole = untrained("whole", train__max_steps=12)
     done("train", whole)
