@@ -368,6 +368,28 @@ def test_other_ranks_fail_in_silence(words: tuple[str, ...], monkeypatch: pytest
     assert (outcome.status, outcome.stdout, outcome.stderr) == (2, "", "")
 
 
+_WARNS = """
+import logging, os
+from bitgolf.cli import main
+from bitgolf.commands import doctor
+
+def examine():
+    logging.getLogger("bitgolf.any").warning("a red %s", chr(27) + "[31m")
+    os._exit(0)
+
+doctor.examine = examine
+main(["doctor"])
+"""
+
+
+def test_rank_0_alone_shows_warnings_and_without_control_characters() -> None:
+    shown = []
+    for rank in "01":
+        command, variables = [sys.executable, "-c", _WARNS], environment() | {"RANK": rank}
+        shown.append(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stderr)
+    assert shown[0].startswith("WARNING a red ") and "\x1b" not in shown[0] and shown[1] == ""
+
+
 def test_an_audit_without_all_checks_is_status_3(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def incomplete(*_: object, **__: object) -> Verdict:
         return Verdict((Check("a", "B1", "t", "PASS", ""), Check("b", "B1", "t", "NOT RUN", "no GPU")))

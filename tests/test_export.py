@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,19 @@ def test_transformers_loads_the_folder_without_bitgolf(model: LanguageModel, tin
         )
     words = ("--prompt", "The quiet", "--max-tokens", "150", "--seed", "3", "--json")
     assert result["text"] == "The quiet" + done("sample", tiny_run, *words).json["continuation"]
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 16])
+def test_a_continuation_begins_a_new_window_where_sample_does(window: int) -> None:
+    pytest.importorskip("transformers")
+    from bitgolf.export.remote.modeling_bitgolf import BitgolfForCausalLM
+
+    model: Any = SimpleNamespace(config=SimpleNamespace(window=window))
+    num_cached = 0
+    for length in range(1, 5 * window + 9):
+        num_cached = num_cached + 1 if num_cached < window else max(1, window // 2)
+        inputs = BitgolfForCausalLM.prepare_inputs_for_generation(model, torch.arange(length)[None])
+        assert inputs["input_ids"].tolist() == [list(range(length - num_cached, length))]
 
 
 def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if time.time() - left.lstat().st_mtime > _YOUNG_SECONDS and not left.is_symlink():
                 with _lock(left):
-                    shutil.rmtree(left, ignore_errors=True)
+                    shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, _lock(Path(folder)):
         yield Path(folder)
 

@@ -59,6 +59,7 @@ def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch:
     assert config.train.micro_batch_tokens == 0
     predicted = predict_memory(config, CPU.device)
     assert predicted.micro_batch_tokens == config.train.batch_tokens
+    assert [predicted.largest_micro_batch(config, 1e15, ranks) for ranks in (1, 2, 16)] == [1024, 512, 64]
     room = predicted.fixed_bytes + 300 * predicted.bytes_per_token
     monkeypatch.setattr(check, "total_memory", lambda device: int(2 * room))  # half of it is used
     assert settled(config, CPU).train.micro_batch_tokens == 256  # 4 rows of 64, a divisor of 16 rows

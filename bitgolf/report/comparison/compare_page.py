@@ -52,7 +52,7 @@ def render(comparison: Comparison) -> str:
 
 def _documents(documents: DocumentContrast | str, key: str) -> dict[str, object]:
     if isinstance(documents, str):
-        return {"charts": [], "num_outside": 0, "num_documents": 0}
+        return {"charts": []}
     drawn = (
         (
             "Documents sorted by their difference, bits per byte",
