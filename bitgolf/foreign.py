@@ -32,6 +32,7 @@ _PART_BYTES = 1 << 20  # read at a time
 MAX_DEPTH = 64  # nested lists and objects
 MAX_INTEGER = 2**63 - 1  # largest magnitude of an integer
 MAX_NUMBER_LENGTH = 64  # characters of a number
+_LARGEST = 1e100  # magnitude of a number that is computed with
 _SHOWN = 200  # characters of foreign text in a message
 _NUMBER = re.compile(r"[+-]?(\d{1,32}(\.\d{0,32})?|\.\d{1,32})([eE][+-]?\d{1,3})?", re.ASCII)
 # C0 and C1 controls but tab and newline, bidirectional controls, line and paragraph separators, surrogates.
@@ -186,11 +187,11 @@ def as_integer(value: Any, name: str, low: int = -MAX_INTEGER, high: int = MAX_I
     return value
 
 
-def as_number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """`value`, which must be a finite number from `low` to `high`."""
+def as_number(value: Any, name: str, low: float = -_LARGEST, high: float = _LARGEST) -> float:
+    """`value`, which must be a number from `low` to `high`, at most of such a size that its square is a number, too."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         _refuse(value, name, "a number")
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:
         raise ForeignError(f"{name} is {value}, it must be a number from {low:g} to {high:g}")
     return float(value)
 

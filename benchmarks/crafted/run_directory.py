@@ -69,19 +69,24 @@ def read(path: Path, name: str = "") -> None:
     """Run all commands that read the file `name` on the run at `path`. Raises RuntimeError for a fault."""
     out = path.parent / "out"
     SealedRun.process = property(_no_process)  # type: ignore[assignment, method-assign]
-    for line, names in COMMANDS:
-        if name and not re.fullmatch(names, name):
-            continue
-        if line.startswith("train RUN"):
-            (path / "weights.safetensors").unlink(missing_ok=True)  # else the run is trained already
-        elif "OUT/branch" in line:
-            shutil.copytree(sound(), out / "branch")
-        folders = {"RUN": path, "OUT": out, "SOUND": sound()}
-        words = [re.sub("RUN|OUT|SOUND", lambda match, to=folders: str(to[match[0]]), word) for word in line.split()]
-        complaint = judged(cli(*words))
-        if complaint:
-            raise RuntimeError(f"{line}: {complaint}")
-    shutil.rmtree(out, ignore_errors=True)
+    try:
+        for line, names in COMMANDS:
+            if not name or re.fullmatch(names, name):
+                _run(line, path, out)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def _run(line: str, path: Path, out: Path) -> None:
+    if line.startswith("train RUN"):
+        (path / "weights.safetensors").unlink(missing_ok=True)  # else the run is trained already
+    elif "OUT/branch" in line:
+        shutil.copytree(sound(), out / "branch")
+    folders = {"RUN": path, "OUT": out, "SOUND": sound()}
+    words = [re.sub("RUN|OUT|SOUND", lambda match: str(folders[match[0]]), word) for word in line.split()]
+    complaint = judged(cli(*words))
+    if complaint:
+        raise RuntimeError(f"{line}: {complaint}")
 
 
 def _no_process(run: SealedRun) -> NoReturn:

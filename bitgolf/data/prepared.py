@@ -16,9 +16,9 @@ from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import (
     as_bool,
     as_integer,
-    as_list,
     as_object,
     as_text,
+    conform,
     field,
     printable,
     read_json,
@@ -31,6 +31,24 @@ TOKENIZER = "tokenizer.model"
 FORMAT = 1
 SPLITS = ("train", "val")
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+
+
+def _as_file(value: Any, name: str) -> None:
+    """Raise ForeignError unless `value` is the name of a file in the directory itself."""
+    file = as_text(value, name)
+    if not file or Path(file).name != file:
+        raise ForeignError(f"{name}: {printable(file)!r} is not the name of a file in the directory")
+
+
+def _as_count(value: Any, name: str) -> None:
+    as_integer(value, name, 1)
+
+
+_FORM = {  # of the manifest, for `conform`
+    "tokenizer": {"name": as_text, "sha256": as_text, "lossless": as_bool},
+    "splits": {split: {"shards": [{"file": _as_file, "sha256": as_text, "tokens": _as_count}]} for split in SPLITS},
+    "document_hashes": {"*": {"file": _as_file, "sha256": as_text}},
+}
 
 
 @dataclass(frozen=True)
@@ -64,26 +82,17 @@ def open_data(path: str | Path, verify: bool = False) -> PreparedData:
     """
     root = Path(path)
     manifest = read_manifest(root)
-    try:
-        entry = as_object(field(manifest, "tokenizer"), "tokenizer")
-        digest, name = (as_text(field(entry, key), key) for key in ("sha256", "name"))
-        lossless = as_bool(field(entry, "lossless"), "lossless")
-        splits = as_object(field(manifest, "splits"), "splits")
-        shards = {split: _shard_list(as_object(field(splits, split), split)) for split in SPLITS}
-        hash_files = as_object(field(manifest, "document_hashes"), "document_hashes")
-        hashes = [_named_digest(as_object(value, split)) for split, value in hash_files.items()]
-    except ForeignError as error:
-        raise DataError(f"{root / MANIFEST} is damaged: {error}; prepare the data again") from error
-    tokenizer = Tokenizer.load(root / TOKENIZER, lossless, name)
-    if tokenizer.sha256 != digest:
+    entry = manifest["tokenizer"]
+    tokenizer = Tokenizer.load(root / TOKENIZER, entry["lossless"], entry["name"])
+    if tokenizer.sha256 != entry["sha256"]:
         raise DataError(
             f"{root / TOKENIZER} is not the tokenizer of this data: its sha256 is {tokenizer.sha256}, "
-            f"the manifest says {digest}"
+            f"the manifest says {entry['sha256']}"
         )
-    streams = {split: _open_split(root, shards[split], verify) for split in SPLITS}
+    streams = {split: _open_split(root, manifest["splits"][split]["shards"], verify) for split in SPLITS}
     if verify:
-        for file, sha256 in hashes:
-            _check_digest(root / file, sha256)
+        for hashes in manifest["document_hashes"].values():
+            _check_digest(root / hashes["file"], hashes["sha256"])
     return PreparedData(root, manifest, tokenizer, streams["train"], streams["val"])
 
 
@@ -93,6 +102,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     try:
         manifest = as_object(read_json(file, _MAX_MANIFEST_BYTES), "the manifest")
         version = as_integer(field(manifest, "format"), "format", 1)
+        if version <= FORMAT:
+            conform(manifest, _FORM, "manifest")
     except FileNotFoundError as error:
         raise DataError(
             f"{root} is not prepared data: it has no {MANIFEST}; make it with `bitgolf prepare SOURCE --out {root}`"
@@ -104,29 +115,15 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
-def _shard_list(split: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """(file, SHA-256, tokens) of every shard of a split."""
-    entries = [as_object(shard, "a shard") for shard in as_list(field(split, "shards"), "shards")]
-    return [(*_named_digest(shard), as_integer(field(shard, "tokens"), "tokens", 1)) for shard in entries]
-
-
-def _named_digest(entry: dict[str, Any]) -> tuple[str, str]:
-    """(file, SHA-256) of an entry. The file must lie in the directory itself."""
-    file = as_text(field(entry, "file"), "file")
-    if not file or Path(file).name != file:
-        raise ForeignError(f"{printable(file)!r} is not the name of a file in the directory")
-    return file, as_text(field(entry, "sha256"), "sha256")
-
-
-def _open_split(root: Path, shards: list[tuple[str, str, int]], verify: bool) -> TokenShards:
-    stream = TokenShards([root / file for file, _, _ in shards])
-    for path, tokens, (_, sha256, expected) in zip(stream.paths, stream.shard_tokens, shards, strict=True):
-        if tokens != expected:
+def _open_split(root: Path, shards: list[dict[str, Any]], verify: bool) -> TokenShards:
+    stream = TokenShards([root / shard["file"] for shard in shards])
+    for path, tokens, shard in zip(stream.paths, stream.shard_tokens, shards, strict=True):
+        if tokens != shard["tokens"]:
             raise DataError(
-                f"shard {path} has {tokens:,} tokens, the manifest says {expected:,}; prepare the data again"
+                f"shard {path} has {tokens:,} tokens, the manifest says {shard['tokens']:,}; prepare the data again"
             )
         if verify:
-            _check_digest(path, sha256)
+            _check_digest(path, shard["sha256"])
     return stream
 
 

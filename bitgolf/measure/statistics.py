@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,10 +105,16 @@ def read_curvature(folder: Path, run: Path) -> dict[str, Curvature]:
     path = _required(folder / _CURVATURE, run, "fisher_tokens", "pack.method 'gptq'")
     try:
         entries = as_object(read_json(path), "it")
-        conform(entries, {"*": dict.fromkeys(_CURVATURE_FIELDS, as_number)}, "curvature")
+        conform(entries, {"*": {"step": _as_step, "increase_nats": as_number}}, "curvature")
         return {name: Curvature(*(float(entry[key]) for key in _CURVATURE_FIELDS)) for name, entry in entries.items()}
     except ForeignError as error:
         raise RunError(f"{path} is damaged ({error}); run `bitgolf train {run}` again") from error
+
+
+def _as_step(value: Any, name: str) -> None:
+    """A step is 0 or so large that one may divide by its square."""
+    if value != 0:
+        as_number(value, name, 1e-100)
 
 
 def _required(path: Path, run: Path, setting: str, otherwise: str) -> Path:

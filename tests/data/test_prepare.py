@@ -17,6 +17,7 @@ import pytest
 from bitgolf.config import DataConfig
 from bitgolf.data import encode_stream
 from bitgolf.data.prepare import check_disjoint, open_data, prepare
+from bitgolf.data.prepared import read_manifest
 from bitgolf.data.shards import ShardWriter, write_shard
 from bitgolf.data.split import hash_document
 from bitgolf.data.tokenizer import Tokenizer
@@ -343,6 +344,8 @@ class TestOpening:
         entry[last] = value
         (made / "manifest.json").write_text(json.dumps(manifest))
         self.refused(made, "manifest.json is damaged")
+        with pytest.raises(DataError, match=r"manifest\.json is damaged"):  # every reader gets a sound one
+            read_manifest(made)
 
     def test_a_file_of_hashes_that_is_missing_or_a_pipe(self, made: Path) -> None:
         (made / "val_documents.bin").unlink()

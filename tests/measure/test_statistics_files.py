@@ -52,7 +52,19 @@ def test_a_later_training_without_a_measurement_removes_its_file(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"a": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[1]",
+        b'{"a": 1}',
+        # Packing divides by the square of a step.
+        b'{"a": {"step": 1e308, "increase_nats": 1}}',
+        b'{"a": {"step": 1e-308, "increase_nats": 1}}',
+        b'{"a": {"step": -1, "increase_nats": 1}}',
+    ],
+)
 def test_missing_and_damaged_files_are_named_with_the_command_to_run(
     tmp_path: Path, name: str, content: bytes | None
 ) -> None:
