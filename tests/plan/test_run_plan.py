@@ -17,7 +17,7 @@ from bitgolf.model.flops import flops_per_token
 from bitgolf.plan import check, memory
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
-from bitgolf.plan.predict import validation_bytes
+from bitgolf.plan.predict import _bytes_per_token, validation_bytes
 from bitgolf.run.ranks import World
 from bitgolf.train.trainer import Trainer
 
@@ -127,6 +127,12 @@ def test_the_size_of_the_validation_text_is_known_from_the_files_and_val_bytes(t
         assert validation_bytes(tiny(**changes)) == known
         assert validation_bytes(tiny(**changes, data__val_bytes="300")) == 300
         assert validation_bytes(tiny(**changes, data__val_bytes="999999999")) == known
+
+
+def test_larger_vocabularies_have_longer_tokens() -> None:
+    """As measured on FineWeb; tiny vocabularies have at least one byte per token."""
+    assert [_bytes_per_token(2**k) for k in (10, 13)] == pytest.approx([2.4, 3.7], abs=0.05)
+    assert _bytes_per_token(64) == 1.0
 
 
 def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
