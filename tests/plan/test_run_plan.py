@@ -17,7 +17,8 @@ from bitgolf.model.flops import flops_per_token
 from bitgolf.plan import check, memory
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
-from bitgolf.plan.predict import _bytes_per_token, validation_bytes
+from bitgolf.plan.predict import _bytes_per_token, _steps, validation_bytes
+from bitgolf.plan.speed import Speed
 from bitgolf.run.ranks import World
 from bitgolf.train.trainer import Trainer
 
@@ -127,6 +128,21 @@ def test_the_size_of_the_validation_text_is_known_from_the_files_and_val_bytes(t
         assert validation_bytes(tiny(**changes)) == known
         assert validation_bytes(tiny(**changes, data__val_bytes="300")) == 300
         assert validation_bytes(tiny(**changes, data__val_bytes="999999999")) == known
+    mixed = {"data__mix": f'["file:{tmp_path}/train.txt=1"]'}
+    assert validation_bytes(tiny(**mixed)) is None and validation_bytes(tiny(**mixed, data__val_bytes="300")) == 300
+
+
+@pytest.mark.parametrize(
+    ("min_steps", "max_steps", "num_steps", "seconds"),
+    [(0, 0, 58, 120), (0, 5, 5, 120), (50, 0, 58, 120), (100, 0, 100, 203), (100, 70, 70, 143), (100, 20, 20, 120)],
+)
+def test_a_plan_extends_both_times_to_the_least_steps(
+    min_steps: int, max_steps: int, num_steps: int, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 2 s, and what follows the steps 2.5 s of the 120 s."""
+    monkeypatch.setattr("bitgolf.plan.predict.after_steps_seconds", lambda config, speed: 2.5)
+    numbers = {"train__max_steps": str(max_steps), "budget__min_steps": str(min_steps), "budget__eval_seconds": "60"}
+    assert _steps(tiny(**numbers), Speed(2.0, 0.0)) == (num_steps, seconds, seconds / 2)
 
 
 def test_larger_vocabularies_have_longer_tokens() -> None:
@@ -139,6 +155,7 @@ def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
     outcome = cli("plan", *settings(corpus, budget__artifact_bytes="95KB", budget__eval_seconds="1ms"))
     assert outcome.status == 1
     assert "the artifact is too large" in outcome.stdout and "raise score.stride" in outcome.stdout
+    assert "ttt.method" not in outcome.stdout
     adapted = {
         "score__methods": "chunked",
         "ttt__method": "lora",
@@ -146,7 +163,7 @@ def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
         "budget__eval_seconds": "1ms",
     }
     stdout = cli("plan", *settings(corpus, **adapted)).stdout
-    assert "raise ttt.lora.chunk_tokens (now 32)" in stdout and "score.stride" not in stdout
+    assert "raise ttt.lora.chunk_tokens (now 32)" in stdout and "score.stride" not in stdout and "ttt.method" in stdout
 
 
 def test_the_memory_of_this_machine_is_known() -> None:
