@@ -154,8 +154,12 @@ def test_a_continuation_begins_a_new_window_where_sample_does(window: int) -> No
     num_cached = 0
     for length in range(1, 5 * window + 9):
         num_cached = num_cached + 1 if num_cached < window else max(1, window // 2)
-        inputs = BitgolfForCausalLM.prepare_inputs_for_generation(model, torch.arange(length)[None])
-        assert inputs["input_ids"].tolist() == [list(range(length - num_cached, length))]
+        tokens = torch.arange(length)[None]
+        for mask in (None, torch.ones_like(tokens)):
+            inputs = BitgolfForCausalLM.prepare_inputs_for_generation(model, tokens, mask)
+            assert inputs["input_ids"].tolist() == [list(range(length - num_cached, length))]
+    with pytest.raises(ValueError, match="padded"):
+        BitgolfForCausalLM.prepare_inputs_for_generation(model, tokens, torch.zeros_like(tokens))
 
 
 def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bitgolf.model.flops import flops_per_token
 from bitgolf.plan import check, memory
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
-from bitgolf.plan.predict import _bytes_per_token, _steps, validation_bytes
+from bitgolf.plan.predict import _bytes_per_token, _estimated_speed, _steps, validation_bytes
 from bitgolf.plan.speed import Speed
 from bitgolf.run.ranks import World
 from bitgolf.train.trainer import Trainer
@@ -128,6 +128,8 @@ def test_the_size_of_the_validation_text_is_known_from_the_files_and_val_bytes(t
         assert validation_bytes(tiny(**changes)) == known
         assert validation_bytes(tiny(**changes, data__val_bytes="300")) == 300
         assert validation_bytes(tiny(**changes, data__val_bytes="999999999")) == known
+    for unknown in ("stdlib", "hf:somebody/texts"):
+        assert validation_bytes(tiny(data__source=unknown)) is None
     mixed = {"data__mix": f'["file:{tmp_path}/train.txt=1"]'}
     assert validation_bytes(tiny(**mixed)) is None and validation_bytes(tiny(**mixed, data__val_bytes="300")) == 300
 
@@ -143,6 +145,13 @@ def test_a_plan_extends_both_times_to_the_least_steps(
     monkeypatch.setattr("bitgolf.plan.predict.after_steps_seconds", lambda config, speed: 2.5)
     numbers = {"train__max_steps": str(max_steps), "budget__min_steps": str(min_steps), "budget__eval_seconds": "60"}
     assert _steps(tiny(**numbers), Speed(2.0, 0.0)) == (num_steps, seconds, seconds / 2)
+    assert _steps(tiny(budget__train_seconds="0.5"), Speed(0.5, 0.0))[0] == 0
+
+
+def test_a_forward_pass_is_a_third_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.plan.predict.estimated_step_seconds", lambda config, world: 6.0)
+    for ranks in (1, 2):
+        assert _estimated_speed(tiny(), World(0, ranks, CPU.device)) == Speed(6.0, 2.0 * ranks / 1024)
 
 
 def test_larger_vocabularies_have_longer_tokens() -> None:
