@@ -44,9 +44,15 @@ def _as_count(value: Any, name: str) -> None:
     as_integer(value, name, 1)
 
 
+_SPLIT = {
+    "shards": [{"file": _as_file, "sha256": as_text, "tokens": _as_count}],
+    "documents?": as_integer,
+    "raw_bytes?": (as_integer, None),  # unknown for shards of others
+    "counted_bytes?": as_integer,
+}
 _FORM = {  # of the manifest, for `conform`
     "tokenizer": {"name": as_text, "sha256": as_text, "lossless": as_bool},
-    "splits": {split: {"shards": [{"file": _as_file, "sha256": as_text, "tokens": _as_count}]} for split in SPLITS},
+    "splits": dict.fromkeys(SPLITS, _SPLIT),
     "document_hashes": {"*": {"file": _as_file, "sha256": as_text}},
 }
 

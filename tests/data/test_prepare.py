@@ -332,6 +332,7 @@ class TestOpening:
             ("splits.val.shards", [{"file": "/etc/passwd", "tokens": 1, "sha256": ""}]),
             ("splits.val.shards", [{"file": "val_000000.bin", "tokens": 1.5, "sha256": ""}]),
             ("splits.val.shards", [{"file": "val_000000.bin", "sha256": ""}]),
+            ("splits.val.raw_bytes", "x"), ("splits.val.counted_bytes", [1]), ("splits.val.documents", None),
         ],
         ids=str,
     )  # fmt: skip
