@@ -72,7 +72,7 @@ def read_at_most(file: BinaryIO, most: int) -> bytes:
 
 def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     """The content of a file as UTF-8 text. Raises as `read_bytes`, and ForeignError for other encodings."""
-    return _decode(read_bytes(path, max_bytes))
+    return _text(read_bytes(path, max_bytes), max_bytes)
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
@@ -87,9 +87,7 @@ def parse_json(data: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
     objects, integers above MAX_INTEGER, numbers that are too long, infinite or NaN, lone surrogates, and objects with
     a key twice.
     """
-    if len(data) > max_bytes:
-        raise ForeignError(f"it has more than {max_bytes:,} bytes")
-    text = _decode(data) if isinstance(data, bytes) else data
+    text = _text(data, max_bytes)
     try:
         value = json.loads(
             text,
@@ -108,14 +106,11 @@ def parse_json(data: bytes | str, max_bytes: int = MAX_BYTES) -> Any:
 
 def parse_toml(data: bytes | str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """The table of a TOML document. Raises ForeignError for text that is not TOML, and as `parse_json`."""
-    if len(data) > max_bytes:
-        raise ForeignError(f"it has more than {max_bytes:,} bytes")
+    text = _text(data, max_bytes)
     try:
-        value = tomllib.loads(_decode(data) if isinstance(data, bytes) else data)
+        value = tomllib.loads(text)
     except RecursionError as error:
         raise ForeignError(f"it has more than {MAX_DEPTH} nested lists and tables") from error
-    except ForeignError:
-        raise
     except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
         raise ForeignError(f"it is not TOML: {printable(str(error))}") from error
     _check(value)
@@ -124,9 +119,7 @@ def parse_toml(data: bytes | str, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 def parse_json_lines(data: bytes | str, max_bytes: int = MAX_BYTES) -> Iterator[Any]:
     """The values of JSON lines, without empty lines. Raises as `parse_json`, with the number of the line."""
-    if len(data) > max_bytes:
-        raise ForeignError(f"it has more than {max_bytes:,} bytes")
-    text = _decode(data) if isinstance(data, bytes) else data
+    text = _text(data, max_bytes)
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -242,7 +235,12 @@ def harmless(text: str) -> str:
     return _HARMFUL.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
 
 
-def _decode(data: bytes) -> str:
+def _text(data: bytes | str, max_bytes: int) -> str:
+    """The text of a document. Raises ForeignError if it is too long or no UTF-8."""
+    if len(data) > max_bytes:
+        raise ForeignError(f"it has more than {max_bytes:,} bytes")
+    if isinstance(data, str):
+        return data
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

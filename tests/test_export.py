@@ -17,7 +17,7 @@ from slow_gpt import make
 from tiny_run import documents, done, environment, refused
 
 from bitgolf.config import load_config, preset_names
-from bitgolf.export.tensors import network_of
+from bitgolf.export.network_tensors import network_of
 from bitgolf.language_model import LanguageModel, load
 from bitgolf.model import GPT
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from bitgolf.artifact.container import read_artifact
 from bitgolf.audit.headline import Headline
 from bitgolf.audit.registry import Registry
-from bitgolf.audit.sandbox.limits import Limits
+from bitgolf.audit.sandbox.process_limits import Limits
 from bitgolf.audit.sealed_run import SealedRun
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.data.prepared import PreparedData, open_data

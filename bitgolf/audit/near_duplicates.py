@@ -14,7 +14,7 @@ Legend: S shingles of one document, D validation documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +74,8 @@ def near_duplicates(evidence: Evidence) -> Finding:
     index = ShingleIndex(val)
     if not index.num_indexed:
         raise MissingEvidence("no validation document is long enough to be recognized")
-    compared = 0
-    pairs: dict[int, Pair] = {}  # the closest one by validation document
-    for part in whole_documents(evidence.data.train, tokenizer.bos_id, evidence.rng("near-duplicates")):
-        for pair in index.pairs(tokenizer.decode(part), compared):
-            if pair.val not in pairs or pair.containment > pairs[pair.val].containment:
-                pairs[pair.val] = pair
-        compared += 1
+    train = whole_documents(evidence.data.train, tokenizer.bos_id, evidence.rng("near-duplicates"))
+    pairs, compared = index.closest(tokenizer.decode(part) for part in train)
     halves = len(pairs)
     pairs = {number: pair for number, pair in pairs.items() if pair.containment >= NEAR or pair.is_copy}
     worst = sorted(pairs.values(), key=lambda pair: -pair.containment)
@@ -158,6 +153,17 @@ class ShingleIndex:
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.owners = hashes[order], owners[order]
         self.covered = np.zeros(len(hashes), dtype=bool)  # stands in a training document with a piece of its document
+
+    def closest(self, texts: Iterable[str]) -> tuple[dict[int, Pair], int]:
+        """The closest pair of each validation document among training documents, and how many were compared."""
+        closest: dict[int, Pair] = {}
+        compared = 0
+        for text in texts:
+            for pair in self.pairs(text, compared):
+                if pair.val not in closest or pair.containment > closest[pair.val].containment:
+                    closest[pair.val] = pair
+            compared += 1
+        return closest, compared
 
     def pairs(self, text: str, train: int) -> Iterator[Pair]:
         """The validation documents that a training document has by half or more."""

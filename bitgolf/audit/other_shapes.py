@@ -107,20 +107,20 @@ def adapted_shapes(
 ) -> Finding:
     """Adapted passes: one process, then two, on this machine's CPU."""
     with scratch_folder("bitgolf-ranks-") as folder:
-        request = folder / "request.json"
-        asked = {
+        request_file = folder / "request.json"
+        request = {
             "artifact": str(artifact.absolute()),
             "config": config.model_dump(mode="json"),
             "tokens": tokens.tolist(),
             "threads": max(1, torch.get_num_threads() // 2),
         }
-        request.write_text(json.dumps(asked))
-        _score_with_ranks(request)
+        request_file.write_text(json.dumps(request))
+        _score_with_ranks(request_file)
         one, two = (np.load(folder / f"{name}.npy") for name in ("one", "two"))
     return compare_losses(two.astype(np.float64) - one, True, ranks=2, processes=2, device="cpu")
 
 
-def _score_with_ranks(request: Path) -> None:
+def _score_with_ranks(request_file: Path) -> None:
     """Run `ranks_main` on a request. Raises MissingEvidence with the last line of what it said when it fails."""
     if not hasattr(os, "fork"):
         raise MissingEvidence(f"{sys.platform} cannot fork a process, so the text is not scored with several ranks")
@@ -131,7 +131,7 @@ def _score_with_ranks(request: Path) -> None:
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM.format(path=path), str(request)],
+            [sys.executable, "-c", _PROGRAM.format(path=path), str(request_file)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -153,41 +153,41 @@ def ranks_main() -> None:
     """
     with suppress(kernel.Unavailable):
         kernel.die_with_parent()
-    request = Path(sys.argv[1])
-    asked = json.loads(request.read_text())
-    _adapted(asked, _ROWS_OF_ONE, World(0, 1, _CPU))  # loads what optimizers load late
+    request_file = Path(sys.argv[1])
+    request = json.loads(request_file.read_text())
+    _adapted(request, _ROWS_OF_ONE, World(0, 1, _CPU))  # loads what optimizers load late
     other = os.fork()
     rank = 1 if other == 0 else 0
     if rank:
         with suppress(kernel.Unavailable):
             kernel.die_with_parent()
-    torch.set_num_threads(asked["threads"])
+    torch.set_num_threads(request["threads"])
     if rank == 0:
-        np.save(request.parent / "one.npy", _losses(asked, _ROWS_OF_ONE, World(0, 1, _CPU)))
-    store, timeout = dist.FileStore(str(request.parent / "store"), 2), timedelta(seconds=_TIMEOUT_SECONDS)
+        np.save(request_file.parent / "one.npy", _losses(request, _ROWS_OF_ONE, World(0, 1, _CPU)))
+    store, timeout = dist.FileStore(str(request_file.parent / "store"), 2), timedelta(seconds=_TIMEOUT_SECONDS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timeout)
-    losses = _losses(asked, _ROWS_OF_TWO, World(rank, 2, _CPU))
+    losses = _losses(request, _ROWS_OF_TWO, World(rank, 2, _CPU))
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        np.save(request.parent / "two.npy", losses)
+        np.save(request_file.parent / "two.npy", losses)
         os.waitpid(other, 0)
     os._exit(0)  # the teardown of PyTorch may abort (see `bitgolf.run.workers.leave`)
 
 
-def _losses(asked: dict[str, Any], rows: int, world: World) -> np.ndarray:
-    return _adapted(asked, rows, world).run(ScoreTape(np.array(asked["tokens"], dtype=np.uint16)))
+def _losses(request: dict[str, Any], rows: int, world: World) -> np.ndarray:
+    return _adapted(request, rows, world).run(ScoreTape(np.array(request["tokens"], dtype=np.uint16)))
 
 
-def _adapted(asked: dict[str, Any], rows: int, world: World) -> AdaptedPass:
-    config = Config.model_validate(asked["config"])
-    packed = open_model(asked["artifact"], world.device, canonical=config.score.canonical)
+def _adapted(request: dict[str, Any], rows: int, world: World) -> AdaptedPass:
+    config = Config.model_validate(request["config"])
+    packed = open_model(request["artifact"], world.device, canonical=config.score.canonical)
     return adapted_pass(
         config.ttt,
         Windows.of(config, batch_tokens=rows * config.window),
         packed.model,
         packed.model,
-        num_targets=len(asked["tokens"]) - 1,
+        num_targets=len(request["tokens"]) - 1,
         bos_id=packed.tokenizer.bos_id,
         seed=config.seed,
         world=world,

@@ -19,7 +19,7 @@ import torch
 
 from bitgolf.audit.headline import MODEL_ROWS, Headline, sample_blocks
 from bitgolf.audit.sandbox.client import SealedFailure, SealedProcess
-from bitgolf.audit.sandbox.limits import Limits
+from bitgolf.audit.sandbox.process_limits import Limits
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import window_plan

@@ -14,7 +14,7 @@ from bitgolf.errors import ConfigError
 
 if TYPE_CHECKING:
     from bitgolf.report.comparison.compare import Comparison
-    from bitgolf.report.comparison.statistics import Sample
+    from bitgolf.report.comparison.t_tests import Sample
 
 _COLORS = {"pass": "green", "fail": "red", "open": "yellow", "": "default"}
 
@@ -113,7 +113,7 @@ def _number(text: str) -> float:
 
 
 def _published(arguments: Arguments) -> Sample | None:
-    from bitgolf.report.comparison.statistics import Sample
+    from bitgolf.report.comparison.t_tests import Sample
 
     if arguments.published and arguments.published_summary:
         raise ConfigError("--published and --published-summary are two forms of one baseline; give one of them")

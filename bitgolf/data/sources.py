@@ -1,7 +1,7 @@
 """The sources of text: a source string becomes an iterator of documents.
 
 `stdlib` is the default (see `stdlib_text`). `file:PATH` and `dir:PATH` read text files, `jsonl:PATH` a field of JSON
-lines (both may be compressed; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see `tables`). A path
+lines (both may be compressed; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see `table_texts`). A path
 alone is a source too. `fineweb-docs` has a module of its own. Only one document is in memory at a time.
 `shards:PATH` and `fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with
 file and line.
@@ -30,7 +30,7 @@ import zstandard
 from bitgolf.config import DataConfig
 from bitgolf.data.cut_text import cut_text
 from bitgolf.data.stdlib_text import stdlib_documents
-from bitgolf.data.tables import hub_texts, parquet_texts
+from bitgolf.data.table_texts import hub_texts, parquet_texts
 from bitgolf.errors import ConfigError, DataError
 
 KINDS = ("stdlib", "file", "dir", "jsonl", "parquet", "hf", "shards", "fineweb", "fineweb-docs")

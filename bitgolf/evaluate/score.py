@@ -14,7 +14,6 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,8 +57,8 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     config, budget = run.config, run.budget()
     data, path = open_data(run.require("data")), run.require("model.bitgolf")
     passes = _Passes(*_validation_text(data, config.model.vocab_size), Windows.of(config), world, progress)
-    asked = {"float": config.score.float_reference, "last": config.score.last_reference}
-    references = float_weights(run.path, [key for key in asked if asked[key]], config.model, config.window)
+    is_scored = {"float": config.score.float_reference, "last": config.score.last_reference}
+    references = float_weights(run.path, [key for key in is_scored if is_scored[key]], config.model, config.window)
 
     world.barrier()
     begin = time.perf_counter()
@@ -84,14 +83,9 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     }
     if not world.is_main:
         return
-    compressors = {}
-    if config.score.compressors:
-        compressors = general_purpose(validation_bytes(data, passes.tokens), progress)
-    tape = scored[-1].tape
-    losses = {each.name: nll_file(each.name, scored[-1].name) for each in scored}
-    for each in scored:
-        _save_array(run / losses[each.name], each.tape.nll)
-    atomic.write_json(run / "tape.json", tape.event_log)
+    compressors = general_purpose(validation_bytes(data, passes.tokens), progress) if config.score.compressors else {}
+    losses = _save_losses(run, scored)
+    atomic.write_json(run / "tape.json", scored[-1].tape.event_log)
     _charge(budget, load_seconds, scored)
     record = _scores(scored, first, float_scores, diagnostic) | {
         "accounting": data.manifest["accounting"],
@@ -107,7 +101,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         "world_size": world.size,
         "compressors": compressors,
         "data_seal": data_seal(data.path),
-        "losses": {name: {"file": file, "sha256": file_digest(run / file)} for name, file in losses.items()},
+        "losses": losses,
         "tape_sha256": file_digest(run / "tape.json"),
         "code_sha256": code_digest(),
         "settings": settings_of(config, SCORE_SETTINGS),
@@ -221,6 +215,12 @@ def _scores(
     }
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with atomic.atomic_path(path) as temporary, temporary.open("wb") as handle:
-        np.save(handle, array)
+def _save_losses(run: RunDirectory, scored: list[_ScoredPass]) -> dict[str, dict[str, str]]:
+    """Write the losses of every pass; returns the file of each and its digest."""
+    files = {}
+    for each in scored:
+        path = run / nll_file(each.name, scored[-1].name)
+        with atomic.atomic_path(path) as temporary, temporary.open("wb") as handle:
+            np.save(handle, each.tape.nll)
+        files[each.name] = {"file": path.name, "sha256": file_digest(path)}
+    return files

@@ -18,7 +18,7 @@ import torch
 
 from bitgolf.artifact.open import PackedModel
 from bitgolf.errors import ConfigError
-from bitgolf.export.tensors import network_of
+from bitgolf.export.network_tensors import network_of
 from bitgolf.run import atomic
 
 TOLERANCE = 1e-3  # largest difference of a logit

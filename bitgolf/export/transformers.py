@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from bitgolf.artifact.open import PackedModel
 from bitgolf.errors import ConfigError
-from bitgolf.export.tensors import shapes_of, tensors_of
+from bitgolf.export.network_tensors import shapes_of, tensors_of
 
 _CODE = ("network.py", "modeling_bitgolf.py", "configuration_bitgolf.py", "tokenization_bitgolf.py")
 

@@ -61,28 +61,28 @@ def curvatures(tensors: Mapping[str, MeasuredTensor], trellis: int) -> dict[str,
     Raises ConfigError if no tensor was measured, or a curvature is not positive and finite.
     """
     scale = _NOISE_VARIANCES * MEAN_SQUARED_ERROR[trellis]
-    known: dict[str, TensorCurvature] = {}
+    measured: dict[str, TensorCurvature] = {}
     for name, tensor in tensors.items():
         if tensor.curvature is not None and tensor.curvature.step:
             increase = max(tensor.curvature.increase_nats, _LEAST_INCREASE)
-            known[name] = TensorCurvature(tensor.weight.numel(), scale * increase / tensor.curvature.step**2)
-    if not known:
+            measured[name] = TensorCurvature(tensor.weight.numel(), scale * increase / tensor.curvature.step**2)
+    if not measured:
         raise ConfigError(
             "no tensor's curvature was measured, so the bytes cannot be divided; set train.measure.fisher_tokens "
             "and train again, or pack with pack.method 'gptq'"
         )
     per_weight = sorted(
         value.nats_per_squared_step * _mean_square(tensors[name].weight) / value.num_weights
-        for name, value in known.items()
+        for name, value in measured.items()
     )
     median = per_weight[len(per_weight) // 2]
     for name, tensor in tensors.items():
-        if name not in known:
+        if name not in measured:
             size, mean_square = tensor.weight.numel(), max(_mean_square(tensor.weight), _LEAST_MEAN_SQUARE)
-            known[name] = TensorCurvature(size, median * size / mean_square, "median of the others")
-        if not 0 < known[name].nats_per_squared_step < math.inf:
-            raise ConfigError(f"{name}: curvature {known[name].nats_per_squared_step:g} must be above 0 and finite")
-    return {name: known[name] for name in tensors}
+            measured[name] = TensorCurvature(size, median * size / mean_square, "median of the others")
+        if not 0 < measured[name].nats_per_squared_step < math.inf:
+            raise ConfigError(f"{name}: curvature {measured[name].nats_per_squared_step:g} must be above 0 and finite")
+    return {name: measured[name] for name in tensors}
 
 
 def equal_slope_steps(tensors: Mapping[str, TensorCurvature], log2_theta: float) -> dict[str, float]:

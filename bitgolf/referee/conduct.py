@@ -18,7 +18,7 @@ from bitgolf.foreign import parse_number
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
-from bitgolf.referee.log import Log, Metric
+from bitgolf.referee.log import SEARCHED_CHARACTERS, Log, Metric
 from bitgolf.referee.training_data import covers_validation, links_validation
 
 _UNPROVEN = "no violation was recognized in script and logs, which is no proof; only a run can show it"
@@ -45,7 +45,6 @@ _LATER_ROUND = re.compile(r"(?i)\b(round|iteration|attempt|trial)[ :#=]{0,2}([2-
 _NUMBERED = re.compile(r"[-_ ]?(run|pass|try|trial|attempt|seed|round|v)?[-_ ]?\d+$")
 _EPOCH_SCORE = re.compile(r"(?i)\bepoch[:= ]*(\d+)")
 _COPYING = re.compile(r"\b(ln|cp|mv|cat|rsync|symlink\w*|link|copy\w*|move|rename|replace)\b")
-_LOOKED_AT = 300  # characters of a line that these patterns see: the work of some grows with the square of the length
 _STARTS = re.compile(r"(?i)\btotal_docs:"), re.compile(r"(?i)^beginning \w{0,12} ?eval(uation)? timer")
 _GATES = re.compile(r"\b(within_gate|word_gate)=(\d+)")
 # A claim in prose, what the script must then hold, and what it is called.
@@ -68,7 +67,7 @@ def validation_unseen(submission: Submission) -> Finding:
     for log in submission.logs:
         sealed = log.sealed_line
         for number, line in log.lines.items():
-            start = line[:_LOOKED_AT]
+            start = line[:SEARCHED_CHARACTERS]
             if _PRE_QUANT.search(start) or (number < sealed and _ADAPTS.search(start)):
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}, before the artifact was made")
                 break
@@ -83,13 +82,13 @@ def validation_unseen(submission: Submission) -> Finding:
     for path in submission.files:
         if path.suffix in (".py", ".sh") and path.name != SCRIPT:
             lines = submission.read(path).decode(errors="replace").splitlines()
-            problems += [f"{path.name}: {line.strip()[:80]}" for line in lines if _links_shards(line[:_LOOKED_AT])]
+            problems += [f"{path.name}: {line.strip()[:80]}" for line in lines if _links_shards(line)]
     return _unless_proven(problems)
 
 
 def _links_shards(line: str) -> bool:
     """Whether a command makes training shards of validation shards."""
-    return _COPYING.search(line) is not None and links_validation(line)
+    return _COPYING.search(line[:SEARCHED_CHARACTERS]) is not None and links_validation(line[:SEARCHED_CHARACTERS])
 
 
 @submission_checks.register("single-pass", "C4", "each target is scored once, and its first score stands")
@@ -100,8 +99,8 @@ def single_pass(submission: Submission) -> Finding:
         for number, line in log.lines.items():
             setting = _SETTING.match(line)
             switched_on = setting is None or setting["value"].strip().lower() in _ON
-            numbered = number > log.sealed_line > 0 and _LATER_ROUND.search(line[:_LOOKED_AT])
-            if switched_on and (numbered or _AGAIN.search(line[:_LOOKED_AT])):
+            numbered = number > log.sealed_line > 0 and _LATER_ROUND.search(line[:SEARCHED_CHARACTERS])
+            if switched_on and (numbered or _AGAIN.search(line[:SEARCHED_CHARACTERS])):
                 problems.append(f"{log.name} line {number}: {line.strip()[:80]!r}")
                 break
         problems += [f"{log.name}: {what}" for what in _passes_before_the_headline(log)]
@@ -142,7 +141,8 @@ def causal(submission: Submission) -> Finding:
     problems = _matches(submission, patterns.peeking)
     for log in submission.logs:
         for number, line in log.lines.items():
-            gates = [f"{name}={count}" for name, count in _GATES.findall(line[:_LOOKED_AT]) if count.strip("0")]
+            counts = _GATES.findall(line[:SEARCHED_CHARACTERS])
+            gates = [f"{name}={count}" for name, count in counts if count.strip("0")]
             if gates:
                 problems.append(f"{log.name} line {number}: {', '.join(gates)}: hints gated by the word of the target")
                 break

@@ -25,6 +25,7 @@ from bitgolf.referee.texts import SCRIPT
 _SWITCHED_OFF = re.compile(r":\s*(false|0)$")
 _MOST_FILE_BYTES = 64 << 20  # a longer file is no log and no script
 _MOST_FILES = 10_000
+VAL_DOCUMENTS = 50_000  # of the challenge
 # Tokenizers of the challenge by a word in the name of their data sets, the more specific first.
 TOKENIZERS = ("caseops", "sp8192", "sp4096", "sp1024")
 

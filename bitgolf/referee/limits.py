@@ -1,7 +1,7 @@
-"""Checks of what a submission may use: files, bytes, seconds, the whole validation split.
+"""Checks of the three budgets of a submission: bytes, seconds of training, seconds of evaluation.
 
 Logs are taken as true records. A figure that the files do not give is MissingEvidence, never a pass.
-Source: docs/rules.md, sections 1, 2 and 5.
+Source: docs/rules.md, sections 1 and 2.
 """
 
 from __future__ import annotations
@@ -9,61 +9,15 @@ from __future__ import annotations
 import lzma
 import re
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
-from bitgolf.errors import ForeignError
-from bitgolf.foreign import parse_number, printable
-from bitgolf.referee.figures import is_number
+from bitgolf.referee.decimals import is_number
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
-from bitgolf.referee.log import Log
+from bitgolf.referee.log import SEARCHED_CHARACTERS, Log
 from bitgolf.referee.shipped import data_files, hidden_code, imported_files, uncertain, unknown_modules
 
-# Validation tokens by tokenizer, from the published logs: 50,000 documents, cut to whole windows by most scripts.
-VAL_TOKENS = {"sp1024": 62_021_632, "sp8192": 40_540_160, "caseops": 47_851_520}
-VAL_DOCUMENTS = 50_000
-_FIRST_DAY = date(2026, 1, 1)  # before the first record of openai/parameter-golf
-_CUT_TAIL = 1e-3  # share of the tokens: cutting to whole windows of 4,096 leaves out less
-_REQUIRED = ("author", "name", "date", "val_loss", "val_bpb", "bytes_total")
-_TEXT = ("author", "name", "date")
-_NUMBERS = ("val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total", "bytes_code")
 _LEAST_CODE_SHARE = 0.5  # of the source compressed by xz: shortening names does not save more
-_LEFT_OUT = (
-    r"(?:skip\w{0,4}|drop\w{0,4}|ignor\w{0,4}|exclud\w{0,4}|discard\w{0,4}|omit\w{0,4}|filter\w{0,4}(?: out)?"
-    r"|remov\w{0,4}|truncat\w{0,4}|left out|leav\w{0,4} out|not (?:scored|evaluated|counted)|unscored)"
-)
-_THINGS = (
-    r"(?:\w{1,20}[ _])?(?:documents?|docs?|sequences?|samples?|targets?|tokens?|batch(?:es)?|windows?|chunks?|shards?)"
-)
-_SKIPPED = re.compile(  # "skipped 12 documents", "docs_skipped: 12", "12 docs were skipped"
-    rf"(?i)\b{_LEFT_OUT}[:= ]{{1,3}}(\d[\d,_]*) {_THINGS}\b"
-    rf"|(?:{_THINGS}[_ ]{_LEFT_OUT}|\b{_LEFT_OUT}[_ ]{_THINGS})[:= ]{{1,3}}(\d[\d,_]*)"
-    rf"|\b(\d[\d,_.]*)[kKmM]? {_THINGS} (?:\w{{1,6}} ){{0,3}}{_LEFT_OUT}\b"
-    rf"|\b{_LEFT_OUT}[:= ]{{1,3}}(?:last |first )?(\d[\d,_.]*)[kKmM]? (?:\w{{1,12}} )?{_THINGS}\b"
-    rf"|\b{_LEFT_OUT} {_THINGS} [\w ]{{0,60}}:\s?(\d[\d,_]*)"
-    rf"|{_THINGS} (?:\([^()]{{1,40}}\) )?{_LEFT_OUT}[:= ]{{1,3}}(\d[\d,_]*)"
-    rf"|\b(?:n|num)_{_LEFT_OUT}(?:_{_THINGS})?\s?[:=]\s?(\d[\d,_]*)"
-)
-_PART = re.compile(  # "49,000 of 50,000 documents"
-    rf"(?i)\b(\d[\d,_]*)\s?(?:of|/|out of)\s?(\d[\d,_]*) {_THINGS}\b|\b(\d[\d,_]*) fewer {_THINGS}\b"
-)
-_SUBSET = re.compile(  # "using first 10000000 val tokens", "val subset: 10%", "eval on 5000 docs"
-    rf"(?i)\b(?:first|only) [\d,_.]+[kKmM]? val\w{{0,7}} {_THINGS}|\bval\w{{0,7}}[ _]subset\b"
-    rf"|\beval\w{{0,7}} on [\d,_.]+[kKmM]? {_THINGS}"
-)
-_LIMIT = re.compile(
-    r"(?i)\b((?:max|limit)_(?:val|eval)_\w{1,12}|(?:val_(?:docs?|tokens?)|eval)_(?:fraction|frac|subset)|(?:max|limit|num_eval|eval)_docs(?:_limit)?|docs?_limit)\s?[:=]\s?([\d.]+)"
-)
-_CUT_SHORT = re.compile(  # of an evaluation, on lines after the artifact was made
-    r"(?i)\beval\w{0,6}\b.{0,40}\b(stopp?ed|ended|aborted|capped|cut|interrupted)\b.{0,20}\b(early|at|after|short)\b"
-    r"|\b(time|wall-?clock) ?(limit|budget|out)\b.{0,20}\b(reached|hit|exceeded)|\btimed out\b"
-    r"|\b(clip|clamp|winsor|trim|cap)([pm]?|iz)(ed|ing)\b.{0,30}\b(loss(es)?|nll|nats|mean)\b"
-    r"|\bcoverage[:= ]{1,3}\d{1,2}(\.\d+)?\s?%"
-)
-_EVALUATED = re.compile(r"(?i)\b(?:evaluat|scor)(?:ing|ed) (\d[\d,_]{3,}) (documents|docs)\b")
-_SKIPPED_CHARACTERS = 300  # of a line
-_TIME = re.compile(r"\b(20\d\d-\d\d-\d\d)[ T]\d\d:\d\d")
 _TRAINS_ON = re.compile(
     r"(?i)\btrain_loss\b|\b(resum|continu)\w{1,4} training|\b(extra|more|additional) (\d+ )?steps"
     r"|\b(fine-?tun\w{0,4}|polish\w{0,4}).*(epoch|step|loss)|\bepoch\b.*\bloss\b"
@@ -78,82 +32,6 @@ _MAY_BE_OUTSIDE = re.compile(r"(?i)warm|compil|serializ|quantiz|compress")  # ru
 _TIMER = re.compile(r"(?i)eval(uation)? timer")
 _HINT = re.compile(r"(?i)ngram|hint|tilt|cache")  # in the first word of a line
 _HINTS_BUILT = re.compile(r"(?i)\b(built|build|hints|precomput|in \d[\d.]* ?s)")
-
-
-@submission_checks.register("files", "section 5", "the folder holds what a reviewer needs")
-def files(submission: Submission) -> Finding:
-    """Section 5: README, submission.json, the script and the logs are there."""
-    names = {path.name for path in submission.files}
-    problems = [f"{name} is missing" for name in ("README.md", "submission.json", SCRIPT) if name not in names]
-    try:
-        logs = [log.name for log in submission.logs]
-    except MissingEvidence as missing:
-        logs = []
-        problems.append(str(missing))
-    for log in submission.logs if logs else ():
-        problems += [f"{log.name} line {number}: {reason}" for number, reason in list(log.damaged.items())[:3]]
-    return judge(problems[:8], f"{len(names)} files, {len(logs)} logs of training", files=sorted(names), logs=logs)
-
-
-@submission_checks.register("json-schema", "section 5", "submission.json has its fields, of the right kind and size")
-def schema(submission: Submission) -> Finding:
-    """Section 5: fields and their kinds; `val_loss` in nats, `val_bpb` in bits."""
-    data = submission.metadata
-    problems = [f"{key} is missing" for key in _REQUIRED if data.get(key) is None]
-    present = {key: value for key, value in data.items() if value is not None}
-    problems += [f"{key} is {present[key]!r}, not text" for key in _TEXT if not isinstance(present.get(key, ""), str)]
-    problems += [f"{key} is {present[key]!r}, not a number" for key in _NUMBERS if not is_number(present.get(key, 0))]
-    loss, bpb = data.get("val_loss"), data.get("val_bpb")
-    if is_number(loss) and is_number(bpb) and loss > 0:
-        if not 0.2 < bpb < 4:
-            problems.append(f"val_bpb {bpb} is no score in bits per byte (about 1)")
-        if abs(bpb / loss - 1) < 0.02:
-            problems.append(f"val_loss {loss} is bits per byte, not nats per token")
-        elif not 0.2 < bpb / loss < 0.8:
-            problems.append(f"val_bpb {bpb} and val_loss {loss} do not go together")
-    if isinstance(data.get("date"), str):
-        problems += filter(None, [_impossible_date(data["date"]), _later_log(submission, data["date"])])
-    results = data.get("seed_results")
-    if isinstance(results, dict) and isinstance(data.get("seeds"), list):
-        listed = {str(seed) for seed in data["seeds"]}
-        if listed != set(results):
-            problems.append(f"seeds {sorted(listed)} but seed_results of {sorted(results)}")
-    return judge(problems, f"{len(data)} fields; val_bpb {bpb}, val_loss {loss} nats", fields=sorted(data))
-
-
-def _impossible_date(text: str) -> str:
-    """Why a date cannot be that of a submission; "" if it can."""
-    try:
-        day = datetime.fromisoformat(text.strip().replace("Z", "+00:00")).date()
-        if not re.match(r"\d{4}-\d{2}-\d{2}", text.strip()):
-            raise ValueError
-    except ValueError:
-        return f"date is {printable(text)!r}, which is no date of the form YYYY-MM-DD"
-    if day < _FIRST_DAY:
-        return f"date is {text}, before the challenge began"
-    if day > datetime.now(UTC).date() + timedelta(days=1):  # somewhere it is tomorrow already
-        return f"date is {text}, which is in the future"
-    return ""
-
-
-def _later_log(submission: Submission, claimed: str) -> str:
-    """A log that was written after the claimed date; "" if there is none."""
-    try:
-        logs = submission.logs
-    except MissingEvidence:
-        return ""
-    for log in logs:
-        dates = [match[1] for line in log.lines.values() for match in _TIME.finditer(line[:_SKIPPED_CHARACTERS])]
-        if dates and min(dates) > claimed.strip()[:10] and _next_day(claimed) < min(dates):
-            return f"date is {printable(claimed)}, but {log.name} was written on {min(dates)}"
-    return ""
-
-
-def _next_day(text: str) -> str:
-    try:
-        return (date.fromisoformat(text.strip()[:10]) + timedelta(days=1)).isoformat()
-    except (ValueError, OverflowError):
-        return "9999"
 
 
 def _compressed_bytes(text: str) -> int:
@@ -258,7 +136,7 @@ def train_clock(submission: Submission) -> Finding:
         if log.stop and log.stop.why != "wallclock_cap":
             problems.append(f"{log.name}: training was stopped by {log.stop.why!r}, not by the clock")
         for number, line in log.lines.items() if log.stop else ():
-            if log.stop and log.stop.line < number < log.sealed_line and _TRAINS_ON.search(line[:_SKIPPED_CHARACTERS]):
+            if log.stop and log.stop.line < number < log.sealed_line and _TRAINS_ON.search(line[:SEARCHED_CHARACTERS]):
                 problems.append(f"{log.name} line {number}: training goes on: {line.strip()[:60]!r}")
                 break
         last = log.stop.step if log.stop else steps
@@ -284,7 +162,7 @@ def train_clock(submission: Submission) -> Finding:
 def _broken_clock(log: Log, end: float) -> Iterator[str]:
     """Lines of training whose clock was stopped or runs back, or is later than the end of training."""
     for number, line in log.lines.items():
-        start = line[:_SKIPPED_CHARACTERS]
+        start = line[:SEARCHED_CHARACTERS]
         if number < log.sealed_line and _STOPS_CLOCK.search(start) and not _MAY_BE_OUTSIDE.search(start):
             yield f"line {number}: the training clock was stopped: {line.strip()[:60]!r}"
             break
@@ -339,96 +217,4 @@ def _starts_timer(line: str) -> bool:
 
 def _builds_hints(line: str) -> bool:
     first, _, rest = line.strip(" \t*[#-").partition(" ")
-    return _HINT.search(first[:_SKIPPED_CHARACTERS]) is not None and _HINTS_BUILT.search(first + " " + rest) is not None
-
-
-@submission_checks.register("tokens-scored", "C4", "the whole validation split was scored, each target once")
-def tokens_scored(submission: Submission) -> Finding:
-    """C4: validation tokens and documents that the logs count, against the full split."""
-    problems, counted = [], {}
-    expected = VAL_TOKENS.get(submission.tokenizer)
-    for log in submission.logs:
-        tokens, targets, documents = (log.counts.get(what, []) for what in ("val_tokens", "target_tokens", "documents"))
-        # Our own logs count on the line of the pass, and repeat its score without counts at the end.
-        same = [metric.counts for metric in log.metrics if log.final is not None and metric.bpb == log.final.bpb]
-        targets = [*targets, *(counts[0] for counts in same if counts is not None)]
-        if tokens or targets or documents:
-            counted[log.name] = {"val_tokens": tokens, "target_tokens": targets, "documents": documents}
-        for count in {*tokens, *targets}:
-            if expected and abs(count / expected - 1) > _CUT_TAIL:
-                problems.append(
-                    f"{log.name}: {count:,} validation tokens, {count / expected:.1%} of the full split's {expected:,}"
-                )
-        if tokens and targets and max(targets) > max(tokens):
-            problems.append(f"{log.name}: {max(targets):,} targets were scored of {max(tokens):,} tokens: some twice")
-        problems += [
-            f"{log.name}: {count:,} validation documents, the split has {VAL_DOCUMENTS:,}"
-            for count in {*documents}
-            if count != VAL_DOCUMENTS
-        ]
-        problems += [f"{log.name} line {number}: {line.strip()[:80]!r}" for number, line in _skipped(log)]
-        problems += [f"{log.name}: {key} is {value}" for key, value in _limits(log, expected)]
-    different = {max(log["val_tokens"] or log["target_tokens"] or [0]) for log in counted.values()} - {0}
-    if len(different) > 1:
-        problems.append(
-            f"the logs scored different amounts: {', '.join(f'{count:,}' for count in sorted(different))} tokens"
-        )
-    if not counted:
-        raise MissingEvidence("no log says how many validation tokens there were")
-    if not problems and not expected and not any(log["documents"] for log in counted.values()):
-        raise MissingEvidence(
-            f"{max(different, default=0):,} validation tokens were scored; whether that is the full split cannot be "
-            "told for this tokenizer"
-        )
-    reason = f"{max(different, default=0):,} validation tokens in {len(counted)} logs: the full split"
-    return judge(list(dict.fromkeys(problems))[:8], reason, counted=counted, expected=expected)
-
-
-def _limits(log: Log, expected: int | None) -> Iterator[tuple[str, str]]:
-    """Settings that limit the validation data, among the settings and on any line."""
-    on_lines = {
-        match[1]: match[2] for line in log.lines.values() for match in _LIMIT.finditer(line[:_SKIPPED_CHARACTERS])
-    }
-    for key, value in {**on_lines, **{k: v for k, v in log.settings.items() if _LIMIT.fullmatch(f"{k}:{v}")}}.items():
-        number = _as_float(value)
-        share = key.endswith(("fraction", "frac", "subset"))
-        whole = VAL_DOCUMENTS if "doc" in key or not expected else expected
-        if number and (number != 1 if share else number < whole):
-            yield key, value
-
-
-def _skipped(log: Log) -> Iterator[tuple[int, str]]:
-    """Lines that tell of documents or tokens that were left out, with more than zero of them."""
-    parts: dict[str, list[tuple[int, str, bool]]] = {}  # by the whole: lines that tell of a part of it
-    for number, line in log.lines.items():
-        start = line[:_SKIPPED_CHARACTERS]
-        if "train" in start.lower():
-            continue
-        of_documents = [int(_digits(match[1])) for match in _EVALUATED.finditer(start)]
-        if (number > log.sealed_line > 0 and _CUT_SHORT.search(start)) or any(n != VAL_DOCUMENTS for n in of_documents):
-            yield number, line
-            continue
-        counts = [next(filter(None, match.groups()), "0") for match in _SKIPPED.finditer(start)]
-        if any(count.strip("0,_.") for count in counts) or _SUBSET.search(start):
-            yield number, line
-            continue
-        for part, whole, fewer in _PART.findall(start):
-            if fewer:
-                yield number, line
-            else:
-                complete = int(_digits(part)) >= int(_digits(whole))
-                parts.setdefault(whole, []).append((number, line, complete))
-    for lines in parts.values():  # several lines are progress
-        if len(lines) == 1 and not lines[0][2]:
-            yield lines[0][:2]
-
-
-def _digits(text: str) -> str:
-    return text.replace(",", "").replace("_", "")[:18] or "0"
-
-
-def _as_float(text: str) -> float | None:
-    try:
-        return parse_number(text)
-    except ForeignError:
-        return None
+    return _HINT.search(first[:SEARCHED_CHARACTERS]) is not None and _HINTS_BUILT.search(first + " " + rest) is not None

@@ -57,6 +57,8 @@ _CODE_LINES = 3  # that make a block of lines a program
 _SEED_NAME = re.compile(r"seed[_-]?(\d+)")
 _UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
 _LONGEST_LINE = 2_000  # characters that are looked at
+# Characters of a line that the checks search by patterns: the work of some grows with the square of the length.
+SEARCHED_CHARACTERS = 300
 
 
 @dataclass(frozen=True)

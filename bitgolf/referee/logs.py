@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge, not_run
-from bitgolf.referee.figures import is_number
+from bitgolf.referee.decimals import is_number
 from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.log import Log, Metric
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
-from bitgolf.referee.figures import figure_of, figures, is_number, shown
+from bitgolf.referee.decimals import figure_of, figures, is_number, shown
 from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.log import Metric
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from bitgolf.referee.code import Match, Script
+from bitgolf.referee.folder import VAL_DOCUMENTS
 from bitgolf.referee.second_pass import Uses
 from bitgolf.referee.texts import callee
 from bitgolf.referee.training_data import TRAIN, VAL, training_on_validation
@@ -33,7 +34,6 @@ _WARMS = re.compile(r"warm_?up")
 _SECOND = re.compile(r"(^|_)(two_?pass|second_?pass|pass_?2|2_?pass|re_?scor(e|ed|ing)|best_of)(_|$)")
 _DOCUMENT_LENGTH = re.compile(r"(max_)?doc(ument)?_?len(gth)?s?")
 _FEW_DOCUMENTS = re.compile(r"(num_?)?val(idation)?_?(docs|documents)|n_?val")
-_VAL_DOCUMENTS = 50_000
 _CONVERTERS = ("torch", "np", "numpy", "list", "tuple", "iter", "enumerate", "reversed", "sorted")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -213,19 +213,19 @@ def small_validation_split(script: Script) -> Iterator[Match]:
     (issue 2127)."""
 
     def small(node: ast.expr) -> bool:
-        return isinstance(node, ast.Constant) and isinstance(node.value, int) and 0 < node.value < _VAL_DOCUMENTS
+        return isinstance(node, ast.Constant) and isinstance(node.value, int) and 0 < node.value < VAL_DOCUMENTS
 
     for call in script.nodes(ast.Call):
         option = next((a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)), "")
         name = option.lstrip("-").replace("-", "_").lower()
         defaults = [keyword.value for keyword in call.keywords if keyword.arg == "default" and small(keyword.value)]
         if defaults and _FEW_DOCUMENTS.fullmatch(name):
-            what = f"{option} is {ast.unparse(defaults[0])} by default, the split has {_VAL_DOCUMENTS:,}"
+            what = f"{option} is {ast.unparse(defaults[0])} by default, the split has {VAL_DOCUMENTS:,}"
             yield Match(call.lineno, what, "val_docs")
     for node in script.nodes(ast.Assign):
         names = [name.lower() for target in node.targets for name in _names(target)]
         if small(node.value) and any(_FEW_DOCUMENTS.fullmatch(name) for name in names):
-            what = f"{ast.unparse(node)[:60]}, the split has {_VAL_DOCUMENTS:,} documents"
+            what = f"{ast.unparse(node)[:60]}, the split has {VAL_DOCUMENTS:,} documents"
             yield Match(node.lineno, what, "val_docs")
 
 

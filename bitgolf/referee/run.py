@@ -10,11 +10,11 @@ from pathlib import Path
 from bitgolf.audit.verdict import Verdict
 from bitgolf.config import BudgetConfig
 from bitgolf.errors import RunError
-from bitgolf.referee import conduct, limits, logs, numbers
+from bitgolf.referee import conduct, form, limits, logs, numbers, whole_split
 from bitgolf.referee.folder import SCRIPT, Submission, submission_checks
 from bitgolf.run.progress import Progress, silent
 
-submission_checks.arrange([limits, numbers, logs, conduct])
+submission_checks.arrange([form, limits, whole_split, numbers, logs, conduct])
 
 
 def is_submission(path: Path) -> bool:

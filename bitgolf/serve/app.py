@@ -71,18 +71,18 @@ class _Server:
         except (ValueError, RecursionError):
             return _error(400, "the request is no JSON")
         try:
-            asked = read_request(values)
+            completion = read_request(values)
         except BitgolfError as error:
             return _error(400, str(error))
         if self._waiting >= self._max_waiting:
             return _error(503, f"{self._waiting} requests are waiting; try again later", {"Retry-After": "1"})
-        return await self._in_line(asked)
+        return await self._in_line(completion)
 
-    async def _in_line(self, asked: CompletionRequest) -> Response:
+    async def _in_line(self, completion: CompletionRequest) -> Response:
         self._waiting += 1
         try:
             answer: dict[str, Any] = await asyncio.get_running_loop().run_in_executor(
-                self._thread, complete, self._model, asked
+                self._thread, complete, self._model, completion
             )
         except BitgolfError as error:
             return _error(400, str(error))

@@ -11,7 +11,7 @@ import math
 from statistics import fmean
 from typing import Any
 
-from bitgolf.report.comparison.statistics import Sample
+from bitgolf.report.comparison.t_tests import Sample
 from bitgolf.submit.lineage import lineage
 from bitgolf.submit.seed_log import step_milliseconds
 from bitgolf.submit.seed_runs import SeedRun

@@ -29,7 +29,7 @@ from bitgolf.audit.sandbox.client import (
     SealedTimeout,
     libraries,
 )
-from bitgolf.audit.sandbox.limits import Limits
+from bitgolf.audit.sandbox.process_limits import Limits
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate import ScoreTape, evaluate
 

@@ -24,7 +24,7 @@ from bitgolf.config import BudgetConfig
 from bitgolf.errors import RunError
 from bitgolf.referee import code, patterns
 from bitgolf.referee.code import read_script
-from bitgolf.referee.figures import Figure, figure_of, figures, is_number
+from bitgolf.referee.decimals import Figure, figure_of, figures, is_number
 from bitgolf.referee.folder import Submission, submission_checks
 from bitgolf.referee.log import parse_log
 from bitgolf.referee.readme import Readme

@@ -27,7 +27,7 @@ from bitgolf.report.comparison.compare_page import render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.document_losses import document_losses, document_starts
 from bitgolf.report.comparison.scored_runs import config_differences, label_paths, read_runs
-from bitgolf.report.comparison.statistics import Sample, TTest
+from bitgolf.report.comparison.t_tests import Sample, TTest
 
 FEW = Settings(resamples=200)
 BOS = 1

@@ -13,7 +13,8 @@ from run_family import Family, texts
 
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison.scored_runs import ScoredRun, TextIdentity, group_runs, label_paths, read_runs, sample
-from bitgolf.report.comparison.statistics import (
+from bitgolf.report.comparison.student_t import incomplete_beta, upper_tail
+from bitgolf.report.comparison.t_tests import (
     AUDIT_P,
     BAR_P,
     MARGIN_NATS,
@@ -23,7 +24,6 @@ from bitgolf.report.comparison.statistics import (
     paired,
     welch,
 )
-from bitgolf.report.comparison.student_t import incomplete_beta, upper_tail
 
 # One-sided critical values of Student's t as textbooks print them: df -> t for each of TABLE_P.
 TABLE_P = (0.05, 0.025, 0.01, 0.005, 0.001)

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from bitgolf.audit.sandbox.evaluation import build
-from bitgolf.audit.sandbox.limits import Limits, resident_bytes
 from bitgolf.audit.sandbox.process import SealedEvaluation
+from bitgolf.audit.sandbox.process_limits import Limits, resident_bytes
 from bitgolf.audit.scratch import scratch_folder
 from bitgolf.errors import ForeignError, RuleViolation, RunError
 from bitgolf.evaluate.tape import TokenReader
@@ -89,7 +89,7 @@ class SealedProcess:
         evaluation: Build = build,
         # the first token that is sent to score targets from a certain one on
         first_token: Callable[[int], int] = lambda target: 0,
-        limits: Limits | None = None,  # see `limits.Limits`; None = the defaults for this artifact
+        limits: Limits | None = None,  # None = the defaults for this artifact
     ) -> None:
         on_gpu = str(settings.get("device", "cpu")).startswith("cuda")
         self.limits = limits or Limits.of(artifact.stat().st_size, num_threads, on_gpu)

@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitgolf.audit.sandbox import kernel, landlock, namespaces, system_calls
-from bitgolf.audit.sandbox import limits as resource_limits
+from bitgolf.audit.sandbox import kernel, landlock, namespaces, process_limits, system_calls
 
 _FILES_OF_THE_SYSTEM = (Path("/dev"), Path("/proc"), Path("/sys"))
 _NOTED = ("open", "socket.__new__", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "ctypes.dlopen")
@@ -105,7 +104,7 @@ def enter(view: namespaces.View, secrets: list[str], limits: dict[str, Any]) -> 
         system_calls.refuse_network()
     except kernel.Unavailable as reason:
         isolation.refused.append(f"refusing sockets: {reason}")
-    resource_limits.apply(limits)
+    process_limits.apply(limits)
     families = _open_families()
     targets = [*_CONTROLS, *_mount_points(), *map(str, view.visible), *secrets]
     isolation.user, isolation.limits = os.geteuid(), limits

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bitgolf.audit.sandbox import kernel, limits, namespaces
+from bitgolf.audit.sandbox import kernel, namespaces, process_limits
 from bitgolf.audit.sandbox.isolation import Isolation, enter
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ class Server:
 
     def isolate(self) -> None:
         """The first request: which files to show, and which must not be reachable."""
-        asked = json.loads(self.requests.recv_bytes())
-        visible, hidden = (tuple(map(Path, asked[key])) for key in ("visible", "hidden"))
-        view = namespaces.View(visible, Path(asked["writable"]), hidden)
+        request = json.loads(self.requests.recv_bytes())
+        visible, hidden = (tuple(map(Path, request[key])) for key in ("visible", "hidden"))
+        view = namespaces.View(visible, Path(request["writable"]), hidden)
         os.chdir(view.writable)
-        self.isolated = asked["isolated"]
+        self.isolated = request["isolated"]
         if self.isolated:
-            self.isolation = enter(view, asked["secrets"], asked["limits"])
+            self.isolation = enter(view, request["secrets"], request["limits"])
         else:
-            limits.apply(asked["limits"])
+            process_limits.apply(request["limits"])
         self._answer({"isolation": self.isolation.to_json()})
 
     def serve(self) -> None:
@@ -78,15 +78,15 @@ class Server:
             "close": self._close,
             "score": self._score,
             "update": self._update,
-            "end": lambda asked: ({"attempts": self.isolation.attempts}, b""),
+            "end": lambda request: ({"attempts": self.isolation.attempts}, b""),
         }
         while True:
             try:
-                asked = json.loads(self.requests.recv_bytes())
+                request = json.loads(self.requests.recv_bytes())
             except EOFError:
                 return
             try:
-                answer, block = operations[asked["do"]](asked)
+                answer, block = operations[request["do"]](request)
             except Exception as error:  # the auditor judges all errors of the evaluation
                 frames = traceback.extract_tb(error.__traceback__)
                 where = f"{frames[-1].filename}:{frames[-1].lineno}"
@@ -99,38 +99,38 @@ class Server:
         if block:
             self.answers.send_bytes(block)
 
-    def _load(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _load(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         build: Callable[[dict[str, Any]], SealedEvaluation] = pickle.loads(self.requests.recv_bytes())
-        self.evaluation = build(asked["settings"])
+        self.evaluation = build(request["settings"])
         self.evaluation.warm_up()
         return {}, b""
 
-    def _close(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _close(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         if self.isolated:
             self.isolation.close_files()
         return {"isolation": self.isolation.to_json()}, b""
 
-    def _score(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _score(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         assert self.evaluation is not None
-        start, stop = asked["start"], asked["stop"]
-        self._receive(asked)
+        start, stop = request["start"], request["stop"]
+        self._receive(request)
         losses = self.evaluation.scorer.score(self._reader(stop + 1), start, stop)
         return {}, losses.astype("<f4").tobytes()
 
-    def _update(self, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _update(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         assert self.evaluation is not None and self.evaluation.adapter is not None
-        self.evaluation.adapter.update(self._reader(asked["stop"] + 1), asked["start"], asked["stop"])
+        self.evaluation.adapter.update(self._reader(request["stop"] + 1), request["start"], request["stop"])
         return {}, b""
 
-    def _receive(self, asked: dict[str, Any]) -> None:
-        """Take in tokens from position `asked["origin"]` on: a continuation of what is there, or a new block."""
+    def _receive(self, request: dict[str, Any]) -> None:
+        """Take in tokens from position `request["origin"]` on: a continuation of what is there, or a new block."""
         import numpy as np
 
-        block = np.frombuffer(self.requests.recv_bytes() if asked["tokens"] else b"", dtype="<u2")
-        if self.tokens is not _empty and asked["origin"] == self.origin + len(self.tokens):
+        block = np.frombuffer(self.requests.recv_bytes() if request["tokens"] else b"", dtype="<u2")
+        if self.tokens is not _empty and request["origin"] == self.origin + len(self.tokens):
             self.tokens = np.concatenate([self.tokens, block])
         else:
-            self.origin, self.tokens = asked["origin"], block
+            self.origin, self.tokens = request["origin"], block
 
     def _reader(self, limit: int) -> Callable[[int, int], np.ndarray]:
         """`TokenReader` of what has arrived, up to token `limit` - 1."""

@@ -2,7 +2,7 @@
 
 Documents are drawn with replacement. Each document has its bits under both systems and its bytes, and the difference
 is a ratio of sums, as the score is. The interval says what other documents of this kind would give with the *same*
-trained models. `statistics` answers what another seed would give.
+trained models. `t_tests` answers what another seed would give.
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (percentile interval).
 
 Legend: D documents, R resamples.

@@ -27,7 +27,7 @@ from bitgolf.report.comparison.scored_runs import (
     require_one_set,
     sample,
 )
-from bitgolf.report.comparison.statistics import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, welch
+from bitgolf.report.comparison.t_tests import MARGIN_NATS, Sample, TTest, margin_in_bpb, paired, welch
 from bitgolf.run.progress import Progress, silent
 
 

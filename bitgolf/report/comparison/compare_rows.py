@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from bitgolf.report.comparison.compare import Comparison, Contrast
-from bitgolf.report.comparison.statistics import AUDIT_P, BAR_P, TTest
+from bitgolf.report.comparison.t_tests import AUDIT_P, BAR_P, TTest
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -17,7 +17,7 @@ from typing import Any
 from bitgolf.config import Config
 from bitgolf.data.prepared import read_manifest
 from bitgolf.errors import ConfigError, DataError, RunError
-from bitgolf.report.comparison.statistics import Sample
+from bitgolf.report.comparison.t_tests import Sample
 from bitgolf.report.products import read_training, require_product
 from bitgolf.run.directory import RunDirectory
 
