@@ -334,7 +334,7 @@ def test_what_the_process_can_still_reach_is_in_the_evidence(
     secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, families: list[int], route: bool
 ) -> None:
     """In this process, with no isolation at all."""
-    for place in ("namespaces.enter", "system_calls.refuse_network", "resource_limits.apply"):
+    for place in ("namespaces.enter", "system_calls.refuse_network", "process_limits.apply"):
         monkeypatch.setattr(f"bitgolf.audit.sandbox.isolation.{place}", lambda *arguments: None)
     monkeypatch.setattr(isolation, "_open_families", lambda: families)
     monkeypatch.setattr(isolation, "_can_reach_network", lambda: route)
