@@ -323,7 +323,7 @@ def test_a_terminal_without_unicode_shows_escapes() -> None:
 
 def test_the_doctor_gives_a_cost_to_what_is_missing_and_to_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = {"flash": "", "cudnn": "needs a GPU"}
-    monkeypatch.setattr("bitgolf.model.backends.available_backends", lambda device, dtype: attention)
+    monkeypatch.setattr("bitgolf.model.backends.available_backends", lambda case: attention)
     packages = {"lzma": None, "range": "constriction"}
     monkeypatch.setattr("bitgolf.artifact.compressors.compressor_names", lambda: tuple(packages))
     monkeypatch.setattr("bitgolf.artifact.compressors.missing_package", packages.get)

@@ -21,6 +21,7 @@ from bitgolf.audit.headline import MODEL_ROWS, Headline, sample_blocks
 from bitgolf.audit.sandbox.client import SealedFailure, SealedProcess
 from bitgolf.audit.sandbox.process_limits import Limits
 from bitgolf.errors import RuleViolation
+from bitgolf.evaluate.document_batches import end_of_batches
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import window_plan
 
@@ -163,8 +164,6 @@ class SealedRun:
         if self._whole:
             return num_targets
         if headline.by_documents:
-            after = np.flatnonzero(headline.tokens[1:-1] == headline.bos_id) + 1
-            last = updates * config.ttt.lora.documents - 1
-            return int(after[last]) if last < len(after) else num_targets
+            return end_of_batches(headline.tokens, headline.bos_id, config.ttt.lora.documents, updates)
         chunks = updates * config.ttt.weights.chunk_tokens if config.ttt.between_chunks else 0
         return min(num_targets, chunks + config.score.batch_tokens // config.window * headline.stride)

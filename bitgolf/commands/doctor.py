@@ -58,7 +58,7 @@ def examine() -> list[Finding]:
     import torch
 
     from bitgolf.artifact.compressors import compressor_names, missing_package
-    from bitgolf.model.backends import available_backends
+    from bitgolf.model.backends import AttentionCase, available_backends
     from bitgolf.model.build import compute_dtype
 
     interpreter = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -70,7 +70,7 @@ def examine() -> list[Finding]:
         *_gpus(),
     ]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name, reason in available_backends(device, compute_dtype(device)).items():
+    for name, reason in available_backends(AttentionCase(device, compute_dtype(device))).items():
         cost = "`auto` uses the next backend that works" if reason else ""
         findings.append(Finding("attention", name, not reason, reason or f"works on {device}", cost))
     for name, (purpose, cost) in _PACKAGES.items():

@@ -23,7 +23,7 @@ _SENTENCE = 4_000  # characters per sentence; SentencePiece skips sentences abov
 _RESERVED = f"\0{SPACE}\u2585"  # SentencePiece skips sentences that contain them, or stops
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, name: str = "") -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool) -> Tokenizer:
     """Train on all of `documents`. SentencePiece keeps them in memory, so the caller limits their bytes.
 
     Raises DataError if there is no text, or if there is too little text or there are too many distinct characters for
@@ -69,7 +69,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool, n
     if sentences.failure is not None:
         raise sentences.failure
     kind = "lossless" if lossless else "challenge"
-    return Tokenizer(model.getvalue(), lossless, name or f"{kind}-{vocab_size}")
+    return Tokenizer(model.getvalue(), lossless, f"{kind}-{vocab_size}")
 
 
 class _Sentences:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -75,22 +76,31 @@ def attention_function(backend: str) -> AttentionFunction:
     return sdpa
 
 
-def available_backends(
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int = 64,
-    *,
-    heads: int = 4,
-    kv_heads: int = 2,
-    documents: bool = False,
-    window: int = 0,
-) -> dict[str, str]:
-    """Every backend with '' if a small forward and backward pass works, else with the reason why it does not.
+@dataclass(frozen=True)
+class AttentionCase:
+    """What a backend has to do: where, in which dtype, with which sizes and masks."""
 
-    With `documents` or a `window`, the backends for attention within documents, whose results are checked too.
-    """
-    names = DOCUMENT_BACKENDS if documents or window else BACKENDS
-    return {name: _problem(name, device, dtype, (heads, kv_heads, head_dim), documents, window) for name in names}
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    documents: bool = False  # attention within documents
+    window: int = 0  # tokens; 0 = all
+
+    @property
+    def is_masked(self) -> bool:
+        return self.documents or bool(self.window)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends to choose from, in order. With masks their results are checked too."""
+        return DOCUMENT_BACKENDS if self.is_masked else BACKENDS
+
+
+def available_backends(case: AttentionCase) -> dict[str, str]:
+    """Every backend with '' if a small forward and backward pass works, else with the reason why it does not."""
+    return {name: _problem(name, case) for name in case.backends}
 
 
 def reproducible_backend(masked: bool) -> str:
@@ -102,24 +112,14 @@ def reproducible_backend(masked: bool) -> str:
     return "math" if masked else "flash"
 
 
-def choose_backend(
-    requested: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    *,
-    heads: int,
-    kv_heads: int,
-    documents: bool = False,
-    window: int = 0,
-) -> str:
-    """The fastest backend that works on this device for `auto`; a named one only after a check that it works.
+def choose_backend(requested: str, case: AttentionCase) -> str:
+    """The fastest backend that works for `auto`; a named one only after a check that it works.
 
     Raises ConfigError, with the reason, if the named backend does not work on this device, or not with attention within
-    `documents` or with the `window`.
+    documents or with the window.
     """
-    names = DOCUMENT_BACKENDS if documents or window else BACKENDS
-    setting = "model.attention.within_documents" if documents else "model.attention.window"
+    names = case.backends
+    setting = "model.attention.within_documents" if case.documents else "model.attention.window"
     if requested not in ("auto", *names):
         problem = f"unknown attention backend {requested!r}"
         if requested in BACKENDS:
@@ -130,73 +130,66 @@ def choose_backend(
                 "only"
             )
         raise ConfigError(f"{problem}; allowed: auto, {', '.join(names)}")
-    sizes = (heads, kv_heads, head_dim)
     if requested == "auto":
-        return next(name for name in names if not _problem(name, device, dtype, sizes, documents, window))
-    reason = _problem(requested, device, dtype, sizes, documents, window)
-    if reason:
-        working = [name for name in names if not _problem(name, device, dtype, sizes, documents, window)]
+        return next(name for name in names if not _problem(name, case))
+    if reason := _problem(requested, case):
+        working = [name for name in names if not _problem(name, case)]
         raise ConfigError(
-            f"attention backend {requested!r} does not work on {device}"
-            f"{f' with {setting}' if documents or window else ''}: {reason}; working here: {', '.join(working)}"
+            f"attention backend {requested!r} does not work on {case.device}"
+            f"{f' with {setting}' if case.is_masked else ''}: {reason}; working here: {', '.join(working)}"
         )
     return requested
 
 
 @torch.enable_grad()
-def _problem(
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: tuple[int, int, int],  # H, G, K
-    documents: bool,
-    window: int,
-) -> str:
+def _problem(backend: str, case: AttentionCase) -> str:
     """The reason why a backend does not work here; '' if it works."""
     if backend == "fa3" and importlib.util.find_spec("flash_attn_interface") is None:
         return "package flash_attn_interface is not installed"
-    if backend in _NEED_GPU and device.type != "cuda":
+    if backend in _NEED_GPU and case.device.type != "cuda":
         return "needs an NVIDIA GPU"
     try:
-        if not documents and not window:
-            return _try(backend, device, dtype, sizes)
+        if not case.is_masked:
+            _try(backend, case)
+            return ""
         # The first token outside a window of 5 has a large effect. The last window has more than one tile of a kernel.
-        trials = (_try_masked(backend, device, dtype, sizes, w) for w in {0, min(window, 5), min(window, 512)})
+        trials = (_try_masked(backend, case, window) for window in {0, min(case.window, 5), min(case.window, 512)})
         return next(filter(None, trials), "")
     except (RuntimeError, ValueError) as error:  # ConfigError is a ValueError
         return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def _try(backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int]) -> str:
-    H, G, K = sizes
+def _try(backend: str, case: AttentionCase) -> None:
+    """A forward and backward pass."""
     generator = torch.Generator().manual_seed(0)  # the global generator must not advance
-    q, k = (torch.randn(1, 128, n, K, generator=generator).to(device, dtype).requires_grad_() for n in (H, G))
+    q, k = (
+        torch.randn(1, 128, n, case.head_dim, generator=generator).to(case.device, case.dtype).requires_grad_()
+        for n in (case.heads, case.kv_heads)
+    )
     attention_function(backend)(q, k, k).sum().backward()
-    return ""
 
 
-def _try_masked(
-    backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], window: int
-) -> str:
+def _try_masked(backend: str, case: AttentionCase, window: int) -> str:
     """A forward and backward pass over two rows in six documents, against `math` in float32."""
-    (H, G, K), T = sizes, 160 + window
+    H, G, K, T = case.heads, case.kv_heads, case.head_dim, 160 + window
     generator = torch.Generator().manual_seed(0)
     tokens = torch.full((2, T), BOS + 1)
     for row, position in ((0, 0), (0, 7), (0, 130), (1, 64), (1, 65)):
         tokens[row, position] = BOS
-    drawn = [torch.randn(2, T, n, K, generator=generator).to(dtype) for n in (H, G, G, H)]
+    drawn = [torch.randn(2, T, n, K, generator=generator).to(case.dtype) for n in (H, G, G, H)]
 
     def run(name: str, dtype: torch.dtype) -> list[Tensor]:
-        q, k, v, upstream = (tensor.to(device, dtype, copy=True) for tensor in drawn)
+        q, k, v, upstream = (tensor.to(case.device, dtype, copy=True) for tensor in drawn)
         implementation = document_backend(name)
         inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
-        y = implementation.attend(q, k, v, implementation.layouts(tokens.to(device), (window, window))[0], window)
+        layout = implementation.layouts(tokens.to(case.device), (window, window))[0]
+        y = implementation.attend(q, k, v, layout, window)
         return [y.detach(), *torch.autograd.grad(y, inputs, upstream)]
 
     difference = max(
         float((ours.float() - theirs).abs().max())
-        for ours, theirs in zip(run(backend, dtype), run("math", torch.float32), strict=True)
+        for ours, theirs in zip(run(backend, case.dtype), run("math", torch.float32), strict=True)
     )
-    if not difference <= _ROUNDING[dtype]:
+    if not difference <= _ROUNDING[case.dtype]:
         return f"its result differs from attention within documents by {difference:.3g} (window {window})"
     return ""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitgolf.config import ModelConfig
 from bitgolf.errors import ArtifactError
-from bitgolf.model.backends import choose_backend
+from bitgolf.model.backends import AttentionCase, choose_backend
 from bitgolf.model.gpt import GPT
 from bitgolf.run.ranks import has_bf16
 
@@ -35,16 +35,16 @@ def build_model(
         ConfigError: the named backend does not work on this device.
     """
     dtype = compute_dtype(device)
-    backend = choose_backend(
-        attention,
+    case = AttentionCase(
         device,
         dtype,
         config.head_dim,
-        heads=config.num_heads,
-        kv_heads=config.num_kv_heads,
-        documents=config.attention.within_documents,
-        window=config.attention.window,
+        config.num_heads,
+        config.num_kv_heads,
+        config.attention.within_documents,
+        config.attention.window,
     )
+    backend = choose_backend(attention, case)
     model = GPT(config, context_length, compute_dtype=dtype).to(device)
     model.set_attention_backend(backend)
     return model, backend

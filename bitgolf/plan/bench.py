@@ -27,6 +27,7 @@ from bitgolf.model.build import build_model
 from bitgolf.model.document_borders import BOS
 from bitgolf.model.flops import MFU_FORMULA, mfu, peak_flops
 from bitgolf.run.ranks import World, device_name
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 PARTS = ("loader", "forward", "backward", "communication", "optimizer", "averaging")
@@ -99,7 +100,7 @@ class _RandomTokens:
 def _one_step(trainer: Trainer, loader: BatchLoader) -> None:
     inputs, targets = next(loader)
     trainer.mark("loader")
-    trainer.step(inputs, targets, 1.0, trainer.config.muon.momentum)
+    trainer.step(inputs, targets, StepSettings(1.0, trainer.config.muon.momentum))
 
 
 def _step_time(trainer: Trainer, loader: BatchLoader, steps: int) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from bitgolf.model.flops import flops_per_token
 from bitgolf.plan.memory import micro_batch_tokens
 from bitgolf.run.clock import SAFETY, seconds_of_second_run
 from bitgolf.run.ranks import World
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 # Speed of training divided by that of the matrix product below: demo, baseline and seed-693 on one and two CPU cores.
@@ -64,7 +65,7 @@ def measured_speed(config: Config, world: World) -> Speed:
     tokens = torch.randint(config.model.vocab_size, (micro_rows, train.seq_len + 1), device=world.device)
 
     def step() -> None:
-        trainer.step(tokens[:, :-1], tokens[:, 1:], 1.0, train.muon.momentum)
+        trainer.step(tokens[:, :-1], tokens[:, 1:], StepSettings(1.0, train.muon.momentum))
 
     def update() -> None:
         for parameter in trainer.optimizer.parameters.values():

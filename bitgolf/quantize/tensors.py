@@ -88,10 +88,10 @@ class QuantizedTensor:
         """(R, C) fp32 weights, as the artifact gives them back."""
         return scale_levels(self.levels(), self.scales, self.column_scales)
 
-    def stored(self, group: str | None = None) -> StoredTensor:
-        """The tensor as the artifact keeps it; `group` None = the role of its name."""
+    def stored(self) -> StoredTensor:
+        """The tensor as the artifact keeps it."""
         return StoredTensor.quantized(
-            self.codes, self.scales, self.bits, group, column_scales=self.column_scales, trellis=self.trellis
+            self.codes, self.scales, self.bits, column_scales=self.column_scales, trellis=self.trellis
         )
 
 

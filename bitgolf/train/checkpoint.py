@@ -33,6 +33,7 @@ _STATE = {  # see `foreign.conform`
     "step": partial(as_integer, low=0), "seconds_spent": partial(as_number, low=0), "config_digest": as_text,
     "world_size": partial(as_integer, low=1), "origin?": as_text, "tensors_sha256": as_text,
 }  # fmt: skip
+_KEPT = 2  # checkpoints, beside those that were saved as kept
 _NAME = re.compile(r"step-(\d+)(-kept)?")
 
 
@@ -65,10 +66,10 @@ def copy_into_(live: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
 
 
 class CheckpointStore:
-    """Checkpoints under `folder`: the newest `keep`, and all that were saved as kept."""
+    """Checkpoints under `folder`: the newest two, and all that were saved as kept."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -170,7 +171,7 @@ class CheckpointStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         passing = sorted(path for path in self.folder.glob("step-*") if not path.name.endswith("-kept"))
-        for old in passing[: -self.keep]:
+        for old in passing[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
 

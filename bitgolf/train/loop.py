@@ -12,7 +12,7 @@ from bitgolf.data.loader import BatchLoader, next_batches
 from bitgolf.train.late import LatePhase
 from bitgolf.train.metrics import StepReport, TrainLog
 from bitgolf.train.replay import ReplayWindow
-from bitgolf.train.schedule import extra_weights, lr_multiplier, muon_decay, muon_momentum, windows_at
+from bitgolf.train.schedule import StepSettings, extra_weights, lr_multiplier, muon_decay, muon_momentum, windows_at
 from bitgolf.train.trainer import Trainer
 
 AfterStep = Callable[[int, bool], None]  # (number of steps made, whether the looped layers run several times)
@@ -52,13 +52,9 @@ def make_steps(
             tokens = blocks * config.block_tokens
             report.log.write("batch", step=step, fraction=fraction, batch_tokens=tokens, lr_multiplier=rate)
         window.note(ramp.blocks(step), lr_scale)
-        momentum = muon_momentum(fraction, config.muon)
-        metrics = trainer.step(
-            inputs,
-            targets,
+        settings = StepSettings(
             lr_scale,
-            momentum,
-            timeline.clock.elapsed(),
+            muon_momentum(fraction, config.muon),
             fraction,
             late_is_on,
             looped=looped,
@@ -66,6 +62,7 @@ def make_steps(
             decay=muon_decay(fraction, config.muon),
             extra=None if late_is_on else extra_weights(fraction, config.extra_targets),
         )
+        metrics = trainer.step(inputs, targets, settings, timeline.clock.elapsed())
         step += 1
         report.looped = looped
         report.add(step, metrics, lr_scale)

@@ -19,7 +19,7 @@ from bitgolf.data.loader import BatchLoader
 from bitgolf.run.progress import Progress, silent
 from bitgolf.train.metrics import MetricsPipe
 from bitgolf.train.pace import Timeline
-from bitgolf.train.schedule import muon_momentum
+from bitgolf.train.schedule import StepSettings, muon_momentum
 from bitgolf.train.trainer import Trainer
 
 
@@ -70,7 +70,7 @@ def replay(
     """Train again on `batches`, `train.replay.epochs` times in order, until `Division.replay_end` at the latest."""
     config, pace = trainer.config, timeline.pace
     order = [number for _ in range(config.replay.epochs) for number in batches]
-    momentum = muon_momentum(1.0, config.muon)
+    settings = StepSettings(config.replay.lr, muon_momentum(1.0, config.muon), fraction=1.0, snapshots=False)
     losses: list[float] = []
 
     def take_in(due: list[tuple[int, list[float]]]) -> None:
@@ -84,16 +84,7 @@ def replay(
             break
         assert number + batches.step <= pace.ramp.blocks(step)  # only batches that have been seen
         inputs, targets = loader.rows(number, batches.step)
-        metrics = trainer.step(
-            inputs,
-            targets,
-            config.replay.lr,
-            momentum,
-            timeline.clock.elapsed(),
-            fraction=1.0,
-            late=False,
-            snapshots=False,
-        )
+        metrics = trainer.step(inputs, targets, settings, timeline.clock.elapsed())
         made += 1
         take_in(pipe.push(step + made, metrics))
         progress("replay", made, len(order))

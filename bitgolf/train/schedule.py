@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bitgolf.config.train import ExtraTargetsConfig, MuonConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the schedules set for one optimizer step."""
+
+    lr_scale: float  # multiplier on every learning rate
+    momentum: float  # Muon momentum
+    fraction: float = 0.0  # share of the run that is done (for the averages and the late phase)
+    late: bool = False  # use the loss of the late phase (quantized or penalized)
+    snapshots: bool = True  # SWA may take a snapshot after this step
+    looped: bool = True  # run the looped layers of the model several times
+    # another multiplier on every learning rate, which is no part of the schedule (`train.batch_ramp`).
+    rate: float = 1.0
+    decay: float | None = None  # Muon's weight decay; None = the configured one
+    # weights of `extra_weights`; None = the plain loss. The late phase has no extra targets.
+    extra: list[float] | None = None
 
 
 def lr_multiplier(fraction: float, warmdown: float, min_lr: float) -> float:

@@ -32,7 +32,7 @@ from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
 from bitgolf.train.optimizer import ModelOptimizer
 from bitgolf.train.ramp import Ramp
-from bitgolf.train.schedule import extra_weights, windows_at
+from bitgolf.train.schedule import StepSettings, extra_weights, windows_at
 
 
 def halve_tables_(model: GPT) -> None:
@@ -98,18 +98,8 @@ class Trainer:
         # inputs, targets: (B, T) int64.
         inputs: Tensor,
         targets: Tensor,
-        lr_scale: float,  # multiplier on every learning rate
-        momentum: float,  # Muon momentum
+        settings: StepSettings,
         elapsed: float = 0.0,  # rank 0's clock, which every rank gets with the metrics
-        fraction: float = 0.0,  # share of the run that is done (for the averages and the late phase)
-        late: bool = False,  # use the loss of the late phase (quantized or penalized)
-        snapshots: bool = True,  # SWA may take a snapshot after this step
-        looped: bool = True,  # run the looped layers of the model several times
-        # another multiplier on every learning rate, which is no part of the schedule (`train.batch_ramp`).
-        rate: float = 1.0,
-        decay: float | None = None,  # Muon's weight decay; None = the configured one
-        # weights of `extra_weights`; None = the plain loss. The late phase has no extra targets.
-        extra: list[float] | None = None,
     ) -> Tensor:
         """One update from this rank's rows.
 
@@ -117,15 +107,15 @@ class Trainer:
         norms of `ModelOptimizer.step`.
         """
         total = torch.zeros((), device=self.world.device)
-        if late and self.late is not None:
-            self.late.prepare(fraction)
-        if extra is not None:
-            self._extra.weights.copy_(torch.tensor(extra))
+        if settings.late and self.late is not None:
+            self.late.prepare(settings.fraction)
+        if settings.extra is not None:
+            self._extra.weights.copy_(torch.tensor(settings.extra))
         micro_rows = min(len(inputs), self.shape.micro_rows)
         accumulation = len(inputs) // micro_rows
         micro_batches = zip(inputs.split(micro_rows), targets.split(micro_rows), strict=True)
         for number, (x, y) in enumerate(micro_batches, 1):
-            loss = self._micro_loss(x, y, late, looped, extra is not None) / accumulation
+            loss = self._micro_loss(x, y, settings.late, settings.looped, settings.extra is not None) / accumulation
             self.mark("forward")
             if number == accumulation and self.optimizer.muon.exchange is not None:
                 self.optimizer.muon.exchange.arm()
@@ -135,9 +125,10 @@ class Trainer:
         head = torch.stack((torch.full_like(total, elapsed * self.world.size * self.world.is_main), total))
         self.optimizer.average_(head)
         self.mark("communication")
-        norms = self.optimizer.step(lr_scale * rate, momentum, decay, fraction >= self.config.muon.two_rails_from < 1)
+        two_rails = settings.fraction >= self.config.muon.two_rails_from < 1
+        norms = self.optimizer.step(settings.lr_scale * settings.rate, settings.momentum, settings.decay, two_rails)
         self.mark("optimizer")
-        self.averages.update(fraction, lr_scale, snapshots=snapshots)
+        self.averages.update(settings.fraction, settings.lr_scale, snapshots=settings.snapshots)
         self.mark("averaging")
         return torch.cat((head, norms))
 
@@ -179,11 +170,7 @@ class Trainer:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
             shape = (rows, self.config.seq_len + 1)
             tokens = torch.randint(self.model.config.vocab_size, shape, generator=generator, device=self.world.device)
-            self.world.synchronize()
-            begin = time.perf_counter()
-            self.step(
-                tokens[:, :-1],
-                tokens[:, 1:],
+            settings = StepSettings(
                 1.0,
                 self.config.muon.momentum,
                 fraction=float(number > 0),  # so that both kinds of momentum are compiled
@@ -191,6 +178,9 @@ class Trainer:
                 looped=looped,
                 extra=extra_weights(0.0, self.config.extra_targets) if extra else None,
             )
+            self.world.synchronize()
+            begin = time.perf_counter()
+            self.step(tokens[:, :-1], tokens[:, 1:], settings)
             self.world.synchronize()
             seconds.append(time.perf_counter() - begin)
         if self.world.is_main:

@@ -22,7 +22,7 @@ from bitgolf.audit.traces import Passage
 from bitgolf.config import Config
 from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.document_scorer import DocumentScorer, evaluate_documents
-from bitgolf.model.backends import choose_backend
+from bitgolf.model.backends import AttentionCase, choose_backend
 from bitgolf.model.gpt import GPT
 from bitgolf.run.directory import RunDirectory
 
@@ -116,7 +116,7 @@ def test_a_run_trains_packs_scores_and_generates_with_it(untrained: Callable[...
     path = untrained(model__attention__within_documents=True, model__smear__document_mask=True, train__max_steps=12)
     for stage in ("train", "pack", "score"):
         done(stage, path)
-    backend = choose_backend("auto", ALONE.device, torch.float32, 16, heads=4, kv_heads=2, documents=True)
+    backend = choose_backend("auto", AttentionCase(ALONE.device, torch.float32, 16, documents=True))
     assert read_json(path / "score.json")["attention"] == events(path, "start")[0]["attention"] == backend
     verdict = audit_run(RunDirectory.open(path), quick=True)
     assert [(c.name, c.reason) for c in verdict.checks if c.verdict == "FAIL"] == []

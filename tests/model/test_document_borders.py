@@ -15,7 +15,7 @@ from slow_gpt import make, packed_attention, slow_logits
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
-from bitgolf.model.backends import available_backends, choose_backend
+from bitgolf.model.backends import AttentionCase, available_backends, choose_backend
 from bitgolf.model.cache import GenerationCache
 from bitgolf.model.document_borders import (
     BOS,
@@ -257,12 +257,12 @@ def test_flex_attention_computes_the_same() -> None:
 
 
 def test_auto_takes_the_first_backend_with_right_results() -> None:
-    reasons = available_backends(CPU, torch.float32, documents=True)
+    reasons = available_backends(AttentionCase(CPU, torch.float32, documents=True))
     assert tuple(reasons) == DOCUMENT_BACKENDS
     assert reasons["math"] == "" and "GPU" in reasons["flex"] and "GPU" in reasons["varlen"]
-    chosen = choose_backend("auto", CPU, torch.float32, 64, heads=4, kv_heads=2, documents=True)
+    chosen = choose_backend("auto", AttentionCase(CPU, torch.float32, documents=True))
     assert chosen == next(name for name in DOCUMENT_BACKENDS if not reasons[name])
-    assert choose_backend("math", CPU, torch.float32, 64, heads=4, kv_heads=2, documents=True) == "math"
+    assert choose_backend("math", AttentionCase(CPU, torch.float32, documents=True)) == "math"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_auto_takes_the_first_backend_with_right_results() -> None:
 )
 def test_unsuitable_backends_are_refused(requested: str, aware: bool, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
-        choose_backend(requested, CPU, torch.float32, 64, heads=4, kv_heads=2, documents=aware)
+        choose_backend(requested, AttentionCase(CPU, torch.float32, documents=aware))
     for word in words:
         assert word in str(error.value)
 
@@ -308,10 +308,10 @@ def test_a_kernel_that_ignores_a_border_is_rejected(
         return DocumentBackend(document_mask, wrong) if name == "flash" else real(name)
 
     for sizes in ({"heads": 4, "kv_heads": 2}, {"heads": 1, "kv_heads": 1}):
-        assert available_backends(CPU, dtype, 16, documents=True, **sizes)["math"] == ""
+        assert available_backends(AttentionCase(CPU, dtype, 16, documents=True, **sizes))["math"] == ""
         with monkeypatch.context() as patch:
             patch.setattr("bitgolf.model.backends.document_backend", tampered)
-            reasons = available_backends(CPU, dtype, 16, documents=True, **sizes)
+            reasons = available_backends(AttentionCase(CPU, dtype, 16, documents=True, **sizes))
         assert "its result differs from attention within documents" in reasons["flash"] and reasons["math"] == ""
 
 

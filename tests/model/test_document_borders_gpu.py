@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitgolf.config import ModelConfig
 from bitgolf.model import GPT
-from bitgolf.model.backends import available_backends
+from bitgolf.model.backends import AttentionCase, available_backends
 from bitgolf.model.document_borders import BOS, DOCUMENT_BACKENDS
 
 pytestmark = [
@@ -38,7 +38,9 @@ CONFIG = ModelConfig().updated(
 
 @pytest.fixture(scope="module")
 def working() -> dict[str, str]:
-    return available_backends(DEVICE, torch.bfloat16, 64, heads=4, kv_heads=2, documents=True, window=300)
+    return available_backends(
+        AttentionCase(DEVICE, torch.bfloat16, 64, heads=4, kv_heads=2, documents=True, window=300)
+    )
 
 
 def model_with(backend: str, window: int = 0) -> GPT:

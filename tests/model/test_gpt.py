@@ -11,7 +11,7 @@ from slow_gpt import make, slow_logits
 from bitgolf.config import ModelConfig, load_config
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT, count_parameters
-from bitgolf.model.backends import available_backends, choose_backend
+from bitgolf.model.backends import AttentionCase, available_backends, choose_backend
 from bitgolf.model.cache import GenerationCache
 from bitgolf.model.layers import Linear
 
@@ -174,13 +174,13 @@ def test_cached_generation_gives_the_logits_of_the_whole_sequence() -> None:
 
 def test_every_working_backend_gives_the_same_logits_and_a_named_one_is_never_replaced() -> None:
     cpu = torch.device("cpu")
-    reasons = available_backends(cpu, torch.float32)
+    reasons = available_backends(AttentionCase(cpu, torch.float32))
     assert reasons["math"] == ""
     assert reasons["cudnn"] == "needs an NVIDIA GPU"
     with pytest.raises(ConfigError, match=r"'cudnn' does not work on cpu.*math"):
-        choose_backend("cudnn", cpu, torch.float32, 64, heads=4, kv_heads=2)
+        choose_backend("cudnn", AttentionCase(cpu, torch.float32))
     with pytest.raises(ConfigError, match="unknown attention backend 'fast'"):
-        choose_backend("fast", cpu, torch.float32, 64, heads=4, kv_heads=2)
+        choose_backend("fast", AttentionCase(cpu, torch.float32))
     model = make()
     tokens = torch.randint(300, (2, 16), generator=torch.Generator().manual_seed(5))
     reference = model(tokens)

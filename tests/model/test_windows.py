@@ -13,13 +13,15 @@ from torch import Tensor
 
 from bitgolf.config import ModelConfig
 from bitgolf.errors import ConfigError
-from bitgolf.model.backends import available_backends, choose_backend, reproducible_backend
+from bitgolf.model.backends import AttentionCase, available_backends, choose_backend, reproducible_backend
 from bitgolf.model.cache import FixedCache, GenerationCache
 from bitgolf.model.document_borders import BOS, DocumentBackend, document_backend
 from bitgolf.model.flops import flops_per_token
 
 CPU = torch.device("cpu")
-BACKENDS = [name for name, reason in available_backends(CPU, torch.float32, window=4).items() if not reason] + ["flex"]
+BACKENDS = [
+    name for name, reason in available_backends(AttentionCase(CPU, torch.float32, window=4)).items() if not reason
+] + ["flex"]
 DOCUMENTS = {"attention.within_documents": True}
 LOOP = {"num_layers": 4, "loop.repeats": 2, "loop.first": 1, "loop.last": 2, "attention.full_layers": (2,)}
 
@@ -141,18 +143,18 @@ def test_a_kernel_with_another_window_is_rejected(
     def tampered(name: str) -> DocumentBackend:
         return DocumentBackend(real("math").layout, wrong) if name == "flash" else real(name)
 
-    assert available_backends(CPU, dtype, 16, window=256)["flash"] == ""
+    assert available_backends(AttentionCase(CPU, dtype, 16, window=256))["flash"] == ""
     monkeypatch.setattr("bitgolf.model.backends.document_backend", tampered)
-    reasons = available_backends(CPU, dtype, 16, window=256)
+    reasons = available_backends(AttentionCase(CPU, dtype, 16, window=256))
     assert "its result differs from attention within documents" in reasons["flash"] and reasons["math"] == ""
 
 
 def test_backends_without_windows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"'cudnn' does not support model.attention.window; allowed: auto, fa3, fa4"):
-        choose_backend("cudnn", CPU, torch.float32, 64, heads=4, kv_heads=2, window=8)
+        choose_backend("cudnn", AttentionCase(CPU, torch.float32, window=8))
     with pytest.raises(ConfigError, match=r"'flex' does not work on cpu with model.attention.window"):
-        choose_backend("flex", CPU, torch.float32, 64, heads=4, kv_heads=2, window=8)
-    assert choose_backend("auto", CPU, torch.float32, 64, heads=4, kv_heads=2, window=8) == "flash"
+        choose_backend("flex", AttentionCase(CPU, torch.float32, window=8))
+    assert choose_backend("auto", AttentionCase(CPU, torch.float32, window=8)) == "flash"
     assert reproducible_backend(ModelConfig().updated({"attention.window": 8}).attention.is_masked) == "math"
 
 

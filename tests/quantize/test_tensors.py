@@ -52,8 +52,8 @@ def test_reported_errors_equal_their_definitions(method: str) -> None:
 def test_stored_form_gives_the_same_weights() -> None:
     weight, hessian = problem(8, 16)
     result = quantize_tensor("w", weight.half(), Grid(6), "gptq", hessian)
-    stored = result.stored("attention.q")
-    assert (stored.kind, stored.group) == ("int6", "attention.q")
+    stored = result.stored()
+    assert stored.kind == "int6"
     assert torch.equal(stored.restore(), result.dequantized())
 
 
@@ -156,8 +156,7 @@ def test_steps_report_errors_by_definition_and_are_stored_exactly(steps: Steps, 
     assert torch.equal(
         q, scale_levels(trellis_levels(result.codes, steps.trellis), result.scales, result.column_scales)
     )
-    stored = result.stored("attention.q")
-    assert stored.group == "attention.q" and torch.equal(stored.restore(), q)
+    assert torch.equal(result.stored().restore(), q)
     w, h, g = weight.double().numpy(), hessian.double().numpy(), importance.double().numpy()
     e = w - q.double().numpy()
     assert result.weight_error == pytest.approx((e**2).sum() / (w**2).sum(), rel=1e-4)

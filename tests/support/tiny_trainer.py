@@ -11,6 +11,7 @@ from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.run.ranks import World
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -39,4 +40,4 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def make_steps(trainer: Trainer, first: int, last: int) -> list[Tensor]:
     """Steps on the batches first .. last - 1; the metrics of each."""
-    return [trainer.step(*batch(seed), 1.0, 0.9) for seed in range(first, last)]
+    return [trainer.step(*batch(seed), StepSettings(1.0, 0.9)) for seed in range(first, last)]

@@ -16,6 +16,7 @@ from bitgolf.config.train import TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 STEPS, RESUMED_FROM, ROWS = 24, 14, 6
@@ -47,7 +48,7 @@ def train(world: World, checkpoint: Path) -> dict[str, Any]:
         tokens = torch.randint(2, 40, (ROWS, 13), generator=generator)
         tokens[:, 1::2] = tokens[:, ::2][:, :6]  # something to learn
         own = tokens[world.rank * shape.rank_rows : (world.rank + 1) * shape.rank_rows]
-        metrics.append(trainer.step(own[:, :-1], own[:, 1:], 1.0, 0.9, fraction=step / STEPS)[1:].clone())
+        metrics.append(trainer.step(own[:, :-1], own[:, 1:], StepSettings(1.0, 0.9, fraction=step / STEPS))[1:].clone())
     return {"metrics": torch.stack(metrics), "digest": state_digest(trainer.tensors())}
 
 

@@ -11,7 +11,7 @@ from tiny_trainer import batch, make_trainer
 from bitgolf.config.train import ExtraTargetsConfig
 from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
-from bitgolf.train.schedule import extra_weights
+from bitgolf.train.schedule import StepSettings, extra_weights
 
 V, BOS = 30, 1
 
@@ -79,7 +79,7 @@ def test_a_step_learns_the_extra_targets_and_weights_of_zero_change_nothing() ->
     for extra in (None, [0.0, 0.0], [0.5, 0.25]):
         trainer = make_trainer(changes)
         trainer.warm_up()
-        metrics = trainer.step(*batch(0), 1.0, 0.9, extra=extra)
+        metrics = trainer.step(*batch(0), StepSettings(1.0, 0.9, extra=extra))
         results.append((float(metrics[1]), trainer.model.embedding.detach().numpy().copy()))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6) == pytest.approx(results[2][0], abs=1e-6)
     np.testing.assert_allclose(results[0][1], results[1][1], atol=2e-4)

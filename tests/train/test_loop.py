@@ -23,6 +23,7 @@ from bitgolf.train.loop import make_steps
 from bitgolf.train.metrics import MetricsPipe, StepReport, TrainLog, read_events
 from bitgolf.train.pace import Division, Pace, Timeline
 from bitgolf.train.replay import ReplayWindow
+from bitgolf.train.schedule import StepSettings
 
 
 class Late:
@@ -55,10 +56,9 @@ class NotingTrainer:
         config = SimpleNamespace(loop=SimpleNamespace(repeats=self.repeats), attention=attention)
         return SimpleNamespace(config=config, windows=(0, 0))
 
-    def step(self, inputs: Any, targets: Any, lr_scale: float, momentum: float, elapsed: float, fraction: float,
-             late: bool, *, looped: bool, **_: Any) -> torch.Tensor:  # fmt: skip
-        self.steps.append((inputs, fraction, lr_scale, momentum, late))
-        self.looped.append(looped)
+    def step(self, inputs: Any, targets: Any, settings: StepSettings, elapsed: float) -> torch.Tensor:
+        self.steps.append((inputs, settings.fraction, settings.lr_scale, settings.momentum, settings.late))
+        self.looped.append(settings.looped)
         self.clock.spent_before += 1.0
         return torch.tensor([elapsed, 2.0 + len(self.steps), 1.0, 1.0])
 

@@ -16,7 +16,7 @@ from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.muon import Muon, orthogonalize
-from bitgolf.train.schedule import lr_multiplier, muon_momentum
+from bitgolf.train.schedule import StepSettings, lr_multiplier, muon_momentum
 from bitgolf.train.trainer import Trainer
 
 PRESET = load_config("pr-1855").train
@@ -95,7 +95,7 @@ def make(changes: dict[str, object] | None = None) -> Trainer:
 
 def test_tables_and_scalars_decay_by_their_own_rates() -> None:
     trainer = make({"adam.weight_decay": 0.02, "adam.table_weight_decay": 0.085, "embed_lr": 0.03, "scalar_lr": 0.02})
-    trainer.step(*batch(0), 1.0, 0.9, looped=False)
+    trainer.step(*batch(0), StepSettings(1.0, 0.9, looped=False))
     model = trainer.model
     assert model.skip_weights is not None
     # Row 2 of the skip weights is not read before the loop is on: no gradient, so decay alone moves it.
@@ -111,7 +111,7 @@ def test_tables_and_scalars_decay_by_their_own_rates() -> None:
 def test_rows_that_only_the_loop_reads_decay_until_it_starts() -> None:
     trainer, scales = make({"adam.weight_decay": 0.02, "scalar_lr": 0.02}), (1.0, 0.9, 0.5, 0.25)
     for seed, scale in enumerate(scales):
-        trainer.step(*batch(seed), scale, 0.9, looped=False)
+        trainer.step(*batch(seed), StepSettings(scale, 0.9, looped=False))
     weights, gates = trainer.model.skip_weights, trainer.model.skip_gates
     assert weights is not None and gates is not None
     left = math.prod(1 - 0.02 * 0.02 * scale for scale in scales)
@@ -129,12 +129,12 @@ def test_small_updates_of_bf16_tables_vanish_but_not_in_the_average() -> None:
     for dtype, scale in itertools.product(("bf16", "fp32"), (1.0, 1e-3)):
         trainer = make({"table_dtype": dtype, "embed_lr": 0.03, "average.ema_decay": 0.9})
         for seed in range(3):
-            trainer.step(*batch(seed), 1.0, 0.9)
+            trainer.step(*batch(seed), StepSettings(1.0, 0.9))
         before = trainer.model.embedding.detach().clone()
         ema = trainer.averages.ema
         assert ema is not None and ema.shadow["embedding"].dtype == torch.float32
         averaged = ema.shadow["embedding"].clone()
-        trainer.step(*batch(3), scale, 0.9)
+        trainer.step(*batch(3), StepSettings(scale, 0.9))
         shares[dtype, scale] = float((trainer.model.embedding != before).float().mean())
         assert (ema.shadow["embedding"] != averaged).float().mean() > 0.99
     assert shares["bf16", 1.0] > 0.95
@@ -164,7 +164,7 @@ def test_the_step_uses_the_loop_it_is_told() -> None:
                 parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(parameter.numel()))
         x, y = batch(3)
         expected = float(trainer.model(x, y, None, looped).detach())
-        losses.append(float(trainer.step(x, y, 1.0, 0.9, looped=looped)[1]))
+        losses.append(float(trainer.step(x, y, StepSettings(1.0, 0.9, looped=looped))[1]))
         assert losses[-1] == pytest.approx(expected, rel=1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
 

@@ -22,6 +22,7 @@ from bitgolf.train.pace import Division, Pace, Timeline
 from bitgolf.train.ramp import Ramp
 from bitgolf.train.replay import ReplayWindow
 from bitgolf.train.rows import TrainingRows
+from bitgolf.train.schedule import StepSettings
 
 CPU = torch.device("cpu")
 RAMP = ((0.0, 16, 0.5), (0.25, 32, 1.0), (0.5, 48, 1.5))  # tokens; rows of 8
@@ -131,7 +132,7 @@ def test_every_size_is_warmed_up_and_a_step_is_the_mean_over_its_rows() -> None:
     tokens = torch.randint(260, (4, 9), generator=torch.Generator().manual_seed(1))
     for rows in (tokens[:2], tokens):
         expected = float(trainer.model(rows[:, :-1], rows[:, 1:]).detach())
-        loss = float(trainer.step(rows[:, :-1], rows[:, 1:], 0.0, 0.9)[1])
+        loss = float(trainer.step(rows[:, :-1], rows[:, 1:], StepSettings(0.0, 0.9))[1])
         assert loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -141,7 +142,7 @@ def test_the_rate_multiplies_every_update() -> None:
         trainer = make_trainer()
         before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
         tokens = torch.randint(260, (4, 9), generator=torch.Generator().manual_seed(1))
-        trainer.step(tokens[:, :-1], tokens[:, 1:], lr_scale, 0.9, rate=rate)
+        trainer.step(tokens[:, :-1], tokens[:, 1:], StepSettings(lr_scale, 0.9, rate=rate))
         moved.append({name: p.detach() - before[name] for name, p in trainer.model.named_parameters()})
     assert all(torch.equal(moved[1][name], moved[2][name]) for name in moved[0])
     assert not torch.equal(moved[0]["embedding"], moved[2]["embedding"])

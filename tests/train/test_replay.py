@@ -16,6 +16,7 @@ from bitgolf.train.checkpoint import state_digest
 from bitgolf.train.metrics import MetricsPipe
 from bitgolf.train.pace import Division, Pace, Timeline
 from bitgolf.train.replay import Replayed, ReplayWindow, replay
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 BURST: dict[str, Any] = {
@@ -74,7 +75,7 @@ def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_sna
     assert rows.asked == [5, 6, 7, 5, 6, 7]
     losses = []
     for number in rows.asked:
-        losses.append(float(by_hand.step(*Rows().rows(number), 0.25, 0.9, snapshots=False)[1]))
+        losses.append(float(by_hand.step(*Rows().rows(number), StepSettings(0.25, 0.9, snapshots=False))[1]))
     assert state_digest(trainer.tensors()) == state_digest(by_hand.tensors())
     assert (done.batches, done.planned, done.steps) == (3, 6, 6)
     assert done.losses == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:]) / 3])
@@ -89,7 +90,7 @@ def test_the_burst_is_plain_steps_at_the_small_rate_with_the_ema_and_without_sna
 
 def test_a_step_takes_a_snapshot_unless_told_not_to() -> None:
     trainer = make_trainer(BURST)
-    trainer.step(*Rows().rows(1), 0.1, 0.9, fraction=1.0)
+    trainer.step(*Rows().rows(1), StepSettings(0.1, 0.9, fraction=1.0))
     assert trainer.averages.swa is not None
     assert int(trainer.averages.swa.count) == 1
 

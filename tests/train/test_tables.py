@@ -7,6 +7,7 @@ import torch
 from tiny_trainer import MODEL, batch, make_steps, make_trainer
 
 from bitgolf.model import GPT
+from bitgolf.train.schedule import StepSettings
 
 TABLES = {"embedding", "bigram.table", "value_embedding.table"}
 BF16 = {"table_dtype": "bf16"}
@@ -14,7 +15,7 @@ BF16 = {"table_dtype": "bf16"}
 
 def test_tables_and_their_adam_moments_are_bf16_and_nothing_else_is() -> None:
     trainer = make_trainer(BF16 | {"average.ema_decay": 0.9, "average.swa_weight": 0.5, "average.swa_start": 1.0})
-    trainer.step(*batch(0), 0.5, 0.9)
+    trainer.step(*batch(0), StepSettings(0.5, 0.9))
     for name, tensor in trainer.tensors().items():
         kind, _, rest = name.partition(".")
         table = rest in TABLES or rest.removesuffix(".exp_avg").removesuffix(".exp_avg_sq") in TABLES
@@ -31,7 +32,7 @@ def test_the_first_step_is_adamw_rounded_to_bf16() -> None:
     reference.load_state_dict(trainer.model.state_dict())  # the same rounded tables, in fp32
     reference(*batch(1)).backward()
     before = {name: trainer.optimizer.parameters[name].detach().double() for name in TABLES}
-    norms = trainer.step(*batch(1), 0.5, 0.9)[2:-1]
+    norms = trainer.step(*batch(1), StepSettings(0.5, 0.9))[2:-1]
     for name in TABLES:
         gradient = reference.get_parameter(name).grad
         assert gradient is not None

@@ -17,6 +17,7 @@ from bitgolf.model import GPT
 from bitgolf.run.ranks import World
 from bitgolf.train.checkpoint import copy_into_, state_digest
 from bitgolf.train.late import LatePhase
+from bitgolf.train.schedule import StepSettings
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,9 @@ def test_the_warm_up_makes_the_late_steps_too(monkeypatch: pytest.MonkeyPatch) -
     late_steps: list[bool] = []
     real = trainer.step
 
-    def watched(*args: Any, late: bool = False, **kwargs: Any) -> torch.Tensor:
-        late_steps.append(late)
-        return real(*args, late=late, **kwargs)
+    def watched(inputs: torch.Tensor, targets: torch.Tensor, settings: StepSettings) -> torch.Tensor:
+        late_steps.append(settings.late)
+        return real(inputs, targets, settings)
 
     monkeypatch.setattr(trainer, "step", watched)
     trainer.warm_up()
@@ -104,7 +105,7 @@ def test_a_step_reports_the_clock_the_loss_and_the_gradient_norms(micro_rows: in
     inputs, targets = batch(5)
     loss = reference(inputs, targets)
     loss.backward()
-    metrics = trainer.step(inputs, targets, 1.0, 0.9, elapsed=12.5)
+    metrics = trainer.step(inputs, targets, StepSettings(1.0, 0.9), elapsed=12.5)
     assert metrics[0] == 12.5
     assert float(metrics[1]) == pytest.approx(loss.item(), rel=1e-5)
     norms = [float(p.grad.norm()) for _, p in reference.named_parameters() if p.grad is not None]
@@ -137,4 +138,4 @@ def test_the_mean_over_ranks_of_the_clock_is_the_reading_of_rank_0(rank: int, re
                 tensor.div_(2)
 
     trainer.world = trainer.optimizer.world = Half(rank, 2, torch.device("cpu"))
-    assert float(trainer.step(*batch(0), 1.0, 0.9, elapsed=12.5)[0]) == reading
+    assert float(trainer.step(*batch(0), StepSettings(1.0, 0.9), elapsed=12.5)[0]) == reading
