@@ -168,7 +168,7 @@ class Trainer:
             late, looped, extra, self.model.windows, rows = kind
             if self.world.is_main:
                 progress("warm-up", number, total, "compiling, off the clock" if self.compiled else "off the clock")
-            shape = (rows, self.config.seq_len + 1)
+            shape = (2, rows, self.config.seq_len)  # as the loader makes them: other strides would be compiled again
             tokens = torch.randint(self.model.config.vocab_size, shape, generator=generator, device=self.world.device)
             settings = StepSettings(
                 1.0,
@@ -180,7 +180,7 @@ class Trainer:
             )
             self.world.synchronize()
             begin = time.perf_counter()
-            self.step(tokens[:, :-1], tokens[:, 1:], settings)
+            self.step(*tokens, settings)
             self.world.synchronize()
             seconds.append(time.perf_counter() - begin)
         if self.world.is_main:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from synthetic_run import Tokens
+from tiny_trainer import make_trainer
 from torch._dynamo.utils import counters
 
 from bitgolf.config import ModelConfig, load_config
+from bitgolf.data.loader import BatchLoader, RowOrder
 from bitgolf.model.gpt import GPT
 from bitgolf.train.metrics import TrainLog, read_events
 from bitgolf.train.recompiles import Recompiles
+from bitgolf.train.trainer import StepSettings
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,18 @@ def test_what_is_compiled_on_the_clock_is_logged_with_its_reason(tmp_path: Path)
     assert before["event"] == "compiled" and before["graphs"] > 0 and before["graph_breaks"] == []
     assert event["event"] == "recompile" and (event["step"], event["graphs"]) == (2, before["graphs"])
     assert any("size mismatch" in reason for reason in event["reasons"])
+
+
+@pytest.mark.parametrize("micro_rows", [1, 4])
+def test_a_batch_of_the_loader_is_not_compiled_again_after_the_warm_up(micro_rows: int) -> None:
+    trainer = make_trainer(micro_rows=micro_rows)
+    trainer._loss = torch.compile(trainer.model, backend="eager", dynamic=False)
+    trainer.warm_up()
+    graphs = counters["stats"]["unique_graphs"]
+    stream = Tokens(np.arange(260, dtype=np.uint16))
+    with BatchLoader(stream, RowOrder(260, 8, False, 0), trainer.shape, rank=0, device=torch.device("cpu")) as loader:
+        trainer.step(*next(loader), StepSettings(1.0, 0.9))
+    assert counters["stats"]["unique_graphs"] == graphs > 0
 
 
 def test_graph_breaks_are_logged(tmp_path: Path) -> None:
