@@ -17,6 +17,7 @@ import torch
 
 from bitgolf.config import Config
 from bitgolf.data.prepare import PreparedData, open_data
+from bitgolf.errors import ConfigError
 from bitgolf.grids.roles import grids_of, require_passthrough_names
 from bitgolf.model.build import build_model
 from bitgolf.run.clock import Clock
@@ -125,12 +126,18 @@ def extend_budget_(run: RunDirectory, plan: Plan, world: World) -> tuple[Plan, C
 def make_trainer(config: Config, data: PreparedData, rows: TrainingRows, world: World) -> tuple[Trainer, str]:
     """A trainer of the initial weights, and the attention backend of its model.
 
-    Raises ConfigError if an entry of `pack.passthrough` matches no parameter: better now than after training.
+    Raises ConfigError for what `pack` could not do afterwards: `pack.passthrough` names no parameter of the model, or
+    method `rate` has no tensor whose bytes it could choose.
     """
     torch.manual_seed(config.seed)
     model, backend = build_model(config.model, config.train.seq_len, world.device, config.train.attention)
     model.initialize_(torch.Generator().manual_seed(config.seed))
     require_passthrough_names(model.shapes(), config.pack)
+    if config.pack.method == "rate" and not grids_of(model.shapes(), config.pack):
+        raise ConfigError(
+            "pack.method 'rate' has no tensor whose bytes it could choose: each has one dimension, is in "
+            f"pack.passthrough, or has at most pack.small_tensor = {config.pack.small_tensor:,} weights; lower that"
+        )
     late = LatePhase.of(model, config.qat, config.pack) if config.qat.enabled else None
     prefixes = torch.from_numpy(data.tokenizer.longest_prefixes()) if config.train.extra_targets.prefix else None
     return Trainer(model, config.train, rows.shape, world, late, prefixes), backend

@@ -180,6 +180,12 @@ def test_rows_longer_than_the_data_are_refused(untrained: Make) -> None:
     assert "prepare more text" in message
 
 
+def test_bytes_that_cannot_be_chosen_are_refused_before_the_training(untrained: Make) -> None:
+    run = untrained(pack__method="rate", pack__small_tensor=10**6, train__measure__fisher_tokens=1024)
+    assert "at most pack.small_tensor = 1,000,000 weights" in refused("train", run, "--anyway")
+    assert not (run / "train.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     "error",
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SafetensorError("I/O error: No space left on device")],
