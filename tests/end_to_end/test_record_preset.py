@@ -44,7 +44,6 @@ SMALL = {
     "train.batch_tokens": 512,
     "train.micro_batch_tokens": 512,
     "train.batch_ramp": "[[0.6, 1024, 1.2]]",
-    "train.loader": "documents",
     "train.windows": "[[0, 6, 20], [0.4, 12, 0]]",
     "train.max_steps": 5,
     "train.warmup_steps": 1,
@@ -79,7 +78,7 @@ def test_the_preset_runs_whole(corpus: Path, tmp_path: Path) -> None:
     assert "no effect" not in result.stderr
     assert [event["tokens"] for event in events(run, "end")] == [3 * 512 + 2 * 1024]
     (switch,) = events(run, "loop")
-    assert (switch["step"], switch["fraction"]) == (2, 0.4)
+    assert (switch["step"], switch["fraction"]) == (4, 0.8)
     score, pack = read_json(run / "score.json"), read_json(run / "pack.json")
     assert score["headline"] == "documents+lora"
     assert (pack["method"], pack["compressor"]) == ("rate", "range")
