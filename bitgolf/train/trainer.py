@@ -180,7 +180,7 @@ class Trainer:
             )
             self.world.synchronize()
             begin = time.perf_counter()
-            self.step(*tokens, settings)
+            self.step(tokens[0], tokens[1], settings)
             self.world.synchronize()
             seconds.append(time.perf_counter() - begin)
         if self.world.is_main:
