@@ -78,6 +78,8 @@ def test_the_preset_prepares_its_source_and_trains(name: str, hub: None, tmp_pat
     if shipped.model.loop.repeats:  # three layers, the second looped, the third with lanes
         reduced |= {"model.num_layers": "3", "model.lanes_from": "2", "model.loop.first": "1", "model.loop.last": "1"}
         reduced |= {"train.kernels": "compiler", "model.attention.document_tokens": "32"}
+    if shipped.model.attention.window:
+        reduced |= {"model.attention.window": "16", "model.attention.full_layers": "[2]"}
     if shipped.data.source == "stdlib":
         reduced |= {"data.train_bytes": "300000", "data.val_bytes": "50000", "data.tokenizer_bytes": "300000"}
     config = load_config(name, reduced)
