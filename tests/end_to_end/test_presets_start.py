@@ -33,6 +33,7 @@ REDUCED = {
     "train.batch_tokens": "128", "train.micro_batch_tokens": "128", "train.max_steps": "2", "train.warmup_steps": "1",
     "train.measure.calibration_tokens": "128", "score.seq_len": "64", "score.stride": "64",
     "ttt.lora.rank": "1", "ttt.lora.chunk_tokens": "32", "ttt.weights.freeze_blocks": "0", "pack.passthrough": "[]",
+    "pack.small_tensor": "4096",
 }  # fmt: skip
 
 
