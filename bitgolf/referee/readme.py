@@ -14,7 +14,7 @@ _ASSIGNED = re.compile(r"(?:^|[\s;])(?:export\s+)?([A-Z][A-Z0-9_]{2,})=(\"[^\"]*
 _HEADLINE = re.compile(r"(?i)\bval_bpb\b[^\d\n|]{0,12}(\d\.\d{3,})")
 _DEVIATION = re.compile(r"(?i)\b(?:std(?:ev)?|standard deviation|s\.d\.)\b[^\d\n|]{0,30}(\d\.\d{3,})")
 _HEADLINE_LINES = 15  # a later mention may be of another run
-_DIVIDER = re.compile(r"^:?-{2,}:?$")
+_DIVIDER = re.compile(r"^:?-+:?$")
 _DENIED = re.compile(
     r"(?i)\b(no|not|without|never|instead of|rather than|removed?|dropped|replac\w*|fail\w*|tried|vs\.?)\b"
 )
