@@ -195,9 +195,9 @@ def time_codec(path: Path, text_path: Path, num_bytes: int, streams: str, device
     config = resolve({"model": packed.model.config.model_dump(mode="json"), "score": scoring}, ttt)
     print(f"{len(text):,} bytes, {packed.device}, {torch.get_num_threads()} threads, {ttt or 'no adaptation'}")
     print("streams  tokens     file  header   score  over score     bpb  coding B/s  decoding B/s")
-    for asked in map(int, streams.split(",")):
+    for count in map(int, streams.split(",")):
         begin = time.perf_counter()
-        coded = compress_bytes(text, model, streams=asked, ttt=config.ttt)
+        coded = compress_bytes(text, model, streams=count, ttt=config.ttt)
         coded_at = time.perf_counter()
         decoded = decompress_bytes(coded.data, model)
         decoded_at = time.perf_counter()

@@ -80,14 +80,14 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
 def test_rules_explains_every_check_and_code() -> None:
     """`register("flip", "C1, C3", ...)` in the package: the check is in the page, and each code is an anchor."""
     page = ROOT / "docs" / "rules.md"
-    text, known = page.read_text(encoding="utf-8"), anchors(page)
+    text, targets = page.read_text(encoding="utf-8"), anchors(page)
     sources = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "bitgolf").rglob("*.py")))
     rules = re.findall(r'\bregister\(\s*"([a-z-]+)",\s*"([^"]+)"', sources)
     assert len(rules) >= 40
     for check, codes in rules:
         assert f"| {check} |" in text, check
         for code in re.split(r", |(?<=C\d)-(?=C\d)", codes):
-            assert code.lower().replace(" ", "-") in known, (check, code)
+            assert code.lower().replace(" ", "-") in targets, (check, code)
 
 
 def test_glossary_lists_every_term_once() -> None:

@@ -56,13 +56,13 @@ def packed(tiny_run: Path) -> LanguageModel:
 
 def brute_force(model: GPT, ids: list[int]) -> np.ndarray:
     """Log-probability of every token but the first, each by a forward pass of its own context."""
-    found = []
+    logprobs = []
     for target in range(len(ids) - 1):  # target t is token t + 1
         begin = 0 if target < WINDOW else ((target - WINDOW) // STRIDE + 1) * STRIDE
         with torch.no_grad():
             logits = model(torch.tensor([ids[begin : target + 1]]))[0, -1].double()
-        found.append(float(torch.log_softmax(logits, -1)[ids[target + 1]]))
-    return np.array(found)
+        logprobs.append(float(torch.log_softmax(logits, -1)[ids[target + 1]]))
+    return np.array(logprobs)
 
 
 @pytest.mark.parametrize("text", ["a", TEXT[:100], TEXT, TEXT + documents()[6], UNUSUAL], ids=len)

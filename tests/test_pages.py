@@ -146,11 +146,11 @@ def test_the_messages_that_troubleshooting_explains_exist() -> None:
     rows = re.findall(r"^\| ([^|]*`[^|]*) \|", (DOCS / "troubleshooting.md").read_text("utf-8"), re.MULTILINE)
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
     assert len(quoted) > 12
-    known = messages()
+    texts = messages()
     names = {"xz", "sample", "decompress", "trust_remote_code", "bitgolf: command not found"}
     for text in quoted:
         for part in re.split(r" N\b", text):
-            assert part in names or part in known, text
+            assert part in names or part in texts, text
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
@@ -159,17 +159,17 @@ def test_the_recipes_are_scripts_whose_commands_are_accepted() -> None:
     yaml = pytest.importorskip("yaml")
     (task,) = (yaml.safe_load(text) for text in blocks("recipes.md", "yaml"))
     scripts += [task["setup"], task["run"]]
-    found = []
+    commands = []
     for script in scripts:
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
         for line in script.replace("\\\n", " ").splitlines():
             if match := re.search(r"\bbitgolf ((?:run|serve) [^>]*)", line):
                 arguments = parse(shlex.split(match[1].replace("$HOME", "/home/me")))
-                found.append(match[1].split()[0])
-                if found[-1] == "run":
+                commands.append(match[1].split()[0])
+                if commands[-1] == "run":
                     load_config(arguments.preset, arguments.overrides)
                     assert arguments.resume
-    assert found == ["run", "serve", "run", "run", "run"]
+    assert commands == ["run", "serve", "run", "run", "run"]
 
 
 def test_the_notebook_runs_at_reduced_size(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

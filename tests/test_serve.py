@@ -130,8 +130,8 @@ def test_lm_eval_gets_a_continuation_up_to_a_stop(address: str, model: LanguageM
     request = {"model": "tiny", "max_tokens": 20, "temperature": 0, "seed": 1234, "stop": ["\n\n", "<s>"]}
     status, answer = ask(address, request | {"prompt": [model.tokenizer.encode(prompt) for prompt in prompts]})
     assert status == 200
-    for prompt, given in zip(prompts, answer["choices"], strict=True):
-        assert given["text"] == model.generate(prompt, max_tokens=20, temperature=0).split("\n\n")[0]
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        assert choice["text"] == model.generate(prompt, max_tokens=20, temperature=0).split("\n\n")[0]
     status, _ = ask(address, request | {"prompt": [[1]], "temperature": 0.7, "top_p": 0.9})
     assert status == 200
 
@@ -189,8 +189,8 @@ def test_a_document_that_ends_has_its_end_among_the_tokens(
 )  # fmt: skip
 def test_what_cannot_be_answered_is_a_clear_refusal(address: str, request_: Any, status: int, message: str) -> None:
     body = request_ if isinstance(request_, bytes) else json.dumps(request_).encode()
-    given, answer = ask(address, body)
-    assert (given, answer["error"]["code"]) == (status, status)
+    answered, answer = ask(address, body)
+    assert (answered, answer["error"]["code"]) == (status, status)
     assert message in answer["error"]["message"]
     assert choice(address, prompt="The", max_tokens=1)["finish_reason"] in ("length", "stop")
 

@@ -169,6 +169,6 @@ def test_studies_that_could_cheat_or_have_mistakes_are_refused(tmp_path: Path, c
 
 def test_a_real_trial_trains_by_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
     study = write(tmp_path, STUDY.replace("trials = 8", "trials = 1"))
-    found = done("sweep", study, "--data", tiny_run / "data", "--out", tmp_path / "out", "--json").json
-    assert found["best"]["held_out_nats"] > 0 and list(found["best"]["curve"]) == ["25", "50", "75", "100"]
+    results = done("sweep", study, "--data", tiny_run / "data", "--out", tmp_path / "out", "--json").json
+    assert results["best"]["held_out_nats"] > 0 and list(results["best"]["curve"]) == ["25", "50", "75", "100"]
     assert tomllib.loads((tmp_path / "out" / "trial-0000" / "config.toml").read_text())["name"]

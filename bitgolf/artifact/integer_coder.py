@@ -148,12 +148,12 @@ def _class_contexts(
     message: Writer | Reader, model: ScaleModel, shape: tuple[int, ...]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Indices into the flat matrix of the elements of one scale class, and the table of that class."""
-    known: dict[int, np.ndarray] = {}
+    tables: dict[int, np.ndarray] = {}
     for first, scale_classes in _blocks_of_classes(model, shape):
         for scale_class, elements in _by_context(scale_classes, first):
-            if scale_class not in known:
-                known[scale_class] = _table(message, model.law, Contexts.one(scale_class))
-            yield elements, known[scale_class]
+            if scale_class not in tables:
+                tables[scale_class] = _table(message, model.law, Contexts.one(scale_class))
+            yield elements, tables[scale_class]
 
 
 def _trellis_contexts(
@@ -163,17 +163,17 @@ def _trellis_contexts(
     parities: np.ndarray,  # (R * C,)
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same for each scale class, quantizer and parity; the table is that of symbol >> 1."""
-    known: dict[int, np.ndarray] = {}
+    tables: dict[int, np.ndarray] = {}
     flat_quantizers = quantizers.reshape(-1)
     for first, scale_classes in _blocks_of_classes(model, quantizers.shape):
         block = slice(first, first + len(scale_classes))
         contexts = 4 * scale_classes + 2 * flat_quantizers[block] + parities[block]
         for context, elements in _by_context(contexts, first):
-            if context not in known:
+            if context not in tables:
                 both_parities = _table(message, model.law, Contexts.one(context >> 2, context >> 1 & 1))
                 for parity in (0, 1):
-                    known[context & ~1 | parity] = normalize(both_parities[None, parity::2])[0]
-            yield elements, known[context]
+                    tables[context & ~1 | parity] = normalize(both_parities[None, parity::2])[0]
+            yield elements, tables[context]
 
 
 def _blocks_of_classes(model: ScaleModel, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:

@@ -294,7 +294,9 @@ def _num_streams(streams: int, num_bytes: int, window: int) -> int:
     if streams:
         highest = min(num_bytes, file_format.MAX_STREAMS)
         if not 1 <= streams <= highest:
-            raise ConfigError(f"{streams} streams of {num_bytes:,} bytes are not possible; choose 1 to {highest:,}")
+            raise ConfigError(
+                f"{streams} streams of {num_bytes:,} bytes are not possible; choose from 1 to {highest:,}"
+            )
         return streams
     return max(1, min(_AUTOMATIC_STREAMS, num_bytes // (_WINDOWS_PER_STREAM * window * _BYTES_PER_TOKEN)))
 

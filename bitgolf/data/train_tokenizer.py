@@ -112,13 +112,15 @@ def _pieces(line: str) -> Iterator[str]:
 
 
 def _explain(message: str, num_characters: int, vocab_size: int) -> DataError:
-    asked = f"cannot train a tokenizer of {vocab_size:,} tokens on {num_characters:,} characters of text: "
+    refusal = f"cannot train a tokenizer of {vocab_size:,} tokens on {num_characters:,} characters of text: "
     if high := re.search(r"value <= (\d+)", message):
-        return DataError(f"{asked}the text supports at most {int(high[1]):,}; lower model.vocab_size or give more text")
+        return DataError(
+            f"{refusal}the text supports at most {int(high[1]):,}; lower model.vocab_size or give more text"
+        )
     if low := re.search(r"required_chars\. (\d+) vs (\d+)", message):
         return DataError(
-            f"{asked}the byte pieces and the distinct characters alone need {int(low[2]):,}; raise model.vocab_size"
+            f"{refusal}the byte pieces and the distinct characters alone need {int(low[2]):,}; raise model.vocab_size"
         )
     if num_characters == 0:
-        return DataError(f"{asked}the corpus is empty")
-    return DataError(f"{asked}SentencePiece says: {message}")
+        return DataError(f"{refusal}the corpus is empty")
+    return DataError(f"{refusal}SentencePiece says: {message}")

@@ -270,58 +270,47 @@ def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     start = products.last_event("resume") | products.last_event("start")
     end, calibration = products.last_event("end"), products.last_event("calibration")
     pack, score, config = products.pack or {}, products.score or {}, products.config
-    model = config.model
-    training = _nonempty(
-        [
+    model, available = config.model, start.get("train_tokens_available")
+    titled = {
+        "Training": [
             ("optimizer steps", _format(end, "step", "{:,}")),
             ("tokens trained on", _format(end, "tokens", "{:,}")),
-            (
-                "passes over the text",
-                f"{end['tokens'] / start['train_tokens_available']:.2f}"
-                if end and start.get("train_tokens_available")
-                else "",
-            ),
+            ("passes over the text", f"{end['tokens'] / available:.2f}" if end and available else ""),
             ("tokens per second", _format(end, "tokens_per_second", "{:,.0f}")),
             ("calibration tokens", _format(calibration, "tokens", "{:,}")),
-            ("peak GPU memory", f"{end['peak_memory_mib']:,.0f} MiB" if end.get("peak_memory_mib") else ""),
+            ("peak GPU memory", _format(end, "peak_memory_mib", "{:,.0f} MiB") if end.get("peak_memory_mib") else ""),
             ("compile warm-up (untimed)", _format(start, "warm_up_seconds", "{:.1f} s")),
-        ]
-    )
-    hardware = _nonempty(
-        [
+        ],
+        "Hardware": [
             ("device", str(start.get("device", score.get("device", "")))),
             ("processes", _format(start, "world_size", "{}")),
-            ("attention", str(start.get("attention", ""))),
-            ("torch", str(start.get("torch", ""))),
+            ("attention", _format(start, "attention", "{}")),
+            ("torch", _format(start, "torch", "{}")),
             ("compiled", ("yes" if start["compiled"] else "no") if "compiled" in start else ""),
-        ]
-    )
-    shape = _nonempty(
-        [
+        ],
+        "Model": [
             ("layers × width", f"{model.num_layers} × {model.model_dim}"),
             ("heads (queries, keys)", f"{model.num_heads}, {model.num_kv_heads}"),
             ("vocabulary", f"{model.vocab_size:,}"),
             ("parameters", _format(pack, "num_parameters", "{:,}")),
             ("bits per weight", _format(pack, "bits_per_weight", "{:.2f}")),
-            ("quantizer", str(pack.get("method", ""))),
-            ("compressor", str(pack.get("compressor", ""))),
-            ("artifact sha256", str(pack.get("model_sha256", ""))[:16]),
-        ]
-    )
-    text = _nonempty(
-        [
+            ("quantizer", _format(pack, "method", "{}")),
+            ("compressor", _format(pack, "compressor", "{}")),
+            ("artifact sha256", _format(pack, "model_sha256", "{:.16}")),
+        ],
+        "Validation text": [
             ("source", config.data.source_text),
             ("validation documents", _format(score, "val_documents", "{:,}")),
             ("validation tokens", _format(score, "val_tokens", "{:,}")),
             ("validation bytes", _format(score, "val_bytes", "{:,}")),
-            ("byte accounting", str(score.get("accounting", ""))),
+            ("byte accounting", _format(score, "accounting", "{}")),
             ("context window", f"{config.window:,} tokens"),
             ("sliding stride", f"{config.score.stride:,} tokens" if "sliding" in config.score.methods else ""),
             ("evaluation", _format(score, "evaluation_seconds", "{:.1f} s")),
-        ]
-    )
-    titled = [("Training", training), ("Hardware", hardware), ("Model", shape), ("Validation text", text)]
-    return [(title, rows) for title, rows in titled if rows]
+        ],
+    }
+    present = {title: [(name, value) for name, value in rows if value] for title, rows in titled.items()}
+    return [(title, rows) for title, rows in present.items() if rows]
 
 
 def _amount(amount: float, unit: str) -> str:
@@ -330,7 +319,3 @@ def _amount(amount: float, unit: str) -> str:
 
 def _format(values: dict[str, Any], key: str, pattern: str) -> str:
     return pattern.format(values[key]) if key in values else ""
-
-
-def _nonempty(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in rows if value]

@@ -163,15 +163,15 @@ def results(study: SweepStudy, trials: optuna.Study, folder: Path) -> dict[str, 
     }
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """README.md of a sweep: its trials, best first."""
-    keys = sorted({key for row in found["trials"] for key in row["settings"]})
-    ended = [row for row in found["trials"] if row["held_out_nats"] is not None]
-    others = [row for row in found["trials"] if row["held_out_nats"] is None]
+    keys = sorted({key for row in results["trials"] for key in row["settings"]})
+    ended = [row for row in results["trials"] if row["held_out_nats"] is not None]
+    others = [row for row in results["trials"] if row["held_out_nats"] is None]
     lines = [
-        f"# {found['question'].strip().splitlines()[0]}",
+        f"# {results['question'].strip().splitlines()[0]}",
         "",
-        f"Made by `bitgolf sweep` on top of `{found['base']}`, seed {found['seed']}. The measure is the loss on "
+        f"Made by `bitgolf sweep` on top of `{results['base']}`, seed {results['seed']}. The measure is the loss on "
         "held-out training text in nats per token. No trial reads validation text.",
         "",
         f"| trial | state | held-out loss | {' | '.join(keys)} |",
@@ -181,7 +181,7 @@ def page(found: dict[str, Any]) -> str:
         loss = "" if row["held_out_nats"] is None else f"{row['held_out_nats']:.5f}"
         cells = [json.dumps(row["settings"].get(key, "")) for key in keys]
         lines.append(f"| {row['number']} | {row['state']} | {loss} | {' | '.join(cells)} |")
-    if found["importance"]:
-        shares = ", ".join(f"`{key}` {share:.2f}" for key, share in found["importance"].items())
+    if results["importance"]:
+        shares = ", ".join(f"`{key}` {share:.2f}" for key, share in results["importance"].items())
         lines += ["", f"Share of the variance that each setting explains (fANOVA): {shares}."]
     return "\n".join(lines) + "\n"

@@ -262,8 +262,8 @@ def test_leaking_artifact_is_caught(run: RunDirectory, world: SimpleNamespace) -
             super().__init__(vocab_size=VOCAB)
 
     world.model = Leaky
-    found = outcomes(run)
-    assert (found["future-flip"], found["target-flip"], found["normalization"]) == ("FAIL", "FAIL", "PASS")
+    finding = outcomes(run)
+    assert (finding["future-flip"], finding["target-flip"], finding["normalization"]) == ("FAIL", "FAIL", "PASS")
 
 
 @pytest.mark.parametrize(
@@ -280,8 +280,8 @@ def test_leaking_artifact_is_caught(run: RunDirectory, world: SimpleNamespace) -
 )
 def test_damaged_products_fail_their_checks(run: RunDirectory, name: str, content: bytes, checks: set[str]) -> None:
     (run / name).write_bytes(content)
-    found = outcomes(run)
-    assert {found[check] for check in checks} == {"FAIL"}
+    finding = outcomes(run)
+    assert {finding[check] for check in checks} == {"FAIL"}
 
 
 HOSTILE = {
@@ -320,15 +320,15 @@ def test_unknown_method_is_not_run(run: RunDirectory) -> None:
         score["headline"] = "two-pass"
 
     edit(run, "score.json", change)
-    found = outcomes(run)
-    assert {name for name, verdict in found.items() if verdict == "NOT RUN"} == NEED_THE_MODEL | set(NEVER_RUN)
-    assert found["headline-pass"] == "FAIL"
+    finding = outcomes(run)
+    assert {name for name, verdict in finding.items() if verdict == "NOT RUN"} == NEED_THE_MODEL | set(NEVER_RUN)
+    assert finding["headline-pass"] == "FAIL"
 
 
-@pytest.mark.parametrize("num_targets, block, wanted", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])
-def test_sampled_blocks_hold_both_ends(num_targets: int, block: int, wanted: int) -> None:
-    blocks = sample_blocks(num_targets, block, wanted, np.random.default_rng(0))
-    assert len(blocks) == max(min(2, -(-num_targets // block)), min(wanted, -(-num_targets // block)))
+@pytest.mark.parametrize("num_targets, block, num_blocks", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])
+def test_sampled_blocks_hold_both_ends(num_targets: int, block: int, num_blocks: int) -> None:
+    blocks = sample_blocks(num_targets, block, num_blocks, np.random.default_rng(0))
+    assert len(blocks) == max(min(2, -(-num_targets // block)), min(num_blocks, -(-num_targets // block)))
     assert blocks[0][0] == 0 and blocks[-1][1] == num_targets
     assert all(0 < stop - start <= block and start % block == 0 for start, stop in blocks)
     assert all(a[1] <= b[0] for a, b in pairwise(blocks))
@@ -392,8 +392,8 @@ def test_no_record_widens_the_tolerance(run: RunDirectory) -> None:
     nll = np.load(run / "nll.npy")
     noise = np.random.default_rng(0).choice([-0.9, 0.9], size=len(nll)).astype(np.float32)
     save_losses(run, nll + noise - np.float32(0.05))
-    found = audit_run(run, everything=True, only=("reproduction",))["reproduction"]
-    assert found.verdict == "FAIL" and "on average" in found.reason
+    finding = audit_run(run, everything=True, only=("reproduction",))["reproduction"]
+    assert finding.verdict == "FAIL" and "on average" in finding.reason
 
 
 def test_audit_leaves_torch_as_it_was(run: RunDirectory) -> None:
@@ -407,9 +407,9 @@ def test_everything_scores_every_target_again(run: RunDirectory) -> None:
     nll = np.load(run / "nll.npy")
     quick = audit_run(run, quick=True)["reproduction"].evidence
     assert quick["targets"] < len(nll) and not quick["whole"]
-    found = audit_run(run, everything=True)
-    assert found["reproduction"].evidence["targets"] == len(nll) and found["reproduction"].evidence["whole"]
-    assert found["sealed-evaluation"].evidence["targets"] == len(nll)
+    finding = audit_run(run, everything=True)
+    assert finding["reproduction"].evidence["targets"] == len(nll) and finding["reproduction"].evidence["whole"]
+    assert finding["sealed-evaluation"].evidence["targets"] == len(nll)
     blocks = sample_blocks(len(nll), 16, 4, Evidence(run, entropy=7).rng("blocks"))
     missed = next(t for t in range(len(nll)) if not any(start <= t < stop for start, stop in blocks))
     nll[missed] -= 0.5
@@ -421,8 +421,8 @@ def test_everything_scores_every_target_again(run: RunDirectory) -> None:
 def test_some_checks_alone_leave_the_audit_on_record(run: RunDirectory) -> None:
     audit_run(run, quick=True)
     before = (run / "audit.json").read_bytes()
-    found = audit_run(run, only=("identity", "counts"))
-    assert [check.name for check in found.checks] == ["counts", "identity"]
+    finding = audit_run(run, only=("identity", "counts"))
+    assert [check.name for check in finding.checks] == ["counts", "identity"]
     assert (run / "audit.json").read_bytes() == before
     with pytest.raises(ConfigError, match=r"there are no checks luck; those here are artifact-bytes, "):
         audit_run(run, only=("luck",))

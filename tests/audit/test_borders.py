@@ -20,8 +20,8 @@ TOKENS = text(110, seed=3)
 def adapted(model: Any = tiny_gpt, **ttt: Any) -> Any:
     def evaluation(tokens: np.ndarray) -> Any:
         gpt = model()
-        found = adapted_pass(config(**ttt), gpt, len(tokens) - 1)
-        return found.scorer, found.adapter
+        finding = adapted_pass(config(**ttt), gpt, len(tokens) - 1)
+        return finding.scorer, finding.adapter
 
     return evaluation
 
@@ -39,8 +39,8 @@ BY_DOCUMENTS = {"method": "lora", "lora_documents": 3}
 
 @pytest.mark.parametrize("ttt", [{}, {"method": "full", "lr": 0.05}, BY_DOCUMENTS])
 def test_honest_evaluations_do_not_know_where_documents_end(ttt: dict[str, Any]) -> None:
-    found = moved(passage(adapted(**ttt), chunk_targets=0 if "lora_documents" in ttt else 40), num_moves=2)
-    assert found.verdict == "PASS" and len(found.evidence["moves"]) == 4, found
+    finding = moved(passage(adapted(**ttt), chunk_targets=0 if "lora_documents" in ttt else 40), num_moves=2)
+    assert finding.verdict == "PASS" and len(finding.evidence["moves"]) == 4, finding
 
 
 class ShortDocumentsDifferently(DocumentScorer):
@@ -75,8 +75,8 @@ def cheating_documents(cheat: type[DocumentScorer]) -> Any:
 
 def test_a_schedule_by_the_length_of_documents_is_caught() -> None:
     text = passage(cheating_documents(ShortDocumentsDifferently))
-    found = moved(text)
-    assert found.verdict == "FAIL" and "moving the document border at token" in found.reason
+    finding = moved(text)
+    assert finding.verdict == "FAIL" and "moving the document border at token" in finding.reason
     scattering = moved(text, exact_shapes=False)
     assert scattering.verdict == "NOT RUN", "a device whose other shapes scatter proves neither"
 
@@ -101,8 +101,8 @@ def test_predictions_may_move_by_a_thousandth_of_a_nat(nats: float, verdict: str
 def test_isolation_of_documents() -> None:
     rng = np.random.default_rng(0)
     assert rewrite_before(passage(cheating_documents(DocumentScorer)), rng).verdict == "PASS"
-    found = rewrite_before(passage(cheating_documents(Leaks)), rng)
-    assert found.verdict == "FAIL" and "moved predictions of the next" in found.reason
+    finding = rewrite_before(passage(cheating_documents(Leaks)), rng)
+    assert finding.verdict == "FAIL" and "moved predictions of the next" in finding.reason
     flat = rewrite_before(passage(adapted()), rng)
     assert flat.verdict == "FAIL", "a flat stream is not isolated, and does not claim to be"
 

@@ -41,8 +41,8 @@ def evaluation_of(device: str = "cpu", **ttt: Any):
             model.set_attention_backend(reproducible_backend(masked=False))
         model.load_state_dict(tiny_gpt().state_dict())
         model.eval().requires_grad_(False)
-        found = adapted(config(**ttt), model, len(tokens) - 1, world=World(0, 1, place))
-        return found.scorer, found.adapter
+        finding = adapted(config(**ttt), model, len(tokens) - 1, world=World(0, 1, place))
+        return finding.scorer, finding.adapter
 
     return evaluation
 
@@ -81,9 +81,9 @@ def test_honest_adapters_pass_bit_exactly(name: str, device: str) -> None:
     evaluation, chunk = evaluation_of(device, **HONEST[name]), chunk_of(HONEST[name])
     with deterministic_kernels(torch.device(device)):
         for span in (all_after, only_target):
-            found = flips(evaluation, span, chunk)
-            assert found.verdict == "PASS", found
-            assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
+            finding = flips(evaluation, span, chunk)
+            assert finding.verdict == "PASS", finding
+            assert finding.evidence["noise_nats"] == 0 and finding.evidence["moved_later"] > 0
         shown = trace(evaluation, TOKENS, chunk, with_losses=True)
     assert normalized(shown.log_p, VOCAB).verdict == "PASS"
     assert losses_of(shown, TOKENS).verdict == "PASS"
@@ -130,12 +130,12 @@ class LearnsBeforeScoring:
 def test_optimizing_on_the_chunk_before_scoring_is_caught() -> None:
     def evaluation(tokens: np.ndarray):
         model = tiny_gpt()
-        found = adapted(config(method="full", lr=0.05), model, len(tokens) - 1)
-        return LearnsBeforeScoring(found.scorer, model), found.adapter
+        finding = adapted(config(method="full", lr=0.05), model, len(tokens) - 1)
+        return LearnsBeforeScoring(finding.scorer, model), finding.adapter
 
     for span in (all_after, only_target):
-        found = flips(evaluation, span, CHUNK)
-        assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
+        finding = flips(evaluation, span, CHUNK)
+        assert finding.verdict == "FAIL" and "moved the prediction of target" in finding.reason
 
 
 class SlotDocuments(DocumentScorer):
@@ -200,5 +200,5 @@ def test_documents_that_cheat_are_caught(cheat: type[DocumentScorer], spans: tup
         return cheat(tiny_gpt(), settings.ttt.lora, window=WINDOW, bos_id=BOS, seed=0, world=ALONE), None
 
     for span in spans:
-        found = flips(evaluation, span)
-        assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
+        finding = flips(evaluation, span)
+        assert finding.verdict == "FAIL" and "moved the prediction of target" in finding.reason

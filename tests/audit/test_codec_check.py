@@ -67,12 +67,12 @@ def adapt(run: Path, num_bytes: int, ttt: dict[str, Any]) -> None:
 def test_a_run_passes_with_evidence(tiny_run: Path) -> None:
     check = checked(tiny_run)
     assert check.verdict == "PASS", check.reason
-    found = check.evidence
-    nll = np.load(tiny_run / "nll.npy")[: found["targets"]]
-    assert found["score_bytes"] == pytest.approx(nll.sum(dtype=np.float64) / np.log(2) / 8)
-    assert 0 < found["coded_bytes"] - found["score_bytes"] < 12
-    assert 400 <= found["text_bytes"] < 420
-    assert (found["streams"], found["updates"]) == (1, 0)
+    finding = check.evidence
+    nll = np.load(tiny_run / "nll.npy")[: finding["targets"]]
+    assert finding["score_bytes"] == pytest.approx(nll.sum(dtype=np.float64) / np.log(2) / 8)
+    assert 0 < finding["coded_bytes"] - finding["score_bytes"] < 12
+    assert 400 <= finding["text_bytes"] < 420
+    assert (finding["streams"], finding["updates"]) == (1, 0)
     assert "decoded exactly" in check.reason
 
 

@@ -39,8 +39,8 @@ def test_documents_are_what_stands_between_bos(ids: list[int]) -> None:
             expected.append([token])
         else:
             expected[-1].append(token)
-    found = documents.documents(np.array(ids, dtype=np.uint16), 1)
-    assert [part.tolist() for part in found] == expected
+    finding = documents.documents(np.array(ids, dtype=np.uint16), 1)
+    assert [part.tolist() for part in finding] == expected
 
 
 @settings(max_examples=50, deadline=None)
@@ -100,8 +100,8 @@ def test_one_order(tmp_path: Path) -> None:
 def test_an_order_that_cannot_be_hashed_again_says_so(tmp_path: Path) -> None:
     lossy = Letters()
     lossy.lossless = False
-    found = order(tmp_path, hashes=HASHES[[1, 0, 2]], tokenizer=lossy)
-    assert found.verdict == "PASS" and "cannot be recovered" in found.reason and found.evidence["checked"] == 0
+    finding = order(tmp_path, hashes=HASHES[[1, 0, 2]], tokenizer=lossy)
+    assert finding.verdict == "PASS" and "cannot be recovered" in finding.reason and finding.evidence["checked"] == 0
 
 
 def weighed(tokenizer: Any, raw_bytes: int | None = 7) -> Finding:

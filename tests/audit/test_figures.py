@@ -87,9 +87,9 @@ def test_identity() -> None:
 def test_identity_refuses_losses_that_are_not_losses(bad: float) -> None:
     nll = NLL.copy()
     nll[5] = bad
-    found = identical(nll, sliding=entry())
-    assert found.verdict == "FAIL" and "negative or not finite" in found.reason
-    json.dumps(found.evidence, allow_nan=False)
+    finding = identical(nll, sliding=entry())
+    assert finding.verdict == "FAIL" and "negative or not finite" in finding.reason
+    json.dumps(finding.evidence, allow_nan=False)
 
 
 def train_events() -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def test_numbers_agree(tmp_path: Path) -> None:
     ) -> str:
         path = tmp_path / "printed.log"
         path.write_text(log_text)
-        found = numbers_agree(
+        finding = numbers_agree(
             evidence(
                 pack=pack,
                 score=score,
@@ -137,7 +137,7 @@ def test_numbers_agree(tmp_path: Path) -> None:
                 require=lambda name: path,
             )
         )
-        return "" if found.verdict == "PASS" else found.reason
+        return "" if finding.verdict == "PASS" else finding.reason
 
     assert reason() == ""
     assert "header and streams are 100 bytes, its model 101" in reason(pack=pack | {"model_bytes": 101})

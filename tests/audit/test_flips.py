@@ -66,11 +66,11 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_honest_evaluations_pass(name: str) -> None:
     for check in (future_flip, target_flip):
-        found = check(HONEST[name], chunk_targets=20)
-        assert found.verdict == "PASS", found
-        assert found.evidence["noise_nats"] == 0 and found.evidence["moved_later"] > 0
+        finding = check(HONEST[name], chunk_targets=20)
+        assert finding.verdict == "PASS", finding
+        assert finding.evidence["noise_nats"] == 0 and finding.evidence["moved_later"] > 0
         borders = [t for t in (19, 20, 39) if TOKENS[t + 1] != BOS]
-        assert borders and set(borders) <= set(found.evidence["flipped_targets"])
+        assert borders and set(borders) <= set(finding.evidence["flipped_targets"])
     shown = trace(HONEST[name], TOKENS, chunk_targets=20, with_losses=True)
     assert normalized(shown.log_p, VOCAB).verdict == "PASS"
     assert losses_of(shown, TOKENS).verdict == "PASS"
@@ -79,9 +79,9 @@ def test_honest_evaluations_pass(name: str) -> None:
 def test_model_that_looks_one_token_ahead_is_caught() -> None:
     """A tiny leak: a millinat-sized whiff of the next token through a bidirectional convolution."""
     for check in (future_flip, target_flip):
-        found = check(evaluation_of(LeakyModel), TOKENS)
-        assert found.verdict == "FAIL" and "moved the prediction of target" in found.reason
-        assert all(leak["moved_target"] <= leak["flipped_target"] for leak in found.evidence["leaks"])
+        finding = check(evaluation_of(LeakyModel), TOKENS)
+        assert finding.verdict == "FAIL" and "moved the prediction of target" in finding.reason
+        assert all(leak["moved_target"] <= leak["flipped_target"] for leak in finding.evidence["leaks"])
     assert normalized(trace(evaluation_of(LeakyModel), TOKENS).log_p, VOCAB).verdict == "PASS"
 
 
@@ -89,8 +89,8 @@ def test_model_that_looks_one_token_ahead_is_caught() -> None:
 def test_leaks_of_a_millionth_of_a_nat_are_caught(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeakyModel, "strength", strength)
     for check in (future_flip, target_flip):
-        found = check(evaluation_of(LeakyModel), TOKENS)
-        assert found.verdict == "FAIL" and max(leak["difference_nats"] for leak in found.evidence["leaks"]) < 1e-4
+        finding = check(evaluation_of(LeakyModel), TOKENS)
+        assert finding.verdict == "FAIL" and max(leak["difference_nats"] for leak in finding.evidence["leaks"]) < 1e-4
 
 
 def shown_trace() -> Trace:
@@ -101,25 +101,25 @@ def shown_trace() -> Trace:
 def test_a_distribution_that_sums_to_nearly_one(error: float, verdict: str) -> None:
     log_p = shown_trace().log_p.astype(np.float64)
     log_p[7] += error  # the sum is 1 + error
-    found = normalized(log_p, VOCAB)
-    assert found.verdict == verdict and (verdict == "PASS" or "position 7" in found.reason)
+    finding = normalized(log_p, VOCAB)
+    assert finding.verdict == verdict and (verdict == "PASS" or "position 7" in finding.reason)
 
 
 @pytest.mark.parametrize(("error", "verdict"), [(1e-4, "FAIL"), (-1e-4, "FAIL"), (2e-5, "PASS"), (np.nan, "FAIL")])
 def test_a_loss_that_nearly_matches_its_distribution(error: float, verdict: str) -> None:
     shown = shown_trace()
     shown.nll[7] += error
-    found = losses_of(shown, TOKENS)
-    assert found.verdict == verdict and (verdict == "PASS" or "target 7" in found.reason)
+    finding = losses_of(shown, TOKENS)
+    assert finding.verdict == verdict and (verdict == "PASS" or "target 7" in finding.reason)
 
 
 def test_adapter_that_trains_on_the_next_chunk_is_caught() -> None:
     """Its ledger is clean and each model state causal: only flips through the whole evaluation show it."""
     smuggling = evaluation_of(CausalModel, wrap=SmugglingCache)
     for check in (future_flip, target_flip):
-        found = check(smuggling, chunk_targets=20)
-        assert found.verdict == "FAIL"
-        assert all(leak["moved_target"] >= 20 for leak in found.evidence["leaks"]), "the first chunk is honest"
+        finding = check(smuggling, chunk_targets=20)
+        assert finding.verdict == "FAIL"
+        assert all(leak["moved_target"] >= 20 for leak in finding.evidence["leaks"]), "the first chunk is honest"
     tape = ScoreTape(TOKENS)
     evaluate(tape, *smuggling(TOKENS), chunk_targets=20)
     assert score_first(evidence(event_log=tape.event_log)).verdict == "PASS"
@@ -127,9 +127,9 @@ def test_adapter_that_trains_on_the_next_chunk_is_caught() -> None:
 
 def test_adapter_that_reads_ahead_fails_its_check() -> None:
     eager = evaluation_of(CausalModel, wrap=lambda model, _: EagerCache(model))
-    found = attempt(lambda evaluation: future_flip(evaluation, chunk_targets=20), eager)
-    assert found.verdict == "FAIL" and "an adapter asked for tokens" in found.reason
-    assert found.evidence["error"] == "RuleViolation"
+    finding = attempt(lambda evaluation: future_flip(evaluation, chunk_targets=20), eager)
+    assert finding.verdict == "FAIL" and "an adapter asked for tokens" in finding.reason
+    assert finding.evidence["error"] == "RuleViolation"
 
 
 class Wrapped:
@@ -230,15 +230,15 @@ def test_noise_is_neither_pass_nor_leak() -> None:
             logits = super().forward(tokens)
             return logits + 1e-6 * torch.randn(logits.shape, generator=generator)
 
-    found = future_flip(evaluation_of(Noisy), TOKENS)
-    assert found.verdict == "NOT RUN" and "two identical runs differ" in found.reason
+    finding = future_flip(evaluation_of(Noisy), TOKENS)
+    assert finding.verdict == "NOT RUN" and "two identical runs differ" in finding.reason
     assert future_flip(evaluation_of(NoisyLeak), TOKENS).verdict == "FAIL"
 
 
 def test_flips_without_effect_prove_nothing() -> None:
     constant = evaluation_of(lambda: lambda tokens: torch.zeros(*tokens.shape, VOCAB))
-    found = target_flip(constant, TOKENS)
-    assert found.verdict == "NOT RUN" and "prove nothing" in found.reason
+    finding = target_flip(constant, TOKENS)
+    assert finding.verdict == "NOT RUN" and "prove nothing" in finding.reason
 
 
 def test_nan_predictions_do_not_pass() -> None:
@@ -254,8 +254,8 @@ def test_nan_predictions_do_not_pass() -> None:
 
 def test_wrong_vocabulary_is_not_normalized_over_it() -> None:
     log_p = trace(HONEST["sliding"], TOKENS).log_p
-    found = normalized(log_p, VOCAB + 1)
-    assert found.verdict == "FAIL" and f"have {VOCAB} entries" in found.reason
+    finding = normalized(log_p, VOCAB + 1)
+    assert finding.verdict == "FAIL" and f"have {VOCAB} entries" in finding.reason
 
 
 @pytest.mark.parametrize("tokens", [np.array([BOS, 4]), np.array([BOS, BOS, BOS, BOS])])

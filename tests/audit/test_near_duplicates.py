@@ -46,9 +46,9 @@ VAL, TRAIN = texts(20, 120, seed=0), texts(60, 120, seed=1)
 
 
 def test_independent_documents_pass() -> None:
-    found = compared(VAL, TRAIN)
-    judged(found, "")
-    assert found.evidence["share"] == 0 and found.evidence["compared"] == 60
+    finding = compared(VAL, TRAIN)
+    judged(finding, "")
+    assert finding.evidence["share"] == 0 and finding.evidence["compared"] == 60
 
 
 CHANGES = {
@@ -65,9 +65,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("how", CHANGES)
 def test_a_copy_with_few_changes_fails(how: str) -> None:
-    found = compared(VAL, [*TRAIN, CHANGES[how](VAL[7])])
-    judged(found, "of validation document 7 in training document 60")
-    assert found.evidence["copies"] == 1
+    finding = compared(VAL, [*TRAIN, CHANGES[how](VAL[7])])
+    judged(finding, "of validation document 7 in training document 60")
+    assert finding.evidence["copies"] == 1
 
 
 def test_many_half_copies_fail_by_their_share() -> None:

@@ -33,8 +33,8 @@ def shapes_of(model: Any) -> Any:
 
 
 def test_other_batches_and_ranks_give_the_same_losses() -> None:
-    found = shapes_of(CausalModel())
-    assert found.verdict == "PASS" and found.evidence["ranks_with_work"] == 2, found
+    finding = shapes_of(CausalModel())
+    assert finding.verdict == "PASS" and finding.evidence["ranks_with_work"] == 2, finding
 
 
 def test_a_model_that_looks_at_its_batch_is_caught() -> None:
@@ -50,9 +50,9 @@ def test_adapted_passes_are_the_same_on_two_ranks(tiny_run: Path) -> None:
     run = RunDirectory.open(tiny_run)
     changes = {"ttt.method": "full", "ttt.weights.lr": 0.02, "ttt.weights.chunk_tokens": 192}
     tokens = np.array(TokenShards([tiny_run / "data" / "val_000000.bin"]).read(0, 321))
-    found = other_shapes.adapted_shapes(run / "model.bitgolf", run.config.updated(changes), tokens)
-    assert found.verdict == "PASS", found
-    assert found.evidence["targets"] == 320 and 0 < float(found.evidence["largest_nats"]) < 1e-4
+    finding = other_shapes.adapted_shapes(run / "model.bitgolf", run.config.updated(changes), tokens)
+    assert finding.verdict == "PASS", finding
+    assert finding.evidence["targets"] == 320 and 0 < float(finding.evidence["largest_nats"]) < 1e-4
 
 
 def test_ranks_that_cannot_run_are_not_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

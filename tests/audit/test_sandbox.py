@@ -383,8 +383,8 @@ def isolation_without(refused: list[str], secret: Path, tmp_path: Path, shown: t
         root=str(ROOT), refused=refused, visible=visible, scratch=scratch, secret=str(secret), shown=files
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    means: dict[str, Any] = json.loads(done.stdout)
+    return means
 
 
 @needs_isolation
@@ -400,29 +400,29 @@ def test_a_checkout_below_the_folder_of_temporary_files_is_shown(secret: Path) -
 
 @pytest.mark.skipif(not (GRANTED["landlock"] and GRANTED["seccomp"]), reason="this system grants no Landlock")
 def test_without_namespaces_landlock_isolates_it(secret: Path, tmp_path: Path) -> None:
-    found = isolation_without(["namespaces"], secret, tmp_path)
-    assert found["files"] == "landlock" and found["network"] and found["closed"] and not found["readable"]
-    assert found["reachable"] == [] and found["refused"] == ["namespaces: not granted"]
-    check = judge_isolation(found, found["attempts"][:0], 9, text_in_libraries=True)
+    means = isolation_without(["namespaces"], secret, tmp_path)
+    assert means["files"] == "landlock" and means["network"] and means["closed"] and not means["readable"]
+    assert means["reachable"] == [] and means["refused"] == ["namespaces: not granted"]
+    check = judge_isolation(means, means["attempts"][:0], 9, text_in_libraries=True)
     assert check.verdict == "PASS" and "in Landlock" in check.reason and "own library" in check.reason
 
 
 @pytest.mark.skipif(not GRANTED["seccomp"], reason="this system grants no filters of system calls")
 def test_without_isolation_of_files_the_check_is_not_run(secret: Path, tmp_path: Path) -> None:
-    found = isolation_without(["namespaces", "landlock"], secret, tmp_path)
-    assert found["files"] == "" and found["reachable"] == [str(secret)] and found["closed"]
-    check = judge_isolation(found, [], 9, text_in_libraries=False)
+    means = isolation_without(["namespaces", "landlock"], secret, tmp_path)
+    assert means["files"] == "" and means["reachable"] == [str(secret)] and means["closed"]
+    check = judge_isolation(means, [], 9, text_in_libraries=False)
     assert check.verdict == "NOT RUN"
     for words in ("could have read any file", "was readable while it loaded", "namespaces: not granted", "Landlock"):
         assert words in check.reason
 
 
 def test_without_any_means_python_notes_what_is_opened_and_nothing_passes(secret: Path, tmp_path: Path) -> None:
-    found = isolation_without(["namespaces", "landlock", "seccomp"], secret, tmp_path)
-    assert not found["closed"] and not found["network"] and found["readable"]
-    assert found["attempts"] == [str(secret)]
-    assert judge_isolation(found, [], 9, text_in_libraries=False).verdict == "NOT RUN"
-    assert judge_isolation(found, found["attempts"], 9, text_in_libraries=False).verdict == "FAIL"
+    means = isolation_without(["namespaces", "landlock", "seccomp"], secret, tmp_path)
+    assert not means["closed"] and not means["network"] and means["readable"]
+    assert means["attempts"] == [str(secret)]
+    assert judge_isolation(means, [], 9, text_in_libraries=False).verdict == "NOT RUN"
+    assert judge_isolation(means, means["attempts"], 9, text_in_libraries=False).verdict == "FAIL"
 
 
 def test_other_systems_have_no_isolation(monkeypatch: pytest.MonkeyPatch) -> None:

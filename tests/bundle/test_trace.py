@@ -35,8 +35,8 @@ def test_only_what_is_named_remains() -> None:
         pass
     """
     b = "def helper(x, y): return inner(x)\ndef inner(x): return x\ndef unused(): return helper(1, 2)"
-    found = program({"p.a": a, "p.b": b}, "p.a:main")
-    assert found == {
+    sources = program({"p.a": a, "p.b": b}, "p.a:main")
+    assert sources == {
         "p.a": "from p.b import helper\nLIMIT = 3\n\ndef main(x):\n    return helper(x, LIMIT)",
         "p.b": "def helper(x, y):\n    return inner(x)\n\ndef inner(x):\n    return x",
     }
@@ -49,9 +49,9 @@ def test_names_passed_on_by_other_modules_are_followed_to_their_source() -> None
         "p.sub.big": "import torch\ndef heavy(): return torch",
         "p.sub.small": "def thing(): return 1",
     }
-    found = program(modules, "p.a:main")
-    assert set(found) == {"p.a", "p.sub", "p.sub.small"}
-    assert found["p.sub"] == "from p.sub.small import thing"
+    sources = program(modules, "p.a:main")
+    assert set(sources) == {"p.a", "p.sub", "p.sub.small"}
+    assert sources["p.sub"] == "from p.sub.small import thing"
 
 
 def test_modules_used_by_attribute_give_what_is_looked_up() -> None:
@@ -60,9 +60,9 @@ def test_modules_used_by_attribute_give_what_is_looked_up() -> None:
         "p.tools": "def one(): return 1\ndef two(): return 2",
         "p.whole": "def x(): return 1\nY = 2",
     }
-    found = program(modules, "p.a:main")
-    assert found["p.tools"] == "def one():\n    return 1"
-    assert found["p.whole"] == "def x():\n    return 1\nY = 2"
+    sources = program(modules, "p.a:main")
+    assert sources["p.tools"] == "def one():\n    return 1"
+    assert sources["p.whole"] == "def x():\n    return 1\nY = 2"
 
 
 def test_a_variable_of_the_name_of_a_module_asks_nothing_of_it() -> None:

@@ -400,8 +400,8 @@ def test_chunks_that_hold_the_longest_stream_are_a_warning(
 
 
 def test_progress_is_reported(model: CodecModel, letters: bytes) -> None:
-    told: list[tuple[str, float, float]] = []
-    coded = compress_bytes(letters[:90], model, streams=2, progress=lambda *a: told.append(a[:3]))
-    decompress_bytes(coded.data, model, progress=lambda *a: told.append(a[:3]))
+    reports: list[tuple[str, float, float]] = []
+    coded = compress_bytes(letters[:90], model, streams=2, progress=lambda *a: reports.append(a[:3]))
+    decompress_bytes(coded.data, model, progress=lambda *a: reports.append(a[:3]))
     total = coded.num_tokens
-    assert ("compress", total, total) in told and told[-1] == ("decompress", total, total)
+    assert ("compress", total, total) in reports and reports[-1] == ("decompress", total, total)

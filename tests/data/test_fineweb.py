@@ -43,13 +43,13 @@ def fetch(hub: Server, tmp_path: Path, shards: int = 0, variant: str = "sp400") 
 
 
 def test_published_shards_arrive_whole(hub: Server, files: dict[str, bytes], tmp_path: Path, capfd) -> None:  # type: ignore[no-untyped-def]
-    found = fetch(hub, tmp_path, shards=2)
-    assert [p.name for p in found.train] == ["fineweb_train_000000.bin", "fineweb_train_000001.bin"]
-    assert [p.name for p in found.val] == ["fineweb_val_000000.bin"]
-    for path in (*found.train, *found.val):
+    shards = fetch(hub, tmp_path, shards=2)
+    assert [p.name for p in shards.train] == ["fineweb_train_000000.bin", "fineweb_train_000001.bin"]
+    assert [p.name for p in shards.val] == ["fineweb_val_000000.bin"]
+    for path in (*shards.train, *shards.val):
         assert path.read_bytes() == files[f"datasets/datasets/fineweb10B_sp400/{path.name}"]
-    assert found.tokenizer.vocab_size == 400 and not found.tokenizer.lossless
-    assert found.origin["revision"] == COMMIT
+    assert shards.tokenizer.vocab_size == 400 and not shards.tokenizer.lossless
+    assert shards.origin["revision"] == COMMIT
     assert not hub.sent("fineweb_train_000002.bin"), "only the shards asked for are fetched"
     assert capfd.readouterr() == ("", "")
 
@@ -73,8 +73,8 @@ def test_after_a_kill_only_the_file_under_way_is_fetched(
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, DataError)):
         patch.setattr("time.sleep", kill)  # the hub's wait before it tries again
         fetch(hub, tmp_path)
-    found = fetch(hub, tmp_path)
-    assert [p.read_bytes() for p in found.train] == [files[f"{name[:-5]}{i}.bin"] for i in range(3)]
+    shards = fetch(hub, tmp_path)
+    assert [p.read_bytes() for p in shards.train] == [files[f"{name[:-5]}{i}.bin"] for i in range(3)]
     assert [len(hub.sent(f"train_00000{i}.bin")) for i in range(3)] == [1, 2, 1] and len(
         hub.sent("val_000000.bin")
     ) == 1
@@ -146,13 +146,13 @@ def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_default_variant_is_sp1024(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
+    requests = []
 
     def record(variant: str, shards: int, progress: object) -> None:
-        asked.append((variant, shards))
+        requests.append((variant, shards))
         raise DataError("stop")
 
     monkeypatch.setattr("bitgolf.data.prepare.fetch_fineweb", record)
     with pytest.raises(DataError, match="stop"):
         prepare(DataConfig(source="fineweb", train_shards=7), 1024, tmp_path / "out")
-    assert asked == [("sp1024", 7)]
+    assert requests == [("sp1024", 7)]

@@ -39,8 +39,8 @@ def test_hash_is_blake2b() -> None:
 
 
 def test_documents_are_numbered_past_empty_ones() -> None:
-    found = [(d.index, d.text, d.size) for d in number_documents(["a", "", "é", ""])]
-    assert found == [(0, "a", 1), (2, "é", 2)]
+    documents = [(d.index, d.text, d.size) for d in number_documents(["a", "", "é", ""])]
+    assert documents == [(0, "a", 1), (2, "é", 2)]
 
 
 @given(TEXTS, st.sampled_from([0.1, 0.5, 0.9]), st.integers(0, 30), st.integers(0, 60))

@@ -183,7 +183,7 @@ def test_an_adapter_learns_chunk_by_chunk() -> None:
         fresh = UnigramCache(model)
         for start in range(0, t - t % chunk, chunk):
             prefix = tokens[: start + chunk + 1]
-            fresh.update(lambda a, b, known=prefix: known[a:b], start, start + chunk)
+            fresh.update(lambda a, b, text=prefix: text[a:b], start, start + chunk)
         begin = 0 if t < window else ((t - window) // 4 + 1) * 4
         with torch.no_grad():
             logits = fresh(torch.from_numpy(tokens[None, begin : t + 1].astype(np.int64)))[0, -1]

@@ -124,10 +124,10 @@ def test_the_size_of_the_validation_text_is_known_from_the_files_and_val_bytes(t
         (tmp_path / name).write_bytes(b"x" * size)
     own = {"data__source": f"file:{tmp_path}/train.txt"}
     held = own | {"data__val_source": f"file:{tmp_path}/val.txt", "data__val_fraction": "0"}
-    for changes, known in ((own, 8_000), (held, 400), ({"data__source": "fineweb"}, 151_080_891)):
-        assert validation_bytes(tiny(**changes)) == known
+    for changes, num_bytes in ((own, 8_000), (held, 400), ({"data__source": "fineweb"}, 151_080_891)):
+        assert validation_bytes(tiny(**changes)) == num_bytes
         assert validation_bytes(tiny(**changes, data__val_bytes="300")) == 300
-        assert validation_bytes(tiny(**changes, data__val_bytes="999999999")) == known
+        assert validation_bytes(tiny(**changes, data__val_bytes="999999999")) == num_bytes
     for unknown in ("stdlib", "hf:somebody/texts"):
         assert validation_bytes(tiny(data__source=unknown)) is None
     mixed = {"data__mix": f'["file:{tmp_path}/train.txt=1"]'}

@@ -120,17 +120,17 @@ def test_the_search_ends_within_tolerance_for_any_curve(
 
     bits = 8 * claims * first * (1 - 0.5 * np.linspace(0, 1, 33))  # a straight line, unlike the sizes
     limit = int(first * (0.5 + share / 2))
-    asked: list[int] = []
+    counts: list[int] = []
 
     def encode(count: int) -> range:
         """A file of that many bytes, as far as `len` tells."""
-        asked.append(count)
+        counts.append(count)
         return range(size_of(count))
 
     count, file, encodes = fit(encode, Many(total, bits), limit)
     size = len(file)
     assert size == size_of(count)
-    assert encodes == len(asked) == len(set(asked))
+    assert encodes == len(counts) == len(set(counts))
     sizes = np.array([size_of(n) for n in range(total + 1)])
     if first <= limit:
         assert (count, encodes) == (0, 1)
@@ -140,7 +140,7 @@ def test_the_search_ends_within_tolerance_for_any_curve(
     else:
         slack, resolution = max(64, limit // 4096), max(1, total // 4096)
         # All that were tried below are too large, and the last of those is next to it, or little room is left.
-        largest_failed = max(n for n in asked if sizes[n] > limit)
+        largest_failed = max(n for n in counts if sizes[n] > limit)
         assert largest_failed < count
         assert limit - size <= slack or count - largest_failed <= resolution
     assert encodes <= 3 * math.log2(max(2, total)) + 6
@@ -185,14 +185,14 @@ def test_errors_and_entropy_of_pruned_codes_are_measured_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "limit", "asked", "count"),
+    ("sizes", "limit", "counts", "count"),
     [
         ([1000, 700, 400], 740, [0, 1], 1),  # the curve is right, and one fits with little room left
         ([1000, 999, 500], 600, [0, 2, 1], 2),  # with room left, the only number between is tried, which is too few
         ([1000, 990, 980, 300], 310, [0, 3], 3),
     ],
 )
-def test_small_searches_by_hand(sizes: list[int], limit: int, asked: list[int], count: int) -> None:
+def test_small_searches_by_hand(sizes: list[int], limit: int, counts: list[int], count: int) -> None:
     tried: list[int] = []
 
     def encode(number: int) -> range:
@@ -200,5 +200,5 @@ def test_small_searches_by_hand(sizes: list[int], limit: int, asked: list[int], 
         return range(sizes[number])
 
     line = 8.0 * np.linspace(sizes[0], sizes[-1], len(sizes))
-    assert fit(encode, Many(len(sizes) - 1, line), limit) == (count, range(sizes[count]), len(asked))
-    assert tried == asked
+    assert fit(encode, Many(len(sizes) - 1, line), limit) == (count, range(sizes[count]), len(counts))
+    assert tried == counts

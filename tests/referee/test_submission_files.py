@@ -435,8 +435,8 @@ def test_a_folder_of_nothing_but_a_script(tmp_path: Path) -> None:
     ],
 )
 def test_fields_of_the_wrong_kind(tmp_path: Path, claims: dict[str, object]) -> None:
-    found = audit_submission(Folder(claims=claims).write(tmp_path / "stack"))["json-schema"]
-    assert found.verdict == "FAIL" and next(iter(claims)).partition("_")[0] in found.reason
+    check = audit_submission(Folder(claims=claims).write(tmp_path / "stack"))["json-schema"]
+    assert check.verdict == "FAIL" and next(iter(claims)).partition("_")[0] in check.reason
 
 
 def test_entries_of_other_tracks_have_no_clock(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_curve_passes_through_the_run_and_quadruples_a_bit_below() -> None:
     assert chart is not None and chart.marks == ((10_100.0, "cap"),)
     points = dict(zip(chart.x, chart.y, strict=True))
     assert points[10_000] == pytest.approx(0.008)
-    assert points[10_000 - 6_000 / 8] == pytest.approx(0.032)  # a bit a weight less
+    assert points[10_000 - 6_000 / 8] == pytest.approx(0.032)  # one bit per weight less
     assert points[10_000 + 6_000 / 8] == pytest.approx(0.002)
     assert list(chart.x) == sorted(chart.x) and list(chart.y) == sorted(chart.y, reverse=True)
     assert min(rate_distortion(packed() | {"code_bytes": 9_900}).x) > 9_900  # type: ignore[union-attr]
@@ -68,9 +68,12 @@ def test_measured_beside_predicted() -> None:
         "methods": {"chunked": {"loss_nats": 1.25}, "sliding": {"loss_nats": 1.1}},
         "float": {"chunked": {"loss_nats": 1.24}},
     }
-    found = outcome(packed(), score)
+    scored = outcome(packed(), score)
     assert (
-        found is not None and found.predicted == 0.008 and found.measured == pytest.approx(0.01) and found.passes == 2
+        scored is not None
+        and scored.predicted == 0.008
+        and scored.measured == pytest.approx(0.01)
+        and scored.passes == 2
     )
     unscored = outcome(packed(), None)
     assert unscored is not None and unscored.measured is None

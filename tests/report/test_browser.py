@@ -20,9 +20,9 @@ CLICK_A_TOKEN = """
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 def test_in_a_browser(finished: SyntheticRun, tmp_path: Path) -> None:
-    found = look_at(report(finished.run), tmp_path, script=CLICK_A_TOKEN)
-    assert int(found["width"]) <= 360
-    assert found["small"] == "", "letters below 12 px on a phone"
-    assert found["cut"] == "", "text that only sideways scrolling shows"
-    assert found["note"].endswith(found["title"]) and "bits" in found["title"]
-    assert not found["messages"]
+    seen = look_at(report(finished.run), tmp_path, script=CLICK_A_TOKEN)
+    assert int(seen["width"]) <= 360
+    assert seen["small"] == "", "letters below 12 px on a phone"
+    assert seen["cut"] == "", "text that only sideways scrolling shows"
+    assert seen["note"].endswith(seen["title"]) and "bits" in seen["title"]
+    assert not seen["messages"]

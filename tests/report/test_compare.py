@@ -61,12 +61,12 @@ def test_documents_start_after_their_bos(pairs: list[tuple[int, int]]) -> None:
 
 def test_losses_by_document_are_those_of_a_loop(family: Family, letters: Path) -> None:
     run = read_runs([family.run("a", letters)])[0]
-    found = document_losses(run)
+    losses = document_losses(run)
     bits, sizes = documents_by_hand(open_data(letters), np.load(run.run / "nll.npy"))
     assert len(sizes) == len(texts()) and sizes == [len(text.encode()) for text in texts()]
-    assert found.bytes.tolist() == sizes
-    assert found.bits == pytest.approx(bits, rel=1e-12)
-    assert found.bits_per_byte == pytest.approx(run.bpb, rel=1e-9)
+    assert losses.bytes.tolist() == sizes
+    assert losses.bits == pytest.approx(bits, rel=1e-12)
+    assert losses.bits_per_byte == pytest.approx(run.bpb, rel=1e-9)
 
 
 def edit_losses(run: Path) -> None:
@@ -133,12 +133,12 @@ def test_a_resample_is_a_ratio_of_sums_over_drawn_documents(monkeypatch: pytest.
 
 def test_the_interval_is_that_of_the_resamples() -> None:
     bits, sizes = some_documents(50)
-    found = bootstrap(bits, sizes, resamples=1_000, seed=2)
+    interval = bootstrap(bits, sizes, resamples=1_000, seed=2)
     drawn = sorted(resample(bits, sizes, 1_000, 2).tolist())
-    assert found.difference_bpb == pytest.approx(sum(bits.tolist()) / sum(sizes.tolist()), rel=1e-12)
-    assert drawn[24] <= found.low <= drawn[25] and drawn[974] <= found.high <= drawn[975]
-    assert found.share_better == sum(value < 0 for value in drawn) / 1_000
-    assert found.excludes_zero == (found.low > 0 or found.high < 0)
+    assert interval.difference_bpb == pytest.approx(sum(bits.tolist()) / sum(sizes.tolist()), rel=1e-12)
+    assert drawn[24] <= interval.low <= drawn[25] and drawn[974] <= interval.high <= drawn[975]
+    assert interval.share_better == sum(value < 0 for value in drawn) / 1_000
+    assert interval.excludes_zero == (interval.low > 0 or interval.high < 0)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_two_systems_over_three_seeds(family: Family, letters: Path) -> None:
     new = [
         family.run(f"new-{seed}", letters, seed=seed, shift=-0.03, train__average__ema_decay=0.9) for seed in (1, 2, 3)
     ]
-    found = compare([*old, *new], settings=FEW)
-    assert [group.name for group in found.sets] == ["old (3 runs)", "new (3 runs)"]
-    assert found.differences == {"train.average.ema_decay": [0.8, 0.9]} and found.notes == ()
-    (contrast,) = found.contrasts
+    comparison = compare([*old, *new], settings=FEW)
+    assert [group.name for group in comparison.sets] == ["old (3 runs)", "new (3 runs)"]
+    assert comparison.differences == {"train.average.ema_decay": [0.8, 0.9]} and comparison.notes == ()
+    (contrast,) = comparison.contrasts
     assert (contrast.candidate, contrast.baseline) == ("new (3 runs)", "old (3 runs)")
     means = [np.mean([json.loads((p / "score.json").read_text())["headline_bpb"] for p in runs]) for runs in (new, old)]
     assert contrast.difference_bpb == pytest.approx(means[0] - means[1])
-    constant = found.runs[0].bpb_per_nat
+    constant = comparison.runs[0].bpb_per_nat
     assert contrast.difference_nats == pytest.approx(contrast.difference_bpb / constant)
     assert contrast.margin_bpb == pytest.approx(0.005 * constant)
     assert isinstance(contrast.welch, TTest) and isinstance(contrast.paired, TTest)
@@ -185,12 +185,12 @@ def test_two_systems_over_three_seeds(family: Family, letters: Path) -> None:
 
 def test_seeds_of_one_system_are_compared_with_the_first(family: Family, letters: Path) -> None:
     paths = [family.run(f"s{seed}", letters, seed=seed) for seed in (4, 5, 6)]
-    found = compare(paths, settings=FEW)
-    (group,) = found.sets
+    comparison = compare(paths, settings=FEW)
+    (group,) = comparison.sets
     assert isinstance(group.sample, Sample) and group.sample.count == 3
-    assert [(c.candidate, c.baseline) for c in found.contrasts] == [("s5", "s4"), ("s6", "s4")]
-    assert all("s5 has 1 seed" in str(c.welch) for c in found.contrasts[:1])
-    assert all(isinstance(c.documents, DocumentContrast) for c in found.contrasts)
+    assert [(c.candidate, c.baseline) for c in comparison.contrasts] == [("s5", "s4"), ("s6", "s4")]
+    assert all("s5 has 1 seed" in str(c.welch) for c in comparison.contrasts[:1])
+    assert all(isinstance(c.documents, DocumentContrast) for c in comparison.contrasts)
 
 
 def test_a_run_against_its_copy_differs_by_nothing(family: Family, letters: Path) -> None:
@@ -203,16 +203,16 @@ def test_a_run_against_its_copy_differs_by_nothing(family: Family, letters: Path
 
 def test_tokenizers_compare_by_document(family: Family, letters: Path, letters_again: Path) -> None:
     one, other = family.run("one", letters), family.run("other", letters_again, shift=0.01)
-    found = compare([one, other], settings=FEW)
-    (contrast,) = found.contrasts
+    comparison = compare([one, other], settings=FEW)
+    (contrast,) = comparison.contrasts
     assert isinstance(contrast.documents, DocumentContrast)
     bits = [
         documents_by_hand(open_data(data), np.load(run / "nll.npy"))[0]
         for data, run in ((letters, one), (letters_again, other))
     ]
     assert contrast.documents.difference_bits == pytest.approx(np.subtract(bits[1], bits[0]), rel=1e-9)
-    assert contrast.margin_bpb == pytest.approx(0.005 * found.runs[1].bpb_per_nat)
-    assert any("tokenizers differ" in note for note in found.notes)
+    assert contrast.margin_bpb == pytest.approx(0.005 * comparison.runs[1].bpb_per_nat)
+    assert any("tokenizers differ" in note for note in comparison.notes)
 
 
 @pytest.mark.parametrize("kind", ["lossless", "challenge"])
@@ -264,20 +264,20 @@ def test_a_baseline_can_be_named(family: Family, letters: Path) -> None:
 
 def test_published_numbers_as_baseline(family: Family, letters: Path) -> None:
     paths = [family.run(f"new-{seed}", letters, seed=seed) for seed in (1, 2, 3)]
-    found = compare(paths, published=Sample.from_values("PR 1", [2.0, 2.01, 1.99]), settings=FEW)
-    (contrast,) = found.contrasts
+    comparison = compare(paths, published=Sample.from_values("PR 1", [2.0, 2.01, 1.99]), settings=FEW)
+    (contrast,) = comparison.contrasts
     assert isinstance(contrast.welch, TTest) and contrast.welch.clears_bar and isinstance(contrast.documents, str)
-    assert "published" in contrast.documents and "cannot be checked" in found.notes[0]
-    assert contrast.documents in html.unescape(render(found))
+    assert "published" in contrast.documents and "cannot be checked" in comparison.notes[0]
+    assert contrast.documents in html.unescape(render(comparison))
     one = compare(paths[:1], published=Sample.from_summary("PR 1", 2.0, 0.01, 3), settings=FEW).contrasts[0]
     assert "new-1 has 1 seed" in str(one.welch)
-    assert one.difference_bpb == pytest.approx(found.runs[0].bpb - 2.0)
+    assert one.difference_bpb == pytest.approx(comparison.runs[0].bpb - 2.0)
 
 
 def test_another_score_than_the_headline_has_no_documents(family: Family, letters: Path) -> None:
     paths = [family.run("a", letters), family.run("b", letters, shift=0.1)]
-    found = compare(paths, settings=Settings("float-chunked"))
-    (contrast,) = found.contrasts
+    comparison = compare(paths, settings=Settings("float-chunked"))
+    (contrast,) = comparison.contrasts
     raw = [json.loads((path / "score.json").read_text())["float"]["chunked"]["bpb"] for path in paths]
     assert contrast.difference_bpb == pytest.approx(raw[1] - raw[0])
     assert "leave out --method" in str(contrast.documents)
@@ -335,8 +335,8 @@ def test_differences_of_configurations_are_found_by_key() -> None:
     tiny = str(Path(__file__).parents[1] / "support" / "tiny.toml")
     changed = {"seed": "9", "model.num_layers": "3", "score.methods": '["chunked"]'}
     configs = [load_config(tiny), load_config(tiny, changed), load_config(tiny)]
-    found = config_differences(configs)
-    assert found == {
+    differences = config_differences(configs)
+    assert differences == {
         "seed": [7, 9, 7],
         "model.num_layers": [2, 3, 2],
         "score.methods": [["chunked", "sliding"], ["chunked"], ["chunked", "sliding"]],
@@ -476,8 +476,8 @@ def test_the_page_shows_the_comparison_and_loads_nothing(pair: list[Path], tmp_p
     assert_loads_nothing(html)
     parsed = Page(html)
     text = parsed.visible_text()
-    found = compare(pair, settings=FEW)
-    for row in contrast_rows(found.contrasts[0]):
+    comparison = compare(pair, settings=FEW)
+    for row in contrast_rows(comparison.contrasts[0]):
         assert row.question in text and row.answer in text and row.detail in text
     for expected in (
         "<b>[red]new-1",
@@ -513,12 +513,12 @@ def test_the_page_in_a_browser(pair: list[Path], tmp_path: Path) -> None:
       const column = () => [...table.tBodies[0].rows].map((row) => row.cells[4].dataset.value).join(" ");
       button.click(); found.up = column(); button.click(); found.down = column();
     """
-    found = look_at(page, tmp_path, script=sort)
-    assert found["cut"] == "", "text that only sideways scrolling shows"
-    assert int(found["width"]) <= 360 and found["small"] == "" and not found["messages"]
-    up = [float(value) for value in found["up"].split()]
+    seen = look_at(page, tmp_path, script=sort)
+    assert seen["cut"] == "", "text that only sideways scrolling shows"
+    assert int(seen["width"]) <= 360 and seen["small"] == "" and not seen["messages"]
+    up = [float(value) for value in seen["up"].split()]
     assert len(up) == 4 and up == sorted(up)
-    assert [float(value) for value in found["down"].split()] == sorted(up, reverse=True)
+    assert [float(value) for value in seen["down"].split()] == sorted(up, reverse=True)
 
 
 def test_a_loop_of_links_is_an_error_and_no_crash(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_the_passage_is_the_most_typical_of_the_longest(sizes: list[int], length
     if lead:  # text before the first BOS
         val = Tokens(np.concatenate([np.array([65, 66, 67], dtype=np.uint16), val.tokens]))
     nll = rng.gamma(1.0, 2.0, max(0, val.num_tokens - 1)).astype(np.float32)
-    got = surprisal_passage(val, TOKENIZER, nll, length)
+    passage = surprisal_passage(val, TOKENIZER, nll, length)
 
     candidates: list[list[int]] = []  # slow definition: walk the tokens
     for position, token in enumerate(val.tokens.tolist()):
@@ -71,19 +71,19 @@ def test_the_passage_is_the_most_typical_of_the_longest(sizes: list[int], length
             candidates[-1].append(position)
     candidates = [c[:length] for c in candidates if c]
     if not candidates:
-        assert got is None
+        assert passage is None
         return
     longest = [c for c in candidates if len(c) == max(map(len, candidates))]
     mean = float(np.mean(nll, dtype=np.float64))
     distance = [abs(float(np.mean([nll[p - 1] for p in c], dtype=np.float64)) - mean) for c in longest]
-    assert got is not None
+    assert passage is not None
     possible = [c for c, d in zip(longest, distance, strict=True) if d <= min(distance) + 1e-9]
-    assert got.num_tokens == len(possible[0])
+    assert passage.num_tokens == len(possible[0])
     texts = ["".join(chr(val.tokens[p]) for p in c) for c in possible]
-    assert "".join(piece.text for piece in got.pieces) in texts
+    assert "".join(piece.text for piece in passage.pieces) in texts
     best = [sum(float(nll[p - 1]) for p in c) / math.log(2) / len(c) for c in possible]
-    assert any(math.isclose(got.bits_per_token, b, rel_tol=1e-9) for b in best)
-    assert math.isclose(got.bits_per_token, got.bits_per_byte, rel_tol=1e-9)  # one byte a token here
+    assert any(math.isclose(passage.bits_per_token, b, rel_tol=1e-9) for b in best)
+    assert math.isclose(passage.bits_per_token, passage.bits_per_byte, rel_tol=1e-9)  # one byte per token here
 
 
 def test_a_split_without_text_has_no_passage() -> None:

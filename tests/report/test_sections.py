@@ -82,8 +82,8 @@ def test_nothing_charged_names_the_command(finished: SyntheticRun) -> None:
 def test_verdict(finished: SyntheticRun, outcomes: tuple[str, ...], state: str, word: str) -> None:
     checks = [{**audit_json()["checks"][0], "verdict": outcome} for outcome in outcomes]
     finished.write("audit.json", {"passed": "FAIL" not in outcomes, "checks": checks})
-    found = sections.verdict(read(finished))
-    assert (found[0], found[2]) == (state, word)
+    verdict = sections.verdict(read(finished))
+    assert (verdict[0], verdict[2]) == (state, word)
     (finished.run / "audit.json").unlink()
     assert sections.verdict(read(finished))[2] == "NOT RUN"
 

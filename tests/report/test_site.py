@@ -105,9 +105,9 @@ def test_the_index_loads_nothing_and_links_to_every_run(runs: list[Path], tmp_pa
 def test_pages_of_like_named_runs_are_kept_apart(family: Family, letters: Path, tmp_path: Path) -> None:
     paths = [family.run(name, letters, seed=seed) for seed, name in enumerate(("a b", "a+b", "A-b", "x/a b", "é"))]
     out = tmp_path / "site"
-    found = write_site(paths, out)
-    assert len({run.page.lower() for run in found}) == 5
-    for run, path in zip(found, paths, strict=True):
+    runs = write_site(paths, out)
+    assert len({run.page.lower() for run in runs}) == 5
+    for run, path in zip(runs, paths, strict=True):
         assert re.fullmatch(r"runs/[A-Za-z0-9._-]+\.html", run.page)
         assert (out / run.page).read_bytes() == (path / "report.html").read_bytes()
 
@@ -334,17 +334,17 @@ def test_the_site_in_a_browser_on_a_phone(runs: list[Path], tmp_path: Path) -> N
     (runs[1] / "score.json").unlink()  # mine-1: unknown scores stay last
     out = tmp_path / "site"
     write_site(runs, out)
-    found = look_at(out / "index.html", tmp_path, script=CLICKS)
-    assert found["cut"] == "", "text that only sideways scrolling shows"
-    assert int(found["width"]) <= 360 and found["small"] == "" and not found["messages"]
-    assert found["first"] == found["bpb"] == "mine-2|mine-3|<b>worse|mine-1".replace("<", "&lt;").replace(">", "&gt;")
-    assert found["bpbDown"].replace("&lt;b&gt;", "") == "worse|mine-3|mine-2|mine-1"
-    assert found["seed"].split("|")[-2:] == ["mine-2", "mine-3"]
-    assert found["seedDown"].split("|")[:2] == ["mine-3", "mine-2"]
-    assert found["run"].endswith("mine-1|mine-2|mine-3")
-    assert found["sorted"] == "bits per byte"
-    assert found["dimmed"] == "|".join(f"{chart}-run-{n}" for chart in ("time", "tokens") for n in (0, 2, 3))
-    assert found["pressed"] == "true" and found["undimmed"] == ""
+    seen = look_at(out / "index.html", tmp_path, script=CLICKS)
+    assert seen["cut"] == "", "text that only sideways scrolling shows"
+    assert int(seen["width"]) <= 360 and seen["small"] == "" and not seen["messages"]
+    assert seen["first"] == seen["bpb"] == "mine-2|mine-3|<b>worse|mine-1".replace("<", "&lt;").replace(">", "&gt;")
+    assert seen["bpbDown"].replace("&lt;b&gt;", "") == "worse|mine-3|mine-2|mine-1"
+    assert seen["seed"].split("|")[-2:] == ["mine-2", "mine-3"]
+    assert seen["seedDown"].split("|")[:2] == ["mine-3", "mine-2"]
+    assert seen["run"].endswith("mine-1|mine-2|mine-3")
+    assert seen["sorted"] == "bits per byte"
+    assert seen["dimmed"] == "|".join(f"{chart}-run-{n}" for chart in ("time", "tokens") for n in (0, 2, 3))
+    assert seen["pressed"] == "true" and seen["undimmed"] == ""
 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
@@ -353,6 +353,6 @@ def test_the_site_in_a_browser_on_a_desk(runs: list[Path], tmp_path: Path) -> No
     write_site(runs, out)
     script = "found.table = page.querySelector('table.board').parentElement.scrollWidth; "
     script += "found.room = page.querySelector('table.board').parentElement.clientWidth;"
-    found = look_at(out / "index.html", tmp_path, width=1400, script=script)
-    assert int(found["width"]) <= 1400 and not found["messages"]
-    assert int(found["table"]) <= int(found["room"])  # no column is out of sight
+    seen = look_at(out / "index.html", tmp_path, width=1400, script=script)
+    assert int(seen["width"]) <= 1400 and not seen["messages"]
+    assert int(seen["table"]) <= int(seen["room"])  # no column is out of sight

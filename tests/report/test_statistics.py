@@ -87,11 +87,11 @@ def test_the_incomplete_beta_refuses_what_it_is_not_defined_for() -> None:
 
 @given(values=st.lists(st.floats(0.5, 3), min_size=2, max_size=9))
 def test_mean_and_deviation_are_those_of_numpy(values: list[float]) -> None:
-    found = Sample.from_values("x", values)
-    assert found.mean == pytest.approx(np.mean(values), rel=1e-12)
-    assert found.std == pytest.approx(np.std(values, ddof=1), rel=1e-7, abs=1e-14)
-    assert (found.std == 0) == (len(set(values)) == 1)
-    assert found.count == len(values)
+    system = Sample.from_values("x", values)
+    assert system.mean == pytest.approx(np.mean(values), rel=1e-12)
+    assert system.std == pytest.approx(np.std(values, ddof=1), rel=1e-7, abs=1e-14)
+    assert (system.std == 0) == (len(set(values)) == 1)
+    assert system.count == len(values)
 
 
 def shifted(values: tuple[float, ...], name: str) -> Sample:
@@ -234,9 +234,9 @@ def test_a_paired_test_needs_the_same_seeds() -> None:
 
 def test_a_set_of_seeds_is_the_headline_of_each_run(family: Family, letters: Path) -> None:
     runs = read_runs([family.run(f"s{seed}", letters, seed=seed, description=f"mine {seed}") for seed in (3, 1, 2)])
-    found = sample("mine", runs)
-    assert found.by_seed == {run.seed: run.score["headline_bpb"] for run in runs}
-    assert found.mean == pytest.approx(np.mean([run.bpb for run in runs]))
+    system = sample("mine", runs)
+    assert system.by_seed == {run.seed: run.score["headline_bpb"] for run in runs}
+    assert system.mean == pytest.approx(np.mean([run.bpb for run in runs]))
     assert [len(group) for group in group_runs(runs)] == [3]
     assert [run.label for run in runs] == ["s3", "s1", "s2"]
 

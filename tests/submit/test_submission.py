@@ -53,8 +53,8 @@ def copies(seeds: list[Path], tmp_path: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def described(folder: Path) -> dict[str, Any]:
     """submission.json."""
-    found: dict[str, Any] = read_json(folder / "submission.json")
-    return found
+    metadata: dict[str, Any] = read_json(folder / "submission.json")
+    return metadata
 
 
 # --------------------------------------------------------------------------------------------- what is written
@@ -209,8 +209,8 @@ def describe_all(runs: list[Path]) -> Any:
 
 
 def test_one_seed_has_no_deviation(seeds: list[Path], tmp_path: Path) -> None:
-    found = read_json(submit(seeds[:1], tmp_path, num_seeds=1, labels=LABELS) / "submission.json")
-    assert "val_bpb_std" not in found and found["seeds"] == [7]
+    metadata = read_json(submit(seeds[:1], tmp_path, num_seeds=1, labels=LABELS) / "submission.json")
+    assert "val_bpb_std" not in metadata and metadata["seeds"] == [7]
 
 
 def test_lineage_names_what_is_on_and_nothing_else() -> None:
@@ -475,11 +475,11 @@ def test_the_command_line(seeds: list[Path], tmp_path: Path) -> None:
     outcome = done(*words, "--name", "entry")
     assert f"submission: {tmp_path / '2026-03-17_entry'}" in outcome.stdout
     assert "bits per byte over seeds 7, 42, 1337" in outcome.stdout.replace("\n", " ")
-    found = done(*words, "--json").json
-    described = found["submission"]
+    answer = done(*words, "--json").json
+    described = answer["submission"]
     assert f"{described['val_bpb']:.4f} +- {described['val_bpb_std']:.4f} bits per byte" in outcome.stdout
     assert f"{described['bytes_total']:,} bytes, {described['bytes_code']:,} of them code" in outcome.stdout
-    assert found["submission"]["val_bpb"] == read_json(Path(found["folder"]) / "submission.json")["val_bpb"]
+    assert answer["submission"]["val_bpb"] == read_json(Path(answer["folder"]) / "submission.json")["val_bpb"]
     assert "2 seeds given, 3 asked for" in refused("submit", *seeds[:2], "--out", tmp_path)
     assert "--seeds 0" in refused("submit", *seeds, "--out", tmp_path, "--seeds", "0")
     assert "'soon' is not a date" in refused("submit", *seeds, "--out", tmp_path, "--date", "soon")

@@ -78,8 +78,8 @@ def look_at(page: Path, tmp_path: Path, *, width: int = 360, script: str = "") -
         check=True,
     )
     frame.unlink()
-    found = re.search(r'<pre id="result">(.*?)\ndone</pre>', done.stdout, flags=re.DOTALL)
-    assert found, done.stdout[-500:] + done.stderr[-500:]
-    answers = dict(line.split("=", 1) for line in found[1].split("\n"))
+    result = re.search(r'<pre id="result">(.*?)\ndone</pre>', done.stdout, flags=re.DOTALL)
+    assert result, done.stdout[-500:] + done.stderr[-500:]
+    answers = dict(line.split("=", 1) for line in result[1].split("\n"))
     messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return answers | {"messages": "\n".join(messages)}

@@ -31,12 +31,12 @@ class Peeking:
 
 def build(settings: dict[str, Any]) -> HeadlineEvaluation:
     """The honest evaluation with a scorer that is not."""
-    found = build_honest(settings)
-    warm_up = found.warm_up
+    evaluation = build_honest(settings)
+    warm_up = evaluation.warm_up
 
     def warm_up_and_cheat() -> None:
         warm_up()
-        found.scorer = Peeking(found.scorer, Path(settings["config"]["data"]["source"].partition(":")[2]))
+        evaluation.scorer = Peeking(evaluation.scorer, Path(settings["config"]["data"]["source"].partition(":")[2]))
 
-    found.warm_up = warm_up_and_cheat  # type: ignore[method-assign]
-    return found
+    evaluation.warm_up = warm_up_and_cheat  # type: ignore[method-assign]
+    return evaluation

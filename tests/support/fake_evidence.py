@@ -39,8 +39,8 @@ def file_of(size: int, folder: Path) -> Any:
     return lambda name: path
 
 
-def judged(found: Finding | Check, problem: str) -> None:
+def judged(finding: Finding | Check, problem: str) -> None:
     """`problem` empty: the check passed; else it failed and names the problem. The evidence is plain JSON."""
-    assert found.verdict == ("FAIL" if problem else "PASS"), found
-    assert problem in found.reason
-    json.dumps(found.evidence, allow_nan=False)
+    assert finding.verdict == ("FAIL" if problem else "PASS"), finding
+    assert problem in finding.reason
+    json.dumps(finding.evidence, allow_nan=False)

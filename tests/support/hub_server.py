@@ -74,23 +74,23 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        wanted = self.headers.get("Range", "")
-        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
+        byte_range = self.headers.get("Range", "")
+        start = int(byte_range.removeprefix("bytes=").split("-")[0]) if byte_range else 0
         payload = bytes(255 - b for b in data) if name in self.server.damaged else data
         part = payload[start:]
         if body and name in self.server.cut_after:
             part = part[: self.server.cut_after.pop(name)]
             self.close_connection = True
         # Logged before it is sent: the client may be done, and the test looking, before this thread goes on.
-        self.server.log.append((method, name, wanted, len(part) if body else 0))
-        self.send_response(206 if wanted else 200)
+        self.server.log.append((method, name, byte_range, len(part) if body else 0))
+        self.send_response(206 if byte_range else 200)
         self.send_header("ETag", f'"{hashlib.sha1(b"blob %d" % len(data) + bytes(1) + data).hexdigest()}"')
         if large:
             self.send_header("X-Linked-Etag", f'"{hashlib.sha256(data).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data) - start))
-        if wanted:
+        if byte_range:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
         if body:
