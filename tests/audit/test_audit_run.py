@@ -325,7 +325,9 @@ def test_unknown_method_is_not_run(run: RunDirectory) -> None:
     assert finding["headline-pass"] == "FAIL"
 
 
-@pytest.mark.parametrize("num_targets, block, num_blocks", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)])
+@pytest.mark.parametrize(
+    "num_targets, block, num_blocks", [(1, 4, 1), (4, 4, 1), (5, 4, 2), (399, 16, 4), (399, 16, 99)]
+)
 def test_sampled_blocks_hold_both_ends(num_targets: int, block: int, num_blocks: int) -> None:
     blocks = sample_blocks(num_targets, block, num_blocks, np.random.default_rng(0))
     assert len(blocks) == max(min(2, -(-num_targets // block)), min(num_blocks, -(-num_targets // block)))
