@@ -72,7 +72,8 @@ def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
     ],
 )
 def test_code_that_nobody_can_count_is_named(code: str) -> None:
-    assert len(list(hidden_code(script(code)))) >= 1
+    of_two_kinds = code.startswith("run = exec") or "FunctionType(marshal" in code
+    assert len(list(hidden_code(script(code)))) == 1 + of_two_kinds
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,7 @@ def test_honest_calls_fetch_nothing(code: str) -> None:
         "for f in itertools.chain(h.train_files, h.val_files):\n    learn(f)",
         "source = h.val_files\ntrain_loader = Loader(source)",
         "held = load_data_shard('fineweb_v' + 'al_000000.bin')\ntrain_tokens = held",
+        "train_data = pick(val_share, other)",
         "def train_model():\n    x, y = val_loader.next_batch()\n    model(x, y).backward()",
         "def train_model():\n    x = val_data.tokens[:9]\n    loss = model(x)\n    loss.backward()",
     ],

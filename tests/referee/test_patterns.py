@@ -23,6 +23,7 @@ LOOP = LOOP.format("eval_ttt(m, val_tokens)")
 BRANCHES = TWICE.replace(
     "        eval_ttt(m, val_tokens)\n        eval", "        if a: eval_ttt(m, val_tokens)\n        eval"
 )
+POLISH = "def polish(m, x):\n    m(x).backward()\ndef main():\n"
 CASES: dict[str, tuple[Pattern, list[tuple[str, list[tuple[int, str]]]]]] = {
     "learning before the artifact is made": (
         patterns.validation_before_seal,
@@ -43,6 +44,10 @@ CASES: dict[str, tuple[Pattern, list[tuple[str, list[tuple[int, str]]]]]] = {
             ("def main():\n    for x in data:\n        f(x).backward()\n    quantize(m)", []),
             ("def main():\n    for x in zip(val_data, train_loader):\n        f(x).backward()\n    quantize(m)", []),
             ("def main():\n    for x in val_data:\n        scheduler.step()\n    quantize(m)", []),
+            (f"{POLISH}    partial(polish, m)(val_data)\n    quantize(m)", [(4, "ttt")]),
+            (f"{POLISH}    partial(polish, m)(data)\n    quantize(m)", []),
+            (f"{POLISH}    polish(m, val_data)\n    quantize(m)", [(4, "ttt")]),
+            (f"{POLISH}    quantize(m)\n    polish(m, val_data)", []),
         ],
     ),
     "weights that validation chooses": (

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from synthetic_submission import CONSTANT, Folder, Plant, for_seed, metric
 
+from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee import patterns
 from bitgolf.referee.code import read_script
 from bitgolf.referee.conduct import _evaluation, _same_setting
 from bitgolf.referee.decimals import Figure, figure_of, shown
+from bitgolf.referee.folder import Submission
 from bitgolf.referee.log import Log, Metric, Step, Stop, parse_log
 from bitgolf.referee.readme import Readme
 from bitgolf.referee.run import audit_submission, is_submission
@@ -124,6 +126,28 @@ def test_what_a_script_imports_calls_and_reads() -> None:
         assert letter in read_script("x.py", first + b"x = '\xe9'").source
 
 
+def test_a_source_is_read_up_to_600_000_characters() -> None:
+    for letters, read in ((599_994, True), (599_995, False)):
+        assert (read_script("x.py", f"x = '{'a' * letters}'".encode()).tree is not None) is read
+
+
+def test_logs_without_losses_are_none_and_logs_of_steps_prove_no_score(tmp_path: Path) -> None:
+    path = Folder().write(tmp_path / "stack")
+    for log in path.glob("*.log"):
+        log.write_text("1/9 train_loss: 2.5\n")
+    (path / "train_notes.txt").write_text("nothing\n")
+    submission = Submission(path)
+    assert [log.name for log in submission.logs] == [f"train_seed{seed}.log" for seed in (0, 1234, 42)]
+    assert "no log gives a loss" in audit_submission(path)["identity"].reason
+    for log in path.glob("*.log"):
+        log.write_text("x val_loss: 2.5 val_bpb: 1.1\n")
+    assert len(Submission(path).logs) == 3
+    for log in path.glob("*.log"):
+        log.write_text("nothing\n")
+    with pytest.raises(MissingEvidence, match="has no training log"):
+        _ = Submission(path).logs
+
+
 @pytest.mark.parametrize(
     ("table", "rows"),
     [
@@ -209,6 +233,8 @@ def test_what_was_run(check: str, plant: Plant, words: str, tmp_path: Path) -> N
     plant(folder)
     made = audit_submission(folder.write(tmp_path / "stack"))[check]
     assert (made.verdict == "FAIL", words in made.reason) == (bool(words), True), made.reason
+    if check == "single-pass" and words:
+        assert made.evidence["recognized"] == [made.reason]
     if check == "claims-agree" and not words:
         assert made.evidence["compared"] == 6, "two settings in each of three logs"
 
