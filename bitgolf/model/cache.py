@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitgolf.config.model import AttentionConfig
-from bitgolf.model.document_borders import document_mask, marked
+from bitgolf.model.document_borders import BOS, document_mask, marked
 
 _LOOKS_BACK = 2  # tokens before it that a token's embedding depends on: the smear takes one, the bigram of that another
 
@@ -120,6 +120,7 @@ class FixedCache:
         self.recent = torch.zeros_like(beginning.tokens[:, -_LOOKS_BACK:])  # (B, _LOOKS_BACK)
         self.places = torch.arange(size, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of the next token
+        self.document = torch.zeros_like(self.recent[:, :1])  # where the document of each row begins, (B, 1)
         self.load(beginning)
 
     @staticmethod
@@ -134,13 +135,21 @@ class FixedCache:
             fixed.load(layer)
         self.recent.copy_(beginning.tokens[:, -_LOOKS_BACK:])
         self.position.fill_(beginning.length)
+        begins = torch.where(beginning.tokens == BOS, self.places[: beginning.length], 0)
+        self.document.copy_(begins.amax(1, keepdim=True))
 
     def take(self, tokens: Tensor, attention: AttentionConfig) -> Taken:
         """See `Cache`; one token per pass, which is not part of the cache before `advance`."""
-        assert tokens.size(1) == 1 and not attention.within_documents
+        assert tokens.size(1) == 1
         for layer in self.fixed:
             layer.position = self.position
-        mask = near = (self.places <= self.position)[None, :]
+        mask = self.places <= self.position
+        if attention.within_documents:
+            first = self._document(tokens)
+            if attention.document_tokens:  # of the piece
+                first = self.position - (self.position - first) % attention.document_tokens
+            mask = (mask & (self.places >= first))[:, None]  # (B, 1, S)
+        mask = near = mask[..., None, :]  # (1, S) or (B, 1, 1, S)
         if attention.window:
             near = mask & (self.places > self.position - attention.window)
         return Taken(torch.cat((self.recent, tokens), dim=1), self.position.float(), mask, near)
@@ -148,7 +157,12 @@ class FixedCache:
     def advance(self, tokens: Tensor) -> None:
         """Make the token of the last pass, (B, 1), part of the cache."""
         self.recent.copy_(torch.cat((self.recent[:, 1:], tokens), dim=1))
+        self.document.copy_(self._document(tokens))
         self.position += 1
+
+    def _document(self, tokens: Tensor) -> Tensor:
+        """Where the document of the next token, (B, 1), begins in each row."""
+        return torch.where(tokens == BOS, self.position, self.document)
 
 
 class _FixedLayer:

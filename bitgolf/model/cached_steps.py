@@ -2,9 +2,8 @@
 
 Generation and the codec predict this way. A step has a few hundred small operations, and starting them takes several
 times longer than their work. On CUDA a step is therefore recorded once as a graph and replayed. A recorded step has
-fixed shapes, so its cache has room for the whole window and it attends with a mask. Steps of models with document
-attention are not recorded, because their masks depend on the tokens. On a CPU, steps of small models run in NumPy
-(`small_step`).
+fixed shapes, so its cache has room for the whole window and it attends with a mask. On a CPU, steps of small models run
+in NumPy (`small_step`).
 
 Legend: S streams, T window, V vocabulary.
 """
@@ -54,8 +53,7 @@ def cuda_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def recorder_for(model: GPT) -> Recorder | None:
     """How steps of this model are recorded; None where they are not."""
-    on_cuda = model.embedding.device.type == "cuda"
-    return cuda_graph if on_cuda and not model.config.attention.within_documents else None
+    return cuda_graph if model.embedding.device.type == "cuda" else None
 
 
 class CachedSteps:

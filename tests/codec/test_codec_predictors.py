@@ -103,15 +103,18 @@ def test_windows_are_those_of_the_scorer(
         assert np.abs(mine - expected).max() < 1e-5
 
 
-def test_documents_stay_apart_where_the_model_keeps_them_apart(lossless: Tokenizer) -> None:
+@pytest.mark.parametrize("document_tokens", [0, 6])
+@pytest.mark.usefixtures("caches")
+def test_documents_stay_apart_where_the_model_keeps_them_apart(document_tokens: int, lossless: Tokenizer) -> None:
     settings = config()
-    gpt = tiny_gpt(settings.model.updated({"attention.within_documents": True, "smear.document_mask": True}))
-    stream = text(60, seed=8)[1:].astype(np.int64)
-    (predicted,) = run(settings, gpt, lossless, [stream], 59)
+    documents = {"attention.within_documents": True, "smear.document_mask": True}
+    gpt = tiny_gpt(settings.model.updated(documents | {"attention.document_tokens": document_tokens}))
+    streams = [text(60, seed=seed)[1:].astype(np.int64) for seed in (8, 9)]
     scorer = make_scorer("sliding", gpt, window=WINDOW, stride=4, batch_tokens=64)
-    expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
-    assert np.abs(predicted - expected).max() < 1e-5
-    (seen_through,) = run(settings, tiny_gpt(), lossless, [stream], 59)
+    for stream, predicted in zip(streams, run(settings, gpt, lossless, streams, 118), strict=True):
+        expected = evaluate(ScoreTape(np.concatenate([[BOS], stream])), scorer)
+        assert np.abs(predicted - expected).max() < 1e-5
+    (seen_through,) = run(settings, tiny_gpt(), lossless, streams[1:], 59)
     assert np.abs(predicted - seen_through).max() > 1e-2
 
 

@@ -96,8 +96,13 @@ def test_cached_generation_is_the_full_pass(changes: dict, steps: tuple[int, ...
         torch.testing.assert_close(torch.cat(outputs, 1), model.hidden(rows), atol=1e-4, rtol=1e-4)
 
 
-def test_a_cache_of_fixed_size_is_the_full_pass() -> None:
-    model, rows = make(LOOP | {"attention.window": 3}), tokens(2, 14)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, DOCUMENTS, DOCUMENTS | {"attention.document_tokens": 5}, DOCUMENTS | {"attention.document_tokens": 4}],
+    ids=["rows", "documents", "pieces of 5", "pieces of 4"],
+)
+def test_a_cache_of_fixed_size_is_the_full_pass(changes: dict) -> None:
+    model, rows = make(LOOP | changes | {"attention.window": 3}), tokens(2, 14)
     beginning = GenerationCache(model.num_positions)
     with torch.no_grad():
         model.hidden(rows[:, :2], beginning)
