@@ -12,7 +12,7 @@ from typing import Any
 
 from bitgolf.audit.evidence import Evidence, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
-from bitgolf.data.loader import HeldOut
+from bitgolf.data.row_order import HeldOut
 from bitgolf.errors import ForeignError
 from bitgolf.evaluate.adapted_pass import adapted_pass_name
 from bitgolf.quantize.repack import packed_config, trained_digest

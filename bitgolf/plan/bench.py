@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from bitgolf.config import Config
-from bitgolf.data.loader import BatchLoader, BatchShape, row_order
+from bitgolf.data.loader import BatchLoader, BatchShape
+from bitgolf.data.row_order import row_order
 from bitgolf.evaluate.tape import ScoreTape, evaluate
 from bitgolf.evaluate.window_scorer import Windows
 from bitgolf.model.build import build_model

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bitgolf.config.train import AverageConfig
-from bitgolf.data.loader import HeldOut, TokenStream
+from bitgolf.data.row_order import HeldOut, TokenStream
 from bitgolf.model.gpt import GPT
 from bitgolf.run.clock import SAFETY, Deadline, seconds_of_second_run
 from bitgolf.run.ranks import World, sums_dtype

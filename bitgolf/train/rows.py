@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from bitgolf.config import Config
-from bitgolf.data.loader import BatchLoader, BatchShape, HeldOut, Order, next_batches, row_order
+from bitgolf.data.loader import BatchLoader, BatchShape, next_batches
 from bitgolf.data.prepare import PreparedData
+from bitgolf.data.row_order import HeldOut, Order, row_order
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ConfigError
 from bitgolf.run.ranks import World

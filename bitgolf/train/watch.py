@@ -1,6 +1,6 @@
 """Looking at a model while it trains: its loss on held-out training text, and a sample of its text, now and then.
 
-The work is on the training clock, and the optimizer never sees the held-out rows (`bitgolf.data.loader.HeldOut`).
+The work is on the training clock, and the optimizer never sees the held-out rows (`bitgolf.data.row_order.HeldOut`).
 Validation text is not touched (rule B7 in docs/rules.md). Nothing here changes a weight or a random number of the
 training.
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.data.loader import BatchLoader, BatchShape, DocumentOrder, RowOrder
+from bitgolf.data.loader import BatchLoader, BatchShape
+from bitgolf.data.row_order import DocumentOrder, RowOrder
 from bitgolf.errors import ConfigError, DataError
 
 

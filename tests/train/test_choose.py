@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import bitgolf.run.clock
 from bitgolf.config import ModelConfig, TrainConfig
 from bitgolf.config.train import AverageConfig
-from bitgolf.data.loader import HeldOut, RowOrder
+from bitgolf.data.row_order import HeldOut, RowOrder
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT
 from bitgolf.run.clock import SAFETY, Clock, Deadline

@@ -13,7 +13,8 @@ from simulated_time import simulate_time
 from tiny_trainer import ALONE, make_trainer
 
 from bitgolf.config import BudgetConfig, TrainConfig
-from bitgolf.data.loader import BatchShape, HeldOut, RowOrder
+from bitgolf.data.loader import BatchShape
+from bitgolf.data.row_order import HeldOut, RowOrder
 from bitgolf.errors import BudgetError
 from bitgolf.run.ranks import World
 from bitgolf.train.pace import Division, Reserves

@@ -12,7 +12,8 @@ from tiny_trainer import make_trainer
 from torch._dynamo.utils import counters
 
 from bitgolf.config import ModelConfig, load_config
-from bitgolf.data.loader import BatchLoader, RowOrder
+from bitgolf.data.loader import BatchLoader
+from bitgolf.data.row_order import RowOrder
 from bitgolf.model.gpt import GPT
 from bitgolf.train.metrics import TrainLog, read_events
 from bitgolf.train.recompiles import Recompiles

@@ -17,8 +17,8 @@ from bitgolf.audit.budgets import train_clock
 from bitgolf.audit.configuration import train_log
 from bitgolf.audit.evidence import Evidence
 from bitgolf.config import load_config, resolve
-from bitgolf.data.loader import HeldOut
 from bitgolf.data.prepare import open_data
+from bitgolf.data.row_order import HeldOut
 from bitgolf.errors import ConfigError
 from bitgolf.model.build import build_model, load_weights_
 from bitgolf.model.weights import read_tensors
