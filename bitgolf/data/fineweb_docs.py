@@ -21,7 +21,7 @@ from io import BufferedReader, RawIOBase
 from typing import Any
 
 from bitgolf.data.hub import FOLDER, REPOSITORY, Hub
-from bitgolf.data.sources import read_lines, text_of_json_line
+from bitgolf.data.text_files import read_lines, text_of_json_line
 from bitgolf.errors import DataError, ForeignError
 from bitgolf.foreign import as_object, as_text, field, read_json
 from bitgolf.run.lock import locked_directory

@@ -1,36 +1,25 @@
 """The sources of text: a source string becomes an iterator of documents.
 
 `stdlib` is the default (see `stdlib_text`). `file:PATH` and `dir:PATH` read text files, `jsonl:PATH` a field of JSON
-lines (both may be compressed; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see `table_texts`). A path
-alone is a source too. `fineweb-docs` has a module of its own. Only one document is in memory at a time.
-`shards:PATH` and `fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError with
-file and line.
+lines (both may be compressed, see `text_files`; globs), and `parquet:PATH` and `hf:NAME` a column of a table (see
+`table_texts`). A path alone is a source too. `fineweb-docs` has a module of its own. Only one document is in memory at
+a time. `shards:PATH` and `fineweb` contain tokens instead of text (see `existing_shards`). Bad input raises DataError
+with file and line.
 """
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import difflib
 import glob
-import gzip
-import io
-import json
-import lzma
 import os
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import zstandard
 
 from bitgolf.config import DataConfig
 from bitgolf.data.cut_text import cut_text
 from bitgolf.data.stdlib_text import stdlib_documents
 from bitgolf.data.table_texts import hub_texts, parquet_texts
+from bitgolf.data.text_files import json_line_texts, text_lines
 from bitgolf.errors import ConfigError, DataError
 
 KINDS = ("stdlib", "file", "dir", "jsonl", "parquet", "hf", "shards", "fineweb", "fineweb-docs")
@@ -48,8 +37,6 @@ TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
 # Text without borders is cut into documents of this size, and into smaller ones if it has less than 6.5 MB: about 100.
 DOCUMENT_BYTES = 64 * 1024
 _LEAST_DOCUMENT_BYTES = 2 * 1024
-MAX_LINE_BYTES = 256 * 1024 * 1024  # a longer JSON line is refused as damaged
-_BLOCK = 1 << 20
 
 
 def parse_source(source: str) -> tuple[str, str]:
@@ -147,7 +134,7 @@ def iterate_documents(source: str, text_field: str = "text") -> Iterator[str]:
     if kind == "stdlib":
         return stdlib_documents()
     if kind == "jsonl":
-        return _jsonl(source_files(source), text_field)
+        return json_line_texts(source_files(source), text_field)
     if kind in ("dir", "file"):
         return _text_documents(source_files(source))
     if kind == "parquet":
@@ -190,154 +177,8 @@ def _text_files(root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _jsonl(paths: Iterable[Path], text_field: str) -> Iterator[str]:
-    for path in paths:
-        for number, line in enumerate(_lines(path), 1):
-            if not line.strip():
-                continue
-            yield text_of_json_line(line, f"{path}, line {number}", text_field, first=number == 1)
-
-
-def text_of_json_line(line: bytes, where: str, text_field: str = "text", first: bool = False) -> str:
-    """The field `text_field` of a JSON line. A byte order mark is allowed in the first line of a file.
-
-    Raises DataError, whose message begins with `where`, if the line is not JSON or has no such text.
-    """
-    try:
-        record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8: byte 0x{line[error.start]:02X} at position {error.start}; convert the file to UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}); it begins {line[:40]!r}") from error
-    if not isinstance(record, dict) or text_field not in record:
-        content = f"keys {sorted(record)[:8]}" if isinstance(record, dict) else f"a {type(record).__name__}"
-        raise DataError(
-            f'{where} has no field {text_field!r}: it is {content}; each line must be {{"{text_field}": "..."}}, or '
-            "data.text_field must name another field"
-        )
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise DataError(f"{where}: the field {text_field!r} is {type(text).__name__}, not a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: the text contains the lone surrogate \\u{ord(text[error.start]):04x}, which has no "
-            "UTF-8 form; remove it or write the complete pair"
-        ) from error
-    return text
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with _opened(path) as stream:
-        yield from read_lines(stream, path)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO | io.BufferedReader]:
-    """A file, decompressed according to its suffix. Damage raises DataError."""
-    try:
-        with path.open("rb") as raw:
-            match path.suffix:
-                case ".gz":
-                    yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
-                case ".bz2":
-                    yield io.BufferedReader(bz2.BZ2File(raw), _BLOCK)
-                case ".xz":
-                    with lzma.open(raw) as unpacked:
-                        yield io.BufferedReader(cast(io.RawIOBase, unpacked), _BLOCK)
-                case ".zst" | ".zstd":
-                    yield io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
-                case ".zip":
-                    yield io.BufferedReader(_only_file(raw, path), _BLOCK)
-                case _:
-                    yield raw
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is a damaged or truncated {path.suffix} file: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _only_file(raw: BinaryIO, path: Path) -> io.RawIOBase:
-    """The one file that a zip archive holds."""
-    archive = zipfile.ZipFile(raw)
-    files = [entry for entry in archive.infolist() if not entry.is_dir()]
-    if len(files) != 1:
-        raise DataError(f"{path} holds {len(files)} files; unpack it, and give the folder or one of the files")
-    try:
-        return cast(io.RawIOBase, archive.open(files[0]))
-    except (NotImplementedError, RuntimeError) as error:  # another method of compression, or a password
-        raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and give the file") from error
-
-
-def read_lines(stream: BinaryIO | io.BufferedReader, name: str | Path) -> Iterator[bytes]:
-    """Lines of `stream` with their ends. Raises DataError for a line above MAX_LINE_BYTES."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(f"{name} has a line longer than {MAX_LINE_BYTES:,} bytes; is it JSON lines?")
-        yield line
-
-
-class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a zstd file with one or more frames and windows up to 2 GB (`zstd --long=31`).
-
-    A frame without an end raises DataError. The stream reader of the library accepts such a file as a short one.
-    """
-
-    def __init__(self, raw: BinaryIO, path: Path) -> None:
-        self._raw, self._path = raw, path
-        self._context = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self._frame = self._context.decompressobj()
-        self._rest = b""  # compressed bytes after the end of the last frame
-        self._ready = b""
-        self._inside = False  # the last frame has begun and not ended
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        while not self._ready:
-            block = self._rest or self._raw.read(_BLOCK // 8)
-            if not block:
-                if self._inside:
-                    raise DataError(f"{self._path} is truncated: its last zstd frame has no end; download it again")
-                return 0
-            try:
-                self._ready = self._frame.decompress(block)
-            except zstandard.ZstdError as error:
-                raise DataError(f"{self._path} is a corrupt zstd file: {error}; download it again") from error
-            self._inside, self._rest = True, b""
-            if self._frame.eof:
-                self._rest = self._frame.unused_data
-                self._frame = self._context.decompressobj()
-                self._inside = False
-        count = min(len(view), len(self._ready))
-        view[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-
 def _text_documents(paths: list[Path]) -> Iterator[str]:
     total = sum(path.stat().st_size for path in paths)
     limit = min(DOCUMENT_BYTES, max(_LEAST_DOCUMENT_BYTES, total // 100))
     for path in paths:
-        yield from cut_text(_text_lines(path), limit)
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file with unchanged line ends. Lines above DOCUMENT_BYTES come in pieces."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    number = 1
-    try:
-        with _opened(path) as handle:
-            while line := handle.readline(DOCUMENT_BYTES):
-                yield decoder.decode(line)
-                number += line.endswith(b"\n")
-            yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number} is not UTF-8 ({error.reason}); convert the file to UTF-8, or leave it out"
-        ) from error
+        yield from cut_text(text_lines(path, DOCUMENT_BYTES), limit)
