@@ -111,7 +111,7 @@ def weighed(tokenizer: Any, raw_bytes: int | None = 7) -> Finding:
     return documents.byte_accounting(evidence(tokens=LETTERS, data=data, byte_total=counted))
 
 
-def test_byte_accounting() -> None:
+def test_byte_accounting(tmp_path: Path) -> None:
     judged(weighed(Letters()), "")
     judged(weighed(Letters(), 8), "")
     judged(weighed(Letters(), None), "")
@@ -119,6 +119,15 @@ def test_byte_accounting() -> None:
     dear = Letters()
     dear.byte_costs = lambda tokens: 2 * (tokens[1:] != 1).astype(np.int32)  # type: ignore[method-assign]
     judged(weighed(dear), "document 0 is charged 4 bytes, its text has 2")
+    losing = Letters()
+
+    def encode_proven(texts: list[str]) -> None:
+        raise DataError("the tokenizer loses a tab")
+
+    losing.encode_proven = encode_proven  # type: ignore[method-assign]
+    judged(weighed(losing), "the tokenizer loses a tab")
+    losing.lossless, losing.model_bytes = False, model_with("nmt_nfkc", tmp_path)
+    judged(weighed(losing), "")
 
 
 def test_overlap_is_looked_for_in_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,6 +281,11 @@ def test_flips_change_exactly_the_tokens_that_are_not_bos(ids, start, length, bo
             assert after == before
 
 
+def test_each_flip_is_drawn_by_itself() -> None:
+    flipped = flip_tokens(np.full(400, 3), slice(0, 400), VOCAB, 0, np.random.default_rng(1))
+    assert set(flipped.tolist()) == set(range(1, VOCAB)) - {3}
+
+
 def test_deterministic_kernels_leave_the_setting_as_it_was() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     with deterministic_kernels(torch.device("cuda")):

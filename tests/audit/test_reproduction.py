@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_evidence import judged
+import torch
+from fake_evidence import evidence, judged
 
-from bitgolf.audit.reproduction import compare_losses
+from bitgolf.audit.reproduction import compare_losses, reproduction
+from bitgolf.errors import RunError
 
 
 @pytest.mark.parametrize("same_kernels", [True, False])
@@ -35,3 +38,35 @@ def test_on_another_device_the_mean_agrees_to_four_standard_errors(count: int, s
     tolerance = 0.0001 + 0.02 / math.sqrt(count)  # docs/auditing.md
     judged(compare_losses(np.full(count, sign * 0.99 * tolerance), False), "")
     judged(compare_losses(np.full(count, sign * 1.01 * tolerance), False), "on average")
+
+
+@pytest.mark.parametrize(
+    ("adapted", "device", "recorded", "world_size", "same"),
+    [
+        (False, "cpu", "here", 1, True), (False, "cpu", "here", 2, True), (False, "cpu", "there", 1, False),
+        (False, "cuda", "here", 1, True), (True, "cpu", "here", 1, True), (True, "cpu", "here", 2, False),
+        (True, "cuda", "here", 1, False), (True, "cpu", "there", 1, False),
+    ],
+)  # fmt: skip
+def test_losses_agree_one_by_one_where_the_arithmetic_is_the_same(
+    adapted: bool, device: str, recorded: str, world_size: int, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitgolf.audit.reproduction.device_name", lambda device: "here")
+    nll = np.arange(8, dtype=np.float32)
+    again = SimpleNamespace(losses=lambda: [(0, nll[:3].astype(np.float64)), (5, nll[5:] + 0.5e-4)], reaches_end=True)
+    looked_at = evidence(
+        nll=nll, tokens=np.zeros(9), again=again, entropy=7, score={"device": recorded, "world_size": world_size},
+        headline=SimpleNamespace(adapted=adapted, device=torch.device(device)),
+    )  # fmt: skip
+    made = reproduction(looked_at)
+    judged(made, "")
+    assert made.evidence["same_kernels"] is same
+    assert (made.evidence["blocks"], made.evidence["targets"], made.evidence["whole"]) == (2, 6, False)
+    again.reaches_end = False
+    made = reproduction(looked_at)
+    assert made.verdict == "NOT RUN" and "the first 6 of 8 losses agree" in made.reason
+    again.losses = lambda: [(0, nll + np.arange(8) * 1e-4)]
+    assert reproduction(looked_at).verdict == ("FAIL" if same else "NOT RUN")
+    looked_at.nll = nll[:7]
+    with pytest.raises(RunError, match="7 losses for 8 validation targets"):
+        reproduction(looked_at)

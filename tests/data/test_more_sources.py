@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_run import documents, done, read_json, write_jsonl
@@ -132,6 +136,31 @@ def test_a_data_set_in_a_folder_is_streamed(tmp_path: Path, monkeypatch: pytest.
         list(iterate_documents(f"hf:{folder}", "body"))
     with pytest.raises(DataError, match="cannot open the data set"):
         list(iterate_documents(f"hf:{tmp_path}/none"))
+
+
+def test_the_parts_of_the_name_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(*names: object, split: str, streaming: bool) -> Iterator[dict[str, object]]:
+        asked.append((*names, split, streaming))
+        yield {"text": "a", "id": 1}
+        yield {"text": "b", "id": 2} if names[0] != "odd" else {"id": 2}
+        if names[0] == "broken":
+            raise OSError("gone")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    for name in ("a/b", "a/b:c", "a/b@test", "a/b:c@test"):
+        assert list(iterate_documents(f"hf:{name}")) == ["a", "b"]
+    parts = [("a/b", None, "train"), ("a/b", "c", "train"), ("a/b", None, "test"), ("a/b", "c", "test")]
+    assert asked == [(*part, True) for part in parts]
+    for name, field, words in (
+        ("a/b", "body", "hf:a/b has no field 'body', but id, text; set data.text_field"),
+        ("odd", "text", "hf:odd has no field 'text', but id;"),
+        ("a/b", "id", "hf:a/b, row 1: the field 'id' is int, not a string"),
+        ("broken", "text", "reading hf:broken failed: gone; run the same command again"),
+    ):
+        with pytest.raises(DataError, match=re.escape(words)):
+            list(iterate_documents(f"hf:{name}", field))
 
 
 def test_a_mix_has_the_shares_of_its_weights(tmp_path: Path) -> None:

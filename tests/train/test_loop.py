@@ -48,6 +48,7 @@ class NotingTrainer:
     late: Late | None = None
     repeats: int = 0
     steps: list[tuple[float, ...]] = field(default_factory=list)
+    settings: list[StepSettings] = field(default_factory=list)
     looped: list[bool] = field(default_factory=list)
 
     @property
@@ -58,6 +59,7 @@ class NotingTrainer:
 
     def step(self, inputs: Any, targets: Any, settings: StepSettings, elapsed: float) -> torch.Tensor:
         self.steps.append((inputs, settings.fraction, settings.lr_scale, settings.momentum, settings.late))
+        self.settings.append(settings)
         self.looped.append(settings.looped)
         self.clock.spent_before += 1.0
         return torch.tensor([elapsed, 2.0 + len(self.steps), 1.0, 1.0])
@@ -146,6 +148,29 @@ def test_every_batch_gets_the_schedule_of_its_fraction(tmp_path: Path) -> None:
         (fraction, scale, pytest.approx(momentum), False)
         for fraction, scale, momentum in zip(fractions, scales, momenta, strict=True)
     ]
+
+
+def test_every_setting_of_a_step_follows_its_schedule(tmp_path: Path) -> None:
+    changes = {
+        "max_steps": 8,
+        "warmdown": 0.5,
+        "min_lr": 0.3,
+        "muon.weight_decay": 0.1,
+        "muon.decay_falls": True,
+        "extra_targets.next_tokens": (0.4, 0.2),
+        "extra_targets.prefix": 0.6,
+        "extra_targets.until": 0.5,
+    }
+    scene = run(tmp_path, changes)
+    assert [made.lr_scale for made in scene.trainer.settings] == [1.0] * 5 + [0.75, 0.5, 0.3]
+    decays = [made.decay for made in scene.trainer.settings]
+    assert decays == pytest.approx([0.1, 0.0875, 0.075, 0.0625, 0.05, 0.0375, 0.025, 0.0125])
+    extra = [made.extra for made in scene.trainer.settings]
+    assert extra[:4] == [pytest.approx(w) for w in ([0.4, 0.2, 0.6], [0.4, 0.1, 0.6], [0.4, 0, 0.6], [0.2, 0, 0.3])]
+    assert extra[4:] == [None] * 4 and all(made.looped and made.rate == 1 for made in scene.trainer.settings)
+    late = run(tmp_path, changes | {"extra_targets.until": 1.0, "min_lr": 0.0}, late=Late())
+    assert [made.extra is None for made in late.trainer.settings] == [made.late for made in late.trainer.settings]
+    assert [made.late for made in late.trainer.settings] == [False] * 7 + [True]
 
 
 def test_the_log_has_the_mean_loss_and_the_speed_since_the_last_line(tmp_path: Path) -> None:
