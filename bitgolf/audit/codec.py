@@ -26,7 +26,7 @@ from bitgolf.codec.counts import TOTAL
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
-from bitgolf.codec.range_coder import Predictor, decode_streams, encode_streams
+from bitgolf.codec.range_coder import Predictor, Streams, decode_streams, encode_streams
 from bitgolf.config import Config, TTTConfig
 from bitgolf.data.prepared import PreparedData
 from bitgolf.errors import ArtifactError, ConfigError, RunError
@@ -120,11 +120,8 @@ class _Plan:
                 self.packed,
                 ttt,
                 Windows.of(self.config),
+                Streams(count, self.num_targets, self.whole_targets, self.bos_id if begin else self.first_token),
                 seed=seed,
-                num_streams=count,
-                longest=self.num_targets,
-                num_targets=self.whole_targets,
-                first_token=self.bos_id if begin else self.first_token,
                 a=None if a is None else [tensor[:count] for tensor in a],
             ) as predictor:
                 yield predictor, slice(begin, begin + count)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitgolf.codec.range_coder import Streams
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits
 from bitgolf.model.cache import Cache
@@ -34,17 +35,15 @@ class DocumentPredictor:
         config: LoraTTTConfig,  # adapters and chunks
         sites: list[Site],  # places of the adapters, see `lora_sites`
         a: list[Tensor],  # initial A of every site, (N, r, inputs) fp32
-        *,
-        longest: int,  # most targets of a document
+        streams: Streams,  # the N documents
         window: int,  # T
-        first_token: int,  # the first token of every document (BOS)
     ) -> None:
         self.model, self.config, self.window = model, config, window
         self.device = model.embedding.device
-        self.tokens = torch.zeros(len(a[0]), longest + 1, dtype=torch.int64, device=self.device)
-        self.tokens[:, 0] = first_token
+        self.tokens = torch.zeros(streams.number, streams.longest + 1, dtype=torch.int64, device=self.device)
+        self.tokens[:, 0] = streams.first_token
         self.adapters = DocumentAdapters(sites, a, config)
-        self.active = np.arange(len(a[0]))  # documents whose adapters are in `adapters`, in this order
+        self.active = np.arange(streams.number)  # documents whose adapters are in `adapters`, in this order
         self.handed = [tensor.clone() for tensor in a]
         self.position = 0
         self.steps = self._fresh_steps()

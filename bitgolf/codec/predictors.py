@@ -3,7 +3,7 @@
 A predictor (`range_coder.Predictor`) computes token by token what the evaluation's scorer computes by whole windows.
 The codec and the audit's check *codec* run it on both sides of the range coder.
 
-Legend: r rank of the adapters.
+Legend: S streams, r rank of the adapters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitgolf.artifact.open import PackedModel
 from bitgolf.codec.document_predictor import DocumentPredictor
+from bitgolf.codec.range_coder import Streams
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import TTTConfig
 from bitgolf.config.evaluate import LoraTTTConfig
@@ -32,13 +33,10 @@ def fresh_predictor(
     packed: PackedModel,
     ttt: TTTConfig,
     windows: Windows,
+    streams: Streams,
     *,
     seed: int,
-    num_streams: int,
-    longest: int,  # most tokens of a stream
-    num_targets: int,  # of the whole text, for the learning rate schedule
-    first_token: int,  # before every stream
-    a: list[Tensor] | None = None,  # initial A of document adapters, (num_streams, r, inputs) each; None = fresh
+    a: list[Tensor] | None = None,  # initial A of document adapters, (S, r, inputs) each; None = fresh
     in_numpy: bool = True,  # steps of small models, see `WindowPredictor`
 ) -> Iterator[WindowPredictor | DocumentPredictor]:
     """The predictor of an evaluation before its first target; afterwards the model has its own weights again.
@@ -58,10 +56,9 @@ def fresh_predictor(
                 model,
                 ttt.lora,
                 lora_sites(model, ttt.lora.targets),
-                a or fresh_adapters(packed, ttt.lora, seed, num_streams),
-                longest=longest,
-                window=windows.length,
-                first_token=first_token,
+                a or fresh_adapters(packed, ttt.lora, seed, streams.number),
+                streams,
+                windows.length,
             )
             return
         adapted = None
@@ -71,18 +68,16 @@ def fresh_predictor(
                 windows,
                 model,
                 model,
-                num_targets=num_targets,
+                num_targets=streams.num_targets,
                 bos_id=packed.tokenizer.bos_id,
                 seed=seed,
                 world=World(0, 1, packed.device),
             )
         yield WindowPredictor(
             model,
-            num_streams=num_streams,
-            longest=longest,
+            streams,
             window=windows.length,
             stride=windows.length if windows.method == "chunked" else windows.stride,
-            first_token=first_token,
             adapted=adapted,
             in_numpy=in_numpy,
         )

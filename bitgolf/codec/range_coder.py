@@ -15,6 +15,7 @@ Legend: S streams, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,16 @@ _ROWS_AT_ONCE = 512  # streams whose counts are computed together: their int64 t
 _STEPS_AT_ONCE = 256  # steps after which the intervals leave the device
 
 Array = Any  # of NumPy on a CPU, of PyTorch on another device
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What a predictor is told of the S streams before their first token."""
+
+    number: int  # S
+    longest: int  # most tokens of a stream, without `first_token`
+    num_targets: int  # of the whole text, for the learning rate schedule
+    first_token: int  # before every stream (the BOS)
 
 
 class Predictor(Protocol):

@@ -31,7 +31,7 @@ from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import describe, exact_arithmetic, fingerprint
 from bitgolf.codec.file_format import MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES, CodedStream, CodedText
 from bitgolf.codec.predictors import fresh_predictor
-from bitgolf.codec.range_coder import decode_streams, encode_streams
+from bitgolf.codec.range_coder import Streams, decode_streams, encode_streams
 from bitgolf.codec.tokens import TokenStream, detokenize, split_bytes, tokenize
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config, TTTConfig, resolve
@@ -260,11 +260,8 @@ def _predictor(
         packed,
         config.ttt,
         Windows.of(config),
+        Streams(len(lengths), longest, longest, packed.tokenizer.bos_id),
         seed=config.seed,
-        num_streams=len(lengths),
-        longest=longest,
-        num_targets=longest,
-        first_token=packed.tokenizer.bos_id,
         in_numpy=in_numpy,
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitgolf.codec.range_coder import Streams
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.adapted_pass import AdaptedPass
 from bitgolf.evaluate.tape import TokenReader
@@ -30,25 +31,23 @@ class WindowPredictor:
     def __init__(
         self,
         model: GPT,  # on its device; its weights change as the adapter learns
+        streams: Streams,
         *,
-        num_streams: int,  # S
-        longest: int,  # most tokens of a stream, without `first_token`
         window: int,  # T
         stride: int,  # targets of a window after the first
-        first_token: int,  # before every stream (the BOS)
         adapted: AdaptedPass | None = None,  # adapter and chunk, or None
         # take the steps of a small model in NumPy; files of format version 1 were coded without.
         in_numpy: bool = True,
     ) -> None:
         self.model, self.window, self.stride, self.adapted = model, window, stride, adapted
         self.device = model.embedding.device
-        self.tokens = torch.zeros(num_streams, longest + 1, dtype=torch.int64, device=self.device)
-        self.tokens[:, 0] = first_token
-        self.lengths = np.zeros(num_streams, dtype=np.int64)  # tokens accepted of each stream
-        self.going = np.ones(num_streams, dtype=bool)
+        self.tokens = torch.zeros(streams.number, streams.longest + 1, dtype=torch.int64, device=self.device)
+        self.tokens[:, 0] = streams.first_token
+        self.lengths = np.zeros(streams.number, dtype=np.int64)  # tokens accepted of each stream
+        self.going = np.ones(streams.number, dtype=bool)
         self.position = 0  # next target; inputs 0..position are known
         self.begin = -1  # first input of the window in `steps`; -1 = none
-        small = SmallStep(model, num_streams, window) if in_numpy and is_small(model, num_streams) else None
+        small = SmallStep(model, streams.number, window) if in_numpy and is_small(model, streams.number) else None
         self.steps = CachedSteps(model, window, recorder=recorder_for(model), small=small)
 
     @torch.no_grad()

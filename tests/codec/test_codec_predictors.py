@@ -15,6 +15,7 @@ from toy_models import make_scorer
 from bitgolf.codec import document_predictor, window_predictor
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
+from bitgolf.codec.range_coder import Streams
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config
 from bitgolf.data.tokenizer import Tokenizer
@@ -63,11 +64,8 @@ def run(settings: Config, gpt: GPT, lossless: Tokenizer, streams: list[np.ndarra
         language_model(gpt, lossless),
         settings.ttt,
         Windows.of(settings),
+        Streams(len(streams), longest, targets, BOS),
         seed=settings.seed,
-        num_streams=len(streams),
-        longest=longest,
-        num_targets=targets,
-        first_token=BOS,
     ) as predictor:
         return losses(predictor, streams)
 
@@ -164,7 +162,7 @@ def test_streams_share_what_their_chunks_teach_round_by_round(lossless: Tokenize
 
 
 def test_an_adapter_cannot_read_ahead() -> None:
-    program = WindowPredictor(tiny_gpt(), num_streams=2, longest=9, window=WINDOW, stride=4, first_token=BOS)
+    program = WindowPredictor(tiny_gpt(), Streams(2, 9, 9, BOS), window=WINDOW, stride=4)
     for token in (5, 6):
         program.logits(np.array([True, True]))
         program.accept(np.array([token, token + 10]))
@@ -202,11 +200,8 @@ def test_documents_adapt_as_the_evaluation_does(lora: dict[str, Any], lossless: 
             model,
             settings.ttt,
             Windows.of(settings),
+            Streams(len(batch), 399, 399, BOS),
             seed=settings.seed,
-            num_streams=len(batch),
-            longest=399,
-            num_targets=399,
-            first_token=BOS,
             a=[tensor[: len(batch)] for tensor in a],
         ) as predictor:
             assert isinstance(predictor, DocumentPredictor)

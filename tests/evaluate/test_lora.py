@@ -22,6 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from bitgolf.audit.tape_log import score_first, scored_once
 from bitgolf.codec.predictors import fresh_predictor
+from bitgolf.codec.range_coder import Streams
 from bitgolf.config import Config
 from bitgolf.errors import ConfigError, RuleViolation
 from bitgolf.evaluate import ScoreTape, document_scorer
@@ -448,8 +449,6 @@ def test_phases_are_refused_by_the_codec_and_where_no_row_is_learned() -> None:
     packed = SimpleNamespace(model=tiny_gpt(settings_.model), device=torch.device("cpu"))
     with (
         pytest.raises(ConfigError, match=r"ttt\.lora\.global_after"),
-        fresh_predictor(
-            packed, settings_.ttt, Windows.of(settings_), seed=0, num_streams=1, longest=9, num_targets=9, first_token=1
-        ),
+        fresh_predictor(packed, settings_.ttt, Windows.of(settings_), Streams(1, 9, 9, 1), seed=0),
     ):
         pass
