@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from ranks import fork
@@ -15,7 +16,9 @@ from tiny_trainer import make_trainer
 from bitgolf.config.train import TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.run.ranks import World
+from bitgolf.train import exchange
 from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.exchange import Exchange
 from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
@@ -82,10 +85,10 @@ def test_gradients_that_are_exchanged_are_not_averaged_again_and_missing_ones_ar
     averaged: list[torch.Tensor] = []
     optimizer.world = SimpleNamespace(mean_=averaged.extend)  # type: ignore[assignment]
     head, rows = torch.zeros(3), {("matrix", 0): torch.zeros(2)}
-    exchange = SimpleNamespace(own_rows=lambda received: rows)
+    shared_out = SimpleNamespace(own_rows=lambda received: rows)
     for present, own, shared in (
         (None, {*optimizer.muon.parameters, *others}, {*optimizer.muon.parameters, *others}),
-        (exchange, {*rows, *others}, set(others)),
+        (shared_out, {*rows, *others}, set(others)),
     ):
         optimizer.muon.exchange = present  # type: ignore[assignment]
         assert optimizer._own_gradients({}).keys() == own
@@ -93,3 +96,72 @@ def test_gradients_that_are_exchanged_are_not_averaged_again_and_missing_ones_ar
         optimizer.average_(head)
         assert averaged[-1] is head
         assert {id(grad) for grad in averaged[:-1]} == {id(optimizer.parameters[name].grad) for name in shared}
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_every_matrix_reaches_the_rank_that_updates_it_and_comes_back(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks in one process, with the same gradients: their sum is `size` times one of them."""
+    shapes = {(2, 3): [f"a{n}" for n in range(5)], (3, 2): [f"b{n}" for n in range(4)]}
+    order = ["a0", "b0", "a1", "a2", "b1", "b2", "a3", "b3", "a4"]
+    sent: list[torch.Tensor] = []
+    padded: dict[int, torch.Tensor] = {}
+
+    def reduce_scatter(received: torch.Tensor, parts: torch.Tensor, async_op: bool) -> Any:
+        assert async_op
+        sent.append(parts.clone())
+        return SimpleNamespace(wait=lambda: received.copy_(size * parts[rank : rank + 1]))
+
+    def all_gather(gathered: torch.Tensor, mine: torch.Tensor, async_op: bool) -> Any:
+        assert async_op
+        padded[rank] = mine
+        return SimpleNamespace(wait=lambda: gathered.copy_(torch.cat([padded[other] for other in range(size)])))
+
+    monkeypatch.setattr(exchange, "_reduce_scatter", reduce_scatter)
+    monkeypatch.setattr(exchange, "_all_gather", all_gather)
+    waiting = {}
+    for rank in range(size):
+        parameters = {name: torch.zeros(2, 3) if name in shapes[2, 3] else torch.zeros(3, 2) for name in order}
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        world: Any = SimpleNamespace(rank=rank, size=size, device=torch.device("cpu"))
+        made = Exchange(parameters, shapes, world)
+        for armed in (True, False):  # as the gradients arrive, or all at the end
+            sent.clear()
+            if armed:
+                made.arm()
+            loss = sum((n + 1) * parameters[name].sum() for n, name in enumerate(order) if name != "b2")
+            for parameter in parameters.values():
+                parameter.grad = None
+            loss.backward()  # type: ignore[union-attr]
+            before = len(sent)
+            received = made.receive()
+            assert before == 0 if not armed else before < len(sent), "b2 has no gradient, so its round waits"
+            numbers = [[int(part.flatten()[0]) for part in parts] for parts in sent]
+            dealt = {(2, 3): [9, 7, 4, 3, 1], (3, 2): [8, 0, 5, 2]}  # numbers of a4, a3, .. and b3, b2 (none), ..
+            rounds = [
+                (numbers_of[first : first + size] + [0] * size)[:size]
+                for numbers_of in dealt.values()
+                for first in range(0, len(numbers_of), size)
+            ]
+            assert sorted(numbers) == sorted(rounds)
+            rows = made.own_rows(received)
+            for shape, names in shapes.items():
+                own = [names[place] for place in made.own[shape].tolist()]
+                assert own == names[::-1][rank::size] and len(received[shape]) == len(own)
+                for name, row in zip(own, received[shape], strict=True):
+                    value = 0 if name == "b2" else order.index(name) + 1
+                    assert torch.equal(row, torch.full(shape, float(value))) and torch.equal(rows.pop(name), row)
+            assert not rows
+        for shape in shapes:
+            mine = [torch.full(shape, float(place)) for place in made.own[shape].tolist()]
+            waiting[rank, shape] = (
+                made.gather(shape, torch.stack(mine) if mine else torch.zeros(0, *shape)),
+                padded.copy(),
+            )
+    for shape, names in shapes.items():
+        padded.update({rank: waiting[rank, shape][1][rank] for rank in range(size)})
+        for rank in range(size):
+            expected = torch.arange(len(names)).float()[:, None, None].expand(-1, *shape)
+            assert torch.equal(waiting[rank, shape][0](), expected)
