@@ -9,10 +9,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bitgolf.config import PackConfig
 from bitgolf.errors import RunError
-from bitgolf.measure.curvature import Curvature
+from bitgolf.measure.curvature import Curvature, curvature_from_gradient
 from bitgolf.measure.fisher import Fisher
-from bitgolf.measure.statistics import Statistics, read_curvature, read_fisher, read_hessians, write_statistics
+from bitgolf.measure.statistics import (
+    Statistics,
+    read_curvature,
+    read_fisher,
+    read_hessians,
+    with_curvature,
+    write_statistics,
+)
 from bitgolf.model.weights import read_tensors
 
 ALL = Statistics(
@@ -34,6 +42,32 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     fisher = read_fisher(tmp_path, tmp_path)["embedding"]
     assert torch.equal(fisher.inputs, 2 * torch.eye(3)) and torch.equal(fisher.rows, torch.arange(4.0))
     assert read_curvature(tmp_path, tmp_path) == ALL.curvature
+
+
+@pytest.mark.parametrize("fisher", [True, False])
+@pytest.mark.parametrize("column_steps", [True, False])
+def test_the_curvature_of_each_tensor_is_that_of_its_own_statistics(fisher: bool, column_steps: bool) -> None:
+    rng = torch.Generator().manual_seed(3)
+    names = ["embedding", "blocks.0.mlp.up.weight", "bigram.table", "unused"]
+    weights = {name: torch.randn(5, 4, generator=rng) for name in names} | {"unused": torch.zeros(5, 4)}
+    gradients = {name: torch.randn(5, 4, generator=rng) for name in names}
+    squares = [part @ part.T + torch.eye(4) for part in torch.randn(4, 4, 4, generator=rng)]
+    hessians = {"head": squares[0], "blocks.0.mlp.up": squares[1]}
+    information = {
+        "embedding": Fisher(squares[2], torch.ones(5)),
+        "blocks.0.mlp.up.weight": Fisher(squares[3], torch.ones(5)),
+    }
+    settings = PackConfig().updated(
+        {"rate.hessian": "fisher" if fisher else "plain", "rate.column_steps": column_steps, "gptq.damping": 0.02}
+    )
+    statistics = Statistics(hessians, 7, information, {}, gradients)
+    made = with_curvature(statistics, weights, settings, torch.device("cpu"))
+    used = dict(zip(names, squares[2:] if fisher else squares[:2], strict=False))
+    assert made.curvature == {
+        name: curvature_from_gradient(weights[name], gradients[name], used.get(name), 0.02, column_steps=column_steps)
+        for name in names[:3]
+    }
+    assert made.gradients == {} and (made.hessians, made.calibration_tokens, made.fisher) == (hessians, 7, information)
 
 
 def test_others_may_read_what_is_written(tmp_path: Path) -> None:

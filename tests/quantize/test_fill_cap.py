@@ -17,8 +17,10 @@ from bitgolf.artifact.sizes import ArtifactSizes
 from bitgolf.config import PackConfig
 from bitgolf.errors import BudgetError, ConfigError
 from bitgolf.measure.curvature import Curvature
+from bitgolf.measure.fisher import Fisher
+from bitgolf.measure.statistics import Statistics
 from bitgolf.quantize.allocate import MeasuredTensor, TensorCurvature, curvatures, equal_slope_steps
-from bitgolf.quantize.fill_cap import SLACK, fill_cap
+from bitgolf.quantize.fill_cap import SLACK, fill_cap, measured_tensors
 from bitgolf.quantize.packed import Packed
 from bitgolf.quantize.tensors import QuantizedTensor
 
@@ -230,3 +232,28 @@ def test_a_tensor_that_cannot_be_quantized_is_named_before_encoding(bad: float) 
         fill_cap(tensors | {"matrix1": replace(tensors["matrix1"], weight=weight)}, never, 20_000, PLAIN)
     with pytest.raises(ConfigError, match=r"matrix2: .*positive semi-definite"):
         fill_cap(tensors | {"matrix2": replace(tensors["matrix2"], hessian=-torch.eye(48))}, never, 20_000, PLAIN)
+
+
+def test_each_tensor_is_measured_with_its_own_statistics() -> None:
+    names = ["embedding", "blocks.0.attention.key.weight", "blocks.0.mlp.up.weight", "bigram.table", "final_norm"]
+    weights = {name: torch.full((64, 64), float(n)) for n, name in enumerate(names)} | {"final_norm": torch.zeros(64)}
+    hessians = {
+        "head": torch.eye(64),
+        "blocks.0.attention.input": 2 * torch.eye(64),
+        "blocks.0.mlp.up": 3 * torch.eye(64),
+    }
+    fisher = {"blocks.0.mlp.up.weight": Fisher(4 * torch.eye(64), torch.arange(64.0))}
+    curvature = {"bigram.table": Curvature(0.5, 1e-3)}
+    measured = measured_tensors(
+        weights,
+        Statistics(hessians, fisher=fisher, curvature=curvature),
+        PLAIN.updated({"small_tensor": 0}),
+        torch.device("cpu"),
+    )
+    assert list(measured) == names[:4]
+    assert [float(made.weight[0, 0]) for made in measured.values()] == [0, 1, 2, 3]
+    scales = [None if made.hessian is None else float(made.hessian[0, 0]) for made in measured.values()]
+    assert scales == [1, 2, 4, None]
+    assert [made.importance is not None for made in measured.values()] == [False, False, True, False]
+    assert torch.equal(measured[names[2]].importance, torch.arange(64.0))  # type: ignore[arg-type]
+    assert [made.curvature for made in measured.values()] == [None, None, None, curvature["bigram.table"]]
