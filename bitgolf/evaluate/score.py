@@ -10,7 +10,6 @@ Legend: N tokens, T window, B rows, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -92,7 +91,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
         "val_tokens": data.val.num_tokens,
         "val_bytes": scored[-1].score.bytes,
         "val_documents": data.manifest["splits"]["val"]["documents"],
-        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "model_sha256": file_digest(path),
         "window": config.window,
         "stride": config.score.stride,
         "evaluation_seconds": evaluation_seconds,
