@@ -13,9 +13,10 @@ from bitgolf.config.evaluate import LoraTarget, ScoreConfig, TTTConfig
 from bitgolf.config.load import load_config, preset_names, resolve
 from bitgolf.config.model import ModelConfig
 from bitgolf.config.pack import PackConfig
+from bitgolf.config.qat import QATConfig
 from bitgolf.config.section import Section, differing_keys
 from bitgolf.config.settings import all_settings
-from bitgolf.config.train import QATConfig, TrainConfig
+from bitgolf.config.train import TrainConfig
 
 __all__ = [
     "BudgetConfig", "Config", "DataConfig", "LoraTarget", "ModelConfig", "PackConfig", "QATConfig", "ReportConfig",

@@ -14,8 +14,9 @@ from bitgolf.config.data import DataConfig
 from bitgolf.config.evaluate import ScoreConfig, TTTConfig
 from bitgolf.config.model import ModelConfig
 from bitgolf.config.pack import PackConfig
+from bitgolf.config.qat import QATConfig
 from bitgolf.config.section import Section
-from bitgolf.config.train import QATConfig, TrainConfig
+from bitgolf.config.train import TrainConfig
 
 
 class BudgetConfig(Section):

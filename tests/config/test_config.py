@@ -21,8 +21,8 @@ from bitgolf.config import (
 from bitgolf.config.earlier import REMOVED
 from bitgolf.config.idle import idle_packing, idle_training
 from bitgolf.config.nearest import nearest_setting
+from bitgolf.config.qat import CrownConfig
 from bitgolf.config.section import with_values
-from bitgolf.config.train import CrownConfig
 from bitgolf.errors import ConfigError
 
 RATE = {"pack.method": "rate", "pack.compressor": "range", "train.measure.fisher_tokens": "512"}
