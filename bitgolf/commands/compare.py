@@ -13,7 +13,7 @@ from bitgolf.commands.output import make_table, plain, print_json, print_line
 from bitgolf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bitgolf.report.comparison.compare import Comparison
+    from bitgolf.report.comparison.contrasts import Comparison
     from bitgolf.report.comparison.t_tests import Sample
 
 _COLORS = {"pass": "green", "fail": "red", "open": "yellow", "": "default"}
@@ -53,7 +53,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: Arguments, out: Console) -> int:
-    from bitgolf.report.comparison.compare import Settings, compare
+    from bitgolf.report.comparison.compare import compare
+    from bitgolf.report.comparison.contrasts import Settings
 
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: give 0 or more")

@@ -22,9 +22,10 @@ from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
 from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
-from bitgolf.report.comparison.compare import Contrast, DocumentContrast, Settings, compare
+from bitgolf.report.comparison.compare import compare
 from bitgolf.report.comparison.compare_page import render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
+from bitgolf.report.comparison.contrasts import Contrast, DocumentContrast, Settings
 from bitgolf.report.comparison.document_losses import document_losses, document_starts
 from bitgolf.report.comparison.scored_runs import config_differences, label_paths, read_runs
 from bitgolf.report.comparison.t_tests import Sample, TTest

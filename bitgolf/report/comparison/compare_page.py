@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from bitgolf.report.charts import INK, LINE, MARK, as_svg, canvas, style_axes, thin
-from bitgolf.report.comparison.compare import Comparison, DocumentContrast
 from bitgolf.report.comparison.compare_rows import contrast_rows, difference_rows, run_rows, set_rows, signed
+from bitgolf.report.comparison.contrasts import Comparison, DocumentContrast
 from bitgolf.report.page import markup, render_page
 from bitgolf.run import atomic
 from bitgolf.version import __version__

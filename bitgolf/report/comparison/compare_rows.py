@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from bitgolf.report.comparison.compare import Comparison, Contrast
+from bitgolf.report.comparison.contrasts import Comparison, Contrast
 from bitgolf.report.comparison.t_tests import AUDIT_P, BAR_P, TTest
 
 MINUS = "\N{MINUS SIGN}"
