@@ -94,7 +94,7 @@ _REPLACED = {
     "bitgolf.config.idle": "def idle_packing(pack): return []",
     "bitgolf.evaluate.references": (
         "FLOAT_WEIGHTS = {}\ndef float_weights(*run): return {}\nrescored = float_weights\n"
-        "float_model = general_purpose = validation_bytes = None"
+        "float_model = general_purpose = validation_text = None"
     ),
 }
 # Errors without their messages in the file, but for those that a command line can cause.
@@ -132,7 +132,7 @@ def make_bundle(config: Config, root: Path | None = None) -> Bundle:
     process takes a few seconds.
     """
     modules, start = _program((root or installed_root()).resolve())
-    settings = settings_of(config)
+    settings = settings_json(config)
     return Bundle(_packed(start, settings, tuple(modules.items())), modules, settings)
 
 
@@ -158,7 +158,7 @@ def module_files(root: Path) -> dict[str, Path]:
     return files
 
 
-def settings_of(config: Config) -> str:
+def settings_json(config: Config) -> str:
     """The settings inside a bundle of this configuration, as JSON (see `train_gpt.main`)."""
     values = config.flat()
     different = {key: values[key] for key in differing_keys(config, Config()) if key != "seed"}

@@ -28,7 +28,7 @@ def num_checkpoints(steps: int) -> int:
     return doublings + max(0, steps - _INTERVAL) // _INTERVAL
 
 
-class Checkpoints:
+class CheckedPredictor:
     """A `Predictor` that adds checkpoints to another one.
 
     Args:

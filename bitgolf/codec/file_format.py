@@ -74,7 +74,7 @@ _DICTIONARIES = {1: _DICTIONARY_1, 2: _DICTIONARY_2}  # by format version
 
 @dataclass(frozen=True)
 class CodedStream:
-    """One stream: the number of its tokens, its payload, and whether it is joined (see `TokenStream`)."""
+    """One stream: the number of its tokens, its payload, and whether it is joined (see `CodedTokens`)."""
 
     num_tokens: int
     payload: bytes

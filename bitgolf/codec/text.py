@@ -26,13 +26,13 @@ import torch
 
 from bitgolf.artifact.open import PackedModel, open_model
 from bitgolf.codec import file_format
-from bitgolf.codec.checkpoints import FIRST_STEPS, Checkpoints
+from bitgolf.codec.checkpoints import FIRST_STEPS, CheckedPredictor
 from bitgolf.codec.document_predictor import DocumentPredictor
 from bitgolf.codec.exactness import describe, exact_arithmetic, fingerprint
 from bitgolf.codec.file_format import MODEL_DIGEST_BYTES, TEXT_DIGEST_BYTES, CodedStream, CodedText
 from bitgolf.codec.predictors import fresh_predictor
 from bitgolf.codec.range_coder import Streams, decode_streams, encode_streams
-from bitgolf.codec.tokens import TokenStream, detokenize, split_bytes, tokenize
+from bitgolf.codec.tokens import CodedTokens, detokenize, split_bytes, tokenize
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config, TTTConfig, resolve
 from bitgolf.errors import ArtifactError, ConfigError, require_type
@@ -186,7 +186,7 @@ def decompress_bytes(
         raise ArtifactError(f"the header asks for what the model cannot do: {error}") from error
     tokens = _decode(packed, config, text, progress)
     decoded = b"".join(
-        detokenize(TokenStream(each, stream.joined), packed.tokenizer)
+        detokenize(CodedTokens(each, stream.joined), packed.tokenizer)
         for each, stream in zip(tokens, text.streams, strict=True)
     )
     if len(decoded) != text.num_bytes or _digest(decoded) != text.text_digest:
@@ -235,7 +235,7 @@ def _encode(
     lengths = [len(stream) for stream in streams]
     total = sum(lengths)
     with exact_arithmetic(packed.device, threads), _predictor(packed, config, lengths) as predictor:
-        checked = Checkpoints(predictor)
+        checked = CheckedPredictor(predictor)
         payloads = encode_streams(checked, streams, lambda done: progress("compress", done, total))
     return payloads, bytes(checked.collected)
 
@@ -248,7 +248,7 @@ def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Prog
     payloads = [stream.payload for stream in text.streams]
     latest = text.checkpoints is not None
     with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths, latest) as predictor:
-        checked = predictor if text.checkpoints is None else Checkpoints(predictor, text.checkpoints)
+        checked = predictor if text.checkpoints is None else CheckedPredictor(predictor, text.checkpoints)
         return decode_streams(checked, payloads, lengths, tick=lambda done: progress("decompress", done, total))
 
 
@@ -276,7 +276,7 @@ def _check_memory(packed: PackedModel, num_streams: int) -> None:
         raise ConfigError(f"{num_streams} streams take too much memory with this model; use {most} or fewer")
 
 
-def _warn_of_long_chunks(ttt: TTTConfig, streams: list[TokenStream]) -> None:
+def _warn_of_long_chunks(ttt: TTTConfig, streams: list[CodedTokens]) -> None:
     longest = max((len(stream.tokens) for stream in streams), default=0)
     if ttt.between_chunks and streams and ttt.weights.chunk_tokens >= longest:
         _logger.warning(

@@ -25,7 +25,7 @@ _SEARCH_SHARE = 16  # a cut is moved back by at most a sixteenth of a stream
 
 
 @dataclass(frozen=True)
-class TokenStream:
+class CodedTokens:
     """Tokens without the BOS before them, (n,) int64.
 
     `joined` means that the stream holds byte pieces: its bytes are the bytes of its tokens, joined, and not what the
@@ -63,7 +63,7 @@ def _cut(data: bytes, lowest: int, even: int) -> int:
     return inside
 
 
-def tokenize(parts: list[bytes], tokenizer: Tokenizer) -> list[TokenStream]:
+def tokenize(parts: list[bytes], tokenizer: Tokenizer) -> list[CodedTokens]:
     """Tokens that decode to each part; decoding them is tried here.
 
     Raises ConfigError when a part needs byte pieces and the vocabulary has none.
@@ -84,7 +84,7 @@ def tokenize(parts: list[bytes], tokenizer: Tokenizer) -> list[TokenStream]:
     return [(_tokenize_lossless if tokenizer.lossless else _tokenize)(part, tokenizer, byte_pieces) for part in parts]
 
 
-def detokenize(stream: TokenStream, tokenizer: Tokenizer) -> bytes:
+def detokenize(stream: CodedTokens, tokenizer: Tokenizer) -> bytes:
     """The bytes of a stream.
 
     Raises ArtifactError for tokens that `tokenize` never uses (controls, ids outside the vocabulary).
@@ -100,14 +100,14 @@ def detokenize(stream: TokenStream, tokenizer: Tokenizer) -> bytes:
     return tokenizer.decode(stream.tokens).encode()
 
 
-def _tokenize_lossless(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> TokenStream:
+def _tokenize_lossless(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> CodedTokens:
     pieces = _NOT_UTF8.split(part.decode("utf-8", "surrogateescape"))  # text, not UTF-8, text, ..., text
     texts = iter(tokenizer.encode_documents(pieces[::2]))
     tokens: list[np.ndarray] = []
     for index, piece in enumerate(pieces):
         ids = byte_pieces(piece.encode("utf-8", "surrogateescape")) if index % 2 else next(texts)
         tokens.append(ids.astype(np.int64))
-    stream = TokenStream(np.concatenate(tokens), len(pieces) > 1)
+    stream = CodedTokens(np.concatenate(tokens), len(pieces) > 1)
     if detokenize(stream, tokenizer) != part:
         raise ConfigError(
             f"tokenizer {tokenizer.name} is declared lossless but changes the part of the file that begins "
@@ -116,11 +116,11 @@ def _tokenize_lossless(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePiec
     return stream
 
 
-def _tokenize(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> TokenStream:
+def _tokenize(part: bytes, tokenizer: Tokenizer, byte_pieces: _BytePieces) -> CodedTokens:
     try:
-        stream = TokenStream(tokenizer.encode_documents([part.decode()])[0].astype(np.int64), False)
+        stream = CodedTokens(tokenizer.encode_documents([part.decode()])[0].astype(np.int64), False)
         if detokenize(stream, tokenizer) == part:
             return stream
     except (UnicodeDecodeError, ArtifactError):  # not UTF-8, or with pieces without bytes
         pass
-    return TokenStream(byte_pieces(part), True)
+    return CodedTokens(byte_pieces(part), True)

@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from bitgolf.data.split import Document
+from bitgolf.data.split import SourceDocument
 from bitgolf.data.tokenizer import EncodedDocuments, Tokenizer
 from bitgolf.errors import DataError
 from bitgolf.run.workers import end_with_parent, interrupts_blocked
@@ -30,12 +30,12 @@ class Batch:
     """Documents of one split."""
 
     split: str
-    documents: list[Document]
+    documents: list[SourceDocument]
 
 
-def make_batches(labeled: Iterable[tuple[str, Document]]) -> Iterator[Batch]:
+def make_batches(labeled: Iterable[tuple[str, SourceDocument]]) -> Iterator[Batch]:
     """Group (split, document) pairs into batches of about BATCH_BYTES. The order within a split is kept."""
-    held: dict[str, list[Document]] = {}
+    held: dict[str, list[SourceDocument]] = {}
     sizes: dict[str, int] = {}
     for split, document in labeled:
         held.setdefault(split, []).append(document)

@@ -30,7 +30,7 @@ from bitgolf.data.sources import (
 from bitgolf.data.split import (
     TRAIN_HASHES,
     VAL_HASHES,
-    Document,
+    SourceDocument,
     Splitter,
     check_disjoint,
     hash_limit,
@@ -91,7 +91,7 @@ def _prepare(
     }
 
 
-def validation_documents(config: DataConfig) -> Iterator[Document]:
+def validation_documents(config: DataConfig) -> Iterator[SourceDocument]:
     """The documents that a source on this machine puts into validation, in order; reads the whole source."""
     documents = _Documents(config, None)
     return (document for split, document in documents.labeled(documents.splitter()) if split == "val")
@@ -139,7 +139,7 @@ class _Documents:
         val_bytes = 0 if self._has_own_val else self._config.val_bytes
         return Splitter(self._limit, val_bytes, self._config.train_bytes, self._val_hashes)
 
-    def labeled(self, splitter: Splitter) -> Iterator[tuple[str, Document]]:
+    def labeled(self, splitter: Splitter) -> Iterator[tuple[str, SourceDocument]]:
         """(split, document) for every document that a split takes. A validation source comes first."""
         if self._has_own_val:
             for document in self._validation():
@@ -166,7 +166,7 @@ class _Documents:
     def _training_source(self) -> Iterator[str]:
         return self._published.training() if self._published is not None else training_documents(self._config)
 
-    def _validation(self) -> Iterator[Document]:
+    def _validation(self) -> Iterator[SourceDocument]:
         """Documents of the validation source up to `data.val_bytes`."""
         if self._config.val_source or self._published is None:
             texts = iterate_documents(self._config.val_source, self._config.text_field)
@@ -195,7 +195,11 @@ def _get_tokenizer(config: DataConfig, vocab_size: int, documents: _Documents, p
 
 
 def _write_splits(
-    labeled: Iterator[tuple[str, Document]], tokenizer: Tokenizer, config: DataConfig, work: Path, progress: Progress
+    labeled: Iterator[tuple[str, SourceDocument]],
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    work: Path,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """Encode the documents and write shards and document hashes. Returns the manifest's entry per split."""
     splits: dict[str, dict[str, Any]] = {

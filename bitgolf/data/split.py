@@ -25,7 +25,7 @@ _CHUNK = 1 << 22  # number of hashes compared at a time (32 MB)
 
 
 @dataclass(frozen=True)
-class Document:
+class SourceDocument:
     """A text, its position in the source, its hash, and its size in UTF-8 bytes."""
 
     text: str
@@ -39,7 +39,7 @@ def hash_document(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda: None) -> Iterator[Document]:
+def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda: None) -> Iterator[SourceDocument]:
     """Yield the documents of a source with index, hash and size.
 
     An empty text counts in the numbering but is not yielded; `on_empty` is called instead.
@@ -47,7 +47,7 @@ def number_documents(texts: Iterable[str], on_empty: Callable[[], None] = lambda
     for index, text in enumerate(texts):
         if text:
             data = text.encode()
-            yield Document(text, index, hash_document(data), len(data))
+            yield SourceDocument(text, index, hash_document(data), len(data))
         else:
             on_empty()
 
@@ -100,7 +100,7 @@ class Splitter:
         """Count a document without text."""
         self.empty_documents += 1
 
-    def assign(self, document: Document) -> str:
+    def assign(self, document: SourceDocument) -> str:
         """'train' or 'val', or '' for a document that belongs to neither split."""
         if document.hash < self._threshold and self._room["val"] > 0:
             self._taken.append(document.hash)

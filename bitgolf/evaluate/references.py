@@ -74,7 +74,7 @@ def rescored(
     return {"rescored": again | {"temperature": temperature, "label": NOT_ADMISSIBLE}}
 
 
-def validation_bytes(data: PreparedData, tokens: np.ndarray) -> bytes:
+def validation_text(data: PreparedData, tokens: np.ndarray) -> bytes:
     """The validation text that the tokens stand for."""
     bos = data.tokenizer.bos_id
     documents = np.split(tokens, np.flatnonzero(tokens == bos))

@@ -30,7 +30,7 @@ from bitgolf.evaluate.references import (
     float_weights,
     general_purpose,
     rescored,
-    validation_bytes,
+    validation_text,
 )
 from bitgolf.evaluate.split_model import Model, scoring_model
 from bitgolf.evaluate.tape import ScoreTape, evaluate
@@ -82,7 +82,7 @@ def score(run: RunDirectory, world: World, *, progress: Progress = silent) -> No
     }
     if not world.is_main:
         return
-    compressors = general_purpose(validation_bytes(data, passes.tokens), progress) if config.score.compressors else {}
+    compressors = general_purpose(validation_text(data, passes.tokens), progress) if config.score.compressors else {}
     losses = _save_losses(run, scored)
     atomic.write_json(run / "tape.json", scored[-1].tape.event_log)
     _charge(budget, load_seconds, scored)

@@ -35,7 +35,7 @@ from bitgolf.model.build import check_tensors
 from bitgolf.model.weights import read_tensors
 from bitgolf.quantize.fill_cap import fill_cap, measured_tensors
 from bitgolf.quantize.fixed_grids import pack_on_grids, pack_pruned_to_fit
-from bitgolf.quantize.packed import Encoder, Packed
+from bitgolf.quantize.packed import ArtifactEncoder, Packed
 from bitgolf.quantize.prune import prune
 from bitgolf.quantize.tensors import QuantizedTensor
 from bitgolf.run import atomic
@@ -165,8 +165,8 @@ def _prunes_to_fit(settings: PackConfig) -> bool:
     return settings.fit.prune and settings.method == "gptq"
 
 
-def _encoder(products: _Products, config: Config, apply: Map) -> Encoder:
-    return Encoder(
+def _encoder(products: _Products, config: Config, apply: Map) -> ArtifactEncoder:
+    return ArtifactEncoder(
         weights=products.weights,
         exact=config.pack.method == "lossless",
         model_config=config.model.model_dump(mode="json"),
@@ -188,7 +188,7 @@ def _encoder(products: _Products, config: Config, apply: Map) -> Encoder:
 def _run_pipeline(
     products: _Products,
     settings: PackConfig,
-    encode: Encoder,
+    encode: ArtifactEncoder,
     room: _Room,
     device: torch.device,
     progress: Progress,

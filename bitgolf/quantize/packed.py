@@ -39,7 +39,7 @@ Encode = Callable[[Iterable[QuantizedTensor]], Packed]
 
 
 @dataclass(frozen=True)
-class Encoder:
+class ArtifactEncoder:
     """Everything of an artifact except the quantized tensors. Call it with those."""
 
     # all tensors of the model, in float. Those that were not quantized are stored in this form.

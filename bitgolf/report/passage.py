@@ -38,7 +38,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Passage:
+class ColoredPassage:
     """Consecutive targets of one document with the cost of each."""
 
     pieces: tuple[Piece, ...]
@@ -55,7 +55,7 @@ class Prompt:
     continues: str
 
 
-def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, length: int) -> Passage | None:
+def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, length: int) -> ColoredPassage | None:
     """The most typical document's first `length` targets, each with its surprisal; None if the tokens contain no text.
 
     `nll`: (N-1,) floats, nats; the loss of each target.
@@ -78,7 +78,7 @@ def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, l
     num_bytes = sum(len(tokenizer.token_text_bytes(token)) for token in shown)
     if not num_bytes:
         return None
-    return Passage(tuple(pieces), len(shown), sum(bits) / len(shown), sum(bits) / num_bytes)
+    return ColoredPassage(tuple(pieces), len(shown), sum(bits) / len(shown), sum(bits) / num_bytes)
 
 
 def choose_prompts(val: TokenShards, tokenizer: Tokenizer, count: int, continues: int) -> list[Prompt]:

@@ -27,7 +27,7 @@ _LARGEST_JSON_EVIDENCE = 4_000  # characters of evidence shown per check; audit.
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledText:
     """A prompt, the model's continuation, and the document's own."""
 
     prompt: str
@@ -39,9 +39,9 @@ class Sample:
 class Texts:
     """The sections with text. `*_missing` is the reason why one is missing and the command that makes it, if any."""
 
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[SampledText, ...] = ()
     samples_missing: tuple[str, str] = ("", "")
-    surprisal: passage.Passage | None = None
+    surprisal: passage.ColoredPassage | None = None
     surprisal_missing: tuple[str, str] = ("", "")
 
 
@@ -70,7 +70,7 @@ def collect_texts(run: RunDirectory, products: Products, *, device: str = "cpu",
         return Texts(samples_missing=missing, surprisal_missing=missing)
     data = open_data(run / "data")
     settings = run.config.report
-    samples: tuple[Sample, ...] = ()
+    samples: tuple[SampledText, ...] = ()
     no_samples = ("", "")
     if not (run / "model.bitgolf").exists():
         no_samples = ("There is no artifact to sample from yet.", products.command("pack"))
@@ -100,14 +100,14 @@ def collect_texts(run: RunDirectory, products: Products, *, device: str = "cpu",
 
 def sample(
     model: PackedModel, prompts: list[passage.Prompt], max_tokens: int, seed: int, progress: Progress = silent
-) -> tuple[Sample, ...]:
+) -> tuple[SampledText, ...]:
     """Continue each prompt by up to `max_tokens` tokens. Prompt i uses seed + i, so a report is reproducible."""
     samples = []
     for index, prompt in enumerate(prompts):
         progress("report", index, len(prompts) + 1, f"sample {index + 1}")
         continuation = generate(model, prompt.text, Sampling(max_tokens, seed=seed + index)).text
         samples.append(
-            Sample(passage.visible(prompt.text), passage.visible(continuation), passage.visible(prompt.continues))
+            SampledText(passage.visible(prompt.text), passage.visible(continuation), passage.visible(prompt.continues))
         )
     return tuple(samples)
 

@@ -30,7 +30,7 @@ from bitgolf.bundle.single_file import (
     make_bundle,
     minified,
     pack_texts,
-    settings_of,
+    settings_json,
     shifted_literal,
 )
 from bitgolf.config import Config, load_config, preset_names, resolve
@@ -196,7 +196,7 @@ def test_the_file_is_made_from_the_source_beside_it(alone: Path, tiny_run: Path)
     config = load_config(str(tiny_run / "config.toml"))
     again = make_bundle(config, root=alone / "source")
     assert again.data == (alone / "train_gpt.py").read_bytes()
-    assert f"SETTINGS = {settings_of(config)!r}" in (alone / "source" / "train_gpt.py").read_text()
+    assert f"SETTINGS = {settings_json(config)!r}" in (alone / "source" / "train_gpt.py").read_text()
 
 
 FULL = {"ttt.method": "full", "ttt.weights.chunk_tokens": 4096, "ttt.weights.epochs": 1}
@@ -273,7 +273,7 @@ def test_a_preset_packs_into_a_file_of_at_most_80_000_bytes(preset: str) -> None
     assert len(data) <= MOST_CODE_BYTES == 80_000
     compile(data, "train_gpt.py", "exec")
     assert b"\r" not in data and b"\0" not in data and data.count(b"\n") < 10
-    assert resolve(json.loads(settings_of(config)), {"seed": str(config.seed)}).digest() == config.digest()
+    assert resolve(json.loads(settings_json(config)), {"seed": str(config.seed)}).digest() == config.digest()
 
 
 def test_the_seed_makes_no_difference_and_settings_do() -> None:

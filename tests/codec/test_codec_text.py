@@ -18,7 +18,7 @@ from toy_models import make_scorer
 
 from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes, file_format, range_coder
 from bitgolf.codec import text as codec_text
-from bitgolf.codec.checkpoints import Checkpoints, num_checkpoints
+from bitgolf.codec.checkpoints import CheckedPredictor, num_checkpoints
 from bitgolf.codec.counts import token_counts
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.file_format import CodedStream
@@ -271,7 +271,7 @@ def test_a_wrong_payload_is_given_up_at_a_checkpoint(
     """Zeros in place of the payload declare as many tokens as a file of this size may have."""
     coded = compress_bytes(letters[:300], model, streams=1, ttt=ttt)
     steps: list[int] = []
-    monkeypatch.setattr(codec_text, "Checkpoints", lambda *a: counted(Checkpoints(*a), steps))
+    monkeypatch.setattr(codec_text, "CheckedPredictor", lambda *a: counted(CheckedPredictor(*a), steps))
     hostile = replace(
         coded.text,
         num_bytes=2**31,
@@ -283,7 +283,7 @@ def test_a_wrong_payload_is_given_up_at_a_checkpoint(
     assert len(steps) < 300
 
 
-def counted(checkpoints: Checkpoints, steps: list[int]) -> Checkpoints:
+def counted(checkpoints: CheckedPredictor, steps: list[int]) -> CheckedPredictor:
     accept = checkpoints.accept
 
     def count(tokens: np.ndarray) -> None:
@@ -314,12 +314,12 @@ class Silent:
 
 @pytest.mark.parametrize("wrong_step", [0, 30, 63])
 def test_a_checkpoint_covers_all_tokens_before_it(wrong_step: int) -> None:
-    coder = Checkpoints(Silent())
+    coder = CheckedPredictor(Silent())
     streams = np.random.default_rng(0).integers(0, 300, (64, 3))
     for tokens in streams:
         coder.accept(tokens)
     streams[wrong_step, 1] += 1
-    decoder = Checkpoints(Silent(), bytes(coder.collected))
+    decoder = CheckedPredictor(Silent(), bytes(coder.collected))
     with pytest.raises(ArtifactError, match="within 64 steps"):
         for tokens in streams:
             decoder.accept(tokens)
@@ -376,9 +376,9 @@ def test_control_tokens_in_a_stream_are_refused(model: CodecModel, monkeypatch: 
 
 
 def stream_of(*tokens: int) -> Any:
-    from bitgolf.codec.tokens import TokenStream
+    from bitgolf.codec.tokens import CodedTokens
 
-    return TokenStream(np.array(tokens), False)
+    return CodedTokens(np.array(tokens), False)
 
 
 def test_streams_are_chosen_by_size() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitgolf.codec.tokens import TokenStream, detokenize, split_bytes, tokenize
+from bitgolf.codec.tokens import CodedTokens, detokenize, split_bytes, tokenize
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ArtifactError, ConfigError
 
@@ -87,7 +87,7 @@ def test_a_tokenizer_that_only_claims_to_be_lossless_is_found_out(lossy: Tokeniz
 @pytest.mark.parametrize("joined", [False, True])
 def test_tokens_that_stand_for_nothing_are_refused(token: int, joined: bool, lossless: Tokenizer) -> None:
     with pytest.raises(ArtifactError, match=f"token {token} at position 1"):
-        detokenize(TokenStream(np.array([70, token, 70]), joined), lossless)
+        detokenize(CodedTokens(np.array([70, token, 70]), joined), lossless)
 
 
 @given(data=st.binary(min_size=1, max_size=400), share=st.floats(0, 1))
@@ -114,6 +114,6 @@ def test_tokens_outside_the_vocabulary_are_refused(lossless: Tokenizer, lossy: T
     for tokenizer in (lossless, lossy):
         for token in (-1, tokenizer.vocab_size, tokenizer.vocab_size + 1):
             with pytest.raises(ArtifactError, match=f"token {token} at position 1 of a stream stands for no text"):
-                detokenize(TokenStream(np.array([tokenizer.encode("a")[-1], token]), True), tokenizer)
+                detokenize(CodedTokens(np.array([tokenizer.encode("a")[-1], token]), True), tokenizer)
         last = tokenizer.vocab_size - 1
-        assert detokenize(TokenStream(np.array([last]), True), tokenizer) == tokenizer.token_text_bytes(last) != b""
+        assert detokenize(CodedTokens(np.array([last]), True), tokenizer) == tokenizer.token_text_bytes(last) != b""

@@ -23,11 +23,11 @@ from bitgolf.errors import DataError
 _ENDLESS = """
 import itertools, multiprocessing, sys
 from bitgolf.data.encode_stream import Batch, encode_batches
-from bitgolf.data.split import Document
+from bitgolf.data.split import SourceDocument
 from bitgolf.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
-    batches = (Batch("train", [Document("some words", i, 0, 10)]) for i in itertools.count())
+    batches = (Batch("train", [SourceDocument("some words", i, 0, 10)]) for i in itertools.count())
     try:
         for number, _ in enumerate(encode_batches(batches, Tokenizer.load(sys.argv[1]), workers=2)):
             if number == 0:
@@ -136,6 +136,6 @@ def test_workers_encode_in_order_and_name_the_bad_document(lossless: Tokenizer, 
     assert [batch for batch, _ in results] == batches
     for batch, encoded in results:
         assert encoded.tokens.tolist() == lossless.encode_proven([d.text for d in batch.documents]).tokens.tolist()
-    bad = encode_stream.Batch("train", [encode_stream.Document("a\ud800", 99, 0, 1)])
+    bad = encode_stream.Batch("train", [encode_stream.SourceDocument("a\ud800", 99, 0, 1)])
     with pytest.raises(DataError, match="lone surrogate"):
         list(encode_batches(iter([*batches, bad]), lossless, workers=2))

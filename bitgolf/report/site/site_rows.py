@@ -73,7 +73,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class RunTable:
     """Runs of one validation text, best first, with one cell per column."""
 
     title: str
@@ -128,7 +128,7 @@ def warnings(runs: Sequence[SiteRun]) -> list[str]:
     return remarks
 
 
-def tables(runs: Sequence[SiteRun]) -> list[Table]:
+def tables(runs: Sequence[SiteRun]) -> list[RunTable]:
     """One table per validation text. The text with most runs is first."""
     result = []
     for group in sorted(_by_text(runs), key=len, reverse=True):
@@ -149,7 +149,7 @@ def tables(runs: Sequence[SiteRun]) -> list[Table]:
         )
         ranked = sorted(group, key=lambda run: (run.headline_bpb is None, run.headline_bpb or 0.0))
         rows = tuple((run, tuple(_cells(run, methods))) for run in ranked)
-        result.append(Table(_text_title(group[0]), columns, rows))
+        result.append(RunTable(_text_title(group[0]), columns, rows))
     return result
 
 
