@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
@@ -63,20 +64,18 @@ def adapted_pass(
     world: World,
 ) -> AdaptedPass:
     """The pass that `ttt` describes (its method is not "none"), before its first target."""
+    learner = partial(ChunkTTT, model, forward, world=world)
     if ttt.method == "lora":
         pieces = model.config.attention.document_tokens  # type: ignore[union-attr]
 
         def learn(tokens: np.ndarray) -> None:
             """Train all weights on scored tokens (n,), in rows as long as those of training."""
             size, num_targets = ttt.weights.chunk_tokens, len(tokens) - 1
-            training = ChunkTTT(
-                model,
-                forward,
+            training = learner(
                 TTTConfig(method="full", weights=ttt.weights),
                 window=size if pieces else windows.length,
                 num_targets=num_targets,
                 batch_tokens=max(size, windows.batch_tokens),
-                world=world,
             )
             for start in range(0, num_targets - size, size):  # nothing is learned from the last chunk
                 training.update(lambda first, last: tokens[first:last], start, start + size)
@@ -92,13 +91,5 @@ def adapted_pass(
             learn=learn,
         )
         return AdaptedPass(documents, None, 0)
-    adapter = ChunkTTT(
-        model,
-        forward,
-        ttt,
-        window=windows.length,
-        num_targets=num_targets,
-        batch_tokens=windows.batch_tokens,
-        world=world,
-    )
+    adapter = learner(ttt, window=windows.length, num_targets=num_targets, batch_tokens=windows.batch_tokens)
     return AdaptedPass(windows.scorer(forward, world), adapter, ttt.weights.chunk_tokens)
