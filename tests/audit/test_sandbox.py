@@ -136,6 +136,23 @@ def test_without_isolation_it_scores_and_does_not_pass(secret: Path) -> None:
     assert check.verdict == "NOT RUN" and "could have read any file" in check.reason
 
 
+def test_the_environment_of_the_sealed_process_is_clean(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment: dict[str, str] = {}
+
+    def noted(*_: Any, **options: Any) -> None:
+        environment.update(options["env"])
+        raise OSError("noted")
+
+    monkeypatch.setenv("ACCESS_KEY", "x")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    with pytest.raises(OSError, match="noted"):
+        start(secret, sealed_programs.OpensTheText)
+    assert "ACCESS_KEY" not in environment and environment["OMP_NUM_THREADS"] == "3"
+    assert (environment["USER"], environment["TORCHINDUCTOR_COMPILE_THREADS"]) == ("sealed", "1")
+    assert environment["HOME"] == environment["TMPDIR"] == environment["TORCHINDUCTOR_CACHE_DIR"] != os.environ["HOME"]
+
+
 @needs_isolation
 def test_network_programs_other_processes_and_later_tokens_are_out_of_reach(secret: Path) -> None:
     with start(secret, sealed_programs.Calls) as process:

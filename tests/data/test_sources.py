@@ -10,6 +10,8 @@ import itertools
 import json
 import lzma
 import os
+import re
+import sysconfig
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +195,27 @@ def test_stdlib_is_deterministic_bounded_and_mixed() -> None:
     assert first == list(itertools.islice(iterate_documents("stdlib"), 150))
     assert max(len(d.encode()) for d in first) <= 16 * 1024
     assert sum("def " in d for d in first) > 20 and sum("def " not in d for d in first) > 5
+
+
+def test_tests_and_packages_are_no_part_of_stdlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "a.py",
+        "sub/b.py",
+        "test/c.py",
+        "site-packages/d.py",
+        "sub/tests/e.py",
+        "_sysconfigdata_x.py",
+        "f.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(f"mark = '{Path(name).stem} was read'\n")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    read = re.findall(r"'(\w+) was read'", "\n".join(iterate_documents("stdlib")))
+    assert sorted(read) == ["a", "b"]
+    for path in (tmp_path / "a.py", tmp_path / "sub" / "b.py"):
+        path.unlink()
+    with pytest.raises(DataError, match="has no library sources under"):
+        next(iter(iterate_documents("stdlib")))
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,11 @@ def test_a_folder_left_by_a_killed_writer_is_ignored_and_then_removed(tmp_path: 
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
+def test_what_cannot_be_removed_keeps_no_checkpoint_from_being_written(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.17.tmp").touch()  # no folder, as every other of that name is
+    assert newest_step(saved(tmp_path, 3)) == 3
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -84,5 +84,8 @@ def test_parts_of_the_schedule_that_a_short_run_never_reaches_are_named() -> Non
 
 def test_checkpoints_before_the_branch_point_are_named() -> None:
     (sentence,) = sentences(begun=0.6, train__checkpoint__at="[0.5, 0.9]")
+    assert sentences(begun=0.5, train__checkpoint__at="[0.5]") and not sentences(
+        begun=0.49, train__checkpoint__at="[0.5]"
+    )
     assert "train.checkpoint.at 0.5" in sentence
     assert "0.6" in sentence
