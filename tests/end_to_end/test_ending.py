@@ -24,6 +24,7 @@ from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import world
 from bitgolf.train import attended, stage
 from bitgolf.train.checkpoint import state_digest
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 Make = Callable[..., Path]
@@ -79,11 +80,10 @@ def test_the_burst_reads_the_last_batches_again_and_nothing_else(
     real = Trainer.step
 
     def watched(
-        self: Trainer, inputs: torch.Tensor, targets: torch.Tensor, lr_scale: float, *args: Any, **kw: Any
+        self: Trainer, inputs: torch.Tensor, targets: torch.Tensor, settings: StepSettings, *elapsed: float
     ) -> Any:
-        late = bool(args[3]) if len(args) > 3 else kw.get("late", False)
-        seen.append((kw.get("snapshots", True), lr_scale, late, inputs.clone()))
-        return real(self, inputs, targets, lr_scale, *args, **kw)
+        seen.append((settings.snapshots, settings.lr_scale, settings.late, inputs.clone()))
+        return real(self, inputs, targets, settings, *elapsed)
 
     monkeypatch.setattr(Trainer, "step", watched)
     done("train", untrained(train__replay__epochs=2, train__replay__batches=3, train__replay__lr=0.07,

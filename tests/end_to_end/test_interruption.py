@@ -20,6 +20,7 @@ import bitgolf.quantize.pack
 import bitgolf.report.report
 import bitgolf.train.attended
 import bitgolf.train.finish
+from bitgolf.train.schedule import StepSettings
 from bitgolf.train.trainer import Trainer
 
 STEPS = 120
@@ -158,10 +159,10 @@ def test_a_run_that_dies_after_its_steps_resumes_before_them_and_ends_the_same(
 
     real, calls = Trainer.step, 0
 
-    def dies_in_the_burst(self: Trainer, *args: Any, snapshots: bool = True, **kwargs: Any) -> Any:
+    def dies_in_the_burst(self: Trainer, inputs: Any, targets: Any, settings: StepSettings, *elapsed: float) -> Any:
         nonlocal calls
-        calls += not snapshots
-        return dies() if calls == 3 else real(self, *args, snapshots=snapshots, **kwargs)
+        calls += not settings.snapshots
+        return dies() if calls == 3 else real(self, inputs, targets, settings, *elapsed)
 
     for owner, name, replacement in (
         (Trainer, "step", dies_in_the_burst),
