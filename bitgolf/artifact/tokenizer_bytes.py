@@ -77,7 +77,7 @@ def restore(rearranged: bytes) -> bytes:
 
 def _entry(data: bytes, position: int) -> tuple[bytes, float, int] | None:
     """Piece, score and type (0 = none) of the entry at `position`, or None if there is no such entry."""
-    if data[position : position + 1] != _LIST or len(data) < position + 4:
+    if data[position : position + 1] != _LIST or len(data) < position + 4 or data[position + 1] > _LONGEST:
         return None
     body = data[position + 2 : position + 2 + data[position + 1]]
     length = body[1] if len(body) > 1 else 0

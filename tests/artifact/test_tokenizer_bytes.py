@@ -72,6 +72,11 @@ def test_other_bytes_are_left_alone_or_come_back(data: bytes) -> None:
         assert rearranged is None or restore(rearranged) == start + data
 
 
+def test_an_entry_has_at_most_127_bytes() -> None:
+    for letters, listed in ((118, True), (119, False)):  # besides 9 bytes of tags, score and type
+        assert (rearrange(model([(b"x" * letters, -1.0, 3)])) is not None) is listed
+
+
 def test_the_list_ends_where_an_entry_has_another_form() -> None:
     score = b"\x15\0\0\0\0"
     for body in (
