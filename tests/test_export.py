@@ -75,6 +75,8 @@ def model(tiny_run: Path) -> LanguageModel:
         {"attention.within_documents": True, "bigram.rows": 20, "bigram.dim": 6, "attention.document_tokens": 3},
         {"attention.within_documents": True, "smear.gate": "v1", "smear.document_mask": True},
         {"attention.within_documents": True, "attention.window": 3, "attention.full_layers": (1,)},
+        {"attention.key_offset": True, "rope.dims": 2, "attention.window": 3, "attention.full_layers": (1,)},
+        {"attention.key_offset": True, "rope.dims": 2, "attention.within_documents": True},
     ],
     ids=str,
 )  # fmt: skip

@@ -50,6 +50,10 @@ class AttentionConfig(Section):
         0, ge=0, le=1 << 24, description="most tokens that a token attends to, itself included; 0 = all before it"
     )
     full_layers: tuple[int, ...] = Field((), description="indices of the layers without the window, counted from 0")
+    key_offset: bool = Field(
+        False,
+        description="in layers without a window, the upper half of a key is that of the token before it",
+    )
     gate: bool = Field(
         False,
         description="multiply each head's output by a gate that reads 12 channels of the input; initially one half",
@@ -174,6 +178,11 @@ class ModelConfig(Section):
             )
         if self.attention.document_tokens and not self.attention.within_documents:
             raise ValueError("attention.document_tokens cuts documents, so it needs attention.within_documents = true")
+        if self.attention.key_offset and 2 * self.rotary_dims > self.head_dim:
+            raise ValueError(
+                f"attention.key_offset moves the upper half of each head's {self.head_dim} channels, which must not be "
+                f"rotated; set rope.dims to an even number up to {self.head_dim // 2}"
+            )
         full = self.attention.full_layers
         if full and not self.attention.window:
             raise ValueError("attention.full_layers are the layers without a window, so they need attention.window")

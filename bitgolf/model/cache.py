@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitgolf.config.model import AttentionConfig
-from bitgolf.model.document_borders import BOS, document_mask, marked
+from bitgolf.model.document_borders import BOS, document_mask, first_of_pieces, marked
 
 _LOOKS_BACK = 2  # tokens before it that a token's embedding depends on: the smear takes one, the bigram of that another
 
@@ -30,6 +30,7 @@ class Taken(NamedTuple):
     positions: Tensor  # of the new tokens, (T,) fp32
     mask: Tensor | None  # of the keys that they may attend to, bool (T, S) or (B, 1, T, S); None = all up to themselves
     near: Tensor | None  # the same for the layers with a window
+    begins: Tensor | None  # where a document or piece begins among the new tokens, bool (B, T); None = nowhere
 
 
 class LayerCache(Protocol):
@@ -37,6 +38,11 @@ class LayerCache(Protocol):
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values of new positions, (B, T, G, K), and return those of all positions, (B, S, G, K)."""
+        ...
+
+    def hand_over(self, own: Tensor) -> Tensor | None:
+        """Keep the last of the new positions' upper halves of keys, (B, T, G, K / 2); returns the one kept before, (B,
+        1, G, K / 2), or None at the first pass. See `layers.offset_keys`."""
         ...
 
 
@@ -70,7 +76,10 @@ class GenerationCache:
         seen = marked(self.tokens, attention.within_documents)
         mask = document_mask(seen, new, attention.document_tokens) if attention.within_documents else None
         near = document_mask(seen, new, attention.document_tokens, attention.window) if attention.window else mask
-        return Taken(self.tokens[:, -new - _LOOKS_BACK :], positions, mask, near)
+        begins = None
+        if attention.key_offset and attention.within_documents:
+            begins = first_of_pieces(self.tokens, attention.document_tokens)[:, -new:]
+        return Taken(self.tokens[:, -new - _LOOKS_BACK :], positions, mask, near, begins)
 
 
 class _GrowingLayer:
@@ -80,6 +89,7 @@ class _GrowingLayer:
         self.length = 0
         self._keys: Tensor | None = None  # (B, S or more, G, K)
         self._values: Tensor | None = None
+        self.kept: Tensor | None = None  # of the last position, see `hand_over`
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self._keys, self._values = self._enlarged(self._keys, k), self._enlarged(self._values, v)
@@ -87,6 +97,10 @@ class _GrowingLayer:
         self._keys[:, self.length : end], self._values[:, self.length : end] = k, v
         self.length = end
         return self.contents()
+
+    def hand_over(self, own: Tensor) -> Tensor | None:
+        before, self.kept = self.kept, own[:, -1:]
+        return before
 
     def contents(self) -> tuple[Tensor, Tensor]:
         """Keys and values so far, views (B, S, G, K)."""
@@ -143,21 +157,24 @@ class FixedCache:
         assert tokens.size(1) == 1
         for layer in self.fixed:
             layer.position = self.position
-        mask = self.places <= self.position
+        mask, begins = self.places <= self.position, None
         if attention.within_documents:
             first = self._document(tokens)
             if attention.document_tokens:  # of the piece
                 first = self.position - (self.position - first) % attention.document_tokens
+            begins = first == self.position
             mask = (mask & (self.places >= first))[:, None]  # (B, 1, S)
         mask = near = mask[..., None, :]  # (1, S) or (B, 1, 1, S)
         if attention.window:
             near = mask & (self.places > self.position - attention.window)
-        return Taken(torch.cat((self.recent, tokens), dim=1), self.position.float(), mask, near)
+        return Taken(torch.cat((self.recent, tokens), dim=1), self.position.float(), mask, near, begins)
 
     def advance(self, tokens: Tensor) -> None:
         """Make the token of the last pass, (B, 1), part of the cache."""
         self.recent.copy_(torch.cat((self.recent[:, 1:], tokens), dim=1))
         self.document.copy_(self._document(tokens))
+        for layer in self.fixed:
+            layer.advance()
         self.position += 1
 
     def _document(self, tokens: Tensor) -> Tensor:
@@ -172,9 +189,24 @@ class _FixedLayer:
         keys, values = layer.contents()
         shape = (keys.size(0), size, *keys.shape[2:])
         self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
+        # Of the last position and of the one that is computed, see `hand_over`; None in layers without an offset.
+        self.kept = None if layer.kept is None else layer.kept.clone()
+        self.own = None if layer.kept is None else layer.kept.clone()
 
     def load(self, layer: _GrowingLayer) -> None:
         self.keys[:, : layer.length], self.values[:, : layer.length] = layer.contents()
+        if self.kept is not None and layer.kept is not None:
+            self.kept.copy_(layer.kept)
+
+    def hand_over(self, own: Tensor) -> Tensor | None:
+        assert self.own is not None
+        self.own.copy_(own)
+        return self.kept
+
+    def advance(self) -> None:
+        """Make the position of the last pass the last one."""
+        if self.kept is not None and self.own is not None:
+            self.kept.copy_(self.own)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         # With deterministic algorithms an indexed copy would sort its indices first. One index has only one order.

@@ -83,6 +83,11 @@ def document_ids(tokens: Tensor, document_tokens: int = 0) -> Tensor:
     return ((positions - start) % document_tokens == 0).cumsum(1, dtype=torch.int32)
 
 
+def first_of_pieces(tokens: Tensor, document_tokens: int = 0) -> Tensor:
+    """Whether a document or piece begins at each token after the first of its row, bool (B, T), of tokens (B, T)."""
+    return F.pad(document_ids(tokens, document_tokens).diff(dim=1) != 0, (1, 0))
+
+
 def marked(tokens: Tensor, documents: bool) -> Tensor:
     """The tokens, whose BOS are the borders; without `documents`, tokens that make every row one document."""
     return tokens if documents else torch.zeros_like(tokens)

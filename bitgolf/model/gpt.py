@@ -31,7 +31,7 @@ from bitgolf.errors import ConfigError
 from bitgolf.model.backends import attention_function
 from bitgolf.model.cache import Cache
 from bitgolf.model.cross_entropy import softcapped_cross_entropy
-from bitgolf.model.document_borders import BOS, DocumentBackend, document_backend, marked
+from bitgolf.model.document_borders import BOS, DocumentBackend, document_backend, first_of_pieces, marked
 from bitgolf.model.embeddings import BigramHash, SignedBigrams, Smear, ValueEmbedding, ValueTables
 from bitgolf.model.extra_targets import ExtraTargets, cross_entropy
 from bitgolf.model.layers import Block, Delta, Linear, Pass, learns_on_cpu, rms_norm
@@ -195,21 +195,23 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Normalized output of the last block, (B, T, D) in `compute_dtype`."""
         T, attention = tokens.size(1), self.config.attention
-        documents = near = None
+        documents = near = begins = None
         if cache is None:
             tokens, borders = self._without_marks(tokens)
             recent = tokens
             x = self.embed(tokens, borders, fake)
             positions = torch.arange(0, tokens.size(1), device=tokens.device, dtype=torch.float32)
+            if attention.key_offset and attention.within_documents:
+                begins = first_of_pieces(borders, attention.document_tokens)
             if self.masked is not None:
                 near, documents = self.masked.layouts(marked(borders, attention.within_documents), self.windows)
         else:
-            recent, positions, documents, near = cache.take(tokens, attention)
+            recent, positions, documents, near, begins = cache.take(tokens, attention)
             borders = recent
             x = self.embed(recent, borders)[:, -T:]
         angles = positions[:, None] * self.frequencies
         cos, sin = angles.cos().to(self.compute_dtype), angles.sin().to(self.compute_dtype)
-        shared = Pass(cos, sin, documents, fake, near, self.windows)
+        shared = Pass(cos, sin, documents, fake, near, self.windows, begins=begins)
         ve = {} if self.value_embedding is None else self.value_embedding(tokens, self.compute_dtype, fake)
         pairs = None
         if isinstance(self.bigram, SignedBigrams):

@@ -80,6 +80,7 @@ class Pass(NamedTuple):
     near: Layout | None = None  # like `documents`, for the layers with a window
     windows: tuple[int, int] = (0, 0)  # of the layers with a window, and of the others; 0 = none
     deltas: Mapping[str, Delta] = {}  # by target (q, k, v, o, mlp), see `bitgolf.evaluate.lora`
+    begins: Tensor | None = None  # where a document or piece begins, bool (B, T), for the key offset; None = nowhere
 
     def adapted(self, target: str, y: Tensor, x: Tensor) -> Tensor:
         """Output y of a target, with what adapters add to it for its input x."""
@@ -92,7 +93,7 @@ class Attention(nn.Module):
     Options, by `AttentionConfig`: a token embedding (VE) and the first layer's values (VRL) are added to the values;
     the component of a head's output along the token's own value is removed (XSA, PR 265); each head's output is
     multiplied by a gate that reads a few channels of the input (PR 1787); attention stays within documents and within
-    a window (`bitgolf.model.document_borders`).
+    a window (`bitgolf.model.document_borders`); half of a key is that of the token before (`offset_keys`).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -111,6 +112,7 @@ class Attention(nn.Module):
         has_gate = ve.gated and layer in ve.layers
         self.value_gate = nn.Parameter(torch.zeros(config.num_kv_heads, channels)) if has_gate else None
         self.has_window = config.attention.window > 0 and layer not in config.attention.full_layers
+        self.key_offset = config.attention.key_offset and not self.has_window
         self.attend: Callable[..., Tensor]  # of the backend, see `GPT.set_attention_backend`
         self.kernels: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
 
@@ -130,7 +132,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the output (B, T, D), and the values that were attended to (B, T, G, K)."""
         B, T, _ = x.shape
-        cos, sin, documents, fake, near, windows, _ = shared
+        cos, sin, documents, fake, near, windows, _, begins = shared
         layout, window = (near, windows[0]) if self.has_window else (documents, windows[1])
         q = shared.adapted("q", self.query(x, fake), x).view(B, T, self.num_heads, self.head_dim)
         k = shared.adapted("k", self.key(x, fake), x).view(B, T, self.num_kv_heads, self.head_dim)
@@ -145,6 +147,8 @@ class Attention(nn.Module):
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * first_value + mix[1] * v
         q, k = self._rotate(q, k, cos, sin)
+        if self.key_offset:
+            k = offset_keys(k, begins, None if cache is None else cache.hand_over(upper_half(k)))
         if cache is not None:
             y = attend_to_cache(q, *cache.extend(k, v), layout)
         elif layout is not None:
@@ -175,6 +179,24 @@ class Attention(nn.Module):
         if self.exclude_self:
             y = remove_own_value(y, v)
         return y if logits is None else y * torch.sigmoid(GATE_SCALE * logits)[..., None]
+
+
+def upper_half(k: Tensor) -> Tensor:
+    """The channels of keys (B, T, G, K) that the offset moves, (B, T, G, K / 2). They are not rotated."""
+    return k[..., k.size(-1) // 2 :]
+
+
+def offset_keys(k: Tensor, begins: Tensor | None, before: Tensor | None) -> Tensor:
+    """Keys (B, T, G, K) whose upper half is that of the token before: a query finds what follows a token like its own.
+
+    The first token of a row, and one where `begins` (B, T) is true, keeps its own. `before` is the upper half of the
+    token before the first, (B, 1, G, K / 2), which is then not the first of a row. Source: modded-nanogpt, record 49.
+    """
+    own = upper_half(k)
+    earlier = torch.cat((own[:, :1] if before is None else before, own[:, :-1]), dim=1)
+    if begins is not None:
+        earlier = torch.where(begins[..., None, None], own, earlier)
+    return torch.cat((k[..., : k.size(-1) // 2], earlier), dim=-1)
 
 
 def remove_own_value(y: Tensor, v: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ def is_small(model: GPT, num_streams: int = 1) -> bool:
         and model.compute_dtype == torch.float32
         and not config.lanes_from
         and not config.attention.within_documents
+        and not config.attention.key_offset
         and not config.bigram.every_layer
         and not config.value_embedding.gated
         and num_streams <= MOST_STREAMS

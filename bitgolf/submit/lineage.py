@@ -53,6 +53,9 @@ COMPONENTS = (
         "Attention windows", "modded-nanogpt (github.com/KellerJordan/modded-nanogpt)",
         "model.attention.window model.attention.full_layers train.windows",
     ),
+    Component(
+        "Partial key offset", "modded-nanogpt (github.com/KellerJordan/modded-nanogpt)", "model.attention.key_offset"
+    ),
     Component("Orthogonal initialization", "PR 162", "model.init", lambda c: c.model.init == "orthogonal"),
     Component(
         "Muon", "Jordan et al. 2024, baseline",

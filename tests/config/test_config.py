@@ -292,6 +292,7 @@ def test_configurations_are_compared_and_changed_by_dotted_keys() -> None:
         ({"score.seq_len": "512", "score.stride": "513"}, "above the window of 512"),
         ({"model.bigram.rows": "1"}, "leaves no row to hash into"),
         ({"model.attention.xsa_layers": "5"}, "xsa_layers 5 is above num_layers 4"),
+        ({"model.attention.key_offset": "true", "model.rope.dims": "18"}, "rope.dims to an even number up to 16"),
         ({"model.value_embedding.layers": "[4]"}, "different layers from 0 to 3"),
         ({"model.value_embedding.layers": "[1, 1]"}, "different layers from 0 to 3"),
         ({"model.bigram.rows": "0", "model.bigram.every_layer": "true"}, "needs bigram.rows above 0"),

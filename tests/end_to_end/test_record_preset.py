@@ -29,6 +29,7 @@ SMALL = {
     "model.rope.dims": 4,
     "model.attention.document_tokens": 48,
     "model.attention.window": 12,
+    "model.attention.key_offset": "true",
     "model.attention.full_layers": "[2]",
     "model.value_embedding.gated": "true",
     "model.value_embedding.layers": "[1, 3]",

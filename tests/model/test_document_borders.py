@@ -71,8 +71,9 @@ def borders_of(rows: np.ndarray) -> list[int]:
         EVERYTHING | {"smear.gate": "v2", "skip_gates": True, "rope.train_length": 8},
         {"attention.within_documents": True, "num_kv_heads": 1, "bigram.rows": 7, "bigram.dim": 6},
         EVERYTHING | {"bigram.every_layer": True, "value_embedding.gated": True},
+        EVERYTHING | {"attention.key_offset": True, "rope.dims": 2},
     ],
-    ids=["v1", "v2", "plain", "tables in many layers"],
+    ids=["v1", "v2", "plain", "tables in many layers", "key offset"],
 )
 def test_every_document_is_computed_as_in_a_row_of_its_own(changes: dict, starts: tuple[int, ...]) -> None:
     model, tokens = make(changes), row(11, starts)

@@ -45,6 +45,8 @@ from bitgolf.model.layers import Linear
         {"attention.xsa_layers": 3, "num_kv_heads": 4, "rope.dims": 2, "ln_scale": True},
         {"attention.window": 1, "attention.value_residual": True},
         {"attention.window": 4, "attention.full_layers": (1,), "num_layers": 4},
+        {"attention.key_offset": True, "rope.dims": 2},
+        {"attention.key_offset": True, "rope.dims": 2, "attention.window": 4, "attention.full_layers": (0, 2)},
     ],
 )
 def test_forward_equals_the_slow_definition(changes: dict[str, object]) -> None:

@@ -23,6 +23,7 @@ BACKENDS = [
     name for name, reason in available_backends(AttentionCase(CPU, torch.float32, window=4)).items() if not reason
 ] + ["flex"]
 DOCUMENTS = {"attention.within_documents": True}
+OFFSET = {"attention.key_offset": True, "rope.dims": 2}
 LOOP = {"num_layers": 4, "loop.repeats": 2, "loop.first": 1, "loop.last": 2, "attention.full_layers": (2,)}
 
 
@@ -85,7 +86,11 @@ def test_a_token_further_back_than_all_windows_reach_has_no_effect(loop: dict) -
 
 
 @pytest.mark.parametrize("steps", [(5, 1, 1, 1, 1, 1, 4), (1,) * 14, (14,), (3, 4, 7)], ids=str)
-@pytest.mark.parametrize("changes", [LOOP, LOOP | DOCUMENTS | {"attention.document_tokens": 5}], ids=["rows", "pieces"])
+@pytest.mark.parametrize(
+    "changes",
+    [LOOP, LOOP | OFFSET, LOOP | DOCUMENTS | {"attention.document_tokens": 5}, LOOP | OFFSET | DOCUMENTS],
+    ids=["rows", "offset", "pieces", "offset in documents"],
+)
 def test_cached_generation_is_the_full_pass(changes: dict, steps: tuple[int, ...]) -> None:
     model, rows = make(changes | {"attention.window": 3}), tokens(2, 14)
     cache, outputs, done = GenerationCache(model.num_positions), [], 0
@@ -98,8 +103,16 @@ def test_cached_generation_is_the_full_pass(changes: dict, steps: tuple[int, ...
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, DOCUMENTS, DOCUMENTS | {"attention.document_tokens": 5}, DOCUMENTS | {"attention.document_tokens": 4}],
-    ids=["rows", "documents", "pieces of 5", "pieces of 4"],
+    [
+        {},
+        DOCUMENTS,
+        DOCUMENTS | {"attention.document_tokens": 5},
+        DOCUMENTS | {"attention.document_tokens": 4},
+        OFFSET,
+        OFFSET | DOCUMENTS,
+        OFFSET | DOCUMENTS | {"attention.document_tokens": 4},
+    ],
+    ids=["rows", "documents", "pieces of 5", "pieces of 4", "offset", "offset in documents", "offset in pieces"],
 )
 def test_a_cache_of_fixed_size_is_the_full_pass(changes: dict) -> None:
     model, rows = make(LOOP | changes | {"attention.window": 3}), tokens(2, 14)

@@ -124,6 +124,8 @@ def slow_logits(model: GPT, tokens: np.ndarray, windows: tuple[int, int] | None 
             vs = values[:, g * width : (g + 1) * width]
             qs = [rotated(norm(wq @ n[t]), t) * p[q + "attention.q_gain"][h] for t in range(T)]
             ks = [rotated(norm(wk @ n[t]), t) for t in range(T)]
+            if c.attention.key_offset and not (c.attention.window and layer not in c.attention.full_layers):
+                ks = [np.concatenate([ks[t][: width // 2], ks[max(0, t - 1)][width // 2 :]]) for t in range(T)]
             for t in range(T):
                 near, full = windows or (c.attention.window, 0)
                 window = (full if layer in c.attention.full_layers else near) or t + 1

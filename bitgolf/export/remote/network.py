@@ -101,8 +101,9 @@ def logits(w: dict[str, Tensor], c: Any, window: int, tokens: Tensor) -> Tensor:
             extra = (rows.unflatten(-1, (c.num_kv_heads, -1)) * opened).flatten(-2)
         elif layer in c.value_embedding.layers:
             extra = w["value_embedding.layer_scales"][c.value_embedding.layers.index(layer)] * tables
-        seen = mask if layer in c.attention.full_layers else near
-        y, values = _attention(w, c, layer, _norm(mixed) * scale, seen, cos, sin, extra, first)
+        is_full = layer in c.attention.full_layers or not c.attention.window
+        seen, earlier = (mask, mask) if is_full else (near, None)
+        y, values = _attention(w, c, layer, _norm(mixed) * scale, seen, earlier, cos, sin, extra, first)
         if place == 0 and c.attention.value_residual:
             first = values
         y = w[name + "attn_scale"] * y
@@ -199,6 +200,8 @@ def _attention(
     layer: int,
     x: Tensor,  # (B, T, D)
     mask: Tensor,  # (1 or B, 1, T, T)
+    # The mask if half of a key may be that of the token before; None in layers with a window.
+    offset_mask: Tensor | None,
     cos: Tensor,  # (1, T, 1, r/2)
     sin: Tensor,
     extra: Tensor | None,  # (B, T, G * K), added to the values
@@ -217,6 +220,10 @@ def _attention(
         v = mix[0] * first + mix[1] * v
     q = _rotate(_norm(q), cos, sin) * w[name + "q_gain"][:, None]
     k = _rotate(_norm(k), cos, sin)
+    if c.attention.key_offset and offset_mask is not None and T > 1:
+        low, own = k.chunk(2, dim=-1)
+        sees = offset_mask.diagonal(-1, 2, 3)[:, 0, :, None, None]  # (1 or B, T - 1, 1, 1): the token before
+        k = torch.cat((low, torch.cat((own[:, :1], torch.where(sees, own[:, :-1], own[:, 1:])), 1)), -1)
     keys, values = (_repeat(t, H // G).transpose(1, 2) for t in (k, v))  # (B, H, T, K)
     y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask).transpose(1, 2)
     if layer >= c.num_layers - c.attention.xsa_layers:
