@@ -44,7 +44,6 @@ def is_small(model: GPT, num_streams: int = 1) -> bool:
         and model.compute_dtype == torch.float32
         and not config.lanes_from
         and not config.attention.within_documents
-        and not config.attention.key_offset
         and not config.bigram.every_layer
         and not config.value_embedding.gated
         and num_streams <= MOST_STREAMS
@@ -87,6 +86,7 @@ class SmallStep:
         places, shape = model.num_positions, (num_streams, config.num_kv_heads, window, config.head_dim)
         self.keys = [np.zeros(shape, np.float32).swapaxes(2, 3).copy() for _ in range(places)]  # (S, G, K, W)
         self.values = [np.zeros(shape, np.float32) for _ in range(places)]
+        self.kept: dict[int, np.ndarray] = {}  # upper halves of the last keys, (S, G, K / 2), of places with an offset
         angles = np.arange(window, dtype=np.float32)[:, None] * model.frequencies.numpy()
         cos, sin, rest = np.cos(angles), np.sin(angles), config.head_dim - 2 * angles.shape[1]
         # x -> x * cos + x[permutation] * sin rotates pairs; channels without rotation have cos 1 and sin 0.
@@ -108,6 +108,8 @@ class SmallStep:
             keys, values = layer.contents()
             self.keys[place][..., : self.length] = keys.permute(0, 2, 3, 1).numpy()
             self.values[place][:, :, : self.length] = values.transpose(1, 2).numpy()
+            if layer.kept is not None:
+                self.kept[place] = layer.kept[:, 0].numpy().copy()
         tokens = cache.tokens[:, -2:].numpy()
         self.previous = tokens[:, -1]
         self.previous_raw = self._raw(self.previous, tokens[:, 0] if self.length > 1 else None)
@@ -198,6 +200,8 @@ class SmallStep:
         qk *= factor[..., None]
         keys, values = self.keys[place], self.values[place]
         keys[..., n], values[:, :, n] = qk[:, H:], value
+        if block.key_offset:
+            keys[..., K // 2 :, n], self.kept[place] = self.kept[place], qk[:, H:, K // 2 :].copy()
         queries = qk[:, :H].reshape(streams, G, H // G, K)
         first_key = max(0, n + 1 - block.window) if block.window else 0
         scores = queries @ keys[..., first_key : n + 1]  # (S, G, H / G, keys)
@@ -224,7 +228,7 @@ class _BlockWeights:
     mix: np.ndarray  # (D,)
     qkv: np.ndarray  # (D, (H + 2 G) K)
     gain: np.ndarray  # (H + G,): gain of a query head over sqrt(K), 1 for a key head
-    largest_score: float  # of a query of length gain and a key of length sqrt(K)
+    largest_score: float  # of a query of length gain and a key of length sqrt(K), sqrt(2 K) with an offset
     out: np.ndarray  # (H K, D)
     up: np.ndarray  # (D, F)
     down: np.ndarray  # (F, D)
@@ -234,6 +238,7 @@ class _BlockWeights:
     gate: np.ndarray | None  # (channels, H)
     exclude_self: bool
     window: int  # most keys, the token's own included; 0 = all
+    key_offset: bool
 
 
 class _Weights:
@@ -274,7 +279,7 @@ def _block_weights(model: GPT, layer: int) -> _BlockWeights:
         _array(block.resid_mix[0]),
         _array((scale * joined).T),
         _array(gain),
-        float(gain[: config.num_heads].abs().max()) * config.head_dim,
+        float(gain[: config.num_heads].abs().max()) * config.head_dim * (2**0.5 if attention.key_offset else 1),
         _array((block.attn_scale[:, None] * attention.out.weight).T),
         _array((scale * block.mlp.up.weight).T),
         _array((block.mlp_scale[:, None] * block.mlp.down.weight).T),
@@ -284,6 +289,7 @@ def _block_weights(model: GPT, layer: int) -> _BlockWeights:
         None if attention.gate is None else _array((scale * attention.gate).T),
         attention.exclude_self,
         config.attention.window if attention.has_window else 0,
+        attention.key_offset,
     )
 
 

@@ -31,6 +31,7 @@ MODELS = {
     },
     "gates": {"skip_gates": True, "attention.gate": True, "attention.xsa_layers": 3, "ln_scale": True},
     "window": {"attention.window": 3, "attention.full_layers": (1,)},
+    "key offset": {"attention.key_offset": True, "rope.dims": 4, "attention.window": 3, "attention.full_layers": (1,)},
     "loop": {
         "attention.window": 2,
         "attention.full_layers": (2,),
