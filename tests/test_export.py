@@ -109,7 +109,7 @@ def test_the_plain_network_computes_what_a_preset_computes(name: str) -> None:
         "bigram.dim": 8,
     }
     if config.model.rope.dims:
-        sizes["rope.dims"] = 4
+        sizes["rope.dims"] = 2 if config.model.attention.key_offset else 4
     model = GPT(config.model.updated(sizes), config.window)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

@@ -28,7 +28,7 @@ pytest.importorskip("huggingface_hub")
 # Small enough for a second of one core; everything else is as the preset says.
 REDUCED = {
     "device": '"cpu"', "model.num_layers": "2", "model.model_dim": "32", "model.num_heads": "2",
-    "model.num_kv_heads": "1", "model.rope.dims": "0", "model.bigram.rows": "0", "model.attention.xsa_layers": "0",
+    "model.num_kv_heads": "1", "model.rope.dims": "8", "model.bigram.rows": "0", "model.attention.xsa_layers": "0",
     "model.bigram.every_layer": "false", "model.value_embedding.layers": "[]", "train.seq_len": "64",
     "train.batch_tokens": "128", "train.micro_batch_tokens": "128", "train.max_steps": "2", "train.warmup_steps": "1",
     "train.measure.calibration_tokens": "128", "score.seq_len": "64", "score.stride": "64",
