@@ -338,7 +338,7 @@ def test_the_window_is_that_of_training_unless_scoring_has_one() -> None:
     assert load_config("demo").window == 256
     assert load_config("demo", {"score.seq_len": "512"}).window == 512
     model = load_config("demo", {"model.mlp.multiple": "2.5"}).model
-    assert (model.head_dim, model.kv_dim, model.mlp_dim, model.rotary_dims) == (32, 64, 320, 16)
+    assert (model.head_dim, model.kv_dim, model.mlp_dim, model.rotary_dims) == (32, 64, 320, 8)
     assert ModelConfig().rotary_dims == 64
 
 
