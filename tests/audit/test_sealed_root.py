@@ -80,8 +80,8 @@ def test_limits_are_set_for_good_and_never_above_those_of_before(monkeypatch: py
     made: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (5, {resource.RLIMIT_CPU: 70}.get(kind, -1)))
     monkeypatch.setattr(resource, "setrlimit", made.__setitem__)
-    given = {"processes": 9, "address_space_bytes": None, "file_bytes": 512.0, "cpu_seconds": 100, "wall_seconds": 3}
-    process_limits.apply(given)
+    limits = {"processes": 9, "address_space_bytes": None, "file_bytes": 512.0, "cpu_seconds": 100, "wall_seconds": 3}
+    process_limits.apply(limits)
     assert made == {
         resource.RLIMIT_CORE: (0, 0),
         resource.RLIMIT_NPROC: (9, 9),

@@ -180,8 +180,8 @@ def test_limits_of_the_sealed_process(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Limits.of(1000, 3, on_gpu=False)
     assert made == Limits(128 + 28, 8 * 2**30 + 64_000 + 3 * 160 * 2**20, 256 * 2**20, 3600 * 3 + 60, 3600.0)
     assert Limits.of(1000, 9, on_gpu=True) == Limits(128 + 36, None, 256 * 2**20, 3600 * 9 + 60, 3600.0)
-    given = Limits.of(1000, 0, on_gpu=True, wall_seconds=5.5, memory_gib=1.5, processes=4, file_mib=0.5)
-    assert given == Limits(4, 3 * 2**29, 2**19, 65, 5.5)
+    limits = Limits.of(1000, 0, on_gpu=True, wall_seconds=5.5, memory_gib=1.5, processes=4, file_mib=0.5)
+    assert limits == Limits(4, 3 * 2**29, 2**19, 65, 5.5)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert Limits.of(0, 0, on_gpu=False).processes == 132
     if Path("/proc/self/stat").exists():
