@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,6 +142,9 @@ def test_hyphens_and_underscores_are_the_same() -> None:
     arguments = parse(["sample", "m", "--max_tokens", "5", "--top_p=0.5"])
     assert (arguments.max_tokens, arguments.top_p) == (5, 0.5)
     assert parse(["run", "demo", "--out", "r", "--train.matrix-lr", "1"]).overrides == {"train.matrix_lr": "1"}
+    words = parse(["run", "my_preset", "--out", "my_run", "--data.source", "dir:my_notes", "--model.vocab_size=9"])
+    assert (words.preset, words.out, words.overrides["data.source"]) == ("my_preset", Path("my_run"), "dir:my_notes")
+    assert words.overrides["model.vocab_size"] == "9"
     with pytest.raises(ConfigError, match="given twice"):
         parse_overrides(["--train.matrix-lr", "1", "--train.matrix_lr", "1"])
 
@@ -338,6 +342,20 @@ def test_the_doctor_gives_a_cost_to_what_is_missing_and_to_nothing_else(monkeypa
     assert findings["attention", "cudnn"].detail == "needs a GPU"
     assert findings["library", "rich"].detail == importlib.metadata.version("rich")
     assert findings["system", "cpu"].detail.startswith(f"{os.cpu_count()} cores, {torch.get_num_threads()} ")
+
+
+def test_the_doctor_describes_each_gpu_or_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (none,) = doctor._gpus()
+    assert (none.kind, none.name, none.ok) == ("device", "cuda", False) and "CPU" in none.cost
+    about = SimpleNamespace(name="H0", total_memory=80 * 2**30, major=9, minor=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    assert [(one.kind, one.name, one.ok, one.detail, one.cost) for one in doctor._gpus()] == [
+        ("device", f"cuda:{index}", True, "H0, 80 GiB, capability 9.1, CUDA 12.9", "") for index in range(2)
+    ]
 
 
 def test_the_doctor_prints_whole_commands() -> None:

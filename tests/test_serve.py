@@ -43,8 +43,8 @@ def address(model: LanguageModel) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving(application: Any) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+def serving(application: Any, listener: socket.socket | None = None) -> Iterator[str]:
+    listener = listener or socket.create_server(("127.0.0.1", 0), backlog=1024)
     server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -224,6 +224,35 @@ def test_a_full_line_refuses_and_recovers(model: LanguageModel) -> None:
         assert choice(address, prompt="The", max_tokens=1)
     assert {status for status, _ in answers} == {200, 503}
     assert all("try again later" in answer["error"]["message"] for status, answer in answers if status == 503)
+
+
+def test_the_command_answers_where_it_says_and_under_the_names_that_it_is_given(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[tuple[Any, socket.socket]] = []
+
+    class Noted:
+        """Stands for a server that serves until it is interrupted."""
+
+        def __init__(self, config: Any) -> None:
+            self.app = config.app
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            served.append((self.app, sockets[0].dup()))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(uvicorn, "Server", Noted)
+        text = done("serve", tiny_run, "--port", "0", "--name", "model.example", "--device", "cpu").stdout
+    ((application, listener),) = served
+    with serving(application, listener) as address:
+        assert text.startswith(f"{address}/ is the page") and f"{address}/v1/completions;" in text
+        for host in ("127.0.0.1", "localhost", "model.example"):
+            request = urllib.request.Request(f"{address}/v1/models", headers={"Host": host})
+            with urllib.request.urlopen(request) as response:
+                assert json.load(response)["data"][0]["id"] == tiny_run.name
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "attacker.example"}))
+        assert error.value.code == 400
 
 
 def test_a_port_in_use_and_a_missing_model_are_named(tiny_run: Path, tmp_path: Path) -> None:

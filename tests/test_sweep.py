@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_run import PRESET, done
 
-from bitgolf.errors import ConfigError
+from bitgolf.errors import ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.sweep.study import read_sweep
 from bitgolf.sweep.sweep import run_sweep
+from bitgolf.sweep.trial import start_process, train_trial
 
 pytest.importorskip("optuna")
 
@@ -155,7 +156,22 @@ def test_a_training_that_fails_is_a_trial_without_a_loss(tmp_path: Path, monkeyp
         (('"train.matrix_lr"', '"train.held_out_tokens"'), "cannot be searched"),
         (('"train.matrix_lr"', '"train.matrix_rl"'), "did you mean 'train.matrix_lr'"),
         (("low = 0.01, ", ""), "must have low and high"),
-        (("low = 0.01", "low = -1"), "greater than 0"),
+        (("low = 0.01", "low = -1"), "must have low and high"),
+        (("low = 0.01, high = 0.1, log = true", "low = -1, high = 0.1"), "greater than 0"),
+        (("low = 0.01", "low = 0.2"), "the lower one first"),
+        (("low = 0.01", 'low = "0.01"'), "must have low and high"),
+        (("log = true", 'log = "yes"'), "must have low and high"),
+        (("log = true", "step = 1"), "must have low and high"),
+        (("log = true", "choices = [0.1]"), "must have low and high"),
+        (("{low = 0.01, high = 0.1, log = true}", "3"), "must have low and high"),
+        (("[0.9, 0.95]", "[]"), "a list"),
+        (("[0.9, 0.95]", "0.9"), "a list"),
+        (("[0.9, 0.95]", "[0.9], log = true"), "a list"),
+        (('"train.matrix_lr" = {low = 0.01, high = 0.1', '"train.muon.steps" = {low = 1.5, high = 4'), "valid integer"),
+        (('"train.matrix_lr" = {low = 0.01, high = 0.1', '"train.muon.steps" = {low = 1, high = 4.0'), "whole numbers"),
+        (("[settings]", "settings = 3\n[more]"), "settings is a number, it must be an object"),
+        (("[settings]", "[settings"), "study.toml: it is not TOML"),
+        (("trials = 8", "trials = true"), "at least 1"),
         (('choose = "held_out"', 'choose = "fixed"'), 'set train.average.choose = "held_out"'),
         (("trials = 8", "trials = 0"), "at least 1"),
         (("question", "quest"), "unknown key 'quest'"),
@@ -165,6 +181,36 @@ def test_studies_that_could_cheat_or_have_mistakes_are_refused(tmp_path: Path, c
     assert change[0] in STUDY
     with pytest.raises(ConfigError, match=words):
         read_sweep(write(tmp_path, STUDY.replace(*change)))
+
+
+def test_a_sweep_has_twenty_trials_of_the_demo_unless_it_says_otherwise(tmp_path: Path) -> None:
+    left_out = [line for line in STUDY.splitlines() if line.partition(" ")[0] not in ("question", "base", "trials")]
+    study = read_sweep(write(tmp_path, "\n".join(left_out)))
+    assert (study.question, study.trials, study.base.name) == ("study", 20, "demo")
+    assert read_sweep(write(tmp_path, STUDY.replace("Which rate", " "))).question == "study"
+    assert study.config({"train.muon.momentum": 0.9}) == study.base.updated({"train.muon.momentum": 0.9})
+    assert read_sweep(write(tmp_path, STUDY.replace("trials = 8", "trials = 1"))).trials == 1
+
+
+def test_whole_numbers_and_their_ends_may_be_searched(tmp_path: Path) -> None:
+    search = '"train.muon.steps" = {low = 3, high = 5}\n"train.warmdown" = {low = 0.5, high = 0.5}\n'
+    study = read_sweep(write(tmp_path, STUDY.replace("trials = 8", "trials = 3") + search))
+    tried = [trial["settings"] for trial in run_sweep(study, tmp_path, tmp_path / "out", start=Invented)["trials"]]
+    assert {values["train.muon.steps"] for values in tried} <= {3, 4, 5} and len(tried) == 3
+    assert {values["train.warmdown"] for values in tried} == {0.5}
+
+
+def test_what_a_trial_prints_is_kept_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line of error is part of the message of its failure."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "$@"\necho first >&2\necho "error: no space" >&2\nexit 3\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("bitgolf.sweep.trial.sys.executable", str(program))
+    run = RunDirectory.create(tmp_path / "trial", read_sweep(write(tmp_path)).base)
+    with pytest.raises(RunError, match=r"the training failed with status 3 error: no space$"):
+        list(train_trial(run, start_process, seconds=0.01))
+    printed = run.path.with_suffix(".txt").read_text().splitlines()
+    assert printed == [f"-m bitgolf train {run.path} --anyway", "first", "error: no space"]
 
 
 def test_a_real_trial_trains_by_the_command_line(tiny_run: Path, tmp_path: Path) -> None:

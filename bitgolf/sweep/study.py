@@ -21,13 +21,12 @@ from typing import Any
 
 from bitgolf.config import Config, load_config, resolve
 from bitgolf.config.section import flatten, with_values
-from bitgolf.errors import ConfigError
-from bitgolf.foreign import parse_toml
+from bitgolf.errors import ConfigError, ForeignError
+from bitgolf.foreign import as_object, parse_toml, read_bytes
 
 SEARCHED = ("model.", "train.", "qat.")
 KEPT = ("train.held_out_tokens", "train.max_steps", "train.average.choose", "model.vocab_size")
 _KEYS = {"question", "base", "trials", "settings", "search"}
-_RANGE_KEYS = {"low", "high", "log", "choices"}
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,18 @@ class SweepStudy:
 
 def read_sweep(path: Path) -> SweepStudy:
     """Read the file of a sweep. Raises ConfigError that names what is missing, unknown or not allowed."""
-    values = parse_toml(path.read_bytes())
+    try:
+        values = parse_toml(read_bytes(path))
+        settings = flatten(as_object(values.get("settings", {}), "settings"))
+    except ForeignError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if unknown := values.keys() - _KEYS:
         raise ConfigError(f"{path}: unknown key {sorted(unknown)[0]!r}; a sweep has {', '.join(sorted(_KEYS))}")
     search, trials = values.get("search"), values.get("trials", 20)
     if not isinstance(search, dict) or not search:
         raise ConfigError(f"{path}: [search] names no setting to try")
-    if not isinstance(trials, int) or trials < 1:
+    if type(trials) is not int or trials < 1:
         raise ConfigError(f"{path}: trials {trials!r} must be a whole number of at least 1")
-    settings = flatten(values.get("settings", {}))
     preset = load_config(str(values.get("base", "demo")))
     base = resolve(with_values(preset.model_dump(mode="json"), settings), {}, origin=str(path))
     if base.train.average.choose != "held_out":
@@ -63,11 +65,13 @@ def read_sweep(path: Path) -> SweepStudy:
             f'{path}: a sweep compares losses on held-out training text; set train.average.choose = "held_out" and '
             "train.held_out_tokens in [settings]"
         )
-    study = SweepStudy(str(values.get("question", path.stem)), trials, base, search)
+    study = SweepStudy(str(values.get("question", "")).strip() or path.stem, trials, base, search)
     for key, tried in search.items():
         _check_range(path, key, tried)
         for value in tried.get("choices", [tried.get("low"), tried.get("high")]):
             study.config({key: value})
+        if type(base.flat()[key]) is int and not all(type(tried.get(end, 0)) is int for end in ("low", "high")):
+            raise ConfigError(f"{path}: {key} = {tried!r} must have whole numbers as low and high")
     return study
 
 
@@ -77,10 +81,17 @@ def _check_range(path: Path, key: str, tried: Any) -> None:
             f"{path}: {key!r} cannot be searched; a sweep searches settings of {', '.join(SEARCHED)} but "
             f"{', '.join(KEPT)}"
         )
-    ends = {"low", "high"}
-    if (
-        not isinstance(tried, dict)
-        or tried.keys() - _RANGE_KEYS
-        or (not tried.keys() >= ends) == ("choices" not in tried)
-    ):
-        raise ConfigError(f"{path}: {key} = {tried!r} must have low and high (and log), or choices")
+    if not isinstance(tried, dict) or not (_is_range(**tried) if "low" in tried else _is_choice(**tried)):
+        raise ConfigError(
+            f"{path}: {key} = {tried!r} must have low and high (numbers, the lower one first), log = true only for "
+            "low above 0; or choices (a list)"
+        )
+
+
+def _is_range(low: Any = None, high: Any = None, log: Any = False, **more: Any) -> bool:
+    is_number = {type(low), type(high)} <= {int, float} and type(log) is bool
+    return is_number and not more and low <= high and (low > 0 or not log)
+
+
+def _is_choice(choices: Any = None, **more: Any) -> bool:
+    return isinstance(choices, list) and bool(choices) and not more

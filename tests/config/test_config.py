@@ -433,3 +433,21 @@ def test_a_number_has_at_most_64_characters() -> None:
     assert load_config("demo", {"train.matrix_lr": "0." + 62 * "1"}).train.matrix_lr == pytest.approx(1 / 9)
     with pytest.raises(ConfigError, match="the number has too many digits"):
         load_config("demo", {"train.matrix_lr": "0." + 63 * "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [
+        ("budget.train_seconds", "number > 0, or text with a unit, as 5min"),
+        ("data.val_bytes", "integer >= 0, or text with a unit, as 300KB"),
+        ("model.skips", "true or false"),
+        ("name", "text"),
+        ("train.kernels", "one of compiler, triton"),
+        ("train.warmdown", "number >= 0 and <= 1"),
+        ("train.average.ema_decay", "number >= 0 and < 1"),
+        ("train.checkpoint.at", "a list, each number"),
+        ("train.batch_ramp", "a list, each (number, integer, number)"),
+    ],
+)
+def test_the_allowed_values_of_a_setting_are_described(key: str, allowed: str) -> None:
+    assert all_settings()[key].allowed == allowed

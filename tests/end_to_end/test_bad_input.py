@@ -72,6 +72,20 @@ def test_the_directory_of_another_configuration_is_left_alone(run_copy: Path, co
     assert tree_digest(run_copy) == before
 
 
+def test_a_run_whose_end_would_fail_does_not_begin(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compressor is missing, or the run that it branches from is."""
+    out = tmp_path / "new"
+    assert "none is not a run directory" in refused(
+        "run", *settings(corpus), "--out", out, "--branch", tmp_path / "none"
+    )
+    monkeypatch.setattr("bitgolf.artifact.compressors.missing_package", {"zstd": "brotli>=1.2"}.get)
+    message = refused("run", *settings(corpus, pack__compressor="zstd"), "--out", out)
+    assert "'zstd' needs brotli>=1.2, which is not installed" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     assert "not a bitgolf run" in refused("run", *settings(corpus), "--out", tmp_path)

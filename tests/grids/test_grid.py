@@ -121,6 +121,14 @@ def test_mismatched_shapes_are_refused() -> None:
         grid.quantize(torch.ones(2, 2, dtype=torch.int32), torch.ones(2))
 
 
+def test_codes_of_more_than_8_bits_take_two_bytes() -> None:
+    assert [Grid(bits).code_dtype.itemsize for bits in range(2, 13)] == 7 * [1] + 4 * [2]
+    for bits in (8, 9, 12):
+        most = 2 ** (bits - 1) - 1
+        weight = torch.tensor([[-most, 1.0, most]])  # steps of one
+        assert Grid(bits).quantize(weight, Grid(bits).scales(weight)).tolist() == [[-most, 1, most]]
+
+
 def test_floor_coarsens_small_rows_only() -> None:
     weight = torch.stack([torch.full((6,), 0.01), torch.full((6,), 3.0)])
     scales = Grid(5, floor=1 / 15).scales(weight)

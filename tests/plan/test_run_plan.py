@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import PRESET, cli, done, read_json, refused, settings
@@ -12,9 +14,11 @@ from tiny_run import PRESET, cli, done, read_json, refused, settings
 from bitgolf.config import Config, load_config
 from bitgolf.data.loader import BatchShape
 from bitgolf.errors import BudgetError, ConfigError, RunError
+from bitgolf.grids.grid import Grid
 from bitgolf.model.build import build_model
 from bitgolf.model.flops import flops_per_token
 from bitgolf.plan import check, memory
+from bitgolf.plan import size as model_size
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
 from bitgolf.plan.predict import _bytes_per_token, _estimated_speed, _steps, validation_bytes
@@ -53,6 +57,20 @@ def test_fake_tensors_count_what_a_real_pass_keeps(one_thread: None) -> None:
     assert predicted.state_bytes == 2 * state + gradients
     expected = 0.95 * (num_bytes / config.train.seq_len + 16 * config.model.vocab_size)
     assert predicted.bytes_per_token == pytest.approx(expected, rel=0.02)
+
+
+def test_memory_of_evaluation_and_of_other_devices() -> None:
+    """Evaluation: weights, 3 widths of the MLP and 8 of the model per token, 12 bytes per logit, and the process."""
+    config = tiny()
+    model, _ = build_model(config.model, config.train.seq_len, CPU.device)
+    weights, gpu = sum(parameter.nbytes for parameter in model.parameters()), torch.device("cuda")
+    width, hidden, vocab = config.model.model_dim, config.model.mlp_dim, config.model.vocab_size
+    for device, float_bytes in ((CPU.device, 4), (gpu, 2)):
+        per_token = float_bytes * (3 * hidden + 8 * width) + 12 * vocab
+        assert predict_memory(config, device).evaluation_bytes == weights + 2048 * per_token + 800_000_000
+    eager = predict_memory(tiny(train__compile="false"), gpu).bytes_per_token
+    assert predict_memory(config, gpu).bytes_per_token / eager == pytest.approx(0.68 / 1.15)
+    assert predict_memory(tiny(train__compile="false"), CPU.device) == predict_memory(config, CPU.device)
 
 
 def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +193,54 @@ def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
     assert "raise ttt.lora.chunk_tokens (now 32)" in stdout and "score.stride" not in stdout and "ttt.method" in stdout
 
 
-def test_the_memory_of_this_machine_is_known() -> None:
+def test_the_size_of_the_artifact_follows_from_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three bits per code in place of the entropy, 16 per small float and per step of a row, 9 bytes per piece."""
+    monkeypatch.setattr(model_size, "_code_bits", lambda grid, columns, percentiles: 3.0)
+    config = tiny(pack__prune="0.25", train__measure__fisher_tokens="2048")
+    model, _ = build_model(config.model, config.train.seq_len, CPU.device)
+    shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+    gridded = [shape for shape in shapes if len(shape) == 2 and shape[0] * shape[1] > 1024]
+    assert 0 < len(gridded) < len(shapes)
+    pruned = 0.75 * 3 + 0.75 * math.log2(4 / 3) + 0.25 * math.log2(4)  # which weights are left, and their codes
+    for prune, per_weight in (("0.25", pruned), ("0", 3.0)):
+        bits = sum(per_weight * rows * columns + 16 * rows for rows, columns in gridded)
+        bits += sum(16 * math.prod(shape) for shape in shapes if shape not in gridded)
+        predicted = model_size.predict_model_bytes(config.updated({"pack.prune": float(prune)}), 60_000)
+        assert predicted == pytest.approx(bits / 8 + 9 * 384, abs=1)
+    for method, num_bytes in (("lossless", 4 * sum(map(math.prod, shapes))), ("rate", 940_000)):
+        assert (
+            model_size.predict_model_bytes(tiny(pack__method=method, train__measure__fisher_tokens="2048"), 60_000)
+            == num_bytes
+        )
+    small = tiny(pack__method="rate", train__measure__fisher_tokens="2048", budget__artifact_bytes="50KB")
+    assert model_size.predict_model_bytes(small, 60_000) == 0
+
+
+def test_the_entropy_of_a_grid_is_that_of_rounded_normal_rows() -> None:
+    """Whole rows at 6 bits: each step is the largest magnitude of the row, over 31."""
+    rows = np.random.default_rng(5).standard_normal((256, 512))
+    codes = np.rint(rows / (np.abs(rows).max(axis=1, keepdims=True) / 31))
+    share = np.unique(codes, return_counts=True)[1] / codes.size
+    assert model_size._code_bits(Grid(6), 512, (1.0,)) == pytest.approx(-(share * np.log2(share)).sum(), abs=0.03)
+
+
+def test_the_memory_of_this_machine_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number_in = memory._number
     assert 0 < memory.free_memory(CPU.device) <= memory.total_memory(CPU.device)
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 5_000, "SC_PAGE_SIZE": 4_096}.__getitem__)
+    for limits, total in (((0, 0), 20_480_000), ((7_000_000, 0), 7_000_000), ((9_000_000, 8_000_000), 8_000_000)):
+        limit = dict(zip(("memory.max", "memory.limit_in_bytes"), limits, strict=True))
+        monkeypatch.setattr(memory, "_number", lambda file, limit=limit: limit[file.name])
+        assert memory.total_memory(CPU.device) == total >= memory.free_memory(CPU.device)
+    monkeypatch.setattr(memory.os, "sysconf_names", {})
+    monkeypatch.setattr(memory, "_number", lambda file: 0)
+    assert memory.total_memory(CPU.device) == 2**62  # of no limit that is known
+    for text, number in (("5000\n", 5_000), ("max\n", 0), (None, 0)):
+        if text is None:
+            (tmp_path / "limit").unlink()
+        else:
+            (tmp_path / "limit").write_text(text)
+        assert number_in(tmp_path / "limit") == number
 
 
 def test_operations_per_token_count_every_matrix() -> None:

@@ -33,12 +33,18 @@ def test_a_sound_run_has_none() -> None:
     assert caveats(run()) == []
     assert caveats(run(compressors={}, bpb=9.0)) == []
     assert caveats(run(losses=(3.0, 0.05, 0.07), held_out=(3.0, 2.9, 2.95))) == []
+    assert caveats(run(val_bytes=50_000, val_documents=10, steps=200, bpb=2.0)) == []
+    assert caveats(run(losses=(4.0, 2.0, 2.2), held_out=(0.5, 0.25, 0.35))) == []  # a tenth, and 0.1 nats
     assert caveats(Products(Path("run"), load_config("demo"), Budget({}), [], None, None, None)) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"val_bytes": 49_999}, "only 49,999 bytes in 20 documents"),
+        ({"val_documents": 9}, "in 9 documents,"),
+        ({"losses": (4.0, 2.0, 2.21)}, "diverged"),
+        ({"held_out": (0.5, 0.25, 0.36)}, "by heart"),
         ({"val_bytes": 3_500}, "only 3,500 bytes in 20 documents"),
         ({"val_documents": 1}, "only 60,000 bytes in 1 document,"),
         ({"steps": 199}, "only 199 steps"),

@@ -39,6 +39,19 @@ def test_byte_groups_add_up_to_the_artifact(finished: SyntheticRun) -> None:
     assert {"token embedding", "MLP, up", "gains and mixers", "tokenizer", "header", "code"} <= {r.label for r in rows}
 
 
+def test_groups_of_small_tensors_are_shown_together(finished: SyntheticRun) -> None:
+    """A group of 8,192 elements in its largest tensor, not in all, is small; what has a title is never hidden."""
+    pack = pack_json(finished.run.config)
+    shapes = {"small": [8, 1024], "large": [8_193], "attention.key": [2]}
+    pack["group_bytes"] = dict(zip(shapes, (3, 5, 7), strict=True))
+    pack["tensors"] = {
+        f"{group}.{n}": {"shape": shape, "group": group} for group, shape in shapes.items() for n in range(2)
+    }
+    rows = {row.label: row for row in sections.byte_groups(pack)}
+    assert [rows[label].value for label in ("gains and mixers", "large", "attention, key")] == ["3", "5", "7"]
+    assert {label for label, row in rows.items() if row.kind == "code"} == {"code"}
+
+
 def test_stages_carry_their_differences(finished: SyntheticRun) -> None:
     score = read(finished).score
     assert score is not None
@@ -94,6 +107,8 @@ def test_products_that_do_not_belong_together_are_named(finished: SyntheticRun) 
     texts = sections.warnings(read(finished))
     assert len(texts) == 2 and "bitgolf score" in texts[0] and "bitgolf audit" in texts[1]
     assert sections.verdict(read(finished))[2] == "OUTDATED"
+    (finished.run / "audit.json").unlink()
+    assert read(finished).outdated() == {"score": "pack"}
 
 
 @pytest.mark.parametrize(

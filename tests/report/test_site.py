@@ -178,6 +178,18 @@ def test_unfinished_runs_are_listed_last_with_what_is_missing(runs: list[Path], 
     assert "data-value" not in first[first.index("not scored") - 40 : first.index("not scored")]
 
 
+def test_a_site_without_a_scored_run_has_no_best(runs: list[Path], tmp_path: Path) -> None:
+    for path in runs:
+        for name in ("score.json", "train.jsonl"):
+            (path / name).unlink()
+    html, page = index_of(runs, tmp_path / "site")
+    assert "nothing scored yet" in page.visible_text() and "<title>bitgolf: 4 runs</title>" in html
+    (table,) = tables(read_site_runs(runs))
+    assert [run.number for run, _ in table.rows] == [0, 1, 2, 3] and overlays(read_site_runs(runs)) == []
+    listed = json.loads((tmp_path / "site" / "runs.json").read_text())["runs"]
+    assert {(run["headline"], run["headline_bpb"], str(run["bpb"])) for run in listed} == {(None, None, "{}")}
+
+
 def test_other_texts_are_tables_of_their_own(runs: list[Path], family: Family, tmp_path: Path) -> None:
     other = family.run("other", family.data("others", texts(30, seed=9)), seed=4)
     _, page = index_of([*runs, other], tmp_path / "site")
