@@ -180,6 +180,10 @@ def test_a_document_that_ends_has_its_end_among_the_tokens(
         ({"prompt": "a", "top_p": 0}, 400, "top_p"),
         ({"prompt": "a", "seed": 2**63}, 400, "seed"),
         ({"prompt": "a", "stop": [""]}, 400, "stop"),
+        ({"prompt": "a", "stop": ["b"] * 65}, 400, "stop: 65 texts, at most 64"),
+        ({"prompt": ["a"] * 129}, 400, "129 prompts, at most 128"),
+        ({"prompt": ["a"] * 9, "max_tokens": 4096}, 400, "asks for 36,864 tokens, at most 32,768"),
+        ({"prompt": [9] * 32_768, "max_tokens": 1, "logprobs": 0}, 400, "asks for 32,769 tokens"),
         ({"prompt": "a", "n": 2}, 400, "n: Input should be 1"),
         ({"prompt": "a", "stream": True}, 400, "stream"),
         ({"prompt": "a", "suffix": "b"}, 400, "suffix: Extra inputs"),
@@ -193,6 +197,14 @@ def test_what_cannot_be_answered_is_a_clear_refusal(address: str, request_: Any,
     assert (answered, answer["error"]["code"]) == (status, status)
     assert message in answer["error"]["message"]
     assert choice(address, prompt="The", max_tokens=1)["finish_reason"] in ("length", "stop")
+
+
+def test_a_client_that_goes_away_in_mid_request_is_no_failure(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{")
+    assert choice(address, prompt="The", max_tokens=1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_other_paths_methods_and_hosts_are_refused(address: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.files import artifact_path
 from bitgolf.commands.output import print_line
 from bitgolf.errors import ConfigError
+from bitgolf.foreign import printable
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +42,13 @@ def _serve(arguments: Arguments, out: Console) -> int:
     model = load(path, arguments.device)
     listener = _listen(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
-    app = make_app(model, path.parent.name or path.stem, [host, arguments.host, "localhost", *arguments.name])
+    name = printable(path.parent.name or path.stem)
+    app = make_app(model, name, [host, arguments.host, "localhost", *arguments.name])
     print_line(
         out, f"http://{host}:{port}/ is the page; the API is http://{host}:{port}/v1/completions; Ctrl-C ends it"
     )
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off")).run(sockets=[listener])
     return 0
 
 

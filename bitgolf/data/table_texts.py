@@ -11,7 +11,7 @@ from typing import Any
 
 from bitgolf.errors import DataError
 
-_ROWS = 1_000  # read at a time
+_ROWS = 16  # read at a time; a row can be a book
 
 
 def parquet_texts(paths: Iterable[Path], text_field: str) -> Iterator[str]:
@@ -27,10 +27,12 @@ def parquet_texts(paths: Iterable[Path], text_field: str) -> Iterator[str]:
             with pyarrow.parquet.ParquetFile(path) as file:
                 if text_field not in file.schema_arrow.names:
                     raise DataError(_no_field(str(path), text_field, file.schema_arrow.names))
-                for batch in file.iter_batches(_ROWS, columns=[text_field]):
+                for batch in file.iter_batches(_ROWS, columns=[text_field], use_threads=False):
                     for text in batch.column(0).to_pylist():
                         number += 1
                         yield _text(text, f"{path}, row {number}", text_field)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: a text after row {number} is not UTF-8 ({error.reason}); convert it") from error
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"cannot read {path}: {error}") from error
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol
 
 import zstandard
 
@@ -24,6 +24,8 @@ from bitgolf.errors import DataError
 
 MAX_LINE_BYTES = 256 * 1024 * 1024  # a longer JSON line is refused as damaged
 _BLOCK = 1 << 20
+_FREE_BYTES, _MAX_RATIO = 32 * 1024 * 1024, 100  # a compressed file may hold so much, and so many times its size
+_ZSTD_BYTES = 512  # compressed bytes at a time: each four of them can stand for 128 KB
 
 
 def text_lines(path: Path, most: int) -> Iterator[str]:
@@ -88,35 +90,41 @@ def _opened(path: Path) -> Iterator[BinaryIO | io.BufferedReader]:
     """A file, decompressed according to its suffix. Damage raises DataError."""
     try:
         with path.open("rb") as raw:
-            match path.suffix:
-                case ".gz":
-                    yield io.BufferedReader(gzip.GzipFile(fileobj=raw), _BLOCK)
-                case ".bz2":
-                    yield io.BufferedReader(bz2.BZ2File(raw), _BLOCK)
-                case ".xz":
-                    with lzma.open(raw) as unpacked:
-                        yield io.BufferedReader(cast(io.RawIOBase, unpacked), _BLOCK)
-                case ".zst" | ".zstd":
-                    yield io.BufferedReader(_ZstdFile(raw, path), _BLOCK)
-                case ".zip":
-                    yield io.BufferedReader(_only_file(raw, path), _BLOCK)
-                case _:
-                    yield raw
+            if (unpacked := _unpacked(raw, path)) is None:
+                yield raw
+            else:
+                yield io.BufferedReader(_Limited(unpacked, path), _BLOCK)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is a damaged or truncated {path.suffix} file: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _only_file(raw: BinaryIO, path: Path) -> io.RawIOBase:
+def _unpacked(raw: BinaryIO, path: Path) -> _Readable | None:
+    """The content of a compressed file; None if its suffix names no compression."""
+    match path.suffix:
+        case ".gz":
+            return gzip.GzipFile(fileobj=raw)
+        case ".bz2":
+            return bz2.BZ2File(raw)
+        case ".xz":
+            return lzma.open(raw)
+        case ".zst" | ".zstd":
+            return _ZstdFile(raw, path)
+        case ".zip":
+            return _only_file(raw, path)
+    return None
+
+
+def _only_file(raw: BinaryIO, path: Path) -> _Readable:
     """The one file that a zip archive holds."""
-    archive = zipfile.ZipFile(raw)
-    files = [entry for entry in archive.infolist() if not entry.is_dir()]
-    if len(files) != 1:
-        raise DataError(f"{path} holds {len(files)} files; unpack it, and give the folder or one of the files")
     try:
-        return cast(io.RawIOBase, archive.open(files[0]))
-    except (NotImplementedError, RuntimeError) as error:  # another method of compression, or a password
+        archive = zipfile.ZipFile(raw)
+        files = [entry for entry in archive.infolist() if not entry.is_dir()]
+        if len(files) != 1:
+            raise DataError(f"{path} holds {len(files)} files; unpack it, and give the folder or one of the files")
+        return archive.open(files[0])
+    except (NotImplementedError, RuntimeError) as error:  # another version or method of compression, or a password
         raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and give the file") from error
 
 
@@ -128,7 +136,34 @@ def read_lines(stream: BinaryIO | io.BufferedReader, name: str | Path) -> Iterat
         yield line
 
 
-class _ZstdFile(io.RawIOBase):
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _Limited(io.RawIOBase):
+    """The content of a compressed file. More than its size allows raises DataError: such files hold no text."""
+
+    def __init__(self, unpacked: _Readable, path: Path) -> None:
+        self._unpacked, self._path = unpacked, path
+        self._left = _FREE_BYTES + _MAX_RATIO * path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        data = self._unpacked.read(len(view))
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(
+                f"{self._path} unpacks to more than {_MAX_RATIO} times its size, which text does not; if it should, "
+                "unpack it, and give the file"
+            )
+        view[: len(data)] = data
+        return len(data)
+
+
+class _ZstdFile:
     """Decompressed bytes of a zstd file with one or more frames and windows up to 2 GB (`zstd --long=31`).
 
     A frame without an end raises DataError. The stream reader of the library accepts such a file as a short one.
@@ -139,22 +174,18 @@ class _ZstdFile(io.RawIOBase):
         self._context = zstandard.ZstdDecompressor(max_window_size=2**31)
         self._frame = self._context.decompressobj()
         self._rest = b""  # compressed bytes after the end of the last frame
-        self._ready = b""
+        self._ready = io.BytesIO()
         self._inside = False  # the last frame has begun and not ended
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        while not self._ready:
-            block = self._rest or self._raw.read(_BLOCK // 8)
+    def read(self, size: int) -> bytes:
+        while not (data := self._ready.read(size)):
+            block = self._rest or self._raw.read(_ZSTD_BYTES)
             if not block:
                 if self._inside:
                     raise DataError(f"{self._path} is truncated: its last zstd frame has no end; download it again")
-                return 0
+                return b""
             try:
-                self._ready = self._frame.decompress(block)
+                self._ready = io.BytesIO(self._frame.decompress(block))
             except zstandard.ZstdError as error:
                 raise DataError(f"{self._path} is a corrupt zstd file: {error}; download it again") from error
             self._inside, self._rest = True, b""
@@ -162,7 +193,4 @@ class _ZstdFile(io.RawIOBase):
                 self._rest = self._frame.unused_data
                 self._frame = self._context.decompressobj()
                 self._inside = False
-        count = min(len(view), len(self._ready))
-        view[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+        return data

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -63,7 +63,10 @@ class _Server:
         return JSONResponse({"object": "list", "data": [{"id": self._name, "object": "model", "owned_by": "bitgolf"}]})
 
     async def completions(self, request: Request) -> Response:
-        body = await _body(request)
+        try:
+            body = await _body(request)
+        except ClientDisconnect:
+            return Response()  # nobody reads it
         if body is None:
             return _error(413, f"the request has more than the {MAX_BODY_BYTES:,} bytes that are accepted")
         try:

@@ -23,6 +23,9 @@ from bitgolf.foreign import printable
 from bitgolf.language_model import LanguageModel
 
 MAX_TOKENS = 4_096  # of one continuation
+MAX_PROMPTS = 128  # of one request
+MAX_STOPS = 64  # texts that end a continuation
+MAX_WORK = 32_768  # tokens that one request may have generated and, with logprobs, scored
 _ROWS_AT_ONCE = 256  # targets whose distributions are held at once
 _END = "<s>"  # how answers write the token that ends a document
 
@@ -63,14 +66,21 @@ def read_request(values: Any) -> CompletionRequest:
         raise ConfigError(f"{printable(where)}: {printable(first['msg'])}") from error
     if not all(request.prompts):
         raise ConfigError("prompt: it is empty; give at least one character")
+    if len(request.prompts) > MAX_PROMPTS:
+        raise ConfigError(f"prompt: {len(request.prompts):,} prompts, at most {MAX_PROMPTS} are allowed")
+    if isinstance(request.stop, list) and len(request.stop) > MAX_STOPS:
+        raise ConfigError(f"stop: {len(request.stop):,} texts, at most {MAX_STOPS} are allowed")
     return request
 
 
 def complete(model: LanguageModel, request: CompletionRequest) -> dict[str, Any]:
     """The answer. Raises ConfigError for token ids outside the vocabulary and impossible settings."""
     choices, num_prompt, num_new = [], 0, 0
-    for index, prompt in enumerate(request.prompts):
-        ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else _checked(prompt, model)
+    prompts = [model.tokenizer.encode(p) if isinstance(p, str) else _checked(p, model) for p in request.prompts]
+    work = len(prompts) * request.max_tokens + (0 if request.logprobs is None else sum(map(len, prompts)))
+    if work > MAX_WORK:
+        raise ConfigError(f"the request asks for {work:,} tokens, at most {MAX_WORK:,} are allowed; send several")
+    for index, ids in enumerate(prompts):
         made = _continuation(model, ids, request)
         shown = ids if request.echo else []
         text = (model.tokenizer.decode(ids) if request.echo else "") + made.text

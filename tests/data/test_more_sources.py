@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tiny_run import documents, done, read_json, write_jsonl
 
@@ -121,6 +122,11 @@ def test_parquet_files_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match="cannot read"):
         list(iterate_documents(str(tmp_path / "bad.parquet")))
+    offsets, latin = pyarrow.py_buffer(np.array([0, 4], np.int32)), pyarrow.py_buffer(b"caf\xe9")
+    table = pyarrow.table({"text": pyarrow.StringArray.from_buffers(1, offsets, latin)})
+    parquet.write_table(table, tmp_path / "latin.parquet")
+    with pytest.raises(DataError, match=r"latin.parquet: a text after row 0 is not UTF-8"):
+        list(iterate_documents(str(tmp_path / "latin.parquet")))
 
 
 def test_a_data_set_in_a_folder_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

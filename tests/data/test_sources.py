@@ -12,7 +12,9 @@ import lzma
 import os
 import re
 import sysconfig
+import tracemalloc
 import zipfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +113,12 @@ def flip(data: bytes) -> bytes:
     return data[:middle] + bytes(255 - b for b in data[middle : middle + 20]) + data[middle + 20 :]
 
 
+def later_version(archive: bytes) -> bytes:
+    """A zip archive that says that it needs a program of a version to come."""
+    entry = archive.rindex(b"PK\1\2")
+    return archive[: entry + 6] + b"\x99" + archive[entry + 7 :]
+
+
 CHECKED = zstandard.ZstdCompressor(write_checksum=True)
 
 
@@ -130,6 +138,7 @@ CHECKED = zstandard.ZstdCompressor(write_checksum=True)
         ("zip", zipped(jsonl(TEXTS))[:-9], "damaged or truncated .zip"),
         ("zip", flip(zipped(jsonl([str(i) for i in range(9999)]))), "damaged or truncated .zip"),
         ("zip", zipped(b"one", b"two"), "holds 2 files"),
+        ("zip", later_version(zipped(b"one")), "cannot be unpacked here"),
     ],
 )
 def test_damaged_archives_are_named(tmp_path: Path, suffix: str, data: bytes, message: str) -> None:
@@ -138,6 +147,29 @@ def test_damaged_archives_are_named(tmp_path: Path, suffix: str, data: bytes, me
     with pytest.raises(DataError, match=message) as caught:
         list(iterate_documents(f"jsonl:{path}"))
     assert str(path) in str(caught.value)
+
+
+def repeated_byte(num_blocks: int) -> bytes:
+    """A zstd frame whose blocks of four bytes stand for 128 KB each."""
+    block = (1 << 17 << 3 | 1 << 1).to_bytes(3, "little") + b"a"
+    last = (1 << 17 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"a"
+    return b"\x28\xb5\x2f\xfd\x00\x38" + block * (num_blocks - 1) + last
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [("zst", repeated_byte(4_000)), ("gz", gzip.compress(bytes(1 << 27)))],  # 512 MB of 16 KB, 128 MB of 130 KB
+    ids=["zst", "gz"],
+)
+def test_a_file_that_unpacks_to_far_more_than_text_does_is_refused(tmp_path: Path, suffix: str, data: bytes) -> None:
+    path = tmp_path / f"x.txt.{suffix}"
+    path.write_bytes(data)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        deque(iterate_documents(f"file:{path}"), maxlen=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 1024 * 1024
 
 
 def test_directory_of_text(tmp_path: Path) -> None:
