@@ -77,6 +77,9 @@ def model(tiny_run: Path) -> LanguageModel:
         {"attention.within_documents": True, "attention.window": 3, "attention.full_layers": (1,)},
         {"attention.key_offset": True, "rope.dims": 2, "attention.window": 3, "attention.full_layers": (1,)},
         {"attention.key_offset": True, "rope.dims": 2, "attention.within_documents": True},
+        {"bigram.rows": 40, "bigram.dim": 6, "bigram.every_layer": True},
+        {"bigram.rows": 40, "bigram.dim": 6, "bigram.every_layer": True, "attention.within_documents": True},
+        {"value_embedding.layers": (0, 1), "value_embedding.gated": True},
     ],
     ids=str,
 )  # fmt: skip

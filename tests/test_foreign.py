@@ -235,6 +235,15 @@ def test_a_record_conforms_to_its_kinds() -> None:
         foreign.conform(record, kind, "it")
 
 
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ForeignError, match=r"it cannot be read: Too many levels of symbolic links"):
+        foreign.read_bytes(tmp_path / "loop")
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(ForeignError, match="not a regular file"):
+            foreign.read_bytes(path)
+
+
 def test_only_regular_files_are_regular(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("file")

@@ -267,10 +267,23 @@ def test_the_command_answers_where_it_says_and_under_the_names_that_it_is_given(
         assert error.value.code == 400
 
 
+def test_a_fault_of_the_server_is_an_answer(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(app, "complete", fails)
+    with serving(app.make_app(model, "tiny", ["127.0.0.1"])) as address:
+        status, answer = ask(address, {"prompt": "The"})
+        assert (status, answer["error"]["type"]) == (500, "server_error") and "secret" not in str(answer)
+        with urllib.request.urlopen(address) as page:
+            assert b"<html" in page.read()
+
+
 def test_a_port_in_use_and_a_missing_model_are_named(tiny_run: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"port {port} is in use" in refused("serve", tiny_run, "--port", port)
+    assert "cannot listen on 203.0.113.1:" in refused("serve", tiny_run, "--host", "203.0.113.1", "--port", "0")
     assert "no port" in refused("serve", tiny_run, "--port", "99999")
     assert "holds no model.bitgolf" in refused("serve", tmp_path)
 

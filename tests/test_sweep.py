@@ -13,8 +13,8 @@ from tiny_run import PRESET, done
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.sweep.study import read_sweep
-from bitgolf.sweep.sweep import run_sweep
-from bitgolf.sweep.trial import start_process, train_trial
+from bitgolf.sweep.sweep import page, run_sweep
+from bitgolf.sweep.trial import held_out_loss, start_process, train_trial
 
 pytest.importorskip("optuna")
 
@@ -211,6 +211,60 @@ def test_what_a_trial_prints_is_kept_beside_it(tmp_path: Path, monkeypatch: pyte
         list(train_trial(run, start_process, seconds=0.01))
     printed = run.path.with_suffix(".txt").read_text().splitlines()
     assert printed == [f"-m bitgolf train {run.path} --anyway", "first", "error: no space"]
+
+
+def test_the_page_of_a_sweep_has_the_best_trial_first() -> None:
+    def row(number: int, state: str, loss: float | None, **settings: object) -> dict[str, object]:
+        return {"number": number, "state": state, "held_out_nats": loss, "settings": settings}
+
+    record = {
+        "question": " Which rate\nis best ", "base": "demo", "seed": 3, "importance": {"b": 0.875, "a": 0.125},
+        "trials": [row(0, "complete", 2.5, b=1, a="x"), row(1, "pruned", None, b=2),
+                   row(2, "complete", 1.25, a=[1], b=3)],
+    }  # fmt: skip
+    lines = page(record).splitlines()
+    assert lines[0] == "# Which rate" and "`demo`, seed 3" in lines[2]
+    assert lines[4:] == [
+        "| trial | state | held-out loss | a | b |",
+        "|---:|---|---:|---:|---:|",
+        "| 2 | complete | 1.25000 | [1] | 3 |",
+        '| 0 | complete | 2.50000 | "x" | 1 |',
+        '| 1 | pruned |  | "" | 2 |',
+        "",
+        "Share of the variance that each setting explains (fANOVA): `b` 0.88, `a` 0.12.",
+    ]
+    assert page(record | {"importance": {}}).splitlines() == lines[:-2]
+
+
+def test_a_training_without_a_held_out_loss_is_an_error(tmp_path: Path) -> None:
+    log = tmp_path / "train.jsonl"
+    log.write_text('{"event": "step"}\n{"event": "choice", "losses": {"last": 2.5, "ema": 2.25}}\n')
+    assert held_out_loss(tmp_path) == 2.25
+    log.write_text('{"event": "step"}\n{"event": "end"}\n')
+    with pytest.raises(RunError, match="without a loss on held-out text"):
+        held_out_loss(tmp_path)
+
+
+@pytest.mark.parametrize("best", [None, {"held_out_nats": 1.25, "settings": {"train.matrix_lr": 0.02, "seed": 1}}])
+def test_the_command_shows_the_best_trial(tmp_path: Path, best: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def swept(study: object, *places: object) -> dict[str, object]:
+        given.extend(places[:3])
+        return {"best": best, "trials": [1, 2, 3]}
+
+    monkeypatch.setattr("bitgolf.sweep.sweep.run_sweep", swept)
+    words = ("--data", tmp_path, "--out", tmp_path / "out", "--storage", "sqlite://")
+    lines = done("sweep", write(tmp_path), *words).stdout.splitlines()
+    assert given == [tmp_path, tmp_path / "out", "sqlite://"]
+    assert lines == (
+        [
+            "best of 3 trials: 1.25000 nats per token with --train.matrix_lr 0.02 --seed 1",
+            f"table: {tmp_path / 'out' / 'README.md'}",
+        ]
+        if best
+        else ["no trial was completed"]
+    )
 
 
 def test_a_real_trial_trains_by_the_command_line(tiny_run: Path, tmp_path: Path) -> None:

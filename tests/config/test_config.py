@@ -18,11 +18,12 @@ from bitgolf.config import (
     preset_names,
     resolve,
 )
-from bitgolf.config.earlier import REMOVED
+from bitgolf.config.earlier import MOVED, REMOVED
 from bitgolf.config.idle import idle_packing, idle_training
 from bitgolf.config.nearest import nearest_setting
 from bitgolf.config.qat import CrownConfig
 from bitgolf.config.section import with_values
+from bitgolf.config.settings import is_group
 from bitgolf.errors import ConfigError
 
 RATE = {"pack.method": "rate", "pack.compressor": "range", "train.measure.fisher_tokens": "512"}
@@ -204,6 +205,14 @@ def test_a_removed_setting_loads_only_with_the_value_that_did_nothing(key: str, 
         load_config("demo", {key: str(other)})
 
 
+def test_a_moved_setting_is_named_with_its_present_name_on_the_command_line() -> None:
+    for key, current in MOVED.items():
+        assert current in all_settings()
+        if key not in all_settings() and not is_group(key):
+            with pytest.raises(ConfigError, match=rf"^{key!r} has moved to {current!r}$"):
+                load_config("demo", {key: "1"})
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("config.toml")), ids=lambda path: path.parent.name)
 def test_configurations_of_earlier_runs_still_load(path: Path) -> None:
     assert load_config(str(path)).name
@@ -299,6 +308,39 @@ def test_configurations_are_compared_and_changed_by_dotted_keys() -> None:
         ({"model.bigram.every_layer": "true", "model.bigram.dim": "9999"}, "bigram.dim 9999 up to model_dim"),
         ({"model.skips": "false", "model.skip_gates": "true"}, "skip_gates need skips"),
         ({"model.attention.within_documents": "true"}, "needs smear.document_mask = true"),
+        ({"train.loader": "documents"}, "needs model.attention.within_documents = true"),
+        ({"train.windows": "[[0.0, 64, 0]]"}, "train.windows needs model.attention.window"),
+        ({"model.attention.window": "64", "train.windows": "[[0.0, 0, 0]]"}, "must have windows of 1 token and more"),
+        ({"model.attention.window": "64", "train.windows": "[[0.0, 1, -1]]"}, "must have windows of 1 token and more"),
+        ({"model.attention.window": "64", "train.windows": "[[0.5, 8, 0], [0.5, 9, 0]]"}, "increasing fractions"),
+        ({"model.attention.window": "64", "train.windows": "[[1.0, 8, 0]]"}, "to below 1"),
+        ({"train.batch_ramp": "[[-0.1, 256, 1.0]]"}, "[[-0.1, 256, 1.0]] must begin at increasing fractions"),
+        ({"train.batch_ramp": "[[0.1, 255, 1.0]]"}, "multiples of seq_len 256 as tokens"),
+        ({"train.batch_ramp": "[[0.1, 0, 1.0]]"}, "multiples of seq_len 256 as tokens"),
+        ({"train.batch_ramp": "[[0.1, 256, 0.0]]"}, "multipliers above 0"),
+        ({"train.batch_ramp": "3"}, "write a list of lists as"),
+        ({"train.batch_tokens": "4097"}, "batch_tokens 4097 is not a multiple of seq_len 256"),
+        ({"train.micro_batch_tokens": "4097"}, "micro_batch_tokens 4097 is not a multiple of seq_len 256"),
+        ({"train.extra_targets.next_tokens": "[0.5, 0.0]"}, "must be weights above 0"),
+        ({"train.average.ema_candidates": "[0.9, 0.9]"}, "must be different decays between 0 and 1"),
+        ({"train.average.ema_candidates": "[1.0]"}, "must be different decays between 0 and 1"),
+        ({"train.average.ema_candidates": "[0.0]"}, "must be different decays between 0 and 1"),
+        ({"train.average.ema_candidates": "[0.5]", "train.average.ema_decay": "0"}, "beside an ema_decay above 0"),
+        ({"train.watch.seconds": "9", "train.held_out_tokens": "0"}, "measures the loss on held-out text"),
+        ({"train.watch.seconds": "9", "train.held_out_tokens": "512", "train.watch.tokens": "255"}, "at least one row"),
+        ({"ttt.lora.global_after": "[5, 3]"}, "rising numbers of documents, above 0"),
+        ({"ttt.lora.global_after": "[5, 5]"}, "rising numbers of documents, above 0"),
+        ({"ttt.lora.global_after": "[0]"}, "rising numbers of documents, above 0"),
+        ({"model.attention.document_tokens": "64"}, "needs attention.within_documents = true"),
+        ({"model.attention.full_layers": "[0]"}, "so they need attention.window"),
+        ({"model.attention.window": "8", "model.attention.full_layers": "[4]"}, "different layers from 0 to 3"),
+        ({"model.attention.window": "8", "model.attention.full_layers": "[1, 1]"}, "different layers from 0 to 3"),
+        ({"model.loop.last": "1"}, "need loop.repeats of 1 or more"),
+        ({"model.loop.repeats": "1", "model.loop.first": "2", "model.loop.last": "1"}, "in this order"),
+        ({"model.loop.repeats": "1", "model.loop.last": "4"}, "must be layers from 0 to 3"),
+        ({"model.lanes_from": "1"}, "must be one of the layers 2 to 3"),
+        ({"model.lanes_from": "4"}, "must be one of the layers 2 to 3"),
+        ({"model.loop.repeats": "1", "model.loop.last": "2", "model.lanes_from": "2"}, "one of the layers 3 to 3"),
         ({"model.num_heads": "128"}, "head width model_dim / num_heads = 1 must be even"),
     ],
     ids=str,
@@ -317,6 +359,13 @@ def test_settings_at_the_limit_are_accepted() -> None:
         {"model.attention.xsa_layers": "4"}, {"model.value_embedding.layers": "[0, 3]"}, {"model.bigram.rows": "2"},
         {"train.average.choose": "held_out", "train.held_out_tokens": "512", "train.average.ema_decay": "0",
          "train.average.swa_weight": "0.5"},
+        {"train.batch_ramp": "[[0.0, 256, 0.5], [0.99, 512, 2.0]]"},
+        {"model.attention.window": "64", "train.windows": "[[0.0, 1, 0], [0.5, 64, 0]]"},
+        {"train.average.ema_decay": "0.9", "train.average.ema_candidates": "[0.99, 0.5]"},
+        {"train.watch.seconds": "9", "train.held_out_tokens": "256", "train.watch.tokens": "256"},
+        {"ttt.lora.global_after": "[1, 5]"}, {"train.min_lr": "0.1", "train.replay.epochs": "1"},
+        {"model.attention.window": "8", "model.attention.full_layers": "[0, 3]"},
+        {"model.loop.repeats": "1", "model.loop.first": "1", "model.loop.last": "1", "model.lanes_from": "2"},
         {"train.muon.momentum_start": "0.95"}, {"qat.mode": "ste", "qat.start_fraction": "0.9"},
     ):  # fmt: skip
         load_config("demo", overrides)

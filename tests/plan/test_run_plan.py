@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.grids.grid import Grid
 from bitgolf.model.build import build_model
 from bitgolf.model.flops import flops_per_token
-from bitgolf.plan import check, memory
+from bitgolf.plan import check, memory, speed
 from bitgolf.plan import size as model_size
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
 from bitgolf.plan.predict import _bytes_per_token, _estimated_speed, _steps, validation_bytes
 from bitgolf.plan.speed import Speed
+from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
 from bitgolf.train.trainer import Trainer
 
@@ -89,6 +92,28 @@ def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch:
     monkeypatch.setattr(check, "total_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"one row of train\.seq_len 64 needs"):
         settled(config, CPU)
+
+
+def test_training_settles_what_is_auto_and_refuses_what_does_not_fit(
+    untrained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[int, bool, str]] = []
+
+    def train(run: RunDirectory, peers: World, *, resume: bool, branch: str, progress: object) -> None:
+        trained.append((run.config.train.micro_batch_tokens, resume, branch))
+        end = {"event": "end", "step": 3, "tokens": 3_072, "elapsed_seconds": 1.5, "tokens_per_second": 2_048.0}
+        (run / "train.jsonl").write_text(json.dumps(end) + "\n")
+
+    monkeypatch.setattr("bitgolf.train.attended.train_attended", train)
+    run = untrained(train__micro_batch_tokens="auto")
+    text = done("train", run, "--branch", "other@5").stdout
+    assert text.strip() == "trained 3 steps, 3,072 tokens in 1.5 s (2,048 tokens/s)"
+    assert RunDirectory.open(run).config.train.micro_batch_tokens == 1024
+    monkeypatch.setattr(check, "free_memory", lambda device: 0)
+    assert "does not fit this machine" in refused("train", run)
+    for words in (["--resume"], ["--anyway"]):
+        assert done("train", run, *words, "--json").json["step"] == 3
+    assert trained == [(1024, False, "other@5"), (1024, True, ""), (1024, False, "")]
 
 
 def test_a_cap_below_the_code_is_refused_before_anything_is_made(corpus: Path, tmp_path: Path) -> None:
@@ -178,11 +203,67 @@ def test_larger_vocabularies_have_longer_tokens() -> None:
     assert _bytes_per_token(64) == 1.0
 
 
+def test_memory_is_refused_by_the_prediction_and_shared_by_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny()
+    needed = predict_memory(config, CPU.device).training_bytes
+    two = World(0, 2, CPU.device)
+    shared = predict_memory(config, CPU.device, 2).training_bytes
+    assert needed < memory.at_most(config)
+    for world, free, fits in (
+        (CPU, needed / 0.9 + 10, True),
+        (CPU, needed / 0.9 - 10, False),
+        (two, 2 * shared / 0.9 + 10, True),
+        (two, 2 * shared / 0.9 - 10, False),
+    ):
+        monkeypatch.setattr(check, "free_memory", lambda device, free=free: free)
+        assert (check.memory_problems(config, world) == []) == fits
+
+
+def test_a_long_step_is_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 16 rows takes 1 s, a quarter of it the update: 16 rows take a quarter and 16 times three quarters."""
+    seconds = iter([0.64, 1.0, 0.25, 0.64, 1.0])
+
+    def timed(work: Callable[[], object], world: World) -> float:
+        work()
+        return next(seconds)
+
+    monkeypatch.setattr(speed, "seconds_of_second_run", timed)
+    monkeypatch.setattr(speed, "estimated_step_seconds", lambda config, world: 5.01)
+    assert speed.measured_speed(tiny(), CPU) == Speed(0.25 + 16 * 0.75, 0.64 / 64)
+    monkeypatch.setattr(speed, "estimated_step_seconds", lambda config, world: 4.99)
+    assert speed.measured_speed(tiny(), CPU) == Speed(1.0, 0.64 / 1024)
+    assert next(seconds, None) is None
+
+
+def test_seconds_after_the_steps_and_of_the_evaluation() -> None:
+    """Passes: one in pieces, window / stride with overlap, and what adapts: forward, backward, and scores again."""
+    one = Speed(9.0, 0.01)
+    measured = {"train__measure__calibration_tokens": "500", "train__measure__fisher_tokens": "200"}
+    assert speed.after_steps_seconds(tiny(**measured), one) == pytest.approx(1.15 * (5 + 6))
+    kept = measured | {"train__measure__reserve_seconds": "2"}
+    assert speed.after_steps_seconds(tiny(**kept), one) == pytest.approx(1.15 * (2 + 6))
+    chunked, both = {"score__methods": "chunked"}, {"score__methods": "chunked,sliding"}
+    full = {"ttt__method": "full", "ttt__weights__epochs": "3"}
+    lora = chunked | {"ttt__method": "lora"}
+    for changes, passes in (
+        (chunked, 1),
+        (both, 3),
+        (both | {"score__stride": "16"}, 5),
+        (both | full, 3 + 2 + 9),
+        (lora | {"ttt__lora__chunk_tokens": "64"}, 1 + 4),
+        (lora | {"ttt__lora__chunk_tokens": "8"}, 1 + 16),
+    ):
+        assert speed.evaluation_seconds(tiny(**changes), one, 1_000) == pytest.approx(10 * passes)
+
+
 def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
     outcome = cli("plan", *settings(corpus, budget__artifact_bytes="95KB", budget__eval_seconds="1ms"))
     assert outcome.status == 1
     assert "the artifact is too large" in outcome.stdout and "raise score.stride" in outcome.stdout
     assert "ttt.method" not in outcome.stdout
+    small = cli("plan", *settings(corpus, budget__artifact_bytes="60KB", train__measure__reserve_seconds=200))
+    assert small.status == 1 and "budget.artifact_bytes = 60,000 is too small" in small.stdout
+    assert "budget.train_seconds = 120 does not hold one step" in small.stdout
     adapted = {
         "score__methods": "chunked",
         "ttt__method": "lora",

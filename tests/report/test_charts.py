@@ -49,6 +49,11 @@ def test_a_logarithmic_axis_has_no_points_at_or_below_zero() -> None:
     assert draw(chart(x=[0.0, 10.0, 20.0])) != draw(chart(x=[10.0, 20.0], y=[3.0, 2.0]))
 
 
+def test_losses_on_held_out_text_are_dots() -> None:
+    plain, dotted = (draw(chart(dots=dots)) for dots in ((), ((5.0, 4.0), (15.0, 2.5))))
+    assert dotted.count("<use ") == plain.count("<use ") + 2
+
+
 def test_drawing_is_well_formed_themed_and_local() -> None:
     svg = draw(chart(marks=[(5.0, "resumed")]))
     root = ElementTree.fromstring(svg.replace("xlink:href", "href"))

@@ -6,6 +6,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
 from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
-from bitgolf.report.comparison.compare import compare
+from bitgolf.report.comparison.compare import _require_same_bytes, compare
 from bitgolf.report.comparison.compare_page import render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.contrasts import Contrast, DocumentContrast, Settings
-from bitgolf.report.comparison.document_losses import document_losses, document_starts
+from bitgolf.report.comparison.document_losses import document_losses, document_starts, require_same_text
 from bitgolf.report.comparison.scored_runs import config_differences, label_paths, read_runs
 from bitgolf.report.comparison.t_tests import Sample, TTest
 
@@ -314,6 +315,45 @@ def test_what_a_reader_must_know_is_a_note(family: Family, letters: Path) -> Non
     assert "2 × NVIDIA H200" in notes and "a and b both have seed 1" in notes
 
 
+def test_headlines_of_different_methods_are_noted_and_are_no_set(family: Family, letters: Path) -> None:
+    paths = [family.run(name, letters, seed=seed) for name, seed in (("a", 1), ("b", 2))]
+    other = family.run("c", letters, seed=3, train__average__ema_decay=0.9)
+    for path in (paths[1], other):
+        score = json.loads((path / "score.json").read_text())
+        score |= {"headline": "chunked", "headline_bpb": score["methods"]["chunked"]["bpb"]}
+        (path / "score.json").write_text(json.dumps(score))
+    published = Sample.from_values("PR 1", [2.0, 2.01])
+    assert any(
+        "different methods: chunked, sliding." in note for note in compare([paths[0], other], published=published).notes
+    )
+    assert not any("different methods" in note for note in compare([other], published=published).notes)
+    notes = compare(paths, published=published).notes
+    assert any("a is scored by sliding, b by chunked; choose one with --method" in note for note in notes)
+    (named,) = compare(paths, published=published, settings=Settings("sliding")).contrasts
+    assert isinstance(named.welch, TTest)
+
+
+def test_a_baseline_whose_seeds_are_equal_has_no_test_but_a_reason(family: Family, letters: Path) -> None:
+    old = [family.run(f"old-{name}", letters, seed=1) for name in "ab"]
+    new = [family.run(f"new-{seed}", letters, seed=seed, train__average__ema_decay=0.9) for seed in (1, 2)]
+    (contrast,) = compare(new, baseline=old, settings=FEW).contrasts
+    assert contrast.welch == contrast.paired and "old-a and old-b both have seed 1" in str(contrast.welch)
+
+
+def test_documents_of_other_bytes_are_not_compared(family: Family, letters: Path) -> None:
+    one, other = read_runs([family.run("a", letters), family.run("b", letters)], "headline")
+    more = replace(other, text=replace(other.text, bytes=other.text.bytes + 1))
+    require_same_text(one, other)
+    with pytest.raises(RunError, match=rf"b {more.text.bytes:,} for the same documents"):
+        require_same_text(one, more)
+    same = np.array([3, 4, 5])
+    _require_same_bytes("a", same, "b", same.copy())
+    with pytest.raises(RunError, match="a has 3 validation documents with text, b 2"):
+        _require_same_bytes("a", same, "b", same[:2])
+    with pytest.raises(RunError, match="document 1 counts 4 bytes for a and 6 for b"):
+        _require_same_bytes("a", same, "b", np.array([3, 6, 7]))
+
+
 def test_names_of_sets_are_never_the_same(family: Family, letters: Path) -> None:
     first = [family.run(f"run-{seed}", letters, seed=seed) for seed in (1, 2)]
     second = [family.run(f"run-{seed}", letters, seed=seed, train__average__ema_decay=0.9) for seed in (3, 4)]
@@ -322,6 +362,8 @@ def test_names_of_sets_are_never_the_same(family: Family, letters: Path) -> None
 
 def test_nothing_to_compare_is_refused(family: Family, letters: Path) -> None:
     path = family.run("a", letters)
+    with pytest.raises(ConfigError, match="no runs given"):
+        compare([])
     with pytest.raises(ConfigError, match="no run to be compared with"):
         compare([path])
     with pytest.raises(ConfigError, match="given twice"):

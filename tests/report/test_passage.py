@@ -86,10 +86,26 @@ def test_the_passage_is_the_most_typical_of_the_longest(sizes: list[int], length
     assert math.isclose(passage.bits_per_token, passage.bits_per_byte, rel_tol=1e-9)  # one byte per token here
 
 
+def test_bits_are_divided_by_tokens_and_by_their_bytes() -> None:
+    class Pairs(ByteTokenizer):
+        def token_text_bytes(self, token: int) -> bytes:
+            return b"" if token == BOS else bytes([token, token])
+
+    passage = surprisal_passage(stream("abc"), Pairs(), np.full(3, 2 * math.log(2)), 10)
+    assert passage is not None and "".join(piece.text for piece in passage.pieces) == "aabbcc"
+    assert (passage.bits_per_token, passage.bits_per_byte) == (2, 1)
+
+
 def test_a_split_without_text_has_no_passage() -> None:
     val = Tokens(np.array([BOS, BOS, BOS], dtype=np.uint16))
     assert surprisal_passage(val, TOKENIZER, np.ones(2, np.float32), 10) is None
     assert choose_prompts(val, TOKENIZER, 3, 10) == []
+
+    class Silent(ByteTokenizer):
+        def token_text_bytes(self, token: int) -> bytes:
+            return b""
+
+    assert surprisal_passage(stream("abc"), Silent(), np.ones(3), 10) is None  # tokens without bytes
 
 
 def test_prompts_begin_documents_and_continue_them() -> None:

@@ -10,6 +10,7 @@ import statistics
 import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,12 @@ def unfinished(runs: list[Path]) -> list[Path]:
     return runs
 
 
+def headless(runs: list[Path]) -> list[Path]:
+    lines = (runs[1] / "train.jsonl").read_text().splitlines()
+    (runs[1] / "train.jsonl").write_text("\n".join(line for line in lines if '"start"' not in line) + "\n")
+    return runs
+
+
 def without_step(runs: list[Path]) -> list[Path]:
     *lines, end = (runs[1] / "train.jsonl").read_text().splitlines()
     (runs[1] / "train.jsonl").write_text("\n".join([*lines, re.sub(r'"step": \d+, ', "", end)]) + "\n")
@@ -335,6 +342,7 @@ def other_torch(runs: list[Path]) -> list[Path]:
         (copied_artifact, "hold the same artifact: one of them is a copy"),
         (copied_log, r"the log of .*run2 is of another run: its seed is 42, that of config\.toml 1337"),
         (unfinished, "the training of .*run1 did not finish"),
+        (headless, r"train\.jsonl lacks its beginning or its end; train again"),
         (other_artifact, "pack.json is about another artifact than model.bitgolf"),
         (other_text, "different validation documents"),
         (without_step, "step is missing"),
@@ -394,6 +402,27 @@ def test_an_audit_that_did_not_pass_takes_force(
     assert re.search(message, described["forced"][0])
     assert re.search(r"> \*\*Written with `--force`\.\*\* " + message, readme)
     assert not all(described["compliance"].values()) and "**no**" in readme
+
+
+def test_a_run_without_an_audit_is_named_in_the_folder_and_on_the_terminal(copies: list[Path], tmp_path: Path) -> None:
+    (copies[1] / "audit.json").unlink()
+    words = ("--author", "A", "--github-id", "a", "--force", "--out", tmp_path / "records")
+    text = done("submit", *copies, *words).stdout
+    assert "written with --force: seed 42 was not audited" in text
+    (readme,) = (tmp_path / "records").rglob("README.md")
+    rows = [line.strip("| ").split(" | ") for line in readme.read_text().splitlines() if line.startswith("| 42 |")]
+    assert ["42", "\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH}", "not audited"] in [
+        [cell.strip() for cell in row] for row in rows
+    ]
+
+
+def test_a_package_that_is_not_installed_cannot_be_pinned(seeds: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("bitgolf.submit.requirements.version", missing)
+    with pytest.raises(RunError, match=r"needs the package \w+, which is not installed here"):
+        submit(seeds, seeds[0].parent / "nowhere", labels=LABELS)
 
 
 def test_an_audit_older_than_what_it_judged_takes_force(copies: list[Path], tmp_path: Path) -> None:
