@@ -162,6 +162,11 @@ class Products:
         """The last event of a kind; empty if there is none."""
         return next((event for event in reversed(self.events) if event["event"] == kind), {})
 
+    def last_launch(self) -> dict[str, Any]:
+        """How training was last started, resumed or branched; empty before training."""
+        launches = [event for event in self.events if event["event"] in ("start", "resume", "branch")]
+        return launches[-1] if launches else {}
+
 
 def _is_unlinked(record: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether both records have seals, and the seal of `record` was not made after that of `before`."""

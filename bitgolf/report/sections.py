@@ -267,7 +267,7 @@ def audit_rows(audit: dict[str, Any], most: int) -> list[dict[str, str]]:
 
 def facts(products: Products) -> list[tuple[str, list[tuple[str, str]]]]:
     """Training, hardware, model and data as titled lists of (name, value)."""
-    start = products.last_event("resume") | products.last_event("start")
+    start = products.last_launch()
     end, calibration = products.last_event("end"), products.last_event("calibration")
     pack, score, config = products.pack or {}, products.score or {}, products.config
     model, available = config.model, start.get("train_tokens_available")

@@ -250,6 +250,106 @@ def test_charts_take_every_step_of_the_log(finished: SyntheticRun) -> None:
     assert list(sections.training_charts(marked)[0].marks) == [(3.2, "resumed")]
 
 
+def test_charts_show_resumptions_and_held_out_losses(finished: SyntheticRun) -> None:
+    products = read(finished)
+    more = [
+        {"event": "resume", "step": 40, "elapsed_seconds": 3.2},
+        {"event": "held_out", "loss": 4.5, "elapsed_seconds": 3.5},
+        {"event": "held_out", "loss": 3.25, "elapsed_seconds": 7.5},
+    ]
+    charts = {chart.key: chart for chart in sections.training_charts(replace(products, events=products.events + more))}
+    assert (
+        list(charts["loss-time"].dots) == [(3.5, 4.5), (7.5, 3.25)]
+        and "3.250 at the end" in charts["loss-time"].summary
+    )
+    assert {key for key, chart in charts.items() if chart.dots} == {"loss-time"}
+    marked = {"loss-time", "rate", "speed"}  # against time
+    assert {key for key, chart in charts.items() if list(chart.marks) == [(3.2, "resumed")]} == marked
+    assert {key for key, chart in charts.items() if chart.log_x} == {"loss-tokens"}
+    assert {key for key, chart in charts.items() if chart.from_zero} == {"rate", "speed"}
+    steps = [event for event in products.events if event["event"] == "step"]
+    for key, horizontal, vertical in (
+        ("loss-time", "elapsed_seconds", "loss"),
+        ("loss-tokens", "tokens", "loss"),
+        ("rate", "elapsed_seconds", "lr_scale"),
+    ):
+        assert list(charts[key].x) == [event[horizontal] for event in steps]
+        assert list(charts[key].y) == [event[vertical] for event in steps]
+    assert list(charts["speed"].x) == [event["elapsed_seconds"] for event in steps[1:]]
+    assert list(charts["speed"].y) == [event["tokens_per_second"] for event in steps[1:]]
+    (only,) = (chart for chart in sections.training_charts(replace(products, events=steps[:1])) if chart.key == "speed")
+    assert (list(only.x), list(only.y)) == ([steps[0]["elapsed_seconds"]], [steps[0]["tokens_per_second"]])
+    assert sections.training_charts(replace(products, events=more)) == []
+
+
+def test_bars_of_other_weights_and_of_adaptation(finished: SyntheticRun) -> None:
+    score = read(finished).score or {}
+    adapted = score["methods"]["sliding"] | {"bpb": 1.5}
+    score |= {"last": {"chunked": {"bpb": 3.0}}, "methods": score["methods"] | {"chunked+ttt": adapted}}
+    rows = {row.label: row for row in sections.bpb_bars(score)}
+    assert list(rows)[:2] == ["last weights, chunked", "float weights, chunked"]
+    assert (rows["last weights, chunked"].value, rows["last weights, chunked"].percent) == ("3.0000", 100)
+    assert rows["artifact, chunked"].note == "+0.0048 by packing"  # of the float weights, not of the last ones
+    assert rows["artifact, chunked+ttt"].note == "\N{MINUS SIGN}0.5243 by adaptation"
+    assert rows["zstd-22"].note == "1.09 times the headline"  # 2.2105 / 2.0243
+    assert rows["zstd-22"].percent == pytest.approx(100 * 2.2105 / 3)
+    kinds = {row.label: row.kind for row in rows.values()}
+    assert [label for label, kind in kinds.items() if kind == "headline"] == ["artifact, sliding"]
+    assert {kinds["float weights, chunked"], kinds["xz-9"], kinds["artifact, chunked"]} == {
+        "reference",
+        "other",
+        "model",
+    }
+
+
+def test_rows_of_the_ledger_and_of_the_audit(finished: SyntheticRun) -> None:
+    rows = sections.ledger_rows(read(finished).budget.charges)
+    assert rows[0] == ("train", "train", "optimizer steps", "73.2 s")
+    assert rows[3] == ("artifact", "pack", "code", "41,000 bytes")
+    assert rows[4] == ("untimed", "pack", "quantize and compress", "3.2 s")
+    check = {"rule": "B1", "title": "t", "verdict": "PASS", "evidence": "x" * 100}
+    audit = {"checks": [check, check | {"verdict": "FAIL", "reason": "r", "evidence": "x" * 101}]}
+    audit["checks"].append({"rule": "C1", "title": "u", "verdict": "NOT RUN", "evidence": None})
+    passed, failed, open_ = sections.audit_rows(audit, 100)
+    assert [row["state"] for row in (passed, failed, open_)] == ["pass", "fail", "open"]
+    assert len({row["symbol"] for row in (passed, failed, open_)}) == 3
+    assert passed["evidence"] == "x" * 100 and failed["evidence"].startswith("x" * 100 + "\n")
+    assert (failed["reason"], passed["reason"], open_["evidence"]) == ("r", "", "")
+
+
+def test_every_fact_of_a_finished_run(finished: SyntheticRun) -> None:
+    products = read(finished)
+    end = products.last_event("end") | {"peak_memory_mib": 1234.5}
+    start = products.last_event("start")
+    other = {
+        "device": "GPU",
+        "world_size": 2,
+        "attention": "fa3",
+        "torch": "3.0",
+        "compiled": True,
+        "warm_up_seconds": 5,
+    }
+    for kind in ("resume", "branch"):
+        again = replace(products, events=[*products.events, start | other | {"event": kind}])
+        assert [value for _, value in dict(sections.facts(again))["Hardware"]] == ["GPU", "2", "fa3", "3.0", "yes"]
+        assert dict(dict(sections.facts(again))["Training"])["compile warm-up (untimed)"] == "5.0 s"
+    facts = dict(sections.facts(replace(products, events=[*products.events, end])))
+    assert list(facts) == ["Training", "Hardware", "Model", "Validation text"]
+    assert [value for _, value in facts["Training"]] == [
+        "900", "3,686,400", "0.90", "50,381", "65,536", "1,234 MiB", "1.9 s",
+    ]  # fmt: skip
+    assert [value for _, value in facts["Hardware"]] == ["cpu <x86_64>", "1", "math", "2.11.0", "no"]
+    assert [value for _, value in facts["Model"]] == [
+        "4 × 128", "4, 2", "1,024", "674,000", "6.41", "gptq", "zstd", "abababababababab",
+    ]  # fmt: skip
+    assert [value for _, value in facts["Validation text"]] == [
+        "stdlib", "3", f"{finished.val.num_tokens:,}", "1,234", "original", "256 tokens", "64 tokens", "20.3 s",
+    ]  # fmt: skip
+    fresh = replace(products, events=[], pack=None, score=None)
+    assert [title for title, _ in sections.facts(fresh)] == ["Model", "Validation text"]
+    assert len(dict(sections.facts(fresh))["Model"]) == 3
+
+
 def test_facts_come_from_the_products(finished: SyntheticRun) -> None:
     facts = {name: value for _, rows in sections.facts(read(finished)) for name, value in rows}
     assert facts["optimizer steps"] == "900" and facts["passes over the text"] == "0.90"

@@ -190,6 +190,34 @@ def test_a_site_without_a_scored_run_has_no_best(runs: list[Path], tmp_path: Pat
     assert {(run["headline"], run["headline_bpb"], str(run["bpb"])) for run in listed} == {(None, None, "{}")}
 
 
+def test_the_hardware_is_that_of_training_or_else_of_scoring(runs: list[Path], tmp_path: Path) -> None:
+    log = runs[1] / "train.jsonl"
+    resumed = {"event": "resume", "elapsed_seconds": 1.0, "device": "GPU B", "world_size": 8}
+    begun = {"train_tokens_available": 1, "torch": "2"}
+    log.write_text(log.read_text() + json.dumps(resumed | begun) + "\n")
+    (runs[2] / "train.jsonl").unlink()
+    score = json.loads((runs[2] / "score.json").read_text())
+    (runs[2] / "score.json").write_text(json.dumps(score | {"device": "GPU C", "world_size": 2}))
+    for name in ("train.jsonl", "score.json", "budget.json", "pack.json", "audit.json"):
+        (runs[3] / name).unlink()
+    index_of(runs, tmp_path / "site")
+    listed = json.loads((tmp_path / "site" / "runs.json").read_text())["runs"]
+    assert [run["hardware"] for run in listed] == ["cpu <x86_64>", "8 × GPU B", "2 × GPU C", ""]
+    digests = [RunDirectory.open(path).config.digest() for path in runs]
+    text = listed[1]["validation_text"]
+    assert listed[1] == {
+        "label": "mine-1", "page": "runs/mine-1.html", "preset": "tiny", "seed": 1, "config_sha256": digests[1],
+        "headline": "sliding", "headline_bpb": headlines(runs[:2])[1],
+        "bpb": {**listed[1]["bpb"], "sliding": headlines(runs[:2])[1]},
+        "total_bytes": json.loads((runs[1] / "pack.json").read_text())["total_bytes"], "num_parameters": 674_000,
+        "train_seconds": 71.0, "eval_seconds": 16.0, "hardware": "8 × GPU B", "audit": "PASS", "validation_text": text,
+    }  # fmt: skip
+    assert list(listed[1]["bpb"]) == ["float-chunked", "chunked", "sliding"] and re.fullmatch("[0-9a-f]{64}", text)
+    unknown = {"headline", "headline_bpb", "total_bytes", "num_parameters", "train_seconds", "eval_seconds"}
+    assert {key for key, value in listed[3].items() if value is None} == unknown
+    assert (listed[3]["bpb"], listed[3]["audit"]) == ({}, "NOT RUN")
+
+
 def test_other_texts_are_tables_of_their_own(runs: list[Path], family: Family, tmp_path: Path) -> None:
     other = family.run("other", family.data("others", texts(30, seed=9)), seed=4)
     _, page = index_of([*runs, other], tmp_path / "site")

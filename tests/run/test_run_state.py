@@ -13,6 +13,7 @@ from bitgolf.model.weights import write_tensors
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.lock import LOCK_FILES
 
 
 def test_an_interrupted_write_leaves_the_earlier_file_and_no_litter(tmp_path) -> None:
@@ -141,6 +142,42 @@ def test_a_foreign_directory_is_left_alone(tmp_path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     with pytest.raises(RunError, match="not a run directory"):
         RunDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "products"),
+    [
+        ("train", ("weights.safetensors", "calibration", "train.jsonl")),
+        ("pack", ("model.bitgolf", "pack.json")),
+        ("score", ("score.json", "nll.npy", "tape.json")),
+        ("audit", ("audit.json",)),
+    ],
+)
+def test_a_product_is_there_as_what_it_must_be(tmp_path, stage: str, products: tuple[str, ...]) -> None:
+    run = RunDirectory.create(tmp_path / "run", load_config("demo"))
+    for name in products:
+        with pytest.raises(RunError, match=rf"{name} is missing; run `bitgolf {stage} {run.path}` first"):
+            run.require(name)
+        (run / name).mkdir()
+        if name == "calibration":
+            assert run.require(name) == run / name
+            (run / name).rmdir()
+            (run / name).touch()
+        with pytest.raises(RunError, match=rf"{name} is damaged: it is a folder"):
+            run.require(name)
+    with pytest.raises(RunError, match=rf"run `bitgolf run {run.path}/config.toml --out {run.path} --resume` first"):
+        run.require("data")
+
+
+def test_new_weights_remove_what_was_made_of_earlier_ones(tmp_path) -> None:
+    run = RunDirectory.create(tmp_path / "run", load_config("demo"))
+    later = "model.bitgolf pack.json score.json nll.npy nll-chunked.npy tape.json audit.json report.html".split()  # noqa: SIM905
+    kept = ("weights.safetensors", "train.jsonl", "budget.json", "notes.npy")
+    for name in (*later, *kept):
+        (run / name).touch()
+    run.remove_products_of_later_stages()
+    run.remove_products_of_later_stages()
+    assert {path.name for path in run.path.iterdir()} - LOCK_FILES == {"config.toml", *kept}
 
 
 def test_a_missing_product_names_the_stage_that_makes_it(tmp_path) -> None:

@@ -268,7 +268,7 @@ def _spent(run: SiteRun, kind: str) -> float | None:
 
 def _hardware(run: SiteRun) -> str:
     """The devices that trained it, or if unknown those that scored it."""
-    event = run.products.last_event("resume") or run.products.last_event("start") or run.products.score or {}
+    event = run.products.last_launch() or run.products.score or {}
     device, size = event.get("device", ""), event.get("world_size", 1)
     return f"{size} × {device}" if device and size > 1 else str(device)
 
