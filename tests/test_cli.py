@@ -36,6 +36,7 @@ from bitgolf.config import all_settings, load_config, preset_names, resolve
 from bitgolf.config.load import parse_overrides
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, DataError, RunError
 from bitgolf.language_model import load
+from bitgolf.run.directory import RunDirectory
 from bitgolf.version import __version__
 
 CHECK_KEYS = ("rule", "title", "verdict", "reason")
@@ -416,6 +417,45 @@ def test_an_audit_without_all_checks_is_status_3(run_copy: Path, monkeypatch: py
     outcome = cli("audit", run_copy)
     assert outcome.status == 3
     assert "INCOMPLETE" in outcome.stdout
+
+
+def test_the_options_of_an_audit_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create(tmp_path / "run", load_config("demo")).path
+    given: list[dict[str, object]] = []
+
+    def audited(run: RunDirectory, *, progress: object, **options: object) -> Verdict:
+        given.append(options)
+        return Verdict((Check("a", "B1", "t", "FAIL" if options["quick"] else "PASS", ""),))
+
+    monkeypatch.setattr("bitgolf.audit.run.audit_run", audited)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    none = dict.fromkeys(("wall_seconds", "memory_gib", "processes", "file_mib"))
+    assert cli("audit", run, "--quick").status == 1 and cli("audit", run, "--all").status == 0
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ  # only coding needs it
+    limits = "--sealed-seconds 1.5min --sealed-gib 2.5 --sealed-processes 7 --sealed-mib 0.5".split()  # noqa: SIM905
+    (out,) = json.loads(done("audit", run, "--codec", "3KB", *limits, "--out", "-").stdout)["checks"]
+    assert out["verdict"] == "PASS" and os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+    plain = {"quick": False, "everything": False, "codec_bytes": 0, "sealed_limits": none}
+    chosen = {"wall_seconds": 90, "memory_gib": 2.5, "processes": 7, "file_mib": 0.5}
+    assert given == [
+        plain | {"quick": True}, plain | {"everything": True}, plain | {"codec_bytes": 3_000, "sealed_limits": chosen},
+    ]  # fmt: skip
+    text = done("audit", run, "--out", tmp_path / "verdict.json", "--json").stdout
+    assert (tmp_path / "verdict.json").read_text() == text
+    folder = tmp_path / "submission"
+    folder.mkdir()
+    (folder / "submission.json").write_text("{}")
+    for option, values in {
+        "--sealed-seconds": ("0",), "--sealed-gib": ("0", "-1", "inf", "nan"), "--sealed-processes": ("0", "-1"),
+        "--sealed-mib": ("0",),
+    }.items():  # fmt: skip
+        for value in values:
+            assert f"{option} {float(value):g}: give a positive number" in refused("audit", run, f"{option}={value}")
+        assert f"{option} is for run directories" in refused("audit", folder, option, "5")
+    for words in (("--quick",), ("--all",), ("--codec", "9")):
+        assert f"{words[0]} is for run directories" in refused("audit", folder, *words)
+    assert "is a directory" in refused("audit", run, "--out", tmp_path)
+    assert len(given) == 4
 
 
 def test_a_sample_repeats_with_its_seed_and_begins_with_the_prompt(tiny_run: Path) -> None:
