@@ -136,6 +136,27 @@ def test_outputs_that_would_destroy_an_input_are_refused(tmp_path: Path) -> None
     check_output(source, "-o", [STANDARD, tmp_path / "none", tmp_path / "other"])
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ConfigError, match=r"file is not a folder; choose another file"):
+        check_output(tmp_path / "file" / "below" / "name", "-o")
+    with pytest.raises(ConfigError, match="leads to itself"):
+        check_output(tmp_path / "circle", "-o")
+    check_output(tmp_path / "new" / "folder" / "name", "-o")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.bitgolf").write_bytes(DATA)
+    with pytest.raises(ConfigError, match="would overwrite what is read"):
+        check_output(run / "model.bitgolf", "-o", [run])
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match="does not allow it"):
+        check_output(tmp_path / "name", "-o")
+    check_output(Path("/dev/null"), "-o")
+
+
 def test_text_goes_through_pipes_and_comes_back(
     tiny_run: Path, tmp_path: Path, standard: Callable[[bytes], io.BytesIO], capsys: pytest.CaptureFixture[str]
 ) -> None:

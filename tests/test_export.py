@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -173,6 +174,10 @@ def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:
     assert "exists already" in refused("export", tiny_run, "--to", "transformers", tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert "ends in .onnx" in refused("export", tiny_run, "--to", "onnx", tmp_path / "folder")
+    os.mkfifo(tmp_path / "a.onnx")
+    (tmp_path / "b.model").mkdir()
+    assert "is a device or a pipe" in refused("export", tiny_run, "--to", "onnx", tmp_path / "a.onnx")
+    assert "b.model is a directory" in refused("export", tiny_run, "--to", "onnx", tmp_path / "b.onnx")
 
 
 def test_an_onnx_file_computes_what_the_model_computes(

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import check_output
 from bitgolf.commands.output import print_result
 from bitgolf.commands.tables import bench_table
 from bitgolf.config import load_config
-from bitgolf.errors import ConfigError
-from bitgolf.foreign import read_json
+from bitgolf.errors import ConfigError, ForeignError
+from bitgolf.foreign import as_number, as_object, as_text, conform, field, read_json, read_text
 from bitgolf.run import atomic
 
-_SUMMARY = ("tokens_per_second", "ms_per_step", "mfu", "peak_memory_mib", "gpu", "commit")
+# The figures of a preset in a summary.
+_SUMMARY = {
+    "tokens_per_second": as_number,
+    "ms_per_step": as_number,
+    "mfu": (as_number, None),
+    "peak_memory_mib": as_number,
+    "gpu": as_text,
+    "commit": as_text,
+}
+_TITLE = "# Speed by preset"  # first line of the table beside it
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,22 +44,47 @@ def _bench(arguments: Arguments, out: Console) -> int:
     if arguments.steps < 5:
         raise ConfigError(f"--steps {arguments.steps} is too few; use at least 5")
     config = load_config(arguments.preset, arguments.overrides)
-    packing = float(read_json(arguments.run / "pack.json")["seconds"]) if arguments.run else None
+    packing = _packing_seconds(arguments.run) if arguments.run else None
+    if arguments.profile:
+        check_output(arguments.profile, "--profile")
+    summary = _read_summary(arguments.summary) if arguments.summary else {}
     with world(config.device) as peers:
         figures = measure(config, peers, steps=arguments.steps, packing_seconds=packing, trace=arguments.profile)
         if arguments.summary and peers.is_main:
-            _add_to_summary(arguments.summary, figures)
+            _write_summary(arguments.summary, summary | {figures["preset"]: {key: figures[key] for key in _SUMMARY}})
     print_result(out, arguments.json, figures, bench_table(figures))
     return 0
 
 
-def _add_to_summary(path: Path, figures: dict[str, Any]) -> None:
-    """Replace the preset's entry in the summary, and write the table beside it as README.md."""
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    summary[figures["preset"]] = {key: figures[key] for key in _SUMMARY}
+def _packing_seconds(run: Path) -> float:
+    """The seconds that packing took, from the record of a run."""
+    path = run / "pack.json"
+    try:
+        return as_number(field(as_object(read_json(path), "the file"), "seconds"), "seconds", low=0)
+    except (ForeignError, FileNotFoundError, NotADirectoryError) as error:
+        reason = error if isinstance(error, ForeignError) else "there is no such file"
+        raise ConfigError(f"--run {run} has no packing time: {path}: {reason}; give a run that is packed") from error
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """The entries by preset so far. Raises ConfigError for a file, or a README.md beside it, of something else."""
+    check_output(path, "--summary")
+    table = path.with_name("README.md")
+    try:
+        if table.exists() and not read_text(table).startswith(_TITLE):
+            raise ConfigError(f"--summary {path} would replace {table}; give the path of a file in a folder of its own")
+        summary = as_object(read_json(path), "the file") if path.exists() else {}
+        conform(summary, {"*": _SUMMARY}, "the file")
+    except ForeignError as error:
+        raise ConfigError(f"--summary {path} is no summary of `bitgolf bench`: {error}; give another file") from error
+    return summary
+
+
+def _write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write the summary, and its table beside it as README.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_json(path, summary)
-    lines = ["# Speed by preset", "", "Made by `bitgolf bench PRESET --summary FILE`.", ""]
+    lines = [_TITLE, "", "Made by `bitgolf bench PRESET --summary FILE`.", ""]
     lines += ["| preset | tokens/s | ms per step | MFU | peak memory, MiB | device | commit |"]
     lines += ["|---|---:|---:|---:|---:|---|---|"]
     for preset, entry in summary.items():

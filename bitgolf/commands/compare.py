@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import check_output, is_standard_output, write_output
 from bitgolf.commands.output import make_table, plain, print_json, print_line
 from bitgolf.errors import ConfigError
 
@@ -58,8 +59,8 @@ def _compare(arguments: Arguments, out: Console) -> int:
 
     if arguments.seed < 0:
         raise ConfigError(f"--seed {arguments.seed}: give 0 or more")
-    if arguments.html is not None and arguments.html.is_dir():
-        raise ConfigError(f"--html {arguments.html} is a directory; give the path of a file")
+    if arguments.html is not None:
+        check_output(arguments.html, "--html")
     comparison = compare(
         arguments.runs,
         baseline=arguments.baseline,
@@ -68,9 +69,11 @@ def _compare(arguments: Arguments, out: Console) -> int:
         progress=arguments.progress,
     )
     if arguments.html is not None:
-        from bitgolf.report.comparison.compare_page import write_page
+        from bitgolf.report.comparison.compare_page import render
 
-        write_page(comparison, arguments.html)
+        write_output(arguments.html, render(comparison).encode())
+        if is_standard_output(arguments.html):
+            return 0
     if arguments.json:
         print_json(out, comparison.to_json())
         return 0

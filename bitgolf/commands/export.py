@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.files import artifact_path
+from bitgolf.commands.files import artifact_path, check_output, require_regular_or_new
 from bitgolf.commands.output import print_result
 from bitgolf.errors import ConfigError
 
@@ -26,6 +26,10 @@ def _export(arguments: Arguments, out: Console) -> int:
     target: Path = arguments.out
     if arguments.to == "onnx" and (target.suffix != ".onnx" or target.is_dir()):
         raise ConfigError(f"{target}: the ONNX format is one file; give a name that ends in .onnx")
+    if arguments.to == "onnx":
+        for path in (target, target.with_suffix(".model")):
+            check_output(path, "the file", [arguments.model])
+            require_regular_or_new(path)
     model = load(artifact_path(arguments.model), "cpu")
     values: dict[str, Any] = {"format": arguments.to, "out": str(target)}
     if arguments.to == "transformers":

@@ -72,13 +72,32 @@ def save_standard_input(out: Path, keep: bool = False) -> str:
 
 
 def check_output(path: Path, option: str, inputs: Iterable[Path] = ()) -> None:
-    """Raise ConfigError if `path` cannot be written, or is one of the regular files that are read."""
+    """Raise ConfigError if `path` cannot be written, or is one of the files that are read.
+
+    An input that is a run directory stands for its artifact.
+    """
     if is_standard_output(path):
         return
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a directory; give the path of a file")
-    if path.is_file() and any(source.exists() and path.samefile(source) for source in inputs if source != STANDARD):
+    read = [source / "model.bitgolf" if source.is_dir() else source for source in inputs if source != STANDARD]
+    if path.is_file() and any(source.exists() and path.samefile(source) for source in read):
         raise ConfigError(f"{option} {path} would overwrite what is read; choose another file")
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise ConfigError(f"{option} {path} is a link that leads to itself; choose another file")
+    if path.exists() and not path.is_file():  # a device or a pipe
+        return
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "does not allow it" if folder.is_dir() else "is not a folder"
+        raise ConfigError(f"{option} {path} cannot be written: {folder} {reason}; choose another file")
+
+
+def require_regular_or_new(path: Path) -> None:
+    """Raise ConfigError if `path` is a device or a pipe."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is a device or a pipe; give the path of a file")
 
 
 def write_output(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -59,8 +60,8 @@ def export_onnx(packed: PackedModel, path: Path) -> float:
             raise ConfigError(
                 f"the ONNX file differs from the model by {difference:.3g} in a logit; it was not written"
             )
-        file.replace(path)
-    atomic.write_bytes(path.with_suffix(".model"), packed.tokenizer.model_bytes)
+        atomic.write_bytes(os.path.realpath(path), file.read_bytes())  # links are followed
+    atomic.write_bytes(os.path.realpath(path.with_suffix(".model")), packed.tokenizer.model_bytes)
     return difference
 
 

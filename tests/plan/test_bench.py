@@ -47,5 +47,23 @@ def test_mfu_is_operations_over_the_peak_of_all_gpus() -> None:
     assert flops_per_token(loops, 64, False) == flops_per_token(config, 64) < flops_per_token(loops, 64)
 
 
+@pytest.mark.parametrize("content", ["", "[" * 9999, "[]", "{}", '{"seconds": null}', '{"seconds": "1"}', None])
+def test_a_run_without_a_packing_time_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "pack.json").write_text(content)
+    assert "has no packing time" in refused("bench", PRESET, "--run", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"demo": 1}', '{"demo": {"mfu": "x"}}'])
+def test_a_summary_of_something_else_is_refused_before_the_work(tmp_path: Path, content: str) -> None:
+    summary, readme = tmp_path / "summary.json", tmp_path / "README.md"
+    summary.write_text(content)
+    assert "is no summary of `bitgolf bench`" in refused("bench", PRESET, "--summary", summary)
+    readme.write_text("# My project")
+    assert "would replace" in refused("bench", PRESET, "--summary", tmp_path / "new.json")
+    assert readme.read_text() == "# My project"
+    assert "is a directory" in refused("bench", PRESET, "--profile", tmp_path)
+
+
 def test_too_few_steps_are_refused() -> None:
     assert "at least 5" in refused("bench", str(PRESET), "--steps", "1")

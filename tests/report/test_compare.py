@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -510,6 +512,17 @@ def test_a_refusal_leaves_the_earlier_page(pair: list[Path], tmp_path: Path) -> 
     assert "adds up to" in refused("compare", *pair, "--html", page)
     assert "is not a run directory" in refused("compare", pair[0], tmp_path, "--html", page)
     assert page.read_text() == "earlier" and not list(tmp_path.glob(".page*"))
+
+
+def test_the_page_goes_to_pipes_and_through_links(pair: list[Path], tmp_path: Path) -> None:
+    words = ("compare", *pair, "--resamples", "100", "--html")
+    (tmp_path / "link").symlink_to("page")
+    done(*words, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "page").read_text().startswith("<!DOCTYPE html>")
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    done(*words, tmp_path / "pipe")
+    assert reader.communicate()[0].startswith(b"<!DOCTYPE html>") and (tmp_path / "pipe").is_fifo()
 
 
 def test_the_page_shows_the_comparison_and_loads_nothing(pair: list[Path], tmp_path: Path) -> None:

@@ -6,22 +6,15 @@ the text that the candidate codes better. The second chart shows the difference 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from bitgolf.report.charts import INK, LINE, MARK, as_svg, canvas, style_axes, thin
 from bitgolf.report.comparison.compare_rows import contrast_rows, difference_rows, run_rows, set_rows, signed
 from bitgolf.report.comparison.contrasts import Comparison, DocumentContrast
 from bitgolf.report.page import markup, render_page
-from bitgolf.run import atomic
 from bitgolf.version import __version__
 
 _TRIMMED_FROM = 200  # documents from which the axis leaves out 0.5 % at each end
-
-
-def write_page(comparison: Comparison, path: Path) -> None:
-    atomic.write_text(path, render(comparison))
 
 
 def render(comparison: Comparison) -> str:
