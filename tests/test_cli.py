@@ -458,6 +458,54 @@ def test_the_options_of_an_audit_reach_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(given) == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        ("prepare stdlib --out {new}", ["data.prepare.prepare"]),
+        (
+            "run demo --out {new} --anyway",
+            ["data.prepare.prepare", "train.attended.train_attended", "quantize.pack.pack", "evaluate.score.score",
+             "audit.run.audit_run", "report.report.report"],
+        ),
+        ("train {run} --anyway", ["train.attended.train_attended"]),
+        ("pack {run}", ["quantize.pack.pack"]),
+        ("pack {run} --pack.prune 0.1", ["quantize.repack.repack"]),
+        ("score {run} --json", ["evaluate.score.score"]),
+        ("audit {run}", ["audit.run.audit_run"]),
+        ("audit {submission}", ["referee.run.audit_submission"]),
+        ("report {run}", ["report.report.report"]),
+        ("report {run} --out {new}", ["report.site.site.write_site"]),
+        ("compare {run} {submission}", ["report.comparison.compare.compare"]),
+        ("submit {run} --out {new}", ["submit.submit.submit"]),
+        ("plan demo", ["plan.predict.predict"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_every_command_shows_the_progress_of_its_stages(
+    tmp_path: Path, words: str, stages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages are replaced by functions that note what they get; the last one ends the command."""
+    places = {name: tmp_path / name for name in ("new", "run", "submission")}
+    RunDirectory.create(places["run"], load_config("demo"))
+    places["submission"].mkdir()
+    (places["submission"] / "submission.json").write_text("{}")
+    noted: list[str] = []
+
+    def note(stage: str) -> Callable[..., None]:
+        def noted_only(*values: object, **named: object) -> None:
+            assert [value for value in (*values, *named.values()) if isinstance(value, ConsoleProgress)], stage
+            noted.append(stage)
+            if stage == stages[-1]:
+                raise RunError("that was all")
+
+        return noted_only
+
+    for stage in stages:
+        monkeypatch.setattr(f"bitgolf.{stage}", note(stage))
+    assert refused(*(word.format(**places) for word in words.split())) == "that was all"
+    assert noted == stages
+
+
 def test_a_sample_repeats_with_its_seed_and_begins_with_the_prompt(tiny_run: Path) -> None:
     words = ("sample", tiny_run / "model.bitgolf", "--prompt", "The [quiet] ", "--max-tokens", "12", "--seed", "4")
     text = done(*words, "--device", "cpu").stdout

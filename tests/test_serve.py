@@ -13,7 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import pytest
 from browser import BROWSER, NO_BROWSER
 from tiny_run import documents, done, refused
 
+from bitgolf.errors import ConfigError
 from bitgolf.language_model import LanguageModel, load
 
 uvicorn = pytest.importorskip("uvicorn")
 app = pytest.importorskip("bitgolf.serve.app")
+from bitgolf.serve.completions import read_request  # noqa: E402
 
 TEXT = documents()[3]
 
@@ -199,6 +201,29 @@ def test_what_cannot_be_answered_is_a_clear_refusal(address: str, request_: Any,
     assert choice(address, prompt="The", max_tokens=1)["finish_reason"] in ("length", "stop")
 
 
+@pytest.mark.parametrize(
+    ("key", "last", "beyond"),
+    [
+        ("max_tokens", 4_096, 4_097),
+        ("max_tokens", 0, -1),
+        ("temperature", 0.0, math.inf),
+        ("top_p", 1.0, 1.01),
+        ("top_k", 0, -1),
+        ("seed", 2**63 - 1, 2**63),
+        ("seed", 0, -1),
+        ("logprobs", 20, 21),
+        ("logprobs", 0, -1),
+        ("stop", ["b"] * 64, ["b"] * 65),
+        ("prompt", ["a"] * 128, ["a"] * 129),
+        ("best_of", 1, 2),
+    ],
+)
+def test_values_of_a_request_have_bounds(key: str, last: Any, beyond: Any) -> None:
+    assert getattr(read_request({"prompt": "a"} | {key: last}), key) == last
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        read_request({"prompt": "a"} | {key: beyond})
+
+
 def test_a_client_that_goes_away_in_mid_request_is_no_failure(address: str, caplog: pytest.LogCaptureFixture) -> None:
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
@@ -229,13 +254,25 @@ def test_two_hundred_requests_of_twenty_clients(address: str) -> None:
     assert texts == texts[:10] * 20
 
 
-def test_a_full_line_refuses_and_recovers(model: LanguageModel) -> None:
+def test_a_full_line_refuses_and_recovers(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five requests two wait, as many as the line holds; the model answers no earlier than three are refused."""
+    refused_three, complete = threading.Event(), app.complete
+
+    def held(*request: Any) -> Any:
+        assert refused_three.wait(20)
+        return complete(*request)
+
+    monkeypatch.setattr(app, "complete", held)
     application = app.make_app(model, "tiny", ["127.0.0.1"], max_waiting=2)
-    with serving(application) as address, ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda _: ask(address, {"prompt": "The", "max_tokens": 40}), range(12)))
+    with serving(application) as address, ThreadPoolExecutor(5) as clients:
+        asked = [clients.submit(ask, address, {"prompt": "The", "max_tokens": 1}) for _ in range(5)]
+        early = [answer.result() for _, answer in zip(range(3), as_completed(asked), strict=False)]
+        refused_three.set()
+        answers = [answer.result() for answer in asked]
         assert choice(address, prompt="The", max_tokens=1)
-    assert {status for status, _ in answers} == {200, 503}
-    assert all("try again later" in answer["error"]["message"] for status, answer in answers if status == 503)
+    assert [status for status, _ in early] == [503] * 3
+    assert sorted(status for status, _ in answers) == [200, 200, 503, 503, 503]
+    assert all("2 requests are waiting; try again later" in answer["error"]["message"] for _, answer in early)
 
 
 def test_the_command_answers_where_it_says_and_under_the_names_that_it_is_given(

@@ -172,6 +172,8 @@ def test_a_training_that_fails_is_a_trial_without_a_loss(tmp_path: Path, monkeyp
         (("[settings]", "settings = 3\n[more]"), "settings is a number, it must be an object"),
         (("[settings]", "[settings"), "study.toml: it is not TOML"),
         (("trials = 8", "trials = true"), "at least 1"),
+        (("train.log_every", "train.log_evry"), r"study\.toml: unknown key 'train\.log_evry'"),
+        (("[search]\n", "[other]\n"), "study.toml: unknown key 'other'"),
         (('choose = "held_out"', 'choose = "fixed"'), 'set train.average.choose = "held_out"'),
         (("trials = 8", "trials = 0"), "at least 1"),
         (("question", "quest"), "unknown key 'quest'"),

@@ -32,6 +32,8 @@ from bitgolf.bundle.single_file import (
     pack_texts,
     settings_json,
     shifted_literal,
+    without_field_types,
+    without_texts,
 )
 from bitgolf.config import Config, load_config, preset_names, resolve
 
@@ -289,6 +291,59 @@ def test_code_bytes_are_those_of_train_gpt(tiny_run: Path) -> None:
     config = load_config(str(tiny_run / "config.toml"))
     assert code_bytes(config) == len(make_bundle(config).data)
     assert read_json(tiny_run / "pack.json")["code_bytes"] == code_bytes(config)
+
+
+def test_the_file_has_no_descriptions_limits_and_checks_of_settings_and_few_messages() -> None:
+    source = """
+    class Section(Base):
+        rows: int = Field(3, ge=1, le=5, gt=0, lt=9, description='rows', alias='lines')
+        mode: str = other(3, ge=1)
+        @model_validator(mode='after')
+        def _fit(self):
+            raise ValueError('no')
+        @model_validator(mode='before')
+        def _read(cls, values):
+            raise KeyError('kept')
+    class Empty(Base):
+        @model_validator(mode='after')
+        def _fit(self):
+            return self
+    def run():
+        raise RunError(f'the message {run}') from error
+    def shown():
+        raise SystemExit('message')
+    """
+    kept = """
+    class Section(Base):
+        rows: int = Field(3, alias='lines')
+        mode: str = other(3, ge=1)
+        @model_validator(mode='before')
+        def _read(cls, values):
+            raise KeyError('kept')
+    class Empty(Base):
+        pass
+    def run():
+        raise RunError from error
+    def shown():
+        raise SystemExit('message')
+    """
+    module, expected = (ast.parse(textwrap.dedent(text)) for text in (source, kept))
+    assert ast.unparse(without_texts(module)) == ast.unparse(expected)
+    assert "RunError(f'the message {run}')" in ast.unparse(without_texts(module, messages=True))
+    typed = """
+    @dataclass(frozen=True)
+    class A:
+        a: int = 1
+        b: ClassVar[int] = 2
+
+    class B(NamedTuple):
+        c: str
+
+    class C:
+        d: int
+    """
+    plain = ast.unparse(without_field_types(ast.parse(textwrap.dedent(typed))))
+    assert plain == textwrap.dedent(typed).strip().replace("a: int", "a: 0").replace("c: str", "c: 0")
 
 
 def test_minified_modules_keep_what_others_read() -> None:

@@ -479,6 +479,22 @@ def test_the_table_shows_what_json_says(pair: list[Path], monkeypatch: pytest.Mo
     assert value == json.loads(json.dumps(value, allow_nan=False))
 
 
+def test_tables_without_content_are_left_out(
+    family: Family, letters: Path, pair: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    value, text = (done("compare", *pair, "--resamples", "100", *more).stdout for more in (["--json"], []))
+    titles = ["runs", "over seeds", "configuration, where it differs"]
+    assert [title for title in titles if title in map(str.strip, text.splitlines())] == titles
+    after = text[text.index("over seeds") :]
+    for group in json.loads(value)["sets"]:
+        assert f"{group['sample']['mean']:.5f}" in after and f"{group['sample']['std']:.5f}" in after
+    twins = [family.run(f"twin-{name}", letters, seed=1) for name in "ab"]
+    text = done("compare", *twins, "--resamples", "100").stdout
+    assert [title for title in titles if title in map(str.strip, text.splitlines())] == ["runs"]
+    assert "\nnote: twin (2 runs): twin-a and twin-b both have seed 1" in text
+
+
 def test_a_baseline_on_the_command_line(pair: list[Path]) -> None:
     *old, new, newer = pair
     named = done("compare", new, newer, "--baseline", *old, "--json", "--resamples", "100").json

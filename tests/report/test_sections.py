@@ -218,6 +218,56 @@ def test_a_damaged_line_within_the_log_is_an_error(finished: SyntheticRun, text:
         read(finished)
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "first", "beyond"),
+    [
+        ("pack.json", ("total_bytes",), 1, 0),
+        ("pack.json", ("header_bytes",), 0, -1),
+        ("pack.json", ("code_bytes",), 10**15, 10**15 + 1),
+        ("pack.json", ("bits_per_weight",), -1e15, -1.1e15),
+        ("pack.json", ("bits_per_weight",), 1e15, 1.1e15),
+        ("pack.json", ("tensors", "embedding", "shape"), [1], [0]),
+        ("pack.json", ("tensors", "embedding", "shape"), [2**31, 3], [2**31 + 1, 3]),
+        ("pack.json", ("tensors", "embedding", "hessian_error"), None, "x"),
+        ("pack.json", ("stream_bytes", "tokenizer"), 0, -1),
+        ("score.json", ("headline_bpb",), 1e-12, 0),
+        ("score.json", ("headline_bpb",), 1e6, 1.1e6),
+        ("score.json", ("compressors", "xz-9"), 1e-12, 0),
+        ("score.json", ("float", "chunked", "tokens"), 0, -1),
+        ("score.json", ("methods", "sliding", "bpb"), 1e-12, 0),
+        ("score.json", ("world_size",), 0, -1),
+        ("audit.json", ("counts", "PASS"), 0, -1),
+    ],
+    ids=str,
+)
+def test_values_of_records_have_bounds(
+    finished: SyntheticRun, name: str, place: tuple[str, ...], first: object, beyond: object
+) -> None:
+    record = json.loads((finished.run / name).read_text())
+    inner = record
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = first
+    finished.write(name, record)
+    read(finished)
+    inner[place[-1]] = beyond
+    finished.write(name, record)
+    with pytest.raises(RunError, match=rf"{name} is damaged: .*{place[-1]}"):
+        read(finished)
+
+
+@pytest.mark.parametrize("event", ["step", "end"])
+def test_trainings_of_no_step_or_token_are_damaged(finished: SyntheticRun, event: str) -> None:
+    log = finished.run / "train.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    key = "tokens" if event == "step" else "step"
+    for value in (1, 0):
+        changed = [line | {key: value} if line["event"] == event else line for line in lines]
+        log.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        with pytest.raises(RunError, match="from 1 to") if value == 0 else contextlib.nullcontext():
+            read(finished)
+
+
 def test_groups_and_allocated_tensors_are_described(finished: SyntheticRun) -> None:
     packed = json.loads((finished.run / "pack.json").read_text())
     allocation = {"predicted_nats": 0.1, "passes": [], "tensors": {"unknown": {"predicted_nats": 0.1}}}

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -25,7 +26,9 @@ from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import sealed
 from bitgolf.submit.lineage import COMPONENTS, lineage
 from bitgolf.submit.requirements import required_modules
+from bitgolf.submit.seed_runs import read_seed_runs
 from bitgolf.submit.submission import Labels, describe
+from bitgolf.submit.submission_json import compliance, submission_json
 from bitgolf.submit.submit import contents, submit, write_folder
 
 LABELS = Labels("A. Author", "author", date=datetime(2026, 3, 17, 12, tzinfo=UTC))
@@ -124,6 +127,69 @@ def test_bytes_are_those_of_the_files(described: dict[str, Any], folder: Path, s
         code + model for model in models
     ]
     assert read_json(seeds[0] / "pack.json")["code_bytes"] == code  # what the run was charged is what ships
+
+
+def test_figures_of_the_json_are_rounded_and_held_against_the_limits(seeds: list[Path]) -> None:
+    runs = read_seed_runs(seeds, 3)
+    code = describe(runs, [], LABELS).code_bytes
+    changes = (
+        {"model_bytes": 100, "end": {"step": 40, "steps_seconds": 1.0 / 3}, "audit": runs[0].audit},
+        {"model_bytes": 101, "end": {"step": 41, "steps_seconds": 0.5}},
+        {"model_bytes": 101, "end": {"step": 41, "steps_seconds": 0.5}},
+    )
+    runs = [replace(run, **change) for run, change in zip(runs, changes, strict=True)]
+    values = json.loads(submission_json(describe(runs, [], LABELS)))
+    assert values["artifact_bytes_mean"] == code + 100.7
+    assert (values["train_steps_mean"], values["step_avg_ms_mean"]) == (40.7, 10.908)
+    assert (values["artifact_bytes_max"], values["bytes_model_max"]) == (code + 101, 101)
+    assert values["seed_results"]["7"]["step_avg_ms"] == 8.333
+    budget = runs[0].config.budget
+    limits = {"train_seconds": budget.train_seconds, "eval_seconds": budget.eval_seconds}
+    at_limit = replace(runs[1], model_bytes=budget.artifact_bytes - code, seconds=limits)
+    over = {
+        f"artifact_at_most_{budget.artifact_bytes}_bytes": replace(at_limit, model_bytes=at_limit.model_bytes + 1),
+        f"training_at_most_{budget.train_seconds:g}_seconds": replace(
+            at_limit, seconds=limits | {"train_seconds": 1e9}
+        ),
+        f"evaluation_at_most_{budget.eval_seconds:g}_seconds": replace(
+            at_limit, seconds=limits | {"eval_seconds": 1e9}
+        ),
+        "code_size_unchanged_since_packing": replace(at_limit, pack=at_limit.pack | {"code_bytes": code - 1}),
+        "audit_passed": replace(at_limit, audit={"passed": False, "complete": True}),
+        "audit_complete": replace(at_limit, audit={"passed": True}),
+    }
+    for name, run in {"": at_limit, **over}.items():
+        holds = compliance(describe([runs[0], run], [], LABELS))
+        assert [key for key in holds if not holds[key]] == ([name] if name else [])
+        assert len(holds) == 8
+    alone = compliance(describe([runs[0], replace(at_limit, audit=None)], [], LABELS))
+    assert {key for key in alone if not alone[key]} == {"audited", "audit_passed", "audit_complete"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine", "track"),
+    [
+        ({}, (8, "NVIDIA H100 80GB"), "10min_16mb"),
+        ({"budget.train_seconds": 601.0}, (8, "NVIDIA H100 80GB"), "non_record_16mb"),
+        ({"budget.eval_seconds": 601.0}, (8, "NVIDIA H100 80GB"), "non_record_16mb"),
+        ({"budget.artifact_bytes": 16_000_001}, (8, "NVIDIA H100 80GB"), "non_record_16mb"),
+        ({}, (4, "NVIDIA H100 80GB"), "non_record_16mb"),
+        ({}, (8, "NVIDIA H200"), "non_record_16mb"),
+    ],
+    ids=str,
+)
+def test_the_track_follows_from_budgets_and_hardware(
+    seeds: list[Path], changes: dict[str, Any], machine: tuple[int, str], track: str
+) -> None:
+    (run,) = read_seed_runs(seeds[:1], 1)
+    most = {"budget.train_seconds": 600.0, "budget.eval_seconds": 600.0, "budget.artifact_bytes": 16_000_000}
+    directory = RunDirectory(run.path, run.config.updated(most | changes))
+    start = run.start | {"world_size": machine[0], "device": machine[1]}
+    run = replace(run, scored=replace(run.scored, run=directory), start=start)
+    assert describe([run], [], Labels()).track == track
+    assert describe([run], [], Labels(track="10min_16mb")).track == "10min_16mb"
+    with pytest.raises(ConfigError, match="track 'x' is not one of"):
+        describe([run], [], Labels(track="x"))
 
 
 def test_every_result_can_be_computed_again_from_the_logs(

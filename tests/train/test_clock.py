@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgolf.config import TrainConfig
-from bitgolf.run.clock import Clock, Deadline
+from bitgolf.run.clock import Clock, Deadline, PartSeconds, seconds_of_second_run
 from bitgolf.run.ranks import World
 from bitgolf.train.pace import Division, EndTimes, Pace, Reserves, Timeline
 
@@ -100,6 +100,18 @@ def test_the_clock_starts_when_asked_and_adds_to_the_seconds_spent_before(monkey
     assert clock.elapsed() == 12.5
     clock.start()
     assert [clock.elapsed(), clock.elapsed()] == [12.75, 19.5]
+
+
+def test_work_is_timed_by_its_second_run_and_parts_by_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([10.0, 12.5, 20.0, 21.0, 30.0, 34.0, 40.0, 42.0])
+    monkeypatch.setattr("bitgolf.run.clock.time.perf_counter", lambda: next(readings))
+    runs: list[int] = []
+    assert seconds_of_second_run(lambda: runs.append(1), ALONE) == 2.5 and len(runs) == 2
+    parts = PartSeconds()
+    for name in "aba":
+        with parts.timed(name):
+            pass
+    assert parts == {"a": 3.0, "b": 4.0}
 
 
 def test_a_part_ends_early_enough_for_those_after_it() -> None:

@@ -195,8 +195,8 @@ def sample(name: str, runs: Sequence[ScoredRun]) -> Sample:
     for run in runs:
         if run.seed in by_seed:
             raise RunError(
-                f"{name}: {by_seed[run.seed].label} and {run.label} both have seed {run.seed}; a set of seeds "
-                "has one run per seed"
+                f"{by_seed[run.seed].label} and {run.label} both have seed {run.seed}; a set of seeds has one run per "
+                "seed"
             )
         by_seed[run.seed] = run
     return Sample.from_seeds(name, {seed: run.bpb for seed, run in by_seed.items()})
