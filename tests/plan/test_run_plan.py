@@ -19,7 +19,7 @@ from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.grids.grid import Grid
 from bitgolf.model.build import build_model
 from bitgolf.model.flops import flops_per_token
-from bitgolf.plan import check, memory, speed
+from bitgolf.plan import check, memory, predict, speed
 from bitgolf.plan import size as model_size
 from bitgolf.plan.check import require_fit, settled
 from bitgolf.plan.memory import memory_of, predict_memory
@@ -254,6 +254,29 @@ def test_seconds_after_the_steps_and_of_the_evaluation() -> None:
         (lora | {"ttt__lora__chunk_tokens": "8"}, 1 + 16),
     ):
         assert speed.evaluation_seconds(tiny(**changes), one, 1_000) == pytest.approx(10 * passes)
+
+
+@pytest.mark.parametrize(("seconds", "fits"), [(3.9375, False), (4.0, True)])
+def test_a_plan_fits_if_one_step_does(seconds: float, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 3 s, and what follows the steps one second."""
+    monkeypatch.setattr(predict, "measured_speed", lambda config, world: Speed(3.0, 1e-9))
+    monkeypatch.setattr(predict, "after_steps_seconds", lambda config, speed: 1.0)
+    monkeypatch.setattr(predict, "speed_problems", lambda config, world: [])
+    plan = predict.predict(tiny(budget__train_seconds=str(seconds)), CPU)
+    assert (plan["num_steps"], plan["fits"], plan["measured"]) == (int(fits), fits, True)
+    assert plan["total_bytes"] == plan["code_bytes"] + plan["model_bytes"]
+    monkeypatch.setattr(predict, "speed_problems", lambda config, world: ["slow"])
+    assert predict.predict(tiny(budget__train_seconds=str(seconds)), CPU)["problems"] == ["slow"]
+
+
+def test_an_evaluation_may_take_its_whole_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "measured_speed", lambda config, world: Speed(1.0, 1e-9))
+    monkeypatch.setattr(predict, "evaluation_seconds", lambda config, speed, tokens: tokens / 10)
+    monkeypatch.setattr(predict, "_bytes_per_token", lambda vocab_size: 2.0)
+    (tmp_path / "text").write_bytes(b"x" * 12_500)  # 8 % are validation text
+    for limit, problems in (("50", 0), ("49.5", 1)):
+        plan = predict.predict(tiny(data__source=f"file:{tmp_path}/text", budget__eval_seconds=limit), CPU)
+        assert (plan["val_bytes"], plan["evaluation_seconds"], len(plan["problems"])) == (1_000, 50.0, problems)
 
 
 def test_a_plan_says_what_does_not_fit(corpus: Path) -> None:
