@@ -116,6 +116,52 @@ def test_training_settles_what_is_auto_and_refuses_what_does_not_fit(
     assert trained == [(1024, False, "other@5"), (1024, True, ""), (1024, False, "")]
 
 
+def test_caps_are_compared_with_the_code_and_the_predicted_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for code, cap in ((79_000, 89_000), (80_000, 90_000)):
+        monkeypatch.setattr(check, "code_bytes", lambda config, code=code: code)
+        check.require_room_for_code(tiny(budget__artifact_bytes=str(cap)))
+        with pytest.raises(BudgetError, match="is too small"):
+            check.require_room_for_code(tiny(budget__artifact_bytes=str(cap - 1)))
+    monkeypatch.setattr(check, "predict_model_bytes", lambda config, code: 1_320_000)
+    for cap, num_problems in ((1_000_000, 0), (999_999, 1)):  # 1.4 times the cap, with 80,000 bytes of code
+        assert len(check.size_problems(tiny(budget__artifact_bytes=str(cap)))) == num_problems
+    assert check.size_problems(tiny(budget__artifact_bytes="90000", pack__fit__prune="true")) == []
+
+
+def test_a_cpu_must_make_ten_steps_in_half_of_the_estimated_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "estimated_step_seconds", lambda config, world: 24.0)
+    for seconds, max_steps, min_steps, world, num_problems in (
+        ("120", "0", "0", CPU, 0),
+        ("119", "0", "0", CPU, 1),
+        ("119", "0", "1", CPU, 0),  # the budget will be extended
+        ("36", "3", "0", CPU, 0),
+        ("35", "3", "0", CPU, 1),
+        ("119", "50", "0", CPU, 1),
+        ("1", "0", "0", World(0, 1, torch.device("cuda")), 0),
+    ):
+        changes = {"budget__train_seconds": seconds, "train__max_steps": max_steps, "budget__min_steps": min_steps}
+        assert len(check.speed_problems(tiny(**changes), world)) == num_problems, changes
+
+
+def test_a_step_is_estimated_by_its_operations_and_shared_by_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_flops_of_matrix_product", lambda world: 1e9)
+    operations = flops_per_token(tiny().model, 64) * 1024
+    for ranks in (1, 2):
+        expected = operations / ranks / 0.4e9
+        assert speed.estimated_step_seconds(tiny(), World(0, ranks, CPU.device)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("device", "share"), [("cpu", 0.5), ("cuda", 0.85)])
+def test_auto_takes_a_share_of_the_memory(device: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(train__micro_batch_tokens="auto")
+    there = torch.device(device)
+    predicted = predict_memory(config, there)
+    room = predicted.fixed_bytes + 256 * predicted.bytes_per_token
+    for total, tokens in ((room / share + 9, 256), (room / share - 9, 128)):
+        monkeypatch.setattr(check, "total_memory", lambda device, total=total: total)
+        assert settled(config, World(0, 1, there)).train.micro_batch_tokens == tokens
+
+
 def test_a_cap_below_the_code_is_refused_before_anything_is_made(corpus: Path, tmp_path: Path) -> None:
     message = refused("run", *settings(corpus, budget__artifact_bytes="60KB"), "--out", tmp_path / "no", "--anyway")
     assert "budget.artifact_bytes = 60,000 is too small" in message and "set budget.artifact_bytes to" in message

@@ -310,6 +310,12 @@ def test_what_a_reader_must_know_is_a_note(family: Family, letters: Path) -> Non
     score = json.loads((paths[2] / "score.json").read_text())
     score |= {"device": "NVIDIA H200", "world_size": 2}
     (paths[2] / "score.json").write_text(json.dumps(score))
+    end = f'"tokens": {220 * 4096},'
+    log = (paths[2] / "train.jsonl").read_text()
+    for tokens, noted in ((946_176, False), (946_177, True)):  # 1.1 times as many as those of seed 1
+        (paths[2] / "train.jsonl").write_text(log.replace(end, f'"tokens": {tokens},'))
+        assert any("were trained on" in note for note in compare(paths, settings=FEW).notes) == noted
+    (paths[2] / "train.jsonl").write_text(log)
     events = (paths[0] / "train.jsonl").read_text().replace(f'"tokens": {210 * 4096},', '"tokens": 430080,')
     (paths[0] / "train.jsonl").write_text(events)
     notes = "\n".join(compare(paths, settings=FEW).notes)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bitgolf.config import load_config
-from bitgolf.errors import BudgetError, RunError
+from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.model.weights import write_tensors
 from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
@@ -112,6 +112,18 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path, content: bytes) -> 
     with pytest.raises(RunError, match=r"config\.toml is damaged: ") as caught:
         RunDirectory.open(tmp_path)
     assert str(caught.value).isprintable()
+
+
+def test_a_configuration_has_at_most_a_million_bytes(tmp_path) -> None:
+    text = load_config("demo").to_toml()
+    for size, fits in ((1_000_000, True), (1_000_001, False)):
+        (tmp_path / "config.toml").write_text(text + "#" * (size - len(text.encode())))
+        for read in (RunDirectory.open, lambda path: load_config(str(path / "config.toml"))):
+            if fits:
+                read(tmp_path)
+                continue
+            with pytest.raises((RunError, ConfigError), match="more than 1,000,000 bytes"):
+                read(tmp_path)
 
 
 def test_a_run_directory_belongs_to_one_configuration(tmp_path) -> None:
