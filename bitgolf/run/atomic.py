@@ -28,7 +28,8 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
+        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)  # never through a link that somebody put there
         mode = temporary.stat().st_mode & 0o777
         yield temporary
         temporary.chmod(mode)
@@ -60,7 +61,12 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
 
 
 def _process_lives(pid: str) -> bool:
-    """Whether process `pid` of this machine may be alive; True for text that is not a number, and on Windows."""
+    """Whether another process `pid` may be alive; True for text that is not a number, and on Windows.
+
+    An earlier process of the number that this one has is dead, as it is often in containers.
+    """
+    if pid == str(os.getpid()):
+        return False
     if os.name == "nt" or not pid.isdigit():  # os.kill(pid, 0) would end the process on Windows
         return True
     try:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from bitgolf.errors import ForeignError, RunError
 from bitgolf.foreign import as_object, printable, read_json
+from bitgolf.run.atomic import write_text
 
 LOCK = ".lock"
 OWNER = ".lock-owner.json"
@@ -39,8 +40,10 @@ def locked_directory(directory: Path, stage: str, prefix: str = "") -> Iterator[
     Raises:
         RunError: another process has the lock. The message names its process, host, stage and start time.
     """
-    lock = FileLock(directory / f"{prefix}{LOCK}", timeout=0, is_singleton=True)
-    owner = directory / f"{prefix}{OWNER}"
+    path, owner = directory / f"{prefix}{LOCK}", directory / f"{prefix}{OWNER}"
+    if path.is_symlink():  # the directory may be somebody else's, and opening the lock would empty what it leads to
+        raise RunError(f"{path} is a link to another file, not a lock; remove it")
+    lock = FileLock(path, timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout as error:
@@ -49,13 +52,13 @@ def locked_directory(directory: Path, stage: str, prefix: str = "") -> Iterator[
         if lock.lock_counter == 1:
             record = {"pid": os.getpid(), "host": platform.node(), "stage": stage, "since": time.strftime("%F %T %z")}
             with suppress(OSError):  # a full disk: the lock holds without a name
-                owner.write_text(json.dumps(record))
+                write_text(owner, json.dumps(record))
         yield
     finally:
         if lock.lock_counter == 1:
-            for path in (owner, Path(lock.lock_file)):
+            for file in (owner, path):
                 with suppress(OSError):  # Windows does not remove open files
-                    path.unlink()
+                    file.unlink()
         lock.release()
 
 

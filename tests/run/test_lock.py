@@ -53,6 +53,20 @@ def test_the_refusal_names_process_host_stage_and_time(tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.iterdir()} == LOCK_FILES
 
 
+def test_a_lock_writes_through_no_link(tmp_path: Path) -> None:
+    """A run directory of somebody else may hold links in place of the files of the lock."""
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine")
+    run.mkdir()
+    (run / ".lock-owner.json").symlink_to(victim)
+    with locked_directory(run, "audit"):
+        pass
+    (run / ".lock").symlink_to(victim)
+    with pytest.raises(RunError, match="is a link to another file"), locked_directory(run, "audit"):
+        pass
+    assert victim.read_text() == "mine"
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     with other_process(tmp_path) as process:
         process.kill()

@@ -31,6 +31,23 @@ def test_an_interrupted_write_leaves_the_earlier_file_and_no_litter(tmp_path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["product.json"]
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_replaced(tmp_path) -> None:
+    """In a container every process may have the same number."""
+    litter = tmp_path / f".data.{os.getpid()}.partial"
+    litter.mkdir()
+    (litter / "half").touch()
+    with atomic.atomic_directory(tmp_path / "data") as folder:
+        (folder / "whole").touch()
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["data", "data/whole"]
+
+
+def test_nothing_is_written_through_links_that_wait_under_the_temporary_name(tmp_path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / f".x.json.{os.getpid()}.tmp").symlink_to("victim")
+    atomic.write_json(tmp_path / "x.json", 1)
+    assert (tmp_path / "victim").read_text() == "mine" and (tmp_path / "x.json").read_text() == "1\n"
+
+
 def test_json_refuses_nan_and_keeps_the_file(tmp_path) -> None:
     target = tmp_path / "x.json"
     atomic.write_json(target, [1])
