@@ -50,6 +50,7 @@ COMMANDS = (
     DECOMPRESS, EXPORT, PRESETS, SETTINGS, DOCTOR, BENCH, COMPLETION,
 )  # fmt: skip
 
+_LEAST_COLUMNS = 40  # narrower tables hold nothing
 _WELCOME = """bitgolf trains the best language model that fits in N bytes in T seconds, and measures how good it is.
 
 Begin with:
@@ -65,17 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: done. 1: an audit failed, or a plan does not fit. 2: an error that the user can correct. 3: an audit could not
-    make all checks. 130: interrupted.
+    make all checks. 130: interrupted. 141: nobody reads the output.
     """
     is_main = os.environ.get("RANK", "0") == "0"
     # PyTorch's OpenMP threads read this when they are loaded. Long spinning while they wait makes a step four times
     # slower on shared cores (0.60 s against 0.15 s, two cores and two busy neighbors). Brief spinning costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows escapes
-    out = Console(quiet=not is_main, emoji=False)
-    err = Console(stderr=True, quiet=not is_main, emoji=False)
+    out, err = _console(is_main), _console(is_main, stderr=True)
     _set_up_logging(logging.WARNING if is_main else logging.ERROR)
     if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
         end_in_order()
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BitgolfError as error:
         print_error(err, f"error: {error}")
         return 2
+    except BrokenPipeError:
+        return 141  # whoever read the output has ended; the status of programs that SIGPIPE ends
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print_error(err, f"error: {error.strerror or error}{where}; files written earlier are intact")
@@ -95,6 +98,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error(err, "interrupted; continue a run with --resume")
         return 130
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that are closed lead to the null device, so that no other file gets their number.
+
+    Reading from a standard input that is closed stays an error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_WRONLY)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _console(is_main: bool, stderr: bool = False) -> Console:
+    """Standard output or error; at least 40 characters wide, also where COLUMNS says 0."""
+    console = Console(stderr=stderr, quiet=not is_main, emoji=False)
+    if console.width < _LEAST_COLUMNS:
+        console.width = _LEAST_COLUMNS
+    return console
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import importlib.util
 import json
@@ -308,6 +309,40 @@ def test_lines_of_the_command_line_hold_no_control_characters(
         assert "[/x] [bold]b[/]" in line and "\x07" not in line and "\u202e" not in line
     record = logging.LogRecord("bitgolf", logging.WARNING, "file", 1, HOSTILE, None, None)
     assert SafeFormatter().format(record) == SAFE
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("settings seed --json >&-", 0, ""),
+        ("prepare - --out data <&-", 2, "error: Bad file descriptor"),
+        ("presets show none 2>&-", 2, ""),
+        ("presets show none 2>/dev/full", 2, ""),
+        ("settings --markdown | true", 0, ""),
+    ],
+)
+def test_closed_and_full_standard_streams(line: str, status: int, words: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m bitgolf {line}"
+    result = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == status and words in result.stderr and result.stderr.count("\n") == bool(words)
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_nobody_reads_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("bitgolf.commands.presets.print_json", fail)
+    result = cli("presets", "--json")
+    assert (result.status, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_terminal_without_width_shows_the_table(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "demo" in done("presets").stdout
 
 
 def test_the_name_of_a_run_is_not_markup(run_copy: Path) -> None:

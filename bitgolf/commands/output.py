@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +25,8 @@ def print_line(console: Console, text: str, style: str = "") -> None:
 
 def print_error(console: Console, text: str) -> None:
     """Print an error as one line, because it may quote a path with a line feed."""
-    print_line(console, text.replace("\n", "\\n"), "bold red")
+    with suppress(OSError):  # standard error is full or closed: the exit status is left
+        print_line(console, text.replace("\n", "\\n"), "bold red")
 
 
 def print_json(console: Console, value: Any) -> None:
