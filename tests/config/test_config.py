@@ -478,6 +478,26 @@ def test_settings_of_training_without_effect_are_named(changes: dict[str, object
     assert [sentence.split(" ")[0].rstrip(":") for sentence in sentences] == named
 
 
+def test_every_setting_of_a_method_that_is_off_is_named() -> None:
+    grid = {"matrix_bits": 7, "attention_bits": 5, "mlp_bits": 5, "embed_bits": 7, "clip_sigmas": 9.0,
+            "embed_clip_sigmas": 9.0}  # fmt: skip
+    rate = Config().updated(RATE | {f"pack.grid.{key}": value for key, value in grid.items()}).pack
+    assert [line.split(" ")[0] for line in idle_packing(rate)] == [f"pack.grid.{key}" for key in grid]
+    other = {"trellis": 0, "column_steps": False, "hessian": "fisher"}
+    plain = Config().updated({f"pack.rate.{key}": value for key, value in other.items()}).pack
+    assert {line.split(" ")[0] for line in idle_packing(plain)} == {f"pack.rate.{key}" for key in other}
+    assert set(other) == set(type(plain.rate).model_fields)
+    replay = {"batches": 7, "lr_scale_below": 0.5, "lr": 0.5}
+    config = Config().updated({f"train.replay.{key}": value for key, value in replay.items()})
+    named = [line.split(" ")[0] for line in idle_training(config.train, config.pack)]
+    assert named == [f"train.replay.{key}" for key in replay]
+    kept = {"train.held_out_tokens": 65_536, "train.measure.fisher_tokens": 64, "pack.method": "rate"}
+    used = {"train.average.choose": "held_out", "train.average.ema_decay": 0.9}
+    for changes in ({"train.watch.seconds": 1.0}, used):
+        config = Config().updated(kept | changes)
+        assert idle_training(config.train, config.pack) == []
+
+
 def test_a_number_has_at_most_64_characters() -> None:
     assert load_config("demo", {"train.matrix_lr": "0." + 62 * "1"}).train.matrix_lr == pytest.approx(1 / 9)
     with pytest.raises(ConfigError, match="the number has too many digits"):

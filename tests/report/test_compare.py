@@ -26,7 +26,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
 from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
 from bitgolf.report.comparison.compare import _require_same_bytes, compare
-from bitgolf.report.comparison.compare_page import render
+from bitgolf.report.comparison.compare_page import _limits, _num_outside, render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.contrasts import Contrast, DocumentContrast, Settings
 from bitgolf.report.comparison.document_losses import document_losses, document_starts, require_same_text
@@ -360,6 +360,20 @@ def test_documents_of_other_bytes_are_not_compared(family: Family, letters: Path
         _require_same_bytes("a", same, "b", same[:2])
     with pytest.raises(RunError, match="document 1 counts 4 bytes for a and 6 for b"):
         _require_same_bytes("a", same, "b", np.array([3, 6, 7]))
+
+
+@pytest.mark.parametrize(("count", "trimmed"), [(199, False), (200, True)])
+def test_the_axis_of_many_documents_leaves_out_the_ends(count: int, trimmed: bool) -> None:
+    """Of 200 documents the axis shows 99 %; it contains 0 and has a margin of a twentieth at each end."""
+    values = np.linspace(1.0, 3.0, count)
+    values[-1] = 1_000.0
+    low, high = _limits(values)
+    top = float(np.quantile(values, 0.995)) if trimmed else 1_000.0
+    assert (low, high) == pytest.approx((-0.05 * top, 1.05 * top))
+    assert _limits(-values) == pytest.approx((-1.05 * top, 0.05 * top))
+    documents = DocumentContrast(Interval(0.0, 0.0, 0.0, 0.0, 0, 0, 0), values, np.ones(count, dtype=int))
+    assert _num_outside(documents) == int((values > 1.05 * top).sum()) == int(trimmed)
+    assert _limits(np.zeros(3)) == (-0.001, 0.001)
 
 
 def test_names_of_sets_are_never_the_same(family: Family, letters: Path) -> None:
