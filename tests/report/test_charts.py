@@ -8,10 +8,12 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
+from html_page import drawn_points
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bitgolf.report.charts import MAX_POINTS, LineChart, draw, short_number, thin
+from bitgolf.report.site.overlays import Curve, Overlay, draw_overlay
 
 
 def chart(**changes: object) -> LineChart:
@@ -47,6 +49,16 @@ def test_a_logarithmic_axis_has_no_points_at_or_below_zero() -> None:
     shown = draw(chart(x=[1.0, 10.0, 20.0], log_x=True))
     assert draw(chart(x=[-1.0, 0.0, 1.0, 10.0, 20.0], y=[9.0, 8.0, 6.0, 3.0, 2.0], log_x=True)) == shown
     assert draw(chart(x=[0.0, 10.0, 20.0])) != draw(chart(x=[10.0, 20.0], y=[3.0, 2.0]))
+
+
+@pytest.mark.parametrize(("x", "log_x"), [([1.0, 2.0, 5.0], False), ([1.0, math.sqrt(2), 4.0], True)])
+def test_points_are_drawn_at_their_places(x: list[float], log_x: bool) -> None:
+    """A quarter of the way right, half of the way down; in the same way on the page of several runs."""
+    y = [9.0, 5.0, 1.0]
+    svgs = (draw(chart(x=x, y=y, log_x=log_x)), draw_overlay(Overlay("key", "", "", "steps", [Curve(0, x, y)], log_x)))
+    for svg in svgs:
+        (line,) = drawn_points(svg)
+        assert [place for point in line for place in point] == pytest.approx([0, 0, 0.25, -0.5, 1, -1], abs=1e-4)
 
 
 def test_losses_on_held_out_text_are_dots() -> None:

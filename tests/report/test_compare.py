@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import BROWSER, NO_BROWSER, look_at
-from html_page import Page, assert_loads_nothing
+from html_page import Page, assert_loads_nothing, drawn_points
 from hypothesis import given
 from hypothesis import strategies as st
 from run_family import Family, documents_by_hand, texts
@@ -26,7 +26,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
 from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
 from bitgolf.report.comparison.compare import _require_same_bytes, compare
-from bitgolf.report.comparison.compare_page import _limits, _num_outside, render
+from bitgolf.report.comparison.compare_page import _draw_by_size, _draw_sorted, _limits, _num_outside, render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
 from bitgolf.report.comparison.contrasts import Contrast, DocumentContrast, Settings
 from bitgolf.report.comparison.document_losses import document_losses, document_starts, require_same_text
@@ -374,6 +374,28 @@ def test_the_axis_of_many_documents_leaves_out_the_ends(count: int, trimmed: boo
     documents = DocumentContrast(Interval(0.0, 0.0, 0.0, 0.0, 0, 0, 0), values, np.ones(count, dtype=int))
     assert _num_outside(documents) == int((values > 1.05 * top).sum()) == int(trimmed)
     assert _limits(np.zeros(3)) == (-0.001, 0.001)
+
+
+def test_documents_are_drawn_by_their_difference_and_by_their_size() -> None:
+    """Bits per byte 0.5, -2, 0.5 and 1 of 2, 1, 1 and 4 bytes of 8."""
+    interval = Interval(0.0, 0.0, 0.0, 0.0, 0, 0, 0)
+    documents = DocumentContrast(interval, np.array([1.0, -2.0, 0.5, 4.0]), np.array([2, 1, 1, 4]))
+    (steps,) = drawn_points(_draw_sorted(documents, "key"))
+    corners = list(dict.fromkeys((round(x, 3), round(y, 3)) for x, y in steps))
+    middle = round(2.5 / 3, 3)
+    assert corners == [(0, 0), (0.125, 0), (0.125, middle), (0.375, middle), (0.5, middle), (0.5, 1), (1, 1)]
+    svg = _draw_by_size(documents, "key")
+    dots = [
+        (float(x), float(y), int(color))
+        for x, y, color in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: var\(--series-(\d)', svg)
+    ]
+    (best,) = (dot for dot in dots if dot[2] == 1)
+    left, top, right = best[0], min(y for _, y, _ in dots), max(x for x, _, _ in dots)
+    places = sorted(((x - left) / (right - left), (best[1] - y) / (best[1] - top)) for x, y, _ in dots)
+    expected = [(0, 0), (0, 2.5 / 3), (0.5, 2.5 / 3), (1, 1)]  # sizes by octaves
+    assert [value for place in places for value in place] == pytest.approx(
+        [v for place in expected for v in place], abs=1e-4
+    )
 
 
 def test_names_of_sets_are_never_the_same(family: Family, letters: Path) -> None:

@@ -58,3 +58,14 @@ def assert_loads_nothing(html: str, links: tuple[str, ...] = ()) -> None:
     assert "default-src 'none'" in policy
     (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+
+
+def drawn_points(svg: str) -> list[list[tuple[float, float]]]:
+    """The points of each path of straight lines, right and up from its first point, in lengths of its last one."""
+    lines = []
+    for path in re.findall(r' d="(M [^C"z]*)"', svg):
+        points = [tuple(map(float, point.split())) for point in re.findall(r"[ML] ([\d.]+ [\d.]+)", path)]
+        (x, y), (right, top) = points[0], points[-1]
+        if right != x and top != y:
+            lines.append([((a - x) / abs(right - x), (y - b) / abs(top - y)) for a, b in points])
+    return lines
