@@ -174,6 +174,10 @@ def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:
     assert "exists already" in refused("export", tiny_run, "--to", "transformers", tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert "ends in .onnx" in refused("export", tiny_run, "--to", "onnx", tmp_path / "folder")
+    for name in ("pipe.onnx", "other.model"):  # the file, or the tokenizer beside it
+        os.mkfifo(tmp_path / name)
+        message = refused("export", tiny_run, "--to", "onnx", (tmp_path / name).with_suffix(".onnx"))
+        assert f"{tmp_path / name} is a device or a pipe" in message
     os.mkfifo(tmp_path / "a.onnx")
     (tmp_path / "b.model").mkdir()
     assert "is a device or a pipe" in refused("export", tiny_run, "--to", "onnx", tmp_path / "a.onnx")
