@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -182,6 +183,47 @@ def test_a_folder_that_exists_is_kept(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "b.model").mkdir()
     assert "is a device or a pipe" in refused("export", tiny_run, "--to", "onnx", tmp_path / "a.onnx")
     assert "b.model is a directory" in refused("export", tiny_run, "--to", "onnx", tmp_path / "b.onnx")
+
+
+def test_an_export_that_fails_leaves_nothing(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitgolf.export import transformers
+
+    def half_written(packed: Any, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformers, "_write", half_written)
+    with pytest.raises(KeyboardInterrupt):
+        transformers.export_transformers(model, tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_file_that_differs_from_the_model_is_not_written(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    from bitgolf.export import onnx as exporter
+
+    monkeypatch.setattr("torch.onnx.export", lambda network, example, file, **options: Path(file).touch())
+    monkeypatch.setattr(
+        onnx, "load", lambda file: SimpleNamespace(metadata_props=SimpleNamespace(add=lambda **_: None))
+    )
+    monkeypatch.setattr(onnx, "save", lambda model, file: Path(file).write_bytes(b"network"))
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda file, providers: None)
+    for difference, written in ((0.001, True), (0.0011, False), (math.nan, False)):
+        monkeypatch.setattr(exporter, "_difference", lambda packed, session, value=difference: value)
+        path = tmp_path / f"{difference}.onnx"
+        if written:
+            done("export", tiny_run, "--to", "onnx", path)
+        else:
+            assert "was not written" in refused("export", tiny_run, "--to", "onnx", path)
+        assert path.exists() == path.with_suffix(".model").exists() == written
+    assert (tmp_path / "0.001.onnx").read_bytes() == b"network"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_onnx_file_computes_what_the_model_computes(

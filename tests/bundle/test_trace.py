@@ -20,6 +20,18 @@ def program(modules: dict[str, str], entry: str) -> dict[str, str]:
     return {name: ast.unparse(tree) for name, tree in remaining.items() if tree.body}
 
 
+def test_a_module_may_be_named_as_a_part_of_its_package() -> None:
+    modules = {
+        "p.a": "from p import b\ndef main(): return b.helper()",
+        "p.b": "def helper(): return 1\ndef unused(): return 2",
+        "p.c": "X = 1",
+    }
+    remaining = program(modules, "p.a:main")
+    assert remaining.keys() == {"p.a", "p.b"} and "helper" in remaining["p.b"]
+    with pytest.raises(KeyError, match="p has no d"):
+        program(modules | {"p.a": "from p import d\ndef main(): return d"}, "p.a:main")
+
+
 def test_only_what_is_named_remains() -> None:
     a = """
     import json
