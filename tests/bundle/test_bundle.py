@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,26 @@ def test_the_file_is_made_from_the_source_beside_it(alone: Path, tiny_run: Path)
     again = make_bundle(config, root=alone / "source")
     assert again.data == (alone / "train_gpt.py").read_bytes()
     assert f"SETTINGS = {settings_json(config)!r}" in (alone / "source" / "train_gpt.py").read_text()
+
+
+def test_the_readable_source_has_whole_packages_and_a_table_of_its_modules(tiny_run: Path) -> None:
+    bundle = make_bundle(load_config(str(tiny_run / "config.toml")))
+    files = readable_source(bundle)
+    names = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name in files
+        if name.startswith("bitgolf/")
+    }
+    for name in names:
+        assert f"{'/'.join(name.split('.')[:-1])}/__init__.py" in files or name == "bitgolf"
+    for text in (text for name, text in files.items() if name.startswith("bitgolf/")):
+        for line in re.findall(r"^ *from (bitgolf[\w.]*) import", text, re.M):
+            assert line in names, line
+    rows = re.findall(r"^\| `(\S+)` \| (.*) \|$", files["MODULES.md"], re.M)
+    assert rows == [
+        (name, f"{len(bundle.modules[name]):,}" if name in bundle.modules else "not in it") for name in sorted(names)
+    ]
+    assert ("bitgolf.bundle.single_file", "not in it") in rows and set(bundle.modules) < names
 
 
 FULL = {"ttt.method": "full", "ttt.weights.chunk_tokens": 4096, "ttt.weights.epochs": 1}
