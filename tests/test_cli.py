@@ -31,6 +31,7 @@ from bitgolf.cli import COMMANDS, SafeFormatter, parse
 from bitgolf.commands import doctor
 from bitgolf.commands.command import Command
 from bitgolf.commands.console import ConsoleProgress
+from bitgolf.commands.help import build_parser
 from bitgolf.commands.output import make_table, plain
 from bitgolf.commands.tables import audit_table, data_table, doctor_table, score_table
 from bitgolf.config import all_settings, load_config, preset_names, resolve
@@ -169,6 +170,20 @@ def test_settings_are_searched_by_name_pattern_and_meaning() -> None:
     assert "budget.train_seconds" in text and "600" in text and "number > 0" in text
     assert "did you mean 'train.matrix_lr'" in refused("settings", "train.lr")
     assert "lists all of them" in refused("settings", "dropout")
+
+
+def test_settings_are_completed_for_the_commands_that_take_them() -> None:
+    for with_settings in (False, True):
+        _, options = build_parser(COMMANDS, with_settings=with_settings)
+        for command in COMMANDS:
+            completed = {key for key in all_settings() if f"--{key}" in options[command.name]} - {
+                "device",
+                "name",
+                "seed",
+            }
+            every = set(all_settings()) - {"device", "name", "seed"}  # which are also options of some commands
+            assert completed == (every if with_settings and command.takes_overrides else set()), command.name
+            assert {"--json", "--help"} <= options[command.name]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
