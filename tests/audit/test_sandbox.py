@@ -22,7 +22,7 @@ from sandbox_support import GRANTED, ROOT, needs_isolation
 
 from bitgolf.audit import scratch
 from bitgolf.audit.reproduction import judge_isolation
-from bitgolf.audit.sandbox import isolation, kernel, landlock, namespaces, system_calls
+from bitgolf.audit.sandbox import client, isolation, kernel, landlock, namespaces, system_calls
 from bitgolf.audit.sandbox.client import (
     SealedFailure,
     SealedProcess,
@@ -77,6 +77,7 @@ def small(**changes: float) -> Limits:
     return replace(Limits.of(1_000, num_threads=1, on_gpu=False), **changes)
 
 
+CLONE_NEW = (0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)  # linux/sched.h
 HONEST = sealed_programs.honest_losses(TOKENS, 0, 60)
 
 
@@ -126,6 +127,25 @@ def test_an_attempt_whose_error_is_swallowed_is_named_all_the_same(secret: Path)
 def test_what_python_does_not_see_the_kernel_refuses(secret: Path, program: Any) -> None:
     with start(secret, program, limits=small(processes=40)) as process:
         np.testing.assert_array_equal(scored(process), HONEST)
+
+
+@pytest.mark.parametrize("means", ["namespaces", "landlock"])
+def test_a_process_that_was_started_while_loading_cannot_open_files_later(
+    means: str, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (GRANTED[means] and GRANTED["seccomp"]):
+        pytest.skip(f"this system grants no {means}")
+    if means == "landlock":
+        refuse = (
+            "k, n = s.kernel, s.namespaces; n.enter = lambda view: (_ for _ in ()).throw(k.Unavailable('not granted'))"
+        )
+        start_without = client._START.replace(
+            "; main(", f"; import bitgolf.audit.sandbox.isolation as s; {refuse}; main("
+        )
+        monkeypatch.setattr(client, "_START", start_without)
+    with start(secret, sealed_programs.Helper) as process:
+        np.testing.assert_array_equal(scored(process), HONEST)
+        assert process.isolation["files"] == means
 
 
 def test_without_isolation_it_scores_and_does_not_pass(secret: Path) -> None:
@@ -262,20 +282,33 @@ def test_more_may_be_asked_for() -> None:
 
 
 @needs_isolation
+@pytest.mark.parametrize(
+    ("evaluation", "work"),
+    [
+        ("Honest", "print('ready', flush=True); time.sleep(600)"),
+        (
+            "Survives",
+            "threading.Timer(1, lambda: print('ready', flush=True)).start();"
+            "p.score(lambda first, last: np.zeros(last - first, np.uint16), 0, 9)",
+        ),
+    ],
+)
 def test_no_process_and_no_folder_outlives_the_auditor(
-    secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluation: str, work: str, secret: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`kill -9` of the auditor: every process that it started ends, the outermost one too."""
     program = (
-        "import sys, time; sys.path[:0] = {path!r}\n"
-        "import sealed_programs\nfrom pathlib import Path\n"
+        "import sys, threading, time; sys.path[:0] = {path!r}\n"
+        "import sealed_programs, numpy as np\nfrom pathlib import Path\n"
         "from bitgolf.audit.sandbox.client import SealedProcess\n"
         "p = SealedProcess(Path({artifact!r}), {{'secret': {secret!r}}}, [], num_threads=1,"
-        " evaluation=sealed_programs.Honest)\n"
-        "p.close_off(); print('ready', flush=True); time.sleep(600)\n"
+        " evaluation=sealed_programs.{evaluation})\n"
+        "p.close_off(); {work}\n"
     )
     text = program.format(
         path=[str(ROOT), str(ROOT / "tests" / "support")],
+        evaluation=evaluation,
+        work=work,
         artifact=str(secret.parents[1] / "model.bitgolf"),
         secret=str(secret),
     )
@@ -459,24 +492,29 @@ def test_other_systems_have_no_isolation(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_filter_refuses_what_it_lists_and_nothing_else() -> None:
     """Its program, interpreted by a slow machine of our own, on every number of every interface."""
     numbers = [2, 59, 257, 437]
-    steps = system_calls._program(numbers, 0xC000003E)
+    steps = system_calls._program(numbers, 0xC000003E, clone=56, clone3=435, prctl=157)
 
-    def allowed(number: int, architecture: int) -> bool:
+    def allowed(number: int, architecture: int, argument_0: int = 0) -> bool:
         position, value = 0, 0
         while True:
             code, yes, no, argument = steps[position]
             position += 1
             if code == 0x20:
-                value = {0: number, 4: architecture}[argument]
+                value = {0: number, 4: architecture, 16: argument_0}[argument]
             elif code == 0x06:
                 return argument == 0x7FFF0000
             else:
-                position += yes if (value == argument if code == 0x15 else value >= argument) else no
+                jumps = {0x15: value == argument, 0x35: value >= argument, 0x45: bool(value & argument)}
+                position += yes if jumps[code] else no
 
     for number in range(500):
-        assert allowed(number, 0xC000003E) == (number not in numbers)
+        assert allowed(number, 0xC000003E) == (number not in (*numbers, 435))
         assert not allowed(number, 0x40000003), "the 32-bit interface"
         assert not allowed(number | 0x40000000, 0xC000003E), "the x32 interface"
+    for flags, may in ((17, True), (0x3D0F00, True), *((flag | 17, False) for flag in CLONE_NEW)):
+        assert allowed(56, 0xC000003E, flags) == may
+    for option in range(64):
+        assert allowed(157, 0xC000003E, option) == (option not in (1, 36))
 
 
 def test_libraries_show_the_package_and_not_the_checkout_around_it() -> None:

@@ -251,13 +251,47 @@ class FillsTheDisk(Honest):
         return super().score(read, start, stop) + np.float32(self.written >= 40 << 25)
 
 
+class Helper(Honest):
+    """Starts a process while it loads, which opens a file when the scoring begins."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        request, self.request = os.pipe()
+        self.answer, answer = os.pipe()
+        if os.fork() == 0:
+            os.close(self.request)
+            os.read(request, 1)
+            os.write(answer, Path(os.__file__).read_bytes()[:1])
+            os._exit(0)
+        os.close(request)
+        os.close(answer)
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.request, b"x")
+        return super().score(read, start, stop) + np.float32(100 * len(os.read(self.answer, 1)))
+
+
+class Survives(Honest):
+    """Wishes to live on when its parent ends, and scores for ever."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        LIBC.prctl(1, 0, 0, 0, 0)
+
+    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        time.sleep(600)
+        return super().score(read, start, stop)
+
+
 class Escapes(Honest):
-    """Tries, while it loads, calls by which a process reaches beyond its namespaces: mounts, keyrings, messages."""
+    """Tries, while it loads, calls by which a process reaches beyond its namespaces or outlives its parent."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         attempts = (
             (LIBC.umount2, b"/tmp", 2), (LIBC.chroot, b"/usr"), (LIBC.msgget, 77, 0o1600), (LIBC.semget, 77, 1, 0o1600),
+            (LIBC.prctl, 1, 0, 0, 0, 0), (LIBC.prctl, 36, 0, 0, 0, 0),
             *((LIBC.syscall, *call) for call in KEYRINGS_AND_MOUNTS),
         )  # fmt: skip
         self.done = [arguments for call, *arguments in attempts if call(*arguments) >= 0]
@@ -319,6 +353,8 @@ class Dies(Honest):
 LIBC = ctypes.CDLL(None)
 KEYRINGS_AND_MOUNTS: tuple[tuple[Any, ...], ...] = (
     (430, b"tmpfs", 0), (428, -100, b"/usr", 1), (433, -100, b"/", 0),  # fsopen, open_tree, fspick: on all machines
+    (56 if os.uname().machine == "x86_64" else 220, 0x10000000 | 17, 0, 0, 0, 0),  # clone with a user namespace
+    (435, (ctypes.c_uint64 * 11)(0x10000000, 0, 0, 0, 17), 88),  # clone3
     *(((248, b"user", b"a name", b"text", 4, -3), (298, bytes(128), 0, -1, -1, 0)) if os.uname().machine == "x86_64"
       else ((217, b"user", b"a name", b"text", 4, -3),)),  # add_key to the session's keyring, perf_event_open
 )  # fmt: skip

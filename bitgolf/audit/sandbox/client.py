@@ -155,6 +155,8 @@ class SealedProcess:
         if not self.closed:
             self._send({"do": "close"})
             self._receive()
+            if self.isolated and self.isolation["files"] != "namespaces":
+                self._kill(set(resident_bytes(self._process.pid)) - {self._process.pid})
             self.closed = True
 
     def score(self, read: TokenReader, start: int, stop: int, tick: Callable[[int], None] | None = None) -> np.ndarray:
@@ -190,15 +192,15 @@ class SealedProcess:
         return list(answer["attempts"])
 
     def stop(self) -> None:
-        """End the process and remove its folder."""
+        """End the process and all that it started, and remove its folder."""
+        family = set(resident_bytes(self._process.pid))
         with contextlib.suppress(OSError):
             self._requests.close()
             self._answers.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # still loading
             self._process.wait(timeout=1)
-        except subprocess.TimeoutExpired:  # still loading
-            self._kill()
-            self._process.wait()
+        self._kill({*family, *resident_bytes(self._process.pid)})
+        self._process.wait()
         self._stack.close()
 
     def __enter__(self) -> SealedProcess:
@@ -249,9 +251,9 @@ class SealedProcess:
                 self._kill()
                 return
 
-    def _kill(self) -> None:
-        """End the process and all that it started; without namespaces these would live on."""
-        for pid in resident_bytes(self._process.pid):
+    def _kill(self, pids: Iterable[int] | None = None) -> None:
+        """End the process and all that it started, or `pids` of these; without namespaces they would live on."""
+        for pid in resident_bytes(self._process.pid) if pids is None else pids:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -59,6 +59,9 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "keyctl": (250, 219),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
+    "clone": (56, 220),
+    "clone3": (435, 435),
+    "prctl": (157, 167),
 }
 _NETWORK = (
     "socket", "socketpair", "connect", "bind", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
@@ -70,8 +73,11 @@ _NETWORK = (
 _FILES = ("open", "creat", "openat", "openat2", "open_by_handle_at", "open_tree", "execve", "execveat", "memfd_secret")
 _MACHINES = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}  # column, AUDIT_ARCH, seccomp(2)
 _SET_FILTER, _ALL_THREADS = 1, 1
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _REFUSE, _UNKNOWN = 0x7FFF0000, 0x00050000 | errno.EACCES, 0x00050000 | errno.ENOSYS
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in what a filter reads
+_NEW_NAMESPACES = 0x7E020000  # flags of clone
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _X32 = 0x40000000  # calls of the x32 interface of x86-64 kernels
 
 
@@ -84,7 +90,8 @@ class _Program(ctypes.Structure):
 
 
 def refuse_network() -> None:
-    """No sockets, shared memory, keyrings, mounts or access to other processes.
+    """No sockets, shared memory, keyrings, mounts, namespaces or access to other processes, and no process that lives
+    on when its parent ends.
 
     Raises Unavailable when the kernel has no such filters.
     """
@@ -102,7 +109,8 @@ def _refuse(names: Iterable[str]) -> None:
         raise kernel.Unavailable(f"no table of system calls for {machine}")
     column, architecture, seccomp = _MACHINES[machine]
     numbers = [number for name in names if (number := _NUMBERS[name][column]) is not None]
-    steps = _program(numbers, architecture)
+    clone, clone3, prctl = (_NUMBERS[name][column] or 0 for name in ("clone", "clone3", "prctl"))
+    steps = _program(numbers, architecture, clone, clone3, prctl)
     program = _Program(len(steps), (_Instruction * len(steps))(*(_Instruction(*step) for step in steps)))
     try:
         kernel.no_new_privileges()
@@ -115,13 +123,33 @@ def _refuse(names: Iterable[str]) -> None:
         raise kernel.Unavailable(f"seccomp: thread {failed} could not be brought under the filter")
 
 
-def _program(numbers: list[int], architecture: int) -> list[tuple[int, int, int, int]]:
-    """The filter as steps (code, jump if true, jump if false, value): refuse `numbers` and foreign interfaces."""
+def _program(
+    numbers: list[int], architecture: int, clone: int, clone3: int, prctl: int
+) -> list[tuple[int, int, int, int]]:
+    """The filter as steps (code, jump if true, jump if false, value).
+
+    It refuses `numbers` and foreign interfaces; new namespaces by `clone` (the C library takes it where `clone3`, whose
+    flags a filter cannot read, is unknown); and `prctl` where it lets a process survive its parent.
+    """
     tests = [(_AT_LEAST, _X32), *((_EQUAL, number) for number in numbers)]
-    steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
+    tail = [
+        (_EQUAL, 0, 1, clone3), (_RETURN, 0, 0, _UNKNOWN),
+        (_EQUAL, 0, 3, clone), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_ANY_BIT, 7, 0, _NEW_NAMESPACES),
+        (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 4, prctl), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 3, 0, _PR_SET_PDEATHSIG),
+        (_EQUAL, 2, 0, _PR_SET_CHILD_SUBREAPER), (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _REFUSE),
+    ]  # fmt: skip
+    steps = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _REFUSE),
+        (_LOAD, 0, 0, _NUMBER),
+    ]
     for index, (code, value) in enumerate(tests):
-        steps.append((code, len(tests) - index, 0, value))  # to the last step
-    return [*steps, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+        steps.append((code, len(tests) - index - 1 + len(tail) - 1, 0, value))  # to the last step
+    return [*steps, *tail]
 
 
 def open_files() -> list[str]:
