@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from types import NoneType
 
 from rich.console import Console
 
@@ -41,7 +42,7 @@ from bitgolf.commands.sweep import SWEEP
 from bitgolf.commands.train import TRAIN
 from bitgolf.config.load import parse_overrides
 from bitgolf.config.settings import all_settings
-from bitgolf.errors import BitgolfError, ConfigError
+from bitgolf.errors import BitgolfError, ConfigError, require_type
 from bitgolf.foreign import harmless
 from bitgolf.run.workers import end_in_order
 
@@ -68,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: an audit failed, or a plan does not fit. 2: an error that the user can correct. 3: an audit could not
     make all checks. 130: interrupted. 141: nobody reads the output.
     """
+    require_type("argv", argv, (list, tuple, NoneType), "a list of texts")
+    for word in argv or ():
+        require_type("a word of argv", word, str, "a text")
     is_main = os.environ.get("RANK", "0") == "0"
     # PyTorch's OpenMP threads read this when they are loaded. Long spinning while they wait makes a step four times
     # slower on shared cores (0.60 s against 0.15 s, two cores and two busy neighbors). Brief spinning costs nothing.

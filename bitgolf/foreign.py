@@ -57,6 +57,10 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
         raise
     except OSError as error:
         raise ForeignError(f"it cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a lone surrogate or NUL in the path
+        if isinstance(error, ForeignError):
+            raise
+        raise ForeignError("its path has characters that no path has") from error
     if len(data) > max_bytes:
         raise ForeignError(f"it has more than {max_bytes:,} bytes")
     return data

@@ -17,6 +17,7 @@ from tiny_run import PRESET, documents, done, environment, read_json
 
 import bitgolf
 from bitgolf.artifact import generate as generation
+from bitgolf.cli import main
 from bitgolf.config import load_config
 from bitgolf.errors import ArtifactError, ConfigError, DataError
 from bitgolf.evaluate import ScoreTape, bits_per_byte
@@ -277,6 +278,16 @@ def test_impossible_generation_settings_are_refused(packed: LanguageModel, setti
         (lambda lm: lm.generate("The ", stop="."), "stop must be a list of strings, not str"),
         (lambda lm: lm.generate("The ", stop=[3]), "stop must be a string, not int"),
         (lambda lm: lm.generate("The ", seed="now"), "seed must be a whole number or None, not str"),
+        (lambda lm: lm.generate("The ", each="print"), "each must be a function of a text, not str"),
+        (lambda lm: lm.tokenizer.encode(b"text"), "text must be a string, not bytes"),
+        (lambda lm: lm.tokenizer.decode("text"), "ids must be a list of whole numbers: .*"),
+        (lambda lm: lm.tokenizer.decode([1.5]), "ids must be a list of whole numbers: .*"),
+        (lambda lm: lm.tokenizer.decode(7), "ids must be a list of whole numbers: .*"),
+        (lambda lm: load_config(None), "preset must be the name of a preset or .*, not NoneType"),
+        (lambda lm: load_config("demo", ["seed"]), "overrides must be a dictionary of texts, not list"),
+        (lambda lm: load_config("demo", {"seed": 7}), "the value of seed must be a text, as in .*, not int"),
+        (lambda lm: main("doctor"), "argv must be a list of texts, not str"),
+        (lambda lm: main(["score", Path("x")]), "a word of argv must be a text, not PosixPath"),
         (lambda lm: bitgolf.load(7), "path must be a string or a path, not int"),
         (lambda lm: bitgolf.load("x", device=0), "device must be auto, cpu, cuda or a torch.device, not int"),
         (lambda lm: bitgolf.compress_bytes("text", None), "data must be bytes; encode it first, .* not str"),

@@ -43,7 +43,7 @@ class Sampling:
         require_type("top_p", self.top_p, Real, "a number")
         require_type("seed", self.seed, (Integral, NoneType), "a whole number or None")
         require_type("stop", self.stop, (list, tuple), "a list of strings")
-        if self.max_tokens < 1 or not 0 <= self.temperature < float("inf") or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if self.max_tokens < 1 or not 0 <= self.temperature < 1e300 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"generate needs max_tokens >= 1, a finite temperature >= 0, top_k >= 0, 0 < top_p <= 1; got "
                 f"{self.max_tokens}, {self.temperature}, {self.top_k}, {self.top_p}"
@@ -75,6 +75,7 @@ def generate(
         each: called with the parts of the text, as soon as they are certain.
     """
     require_text("prompt", prompt)
+    require_type("each", each, Callable, "a function of a text")  # type: ignore[arg-type]
     return continue_tokens(packed, packed.tokenizer.encode(prompt), sampling, each)
 
 
@@ -83,7 +84,7 @@ def continue_tokens(
 ) -> Continuation:
     """`generate` after the tokens of a prompt, without the BOS before it."""
     generator = torch.Generator()
-    generator.manual_seed(sampling.seed) if sampling.seed is not None else generator.seed()
+    generator.manual_seed(int(sampling.seed)) if sampling.seed is not None else generator.seed()
     model, tokenizer, window = packed.model, packed.tokenizer, packed.window
     steps = CachedSteps(model, window, small=SmallStep(model, 1, window) if is_small(model) else None)
     ids = [tokenizer.bos_id, *prompt]
@@ -172,7 +173,7 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> i
     """Draw a token id from logits (V,)."""
     if sampling.temperature == 0:
         return int(logits.argmax())
-    scaled = logits.float().cpu() / sampling.temperature
+    scaled = logits.float().cpu() / float(sampling.temperature)
     if sampling.top_k:
         kept = scaled.topk(min(sampling.top_k, scaled.numel()))
         scaled = torch.full_like(scaled, -torch.inf).scatter(0, kept.indices, kept.values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -14,7 +15,7 @@ from bitgolf.config.earlier import MOVED, NOTEBOOK, REMOVED, translate
 from bitgolf.config.nearest import nearest_setting
 from bitgolf.config.section import flatten, with_values
 from bitgolf.config.settings import all_settings, is_group
-from bitgolf.errors import ConfigError, ForeignError
+from bitgolf.errors import ConfigError, ForeignError, require_type
 from bitgolf.foreign import MAX_NUMBER_LENGTH, parse_toml, printable, read_bytes
 
 _MAX_BYTES = 1_000_000
@@ -26,7 +27,7 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
 
 
-def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Config:
+def load_config(preset: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> Config:
     """Resolve a preset name (or the path of a `.toml` file) and dotted overrides into a Config.
 
     Args:
@@ -37,9 +38,16 @@ def load_config(preset: str, overrides: Mapping[str, str] | None = None) -> Conf
             also be written with commas between them.
 
     Raises:
+        TypeError: a value of another type.
         ConfigError: unknown preset or key (with the nearest valid name), or a value out of range.
     """
-    return resolve(_preset_values(preset), overrides or {}, origin=preset)
+    require_type("preset", preset, (str, os.PathLike), "the name of a preset or the path of a .toml file")
+    overrides = {} if overrides is None else overrides
+    require_type("overrides", overrides, Mapping, "a dictionary of texts")
+    for key, value in overrides.items():
+        require_type("a key of overrides", key, str, "a text")
+        require_type(f"the value of {key}", value, str, 'a text, as in {"train.matrix_lr": "0.02"}')
+    return resolve(_preset_values(str(preset)), overrides, origin=str(preset))
 
 
 def _preset_values(preset: str) -> dict[str, Any]:

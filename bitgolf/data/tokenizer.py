@@ -11,6 +11,7 @@ Legend: V vocabulary size, N tokens.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import sentencepiece
 
 from bitgolf.data.encoder import Encoder, Tokens
 from bitgolf.data.spm_model import MAX_MODEL_BYTES, SPACE, PieceKind, read_model
-from bitgolf.errors import DataError, ForeignError
+from bitgolf.errors import DataError, ForeignError, require_type
 from bitgolf.foreign import read_bytes
 
 _CHUNK = 1 << 16  # number of tokens spelled at a time
@@ -105,6 +106,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without BOS. Raises DataError for lone surrogates, which have no UTF-8 form."""
+        require_type("text", text, str, "a string")
         return [int(i) for i in self.encode_documents([text])[0]]
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokens]:
@@ -157,7 +159,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of `ids`. Control tokens give no text; bytes that are not UTF-8 give U+FFFD."""
-        listed = np.asarray(ids, dtype=np.int64).tolist()
+        try:
+            listed = [operator.index(i) for i in (ids.tolist() if isinstance(ids, np.ndarray) else ids)]
+        except TypeError as error:
+            raise TypeError(f"ids must be a list of whole numbers: {error}") from error
         bad = next((i for i in listed if not 0 <= i < self.vocab_size), None)
         if bad is not None:
             raise DataError(f"token id {bad} is outside the vocabulary of {self.vocab_size} of tokenizer {self.name}")
