@@ -55,7 +55,7 @@ class LanguageModel(PackedModel):
         """
         ids, nll = self._score(text)
         tokens = [int(i) for i in ids[1:]]
-        return LogProbs(tokens, [self.tokenizer.token_text_bytes(i) for i in tokens], -nll)
+        return LogProbs(tokens, self.tokenizer.spell(tokens), -nll)
 
     def bits_per_byte(self, text: str) -> float:
         """Bits per UTF-8 byte of `text`. Raises ConfigError for an empty text."""

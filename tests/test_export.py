@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,9 @@ import torch
 from slow_gpt import make
 from tiny_run import documents, done, environment, refused
 
+import bitgolf
 from bitgolf.config import load_config, preset_names
+from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.export.network_tensors import network_of
 from bitgolf.language_model import LanguageModel, load
 from bitgolf.model import GPT
@@ -101,6 +105,26 @@ def test_pairs_of_tokens_that_cannot_be_have_no_probability() -> None:
     logits = network_of(model)(tokens)
     assert 0.3 < float((logits == -2 * model.config.logit_softcap).float().mean()) < 0.7
     torch.testing.assert_close(logits, model(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_the_exported_tokenizer_marks_capitals(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    tokenizer = train_tokenizer(documents()[:60], 400, lossless=True, case_markers=True)
+    package = Path(bitgolf.__file__).parent
+    for file in ("export/remote/tokenization_bitgolf.py", "data/case_markers.py"):
+        shutil.copy(package / file, tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    spec = importlib.util.spec_from_file_location("exported", tmp_path / "tokenization_bitgolf.py")
+    assert spec is not None and spec.loader is not None
+    spec.submodule_search_locations = [str(tmp_path)]
+    sys.modules["exported"] = exported = importlib.util.module_from_spec(spec)
+    exported.__package__ = "exported"
+    spec.loader.exec_module(exported)
+    again = exported.BitgolfTokenizer(str(tmp_path / "tokenizer.model"))
+    text = TEXT + " The RIVER iPhone"
+    ids = again(text).input_ids
+    assert ids == [tokenizer.bos_id, *tokenizer.encode(text)]
+    assert again.decode(ids, skip_special_tokens=True) == text
 
 
 @torch.no_grad()

@@ -218,7 +218,7 @@ def test_characters_of_several_tokens_are_passed_on_whole(lossless: bool) -> Non
         """Every byte is a token."""
 
         def __init__(self) -> None:
-            self.lossless = lossless
+            self.lossless, self.marks_capitals = lossless, False
 
         def token_text_bytes(self, token: int) -> bytes:
             return bytes([token])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bitgolf.artifact.open import PackedModel
+from bitgolf.data.case_markers import Speller
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ConfigError, require_type
 from bitgolf.model.cached_steps import CachedSteps
@@ -114,13 +115,16 @@ class _Spelling:
 
     def __init__(self, tokenizer: Tokenizer, ids: list[int]) -> None:
         self._tokenizer, self._ids = tokenizer, ids
+        self._spell: Callable[[bytes], bytes] = Speller().add if tokenizer.marks_capitals else bytes
+        for token in ids:  # the last of them may be a mark
+            self._spell(tokenizer.token_text_bytes(token))
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0 if tokenizer.lossless else len(tokenizer.decode(ids))
 
     def add(self, token: int) -> str:
         """The text that the token completes; `ids` hold it already."""
         if self._tokenizer.lossless:
-            return self._utf8.decode(self._tokenizer.token_text_bytes(token))
+            return self._utf8.decode(self._spell(self._tokenizer.token_text_bytes(token)))
         text = self._tokenizer.decode(self._ids)[self._length :].rstrip("\ufffd")
         self._length += len(text)
         return text

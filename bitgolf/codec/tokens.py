@@ -89,14 +89,11 @@ def detokenize(stream: CodedTokens, tokenizer: Tokenizer) -> bytes:
 
     Raises ArtifactError for tokens that `tokenize` never uses (controls, ids outside the vocabulary).
     """
-    pieces = []
     for position, token in enumerate(stream.tokens.tolist()):
-        piece = tokenizer.token_text_bytes(token) if 0 <= token < tokenizer.vocab_size else b""
-        if not piece:
+        if not 0 <= token < tokenizer.vocab_size or not tokenizer.token_text_bytes(token):
             raise ArtifactError(f"token {token} at position {position} of a stream stands for no text; it is damaged")
-        pieces.append(piece)
     if stream.joined or tokenizer.lossless:
-        return b"".join(pieces)
+        return b"".join(tokenizer.spell(stream.tokens))
     return tokenizer.decode(stream.tokens).encode()
 
 

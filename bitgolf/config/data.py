@@ -29,7 +29,11 @@ class DataConfig(Section):
     )
     val_bytes: int = Field(0, ge=0, description="raw bytes after which the validation split ends; 0 = no limit")
     train_bytes: int = Field(0, ge=0, description="raw bytes after which the training split ends; 0 = no limit")
-    tokenizer: str = Field("lossless", description="lossless, challenge (lossy), or the path of a SentencePiece model")
+    tokenizer: str = Field(
+        "lossless",
+        description="lossless, lossless-case (capitals become marks before lower-case words), challenge (lossy), or "
+        "the path of a SentencePiece model",
+    )
     tokenizer_bytes: int = Field(16_000_000, ge=1_000, description="raw bytes that a new tokenizer is trained on")
     shard_tokens: int = Field(100_000_000, ge=1_024, description="tokens in a full shard file")
     train_shards: int = Field(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import sentencepiece
 
+from bitgolf.data.case_markers import lowered
 from bitgolf.data.spm_model import IDENTITY_NORMALIZER, SPACE, ModelSettings
 from bitgolf.errors import DataError
 
@@ -38,6 +39,7 @@ class Encoder:
         lossless: bool,
     ) -> None:
         self._processor, self._model_bytes, self._lossless = processor, model_bytes, lossless
+        self._marks_capitals = lossless and settings.marks_capitals
         self._literal_space: list[int] = []
         if lossless:
             by_text = {text: index for index, (text, _) in enumerate(settings.pieces)}
@@ -62,7 +64,7 @@ class Encoder:
 
     def _encode_lossless(self, text: str) -> Tokens:
         words, parts = self._words, []
-        for part in _cut(text, " "):
+        for part in _cut(lowered(text) if self._marks_capitals else text, " "):
             if words is None:
                 parts.append(np.array(self._encode_around_literal_spaces(part), dtype=np.uint16))
             else:

@@ -19,6 +19,7 @@ from bitgolf.data.prepared import SPLITS, TOKENIZER, describe_tokenizer
 from bitgolf.data.shards import TokenShards
 from bitgolf.data.split import TRAIN_HASHES, VAL_HASHES, check_disjoint, hash_document
 from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.data.train_tokenizer import NEW_TOKENIZERS
 from bitgolf.errors import ConfigError, DataError
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress
@@ -73,7 +74,7 @@ def local_shards(directory: Path, config: DataConfig, vocab_size: int) -> Existi
 
 
 def _local_tokenizer(directory: Path, config: DataConfig, vocab_size: int) -> Tokenizer:
-    if config.tokenizer not in ("lossless", "challenge"):
+    if config.tokenizer not in NEW_TOKENIZERS:
         return Tokenizer.load(config.tokenizer)
     home = directory.resolve()
     places = [home, home / "tokenizers", home.parent / "tokenizers", home.parent.parent / "tokenizers"]

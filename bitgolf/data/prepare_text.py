@@ -37,7 +37,7 @@ from bitgolf.data.split import (
     number_documents,
 )
 from bitgolf.data.tokenizer import Tokenizer
-from bitgolf.data.train_tokenizer import train_tokenizer
+from bitgolf.data.train_tokenizer import NEW_TOKENIZERS, train_tokenizer
 from bitgolf.errors import DataError
 from bitgolf.run import atomic
 from bitgolf.run.progress import Progress
@@ -110,7 +110,7 @@ def validation_share(config: DataConfig) -> float:
 
 def is_new_tokenizer(config: DataConfig) -> bool:
     """Whether `data.tokenizer` names a kind of tokenizer to train, not the path of a model."""
-    return config.tokenizer in ("lossless", "challenge")
+    return config.tokenizer in NEW_TOKENIZERS
 
 
 class _Documents:
@@ -184,7 +184,12 @@ def _get_tokenizer(config: DataConfig, vocab_size: int, documents: _Documents, p
     """Train a tokenizer on the first training documents, or load the configured model."""
     if is_new_tokenizer(config):
         progress("prepare", 0, 0, f"training a {config.tokenizer} tokenizer of {vocab_size} pieces")
-        return train_tokenizer(documents.tokenizer_text(), vocab_size, config.tokenizer == "lossless")
+        return train_tokenizer(
+            documents.tokenizer_text(),
+            vocab_size,
+            config.tokenizer != "challenge",
+            case_markers=config.tokenizer == "lossless-case",
+        )
     tokenizer = Tokenizer.load(config.tokenizer)
     if tokenizer.vocab_size != vocab_size:
         raise DataError(

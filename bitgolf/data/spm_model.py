@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from bitgolf.data.case_markers import MARKERS
 from bitgolf.errors import DataError
 
 SPACE = "\u2581"  # a space inside a piece of SentencePiece
@@ -74,6 +75,12 @@ class ModelSettings:
             and SPACE in texts
             and "\n" in texts
         )
+
+    @property
+    def marks_capitals(self) -> bool:
+        """Whether the text is in lower case with marks before capitals (`case_markers`)."""
+        symbols = {text for text, kind in self.pieces if kind is PieceKind.USER_DEFINED}
+        return symbols.issuperset(MARKERS)
 
     @property
     def words_are_independent(self) -> bool:

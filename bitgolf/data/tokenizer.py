@@ -1,9 +1,10 @@
 """Tokenizers: SentencePiece BPE with an exact byte cost per token.
 
 A lossless tokenizer (identity normalization, byte fallback, newline as a symbol) decodes its tokens to the original
-text and charges each token its UTF-8 bytes. All other models use the challenge's accounting: the bytes of the
-normalized text, where the space before a word is charged unless a document boundary precedes it (docs/rules.md, section
-3). `encode_proven` checks both for every document; `prepare` writes shards with it.
+text and charges each token its UTF-8 bytes. It may write capitals as marks (`case_markers`). All other models use the
+challenge's accounting: the bytes of the normalized text, where the space before a word is charged unless a document
+boundary precedes it (docs/rules.md, section 3). `encode_proven` checks both for every document; `prepare` writes shards
+with it.
 
 Legend: V vocabulary size, N tokens.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from bitgolf.data.case_markers import COSTS, spell
 from bitgolf.data.encoder import Encoder, Tokens
 from bitgolf.data.spm_model import MAX_MODEL_BYTES, SPACE, PieceKind, read_model
 from bitgolf.errors import DataError, ForeignError, require_type
@@ -63,13 +65,16 @@ class Tokenizer:
                 f"tokenizer {name} has no BOS piece, which marks the start of every document; train with bos_id >= 0"
             )
         self._encoder = Encoder(self._processor, model_bytes, settings, self.lossless)
+        # whether tokens spell lower case with marks for capitals
+        self.marks_capitals = self.lossless and settings.marks_capitals
         self._is_byte = [kind is PieceKind.BYTE for _, kind in settings.pieces]
         self._text = [_piece_bytes(text, kind) for text, kind in settings.pieces]
         silent = (PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.UNUSED)
         spelled = (PieceKind.NORMAL, PieceKind.USER_DEFINED)
         self._boundary = np.array([kind in silent for _, kind in settings.pieces])  # (V,)
         self._leads = np.array([text.startswith(SPACE) and kind in spelled for text, kind in settings.pieces])  # (V,)
-        self._cost = np.array([len(text) for text in self._text], dtype=np.int32)  # (V,)
+        marks = {mark.encode(): cost for mark, cost in COSTS.items()} if self.marks_capitals else {}
+        self._cost = np.array([marks.get(text, len(text)) for text in self._text], dtype=np.int32)  # (V,)
         self._inner_cost = self._cost - self._leads  # without the leading space
 
     @classmethod
@@ -139,7 +144,7 @@ class Tokenizer:
             raw_bytes += len(expected)
             if not self.lossless:  # the first space is free: it is a dummy prefix, or follows the document boundary
                 expected = self._encoder.normalize(text).replace(SPACE, " ").encode()
-            survived = self._spelled(ids) == expected
+            survived = b"".join(self.spell(ids)) == expected
             expected = expected if self.lossless else expected.removeprefix(b" ")
             if not survived or charged[position] != len(expected):
                 what = "original" if self.lossless else "normalized"
@@ -151,11 +156,11 @@ class Tokenizer:
                 )
         return EncodedDocuments(stream, len(texts), raw_bytes, int(charged.sum()))
 
-    def _spelled(self, ids: Tokens) -> bytes:
-        """The joined bytes of the tokens."""
-        text = self._text
-        chunks = (ids[start : start + _CHUNK].tolist() for start in range(0, len(ids), _CHUNK))
-        return b"".join([b"".join([text[i] for i in chunk]) for chunk in chunks])
+    def spell(self, ids: Sequence[int] | np.ndarray) -> list[bytes]:
+        """The bytes that each token adds to the text; joined, they are the text of a lossless tokenizer."""
+        ids, text = np.asarray(ids), self._text
+        pieces = [text[i] for start in range(0, len(ids), _CHUNK) for i in ids[start : start + _CHUNK].tolist()]
+        return spell(pieces) if self.marks_capitals else pieces
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of `ids`. Control tokens give no text; bytes that are not UTF-8 give U+FFFD."""
@@ -167,15 +172,15 @@ class Tokenizer:
         if bad is not None:
             raise DataError(f"token id {bad} is outside the vocabulary of {self.vocab_size} of tokenizer {self.name}")
         if self.lossless:
-            return self._spelled(np.asarray(listed, dtype=np.uint16)).decode("utf-8", errors="replace")
+            return b"".join(self.spell(listed)).decode("utf-8", errors="replace")
         return str(self._processor.decode(listed))
 
     def byte_costs(self, tokens: Tokens) -> np.ndarray:
         """Bytes charged to the targets `tokens[1:]`: (N-1,) int32. The first token is only context.
 
-        Lossless: the UTF-8 bytes of the token. Challenge: 1 for a byte piece; 0 for control, unknown and unused pieces;
-        otherwise the bytes of the piece without its leading U+2581, plus 1 for that space unless the previous token is
-        a control, unknown or unused piece.
+        Lossless: the UTF-8 bytes of the token, or `case_markers.COSTS`. Challenge: 1 for a byte piece; 0 for control,
+        unknown and unused pieces; otherwise the bytes of the piece without its leading U+2581, plus 1 for that
+        space unless the previous token is a control, unknown or unused piece.
         """
         targets = tokens[1:]
         if self.lossless:
@@ -196,7 +201,7 @@ class Tokenizer:
         return prefixes
 
     def token_text_bytes(self, token: int) -> bytes:
-        """The bytes of a token's text, a leading space included; empty for control tokens."""
+        """The bytes of a token by itself, a leading space included; empty for control tokens. See `spell`."""
         return self._text[token]
 
 

@@ -1,9 +1,10 @@
 """Trains a SentencePiece BPE model on documents, with lossless options or with those of the challenge.
 
 Lossless options keep every code point (identity normalization), do not change white space, and make the newline a
-symbol. The challenge's options are those of its SP1024 (data/download_hf_docs_and_tokenize.py of
-openai/parameter-golf): nmt_nfkc normalization and collapsed white space. Both have byte fallback, split digits, a
-character coverage of 0.999, and the ids pad 0, BOS 1, EOS 2, unknown 3. The same documents give the same model.
+symbol. With case markers, capitals become marks before lower-case words (`case_markers`). The challenge's options are
+those of its SP1024 (data/download_hf_docs_and_tokenize.py of openai/parameter-golf): nmt_nfkc normalization and
+collapsed white space. All have byte fallback, split digits, a character coverage of 0.999, and the ids pad 0, BOS 1,
+EOS 2, unknown 3. The same documents give the same model.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ from typing import Any
 
 import sentencepiece
 
+from bitgolf.data.case_markers import MARKERS, lowered
 from bitgolf.data.spm_model import MAX_PIECES, SPACE
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import DataError
 
+NEW_TOKENIZERS = ("lossless", "lossless-case", "challenge")  # values of `data.tokenizer` that are no path
 _SENTENCE = 4_000  # characters per sentence; SentencePiece skips sentences above max_sentence_length bytes
 _RESERVED = f"\0{SPACE}\u2585"  # SentencePiece skips sentences that contain them, or stops
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool) -> Tokenizer:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int, lossless: bool, *, case_markers: bool = False
+) -> Tokenizer:
     """Train on all of `documents`. SentencePiece keeps them in memory, so the caller limits their bytes.
+
+    `case_markers`: marks for capitals, of a lossless tokenizer.
 
     Raises DataError if there is no text, or if there is too little text or there are too many distinct characters for
     `vocab_size`. The message gives the possible sizes.
@@ -37,9 +44,9 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool) -
             "normalization_rule_name": "identity",
             "remove_extra_whitespaces": False,
             "allow_whitespace_only_pieces": True,
-            "user_defined_symbols": ["\n"],
+            "user_defined_symbols": ["\n", *MARKERS] if case_markers else ["\n"],
         }
-    sentences = _Sentences(documents, lossless)
+    sentences = _Sentences(map(lowered, documents) if case_markers else documents, lossless)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -68,7 +75,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, lossless: bool) -
         raise _explain(str(error), sentences.num_characters, vocab_size) from error
     if sentences.failure is not None:
         raise sentences.failure
-    kind = "lossless" if lossless else "challenge"
+    kind = "lossless-case" if case_markers else "lossless" if lossless else "challenge"
     return Tokenizer(model.getvalue(), lossless, f"{kind}-{vocab_size}")
 
 

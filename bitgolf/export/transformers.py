@@ -21,7 +21,13 @@ from bitgolf.artifact.open import PackedModel
 from bitgolf.errors import ConfigError
 from bitgolf.export.network_tensors import shapes_of, tensors_of
 
-_CODE = ("network.py", "modeling_bitgolf.py", "configuration_bitgolf.py", "tokenization_bitgolf.py")
+_CODE = (
+    ("bitgolf.export.remote", "network.py"),
+    ("bitgolf.export.remote", "modeling_bitgolf.py"),
+    ("bitgolf.export.remote", "configuration_bitgolf.py"),
+    ("bitgolf.export.remote", "tokenization_bitgolf.py"),
+    ("bitgolf.data", "case_markers.py"),
+)
 
 _README = """---
 library_name: transformers
@@ -94,8 +100,8 @@ def _write(packed: PackedModel, folder: Path) -> None:
     }
     for name, values in documents.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    for name in _CODE:
-        source = resources.files("bitgolf.export.remote").joinpath(name)
+    for package, name in _CODE:
+        source = resources.files(package).joinpath(name)
         (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "tokenizer.model").write_bytes(tokenizer.model_bytes)
     (folder / "README.md").write_text(_README, encoding="utf-8")

@@ -74,8 +74,9 @@ def surprisal_passage(val: TokenShards, tokenizer: Tokenizer, nll: np.ndarray, l
     )
     shown = tokens[start + 1 : stop + 1].tolist()
     bits = (losses[start:stop] / math.log(2)).tolist()
-    pieces = split_pieces([tokenizer.token_text_bytes(token) for token in shown], bits)
-    num_bytes = sum(len(tokenizer.token_text_bytes(token)) for token in shown)
+    spelled = tokenizer.spell(shown)
+    pieces = split_pieces(spelled, bits)
+    num_bytes = sum(map(len, spelled))
     if not num_bytes:
         return None
     return ColoredPassage(tuple(pieces), len(shown), sum(bits) / len(shown), sum(bits) / num_bytes)

@@ -139,9 +139,9 @@ def _logprobs(
     ids = context[first:].tolist()
     spelling = codecs.getincrementaldecoder("utf-8")("replace")
     offsets, length = [], 0
-    for token in ids:
+    for text in model.tokenizer.spell(ids):
         offsets.append(length)
-        length += len(spelling.decode(model.tokenizer.token_text_bytes(token)))
+        length += len(spelling.decode(text))
     return {
         "tokens": [_spelled(model, token) for token in ids],
         "token_logprobs": [own for own, _ in rows],

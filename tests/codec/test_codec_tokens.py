@@ -78,6 +78,7 @@ def test_a_tokenizer_that_only_claims_to_be_lossless_is_found_out(lossy: Tokeniz
         vocab_size=lossy.vocab_size,
         encode_documents=lossy.encode_documents,
         token_text_bytes=lossy.token_text_bytes,
+        spell=lossy.spell,
     )
     with pytest.raises(ConfigError, match="liar is declared lossless"):
         tokenize([b"two  spaces"], cast(Tokenizer, liar))

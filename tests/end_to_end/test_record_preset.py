@@ -1,5 +1,6 @@
 """Preset `record` from end to end at reduced size, with what it has from `pr-1855` and more targets on the same logits:
-loop, tables, attention windows, packing by rate, canonical pairs, adapters, audit, codec, single file."""
+loop, tables, attention windows, packing by rate, canonical pairs, adapters, audit, codec, single file; and marks for
+capitals."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from bitgolf.bundle.single_file import make_bundle
 from bitgolf.run.directory import RunDirectory
 
 SMALL = {
+    "data.tokenizer": "lossless-case",
     "model.vocab_size": 384,
     "model.num_layers": 4,
     "model.attention.xsa_layers": 4,

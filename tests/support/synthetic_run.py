@@ -37,6 +37,9 @@ class ByteTokenizer:
     def token_text_bytes(self, token: int) -> bytes:
         return b"" if token == BOS else bytes([token])
 
+    def spell(self, ids: list[int]) -> list[bytes]:
+        return [self.token_text_bytes(token) for token in ids]
+
 
 @dataclass
 class Tokens:

@@ -9,6 +9,8 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
+from .case_markers import MARKERS, lowered, spell  # type: ignore[import-not-found]  # of bitgolf.data
+
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -21,6 +23,8 @@ class BitgolfTokenizer(PreTrainedTokenizer):
     def __init__(self, vocab_file: str, lossless: bool = True, **kwargs: Any) -> None:
         self.vocab_file, self.lossless = vocab_file, lossless
         self.sp_model = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
+        vocabulary = {self.sp_model.id_to_piece(i) for i in range(self.sp_model.get_piece_size())}
+        self.marks_capitals = lossless and vocabulary.issuperset(MARKERS)
         bos = self.sp_model.id_to_piece(self.sp_model.bos_id())
         # Text that looks like a special token is text.
         kwargs = {"bos_token": bos, "eos_token": bos, "padding_side": "right", "split_special_tokens": True} | kwargs
@@ -39,6 +43,7 @@ class BitgolfTokenizer(PreTrainedTokenizer):
         if not self.lossless:
             return list(self.sp_model.encode(text, out_type=str))
         pieces: list[str] = []
+        text = lowered(text) if self.marks_capitals else text
         for position, part in enumerate(text.split(_SPACE)):  # this character itself is encoded as its bytes
             pieces += [f"<0x{byte:02X}>" for byte in _SPACE.encode()] if position else []
             pieces += self.sp_model.encode(part, out_type=str)
@@ -54,7 +59,8 @@ class BitgolfTokenizer(PreTrainedTokenizer):
         """The text of tokens."""
         if not self.lossless:
             return str(self.sp_model.decode_pieces(tokens))
-        return b"".join(self._bytes(token) for token in tokens).decode("utf-8", errors="replace")
+        pieces = [self._bytes(token) for token in tokens]
+        return b"".join(spell(pieces) if self.marks_capitals else pieces).decode("utf-8", errors="replace")
 
     def _bytes(self, token: str) -> bytes:
         index = self.sp_model.piece_to_id(token)

@@ -132,7 +132,7 @@ def _documents(run: ScoredRun) -> tuple[list[np.ndarray], Tokenizer]:
 def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> bytes:
     """UTF-8 of a document. With a lossless tokenizer it is the original, otherwise the normalized text."""
     if tokenizer.lossless:
-        return b"".join([tokenizer.token_text_bytes(token) for token in tokens.tolist()])
+        return b"".join(tokenizer.spell(tokens))
     return tokenizer.decode(tokens).removeprefix(" ").encode()
 
 
