@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from .case_markers import MARKERS, lowered, spell  # type: ignore[import-not-found]  # of bitgolf.data
+from .case_markers import MARKERS, lowered, spell  # of bitgolf.data
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
