@@ -190,6 +190,9 @@ def _get_tokenizer(config: DataConfig, vocab_size: int, documents: _Documents, p
             config.tokenizer != "challenge",
             case_markers=config.tokenizer == "lossless-case",
         )
+    if not Path(config.tokenizer).exists():
+        kinds = ", ".join(NEW_TOKENIZERS)
+        raise DataError(f"data.tokenizer {config.tokenizer!r} is neither one of {kinds} nor an existing .model file")
     tokenizer = Tokenizer.load(config.tokenizer)
     if tokenizer.vocab_size != vocab_size:
         raise DataError(

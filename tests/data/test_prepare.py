@@ -150,7 +150,7 @@ def test_the_tokenizer_is_trained_on_the_first_training_documents_alone(
     texts = [f"é{i}" * (i % 7 + 1) for i in range(400)]
     seen: list[str] = []
     monkeypatch.setattr(
-        "bitgolf.data.prepare_text.train_tokenizer", lambda documents, *_: seen.extend(documents) or lossless
+        "bitgolf.data.prepare_text.train_tokenizer", lambda documents, *_, **__: seen.extend(documents) or lossless
     )
     options = {"val_source": write_jsonl(texts[5:40], "val.jsonl")} if own_source else {}
     prepare(config(write_jsonl(texts), tokenizer_bytes=1_000, **options), 400, tmp_path / "out")
@@ -191,7 +191,7 @@ def test_a_given_model_is_used_as_it_is(
     assert data.tokenizer.model_bytes == challenge.model_bytes and data.tokenizer.name == "mine"
     with pytest.raises(DataError, match=r"has 400 pieces, but model.vocab_size is 500; set model.vocab_size to 400"):
         prepare(config(write_jsonl(documents), tokenizer=str(path)), 500, tmp_path / "other")
-    with pytest.raises(DataError, match="cannot read the tokenizer"):
+    with pytest.raises(DataError, match="neither one of lossless, lossless-case, challenge nor an existing"):
         prepare(config(write_jsonl(documents), tokenizer=str(tmp_path / "none.model")), 400, tmp_path / "other")
 
 
