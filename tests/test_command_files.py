@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 from tiny_run import done, read_json, refused
 
-from bitgolf.commands.files import STANDARD, check_output, is_standard_output, read_input, write_output
+from bitgolf.commands.files import (
+    STANDARD,
+    check_output,
+    is_standard_output,
+    read_input,
+    save_standard_input,
+    write_output,
+)
 from bitgolf.errors import ConfigError
 
 DATA = b"\x93text \t\x1b[31m\xff\n" * 30_000  # more than a pipe holds
@@ -195,3 +202,32 @@ def test_generated_text_is_written_untouched(
     written = standard(b"")
     assert main(["sample", str(tiny_run / "model.bitgolf"), "--prompt", "é\t"]) == 0
     assert written.getvalue() == f"é\t{text}\n".encode()
+
+
+def test_standard_input_is_kept_for_a_run_that_is_resumed(
+    tmp_path: Path, standard: Callable[[bytes], io.BytesIO]
+) -> None:
+    kept = tmp_path / "run.stdin.txt"
+    for text, keep, content in ((b"one", True, b"one"), (b"two", True, b"one"), (b"three", False, b"three")):
+        standard(text)
+        assert save_standard_input(tmp_path / "run", keep) == f"file:{kept}" and kept.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+@pytest.mark.parametrize(("module", "command", "extra"), [
+    ("onnxscript", ("export", "{run}", "--to", "onnx", "x.onnx"), "onnx"),
+    ("starlette", ("serve", "{run}"), "serve"),
+    ("optuna", ("sweep", "{study}", "--data", "{run}/data", "--out", "x"), "sweep"),
+])  # fmt: skip
+def test_what_is_not_installed_is_named_with_its_extra(
+    module: str, command: tuple[str, ...], extra: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text('question = "Q"\nbase = "demo"\n[settings]\ntrain.held_out_tokens = 1024\ntrain.average.choose = "held_out"\n'
+                     '[search]\n"train.matrix_lr" = {low = 0.1, high = 1.0}\n')  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == module or name.startswith("bitgolf.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
+    text = refused(*(word.format(run=tiny_run, study=study) for word in command))
+    assert f"pip install 'bitgolf[{extra}]'" in str(text)

@@ -276,3 +276,9 @@ def test_a_truth_value_is_a_number_only_where_it_is_asked_for() -> None:
     for value, kinds in ((True, int), (False, (int, str)), (1, bool), ("1", int)):
         with pytest.raises(TypeError, match="stride must be a whole number, not"):
             require_type("stride", value, kinds, "a whole number")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
+def test_paths_that_no_file_can_have_are_refused(path: str) -> None:
+    with pytest.raises(ForeignError, match="characters that no path has"):
+        foreign.read_bytes(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -10,17 +11,20 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitgolf.artifact.generate import _Spelling
 from bitgolf.codec.tokens import detokenize, tokenize
 from bitgolf.data.canonical import forbidden_pairs
 from bitgolf.data.case_markers import lowered, spell
+from bitgolf.data.spm_model import PieceKind, read_model
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.data.train_tokenizer import train_tokenizer
 
 TITLE, UPPER, ESCAPE = "\ue001", "\ue002", "\ue003"
-TEXT = st.text(
+# Lists, because `st.text` draws from the union of its characters, in which these few are hardly ever drawn.
+TEXT = st.lists(
     st.one_of(st.sampled_from(" \n\ue001\ue002\ue003▁theTHEabcABC."), st.characters(exclude_categories=["Cs"])),
     max_size=80,
-)
+).map("".join)
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +107,17 @@ def test_each_token_adds_its_own_bytes() -> None:
         "x",
         ESCAPE,
         "cd",
+        ESCAPE,
+        "a",
+        ESCAPE,
+        "",
+        "a",
+        UPPER,
+        "",
+        "ab",
     ]
     added = ["", " Mc", "", "Do", "nald", "", " ", "US", "A", " the", "", "é", "", "", "x", "", ESCAPE + "d"]
+    added += ["", TITLE, "", "", "a", "", "", "ab"]
     assert [part.decode() for part in spell([piece.encode() for piece in pieces])] == added
 
 
@@ -126,3 +139,20 @@ def test_sentencepiece_itself_gives_the_same_tokens(cased: Tokenizer) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_proto=cased.model_bytes)
     text = "The Quick brown FOX"
     assert cased.encode(text) == processor.encode(lowered(text))
+
+
+def test_a_vocabulary_has_marks_if_it_has_all_three_as_symbols(cased: Tokenizer) -> None:
+    settings = read_model(cased.model_bytes)
+    assert settings.marks_capitals and cased.name == "lossless-case-400"
+    for pieces in (
+        tuple(piece for piece in settings.pieces if piece[0] != ESCAPE),
+        tuple((text, PieceKind.NORMAL if text == TITLE else kind) for text, kind in settings.pieces),
+    ):
+        assert not dataclasses.replace(settings, pieces=pieces).marks_capitals
+
+
+def test_a_mark_at_the_end_of_a_prompt_acts_on_what_is_generated(cased: Tokenizer) -> None:
+    mark = cased.encode("A")[0]
+    letter = cased.encode("a")[-1]
+    spelling = _Spelling(cased, [cased.bos_id, mark])
+    assert spelling.add(letter) + spelling.add(letter) + spelling.finish() == "Aa"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import io
@@ -23,6 +24,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bitgolf.data import text_files
 from bitgolf.data.cut_text import cut_text
 from bitgolf.data.sources import iterate_documents, parse_source, source_files
 from bitgolf.errors import ConfigError, DataError
@@ -307,3 +309,58 @@ def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "sub" / ".private").mkdir()
     (tmp_path / "sub" / "private").rmdir()
     assert [path.name for path in source_files(f"dir:{tmp_path}")] == ["a.txt"], "hidden directories are not opened"
+
+
+def encrypted(archive: bytes) -> bytes:
+    """A zip archive whose entries say that they have a password."""
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        flags = archive.rindex(mark) + place
+        archive = archive[:flags] + bytes([archive[flags] | 1]) + archive[flags + 1 :]
+    return archive
+
+
+@pytest.mark.parametrize(("archive", "message"), [(zipped(), "holds 0 files"), (encrypted(zipped(b"a")), "password")])
+def test_archives_without_a_file_to_read_are_named(tmp_path: Path, archive: bytes, message: str) -> None:
+    (tmp_path / "a.txt.zip").write_bytes(archive)
+    with pytest.raises(DataError, match=message):
+        list(iterate_documents(f"file:{tmp_path}/a.txt.zip"))
+
+
+def test_both_suffixes_and_long_windows_of_zstd_are_read(tmp_path: Path) -> None:
+    window_of_256_mib, raw_block = bytes([18 << 3]), (5 << 3 | 1).to_bytes(3, "little")  # RFC 8878
+    (tmp_path / "a.txt.zstd").write_bytes(b"\x28\xb5\x2f\xfd\x00" + window_of_256_mib + raw_block + b"hello")
+    assert "".join(text_files.text_lines(tmp_path / "a.txt.zstd", 99)) == "hello"
+
+
+def test_a_compressed_file_may_hold_32_mib_and_a_hundred_times_its_size(tmp_path: Path) -> None:
+    (tmp_path / "a.gz").write_bytes(bytes(10))
+    most = 32 * 1024 * 1024 + 1000
+    assert len(io.BufferedReader(text_files._Limited(io.BytesIO(bytes(most)), tmp_path / "a.gz")).read()) == most
+    with pytest.raises(DataError, match="unpacks to more than 100 times"):
+        io.BufferedReader(text_files._Limited(io.BytesIO(bytes(most + 1)), tmp_path / "a.gz")).read()
+
+
+def test_lines_of_json_have_a_length_and_only_the_first_a_byte_order_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = b'{"text": "abc"}\n'
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + line + b" \n" + line)
+    assert list(text_files.json_line_texts([path], "text")) == ["abc", "abc"]
+    path.write_bytes(line + b"\xef\xbb\xbf" + line)
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        list(text_files.json_line_texts([path], "text"))
+    path.write_bytes(b"[" * 100_000)
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        list(text_files.json_line_texts([path], "text"))
+    path.write_bytes(line)
+    for most, refused in ((len(line), False), (len(line) - 1, True)):
+        monkeypatch.setattr(text_files, "MAX_LINE_BYTES", most)
+        with pytest.raises(DataError, match="longer than 15 bytes") if refused else contextlib.nullcontext():
+            assert list(text_files.json_line_texts([path], "text")) == ["abc"]
+
+
+def test_a_line_that_is_not_utf8_is_numbered_whatever_the_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"long line\nsecond\nbad \xff")
+    with pytest.raises(DataError, match="line 3 is not UTF-8"):
+        list(text_files.text_lines(tmp_path / "a.txt", 4))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from bitgolf.config.train import MuonConfig
 from bitgolf.errors import ConfigError
 from bitgolf.model.build import compute_dtype
+from bitgolf.plan.memory import free_memory, total_memory
 from bitgolf.run import atomic
 from bitgolf.run.ranks import World, choose_device, has_bf16, sums_dtype
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
@@ -81,3 +83,38 @@ def test_no_process_is_asked_by_a_signal_on_windows(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patched:
         patched.setattr("os.name", "nt")
         assert atomic._process_lives("1")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="asks by a signal")
+def test_processes_that_have_ended_are_dead_and_those_of_others_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not atomic._process_lives(str(ended.pid)) and not atomic._process_lives("9" * 30)
+    assert not atomic._process_lives(str(os.getpid())) and atomic._process_lives(str(os.getppid()))
+    assert atomic._process_lives("no number")
+
+    def foreign(pid: int, number: int) -> None:
+        assert number == 0
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", foreign)
+    assert atomic._process_lives("1")
+
+
+@pytest.mark.parametrize(("rank", "device"), [(0, "cuda:0"), (1, "cuda:1"), (2, "")])
+def test_each_local_rank_has_a_gpu_of_its_own(rank: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for requested in ("auto", "cuda"):
+        if device:
+            assert choose_device(requested, rank) == torch.device(device)
+        else:
+            with pytest.raises(ConfigError, match=r"local rank 2 has no GPU: 2 found; .*nproc_per_node=2"):
+                choose_device(requested, rank)
+
+
+def test_memory_of_a_gpu_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {device: SimpleNamespace(total_memory=80)}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {device: (30, 80)}.__getitem__)
+    assert (total_memory(device), free_memory(device)) == (80, 30)
