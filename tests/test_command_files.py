@@ -223,8 +223,9 @@ def test_what_is_not_installed_is_named_with_its_extra(
     module: str, command: tuple[str, ...], extra: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = tmp_path / "study.toml"
-    study.write_text('question = "Q"\nbase = "demo"\n[settings]\ntrain.held_out_tokens = 1024\ntrain.average.choose = "held_out"\n'
-                     '[search]\n"train.matrix_lr" = {low = 0.1, high = 1.0}\n')  # fmt: skip
+    settings = '[settings]\ntrain.held_out_tokens = 1024\ntrain.average.choose = "held_out"'
+    search = '[search]\n"train.matrix_lr" = {low = 0.1, high = 1.0}'
+    study.write_text(f'question = "Q"\nbase = "demo"\n{settings}\n{search}\n')
     monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == module or name.startswith("bitgolf.serve")]:
         monkeypatch.delitem(sys.modules, name)
