@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_run import PRESET, done
 
+from bitgolf.config import load_config
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.sweep.study import read_sweep
@@ -274,3 +275,23 @@ def test_a_real_trial_trains_by_the_command_line(tiny_run: Path, tmp_path: Path)
     results = done("sweep", study, "--data", tiny_run / "data", "--out", tmp_path / "out", "--json").json
     assert results["best"]["held_out_nats"] > 0 and list(results["best"]["curve"]) == ["25", "50", "75", "100"]
     assert tomllib.loads((tmp_path / "out" / "trial-0000" / "config.toml").read_text())["name"]
+
+
+def test_a_training_that_is_left_is_ended(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    class Endless:
+        def poll(self) -> int | None:
+            return -15 if "waited" in done else None
+
+        def terminate(self) -> None:
+            done.append("terminated")
+
+        def wait(self) -> None:
+            done.append("waited")
+
+    run = RunDirectory(tmp_path / "trial", load_config("demo"))
+    curves = train_trial(run, lambda folder: Endless(), seconds=0)  # type: ignore[arg-type,return-value]
+    assert next(curves) == {} and done == []
+    curves.close()  # type: ignore[attr-defined]
+    assert done == ["terminated", "waited"]

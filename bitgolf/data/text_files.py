@@ -124,7 +124,7 @@ def _only_file(raw: BinaryIO, path: Path) -> _Readable:
         if len(files) != 1:
             raise DataError(f"{path} holds {len(files)} files; unpack it, and give the folder or one of the files")
         return archive.open(files[0])
-    except (NotImplementedError, RuntimeError) as error:  # another version or method of compression, or a password
+    except RuntimeError as error:  # another version or method of compression, or a password
         raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and give the file") from error
 
 

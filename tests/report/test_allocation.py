@@ -82,3 +82,10 @@ def test_measured_beside_predicted() -> None:
 def test_other_methods_have_no_allocation() -> None:
     plain = packed() | {"allocation": None}
     assert outcome(plain, None) is None and shares(plain) == [] and rate_distortion(plain) is None
+
+
+def test_the_curve_ends_above_the_size_of_the_code() -> None:
+    chart = rate_distortion(packed())
+    assert chart is not None and len(chart.x) > 3
+    fewer = rate_distortion(packed() | {"code_bytes": chart.x[1]})
+    assert fewer is not None and fewer.x == chart.x[2:]

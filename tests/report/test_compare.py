@@ -639,3 +639,21 @@ def test_a_loop_of_links_is_an_error_and_no_crash(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ConfigError, match="given twice"):
         label_paths([tmp_path / "loop", tmp_path / "loop"])
+
+
+@pytest.mark.parametrize(("difference", "detail"), [
+    (-0.01, "b is better"), (0.01, "b is worse"), (0.0, "the scores are equal"),
+])  # fmt: skip
+def test_the_lower_score_is_the_better_one(difference: float, detail: str) -> None:
+    contrast = Contrast("b", "a", difference, 2 * difference, 0.005, 0.002, "one seed", "one seed", "no losses")
+    assert contrast_rows(contrast)[0].detail == detail
+
+
+def test_validation_tokens_without_text_have_no_documents(
+    family: Family, letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = read_runs([family.run("a", letters)])[0]
+    module = "bitgolf.report.comparison.document_losses"
+    monkeypatch.setattr(f"{module}.document_starts", lambda *arguments: np.array([], dtype=int))
+    with pytest.raises(RunError, match="contain no text"):
+        document_losses(run)
