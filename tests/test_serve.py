@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from bitgolf.language_model import LanguageModel, load
 
 uvicorn = pytest.importorskip("uvicorn")
 app = pytest.importorskip("bitgolf.serve.app")
-from bitgolf.serve.completions import read_request  # noqa: E402
+from bitgolf.serve.completions import complete, read_request  # noqa: E402
 
 TEXT = documents()[3]
 
@@ -150,7 +152,6 @@ def test_a_document_that_ends_has_its_end_among_the_tokens(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bitgolf.artifact import generate
-    from bitgolf.serve.completions import complete, read_request
 
     tokens = iter([70, model.tokenizer.bos_id])
     monkeypatch.setattr(generate, "_choose", lambda *_: next(tokens))
@@ -222,6 +223,44 @@ def test_values_of_a_request_have_bounds(key: str, last: Any, beyond: Any) -> No
     assert getattr(read_request({"prompt": "a"} | {key: last}), key) == last
     with pytest.raises(ConfigError, match=f"^{key}: "):
         read_request({"prompt": "a"} | {key: beyond})
+
+
+def test_an_answer_counts_its_tokens_and_names_the_model(address: str, model: LanguageModel) -> None:
+    prompts = ["The quiet", "The"]
+    request = {"max_tokens": 3, "temperature": 0, "logprobs": 0, "model": "other"}
+    status, answer = ask(address, request | {"prompt": prompts})
+    tokens = [choice["logprobs"]["tokens"] for choice in answer["choices"]]
+    num_prompt, num_new = sum(len(model.tokenizer.encode(text)) for text in prompts), sum(map(len, tokens))
+    assert status == 200 and answer["model"] == "tiny" and num_new == 6
+    assert answer["usage"] == {
+        "prompt_tokens": num_prompt, "completion_tokens": num_new, "total_tokens": num_prompt + num_new,
+    }  # fmt: skip
+    first = answer["choices"][0]
+    assert first["logprobs"]["top_logprobs"] == [None] * 3 and first["logprobs"]["text_offset"][0] == 0
+    stopped = choice(address, prompt=prompts[0], max_tokens=3, temperature=0, stop=first["text"][0])
+    assert (stopped["text"], stopped["finish_reason"], first["finish_reason"]) == ("", "stop", "length")
+
+
+def test_a_request_has_at_most_256_kib_and_much_more_is_not_read(address: str) -> None:
+    body = json.dumps({"prompt": "The", "max_tokens": 1}).encode()
+    assert ask(address, body.ljust(262_144))[0] == 200 and ask(address, body.ljust(262_145))[0] == 413
+    taken: list[int] = []
+
+    async def stream() -> Any:
+        for number in range(100):
+            taken.append(number)
+            yield bytes(1 << 20)
+
+    assert asyncio.run(app._body(SimpleNamespace(stream=stream))) is None
+    assert len(taken) == 17  # the first MiB above 16
+
+
+def test_the_work_of_a_request_may_be_its_limit(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.serve.completions.MAX_WORK", 9)
+    assert complete(model, read_request({"prompt": [9] * 7, "max_tokens": 2, "logprobs": 0}))["choices"]
+    assert complete(model, read_request({"prompt": [9] * 70, "max_tokens": 9}))["choices"]
+    with pytest.raises(ConfigError, match="asks for 10 tokens, at most 9"):
+        complete(model, read_request({"prompt": [9] * 8, "max_tokens": 2, "logprobs": 0}))
 
 
 def test_a_client_that_goes_away_in_mid_request_is_no_failure(address: str, caplog: pytest.LogCaptureFixture) -> None:
