@@ -24,6 +24,7 @@ import bitgolf
 from bitgolf.config import load_config, preset_names
 from bitgolf.data.train_tokenizer import train_tokenizer
 from bitgolf.export.network_tensors import network_of
+from bitgolf.export.onnx import export_onnx
 from bitgolf.language_model import LanguageModel, load
 from bitgolf.model import GPT
 
@@ -120,7 +121,7 @@ def test_the_exported_tokenizer_marks_capitals(tmp_path: Path) -> None:
     sys.modules["exported"] = exported = importlib.util.module_from_spec(spec)
     exported.__package__ = "exported"
     spec.loader.exec_module(exported)
-    again = exported.BitgolfTokenizer(str(tmp_path / "tokenizer.model"))
+    again = exported.BitgolfTokenizer(str(tmp_path / "tokenizer.model"), marks_capitals=True)
     text = TEXT + " The RIVER iPhone"
     ids = again(text).input_ids
     assert ids == [tokenizer.bos_id, *tokenizer.encode(text)]
@@ -251,7 +252,11 @@ def test_an_onnx_file_that_differs_from_the_model_is_not_written(
 
 
 def test_an_onnx_file_computes_what_the_model_computes(
-    model: LanguageModel, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LanguageModel,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -260,6 +265,12 @@ def test_an_onnx_file_computes_what_the_model_computes(
     assert 0 < values["largest_difference"] < TOLERANCE
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.model", "mine.onnx"]
     assert path.with_suffix(".model").read_bytes() == model.tokenizer.model_bytes
+    monkeypatch.setattr(torch.onnx, "export", lambda network, example, file, **options: shutil.copy(path, file))
+    for marks in (False, True):
+        monkeypatch.setattr(model.tokenizer, "marks_capitals", marks)
+        export_onnx(model, tmp_path / "again" / "mine.onnx")
+        assert ("case_markers.py" in caplog.text) is marks, "a plain SentencePiece would give other tokens"
+    monkeypatch.undo()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["window"] == str(model.window)
     ids = torch.tensor([[model.tokenizer.bos_id, *model.tokenizer.encode(TEXT)]])  # longer than the window

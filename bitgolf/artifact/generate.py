@@ -9,6 +9,7 @@ Legend: V vocabulary.
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -44,7 +45,12 @@ class Sampling:
         require_type("top_p", self.top_p, Real, "a number")
         require_type("seed", self.seed, (Integral, NoneType), "a whole number or None")
         require_type("stop", self.stop, (list, tuple), "a list of strings")
-        if self.max_tokens < 1 or not 0 <= self.temperature < 1e300 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if (
+            self.max_tokens < 1
+            or not 0 <= self.temperature <= sys.float_info.max
+            or self.top_k < 0
+            or not 0 < self.top_p <= 1
+        ):
             raise ConfigError(
                 f"generate needs max_tokens >= 1, a finite temperature >= 0, top_k >= 0, 0 < top_p <= 1; got "
                 f"{self.max_tokens}, {self.temperature}, {self.top_k}, {self.top_p}"

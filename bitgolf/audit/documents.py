@@ -200,8 +200,8 @@ def validation_complete(evidence: Evidence) -> Finding:
         )
     raw_bytes, claimed = sum(size for _, size in source), data.manifest["splits"]["val"].get("raw_bytes")
     if claimed != raw_bytes:
-        given = "no" if claimed is None else claimed
-        problems.append(f"the manifest gives {given} bytes of validation text, the source has {raw_bytes:,}")
+        amount = "no" if claimed is None else claimed
+        problems.append(f"the manifest gives {amount} bytes of validation text, the source has {raw_bytes:,}")
     reason = f"{len(hashes):,} validation documents of {raw_bytes:,} bytes as in the source, {len(chosen):,} tokenized"
     return judge(
         problems,

@@ -187,7 +187,7 @@ def _get_tokenizer(config: DataConfig, vocab_size: int, documents: _Documents, p
         return train_tokenizer(
             documents.tokenizer_text(),
             vocab_size,
-            config.tokenizer != "challenge",
+            config.tokenizer == "lossless",
             case_markers=config.tokenizer == "lossless-case",
         )
     if not Path(config.tokenizer).exists():

@@ -31,13 +31,14 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train on all of `documents`. SentencePiece keeps them in memory, so the caller limits their bytes.
 
-    `case_markers`: marks for capitals, of a lossless tokenizer.
+    With `case_markers` the tokenizer is lossless and marks capitals.
 
     Raises DataError if there is no text, or if there is too little text or there are too many distinct characters for
     `vocab_size`. The message gives the possible sizes.
     """
     if vocab_size > MAX_PIECES:
         raise DataError(f"model.vocab_size {vocab_size:,} is above the {MAX_PIECES:,} that shards can hold")
+    lossless = lossless or case_markers
     options: dict[str, Any] = {"normalization_rule_name": "nmt_nfkc"}
     if lossless:
         options = {

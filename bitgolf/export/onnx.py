@@ -23,6 +23,7 @@ from bitgolf.export.network_tensors import network_of
 from bitgolf.run import atomic
 
 TOLERANCE = 1e-3  # largest difference of a logit
+_logger = logging.getLogger(__name__)
 _OPSET = 20
 
 
@@ -62,6 +63,11 @@ def export_onnx(packed: PackedModel, path: Path) -> float:
             )
         atomic.write_bytes(os.path.realpath(path), file.read_bytes())  # links are followed
     atomic.write_bytes(os.path.realpath(path.with_suffix(".model")), packed.tokenizer.model_bytes)
+    if packed.tokenizer.marks_capitals:
+        _logger.warning(
+            "the tokenizer marks capitals: use `lowered` of bitgolf/data/case_markers.py (it needs only Python) before "
+            "it, and `spell` after it"
+        )
     return difference
 
 

@@ -95,6 +95,7 @@ def _write(packed: PackedModel, folder: Path) -> None:
             "auto_map": {"AutoTokenizer": ["tokenization_bitgolf.BitgolfTokenizer", None]},
             "tokenizer_class": "BitgolfTokenizer",
             "lossless": tokenizer.lossless,
+            "marks_capitals": tokenizer.marks_capitals,
             "model_max_length": packed.window,
         },
     }

@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizer
 
-from .case_markers import MARKERS, lowered, spell  # of bitgolf.data
+from .case_markers import lowered, spell  # of bitgolf.data
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
@@ -20,15 +20,13 @@ class BitgolfTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
-    def __init__(self, vocab_file: str, lossless: bool = True, **kwargs: Any) -> None:
-        self.vocab_file, self.lossless = vocab_file, lossless
+    def __init__(self, vocab_file: str, lossless: bool = True, marks_capitals: bool = False, **kwargs: Any) -> None:
+        self.vocab_file, self.lossless, self.marks_capitals = vocab_file, lossless, marks_capitals
         self.sp_model = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
-        vocabulary = {self.sp_model.id_to_piece(i) for i in range(self.sp_model.get_piece_size())}
-        self.marks_capitals = lossless and vocabulary.issuperset(MARKERS)
         bos = self.sp_model.id_to_piece(self.sp_model.bos_id())
         # Text that looks like a special token is text.
         kwargs = {"bos_token": bos, "eos_token": bos, "padding_side": "right", "split_special_tokens": True} | kwargs
-        super().__init__(lossless=lossless, **kwargs)
+        super().__init__(lossless=lossless, marks_capitals=marks_capitals, **kwargs)
 
     @property
     def vocab_size(self) -> int:
