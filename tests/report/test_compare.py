@@ -552,7 +552,7 @@ def test_a_baseline_on_the_command_line(pair: list[Path]) -> None:
     [
         (("--published", "1.2", "x"), "'x' is not a number"),
         (("--published", "nan", "1"), "nan is not a score"),
-        (("--published-summary", "1.2", "0.1", "2.5"), "a number of seeds"),
+        *((("--published-summary", "1.2", "0.1", count), "a number of seeds") for count in ("2.5", "inf", "nan")),
         (("--published", "1", "2", "--published-summary", "1", "0.1", "3"), "give one of them"),
         (("--method", "guess"), "its methods: headline, float-chunked, chunked, sliding"),
         (("--seed", "-1"), "give 0 or more"),

@@ -16,7 +16,6 @@ from bitgolf.errors import RunError
 from bitgolf.report import sections
 from bitgolf.report.products import Products
 from bitgolf.report.report import Texts, render
-from bitgolf.run.budget import Budget
 from bitgolf.run.seal import sealed
 
 
@@ -286,20 +285,6 @@ def test_long_evidence_is_cut_and_says_so() -> None:
     assert len(row["evidence"]) < 200 and "audit.json" in row["evidence"]
 
 
-def test_charts_take_every_step_of_the_log(finished: SyntheticRun) -> None:
-    products = read(finished)
-    steps = [event for event in products.events if event["event"] == "step"]
-    by_key = {chart.key: chart for chart in sections.training_charts(products)}
-    assert list(by_key) == ["loss-time", "loss-tokens", "rate", "speed"]
-    assert list(by_key["loss-tokens"].y) == [event["loss"] for event in steps]
-    assert len(by_key["speed"].x) == len(by_key["speed"].y) == len(steps) - 1
-    resumed = {"event": "resume", "step": 40, "elapsed_seconds": 3.2}
-    marked = Products(
-        products.path, products.config, Budget(products.budget.limits), [*products.events, resumed], None, None, None
-    )
-    assert list(sections.training_charts(marked)[0].marks) == [(3.2, "resumed")]
-
-
 def test_charts_show_resumptions_and_held_out_losses(finished: SyntheticRun) -> None:
     products = read(finished)
     more = [
@@ -312,6 +297,7 @@ def test_charts_show_resumptions_and_held_out_losses(finished: SyntheticRun) -> 
         list(charts["loss-time"].dots) == [(3.5, 4.5), (7.5, 3.25)]
         and "3.250 at the end" in charts["loss-time"].summary
     )
+    assert list(charts) == ["loss-time", "loss-tokens", "rate", "speed"]
     assert {key for key, chart in charts.items() if chart.dots} == {"loss-time"}
     marked = {"loss-time", "rate", "speed"}  # against time
     assert {key for key, chart in charts.items() if list(chart.marks) == [(3.2, "resumed")]} == marked
@@ -383,6 +369,7 @@ def test_every_fact_of_a_finished_run(finished: SyntheticRun) -> None:
         again = replace(products, events=[*products.events, start | other | {"event": kind}])
         assert [value for _, value in dict(sections.facts(again))["Hardware"]] == ["GPU", "2", "fa3", "3.0", "yes"]
         assert dict(dict(sections.facts(again))["Training"])["compile warm-up (untimed)"] == "5.0 s"
+    assert "peak GPU memory" not in dict(dict(sections.facts(products))["Training"])
     facts = dict(sections.facts(replace(products, events=[*products.events, end])))
     assert list(facts) == ["Training", "Hardware", "Model", "Validation text"]
     assert [value for _, value in facts["Training"]] == [
@@ -398,10 +385,3 @@ def test_every_fact_of_a_finished_run(finished: SyntheticRun) -> None:
     fresh = replace(products, events=[], pack=None, score=None)
     assert [title for title, _ in sections.facts(fresh)] == ["Model", "Validation text"]
     assert len(dict(sections.facts(fresh))["Model"]) == 3
-
-
-def test_facts_come_from_the_products(finished: SyntheticRun) -> None:
-    facts = {name: value for _, rows in sections.facts(read(finished)) for name, value in rows}
-    assert facts["optimizer steps"] == "900" and facts["passes over the text"] == "0.90"
-    assert facts["device"] == "cpu <x86_64>" and facts["bits per weight"] == "6.41"
-    assert "peak GPU memory" not in facts

@@ -267,10 +267,6 @@ def test_mixed_configurations_are_refused_by_key(family: Family, letters: Path) 
     assert [len(group) for group in group_runs(read_runs(paths))] == [1, 1]
 
 
-def test_a_seed_twice_is_refused(family: Family, letters: Path) -> None:
-    assert "a and b both have seed 1" in refused(read_runs([family.run("a", letters), family.run("b", letters)]))
-
-
 def test_other_validation_text_is_refused(family: Family, letters: Path) -> None:
     others = family.data("others", texts()[:-1])
     message = refused(read_runs([family.run("a", letters), family.run("b", others, seed=2)]))
@@ -307,14 +303,3 @@ def test_runs_are_called_by_what_tells_them_apart() -> None:
     assert label_paths([Path("x/a"), Path("y/a"), Path("y/b")]) == ["x/a", "y/a", "y/b"]
     with pytest.raises(ConfigError, match="given twice"):
         label_paths([Path("x/a"), Path("x/../x/a")])
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"headline": "sliding"}'])
-def test_a_damaged_score_says_what_to_run(family: Family, letters: Path, damage: str) -> None:
-    path = family.run("a", letters)
-    (path / "score.json").write_text(damage)
-    with pytest.raises(RunError, match="bitgolf score"):
-        read_runs([path])
-    (path / "score.json").unlink()
-    with pytest.raises(RunError, match=r"score\.json is missing"):
-        read_runs([path])
