@@ -163,13 +163,6 @@ def test_proof_catches_a_tokenizer_that_loses_bytes(lossless: Tokenizer) -> None
         broken.encode_proven(["fine", "two\nlines"], indices=[4, 7])
 
 
-def test_proof_catches_wrong_costs(lossless: Tokenizer) -> None:
-    broken = Tokenizer(lossless.model_bytes)
-    broken._cost[broken.encode("\n")[0]] += 1
-    with pytest.raises(DataError, match=r"document 1 .* are charged 10 bytes, the original text has 9"):
-        broken.encode_proven(["fine", "two\nlines"])
-
-
 def test_loading_detects_the_kind(lossless: Tokenizer, challenge: Tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mine.model").write_bytes(lossless.model_bytes)
     loaded = Tokenizer.load(tmp_path / "mine.model")
@@ -430,5 +423,5 @@ def test_texts_of_many_tokens_are_spelled_whole(lossless: Tokenizer) -> None:
 def test_a_proof_that_fails_on_the_count_alone_says_so(lossless: Tokenizer) -> None:
     broken = Tokenizer(lossless.model_bytes)
     broken._cost[broken.encode("\n")[0]] += 1
-    with pytest.raises(DataError, match=r"the original text has 1; it begins '\\n'$"):
-        broken.encode_proven(["\n"])
+    with pytest.raises(DataError, match=r"document 1 .* are charged 10 bytes, the original text has 9; .*lines'$"):
+        broken.encode_proven(["fine", "two\nlines"])
