@@ -12,10 +12,14 @@ from toy_models import (
     BOS,
     VOCAB,
     CausalModel,
+    ChunkBias,
     EagerCache,
     LeakyModel,
+    SecretBonus,
     SmugglingCache,
+    TargetPeek,
     UnigramCache,
+    Wrapped,
     make_scorer,
     toy_tokens,
 )
@@ -130,46 +134,6 @@ def test_adapter_that_reads_ahead_fails_its_check() -> None:
     finding = attempt(lambda evaluation: future_flip(evaluation, chunk_targets=20), eager)
     assert finding.verdict == "FAIL" and "an adapter asked for tokens" in finding.reason
     assert finding.evidence["error"] == "RuleViolation"
-
-
-class Wrapped:
-    """A scorer around another one; subclasses cheat."""
-
-    def __init__(self, inner) -> None:
-        self.inner = inner
-
-    def score(self, read, start, stop, tick=None):
-        return -self.distributions(read, start, stop)[np.arange(stop - start), read(start + 1, stop + 1)]
-
-    def distributions(self, read, start, stop):
-        return self.inner.distributions(read, start, stop)
-
-
-class TargetPeek(Wrapped):
-    """Raises its temperature where the target is rare: normalized, but keyed by the target."""
-
-    def distributions(self, read, start, stop):
-        log_p = super().distributions(read, start, stop)
-        rare = read(start + 1, stop + 1) > 5
-        log_p[rare] *= 0.5
-        return log_p - np.log(np.exp(log_p).sum(1, keepdims=True))
-
-
-class ChunkBias(Wrapped):
-    """SLOT: a bias fitted on the very chunk that is scored."""
-
-    def distributions(self, read, start, stop):
-        log_p = super().distributions(read, start, stop)
-        counts = np.bincount(read(start + 1, stop + 1), minlength=VOCAB) + 1
-        log_p = log_p + 0.3 * np.log(counts / counts.sum()).astype(np.float32)
-        return log_p - np.log(np.exp(log_p).sum(1, keepdims=True))
-
-
-class SecretBonus(Wrapped):
-    """Shows honest distributions and commits better losses."""
-
-    def score(self, read, start, stop, tick=None):
-        return 0.97 * super().score(read, start, stop, tick)
 
 
 class RealizedOnly(Wrapped):

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from sandbox_support import needs_isolation
 from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, for_seed, instead, logged, script
 from tiny_run import read_json
+from toy_models import ChunkBias, SecretBonus, TargetPeek, Wrapped
 
 from bitgolf.audit.headline import Headline
 from bitgolf.audit.run import audit_run
@@ -108,67 +109,24 @@ def epochs_over_a_chunk(events: list[dict[str, Any]], targets: int) -> None:
     events[:] = [scored(0, 500), learned(501), scored(0, targets, 1)]
 
 
-class Wrapped:
-    """A scorer around the run's own."""
+def wrapped(cheat: type[Wrapped]) -> InRun:
+    """The run's evaluation inside a cheat."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def plant(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = Headline.build
+        monkeypatch.setattr(Headline, "build", lambda self, tokens: (cheat(honest(self, tokens)[0]), None))
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
-        return -self.distributions(read, start, stop)[np.arange(stop - start), read(start + 1, stop + 1)]
+    return plant
+
+
+class RealizedTokenAlone(Wrapped):
+    """A cache that gives the realized token half of the rest, and takes it from no other."""
 
     def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
-        shown: np.ndarray = self.inner.distributions(read, start, stop)
-        return shown
-
-
-def normalized(log_p: np.ndarray) -> np.ndarray:
-    return log_p - np.log(np.exp(log_p.astype(np.float64)).sum(1, keepdims=True)).astype(np.float32)
-
-
-def wrap(monkeypatch: pytest.MonkeyPatch, cheat: type[Wrapped]) -> None:
-    """Let the run's evaluation be the honest one inside a cheat."""
-    honest = Headline.build
-    monkeypatch.setattr(Headline, "build", lambda self, tokens: (cheat(honest(self, tokens)[0]), None))
-
-
-def probability_for_the_realized_token_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Cache(Wrapped):
-        def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
-            log_p = super().distributions(read, start, stop)
-            targets = read(start + 1, stop + 1).astype(int)
-            log_p[np.arange(len(log_p)), targets] = np.log(0.5 * np.exp(log_p[np.arange(len(log_p)), targets]) + 0.5)
-            return log_p
-
-    wrap(monkeypatch, Cache)
-
-
-def expert_that_asks_whether_the_target_starts_a_word(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gate(Wrapped):
-        def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
-            log_p = super().distributions(read, start, stop)
-            log_p[read(start + 1, stop + 1) % 3 == 0] *= 0.7
-            return normalized(log_p)
-
-    wrap(monkeypatch, Gate)
-
-
-def bias_fitted_to_the_chunk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slot(Wrapped):
-        def distributions(self, read: Any, start: int, stop: int) -> np.ndarray:
-            log_p = super().distributions(read, start, stop)
-            counts = np.bincount(read(start + 1, stop + 1), minlength=log_p.shape[1]) + 1
-            return normalized(log_p + 0.3 * np.log(counts / counts.sum()).astype(np.float32))
-
-    wrap(monkeypatch, Slot)
-
-
-def losses_of_another_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mixture(Wrapped):
-        def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
-            return 0.95 * super().score(read, start, stop, tick)
-
-    wrap(monkeypatch, Mixture)
+        log_p = super().distributions(read, start, stop)
+        place = np.arange(len(log_p)), read(start + 1, stop + 1).astype(int)
+        log_p[place] = np.log(0.5 * np.exp(log_p[place]) + 0.5)
+        return log_p
 
 
 def log(change: Callable[[list[dict[str, Any]]], object]) -> InRun:
@@ -297,11 +255,10 @@ CASES: list[tuple[str, str, str, InRun]] = [  # the row, the check that must fai
     ("scored again after learning, best of passes", "headline-pass", "which the configuration does not name",
      record("score.json", lambda score: score["methods"].update({"sliding, T = 0.98": score["methods"]["sliding"]}))),
     ("the last epoch's score", "scored-once", "targets 0..499 are scored a second time", tape(epochs_over_a_chunk)),
-    ("hashed n-gram cache", "normalization", "sum to", probability_for_the_realized_token_alone),
-    ("expert gated by the target", "target-flip", "moved the prediction of target",
-     expert_that_asks_whether_the_target_starts_a_word),
-    ("SLOT", "future-flip", "moved the prediction of target", bias_fitted_to_the_chunk),
-    ("byte mixtures", "losses-match", "its distribution says", losses_of_another_model),
+    ("hashed n-gram cache", "normalization", "sum to", wrapped(RealizedTokenAlone)),
+    ("expert gated by the target", "target-flip", "moved the prediction of target", wrapped(TargetPeek)),
+    ("SLOT", "future-flip", "moved the prediction of target", wrapped(ChunkBias)),
+    ("byte mixtures", "losses-match", "its distribution says", wrapped(SecretBonus)),
     ("calibrated on validation", "train-log", "calibration` at step 40 reports val_tokens",
      log(lambda events: calibration(events).update(val_tokens=8192))),
     ("calibrated on validation", "train-log", "they were made again", statistics_made_again),

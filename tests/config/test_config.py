@@ -144,12 +144,7 @@ def test_a_key_without_a_guess_is_searched_with_a_command() -> None:
 
 
 def test_every_setting_is_described_with_its_allowed_values() -> None:
-    settings = all_settings()
-    assert all(setting.description and setting.allowed for setting in settings.values())
-    assert settings["qat.mode"].allowed == "one of none, ste, soft_round"
-    assert settings["model.rope.base"].allowed == "number > 1"
-    assert settings["report.samples"].allowed == "integer >= 0 and <= 20"
-    assert settings["train.checkpoint.at"].allowed == "a list, each number"
+    assert all(setting.description and setting.allowed for setting in all_settings().values())
 
 
 def test_a_preset_changes_the_settings_of_its_base(tmp_path: Path) -> None:
@@ -165,11 +160,6 @@ def test_a_preset_changes_the_settings_of_its_base(tmp_path: Path) -> None:
         file.write_text(f"base = {wrong}\n")
         with pytest.raises(ConfigError, match="is no preset; presets: baseline"):
             load_config(str(file))
-
-
-def test_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'baseline'"):
-        load_config("baselin")
 
 
 def test_a_toml_file_is_a_preset_and_its_unknown_keys_are_errors(tmp_path) -> None:
@@ -512,6 +502,8 @@ def test_a_number_has_at_most_64_characters() -> None:
         ("model.skips", "true or false"),
         ("name", "text"),
         ("train.kernels", "one of compiler, triton"),
+        ("model.rope.base", "number > 1"),
+        ("report.samples", "integer >= 0 and <= 20"),
         ("train.warmdown", "number >= 0 and <= 1"),
         ("train.average.ema_decay", "number >= 0 and < 1"),
         ("train.checkpoint.at", "a list, each number"),

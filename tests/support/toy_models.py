@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -80,6 +82,49 @@ class SmugglingCache(UnigramCache):
 
     def update(self, revealed: TokenReader, start: int, stop: int) -> None:
         self._count(self.smuggled[start + 1 : 2 * stop + 1])
+
+
+class Wrapped:
+    """A scorer around another one; subclasses cheat."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def score(self, read: TokenReader, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return -self.distributions(read, start, stop)[np.arange(stop - start), read(start + 1, stop + 1)]
+
+    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
+        shown: np.ndarray = self.inner.distributions(read, start, stop)
+        return shown
+
+
+class TargetPeek(Wrapped):
+    """Raises its temperature for some targets: normalized, but keyed by the target."""
+
+    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
+        log_p = super().distributions(read, start, stop)
+        log_p[read(start + 1, stop + 1) % 3 == 0] *= 0.5
+        return _normalized(log_p)
+
+
+class ChunkBias(Wrapped):
+    """SLOT: a bias fitted on the very chunk that is scored."""
+
+    def distributions(self, read: TokenReader, start: int, stop: int) -> np.ndarray:
+        log_p = super().distributions(read, start, stop)
+        counts = np.bincount(read(start + 1, stop + 1), minlength=log_p.shape[1]) + 1
+        return _normalized(log_p + 0.3 * np.log(counts / counts.sum()).astype(np.float32))
+
+
+class SecretBonus(Wrapped):
+    """Shows honest distributions and commits better losses."""
+
+    def score(self, read: TokenReader, start: int, stop: int, tick: Any = None) -> np.ndarray:
+        return 0.97 * super().score(read, start, stop, tick)
+
+
+def _normalized(log_p: np.ndarray) -> np.ndarray:
+    return log_p - np.log(np.exp(log_p.astype(np.float64)).sum(1, keepdims=True)).astype(np.float32)
 
 
 def toy_tokens(length: int, seed: int = 0) -> np.ndarray:
