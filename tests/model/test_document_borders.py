@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_gpt import make, packed_attention, slow_logits
+from slow_gpt import hidden_in_steps, make, packed_attention, slow_logits
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
 from bitgolf.model.backends import AttentionCase, available_backends, choose_backend
-from bitgolf.model.cache import GenerationCache
 from bitgolf.model.document_borders import (
     BOS,
     DOCUMENT_BACKENDS,
@@ -151,16 +150,18 @@ def test_gradients_are_those_of_the_documents_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("steps", [(5, 1, 1, 1, 1, 1, 1, 1, 1, 1), (1,) * 14, (8, 6), (14,), (3, 4, 7)], ids=str)
-@pytest.mark.parametrize("changes", [{}, {"bigram.every_layer": True, "value_embedding.gated": True}])
-def test_cached_generation_keeps_to_its_document(changes: dict, steps: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bigram.every_layer": True, "value_embedding.gated": True},
+        {"attention.within_documents": False, "smear.document_mask": False},
+    ],
+)
+def test_cached_generation_is_the_full_pass(changes: dict, steps: tuple[int, ...]) -> None:
     model = make(EVERYTHING | changes)
     tokens = torch.from_numpy(np.stack([row(14, (0, 6, 7)), row(14, (8, 13), 3)]))
-    cache, outputs, done = GenerationCache(len(model.blocks)), [], 0
-    with torch.no_grad():
-        for step in steps:
-            outputs.append(model.hidden(tokens[:, done : done + step], cache))
-            done += step
-        torch.testing.assert_close(torch.cat(outputs, 1), model.hidden(tokens), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden_in_steps(model, tokens, steps), model.hidden(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_a_row_with_one_document_is_computed_as_without_the_setting() -> None:

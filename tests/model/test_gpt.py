@@ -12,7 +12,6 @@ from bitgolf.config import ModelConfig, load_config
 from bitgolf.errors import ConfigError
 from bitgolf.model import GPT, count_parameters
 from bitgolf.model.backends import AttentionCase, available_backends, choose_backend
-from bitgolf.model.cache import GenerationCache
 from bitgolf.model.layers import Linear
 
 
@@ -152,26 +151,6 @@ def test_later_tokens_never_change_earlier_logits() -> None:
     changed[0, 9:] = (changed[0, 9:] + 17) % 300
     assert torch.equal(model(tokens)[:, :9], model(changed)[:, :9])
     assert not torch.equal(model(tokens)[:, 9:], model(changed)[:, 9:])
-
-
-def test_cached_generation_gives_the_logits_of_the_whole_sequence() -> None:
-    model = make(
-        {
-            "num_layers": 4,
-            "bigram.rows": 40,
-            "bigram.dim": 6,
-            "smear.gate": "v1",
-            "attention.value_residual": True,
-            "value_embedding.layers": (3,),
-            "value_embedding.dim": 5,
-            "attention.xsa_layers": 2,
-        }
-    )
-    tokens = torch.randint(300, (2, 14), generator=torch.Generator().manual_seed(7))
-    cache = GenerationCache(len(model.blocks))
-    pieces = [model.hidden(tokens[:, :5], cache)]
-    pieces += [model.hidden(tokens[:, t : t + 1], cache) for t in range(5, 14)]
-    torch.testing.assert_close(model.logits(torch.cat(pieces, 1), tokens), model(tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_every_working_backend_gives_the_same_logits_and_a_named_one_is_never_replaced() -> None:

@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from slow_gpt import hidden_in_steps
 
-from bitgolf.config import load_config, resolve
-from bitgolf.errors import ConfigError
-from bitgolf.model.cache import GenerationCache
+from bitgolf.config import load_config
 from bitgolf.model.document_borders import BOS
 from bitgolf.model.gpt import GPT, count_parameters
 from bitgolf.model.order import layer_order
@@ -255,12 +254,7 @@ def test_gates_start_at_their_constants() -> None:
 @pytest.mark.parametrize("steps", [(5, 1, 1, 1, 1, 1), (1,) * 11, (11,), (3, 4, 4)], ids=str)
 def test_cached_generation_is_the_full_pass(steps: tuple[int, ...]) -> None:
     model, tokens = make(), torch.from_numpy(np.stack([row(sum(steps), (0, 6)), row(sum(steps), (), 3)]))
-    cache, hidden, done = GenerationCache(model.num_positions), [], 0
-    with torch.no_grad():
-        for step in steps:
-            hidden.append(model.hidden(tokens[:, done : done + step], cache))
-            done += step
-        torch.testing.assert_close(torch.cat(hidden, 1), model.hidden(tokens), atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(hidden_in_steps(model, tokens, steps), model.hidden(tokens), atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("looped", [False, True])
@@ -272,21 +266,3 @@ def test_every_parameter_that_is_read_gets_a_gradient(looped: bool) -> None:
     assert model.skip_weights is not None and model.skip_weights.grad is not None
     read = model.skip_weights.grad.any(1).tolist()
     assert read == [True] * 8 if looped else read == [True] * 5 + [False] * 3
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"loop": {"repeats": 1, "first": 2, "last": 9}}, "must be layers from 0 to 8"),
-        ({"loop": {"first": 2, "last": 3}}, "need loop.repeats"),
-        (
-            {"loop": {"repeats": 1, "first": 4, "last": 4}, "lanes_from": 4},
-            "lanes_from 4 must be one of the layers 5 to 8",
-        ),
-        ({"lanes_from": 3}, "lanes_from 3 must be one of the layers 4 to 8"),
-        ({"attention": {"document_tokens": 8}}, "needs attention.within_documents"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(changes: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        resolve({"model": changes}, {})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from slow_gpt import make, slow_logits
+from slow_gpt import hidden_in_steps, make, slow_logits
 from torch import Tensor
 
 from bitgolf.config import ModelConfig
@@ -93,12 +93,7 @@ def test_a_token_further_back_than_all_windows_reach_has_no_effect(loop: dict) -
 )
 def test_cached_generation_is_the_full_pass(changes: dict, steps: tuple[int, ...]) -> None:
     model, rows = make(changes | {"attention.window": 3}), tokens(2, 14)
-    cache, outputs, done = GenerationCache(model.num_positions), [], 0
-    with torch.no_grad():
-        for step in steps:
-            outputs.append(model.hidden(rows[:, done : done + step], cache))
-            done += step
-        torch.testing.assert_close(torch.cat(outputs, 1), model.hidden(rows), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(hidden_in_steps(model, rows, steps), model.hidden(rows), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -206,17 +201,3 @@ def test_operations_count_the_pairs_within_the_window() -> None:
     saved = flops_per_token(config, T) - flops_per_token(config.updated(windows), T)
     assert saved == pytest.approx(expected, rel=0.02)
     assert flops_per_token(config.updated({"attention.window": 64}), T) == flops_per_token(config, T)
-
-
-@pytest.mark.parametrize(
-    ("attention", "words"),
-    [
-        ({"full_layers": [1]}, "need attention.window"),
-        ({"window": 8, "full_layers": [9]}, "must be different layers from 0 to 8"),
-        ({"window": 8, "full_layers": [1, 1]}, "must be different layers from 0 to 8"),
-        ({"window": -1}, "greater than or equal to 0"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(attention: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ModelConfig.model_validate({"attention": attention})

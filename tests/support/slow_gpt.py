@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bitgolf.config import ModelConfig
 from bitgolf.model import GPT
+from bitgolf.model.cache import GenerationCache
 
 TINY = {"vocab_size": 300, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "mlp.multiple": 2.5}
 
@@ -28,6 +29,13 @@ def make(changes: Mapping[str, object] | None = None, seed: int = 0, context: in
             )
     model.set_attention_backend("math")
     return model
+
+
+def hidden_in_steps(model: GPT, tokens: Tensor, steps: Iterable[int]) -> Tensor:
+    """The final states of `tokens`, which a growing cache of generation gets in pieces of `steps` tokens."""
+    cache = GenerationCache(model.num_positions)
+    with torch.no_grad():
+        return torch.cat([model.hidden(piece, cache) for piece in tokens.split(list(steps), 1)], 1)
 
 
 def sign(position: int) -> int:

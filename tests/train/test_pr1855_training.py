@@ -11,7 +11,7 @@ import torch
 from tiny_trainer import ALONE, SIZES, batch
 
 from bitgolf.config import ModelConfig, TrainConfig, load_config
-from bitgolf.config.train import AverageConfig, MuonConfig
+from bitgolf.config.train import MuonConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.train.checkpoint import state_digest
@@ -167,9 +167,3 @@ def test_the_step_uses_the_loop_it_is_told() -> None:
         losses.append(float(trainer.step(x, y, StepSettings(1.0, 0.9, looped=looped))[1]))
         assert losses[-1] == pytest.approx(expected, rel=1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
-
-
-@pytest.mark.parametrize("others", [(0.5,), (0.9, 0.9), (1.0,), (0.0,)])
-def test_further_averages_must_differ(others: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="ema_candidates"):
-        AverageConfig(ema_decay=0.5, ema_candidates=others)

@@ -189,20 +189,6 @@ def test_runs_with_a_ramp(untrained: Callable[..., Path]) -> None:
         assert events(growing, "end")[0]["tokens"] == sum(sizes)
 
 
-@pytest.mark.parametrize(
-    ("ramp", "words"),
-    [
-        ([[0.5, 32, 1.0], [0.25, 64, 1.0]], "must begin at increasing fractions"),
-        ([[1.0, 32, 1.0]], "from 0 to below 1"),
-        ([[0.5, 12, 1.0]], "multiples of seq_len 8"),
-        ([[0.5, 32, 0.0]], "multipliers above 0"),
-    ],
-)
-def test_a_ramp_that_cannot_be_is_refused(ramp: list, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        config(batch_ramp=ramp)
-
-
 def test_every_size_must_divide_over_ranks_and_micro_batches() -> None:
     with pytest.raises(ConfigError, match="16 is 2 rows of 8, which do not divide over 4 ranks"):
         _rows(config(batch_ramp=RAMP), 4)

@@ -12,7 +12,7 @@ from slow_gpt import make, slow_logits
 from tiny_run import done, events, weights_digest
 from tiny_trainer import ALONE, MODEL, SIZES, batch
 
-from bitgolf.config import Config, TrainConfig, resolve
+from bitgolf.config import TrainConfig
 from bitgolf.data.loader import BatchShape
 from bitgolf.model import GPT
 from bitgolf.train.schedule import windows_at
@@ -91,22 +91,3 @@ def test_a_run_changes_its_windows_and_resumes_in_them(untrained: Callable[..., 
     done("train", growing, "--resume", "--overwrite")
     assert events(growing, "resume")[0]["step"] == 3
     assert weights_digest(growing) == digests["growing"]
-
-
-@pytest.mark.parametrize(
-    ("windows", "words"),
-    [
-        ([[0.5, 4, 0], [0.25, 8, 0]], "must begin at increasing fractions"),
-        ([[1.0, 4, 0]], "from 0 to below 1"),
-        ([[0.5, 0, 0]], "windows of 1 token and more"),
-        ([[0.5, 4]], "train.windows"),
-    ],
-)
-def test_windows_that_cannot_be_are_refused(windows: list, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        resolve({"train": {"windows": windows}, "model": {"attention": {"window": 8}}}, {})
-
-
-def test_windows_need_one_for_after_the_training() -> None:
-    with pytest.raises(ValueError, match=r"train.windows needs model.attention.window"):
-        Config.model_validate({"train": {"windows": [[0.5, 4, 0]]}})
