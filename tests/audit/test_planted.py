@@ -22,7 +22,7 @@ import torch
 from local_process import LocalProcess
 from safetensors.torch import load_file, save_file
 from sandbox_support import needs_isolation
-from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, for_seed, instead, logged, script
+from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, for_seed, instead, judged, logged, script
 from tiny_run import read_json
 from toy_models import ChunkBias, SecretBonus, TargetPeek, Wrapped
 
@@ -464,9 +464,7 @@ FOLDERS: list[tuple[str, str, str, Plant]] = [  # the row, the check that must f
 def test_violations_planted_in_a_submission_are_named(
     tmp_path: Path, row: str, check: str, words: str, plant: Plant
 ) -> None:
-    folder = Folder()
-    plant(folder)
-    named(audit_submission(folder.write(tmp_path / "2026-04-27_Stack"))[check], words)
+    named(judged(check, tmp_path, plant), words)
 
 
 def test_an_honest_submission_fails_nothing(tmp_path: Path) -> None:

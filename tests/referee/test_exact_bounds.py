@@ -8,13 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from synthetic_submission import CODE, CONSTANT, VAL_TOKENS, Folder, Plant, claimed, for_seed, logged, metric
+from synthetic_submission import CODE, CONSTANT, VAL_TOKENS, Folder, Plant, claimed, for_seed, judged, logged, metric
 
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee.code import read_script
 from bitgolf.referee.log import parse_log
 from bitgolf.referee.logs import logs_distinct, one_configuration
-from bitgolf.referee.run import audit_submission
 from bitgolf.referee.training_data import covers_both, links_validation, training_on_validation
 
 CODE_BYTES = len(CODE.encode())
@@ -76,7 +75,7 @@ def day(days: int) -> str:
         ("json-schema", claimed(date=day(1)), ""),
         ("json-schema", claimed(date=day(3)), "in the future"),
         ("json-schema", claimed(seeds=[42, 0]), "seeds ['0', '42'] but seed_results of ['0', '1234', '42']"),
-        ("train-clock", for_seed(0, stop_ms=600_120, hessian_seconds=0.0), ""),
+        ("train-clock", for_seed(0, stop_ms=600_120, hessian_seconds=0.0), ""),  # the last step may end late
         ("train-clock", for_seed(0, stop_ms=600_130, hessian_seconds=0.0), "at 600.13 s, 0.13 over the budget"),
         ("train-clock", for_seed(0, stop_ms=590_000, hessian_seconds=10.1), ""),
         ("train-clock", for_seed(0, stop_ms=590_000, hessian_seconds=10.2), "for 10.2 s after training stopped at 590"),
@@ -169,9 +168,7 @@ def day(days: int) -> str:
     ],
 )  # fmt: skip
 def test_the_last_value_that_passes(check: str, plant: Plant, words: str, tmp_path: Path) -> None:
-    folder = Folder()
-    plant(folder)
-    made = audit_submission(folder.write(tmp_path / "stack"))[check]
+    made = judged(check, tmp_path, plant)
     assert (made.verdict == "FAIL", words in made.reason) == (bool(words), True), made.reason
 
 
@@ -195,9 +192,7 @@ def sizes(model: int, code: int, total: int) -> Plant:
     ],
 )
 def test_the_sizes_of_a_log_add_up(plant: Plant, words: str, tmp_path: Path) -> None:
-    folder = Folder()
-    plant(folder)
-    made = audit_submission(folder.write(tmp_path / "stack"))["artifact-bytes"]
+    made = judged("artifact-bytes", tmp_path, plant)
     assert (made.verdict, words in made.reason) == ("FAIL" if words else "PASS", True), made.reason
 
 

@@ -7,11 +7,11 @@ import os
 import resource
 import time
 import zlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, instead, logged, script
+from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, instead, judged, logged, script
 from tiny_run import cli
 
 from bitgolf.audit.verdict import Verdict
@@ -46,14 +46,10 @@ def seeds_of_one_score(folder: Folder) -> None:
         seed.bpb = 1.06123451
 
 
-IN_A_MONTH = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
 FROM_A_VARIABLE = "with open(name) as f:\n    text = f.read()\nprogram = compile(text, name, 'exec')\nexec(program)"
 ALIAS = "    smooth = torch.from_numpy(val_data.tokens)\n    more = smooth[:100]\n    refine(model, more)"
 ADAPTED = "refine trains on validation tokens before main makes the artifact"
 CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words of its reason, what is planted
-    "steps of another run": (
-        "numbers-agree", "Steps of seed 42 is 4,920, its log stopped at step 4,912",
-        lambda folder: folder.readme_rows.update({42: {"steps": "4,920"}})),
     # Code and tables that are not counted.
     "a package beside the script": (
         "artifact-bytes", "helpers/__init__.py, helpers/tables.py is imported by train_gpt.py and not counted",
@@ -127,8 +123,6 @@ CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words 
     # Dates and deviations.
     "a date that does not exist": (
         "json-schema", "date is '2026-02-30', which is no date", claimed(date="2026-02-30")),
-    "a date in the future": ("json-schema", "which is in the future", claimed(date=IN_A_MONTH)),
-    "a date of long ago": ("json-schema", "before the challenge began", claimed(date="1999-12-31")),
     "a date in words": ("json-schema", "which is no date", claimed(date="next Tuesday")),
     "a deviation of zero": (
         "numbers-agree", "val_bpb_std is 0.0 in submission.json", claimed(val_bpb_std=0.0)),
@@ -138,28 +132,15 @@ CASES: dict[str, tuple[str, str, Plant]] = {  # the check that must fail, words 
 }  # fmt: skip
 
 
-def written(folder: Folder, path: Path) -> Path:
-    folder_extra, folder.extra = folder.extra, {}
-    folder.write(path)
-    for name, text in folder_extra.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(text)
-    return path
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_foreign_folders_are_judged(name: str, tmp_path: Path) -> None:
     check, words, plant = CASES[name]
-    folder = Folder()
-    plant(folder)
-    made = audit_submission(written(folder, tmp_path / "2026-04-27_Stack"))[check]
+    made = judged(check, tmp_path, plant)
     assert made.verdict == "FAIL" and words in made.reason, made
 
 
 def test_the_bytes_of_a_plausible_unknown_tokenizer_cannot_be_checked(tmp_path: Path) -> None:
-    folder = Folder()
-    unknown_tokenizer(folder, 0.39)
-    made = audit_submission(folder.write(tmp_path / "stack"))["identity"]
+    made = judged("identity", tmp_path, lambda folder: unknown_tokenizer(folder, 0.39))
     assert made.verdict == "NOT RUN" and "3.699 bytes per token" in made.reason
 
 
@@ -184,7 +165,6 @@ HONEST: dict[str, Plant] = {
     "the bytes of a seed that is not the largest": lambda folder: folder.claims.update(
         bytes_total=folder.total(folder.seeds[0])
     ),
-    "steps counted from zero": lambda folder: folder.readme_rows.update({42: {"steps": "4,911"}}),
 }
 
 
@@ -192,7 +172,7 @@ HONEST: dict[str, Plant] = {
 def test_honest_folders_are_not_mistaken(what: str, tmp_path: Path) -> None:
     folder = Folder()
     HONEST[what](folder)
-    verdict = audit_submission(written(folder, tmp_path / "stack"))
+    verdict = audit_submission(folder.write(tmp_path / "stack"))
     assert [made for made in verdict.checks if made.verdict == "FAIL"] == []
 
 

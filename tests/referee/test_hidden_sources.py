@@ -6,12 +6,21 @@ import lzma
 from pathlib import Path
 
 import pytest
-from synthetic_submission import CODE, CONSTANT, VAL_TOKENS, Folder, Plant, add, claimed, for_seed, instead, logged
+from synthetic_submission import (
+    CODE,
+    CONSTANT,
+    Folder,
+    Plant,
+    add,
+    claimed,
+    for_seed,
+    instead,
+    judged,
+    logged,
+)
 
-from bitgolf.audit.verdict import Check
 from bitgolf.referee.code import Script, read_script
 from bitgolf.referee.folder import Submission, submission_checks
-from bitgolf.referee.run import audit_submission
 from bitgolf.referee.shipped import data_files, hidden_code, imported_files, uncertain, unknown_modules
 from bitgolf.referee.training_data import covers_validation, training_on_validation
 
@@ -27,13 +36,6 @@ def folder(tmp_path: Path, code: str, *names: str) -> Submission:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"import os\n{code}\n" if name == "train_gpt.py" else "x" * 100)
     return Submission(tmp_path)
-
-
-def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
-    made = Folder()
-    for plant in plants:
-        plant(made)
-    return submission_checks.make(Submission(made.write(tmp_path / "stack")), only=[check])[check]
 
 
 @pytest.mark.parametrize(
@@ -373,10 +375,6 @@ def test_code_cannot_be_counted_with_fewer_bytes_than_any_compression_makes(tmp_
     assert "any compression" not in judged("artifact-bytes", tmp_path / "b", claimed(bytes_code=half)).reason
 
 
-def test_more_tokens_than_the_split_has_are_a_problem(tmp_path: Path) -> None:
-    assert judged("tokens-scored", tmp_path, for_seed(0, val_tokens=VAL_TOKENS * 2)).verdict == "FAIL"
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -398,12 +396,9 @@ BACKWARD = "400/20000 train_loss: 2.7 train_time: 9.9m\n450/20000 train_loss: 2.
 @pytest.mark.parametrize(
     ("check", "plant", "words"),
     [
-        ("train-clock", for_seed(0, stop_ms=0), "which is no time"),
         ("files", for_seed(0, stop_ms=-5), "gives no time"),
-        ("train-clock", for_seed(0, stop_ms=300_000), "s on the line of a step, and 300.0 s as the end"),
         ("train-clock", for_seed(0, steps=19_999), "as the end of training"),
         ("train-clock", logged(0, BACKWARD, "before_seal"), "gives 60.0 s at step 450, and 594.0 s at step 400 before"),
-        ("eval-clock", for_seed(0, eval_ms=3), "which no machine does"),
     ],
 )  # fmt: skip
 def test_clocks_that_cannot_be_are_named(check: str, plant: Plant, words: str, tmp_path: Path) -> None:
@@ -504,11 +499,6 @@ def test_deviations_of_zero_in_other_places(plant: Plant, tmp_path: Path) -> Non
 def test_losses_that_are_none_are_named(value: str, tmp_path: Path) -> None:
     made = judged("files", tmp_path, logged(0, f"quantized val_loss:{value} val_bpb:{value}"))
     assert made.verdict == "FAIL" and "is no loss" in made.reason
-
-
-def test_the_synthetic_folder_fails_nothing(tmp_path: Path) -> None:
-    verdict = audit_submission(Folder().write(tmp_path / "stack"))
-    assert [made for made in verdict.checks if made.verdict == "FAIL"] == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_submission import CONSTANT, Folder, Plant, for_seed, metric
+from synthetic_submission import CONSTANT, Folder, Plant, for_seed, judged, metric
 
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee import patterns
@@ -229,9 +229,7 @@ def epochs(*bpb: float) -> Plant:
     ],
 )  # fmt: skip
 def test_what_was_run(check: str, plant: Plant, words: str, tmp_path: Path) -> None:
-    folder = Folder()
-    plant(folder)
-    made = audit_submission(folder.write(tmp_path / "stack"))[check]
+    made = judged(check, tmp_path, plant)
     assert (made.verdict == "FAIL", words in made.reason) == (bool(words), True), made.reason
     if check == "single-pass" and words:
         assert made.evidence["recognized"] == [made.reason]

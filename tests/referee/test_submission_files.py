@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_submission import CODE, Folder
+from synthetic_submission import CODE, Folder, claimed, judged
 from tiny_run import cli, done, refused, tree_digest
 
 from bitgolf.bundle.single_file import shifted_literal
@@ -203,12 +203,11 @@ def test_what_cannot_be_unpacked_is_left_as_it_is() -> None:
 
 
 def test_code_that_was_counted_with_more_bytes_than_ship_is_noted(tmp_path: Path) -> None:
-    folder = Folder()
-    folder.counted_code = folder.code_bytes + 500
-    check = audit_submission(folder.write(tmp_path / "2026-04-27_Stack"))["artifact-bytes"]
+    counted = len(CODE.encode()) + 500
+    check = judged("artifact-bytes", tmp_path, lambda folder: setattr(folder, "counted_code", counted))
     notes = check.evidence["notes"]
-    assert check.verdict == "PASS" and len(notes) == len(folder.seeds) and notes[0] in check.reason
-    assert f"counts {folder.counted_code:,} bytes of code" in notes[0]
+    assert check.verdict == "PASS" and len(notes) == 3 and notes[0] in check.reason
+    assert f"counts {counted:,} bytes of code" in notes[0]
 
 
 def test_a_script_is_read_up_to_a_number_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +434,7 @@ def test_a_folder_of_nothing_but_a_script(tmp_path: Path) -> None:
     ],
 )
 def test_fields_of_the_wrong_kind(tmp_path: Path, claims: dict[str, object]) -> None:
-    check = audit_submission(Folder(claims=claims).write(tmp_path / "stack"))["json-schema"]
+    check = judged("json-schema", tmp_path, claimed(**claims))
     assert check.verdict == "FAIL" and next(iter(claims)).partition("_")[0] in check.reason
 
 
@@ -446,15 +445,6 @@ def test_entries_of_other_tracks_have_no_clock(tmp_path: Path) -> None:
     assert verdict["train-clock"].verdict == verdict["eval-clock"].verdict == "NOT RUN"
     shorter = audit_submission(Folder().write(tmp_path / "other"), BudgetConfig(train_seconds=500))
     assert shorter["train-clock"].verdict == "FAIL"
-
-
-def test_a_last_step_may_end_after_the_budget_and_no_more(tmp_path: Path) -> None:
-    """Every record stopped with the first step that ended late: 600,028 ms is not 601,201 ms."""
-    folder = Folder()
-    folder.seeds[0].stop_ms, folder.seeds[0].hessian_seconds = 600_028, 0.0
-    assert audit_submission(folder.write(tmp_path / "late"))["train-clock"].verdict == "PASS"
-    folder.seeds[0].stop_ms = 600_400
-    assert audit_submission(folder.write(tmp_path / "later"))["train-clock"].verdict == "FAIL"
 
 
 def test_the_command_line_audits_folders(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitgolf.audit.verdict import Check
+from bitgolf.referee.folder import Submission, submission_checks
+
 CONSTANT = 0.45696097  # bits per byte of a nat, of the tokenizer `caseops` on the full split
 VAL_TOKENS = 47_851_520
 CODE = '''"""Train, quantize, score."""
@@ -160,6 +163,7 @@ class Folder:
         (path / "submission.json").write_text(json.dumps(self.metadata() | self.claims, indent=1), encoding="utf-8")
         (path / "README.md").write_text(self.readme(), encoding="utf-8")
         for name, text in self.extra.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_text(text, encoding="utf-8")
         return path
 
@@ -314,3 +318,11 @@ def claimed(**fields: object) -> Plant:
 def for_seed(number: int, **values: object) -> Plant:
     """Attributes of a seed."""
     return lambda folder: [setattr(folder.seeds[number], name, value) for name, value in values.items()]
+
+
+def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
+    """That check of the folder in which the plants changed something."""
+    folder = Folder()
+    for plant in plants:
+        plant(folder)
+    return submission_checks.make(Submission(folder.write(tmp_path / "2026-04-27_Stack")), only=[check])[check]
