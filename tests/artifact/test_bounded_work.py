@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory import memory_below
 from surgery import put_together, take_apart, tiny_contents
 
 from bitgolf.artifact import container, header
@@ -114,11 +114,8 @@ def test_the_tokenizer_is_limited(num_bytes: int) -> None:
 def test_a_list_of_millions_of_pieces_is_refused_before_it_is_split() -> None:
     separators = b"\x07" * 4_000_000
     data = (3_000_000).to_bytes(4, "little") + b"\x07" + separators
-    tracemalloc.start()
-    with pytest.raises(ArtifactError, match="3000000 pieces, 65536 are allowed"):
+    with memory_below(1 << 16), pytest.raises(ArtifactError, match="3000000 pieces, 65536 are allowed"):
         restore(data)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 16
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("compressor", ["range", "zlib"])
@@ -146,13 +143,10 @@ def test_memory_is_at_most_three_times_that_of_the_weights(
     data = put_together(described([["w", kind, "g", list(shape), *flags]], compressor), [*streams, b""])
     finished = 4 * values.size
     read_artifact(data)  # fills caches
-    tracemalloc.start()
-    weights = read_artifact(data).tensors["w"].numpy()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert np.array_equal(weights, values) or trellis
     outside = finished if kind.startswith("int") else 0  # allocated by torch, which tracemalloc does not see
-    assert outside + peak < 3 * finished + (200 << 10)
+    with memory_below(3 * finished + (200 << 10) - outside):
+        weights = read_artifact(data).tensors["w"].numpy()
+    assert np.array_equal(weights, values) or trellis
 
 
 def test_computing_is_shared_by_all_streams_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +239,5 @@ def test_a_tokenizer_that_is_none_is_refused(tokenizer: bytes, tmp_path: Path) -
 def test_no_memory_is_taken_for_bytes_that_a_file_does_not_have(tmp_path: Path) -> None:
     path = tmp_path / "model.bitgolf"
     path.write_bytes(b"not an artifact")
-    tracemalloc.start()
-    with pytest.raises(ArtifactError, match="not a bitgolf artifact"):
+    with memory_below(4_000_000), pytest.raises(ArtifactError, match="not a bitgolf artifact"):
         read_artifact(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4_000_000

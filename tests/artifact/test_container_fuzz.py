@@ -6,12 +6,12 @@ import copy
 import json
 import random
 import sys
-import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from memory import memory_below
 from surgery import mutations, put_together, rich_contents, take_apart, tiny_contents
 
 from bitgolf.artifact import compressors, header
@@ -218,21 +218,16 @@ def test_a_header_that_asks_for_terabytes_allocates_nothing(artifact: bytes) -> 
     modest = change(described, tensors=[*rows, ["big", "fp32", "big", [1 << 20]]])
     for bad in (*requests, modest):
         data = put_together(bad, streams)
-        tracemalloc.start()
-        assert outcome(data) != "valid"
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 1 << 20
+        with memory_below(1 << 20):
+            assert outcome(data) != "valid"
     with pytest.raises(ArtifactError, match=r"asks for .* bytes in memory"):
         read_artifact(artifact, max_bytes=1000)
 
 
 def test_a_header_larger_than_allowed_is_refused_unread(artifact: bytes) -> None:
     data = put_together(b" " * (header.MAX_HEADER_BYTES + 1), [])
-    tracemalloc.start()
-    assert "above the limit" in outcome(data)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 18
-    tracemalloc.stop()
+    with memory_below(1 << 18):
+        assert "above the limit" in outcome(data)
 
 
 def test_files_larger_than_allowed_are_refused_unread(artifact: bytes, tmp_path: Any) -> None:
@@ -248,13 +243,10 @@ def test_files_larger_than_allowed_are_refused_unread(artifact: bytes, tmp_path:
 def test_mutations_stay_within_the_declared_memory(contents: dict[str, Any], compressor: str) -> None:
     described, streams = take_apart(encode_artifact(**contents, compressor=compressor)[0])
     rng = random.Random(4)
-    tracemalloc.start()
-    for _ in range(80):
-        bad = [bytes(b ^ (rng.randrange(256) if rng.random() < 0.05 else 0) for b in s) for s in streams]
-        outcome(put_together(described, bad))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 20
+    with memory_below(1 << 20):
+        for _ in range(80):
+            bad = [bytes(b ^ (rng.randrange(256) if rng.random() < 0.05 else 0) for b in s) for s in streams]
+            outcome(put_together(described, bad))
 
 
 def test_a_compressor_that_is_not_installed_is_named(artifact: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,14 +23,14 @@ from local_process import LocalProcess
 from safetensors.torch import load_file, save_file
 from sandbox_support import needs_isolation
 from synthetic_submission import CODE, CONSTANT, Folder, Plant, add, claimed, for_seed, instead, judged, logged, script
-from tiny_run import read_json
+from tiny_run import change_artifact, read_json, shard
 from toy_models import ChunkBias, SecretBonus, TargetPeek, Wrapped
 
 from bitgolf.audit.headline import Headline
 from bitgolf.audit.run import audit_run
 from bitgolf.audit.sandbox.client import SealedProcess
 from bitgolf.audit.verdict import Check
-from bitgolf.data.shards import TokenShards, write_shard
+from bitgolf.data.shards import write_shard
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.evaluate.document_scorer import DocumentScorer
 from bitgolf.evaluate.score import score
@@ -168,11 +168,6 @@ def replace_shard(root: Path, split: str, tokens: np.ndarray) -> None:
     edit(root / "data" / "manifest.json", change)
 
 
-def shard(root: Path, split: str) -> np.ndarray:
-    stream = TokenShards([root / "data" / f"{split}_000000.bin"])
-    return np.array(stream.read(0, stream.num_tokens))
-
-
 def validation_document_among_the_training_shards(root: Path, _: Any) -> None:
     val = shard(root, "val")
     second = np.flatnonzero(val == val[0])[1]
@@ -214,12 +209,6 @@ def adapters_that_start_from_the_document_before(root: Path, monkeypatch: pytest
 
     monkeypatch.setattr(DocumentScorer, "_score", remembering)
     monkeypatch.setattr(DocumentScorer, "_begin", smeared)
-
-
-def artifact_packed_again(root: Path, _: Any) -> None:
-    data = bytearray((root / "model.bitgolf").read_bytes())
-    data[-1] ^= 1
-    (root / "model.bitgolf").write_bytes(data)
 
 
 def more_bytes_than_there_are(score: dict[str, Any]) -> None:
@@ -290,7 +279,7 @@ CASES: list[tuple[str, str, str, InRun]] = [  # the row, the check that must fai
     ("tail scored repeatedly", "scored-once", "are scored a second time",
      tape(lambda events, targets: events.append(scored(targets - 32, targets)))),
     ("over the cap", "artifact-bytes", "over the cap of 1,000,000", grown),
-    ("over the cap", "artifact-sealed", "changed after scoring", artifact_packed_again),
+    ("over the cap", "artifact-sealed", "changed after scoring", lambda root, _: change_artifact(root)),
     ("mixed or copied logs", "one-configuration", "was trained, the artifact is of",
      log(lambda events: events[0].update(config_sha256="0" * 64))),
     ("mixed or copied logs", "numbers-agree", "train.log has loss:0.5", in_text("train.log", r"loss:\S+", "loss:0.5")),

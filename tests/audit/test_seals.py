@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_run import read_json
+from tiny_run import change_artifact, read_json, shard
 
 from bitgolf.audit.run import audit_run
-from bitgolf.data.shards import TokenShards, write_shard
+from bitgolf.data.shards import write_shard
 from bitgolf.data.split import hash_document
 from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
@@ -49,11 +49,6 @@ def events(root: Path) -> list[dict[str, Any]]:
 
 def write_events(root: Path, lines: list[dict[str, Any]]) -> None:
     (root / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def shard(root: Path, split: str) -> np.ndarray:
-    stream = TokenShards([root / "data" / f"{split}_000000.bin"])
-    return np.array(stream.read(0, stream.num_tokens))
 
 
 def other_shard(root: Path) -> None:
@@ -172,12 +167,6 @@ def log_sealed_again(root: Path) -> None:
     write_events(root, lines)
 
 
-def artifact_changed(root: Path) -> None:
-    data = bytearray((root / "model.bitgolf").read_bytes())
-    data[-1] ^= 1
-    (root / "model.bitgolf").write_bytes(data)
-
-
 def sealed_from(root: Path, *, log: Callable[[list[dict[str, Any]]], Any] = len, pack: Any = len) -> None:
     """Change the log and pack.json, and make all seals after them again."""
     before, lines = "", events(root)
@@ -246,7 +235,7 @@ def no_data_in_the_log(root: Path) -> None:
         (other_loss, "line 2 of train.jsonl (`step`) does not follow"),
         (missing_line, "of train.jsonl (`end`) does not follow"),
         (log_sealed_again, "pack.json was changed after packing, or it does not follow this train.jsonl"),
-        (artifact_changed, "artifact-sealed: model.bitgolf has SHA-256"),
+        (change_artifact, "artifact-sealed: model.bitgolf has SHA-256"),
     ],
 )
 def test_changes_after_sealing_are_named(copy: Path, change: Callable[[Path], None], words: str) -> None:

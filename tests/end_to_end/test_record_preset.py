@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import done, environment, events, read_json, weights_digest
+from tiny_run import done, environment, events, read_json, run_preset, weights_digest
 
 from bitgolf.artifact.container import read_artifact
 from bitgolf.bundle.single_file import make_bundle
@@ -19,14 +19,12 @@ from bitgolf.run.directory import RunDirectory
 
 SMALL = {
     "data.tokenizer": "lossless-case",
-    "model.vocab_size": 384,
     "model.num_layers": 4,
     "model.attention.xsa_layers": 4,
     "model.loop.first": 1,
     "model.loop.last": 1,
     "model.lanes_from": 3,
     "model.model_dim": 32,
-    "model.num_heads": 4,
     "model.num_kv_heads": 2,
     "model.rope.dims": 4,
     "model.attention.document_tokens": 48,
@@ -44,8 +42,6 @@ SMALL = {
     "train.extra_targets.prefix": 0.25,
     "train.muon.two_rails_from": 0.6,
     "train.seq_len": 128,
-    "train.batch_tokens": 512,
-    "train.micro_batch_tokens": 512,
     "train.batch_ramp": "[[0.6, 1024, 1.2]]",
     "train.windows": "[[0, 6, 20], [0.4, 12, 0]]",
     "train.max_steps": 5,
@@ -53,17 +49,12 @@ SMALL = {
     "train.held_out_tokens": 512,
     "train.measure.calibration_tokens": 512,
     "train.measure.fisher_tokens": 512,
-    "train.checkpoint.seconds": 0,
-    "pack.small_tensor": 256,
     "pack.rate.trellis": 0,
     "score.seq_len": 64,
-    "score.batch_tokens": 2048,
-    "score.compressors": "false",
     "ttt.method": "lora",
     "ttt.lora.rank": 2,
     "ttt.lora.chunk_tokens": 64,
     "ttt.lora.targets": '["q", "o"]',
-    "report.samples": 0,
     "data.val_fraction": 0.005,
 }
 ADAPTERS = ("--ttt", "--ttt.method=lora", "--ttt.lora.rank=2", "--ttt.lora.chunk_tokens=16")
@@ -74,11 +65,7 @@ TEXT = "Letter 9 from the golden lantern. The quiet river finds the garden near 
 @pytest.mark.timeout(600)
 def test_the_preset_runs_whole(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    changes = SMALL | {"data.source": f"jsonl:{corpus}"}
-    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    result = done("run", "record", *words, "--out", run, "--json")
-    assert result.json["audit_passed"]
-    assert "no effect" not in result.stderr
+    assert "no effect" not in run_preset("record", run, corpus, SMALL).stderr
     assert [event["tokens"] for event in events(run, "end")] == [3 * 512 + 2 * 1024]
     (switch,) = events(run, "loop")
     assert (switch["step"], switch["fraction"]) == (4, 0.8)

@@ -8,27 +8,18 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
-from tiny_run import done, events, read_json
+from tiny_run import done, events, read_json, run_preset
 
 from bitgolf.config import load_config
 
 SMALL = {
-    "model.vocab_size": 384,
     "model.num_layers": 3,
     "model.model_dim": 64,
-    "model.num_heads": 4,
+    "model.bigram.rows": 64,
     "model.bigram.dim": 16,
     "train.seq_len": 64,
-    "train.batch_tokens": 512,
-    "train.micro_batch_tokens": 512,
     "train.max_steps": 24,
     "train.measure.calibration_tokens": 512,
-    "train.checkpoint.seconds": 0,
-    "pack.small_tensor": 256,
-    "score.batch_tokens": 2048,
-    "score.compressors": "false",
-    "report.samples": 0,
-    "data.val_fraction": 0.01,
 }
 LAYERS = {  # settings that name layers, which have other numbers here
     "seed-348": {"pack.passthrough": '["embedding", "blocks.2.attention.key.weight"]'},
@@ -57,17 +48,14 @@ def test_a_seed_system_runs_from_text_to_report(
     preset: str, kv_heads: int, headline: str, kinds: dict[str, str], average: str, corpus: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    sizes = {"data.source": f"jsonl:{corpus}", "model.num_kv_heads": kv_heads, "model.bigram.rows": 64}
-    changes = SMALL | LAYERS[preset] | sizes
+    changes = SMALL | LAYERS[preset] | {"model.num_kv_heads": kv_heads}
     if preset == "seed-348":
         changes["ttt.lora.chunk_tokens"] = 64
     else:
         changes["model.value_embedding.dim"] = 16
     if "ttt" in headline:
         changes |= {"ttt.weights.chunk_tokens": 1024, "ttt.weights.epochs": 1, "train.held_out_tokens": 512}
-    words = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-    result = done("run", preset, *words, "--out", run, "--json").json
-    assert result["audit_passed"]
+    run_preset(preset, run, corpus, changes)
     score = read_json(run / "score.json")
     assert score["headline"] == headline
     assert bool(score["diagnostic"]) == (preset == "seed-576")

@@ -5,20 +5,13 @@ Without a GPU they run in Triton's interpreter: TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
+from triton_device import DEVICE, DTYPES
 
 from bitgolf.model.layers import remove_own_value, rms_norm
 from bitgolf.model.rotary import rotate
-
-pytest.importorskip("triton")
-if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-    pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1", allow_module_level=True)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_gpt import hidden_in_steps, make, packed_attention, slow_logits
+from slow_gpt import hidden_in_steps, make, packed_attention, row, slow_logits
 from torch import Tensor
 
 from bitgolf.errors import ConfigError
@@ -42,13 +42,6 @@ EVERYTHING = {
     "rope.dims": 4,
     "ln_scale": True,
 }
-
-
-def row(length: int, starts: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """(length,) random tokens with a BOS at `starts` and nowhere else."""
-    tokens = np.random.default_rng(seed).integers(2, 300, length)
-    tokens[list(starts)] = BOS
-    return tokens
 
 
 def pieces(tokens: np.ndarray) -> list[tuple[int, int]]:

@@ -5,18 +5,11 @@ Without a GPU it runs in Triton's interpreter: TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from triton_device import DEVICE, DTYPES
 
 from bitgolf.model import cross_entropy
-
-pytest.importorskip("triton")
-if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-    pytest.skip("needs an NVIDIA GPU, or TRITON_INTERPRET=1", allow_module_level=True)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.bfloat16] if DEVICE == "cuda" else [torch.float32]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from slow_gpt import hidden_in_steps
+from slow_gpt import hidden_in_steps, row
 
 from bitgolf.config import load_config
-from bitgolf.model.document_borders import BOS
 from bitgolf.model.gpt import GPT, count_parameters
 from bitgolf.model.order import layer_order
 
@@ -122,12 +121,12 @@ def reference(model: GPT, tokens: np.ndarray, looped: bool, dropped_row: int | N
         x = block(i, x)
         kept.append(x)
     lane0, lane1 = x, x
-    for i, source, row in DECODER[looped]:
+    for i, source, weight in DECODER[looped]:
         if i == 8:
             lane0 = lane1 = x
-        if row is not None and row != dropped_row:
-            gate = sigmoid(p["skip_gates"][row])
-            mixed = gate * (lane0 if i >= 8 else x) + (1 - gate) * p["skip_weights"][row] * kept[source]
+        if weight is not None and weight != dropped_row:
+            gate = sigmoid(p["skip_gates"][weight])
+            mixed = gate * (lane0 if i >= 8 else x) + (1 - gate) * p["skip_weights"][weight] * kept[source]
             x, lane0 = (x, mixed) if i >= 8 else (mixed, lane0)
         if i < 8:
             x = block(i, x)
@@ -139,12 +138,6 @@ def reference(model: GPT, tokens: np.ndarray, looped: bool, dropped_row: int | N
         lane0, lane1 = r[0] * lane0 + a[0, 0] * A + a[1, 0] * M, r[1] * lane1 + a[0, 1] * A + a[1, 1] * M
     z = norm((lane0 + lane1) / 2) @ p["embedding"].T
     return 30 * np.tanh(z / 30)
-
-
-def row(length: int, starts: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    tokens = np.random.default_rng(seed).integers(2, 300, length)
-    tokens[list(starts)] = BOS
-    return tokens
 
 
 @pytest.mark.parametrize("looped", [False, True])

@@ -14,6 +14,7 @@ from torch import Tensor
 from bitgolf.config import ModelConfig
 from bitgolf.model import GPT
 from bitgolf.model.cache import GenerationCache
+from bitgolf.model.document_borders import BOS
 
 TINY = {"vocab_size": 300, "num_layers": 3, "model_dim": 24, "num_heads": 4, "num_kv_heads": 2, "mlp.multiple": 2.5}
 
@@ -29,6 +30,13 @@ def make(changes: Mapping[str, object] | None = None, seed: int = 0, context: in
             )
     model.set_attention_backend("math")
     return model
+
+
+def row(length: int, starts: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """(length,) random tokens with a BOS at `starts` and nowhere else."""
+    tokens = np.random.default_rng(seed).integers(2, 300, length)
+    tokens[list(starts)] = BOS
+    return tokens
 
 
 def hidden_in_steps(model: GPT, tokens: Tensor, steps: Iterable[int]) -> Tensor:

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load_file
 
 from bitgolf.cli import main
+from bitgolf.data.shards import TokenShards
 from bitgolf.run.lock import LOCK_FILES
 from bitgolf.train.checkpoint import state_digest
 
@@ -117,6 +119,42 @@ def done(*arguments: str | Path) -> Outcome:
     outcome = cli(*arguments)
     assert outcome.status == 0, outcome.stderr + outcome.stdout
     return outcome
+
+
+# Settings of a preset at reduced size.
+_SMALL: dict[str, object] = {
+    "data.val_fraction": 0.01,
+    "model.vocab_size": 384,
+    "model.num_heads": 4,
+    "train.batch_tokens": 512,
+    "train.micro_batch_tokens": 512,
+    "train.checkpoint.seconds": 0,
+    "pack.small_tensor": 256,
+    "score.batch_tokens": 2048,
+    "score.compressors": "false",
+    "report.samples": 0,
+}
+
+
+def run_preset(preset: str, run: Path, corpus: Path, changes: dict[str, object]) -> Outcome:
+    """`bitgolf run` of a preset at reduced size; the audit must pass."""
+    settings = _SMALL | {"data.source": f"jsonl:{corpus}"} | changes
+    outcome = done("run", preset, *(f"--{key}={value}" for key, value in settings.items()), "--out", run, "--json")
+    assert outcome.json["audit_passed"]
+    return outcome
+
+
+def shard(run: Path, split: str) -> np.ndarray:
+    """The tokens of the only shard of a split."""
+    stream = TokenShards([run / "data" / f"{split}_000000.bin"])
+    return np.array(stream.read(0, stream.num_tokens))
+
+
+def change_artifact(run: Path) -> None:
+    """Flip the last bit of model.bitgolf."""
+    data = bytearray((run / "model.bitgolf").read_bytes())
+    data[-1] ^= 1
+    (run / "model.bitgolf").write_bytes(data)
 
 
 def refused(*arguments: str | Path) -> str:
