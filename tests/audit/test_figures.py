@@ -155,3 +155,4 @@ def test_numbers_agree(tmp_path: Path) -> None:
     assert "train.log has 3 lines, train.jsonl 2 events" in reason(events=train_events()[:-1])
     assert "loss:9.9, train.jsonl 3.25" in reason(log_text=printed.replace("loss:3.25", "loss:9.9"))
     assert "is not the event `start`" in reason(log_text=printed.replace("[start]", "[step]"))
+    assert "line 1 of train.log is not the event `start`" in reason(log_text=f"words\n{printed.partition(chr(10))[2]}")

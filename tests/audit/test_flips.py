@@ -251,9 +251,17 @@ def test_each_flip_is_drawn_by_itself() -> None:
 
 
 def test_deterministic_kernels_leave_the_setting_as_it_was() -> None:
-    before = torch.are_deterministic_algorithms_enabled()
-    with deterministic_kernels(torch.device("cuda")):
-        assert torch.are_deterministic_algorithms_enabled()
-    with deterministic_kernels(torch.device("cpu")):
-        assert torch.are_deterministic_algorithms_enabled() == before
-    assert torch.are_deterministic_algorithms_enabled() == before
+    setting = lambda: (  # noqa: E731
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    )  # fmt: skip
+    first = setting()
+    try:
+        for before in ((False, False), (True, False), (True, True)):
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            with deterministic_kernels(torch.device("cuda")):
+                assert setting() == (True, True)
+            assert setting() == before
+            with deterministic_kernels(torch.device("cpu")):
+                assert setting() == before
+    finally:
+        torch.use_deterministic_algorithms(first[0], warn_only=first[1])

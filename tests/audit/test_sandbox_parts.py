@@ -52,6 +52,7 @@ def test_landlock_is_asked_for_what_its_version_knows(
     """Versions of landlock(7): network from 4 on, scopes from 6 on. Read: execute, read file, read folder."""
     rules: list[int] = []
     asked: list[tuple[int, ...]] = []
+    order: list[str] = []
 
     def syscall(number: int, *arguments: Any) -> int:
         if number == 444:
@@ -60,15 +61,17 @@ def test_landlock_is_asked_for_what_its_version_knows(
             return os.dup(1)
         if number == 445:
             rules.append(arguments[2]._obj.allowed)
+        if number == 446:
+            order.append("restrict")
         return 0
 
     (tmp_path / "file").touch()
     monkeypatch.setattr(landlock, "abi_version", lambda: version)
     monkeypatch.setattr(kernel, "libc", lambda: SimpleNamespace(syscall=syscall))
-    monkeypatch.setattr(kernel, "no_new_privileges", lambda: None)
+    monkeypatch.setattr(kernel, "no_new_privileges", lambda: order.append("no new privileges"))
     file, none = tmp_path / "file", tmp_path / "none"
     landlock.enter([tmp_path, file, none], [tmp_path, file])
-    assert asked == [(rights, net, scoped, size)]
+    assert asked == [(rights, net, scoped, size)] and order == ["no new privileges", "restrict"]
     assert rules == [13, 5, rights, rights & (1 << 14 | 7)]  # files have no rights of folders
 
 

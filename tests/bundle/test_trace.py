@@ -197,6 +197,9 @@ def test_names_bound_in_blocks_are_found() -> None:
     def main(): return kernel()
     """
     assert program({"p.a": a, "p.fast": "def kernel(): return 1\nIDLE = 1"}, "p.a:main")["p.fast"].startswith("def k")
+    b = "if FAST:\n    def kernel(): return 1\nelse:\n    def kernel(): return 2\nFAST, IDLE = 1, 2"
+    kept = program({"p.a": "from p.b import kernel\ndef main(): return kernel()", "p.b": b}, "p.a:main")["p.b"]
+    assert kept.startswith("if FAST:") and "return 2" in kept
 
 
 def test_what_does_not_exist_is_an_error() -> None:

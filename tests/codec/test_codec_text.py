@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -405,3 +406,15 @@ def test_progress_is_reported(model: CodecModel, letters: bytes) -> None:
     decompress_bytes(coded.data, model, progress=lambda *a: reports.append(a[:3]))
     total = coded.num_tokens
     assert ("compress", total, total) in reports and reports[-1] == ("decompress", total, total)
+
+
+@pytest.mark.parametrize(("chunk", "lengths", "warned"), [(9, (9, 4), True), (8, (9, 4), False), (9, (), False)])
+def test_chunks_that_are_as_long_as_a_stream_teach_nothing(
+    chunk: int, lengths: tuple[int, ...], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    streams = [SimpleNamespace(tokens=range(length)) for length in lengths]
+    for method in ("full", "none"):
+        ttt = TTTConfig(method=method, weights={"chunk_tokens": chunk})
+        codec_text._warn_of_long_chunks(ttt, streams)  # type: ignore[arg-type]
+        assert ("chunk_tokens 9 holds the longest stream of 9 tokens" in caplog.text) == (warned and method == "full")
+        caplog.clear()

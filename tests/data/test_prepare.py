@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from bitgolf.config import DataConfig
 from bitgolf.data import encode_stream
-from bitgolf.data.prepare import check_disjoint, open_data, prepare
+from bitgolf.data.prepare import check_disjoint, fingerprint, open_data, prepare
 from bitgolf.data.prepared import read_manifest
 from bitgolf.data.shards import ShardWriter, write_shard
 from bitgolf.data.split import hash_document
@@ -359,3 +360,10 @@ class TestOpening:
         self.refused(made, "is not the tokenizer of this data")
         (made / "tokenizer.model").write_bytes(challenge.model_bytes)
         self.refused(made, "is not lossless")
+
+
+def test_the_library_of_python_is_known_by_its_version() -> None:
+    version = f"python {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    own = fingerprint(config("stdlib"), 400)
+    assert own["source_files"] == version and "val_source_files" not in own
+    assert fingerprint(config("hf:a/b", val_source="stdlib", val_fraction=0), 400)["val_source_files"] == version

@@ -6,6 +6,7 @@ import functools
 import io
 import random
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -422,3 +423,12 @@ def test_a_proof_that_fails_on_the_count_alone_says_so(lossless: Tokenizer) -> N
     broken._cost[broken.encode("\n")[0]] += 1
     with pytest.raises(DataError, match=r"document 1 .* are charged 10 bytes, the original text has 9; .*lines'$"):
         broken.encode_proven(["fine", "two\nlines"])
+
+
+def test_documents_that_end_in_an_error_train_no_tokenizer() -> None:
+    def broken() -> Iterator[str]:
+        yield from SEA * 20
+        raise DataError("line 7 is damaged")
+
+    with pytest.raises(DataError, match="line 7 is damaged"):
+        train_tokenizer(broken(), 300, lossless=True)

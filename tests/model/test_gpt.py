@@ -214,3 +214,26 @@ def test_every_layer_uses_the_kernels_that_are_asked_for(monkeypatch: pytest.Mon
     assert model.loss_kernel is loss.softcapped_cross_entropy
     with pytest.raises(ConfigError, match="a power of two, not 12"):
         GPT(ModelConfig(model_dim=24, **shape), 8).use_kernels()
+
+
+@pytest.mark.parametrize(("generation", "installed"), [(8, True), (9, False), (9, True), (10, False)])
+def test_the_mlp_has_a_kernel_of_its_own_on_hopper_gpus_alone(
+    generation: int, installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, functions in (("loss_triton", ["softcapped_cross_entropy"]), ("mlp_quack", ["mlp"])):
+        module = SimpleNamespace(**{function: function for function in functions})
+        monkeypatch.setitem(sys.modules, f"bitgolf.model.{name}", module)
+    attention = SimpleNamespace(rotate_normed=None, exclude_and_gate=None)
+    monkeypatch.setitem(sys.modules, "bitgolf.model.attention_triton", attention)
+    monkeypatch.setattr("bitgolf.model.gpt.find_spec", lambda name: installed or None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
+    shape = {"vocab_size": 300, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+    model = GPT(ModelConfig(model_dim=16, **shape), 8, compute_dtype=torch.bfloat16)
+    del model.embedding
+    for device in ("cuda", "cpu"):
+        model.embedding = SimpleNamespace(device=torch.device(device))
+        hopper = (device, generation) == ("cuda", 9)
+        caplog.clear()
+        assert model.use_kernels() == ("triton, quack" if hopper and installed else "triton")
+        assert {block.mlp.kernel for block in model.blocks} == {"mlp" if hopper and installed else None}
+        assert ("quack-kernels" in caplog.text) == (hopper and not installed)

@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from tiny_run import PRESET, done, refused
 
 from bitgolf.config import load_config
+from bitgolf.evaluate.tape import ScoreTape
 from bitgolf.model.flops import flops_per_token, mfu, peak_flops
+from bitgolf.plan import bench
 from bitgolf.plan.bench import PARTS
+from bitgolf.run.ranks import World
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+class SlowSteps:
+    """A trainer, its loader and the clock. Three threads work in a quarter of the seconds of each part."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[float, ...]]) -> None:
+        self.now, self.work, self.steps, self.world = 100.0, 50.0, iter(steps), CPU
+        self.config = load_config(str(PRESET), {}).train
+        self.mark: Callable[[str], None] = lambda part: None
+        clock = SimpleNamespace(perf_counter=lambda: self.now, process_time=lambda: self.work)
+        monkeypatch.setattr(bench, "time", clock)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def __next__(self) -> tuple[None, None]:
+        self.parts = next(self.steps)
+        self.pass_(self.parts[0])
+        return None, None
+
+    def pass_(self, seconds: float) -> None:
+        self.now, self.work = self.now + seconds, self.work + seconds * 3 / 4
+
+    def step(self, *_: object) -> None:
+        for part, seconds in zip(
+            ("forward", "backward", "forward", "backward", "optimizer"), self.parts[1:], strict=True
+        ):
+            self.pass_(seconds)
+            self.mark(part)
 
 
 def test_every_part_is_measured_and_the_summary_has_a_table(tmp_path: Path, one_thread: None) -> None:
@@ -30,8 +66,108 @@ def test_every_part_is_measured_and_the_summary_has_a_table(tmp_path: Path, one_
     assert json.loads(trace.read_text())["traceEvents"]
     entries = json.loads(summary.read_text())
     assert set(entries) == {"other", "tiny"} and set(entries["tiny"]) == set(entries["other"])
-    table = (summary.parent / "README.md").read_text()
-    assert "| `other` | 1 | 2.0 | 50.0% | 3 | H200 | abc |" in table and "| `tiny` |" in table
+    head, other, mine = (summary.parent / "README.md").read_text().rsplit("\n", 3)[:3]
+    assert head == (
+        "# Speed by preset\n\nMade by `bitgolf bench PRESET --summary FILE`.\n\n"
+        "| preset | tokens/s | ms per step | MFU | peak memory, MiB | device | commit |\n"
+        "|---|---:|---:|---:|---:|---|---|"
+    )
+    assert other == "| `other` | 1 | 2.0 | 50.0% | 3 | H200 | abc |" and mine.startswith("| `tiny` |")
+
+
+def test_the_time_of_a_step_is_the_median_of_five_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(0.0, 0.0, 0.0, 0.0, 0.0, seconds) for seconds in (9, 9, 1, 3, 6, 6, 5, 5, 4, 4)]
+    trainer: Any = SlowSteps(monkeypatch, steps)
+    assert bench._step_time(trainer, trainer, 10) == pytest.approx((5_000, 3_750))
+    trainer = SlowSteps(monkeypatch, steps[::2])
+    assert bench._step_time(trainer, trainer, 4) == pytest.approx((5_000, 3_750)), "at least one step per group"
+
+
+def test_the_times_of_parts_are_medians_of_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = SlowSteps(monkeypatch, [(1, 2, 3, 4, 5, 6), (2, 7, 1, 1, 1, 9), (9, 9, 9, 1, 0, 7)])
+    milliseconds = bench._part_times(trainer, trainer, 3)
+    assert milliseconds == {"loader": 2e3, "forward": 8e3, "backward": 8e3, "communication": 0.0,
+                            "optimizer": 7e3, "averaging": 0.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks", "batch_tokens", "targets"),
+    [("chunked", 1, 200, 64 + 3 * 3 * 64), ("sliding", 2, 200, 64 + 3 * 3 * 16 * 2), ("chunked", 1, 64, 64 + 3 * 64)],
+)
+def test_an_evaluation_is_timed_after_its_compilation(
+    monkeypatch: pytest.MonkeyPatch, method: str, ranks: int, batch_tokens: int, targets: int
+) -> None:
+    """Three batches after a first window, twice: the first takes 9 s, the second 2 s."""
+    trainer: Any = SlowSteps(monkeypatch, [])
+    seconds, tapes = iter((9.0, 2.0)), []
+
+    def evaluate(tape: ScoreTape, scorer: object) -> None:
+        tapes.append(tape)
+        trainer.now += next(seconds)
+
+    evaluated: list[str] = []
+    trainer.model = SimpleNamespace(eval=lambda: evaluated.append("eval"))
+    monkeypatch.setattr(bench, "evaluate", evaluate)
+    monkeypatch.setattr(bench.Windows, "scorer", lambda *_: None)
+    numbers = {"methods": method, "stride": 16, "seq_len": 64, "batch_tokens": batch_tokens}
+    config = load_config(str(PRESET), {f"score.{key}": str(value) for key, value in numbers.items()})
+    assert bench._evaluation_speed(config, trainer, World(0, ranks, CPU.device)) == targets / 2
+    assert [tape.num_targets for tape in tapes] == [targets] * 2 and evaluated == ["eval"]
+
+
+def test_on_a_gpu_a_step_is_idle_while_no_kernel_runs(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """A step of 10 ms, of which the process waited 4 ms and kernels ran 7 ms; and the memory of either device."""
+    config = load_config(str(PRESET), {"train.warmup_steps": "1"})
+    monkeypatch.setattr(bench, "_step_time", lambda *_: (10.0, 4.0))
+    monkeypatch.setattr(bench, "_part_times", lambda *_: {})
+    monkeypatch.setattr(bench, "_evaluation_speed", lambda *_: 5.0)
+    for busy, idle in ((7.0, 3.0), (0.0, 4.0), (12.0, 0.0)):
+        monkeypatch.setattr(bench, "_profile", lambda *_, busy=busy: busy)
+        figures = bench.measure(config, CPU)
+        assert figures["idle_ms"] == idle and figures["tokens_per_second"] == 102_400
+        assert figures["packing_seconds"] is None and figures["attention"] == "flash"
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**20)
+    assert bench._peak_memory(World(0, 1, torch.device("cuda"))) == 5.0
+    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**20))
+    for system, mebibytes in (("linux", 3 * 2**10), ("darwin", 3)):
+        monkeypatch.setattr("sys.platform", system)
+        assert bench._peak_memory(CPU) == mebibytes
+
+
+def test_kernels_are_counted_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps, with kernels of 4 and 2 ms; on other ranks the trace is not written."""
+    traces: list[str] = []
+
+    class Profile:
+        def __init__(self, activities: list[object]) -> None:
+            self.activities = activities
+
+        def __enter__(self) -> Profile:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def key_averages(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(self_device_time_total=microseconds) for microseconds in (4e3, 2e3)]
+
+        def export_chrome_trace(self, path: str) -> None:
+            traces.append(path)
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    for device, rank, trace, milliseconds in (
+        ("cuda", 0, None, 2.0),
+        ("cuda", 1, tmp_path / "other", 2.0),
+        ("cuda", 0, tmp_path / "trace", 2.0),
+        ("cpu", 0, tmp_path / "trace", 0.0),
+        ("cpu", 0, None, 0.0),
+    ):
+        trainer: Any = SlowSteps(monkeypatch, [(1.0,) * 6] * 3)
+        trainer.world = World(rank, 2, torch.device(device))
+        assert bench._profile(trainer, trainer, trace) == milliseconds
+        assert len(list(trainer.steps)) == (3 if (device, trace) == ("cpu", None) else 0)
+    assert traces == [str(tmp_path / "trace")] * 2
 
 
 def test_mfu_is_operations_over_the_peak_of_all_gpus() -> None:

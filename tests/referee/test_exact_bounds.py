@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +171,37 @@ def day(days: int) -> str:
 def test_the_last_value_that_passes(check: str, plant: Plant, words: str, tmp_path: Path) -> None:
     made = judged(check, tmp_path, plant)
     assert (made.verdict == "FAIL", words in made.reason) == (bool(words), True), made.reason
+
+
+@pytest.mark.parametrize(
+    ("check", "plant", "absent", "words"),
+    [
+        ("artifact-bytes", claimed(bytes_total=None), r".*(size|Serialized).*\n", "neither the logs nor submission.j"),
+        ("train-clock", claimed(track="non_record_16mb"), "", "it has no training clock"),
+        ("train-clock", claimed(), r".*train_time.*\n", "no log gives a training time"),
+        ("eval-clock", claimed(track="non_record_16mb"), "", "it has no evaluation clock"),
+        ("eval-clock", claimed(), r" ?(total_)?eval_time:.*", "no log gives the time of the evaluation"),
+        ("split", claimed(), "", "the folder has no script that prepares data: it uses shards made elsewhere"),
+        ("settings-read", claimed(), r"(?s)```.*```", "README gives no command with settings"),
+        ("logged-source", claimed(), "", "the logs do not hold the source of the script"),
+        ("logged-source", lambda folder: [every_seed(log_source=CODE)(folder), setattr(folder, "code", "")],
+         "", "train_gpt.py cannot be unpacked to compare it with the source in the logs"),
+        ("numbers-agree", claimed(), r".*val_bpb.*\n", "no log gives a seed and its final losses"),
+        ("identity", claimed(), r".*val_bpb.*\n", "no log gives a loss and its bits per byte"),
+        ("tokens-scored", claimed(), r".*(val_tokens|total_docs).*\n", "no log says how many validation tokens there"),
+        ("tokens-scored", of_tokenizer("mine", CONSTANT), r"total_docs\S*", "47,851,520 validation tokens were scored"),
+        ("logs-distinct", lambda folder: setattr(folder, "seeds", folder.seeds[:1]), "", "one log: nothing to compare"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_checked_is_not_run(check: str, plant: Plant, absent: str, words: str, tmp_path: Path) -> None:
+    """`absent` is cut from the logs and README."""
+    folder = Folder()
+    plant(folder)
+    folder.write(tmp_path / "stack")
+    for file in (*(tmp_path / "stack").glob("*.log"), tmp_path / "stack" / "README.md"):
+        file.write_text(re.sub(absent, "", file.read_text()))
+    made = audit_submission(tmp_path / "stack")[check]
+    assert (made.verdict, words in made.reason) == ("NOT RUN", True), made
 
 
 def sizes(model: int, code: int, total: int) -> Plant:

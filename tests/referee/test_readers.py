@@ -226,6 +226,8 @@ def epochs(*bpb: float) -> Plant:
         ("single-pass", epochs(1.07, 1.06123451), "scored in 2 epochs and the score of a later one (1.06123451)"),
         ("single-pass", epochs(1.06123451), ""),
         ("single-pass", epochs(1.06123451, 1.07), ""),
+        ("causal", for_seed(0, in_evaluation=["hints word_gate=0"]), ""),
+        ("causal", for_seed(0, in_evaluation=["x word_gate=7 within_gate=0", "x word_gate=8"]), "word_gate=7: hints"),
     ],
 )  # fmt: skip
 def test_what_was_run(check: str, plant: Plant, words: str, tmp_path: Path) -> None:
@@ -233,11 +235,15 @@ def test_what_was_run(check: str, plant: Plant, words: str, tmp_path: Path) -> N
     assert (made.verdict == "FAIL", words in made.reason) == (bool(words), True), made.reason
     if check == "single-pass" and words:
         assert made.evidence["recognized"] == [made.reason]
+    assert "word_gate=8" not in made.reason, "the first line of a log is enough"
     if check == "claims-agree" and not words:
         assert made.evidence["compared"] == 6, "two settings in each of three logs"
 
 
-RESCORE = "def rescore(m):\n    return m.loss\ndef main(m):\n    "
+RESCORE = (
+    "def rescore(m):\n    return m.loss\ndef save(x, m):\n    x is None\ndef show(m, x):\n    y = x + 1 if m else 0\n"
+    "def main(m):\n    "
+)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +267,11 @@ RESCORE = "def rescore(m):\n    return m.loss\ndef main(m):\n    "
         ("x = rescore(m) + 1", True),
         ("for x in rescore(m):\n        pass", True),
         ("m.x = rescore(m)", True),
+        ("save(rescore(m), m)", False),
+        ("show(m, rescore(m))", True),
+        ("show(m, x=rescore(m))", True),
+        ("show(rescore(m), m)", False),
+        ("show(x=m, m=rescore(m))", False),
     ],
 )
 def test_where_the_result_of_a_second_pass_goes(code: str, decides: bool) -> None:
