@@ -15,6 +15,7 @@ from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee.code import read_script
 from bitgolf.referee.log import parse_log
 from bitgolf.referee.logs import logs_distinct, one_configuration
+from bitgolf.referee.run import audit_submission
 from bitgolf.referee.training_data import covers_both, links_validation, training_on_validation
 
 CODE_BYTES = len(CODE.encode())
