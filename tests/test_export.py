@@ -153,6 +153,7 @@ def test_transformers_loads_the_folder_without_bitgolf(model: LanguageModel, tin
     folder = tmp_path / "exported"
     done("export", tiny_run, "--to", "transformers", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert folder.stat().st_mode & 0o777 == 0o755 and "AutoTokenizer" in (folder / "README.md").read_text()
     (tmp_path / "page.py").write_text(PAGE[0])
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
     command = [sys.executable, "-c", PROGRAM, str(folder), TEXT]
@@ -234,9 +235,9 @@ def test_an_onnx_file_that_differs_from_the_model_is_not_written(
     from bitgolf.export import onnx as exporter
 
     monkeypatch.setattr("torch.onnx.export", lambda network, example, file, **options: Path(file).touch())
-    monkeypatch.setattr(
-        onnx, "load", lambda file: SimpleNamespace(metadata_props=SimpleNamespace(add=lambda **_: None))
-    )
+    notes: list[dict[str, str]] = []
+    made = SimpleNamespace(metadata_props=SimpleNamespace(add=lambda **note: notes.append(note)))
+    monkeypatch.setattr(onnx, "load", lambda file: made)
     monkeypatch.setattr(onnx, "save", lambda model, file: Path(file).write_bytes(b"network"))
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda file, providers: None)
     for difference, written in ((0.001, True), (0.0011, False), (math.nan, False)):
@@ -248,7 +249,27 @@ def test_an_onnx_file_that_differs_from_the_model_is_not_written(
             assert "was not written" in refused("export", tiny_run, "--to", "onnx", path)
         assert path.exists() == path.with_suffix(".model").exists() == written
     assert (tmp_path / "0.001.onnx").read_bytes() == b"network"
+    assert notes[:2] == [{"key": "window", "value": "64"}, {"key": "bos_id", "value": "1"}]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_onnx_file_is_compared_on_short_whole_and_longer_windows(model: LanguageModel) -> None:
+    from bitgolf.export.onnx import _difference
+
+    given: list[np.ndarray] = []
+
+    def run(names: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        given.append(inputs["tokens"])
+        with torch.no_grad():
+            logits = model.model(torch.from_numpy(given[-1])).numpy()
+        logits[-1, -1, -1] -= (0.125, 0.25, 0.0)[(len(given) - 1) % 3]
+        return [logits]
+
+    for _ in range(2):
+        assert _difference(model, SimpleNamespace(run=run)) == pytest.approx(0.25)
+    assert [tokens.shape for tokens in given[:3]] == [(3, 5), (1, model.window), (1, model.window * 3 // 2)]
+    assert all((tokens[:, 0] == model.tokenizer.bos_id).all() for tokens in given)
+    assert all(map(np.array_equal, given[:3], given[3:]))
 
 
 def test_an_onnx_file_computes_what_the_model_computes(

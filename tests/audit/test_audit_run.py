@@ -8,6 +8,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from bitgolf.audit.sandbox.client import SealedFailure
 from bitgolf.audit.sandbox.isolation import Isolation
 from bitgolf.config import Config, resolve
 from bitgolf.data.split import hash_document
-from bitgolf.errors import ArtifactError, ConfigError
+from bitgolf.errors import ArtifactError, ConfigError, RunError
 from bitgolf.evaluate import ScoreTape, bits_per_byte, evaluate
 from bitgolf.evaluate.adapted_pass import adapted_pass
 from bitgolf.evaluate.window_scorer import Windows
@@ -451,3 +452,32 @@ def test_an_error_in_isolation_on_a_cpu_is_a_violation(run: RunDirectory, monkey
     monkeypatch.setattr(sealed_evaluation, "open_model", lambda *arguments: loaded)
     check = audit_run(run, quick=True)["reproduction"]
     assert check.verdict == "FAIL" and "PermissionError" in check.reason and "/data/val.bin" in check.reason
+
+
+def test_a_score_has_an_entry_for_its_headline() -> None:
+    entry = {"methods": {"sliding": {"bpb": 1.1}}, "headline": "sliding"}
+    changes = ({"headline": "x"}, {"headline": 7}, {"methods": []}, {"methods": {"sliding": 1}})
+    others = [entry | change for change in changes]
+    for score in (entry, {"headline": "sliding"}, *others):
+        evidence: Any = SimpleNamespace(run=SimpleNamespace(path="runs/mine"), _json=lambda name, score=score: score)
+        if score is entry:
+            assert Evidence.score.func(evidence) is score
+            continue
+        with pytest.raises(RunError, match=r"no method of the name of its headline .* `bitgolf score runs/mine` again"):
+            Evidence.score.func(evidence)
+
+
+def test_the_text_of_a_run_lies_in_its_data_its_shards_and_its_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    split = lambda name: SimpleNamespace(paths=[tmp_path / name])  # noqa: E731
+    evidence: Any = SimpleNamespace(
+        run=RunDirectory(tmp_path / "run", Config()),
+        data=SimpleNamespace(train=split("train"), val=split("val")),
+        config=Config().updated({"data.source": "shards:/made/elsewhere", "data.val_source": f"file:{tmp_path}/a.txt"}),
+    )
+    run, corpus = tmp_path / "run", [Path("/made/elsewhere"), tmp_path / "a.txt"]
+    assert Evidence.text_sources(evidence) == [run, run / "data", *corpus]
+    (run / "data").mkdir(parents=True)
+    assert Evidence.text_sources(evidence) == [run, run / "data", tmp_path / "train", tmp_path / "val", *corpus]
+    evidence.config = Config().updated({"data.source": f"file:{tmp_path}/gone.txt"})
+    assert Evidence.text_sources(evidence)[4:] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,3 +115,27 @@ def test_texts_without_borders_prove_nothing() -> None:
         rewrite_before(passage(adapted(), one), np.random.default_rng(0))
     with pytest.raises(MissingEvidence, match="too few"):
         moved(passage(adapted(), one[:2]))
+
+
+@pytest.mark.parametrize(
+    ("moved_by", "noise", "verdict"), [(0.5, 0.04, "FAIL"), (0.5, 0.05, "NOT RUN"), (0, 0, "PASS")]
+)
+def test_a_border_is_crossed_by_more_than_ten_times_the_noise(moved_by: float, noise: float, verdict: str) -> None:
+    """Two runs of one text differ by `noise`, and those of another first document by `moved_by` after the border."""
+    tokens = np.array([BOS, 5, 6, BOS, 7, 8, 9, BOS, 4], dtype=np.uint16)
+    runs: list[np.ndarray] = []
+
+    def log_p(given: np.ndarray) -> np.ndarray:
+        runs.append(given)
+        values = np.zeros((8, VOCAB))
+        values[:3] = 9.0 if len(runs) == 2 else 0.0  # before the border anything may change
+        values[3, 2] = moved_by if len(runs) == 2 else noise if len(runs) == 3 else 0.0
+        return values
+
+    flipped = np.where(np.arange(9) < 3, 2, tokens)
+    rewritten = lambda part, rng: flipped if part == slice(0, 3) else None  # noqa: E731
+    text: Any = SimpleNamespace(tokens=tokens, bos_id=BOS, log_p=log_p, flipped=rewritten)
+    made = rewrite_before(text, np.random.default_rng(0))
+    assert (made.verdict, made.evidence["border"], made.evidence["targets"]) == (verdict, 3, 5)
+    assert (float(made.evidence["largest_nats"]), float(made.evidence["noise_nats"])) == (moved_by, noise)
+    assert all(run is given for run, given in zip(runs, (tokens, flipped, tokens), strict=True))

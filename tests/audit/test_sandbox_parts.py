@@ -70,7 +70,9 @@ def test_landlock_is_asked_for_what_its_version_knows(
     monkeypatch.setattr(kernel, "libc", lambda: SimpleNamespace(syscall=syscall))
     monkeypatch.setattr(kernel, "no_new_privileges", lambda: order.append("no new privileges"))
     file, none = tmp_path / "file", tmp_path / "none"
+    before = sorted(Path("/dev/fd").iterdir())
     landlock.enter([tmp_path, file, none], [tmp_path, file])
+    assert sorted(Path("/dev/fd").iterdir()) == before
     assert asked == [(rights, net, scoped, size)] and order == ["no new privileges", "restrict"]
     assert rules == [13, 5, rights, rights & (1 << 14 | 7)]  # files have no rights of folders
 

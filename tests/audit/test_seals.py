@@ -241,6 +241,7 @@ def no_data_in_the_log(root: Path) -> None:
 def test_changes_after_sealing_are_named(copy: Path, change: Callable[[Path], None], words: str) -> None:
     change(copy)
     assert words in problems(copy)
+    assert problems(copy).count("does not follow") <= 1, "what comes after a changed line follows from it"
 
 
 def test_an_untouched_run_is_sealed(copy: Path) -> None:

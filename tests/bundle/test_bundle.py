@@ -418,6 +418,7 @@ def test_the_importer_finds_its_modules_and_shows_their_lines(monkeypatch: pytes
     source = "NAME = __name__\ndef f():\n raise KeyError(1)\ndef g(x):return x.sin()+1"
     install("/some/train_gpt.py", [f"{name}\n{source}" for name in names])
     assert sys.excepthook is traceback.print_exception
+    assert "packed_p" in sys.meta_path[0].sources, "it is asked before any folder"  # type: ignore[attr-defined]
     try:
         module = importlib.import_module("packed_p.sub.m")
         assert module.NAME == "packed_p.sub.m" and module.__file__ == "/some/train_gpt.py/packed_p/sub/m.py"

@@ -18,7 +18,7 @@ from tiny_run import documents, done, read_json, write_jsonl
 from bitgolf.config import DataConfig
 from bitgolf.data.prepare import open_data, prepare
 from bitgolf.data.prepare_text import validation_documents, validation_share
-from bitgolf.data.sources import iterate_documents, parse_source, training_documents
+from bitgolf.data.sources import _in_turn, iterate_documents, parse_source, training_documents
 from bitgolf.errors import ConfigError, DataError
 
 
@@ -167,6 +167,12 @@ def test_the_parts_of_the_name_of_a_data_set(monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(DataError, match=re.escape(words)):
             list(iterate_documents(f"hf:{name}", field))
+
+
+def test_the_source_with_the_fewest_bytes_is_next() -> None:
+    """A document has one byte more than its text, so that empty ones count."""
+    assert list(_in_turn([(iter(["", "", "x"]), 1.0), (iter(["yy", "z"]), 1.0)])) == ["", "yy", "", "x", "z"]
+    assert list(_in_turn([(iter("abcdef"), 2.0), (iter("xyz"), 1.0)])) == ["a", "x", "b", "c", "y", "d", "e", "z", "f"]
 
 
 def test_a_mix_has_the_shares_of_its_weights(tmp_path: Path) -> None:

@@ -222,15 +222,25 @@ def test_empty_and_tiny_corpora(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "t.model"]
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [(errno.ENOSPC, DataError, "disk is full"), (errno.EDQUOT, DataError, "disk is full"), (errno.EIO, OSError, "why")],
+)
 def test_a_full_disk_is_said_and_leaves_nothing(
-    documents: list[str], write_jsonl: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    kind: type[Exception],
+    words: str,
+    documents: list[str],
+    write_jsonl: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(self: ShardWriter, tokens: np.ndarray) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, "why")
 
     source = write_jsonl(documents)
     monkeypatch.setattr(ShardWriter, "append", full)
-    with pytest.raises(DataError, match="disk is full"):
+    with pytest.raises(kind, match=words):
         prepare(config(source), 400, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["corpus.jsonl"]
 

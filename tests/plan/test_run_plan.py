@@ -90,7 +90,8 @@ def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch:
     assert settled(config, CPU, config).train.micro_batch_tokens == 256
     assert settled(earlier, CPU) is earlier
     monkeypatch.setattr(check, "total_memory", lambda device: 1000)
-    with pytest.raises(ConfigError, match=r"one row of train\.seq_len 64 needs"):
+    least = f"{(predicted.fixed_bytes + 64 * predicted.bytes_per_token) / 1e9:.1f} GB"
+    with pytest.raises(ConfigError, match=rf"one row of train\.seq_len 64 needs {least}"):
         settled(config, CPU)
 
 

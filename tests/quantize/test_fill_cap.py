@@ -7,7 +7,10 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +23,7 @@ from bitgolf.measure.curvature import Curvature
 from bitgolf.measure.fisher import Fisher
 from bitgolf.measure.statistics import Statistics
 from bitgolf.quantize.allocate import MeasuredTensor, TensorCurvature, curvatures, equal_slope_steps
-from bitgolf.quantize.fill_cap import SLACK, fill_cap, measured_tensors
+from bitgolf.quantize.fill_cap import SLACK, _correction, fill_cap, measured_tensors
 from bitgolf.quantize.packed import Packed
 from bitgolf.quantize.tensors import QuantizedTensor
 
@@ -107,6 +110,24 @@ def test_single_tensors_bring_a_near_file_into_the_slack(
     assert filled.allocation is not None and len(filled.allocation["passes"]) == 1
     assert len(ideals) == 1 + corrections
     assert cap - SLACK <= len(filled) <= cap
+
+
+@pytest.mark.parametrize(
+    ("bits", "name", "halvings"),
+    [(25.0, "small", 0.25), (-25.0, "small", -0.25), (26.0, "large", 0.026), (250.0, "large", 0.25),
+     (5_000.0, "large", 0.5), (-5_000.0, "large", -0.5)],
+)  # fmt: skip
+def test_the_smallest_tensor_that_need_not_change_much_is_corrected(bits: float, name: str, halvings: float) -> None:
+    """A quarter of a bit per weight at most, or the largest tensor, by half a bit per weight at most."""
+    sizes = {"large": 1_000, "small": 100}
+    fake: Any = SimpleNamespace(
+        names=list(sizes),
+        curvature={name: SimpleNamespace(num_weights=size) for name, size in sizes.items()},
+        forecast=SimpleNamespace(bits=lambda step, which: -list(sizes.values())[which] * np.log2(step)),
+    )
+    which, step = _correction(fake, {"large": 0.5, "small": 0.125}, bits)
+    before = {"large": 0.5, "small": 0.125}[name]
+    assert which == name and math.log2(before / step) == pytest.approx(halvings, abs=1e-6)
 
 
 @settings(max_examples=15, deadline=None)

@@ -161,6 +161,22 @@ def test_a_curve_that_tells_the_truth_needs_few_encodes() -> None:
         assert count > 0
 
 
+@pytest.mark.parametrize(
+    ("claims", "limit", "counts"),
+    [(4, 85_020, [0, 75, 303, 301, 300]), (2, 65_020, [0, 350, 701, 700]), (0.5, 65_020, [0, 1000, 700])],
+)
+def test_a_curve_that_claims_too_much_is_corrected_at_once(claims: float, limit: int, counts: list[int]) -> None:
+    """1,000 candidates save 50 bytes each. The first guess trusts the curve, and the next is right within a percent."""
+    tried: list[int] = []
+
+    def encode(count: int) -> range:
+        tried.append(count)
+        return range(100_000 - 50 * count)
+
+    bits = 8 * claims * 100_000 * (1 - 0.5 * np.linspace(0, 1, 33))
+    assert fit(encode, Many(1000, bits), limit)[0] == counts[-1] and tried == counts
+
+
 def test_without_candidates_the_artifact_stays_as_it_is() -> None:
     assert fit(lambda count: range(500 + count), Many(0, np.zeros(2)), 100) == (0, range(500), 1)
 

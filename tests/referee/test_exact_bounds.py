@@ -183,6 +183,7 @@ def test_the_last_value_that_passes(check: str, plant: Plant, words: str, tmp_pa
         ("eval-clock", claimed(track="non_record_16mb"), "", "it has no evaluation clock"),
         ("eval-clock", claimed(), r" ?(total_)?eval_time:.*", "no log gives the time of the evaluation"),
         ("split", claimed(), "", "the folder has no script that prepares data: it uses shards made elsewhere"),
+        ("split", lambda folder: folder.extra.update({"prepare_data.py": "x = 1\n"}), "", "prepare_data.py: no small"),
         ("settings-read", claimed(), r"(?s)```.*```", "README gives no command with settings"),
         ("logged-source", claimed(), "", "the logs do not hold the source of the script"),
         ("logged-source", lambda folder: [every_seed(log_source=CODE)(folder), setattr(folder, "code", "")],

@@ -12,7 +12,7 @@ from synthetic_submission import CONSTANT, Folder, Plant, for_seed, judged, metr
 
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee import patterns
-from bitgolf.referee.code import read_script
+from bitgolf.referee.code import _as_source, read_script
 from bitgolf.referee.conduct import _evaluation, _same_setting
 from bitgolf.referee.decimals import Figure, figure_of, shown
 from bitgolf.referee.folder import Submission
@@ -284,3 +284,11 @@ def test_a_run_of_bitgolf_is_no_submission(tmp_path: Path) -> None:
     for name, answer in answers.items():
         (tmp_path / name).touch()
         assert is_submission(tmp_path) is answer
+
+
+def test_sections_of_a_bundle_are_joined_where_they_are_programs() -> None:
+    """NUL divides sections. A name that is no expression is left out, and so is what is no program."""
+    sections = ("import x", "a-b c\nimport y", "notes\n<<<", "", "z = 1")
+    assert _as_source("\0".join(sections).encode()) == "import x\nimport y\nz = 1"
+    assert _as_source(b"x = 1\0y = 2") == _as_source(b"import x\xff") == _as_source(b"import x y") == ""
+    assert _as_source(b"import x") == "import x"

@@ -63,7 +63,9 @@ def test_points_are_drawn_at_their_places(x: list[float], log_x: bool) -> None:
 
 def test_losses_on_held_out_text_are_dots() -> None:
     plain, dotted = (draw(chart(dots=dots)) for dots in ((), ((5.0, 4.0), (15.0, 2.5))))
-    assert dotted.count("<use ") == plain.count("<use ") + 2
+    places = [re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg) for svg in (plain, dotted)]
+    (x, y), (later_x, later_y) = ((float(x), float(y)) for x, y in places[1] if (x, y) not in places[0])
+    assert len(places[1]) == len(places[0]) + 2 and x < later_x and y < later_y, "to the right, and lower"
 
 
 def test_drawing_is_well_formed_themed_and_local() -> None:

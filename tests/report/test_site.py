@@ -121,7 +121,7 @@ def test_seeds_are_summarized(runs: list[Path]) -> None:
 
 def test_a_seed_twice_has_no_mean_but_a_reason(family: Family, letters: Path) -> None:
     (row,) = seed_sets(read_site_runs([family.run("a", letters), family.run("b", letters)]))
-    assert row.mean == "" and "both have seed 1" in row.reason
+    assert (row.name, row.seeds, row.mean, row.std) == ("a, b", "1, 1", "", "") and "both have seed 1" in row.reason
 
 
 def test_curves_are_overlaid(runs: list[Path], tmp_path: Path) -> None:

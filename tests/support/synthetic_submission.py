@@ -325,4 +325,6 @@ def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
     folder = Folder()
     for plant in plants:
         plant(folder)
-    return submission_checks.make(Submission(folder.write(tmp_path / "2026-04-27_Stack")), only=[check])[check]
+    made = submission_checks.make(Submission(folder.write(tmp_path / "2026-04-27_Stack")), only=[check])[check]
+    assert "another form than expected" not in made.reason, f"the check itself failed: {made}"
+    return made

@@ -128,6 +128,7 @@ def test_a_held_out_loss_has_a_sample_only_where_there_is_one(tmp_path: Path) ->
     shared = {"event": "held_out", "step": 3, "loss": 2.5, "tokens": 512, "elapsed_seconds": 4.0, "seconds": 0.5}
     without, sampled = [{key: event[key] for key in event if key != "seal"} for event in read_events(train_log.events)]
     assert without == shared and sampled == shared | {"sample": "a text"}
+    assert report._held_out == " held out 2.5000", "it stands in the progress bar"
 
 
 def test_every_batch_gets_the_schedule_of_its_fraction(tmp_path: Path) -> None:

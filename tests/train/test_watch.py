@@ -8,10 +8,11 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_run import cli, done, events, refused, weights_digest
+from tiny_run import PRESET, cli, done, events, refused, weights_digest
 
 from bitgolf.audit.budgets import train_clock
 from bitgolf.audit.configuration import train_log
@@ -23,11 +24,13 @@ from bitgolf.model.build import build_model, load_weights_
 from bitgolf.model.weights import read_tensors
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
-from bitgolf.train.pace import Pace
+from bitgolf.train import sinks
+from bitgolf.train.pace import LAG, Pace
 from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.watch import Watch
 
 Make = Callable[..., Path]
+CPU = World(0, 1, torch.device("cpu"))
 HELD_OUT = {"train__held_out_tokens": 640, "train__average__ema_decay": 0}
 WATCH = {"train__watch__seconds": 1e-6, "train__watch__tokens": 512, "train__watch__sample_tokens": 5}
 
@@ -138,3 +141,79 @@ def test_another_rank_waits_for_rank_0_after_a_signal(monkeypatch: pytest.Monkey
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+
+
+def test_a_signal_saves_what_was_trained_before_the_end() -> None:
+    order: list[object] = []
+    store = types.SimpleNamespace(close=lambda: order.append("closed"))
+    checkpoints: Any = types.SimpleNamespace(save=lambda step, keep: order.append((step, keep)), store=store)
+    report: Any = types.SimpleNamespace(drain=lambda: order.append("drained"))
+    stop = StopOnSignal(checkpoints, report, CPU, lambda step, looped: order.append(("work", step, looped)))
+    stop.after_step(6, False)
+    stop.received = signal.SIGTERM
+    with pytest.raises(SystemExit) as ended:
+        stop.after_step(7, True)
+    assert ended.value.code == 143
+    assert order == [("work", 6, False), ("work", 7, True), "drained", (7, False), "closed"]
+
+
+@pytest.mark.parametrize(
+    ("step", "end", "measured"),
+    [(9, 99.0, False), (10, 99.0, True), (10, 13 + LAG + 2.5, True), (10, 13 + LAG + 1.5, False)],
+)
+def test_a_loss_is_measured_when_it_is_due_and_time_is_left(
+    step: int, end: float, measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second and a loss on 6 rows, 2 at a time, three. It is due 10 s after the start."""
+    calls: list[tuple[object, ...]] = []
+    clock = iter((20.0, 23.5, 40.0, 49.0))
+    pace = types.SimpleNamespace(
+        elapsed=0.0, seconds_per_step=1.0, predict=float, restart=lambda *words: calls.append(("restart", *words))
+    )
+    timeline = types.SimpleNamespace(
+        pace=pace, clock=types.SimpleNamespace(elapsed=lambda: next(clock)), steps_end=lambda: end
+    )
+    report: Any = types.SimpleNamespace(
+        timeline=timeline,
+        drain=lambda: calls.append(("drain",)),
+        log_held_out=lambda *words: calls.append(("log", *words)),
+    )
+    world: Any = types.SimpleNamespace(
+        size=1, synchronize=lambda: calls.append(("synchronize",)), from_main=lambda seconds: seconds
+    )
+    config = types.SimpleNamespace(watch=types.SimpleNamespace(seconds=10.0, tokens=55, sample_tokens=4))
+    trainer: Any = types.SimpleNamespace(config=config, world=world)
+    rows: Any = types.SimpleNamespace(
+        held_out=types.SimpleNamespace(num_rows=99),
+        order=types.SimpleNamespace(seq_len=9),
+        shape=types.SimpleNamespace(micro_rows=2),
+    )
+    monkeypatch.setattr(Watch, "_loss", lambda watch, looped: 2.5 + looped)
+    monkeypatch.setattr(Watch, "_sample", lambda watch, step, looped: f"text {step} {looped}")
+    watch = Watch(trainer, rows, report, None)  # type: ignore[arg-type]
+    watch.after_step(step, True)
+    waited = [("drain",), ("synchronize",), ("synchronize",)]
+    logged = ("log", step, 3.5, 54, 23.5, 3.5, f"text {step} True")
+    assert calls == ([*waited, ("restart", step + 1, 23.5), logged] if measured else [])
+    assert (watch._longest, watch._due) == ((3.5, 33.5) if measured else (0.0, 10.0))
+    if measured:
+        calls.clear()
+        watch.after_step(33, False)
+        assert calls == []
+
+
+def test_what_other_sinks_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    exits: list[Callable[[], None]] = []
+    package = types.SimpleNamespace(
+        init=lambda **words: calls.append(("init", words["project"], words["name"], words["config"]["train.seq_len"])),
+        log=lambda numbers, step: calls.append(("log", numbers, step)),
+        finish=lambda: calls.append(("finish",)),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", package)  # type: ignore[arg-type]
+    monkeypatch.setattr("atexit.register", exits.append)
+    write = sinks._trackio(load_config(str(PRESET)), tmp_path / "my-run")
+    write({"loss": 2.5}, 7)
+    for leave in exits:
+        leave()
+    assert calls == [("init", "bitgolf", "my-run", 64), ("log", {"loss": 2.5}, 7), ("finish",)]
