@@ -10,7 +10,7 @@ import pytest
 from tiny_gpt import ALONE, BOS, VOCAB, config, text, tiny_gpt
 from tiny_gpt import adapted as adapted_pass
 
-from bitgolf.audit.borders import move_borders, rewrite_before
+from bitgolf.audit.borders import document_isolation, move_borders, rewrite_before
 from bitgolf.audit.traces import Passage
 from bitgolf.audit.verdict import Finding, MissingEvidence
 from bitgolf.evaluate.document_scorer import DocumentScorer
@@ -139,3 +139,16 @@ def test_a_border_is_crossed_by_more_than_ten_times_the_noise(moved_by: float, n
     assert (made.verdict, made.evidence["border"], made.evidence["targets"]) == (verdict, 3, 5)
     assert (float(made.evidence["largest_nats"]), float(made.evidence["noise_nats"])) == (moved_by, noise)
     assert all(run is given for run, given in zip(runs, (tokens, flipped, tokens), strict=True))
+
+
+def test_a_single_document_and_a_pass_without_documents_prove_no_isolation() -> None:
+    evidence: Any = SimpleNamespace(
+        headline=SimpleNamespace(by_documents=False, bos_id=BOS, passage=SimpleNamespace(tokens=TOKENS[:9])),
+        tokens=np.array([BOS, 5, 6, 7, BOS]),
+        rng=lambda name: np.random.default_rng(0),
+    )
+    with pytest.raises(MissingEvidence, match="not the pass with adapters"):
+        document_isolation(evidence)
+    evidence.headline.by_documents = True
+    with pytest.raises(MissingEvidence, match="the validation text is a single document"):
+        document_isolation(evidence)

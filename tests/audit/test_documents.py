@@ -19,6 +19,7 @@ from tiny_run import file_digest, read_json
 from bitgolf.audit import documents
 from bitgolf.audit.evidence import Evidence
 from bitgolf.audit.verdict import Finding, MissingEvidence
+from bitgolf.config import Config
 from bitgolf.data import spm_model
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.split import hash_document
@@ -284,3 +285,14 @@ def test_other_tokens_than_those_of_the_text_are_noticed(run_copy: Path, token: 
     tokens[9] = token
     write_shard(path, tokens)
     judged(documents.validation_complete(Evidence(RunDirectory.open(run_copy))), "1 of 61 documents have other tokens")
+
+
+def test_a_source_on_another_machine_and_hashes_of_tokens_cannot_be_compared() -> None:
+    for source, of, words in (
+        ("hf:somebody/texts", "utf-8 text", "hf:somebody/texts is no source of text that can be read again"),
+        ("stdlib", "tokens", "data has no hashes of the texts of its validation documents"),
+    ):
+        data = SimpleNamespace(manifest={"document_hashes": {"val": {"of": of}}})
+        given = evidence(config=Config().updated({"data.source": source}), data=data, require=lambda name: name)
+        with pytest.raises(MissingEvidence, match=words):
+            documents.validation_complete(given)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -86,3 +87,27 @@ def test_ranks_end_when_the_auditor_is_killed(tmp_path: Path) -> None:
     while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().split():
         assert time.monotonic() < deadline, "the rank lives on"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("chunk_tokens", "chunk"), [(9_999, 3 * 64), (64, 64)])
+def test_an_adapted_pass_is_compared_on_a_piece_of_the_text(
+    chunk_tokens: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk, a window and a token, from anywhere in the text; the last place counts too."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(other_shapes, "adapted_shapes", lambda *given: calls.append(given))
+    highest: list[int] = []
+    drawn = SimpleNamespace(integers=lambda high: highest.append(high) or high - 1)
+    evidence: Any = SimpleNamespace(
+        config=SimpleNamespace(window=64, ttt=SimpleNamespace(weights=SimpleNamespace(chunk_tokens=chunk_tokens))),
+        headline=SimpleNamespace(adapted=True, artifact="artifact", with_chunks=lambda size: f"chunks of {size}"),
+        tokens=np.arange(500),
+        rng=lambda name: drawn,
+    )
+    for num_tokens in (500, 100):
+        evidence.tokens = np.arange(num_tokens)
+        other_shapes.other_shapes(evidence)
+        artifact, config, piece = calls.pop()
+        length = min(num_tokens, chunk + 65)
+        assert (artifact, config, highest.pop()) == ("artifact", f"chunks of {chunk}", num_tokens - length + 1)
+        assert piece.tolist() == list(range(num_tokens - length, num_tokens))

@@ -72,6 +72,10 @@ def forged_state(events: list[Any]) -> None:
     events[2]["state"] = 0
 
 
+def forged_update(events: list[Any]) -> None:
+    next(event for event in events if event["event"] == "update")["state"] = 9
+
+
 @pytest.mark.parametrize(
     ("change", "caught_by"),
     [
@@ -83,6 +87,7 @@ def forged_state(events: list[Any]) -> None:
         (update_before_score, "score-first"),
         (hidden_update, "score-first"),
         (forged_state, "score-first"),
+        (forged_update, "score-first"),
     ],
 )
 def test_changed_logs(event_log: dict[str, Any], change: Callable[[list[Any]], None], caught_by: str) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from memory import memory_below
 
 from bitgolf.config import DataConfig
+from bitgolf.data.encoder import _cut
 from bitgolf.data.prepare import prepare
 from bitgolf.data.spm_model import read_model
 from bitgolf.data.tokenizer import Tokenizer
@@ -432,3 +433,18 @@ def test_documents_that_end_in_an_error_train_no_tokenizer() -> None:
 
     with pytest.raises(DataError, match="line 7 is damaged"):
         train_tokenizer(broken(), 300, lossless=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("ab  cd efgh", ["ab", "  cd", " efgh"]),
+        ("abcdefg h", ["abcde", "fg h"]),
+        ("       a", ["     ", "  a"]),
+        ("abcde", ["abcde"]),
+        ("a bcdef", ["a", " bcde", "f"]),
+    ],
+)
+def test_long_texts_are_cut_before_a_space(text: str, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.data.encoder._LONG_TEXT", 5)
+    assert list(_cut(text, " ")) == parts

@@ -402,3 +402,19 @@ def test_operations_per_token_count_every_matrix() -> None:
     value_embedding = config.value_embedding.dim * config.kv_dim  # left out of the formula, as it is small
     expected = 6 * (in_use - value_embedding) + 6 * config.num_layers * config.model_dim * 64
     assert flops_per_token(config, 64) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        ({"score__methods": "chunked"}, ["make the model smaller"]),
+        ({"score__methods": "chunked,sliding"}, ["raise score.stride", "drop the sliding pass (score.methods)"]),
+        ({"score__methods": "chunked", "ttt__method": "full"}, ["set ttt.method 'none'"]),
+        (
+            {"score__methods": "chunked", "ttt__method": "lora", "ttt__lora__chunk_tokens": "32"},
+            ["raise ttt.lora.chunk_tokens (now 32)", "set ttt.method 'none'"],
+        ),
+    ],
+)
+def test_what_makes_an_evaluation_faster(changes: dict[str, str], ways: list[str]) -> None:
+    assert predict._faster_evaluation(tiny(**changes)) == ways

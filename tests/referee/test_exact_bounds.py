@@ -9,7 +9,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from synthetic_submission import CODE, CONSTANT, VAL_TOKENS, Folder, Plant, claimed, for_seed, judged, logged, metric
+from synthetic_submission import (
+    CODE,
+    CONSTANT,
+    VAL_TOKENS,
+    Folder,
+    Plant,
+    claimed,
+    every_seed,
+    for_seed,
+    judged,
+    logged,
+    metric,
+)
 
 from bitgolf.audit.verdict import MissingEvidence
 from bitgolf.referee.code import read_script
@@ -20,10 +32,6 @@ from bitgolf.referee.training_data import covers_both, links_validation, trainin
 
 CODE_BYTES = len(CODE.encode())
 ROOM = 16_000_000 - CODE_BYTES  # bytes of the largest model that fits
-
-
-def every_seed(**values: object) -> Plant:
-    return lambda folder: [for_seed(number, **values)(folder) for number in range(len(folder.seeds))]
 
 
 def losses(bpb: float, loss: float) -> Plant:

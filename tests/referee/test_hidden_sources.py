@@ -86,7 +86,8 @@ def test_code_that_nobody_can_count_is_named(code: str) -> None:
         "import importlib\nimportlib.import_module('math')", "getattr(model, f'layer{i}')", "x = {'a': 1}.get('exec')",
         "import subprocess\nsubprocess.run(['nvidia-smi', '-i', index])", "import sys\nm = sys.modules[__name__]",
         "import pickle\nx = pickle.loads(data)", "eval(compile('x = 1', 'x', 'exec'))", "f = vars(args)",
-        "import builtins\nbuiltins.print = log", "import timeit\nt = timeit.default_timer()",
+        "import builtins\ngetattr(builtins, 'print')(x)", "import builtins\nbuiltins.print = log",
+        "import timeit\nt = timeit.default_timer()",
     ],
 )  # fmt: skip
 def test_honest_calls_hide_nothing(code: str) -> None:
@@ -130,6 +131,7 @@ def test_files_are_found_however_their_names_are_put_together(code: str, file: s
         ("plt.savefig('loss.png')", "loss.png"),
         ("(root / 'log.txt').open('a').write('x')", "log.txt"),
         ("os.listdir('./data')", "blob"),
+        ("import glob\n[open(p, 'rb').read() for p in glob.glob('data/*')]", "blob"),
         ("open(f'{run}.log', mode='w')", "train.log"),
     ],
 )

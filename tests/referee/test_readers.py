@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_submission import CONSTANT, Folder, Plant, for_seed, judged, metric
+from synthetic_submission import CODE, CONSTANT, Folder, Plant, every_seed, for_seed, judged, metric
 
 from bitgolf.audit.verdict import MissingEvidence
+from bitgolf.errors import DataError
 from bitgolf.referee import patterns
 from bitgolf.referee.code import _as_source, read_script
 from bitgolf.referee.conduct import _evaluation, _same_setting
@@ -126,6 +127,13 @@ def test_what_a_script_imports_calls_and_reads() -> None:
         assert letter in read_script("x.py", first + b"x = '\xe9'").source
 
 
+def test_a_script_is_read_up_to_its_most_bytes() -> None:
+    most = 2 << 20
+    assert read_script("x.py", b"#" * most).size == most
+    with pytest.raises(DataError, match=r"x\.py has 2,097,153 bytes; scripts of up to 2,097,152 are"):
+        read_script("x.py", b"#" * (most + 1))
+
+
 def test_a_source_is_read_up_to_600_000_characters() -> None:
     for letters, read in ((599_994, True), (599_995, False)):
         assert (read_script("x.py", f"x = '{'a' * letters}'".encode()).tree is not None) is read
@@ -221,6 +229,10 @@ def epochs(*bpb: float) -> Plant:
         ("claims-agree", command(MATRIX_LR="0.0260"), ""),
         ("claims-agree", command(MATRIX_LR="0.027"), "README sets MATRIX_LR=0.027, train_seed0.log ran with 0.026"),
         ("claims-agree", command(SEED="7", RUN_ID="x", VOCAB_SIZE="$V"), ""),
+        ("logged-source", every_seed(log_source=CODE), ""),
+        ("logged-source", every_seed(log_source=CODE.removesuffix("main()\n")), "train_gpt.py at 'its end'"),
+        ("logged-source", every_seed(log_source=CODE + "more()\n"), "differs from train_gpt.py at 'more()'"),
+        ("logged-source", every_seed(log_source=CODE.replace("0.75", "0.85")), "at 'warmdown_frac = float(os"),
         ("claims-agree", prose("We use XSA."), "README claims XSA ('We use XSA.')"),
         ("claims-agree", prose("We do not use XSA."), ""),
         ("single-pass", epochs(1.07, 1.06123451), "scored in 2 epochs and the score of a later one (1.06123451)"),
@@ -271,6 +283,8 @@ RESCORE = (
         ("show(m, rescore(m))", True),
         ("show(m, x=rescore(m))", True),
         ("show(rescore(m), m)", False),
+        ("x = rescore(m)\n    if 0 < x is not None:\n        pass", True),
+        ("x = [{'again': rescore(m)}]\n    print(min(x))", True),
         ("show(x=m, m=rescore(m))", False),
     ],
 )

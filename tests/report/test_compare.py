@@ -25,10 +25,10 @@ from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.comparison import bootstrap as bootstrap_module
 from bitgolf.report.comparison.bootstrap import Interval, bootstrap, resample
-from bitgolf.report.comparison.compare import _require_same_bytes, compare
+from bitgolf.report.comparison.compare import _notes, _require_same_bytes, compare
 from bitgolf.report.comparison.compare_page import _draw_by_size, _draw_sorted, _limits, _num_outside, render
 from bitgolf.report.comparison.compare_rows import contrast_rows, p_value, signed
-from bitgolf.report.comparison.contrasts import Contrast, DocumentContrast, Settings
+from bitgolf.report.comparison.contrasts import Contrast, DocumentContrast, RunSet, Settings
 from bitgolf.report.comparison.document_losses import document_losses, document_starts, require_same_text
 from bitgolf.report.comparison.scored_runs import config_differences, label_paths, read_runs
 from bitgolf.report.comparison.t_tests import Sample, TTest
@@ -310,6 +310,10 @@ def test_what_a_reader_must_know_is_a_note(family: Family, letters: Path) -> Non
     score = json.loads((paths[2] / "score.json").read_text())
     score |= {"device": "NVIDIA H200", "world_size": 2}
     (paths[2] / "score.json").write_text(json.dumps(score))
+    assert "The training documents differ." not in compare(paths, settings=FEW).notes
+    runs = read_runs(paths, "headline")
+    other = replace(runs[2], text=replace(runs[2].text, train_hashes="0" * 64))
+    assert "The training documents differ." in _notes([RunSet("all", (*runs[:2], other), "none")], None)
     end = f'"tokens": {220 * 4096},'
     log = (paths[2] / "train.jsonl").read_text()
     for tokens, noted in ((946_176, False), (946_177, True)):  # 1.1 times as many as those of seed 1

@@ -320,6 +320,11 @@ def for_seed(number: int, **values: object) -> Plant:
     return lambda folder: [setattr(folder.seeds[number], name, value) for name, value in values.items()]
 
 
+def every_seed(**values: object) -> Plant:
+    """Attributes of all seeds."""
+    return lambda folder: [for_seed(number, **values)(folder) for number in range(len(folder.seeds))]
+
+
 def judged(check: str, tmp_path: Path, *plants: Plant) -> Check:
     """That check of the folder in which the plants changed something."""
     folder = Folder()

@@ -42,7 +42,10 @@ def test_what_is_compiled_on_the_clock_is_logged_with_its_reason(tmp_path: Path)
     loss(tokens[:, :-2], tokens[:, 2:])  # shorter rows
     recompiles.after_step(2, 2.0)
     recompiles.after_step(3, 3.0)
-    before, event = read_events(tmp_path / "train.jsonl")
+    loss(tokens[:, :-3], tokens[:, 3:])
+    recompiles.after_step(4, 4.0)
+    before, event, again = read_events(tmp_path / "train.jsonl")
+    assert again["step"] == 4 and len(again["reasons"]) == len(event["reasons"])
     assert before["event"] == "compiled" and before["graphs"] > 0 and before["graph_breaks"] == []
     assert event["event"] == "recompile" and (event["step"], event["graphs"]) == (2, before["graphs"])
     assert any("size mismatch" in reason for reason in event["reasons"])
@@ -60,7 +63,7 @@ def test_a_batch_of_the_loader_is_not_compiled_again_after_the_warm_up(micro_row
     assert counters["stats"]["unique_graphs"] == graphs > 0
 
 
-def test_graph_breaks_are_logged(tmp_path: Path) -> None:
+def test_graph_breaks_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def step(x: torch.Tensor) -> torch.Tensor:
         torch._dynamo.graph_break("for the test")
         return x + 1
@@ -69,6 +72,7 @@ def test_graph_breaks_are_logged(tmp_path: Path) -> None:
     Recompiles(TrainLog(tmp_path, enabled=True), 0, 0.0)
     (event,) = read_events(tmp_path / "train.jsonl")
     assert len(event["graph_breaks"]) == 1
+    assert "breaks the training step into several graphs" in caplog.text
     reason, context = event["graph_breaks"][0].split("; ")
     assert "graph_break" in reason and "Developer" not in reason and "for the test" in context
 

@@ -217,3 +217,24 @@ def test_what_other_sinks_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for leave in exits:
         leave()
     assert calls == [("init", "bitgolf", "my-run", 64), ("log", {"loss": 2.5}, 7), ("finish",)]
+
+
+def test_a_sample_is_what_the_model_says_after_the_last_window() -> None:
+    """A model that is sure that the next token is the sum of its window, and of whether the loops run."""
+
+    def model(window: torch.Tensor, targets: None, mask: None, looped: bool) -> torch.Tensor:
+        logits = torch.zeros(1, window.shape[1], 99)
+        for place in range(window.shape[1]):
+            logits[0, place, int(window[0, : place + 1].sum()) + looped] = 1e4
+        return logits
+
+    watch: Any = object.__new__(Watch)
+    watch.world = CPU
+    watch.config = types.SimpleNamespace(sample_tokens=5)
+    watch.tokenizer = types.SimpleNamespace(bos_id=1, decode=str)
+    watch.rows = types.SimpleNamespace(order=types.SimpleNamespace(seq_len=3))
+    watch.trainer = types.SimpleNamespace(model=model)
+    assert watch._sample(7, False) == "[1, 2, 4, 7, 13]"
+    assert watch._sample(7, True) == "[2, 4, 8, 15, 28]"
+    watch.world = World(1, 2, CPU.device)
+    assert watch._sample(7, False) == ""
