@@ -289,7 +289,7 @@ def test_an_onnx_file_computes_what_the_model_computes(
     monkeypatch.setattr(torch.onnx, "export", lambda network, example, file, **options: shutil.copy(path, file))
     for marks in (False, True):
         monkeypatch.setattr(model.tokenizer, "marks_capitals", marks)
-        export_onnx(model, tmp_path / "again" / "mine.onnx")
+        export_onnx(model, tmp_path / "an" / "again" / "mine.onnx")
         assert ("case_markers.py" in caplog.text) is marks, "a plain SentencePiece would give other tokens"
     monkeypatch.undo()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

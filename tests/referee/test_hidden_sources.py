@@ -38,44 +38,70 @@ def folder(tmp_path: Path, code: str, *names: str) -> Submission:
     return Submission(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
+HIDDEN = {  # what is said of the last line
+    "hides what it calls": [
         "import builtins\ngetattr(builtins, 'ex' + 'ec')(text)",
-        "__builtins__.__dict__['exec'](text)",
-        "run = exec\nrun(open('w').read())",
-        "import builtins\nbuiltins.exec(open('w').read())",
-        "list(map(eval, texts))",
-        "import builtins\nrun = builtins.exec",
-        "from importlib import import_module as im\ntools = im('to' + 'ols')",
         "import importlib\ntools = getattr(importlib, 'import_' + name)('tools')",
-        "import runpy\nrunpy.run_path('t' + '.txt')",
-        "import zipimport\nt = zipimport.zipimporter('lib.zip')",
-        "import marshal, types\ntypes.FunctionType(marshal.loads(data), globals())()",
+        "import builtins\nvars(builtins)[name](text)",
+        "globals()['__builtins__']['exec'](text)",
+        "import sys\nsys.modules['builtins'].exec('x')",
+        "import operator, builtins\noperator.attrgetter('exec')(builtins)(text)",
+    ],
+    "uses __builtins__ under another name": [
+        "__builtins__.__dict__['exec'](text)",
+    ],
+    "starts a program that it does not show": [
+        "run = exec\nrun(open('w').read())",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', text])",
+        "import subprocess\nsubprocess.check_output(command, shell=True)",
+        "os.system('bash -c ' + text)",
+    ],
+    "executes what it reads": [
+        "import builtins\nbuiltins.exec(open('w').read())",
         "exec(os.environ['PAYLOAD'])",
         "exec(os.getenv('PAYLOAD', ''))",
         "import sys\nexec(sys.stdin.read())",
         "import base64\nexec(base64.b64decode(open('p' + '.b64').read()))",
-        "import ctypes\nctypes.CDLL(name)",
+        "import sys\nexec(sys.argv[1])",
+        "with open('w') as f:\n    lines = list(f)\nexec(lines[0])",
+    ],
+    "uses eval under another name": [
+        "list(map(eval, texts))",
+    ],
+    "uses builtins.exec under another name": [
+        "import builtins\nrun = builtins.exec",
+    ],
+    "imports a module by a computed name": [
+        "from importlib import import_module as im\ntools = im('to' + 'ols')",
+    ],
+    "loads code from a file": [
+        "import runpy\nrunpy.run_path('t' + '.txt')",
+        "import zipimport\nt = zipimport.zipimporter('lib.zip')",
+        "import marshal, types\ntypes.FunctionType(marshal.loads(data), globals())()",
         "import site\nsite.addsitedir('.')",
+    ],
+    "loads a library by a computed name": [
+        "import ctypes\nctypes.CDLL(name)",
+    ],
+    "executes text that it does not show": [
         "import base64\nexec(base64.b64decode(main.__doc__))",
         "import inspect, sys\nexec(inspect.getsource(sys.modules[__name__]).split('#')[1])",
         "import cProfile\ncProfile.run(text)",
         "import timeit\ntimeit.timeit(stmt=text, number=1)",
         "import code\ncode.InteractiveInterpreter(names).runsource(text)",
-        "import pickle\ntable = pickle.loads(b'cos\\nsystem\\n')",
-        "import builtins\nvars(builtins)[name](text)",
-        "globals()['__builtins__']['exec'](text)",
-        "import sys\nsys.modules['builtins'].exec('x')",
-        "import operator, builtins\noperator.attrgetter('exec')(builtins)(text)",
-        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', text])",
-        "import subprocess\nsubprocess.check_output(command, shell=True)",
-        "os.system('bash -c ' + text)",
     ],
-)
-def test_code_that_nobody_can_count_is_named(code: str) -> None:
+    "loads an object that it does not show": [
+        "import pickle\ntable = pickle.loads(b'cos\\nsystem\\n')",
+    ],
+}
+
+
+@pytest.mark.parametrize(("words", "code"), [(words, code) for words, codes in HIDDEN.items() for code in codes])
+def test_code_that_nobody_can_count_is_named(words: str, code: str) -> None:
     of_two_kinds = code.startswith("run = exec") or "FunctionType(marshal" in code
-    assert len(list(hidden_code(script(code)))) == 1 + of_two_kinds
+    problems = list(hidden_code(script(code)))
+    assert len(problems) == 1 + of_two_kinds
+    assert any(problem.startswith(f"line {code.count(chr(10)) + 2} {words}") for problem in problems), problems
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ RESCORE = (
         ("show(m, rescore(m))", True),
         ("show(m, x=rescore(m))", True),
         ("show(rescore(m), m)", False),
+        ("notes = {'again': rescore(m)} | {'first': 1}\n    json.dump(notes, f)", False),
         ("x = rescore(m)\n    if 0 < x is not None:\n        pass", True),
         ("x = [{'again': rescore(m)}]\n    print(min(x))", True),
         ("show(x=m, m=rescore(m))", False),
