@@ -40,7 +40,7 @@ from bitgolf.commands.settings import SETTINGS
 from bitgolf.commands.submit import SUBMIT
 from bitgolf.commands.sweep import SWEEP
 from bitgolf.commands.train import TRAIN
-from bitgolf.config.load import parse_overrides
+from bitgolf.config.overrides import parse_overrides
 from bitgolf.config.settings import all_settings
 from bitgolf.errors import BitgolfError, ConfigError, require_type
 from bitgolf.foreign import harmless

@@ -35,7 +35,7 @@ from bitgolf.commands.help import build_parser
 from bitgolf.commands.output import make_table, plain
 from bitgolf.commands.tables import audit_table, data_table, doctor_table, score_table
 from bitgolf.config import all_settings, load_config, preset_names, resolve
-from bitgolf.config.load import parse_overrides
+from bitgolf.config.overrides import parse_overrides
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, DataError, RunError
 from bitgolf.language_model import load
 from bitgolf.run.directory import RunDirectory

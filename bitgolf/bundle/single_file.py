@@ -23,7 +23,7 @@ from pathlib import Path
 
 import python_minifier
 
-from bitgolf.bundle.trace import trace
+from bitgolf.bundle.trace import bound_name, trace
 from bitgolf.config import Config
 from bitgolf.config.section import differing_keys, with_values
 from bitgolf.version import __version__
@@ -47,56 +47,6 @@ _FILE = (
     "P=bytes(b-P[i-i%n+1]&255 for i,b in enumerate(P[1:])if i%n);"
     "PARTS=bz2.decompress(P).decode().split('\\0');exec(PARTS[0])\n"
 )
-# The program reads no configuration of an earlier version, so it needs no table of moved and removed keys. It does not
-# guess which setting an unknown key meant, and its settings have no descriptions and units. It is alone in its run
-# directory. It needs constriction. It scores no references. It encodes no text. It codes in one process. Settings
-# without effect were reported when the runs were made. It reads JSON that bitgolf wrote, without the limits for foreign
-# files.
-_REPLACED = {
-    "bitgolf.config.earlier": "MOVED = REMOVED = {}\nNOTEBOOK = ''\ndef translate(section, values): return values",
-    "bitgolf.config.nearest": "def nearest_setting(key): return None",
-    "bitgolf.config.units": "def read_quantity(key, value): return value",
-    "bitgolf.config.settings": (
-        "from bitgolf.config.config import Config\n"
-        "class Setting:\n def __init__(self, default): self.is_list = isinstance(default, list)\n"
-        "def all_settings(): return {key: Setting(value) for key, value in Config().flat().items()}\n"
-        "def is_group(key): return False"
-    ),
-    "bitgolf.foreign": (
-        "import json, tomllib\n"
-        "from bitgolf.errors import ForeignError\n"
-        "MAX_NUMBER_LENGTH = 64\n"
-        "def read_bytes(path, *limit): return open(path, 'rb').read()\n"
-        "def read_at_most(file, most): return file.read(most)\n"
-        "def read_text(path, *limit): return read_bytes(path).decode()\n"
-        "def read_json(path, *limit): return parse_json(read_bytes(path))\n"
-        "def parse_json(data, *limit, parse=json.loads):\n"
-        " try: return parse(data)\n"
-        " except ValueError as error: raise ForeignError from error\n"
-        "def parse_toml(data, *limit):\n"
-        " return parse_json(data, parse=lambda data: tomllib.loads(data if isinstance(data, str) else data.decode()))\n"
-        "def field(record, key):\n"
-        " if key in record: return record[key]\n"
-        " raise ForeignError\n"
-        "def as_object(value, *limits, **more): return value\n"
-        "as_list = as_text = as_bool = as_integer = conform = printable = require_regular = as_object\n"
-        "def as_number(value, *limits): return float(value)"
-    ),
-    "bitgolf.data.encoder": "Tokens = None\ndef Encoder(*model): return None",
-    "bitgolf.artifact.plain_ans": "PlainDecoder = None",
-    "bitgolf.artifact.processes": (
-        "from contextlib import nullcontext\ndef coder_processes(num_weights): return nullcontext(map)"
-    ),
-    "bitgolf.run.lock": (
-        "from contextlib import nullcontext\n"
-        "LOCK_FILES = frozenset()\ndef locked_directory(*place): return nullcontext()"
-    ),
-    "bitgolf.config.idle": "def idle_packing(pack): return []",
-    "bitgolf.evaluate.references": (
-        "FLOAT_WEIGHTS = {}\ndef float_weights(*run): return {}\nrescored = float_weights\n"
-        "float_model = general_purpose = validation_text = None"
-    ),
-}
 # Errors without their messages in the file, but for those that a command line can cause.
 _SHOWN_BY_SOURCE = (
     "ArtifactError",
@@ -113,7 +63,7 @@ _SHOWN_BY_SOURCE = (
 _ESCAPED = re.compile(rb'[\0\n\r"]|\\\Z')
 _SHIFTS = [bytes((value + shift) % 256 for value in range(256)) for shift in range(256)]
 _CHECKED_BEFORE = ("description", "ge", "gt", "le", "lt")
-_WITH_MESSAGES = ("bitgolf.config.load", "bitgolf.submit.train_gpt")
+_WITH_MESSAGES = ("bitgolf.config.overrides", "bitgolf.submit.train_gpt")
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(import triton|custom_op|get_type_hints)\b")
 
@@ -169,8 +119,9 @@ def settings_json(config: Config) -> str:
 def _program(root: Path) -> tuple[dict[str, str], str]:
     """Minified source of every module that the program needs, and of its first section."""
     files = module_files(root)
-    texts = {name: _REPLACED.get(name) or file.read_text(encoding="utf-8") for name, file in files.items()}
-    sources = {name: without_field_types(ast.parse(text, str(files[name]))) for name, text in texts.items()}
+    sources = {
+        name: without_checks(ast.parse(file.read_text(encoding="utf-8"), str(file))) for name, file in files.items()
+    }
     modules = {
         name: minified(ast.unparse(without_texts(tree, messages=name in _WITH_MESSAGES)))
         for name, tree in trace(sources, *ENTRY).items()
@@ -179,10 +130,17 @@ def _program(root: Path) -> tuple[dict[str, str], str]:
     return modules, minified(start)
 
 
-def without_field_types(module: ast.Module) -> ast.Module:
-    """The module with 0 in place of the types of the fields of dataclasses and named tuples, which nothing reads."""
+def without_checks(module: ast.Module) -> ast.Module:
+    """The module without the validators of settings, and with 0 in place of types of fields that nothing reads.
+
+    The settings in the file are current, and the validators saw them when the run was made. `source/train_gpt.py` has
+    the validators. Nothing reads the types of the fields of dataclasses and named tuples.
+    """
     for node in ast.walk(module):
-        if isinstance(node, ast.ClassDef) and {"dataclass", "NamedTuple"} & {
+        if not isinstance(node, ast.ClassDef):
+            continue
+        node.body = [part for part in node.body if not _validates(part)] or [ast.Pass()]
+        if {"dataclass", "NamedTuple"} & {
             part.id for part in ast.walk(ast.Tuple([*node.decorator_list, *node.bases])) if isinstance(part, ast.Name)
         }:
             for field in node.body:
@@ -191,12 +149,18 @@ def without_field_types(module: ast.Module) -> ast.Module:
     return module
 
 
-def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
-    """The module without what the program does not need.
+def _validates(node: ast.stmt) -> bool:
+    """Whether it is a method with the decorator `model_validator(...)`."""
+    return isinstance(node, ast.FunctionDef) and any(
+        isinstance(part, ast.Call) and ast.unparse(part.func) == "model_validator" for part in node.decorator_list
+    )
 
-    The descriptions of settings (`Field(..., description=...)`) are for the command line. The limits of settings, and
-    the validators that compare settings, were applied when the run was made, and `source/train_gpt.py` applies them
-    again. The messages of some errors
+
+def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
+    """The module without what only a reader needs.
+
+    The descriptions of settings (`Field(..., description=...)`) are for the command line. The limits of settings were
+    applied when the run was made, and `source/train_gpt.py` applies them again. The messages of some errors
     (`_SHOWN_BY_SOURCE`) are about settings, data and files that do not fit; `source/train_gpt.py` shows them, and the
     file shows the error and its line. With `messages` they stay.
     """
@@ -204,27 +168,18 @@ def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
     for node in ast.walk(module):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Field":
             node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _CHECKED_BEFORE]
-        if isinstance(node, ast.ClassDef):
-            node.body = [part for part in node.body if not _compares_settings(part)] or [ast.Pass()]
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not messages:
             error = node.exc.func
             node.exc = error if isinstance(error, ast.Name) and error.id in _SHOWN_BY_SOURCE else node.exc
     return module
 
 
-def _compares_settings(node: ast.stmt) -> bool:
-    """Whether it is a method with the decorator `model_validator(mode="after")`."""
-    return isinstance(node, ast.FunctionDef) and any(
-        ast.unparse(decorator) == "model_validator(mode='after')" for decorator in node.decorator_list
-    )
-
-
 @functools.cache
 def minified(source: str) -> str:
-    """The same module in fewer bytes, without docstrings and annotations and with short names of local variables.
+    """The same module in fewer bytes, without docstrings and annotations, and with short names where only it uses them.
 
-    Names of modules, functions, classes and attributes stay, so modules can be minified one by one and tracebacks are
-    readable.
+    Those are names of local variables, and global names that begin with an underscore. Names of modules, attributes, and
+    other functions and classes stay, so modules can be minified one by one and tracebacks are readable.
     """
     untouched = _READ_BY_COMPILERS.search(source) is not None
     annotations = python_minifier.RemoveAnnotationsOptions(
@@ -240,9 +195,24 @@ def minified(source: str) -> str:
         remove_asserts=True,  # as `python -O` does; `source/train_gpt.py` has them
         rename_locals=not untouched,
         preserve_locals=["self"],  # one name in all methods compresses better than several short ones
+        rename_globals=not untouched,
+        preserve_globals=_shared_names(source),
         hoist_literals=False,  # repeated literals compress well
         constant_folding=False,
     )
+
+
+def _shared_names(source: str) -> list[str]:
+    """The global names of a module that other modules may use: imports, and names without an underscore before them."""
+    imported, bound = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.alias):
+            imported.add(bound_name(node))
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name):
+            bound.add(node.id)
+    return sorted(imported | {name for name in bound if not name.startswith("_") or name.startswith("__")})
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,14 +6,15 @@ own module and in others, until nothing is added. Four rules limit what is kept:
 - Annotations of functions and variables are ignored. Those of class attributes count, because pydantic reads them.
 - A definition, an assignment or an import is kept if its name is needed.
 - Other statements of a needed module are kept, and also what a function of the package decorates (it may register).
-- A class is kept whole if it has bases. Otherwise a method without underscores is kept if its name is mentioned.
+- A class is kept whole if it has bases. Otherwise a method without underscores is kept if its name is mentioned, and a
+  class method if it is mentioned after the name of its class, or after `cls`.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -42,7 +43,7 @@ class _Mentions:
 
     bare: set[str] = field(default_factory=set)  # not followed by an attribute
     attributes: dict[str, set[str]] = field(default_factory=dict)  # by the name before the dot
-    words: set[str] = field(default_factory=set)  # all attributes, and texts and keywords that may name some
+    words: set[str] = field(default_factory=set)  # attributes, also with their owners; texts and keywords like some
     imports: list[Import] = field(default_factory=list)  # inside functions and blocks
 
 
@@ -53,7 +54,7 @@ class _Tracer:
         self.tables: dict[str, dict[str, list[tuple[int, int]]]] = {}
         self.to_follow: list[tuple[str, ast.stmt]] = []
         self.words: set[str] = set()  # of all code that was followed
-        self.waiting: dict[str, list[tuple[str, ast.stmt]]] = {}  # methods by name that no such word names
+        self.waiting: dict[ast.stmt, tuple[str, set[str]]] = {}  # methods that no such word names: module, words
 
     def need(self, module: str, name: str) -> None:
         """Keep `name` of `module`, which is a definition, an imported name, or a module of that package."""
@@ -115,11 +116,11 @@ class _Tracer:
         while self.to_follow:
             module, statement = self.to_follow.pop()
             for method in _methods_on_demand(statement):
-                self.waiting.setdefault(method.name, []).append((module, method))
+                self.waiting[method] = module, _words_for(method, statement)
             mentions = _mentions(statement)
             self.words |= mentions.words
-            for name in self.words & self.waiting.keys():
-                self.to_follow += self.waiting.pop(name)
+            for named in [node for node, (_, words) in self.waiting.items() if not words.isdisjoint(self.words)]:
+                self.to_follow.append((self.waiting.pop(named)[0], named))
             for name in mentions.bare | mentions.attributes.keys():
                 if name in self.table(module):
                     self.keep_name(module, name, mentions)
@@ -169,7 +170,6 @@ class _Tracer:
     def remaining(self, module: str) -> ast.Module:
         """The kept part of a module."""
         kept = self.kept[module]
-        unused = {method for methods in self.waiting.values() for _, method in methods}
         body: list[ast.stmt] = []
         for index, statement in enumerate(self.package[module].body):
             if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
@@ -181,7 +181,7 @@ class _Tracer:
                 elif names and isinstance(statement, ast.ImportFrom):
                     body.append(ast.ImportFrom(statement.module, names, 0))
             elif (index, 0) in kept:
-                body.append(_without(statement, unused))
+                body.append(_without(statement, self.waiting.keys()))
         return ast.Module(body, [])
 
 
@@ -199,7 +199,14 @@ def _methods_on_demand(statement: ast.stmt) -> list[ast.FunctionDef]:
     return [node for node in statement.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("__")]
 
 
-def _without(statement: ast.stmt, unused: set[ast.stmt]) -> ast.stmt:
+def _words_for(method: ast.FunctionDef, owner: ast.stmt) -> set[str]:
+    """The words of which one keeps a method of the class `owner`."""
+    if isinstance(owner, ast.ClassDef) and "classmethod" in map(ast.unparse, method.decorator_list):
+        return {f"{owner.name}.{method.name}", f"cls.{method.name}"}
+    return {method.name}
+
+
+def _without(statement: ast.stmt, unused: Set[ast.stmt]) -> ast.stmt:
     """A class without its unused methods; any other statement as it is."""
     if not isinstance(statement, ast.ClassDef) or unused.isdisjoint(statement.body):
         return statement
@@ -225,6 +232,7 @@ def _mentions(code: ast.stmt) -> _Mentions:
             mentions.words.add(node.value)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             mentions.attributes.setdefault(node.value.id, set()).add(node.attr)
+            mentions.words.add(f"{node.value.id}.{node.attr}")
         elif isinstance(node, ast.Name):
             mentions.bare.add(node.id)
             mentions.words.add(node.id)

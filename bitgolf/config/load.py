@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
-
-from pydantic import ValidationError
 
 from bitgolf.config.config import Config
 from bitgolf.config.earlier import MOVED, NOTEBOOK, REMOVED, translate
 from bitgolf.config.nearest import nearest_setting
+from bitgolf.config.overrides import with_overrides
 from bitgolf.config.section import flatten, with_values
 from bitgolf.config.settings import all_settings, is_group
 from bitgolf.errors import ConfigError, ForeignError, require_type
-from bitgolf.foreign import MAX_NUMBER_LENGTH, parse_toml, printable, read_bytes
+from bitgolf.foreign import parse_toml, read_bytes
 
 _MAX_BYTES = 1_000_000
 
@@ -92,37 +91,9 @@ def resolve(values: Mapping[str, Any], overrides: Mapping[str, str], origin: str
         }
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}") from error
-    merged = with_values(current, {key: _parse_value(key, text) for key, text in overrides.items()})
-    for key in flatten(merged):
+    for key in flatten(current):
         _require_setting(key, f"{origin}: ")
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from error
-
-
-def parse_overrides(words: Sequence[str]) -> dict[str, str]:
-    """Text by dotted key from words such as `--train.matrix_lr 0.02` and `--seed=7`.
-
-    Hyphens in a key count as underscores. Raises ConfigError for a word that is not an option, an option without a
-    value and an option given twice.
-    """
-    overrides: dict[str, str] = {}
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("--"):
-            raise ConfigError(f"unexpected argument {word!r}; settings are written --section.key VALUE")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            next_word = next(rest, None)
-            if next_word is None:
-                raise ConfigError(f"{word} needs a value")
-            value = next_word
-        key = key.replace("-", "_")
-        if key in overrides:
-            raise ConfigError(f"--{key} is given twice")
-        overrides[key] = value
-    return overrides
+    return with_overrides(current, overrides)
 
 
 def _require_setting(key: str, where: str) -> None:
@@ -142,34 +113,3 @@ def _require_setting(key: str, where: str) -> None:
 
 def _did_you_mean(name: str | None) -> str:
     return f", did you mean {name!r}?" if name else ""
-
-
-def _parse_value(key: str, text: str) -> Any:
-    """`text` as the value of a setting: TOML if it is one value, otherwise text, or a list of what commas separate.
-
-    Raises ConfigError for numbers of too many digits.
-    """
-    if len(text) > MAX_NUMBER_LENGTH and not text.strip("+-._0123456789"):
-        raise ConfigError(f"{key} = {printable(text)}: the number has too many digits")
-    try:
-        table = parse_toml(f"value = {text}")
-    except ForeignError:
-        table = {}
-    is_list = all_settings()[key].is_list
-    if table.keys() == {"value"} and (not is_list or isinstance(table["value"], list)):
-        return table["value"]
-    if is_list:
-        items = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        return [item.strip(" \"'") for item in items.split(",") if item.strip()]
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "value_error":
-        return f"{where + ': ' if where else ''}{error['ctx']['error']!s}"
-    if error["type"] == "tuple_type":
-        return (
-            f"{where} = {printable(repr(error['input']))}: this must be a list; write a list of lists as [[...],[...]]"
-        )
-    return f"{where} = {printable(repr(error['input']))}: {error['msg'][0].lower() + error['msg'][1:]}"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bitgolf.config.load import parse_overrides, resolve
+from bitgolf.config.overrides import parse_overrides, with_overrides
 from bitgolf.evaluate.score import score
 from bitgolf.quantize.pack import pack
 from bitgolf.run import atomic
@@ -43,7 +43,7 @@ def main(
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--stage", choices=("all", "train", "pack", "score"), default="all")
     options, rest = parser.parse_known_args(arguments)
-    config = resolve(json.loads(settings), parse_overrides(rest))
+    config = with_overrides(json.loads(settings), parse_overrides(rest))
     with world(config.device) as peers:
         level = logging.INFO if peers.is_main else logging.ERROR
         logging.basicConfig(stream=sys.stdout, level=level, format="%(message)s")
@@ -68,7 +68,7 @@ def main(
 def _begin(run: RunDirectory, data: Path, stage: str) -> None:
     """Make the run directory, or check that it belongs to this configuration and is not trained twice."""
     stored = run / "config.toml"
-    if stored.exists() and RunDirectory.open(run.path).config != run.config:
+    if stored.exists() and stored.read_text(encoding="utf-8") != run.config.to_toml():
         raise SystemExit(f"train_gpt.py: {run.path} belongs to another configuration; choose another --out")
     if stage in ("all", "train") and (run / "weights.safetensors").exists():
         raise SystemExit(f"train_gpt.py: {run.path} is trained already; choose another --out, or --stage pack or score")

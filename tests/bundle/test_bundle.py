@@ -28,12 +28,13 @@ from bitgolf.bundle.readable_source import readable_source
 from bitgolf.bundle.single_file import (
     MOST_CODE_BYTES,
     code_bytes,
+    installed_root,
     make_bundle,
     minified,
     pack_texts,
     settings_json,
     shifted_literal,
-    without_field_types,
+    without_checks,
     without_texts,
 )
 from bitgolf.config import Config, load_config, preset_names, resolve
@@ -159,6 +160,31 @@ def test_two_ranks_share_the_work(blocked: Run, alone: Path, tiny_run: Path, tmp
     assert (score["world_size"], score["val_tokens"]) == (2, read_json(tiny_run / "score.json")["val_tokens"])
 
 
+def test_a_large_model_is_coded_in_processes_that_import_from_the_file(
+    blocked: Run, tiny_run: Path, tmp_path: Path
+) -> None:
+    """With limits so low that the tiny model on two cores is large."""
+    shutil.copytree(installed_root() / "bitgolf", tmp_path / "bitgolf", ignore=shutil.ignore_patterns("__pycache__"))
+    file = tmp_path / "bitgolf" / "artifact" / "processes.py"
+    text = file.read_text()
+    for old, new in (("1 << 23", "1"), ("cores < 3", "False"), ("values = list(values)", "print('divided'); \\g<0>")):
+        text, count = re.subn(re.escape(old), new, text)
+        assert count == 1
+    file.write_text(text)
+    config = variant(tiny_run, {"pack.compressor": "range"})
+    ours, theirs = tmp_path / "package", tmp_path / "bundle"
+    for run in (ours, theirs):
+        trained_copy(tiny_run, run, config, tiny_run / "data")
+    done("pack", ours)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "train_gpt.py").write_bytes(make_bundle(config, tmp_path).data)
+    words = ("--data", tiny_run / "data", "--out", theirs, "--seed", 7, "--stage", "pack")
+    outcome = blocked("train_gpt.py", *words, cwd=tmp_path / "file")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "divided" in outcome.stdout and "failed" not in outcome.stdout
+    assert file_digest(theirs / "model.bitgolf") == file_digest(ours / "model.bitgolf")
+
+
 def test_the_readable_source_is_the_same_program(alone: Path, tiny_run: Path, tmp_path: Path) -> None:
     words = ("--data", tiny_run / "data", "--out", damaged(tiny_run, tmp_path), "--seed", 7, "--stage", "score")
     outcome = from_source(alone, *words)
@@ -233,6 +259,15 @@ def variant(run: Path, changes: dict[str, object]) -> Config:
     )
 
 
+def trained_copy(run: Path, copy: Path, config: Config, data: Path) -> None:
+    """Make `copy` a run of `config` with the products of training of `run`."""
+    copy.mkdir(parents=True)
+    (copy / "config.toml").write_text(config.to_toml())
+    (copy / "data").symlink_to(data)
+    for name in ("calibration", "weights.safetensors"):
+        (copy / name).symlink_to(run / name)
+
+
 VARIANTS: dict[str, dict[str, object]] = {
     "full": FULL | {"pack.method": "rtn", "pack.compressor": "range", "pack.prune": 0.02},
     "lora": LORA | {"pack.method": "lossless", "pack.compressor": "zlib"},
@@ -250,11 +285,7 @@ def test_variants_pack_and_score_as_the_package_does(blocked: Run, tiny_run: Pat
         config = variant(tiny_run, changes)
         ours, theirs = tmp_path / name / "package", tmp_path / name / "bundle"
         for run in (ours, theirs):
-            run.mkdir(parents=True)
-            (run / "config.toml").write_text(config.to_toml())
-            (run / "data").symlink_to(data)
-            (run / "calibration").symlink_to(tiny_run / "calibration")
-            (run / "weights.safetensors").symlink_to(tiny_run / "weights.safetensors")
+            trained_copy(tiny_run, run, config, data)
         done("pack", ours)
         done("score", ours)
         (tmp_path / name / "train_gpt.py").write_bytes(make_bundle(config).data)
@@ -283,10 +314,14 @@ def test_the_file_holds_what_three_stages_need_and_nothing_else() -> None:
         assert f"bitgolf.{idle}" not in modules
     idle_folders = ("audit", "codec", "commands", "presets", "referee", "report")
     assert not [name for name in modules if name.startswith(tuple(f"bitgolf.{folder}" for folder in idle_folders))]
+    names = {name: set(re.findall(r"\w+", source)) for name, source in modules.items()}
     for name, source in modules.items():
         compile(source, name, "exec")
-        imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-        assert imported.isdisjoint({"rich", "python_minifier"})
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in ("rich", "python_minifier")
+                for alias in node.names if node.module in modules else ():
+                    assert alias.name in names[node.module] or f"{node.module}.{alias.name}" in modules, (name, alias)
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -322,13 +357,13 @@ def test_the_file_has_no_descriptions_limits_and_checks_of_settings_and_few_mess
         @model_validator(mode='after')
         def _fit(self):
             raise ValueError('no')
-        @model_validator(mode='before')
-        def _read(cls, values):
+        @field_validator('rows')
+        def _rows(cls, value):
             raise KeyError('kept')
     class Empty(Base):
-        @model_validator(mode='after')
-        def _fit(self):
-            return self
+        @model_validator(mode='before')
+        def _read(cls, values):
+            return translate(values)
     def run():
         raise RunError(f'the message {run}') from error
     def shown():
@@ -338,8 +373,8 @@ def test_the_file_has_no_descriptions_limits_and_checks_of_settings_and_few_mess
     class Section(Base):
         rows: int = Field(3, alias='lines')
         mode: str = other(3, ge=1)
-        @model_validator(mode='before')
-        def _read(cls, values):
+        @field_validator('rows')
+        def _rows(cls, value):
             raise KeyError('kept')
     class Empty(Base):
         pass
@@ -349,6 +384,7 @@ def test_the_file_has_no_descriptions_limits_and_checks_of_settings_and_few_mess
         raise SystemExit('message')
     """
     module, expected = (ast.parse(textwrap.dedent(text)) for text in (source, kept))
+    module = without_checks(module)
     assert ast.unparse(without_texts(module)) == ast.unparse(expected)
     assert "RunError(f'the message {run}')" in ast.unparse(without_texts(module, messages=True))
     typed = """
@@ -363,7 +399,7 @@ def test_the_file_has_no_descriptions_limits_and_checks_of_settings_and_few_mess
     class C:
         d: int
     """
-    plain = ast.unparse(without_field_types(ast.parse(textwrap.dedent(typed))))
+    plain = ast.unparse(without_checks(ast.parse(textwrap.dedent(typed))))
     assert plain == textwrap.dedent(typed).strip().replace("a: int", "a: 0").replace("c: str", "c: 0")
 
 
@@ -375,14 +411,18 @@ def test_minified_modules_keep_what_others_read() -> None:
     class Section(BaseModel):
         """Another."""
         num_layers: int = 3
+    __version__ = "1"
+    _OWN_NAME = 7
+    def _own_function(section):
+        return _OWN_NAME
     def describe(section: Section, *, long_keyword: str = "") -> str:
-        a_long_local_name = section.num_layers
+        a_long_local_name = section.num_layers + _own_function(section)
         return f"{a_long_local_name} {a_long_local_name} {long_keyword}"
     '''
     text = minified(textwrap.dedent(source))
-    for kept in ("num_layers:int=3", "long_keyword", "def describe("):
+    for kept in ("num_layers:int=3", "long_keyword", "def describe(", "__version__"):
         assert kept in text
-    for dropped in ("docstring", "Another", "a_long_local_name", "section:"):
+    for dropped in ("docstring", "Another", "a_long_local_name", "section:", "_OWN_NAME", "_own_function"):
         assert dropped not in text
     kernel = "import triton\ndef kernel(x_ptr, SIZE: tl.constexpr):\n    offset = SIZE + SIZE\n    return offset"
     assert "SIZE:tl.constexpr" in minified(kernel) and "offset" in minified(kernel)

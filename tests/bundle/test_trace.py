@@ -172,6 +172,30 @@ def test_a_method_that_no_code_names_goes_with_what_it_needs(use: str, kept: set
     assert ("class Right" in remaining.get("p.b", "")) == ("right" in kept)
 
 
+@pytest.mark.parametrize(
+    ("use", "kept"),
+    [
+        ("open(Shape()).open", set()),
+        ("os.open(Shape)", set()),
+        ("Shape.open()", {"open", "_check"}),
+        ("Shape.first()", {"first", "open", "_check"}),
+    ],
+)
+def test_a_class_method_stays_if_the_name_of_its_class_stands_before_it(use: str, kept: set[str]) -> None:
+    a = """
+    import os
+    class Shape:
+        @classmethod
+        def open(cls): return cls._check()
+        @classmethod
+        def first(cls): return cls.open()
+        @classmethod
+        def _check(cls): return cls
+    """
+    remaining = program({"p.a": textwrap.dedent(a) + f"def main(): return {use}"}, "p.a:main")
+    assert set(re.findall(r"def (\w+)\(cls", remaining["p.a"])) == kept
+
+
 def test_a_class_without_used_methods_is_still_a_class() -> None:
     a = "class Empty:\n    def idle(self): return 1\ndef main(): return Empty()"
     assert program({"p.a": a}, "p.a:main")["p.a"].startswith("class Empty:\n    pass")
