@@ -178,8 +178,8 @@ def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
 def minified(source: str) -> str:
     """The same module in fewer bytes, without docstrings and annotations, and with short names where only it uses them.
 
-    Those are names of local variables, and global names that begin with an underscore. Names of modules, attributes, and
-    other functions and classes stay, so modules can be minified one by one and tracebacks are readable.
+    Those are names of local variables, and global names that begin with an underscore. Names of modules, attributes,
+    and other functions and classes stay, so modules can be minified one by one and tracebacks are readable.
     """
     untouched = _READ_BY_COMPILERS.search(source) is not None
     annotations = python_minifier.RemoveAnnotationsOptions(
