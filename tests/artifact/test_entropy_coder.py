@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -520,3 +521,49 @@ def test_descriptions_that_ask_for_too_much_are_refused() -> None:
     for law in (Law(-2, 4, 16, 700), Law(-3, 4, 16, 700), Law(-4, 3, 16, 700, shift=1)):
         describe(ScaleModel(0, 0, law), trellis=8)
     describe(ScaleModel(0, 1, Law(-4, 3, 16, 700)), trellis=8)
+
+
+# What a header says of a law: the stride, the shift, the lowest symbol from -symbols / 2 on, the power from that of the
+# Gaussian on, the scale, the ends and the spike in parts of 2^16, and its place from the lowest symbol on.
+LAW = {"stride": 1, "shift": 2, "low": 3, "beta": -4, "scale": 100, "ends": 5, "spike": 6, "spike_at": 7}
+SMALL = {"stride": 0, "shift": 0, "low": 0, "spike": 0}
+
+
+@pytest.mark.parametrize(
+    ("num_symbols", "changes", "allowed"),
+    [
+        (255, {}, True),
+        (3, SMALL | {"stride": 16}, True), (3, SMALL | {"stride": 17}, False),
+        (3, SMALL | {"shift": 16}, True), (3, SMALL | {"shift": 17}, False),
+        (255, {"beta": -8}, True), (255, {"beta": -9}, False), (255, {"beta": 23}, True), (255, {"beta": 24}, False),
+        (255, {"scale": 28 * 64}, True), (255, {"scale": 28 * 64 + 1}, False),
+        (1 << 18, SMALL, True), ((1 << 18) + 1, SMALL, False),
+        (255, {"low": 32_640}, True), (255, {"low": 32_641}, False), (255, {"low": -32_640}, True),
+        (255, {"low": -32_641}, False),
+        (255, {"ends": 49_146}, True), (255, {"ends": 49_147}, False),
+        (255, {"spike_at": 254}, True), (255, {"spike_at": 255}, False), (255, {"spike_at": 255, "spike": 0}, True),
+    ],
+)  # fmt: skip
+def test_the_law_of_a_header_has_bounds(num_symbols: int, changes: dict[str, int], allowed: bool) -> None:
+    values = LAW | changes
+    given = iter([values[name] for name in ("stride", "shift", "low", "beta", "ends", "spike", "spike_at")])
+    reader: Any = SimpleNamespace(
+        number=lambda: next(given), signed=lambda: next(given), plain=lambda count, bits: [values["scale"]]
+    )
+    if not allowed:
+        with pytest.raises(ArtifactError):
+            integer_coder._get_law(reader, num_symbols)
+        return
+    stride, law = integer_coder._get_law(reader, num_symbols)
+    low = values["low"] - num_symbols // 2
+    place = low + values["spike_at"] if values["spike"] else 0
+    assert (stride, law.low, law.high) == (values["stride"], low, low + num_symbols - 1)
+    assert (law.beta, law.scale, law.shift) == (16 + values["beta"], values["scale"], values["shift"])
+    assert (law.ends, law.spike, law.spike_at) == (values["ends"], values["spike"], place)
+
+
+def test_messages_that_readers_would_refuse_are_not_written() -> None:
+    """Any file may take 2^24 units of work, and 8 more per byte of its messages."""
+    coder.require_readable((1 << 24) + 8_000, 1_000)
+    with pytest.raises(ArtifactError, match="would take 16785217 units of computing, and 16785216 are allowed"):
+        coder.require_readable((1 << 24) + 8_001, 1_000)

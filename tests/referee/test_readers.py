@@ -236,6 +236,7 @@ def epochs(*bpb: float) -> Plant:
         ("claims-agree", prose("We use XSA."), "README claims XSA ('We use XSA.')"),
         ("claims-agree", prose("We do not use XSA."), ""),
         ("single-pass", epochs(1.07, 1.06123451), "scored in 2 epochs and the score of a later one (1.06123451)"),
+        ("single-pass", epochs(1.07, 1.06123451, 1.05), "scored in 3 epochs and the score of a later one (1.06123451)"),
         ("single-pass", epochs(1.06123451), ""),
         ("single-pass", epochs(1.06123451, 1.07), ""),
         ("causal", for_seed(0, in_evaluation=["hints word_gate=0"]), ""),

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from run_family import Family, documents_by_hand, texts
 from tiny_run import cli, done, refused
 
+from bitgolf.commands.output import make_table
 from bitgolf.config import load_config
 from bitgolf.data.prepare import open_data
 from bitgolf.errors import ConfigError, RunError
@@ -661,3 +663,17 @@ def test_validation_tokens_without_text_have_no_documents(
     monkeypatch.setattr(f"{module}.document_starts", lambda *arguments: np.array([], dtype=int))
     with pytest.raises(RunError, match="contain no text"):
         document_losses(run)
+
+
+def test_the_last_columns_of_a_comparison_are_numbers(
+    family: Family, letters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: dict[str, tuple[str, ...]] = {}
+
+    def noted(title: str, columns: Sequence[str], rows: Sequence[Any], numeric: int = 0) -> Any:
+        tables[title] = tuple(columns[len(columns) - numeric :])
+        return make_table(title, columns, rows, numeric=numeric)
+
+    monkeypatch.setattr("bitgolf.commands.compare.make_table", noted)
+    done("compare", *(family.run(str(seed), letters, seed=seed) for seed in (1, 2)))
+    assert tables["runs"] == ("bits per byte", "nats per token") and tables["over seeds"] == ("n", "mean bpb", "std")

@@ -176,3 +176,11 @@ def test_contrast_of_every_text_on_its_ground(theme: str) -> None:
             float(alpha) * h + (1 - float(alpha)) * c for h, c in zip(colors["heat"], colors["card"], strict=True)
         )
         assert contrast(colors["ink"], ground) >= 4.5, f"surprisal shade {level}"
+
+
+def test_the_progress_of_a_report_counts_its_samples_and_charts(finished: SyntheticRun) -> None:
+    calls: list[tuple[object, ...]] = []
+    report(RunDirectory.open(finished.run.path), progress=lambda *words: calls.append(words))
+    total = calls[-1][2]
+    assert calls[-2:] == [("report", total - 1, total, "charts"), ("report", total, total)]
+    assert calls[:-2] == [("report", number, total, f"sample {number + 1}") for number in range(len(calls) - 2)]

@@ -23,8 +23,9 @@ from bitgolf.data.row_order import HeldOut
 from bitgolf.model.build import build_model, load_weights_
 from bitgolf.model.weights import read_tensors
 from bitgolf.run.directory import RunDirectory
-from bitgolf.run.ranks import World
+from bitgolf.run.ranks import World, device_name
 from bitgolf.train import sinks
+from bitgolf.train.attended import Attended
 from bitgolf.train.pace import LAG, Pace
 from bitgolf.train.stop import StopOnSignal
 from bitgolf.train.watch import Watch
@@ -240,3 +241,13 @@ def test_a_sample_is_what_the_model_says_after_the_last_window() -> None:
     assert watch._sample(7, True) == "[2, 4, 8, 15, 28]"
     watch.world = World(1, 2, CPU.device)
     assert watch._sample(7, False) == ""
+
+
+def test_the_utilization_is_that_of_steps_without_and_with_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    answers = {False: None, True: 0.25}
+    monkeypatch.setattr("bitgolf.train.attended.mfu", lambda *given: calls.append(given[1:]) or answers[given[-1]])
+    attended: Any = object.__new__(Attended)
+    attended.run = types.SimpleNamespace(config=load_config(str(PRESET)))
+    assert attended.mfu_per_token_rates(World(0, 2, CPU.device)) == (0.0, 0.25)
+    assert calls == [(64, 1.0, device_name(CPU.device), 2, looped) for looped in (False, True)]
