@@ -14,13 +14,13 @@ from tiny_run import PRESET, read_json, tree_digest
 
 from bitgolf.artifact.container import read_artifact
 from bitgolf.artifact.open import open_model
-from bitgolf.config import load_config
+from bitgolf.config import Config, load_config
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, RunError
 from bitgolf.grids.grid import Grid
 from bitgolf.grids.roles import is_table
 from bitgolf.measure.calibration import hessian_key
-from bitgolf.quantize.pack import pack
+from bitgolf.quantize.pack import _plan, pack
 from bitgolf.run.directory import RunDirectory
 
 CPU = torch.device("cpu")
@@ -283,3 +283,16 @@ def test_statistics_are_asked_for_only_where_they_are_used(trained: Make) -> Non
     shutil.rmtree(run / "calibration")
     with pytest.raises(RunError, match=r"calibration is missing; run `bitgolf train"):
         pack(run, CPU, CODE_BYTES)
+
+
+def test_a_method_that_fills_the_cap_needs_room_beside_the_code() -> None:
+    """The margin is kept free where pruning brings the file to the cap."""
+    changes = {"pack.method": "rate", "train.measure.fisher_tokens": 2048, "pack.fit.margin_bytes": 7}
+    rate = Config().updated(changes)
+    assert _plan(rate, 100, 101).model_bytes == 1
+    with pytest.raises(BudgetError, match="the code alone has 100 bytes, 0 over the cap"):
+        _plan(rate, 100, 100)
+    gptq = rate.updated({"pack.method": "gptq"})
+    assert _plan(gptq, 100, 90).model_bytes == -10
+    assert _plan(gptq.updated({"pack.fit.prune": True}), 100, 500).model_bytes == 393
+    assert _plan(gptq, 100, None).model_bytes == gptq.budget.artifact_bytes - 100

@@ -1,6 +1,7 @@
 """Atomic writes, the budget ledger and the run directory."""
 
 import errno
+import hashlib
 import json
 import os
 
@@ -14,6 +15,7 @@ from bitgolf.run import atomic
 from bitgolf.run.budget import Budget
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.lock import LOCK_FILES
+from bitgolf.run.seal import digest
 
 
 def test_an_interrupted_write_leaves_the_earlier_file_and_no_litter(tmp_path) -> None:
@@ -215,3 +217,9 @@ def test_a_missing_product_names_the_stage_that_makes_it(tmp_path) -> None:
         run.require("weights.safetensors")
     with pytest.raises(RunError, match="bitgolf pack"):
         run.require("model.bitgolf")
+
+
+def test_the_digest_of_a_value_is_that_of_its_ascii_json() -> None:
+    """Keys in order, no spaces, and escapes for all other characters."""
+    for value in ({"é": (1, None), "a": 0.5}, {"a": 0.5, "é": [1, None]}):
+        assert digest(value) == hashlib.sha256(rb'{"a":0.5,"\u00e9":[1,null]}').hexdigest()
