@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.train.branch import Trunk, adapt, find_trunk
 from bitgolf.train.checkpoint import CheckpointStore, TrainState
+from bitgolf.train.continued import Branched, Resumed
+from bitgolf.train.unattended import Start
 
 QAT = {"qat.mode": "ste", "qat.start_fraction": 0.5}
 SWA = {"train.average.swa_weight": 0.5, "train.average.swa_start": 0.9, "train.average.swa_spacing": 0.02}
@@ -139,3 +142,30 @@ def test_a_step_of_the_trunk_is_found_by_its_number(trunk: Path, tmp_path: Path)
     bare = RunDirectory.create(tmp_path / "bare", config()).path
     with pytest.raises(RunError, match="no checkpoint to branch from"):
         find_trunk(str(bare), config(), tmp_path / "arm")
+
+
+def test_what_each_beginning_does_to_earlier_checkpoints_and_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier checkpoints go, unless the run goes on from one; a branch keeps its first one before it goes on."""
+    calls: list[tuple[Any, ...]] = []
+    state: Any = SimpleNamespace(step=3, seconds_spent=1.5, origin="there")
+    store: Any = SimpleNamespace(
+        remove_all=lambda: calls.append(("remove",)),
+        save=lambda *given: calls.append(("save", *given)),
+        wait=lambda: calls.append(("wait",)),
+    )
+    train_log: Any = SimpleNamespace(events=tmp_path / "own", begin=lambda *given: calls.append(("begin", *given)))
+    monkeypatch.setattr("bitgolf.train.continued.events_until", lambda path, step: (path, step))
+    tensors = {"a": torch.ones(1)}
+    branched = Branched(state, tensors, tmp_path / "history", {"from": "there"})
+    for start in (Start(), Resumed(state, tensors), branched):
+        start.open_files(store, train_log, state)
+    assert calls == [
+        ("remove",), ("begin",),
+        ("begin", (tmp_path / "own", 3)),
+        ("remove",), ("save", state, tensors), ("wait",), ("begin", (tmp_path / "history", 3)),
+    ]  # fmt: skip
+    assert branched.tensors == {} and branched.details() == {"from": "there"}
+    assert (branched.step, branched.seconds, branched.origin) == (3, 1.5, "there")
+    assert (branched.fraction(12, 9.0), branched.fraction(0, 9.0)) == (3 / 12, 1.5 / 9.0)
