@@ -20,6 +20,7 @@ from bitgolf.data.prepare import PreparedData, open_data
 from bitgolf.errors import ConfigError
 from bitgolf.grids.roles import grids_of, require_passthrough_names
 from bitgolf.model.build import build_model
+from bitgolf.model.flash4 import keep_kernels
 from bitgolf.run.clock import Clock
 from bitgolf.run.directory import RunDirectory, writes_run
 from bitgolf.run.progress import Progress, silent
@@ -129,6 +130,8 @@ def make_trainer(config: Config, data: PreparedData, rows: TrainingRows, world: 
     Raises ConfigError for what `pack` could not do afterwards: `pack.passthrough` names no parameter of the model, or
     method `rate` has no tensor whose bytes it could choose.
     """
+    if world.device.type == "cuda":
+        keep_kernels()
     torch.manual_seed(config.seed)
     model, backend = build_model(config.model, config.train.seq_len, world.device, config.train.attention)
     model.initialize_(torch.Generator().manual_seed(config.seed))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from bitgolf.model.document_borders import (
     document_mask,
 )
 from bitgolf.model.embeddings import bigram_rows
+from bitgolf.model.flash4 import keep_kernels
 
 CPU = torch.device("cpu")
 EVERYTHING = {
@@ -324,3 +327,18 @@ def test_a_compiled_model_is_one_graph_for_all_borders() -> None:
         gradients = [torch.autograd.grad(loss, model.blocks[0].attention.key.weight)[0] for loss in (ours, theirs)]
         torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_kernels_of_flash_attention_4_are_kept_where_compiled_code_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    enabled, folder = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for name in (enabled, folder):
+        monkeypatch.delenv(name, raising=False)
+    keep_kernels()
+    assert (os.environ[enabled], os.environ[folder]) == ("1", str(tmp_path / "flash_attention_4"))
+    monkeypatch.setenv(enabled, "0")
+    monkeypatch.setenv(folder, "elsewhere")
+    keep_kernels()
+    assert (os.environ[enabled], os.environ[folder]) == ("0", "elsewhere")
