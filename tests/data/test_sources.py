@@ -360,3 +360,11 @@ def test_a_line_that_is_not_utf8_is_numbered_whatever_the_pieces(tmp_path: Path)
     (tmp_path / "a.txt").write_bytes(b"long line\nsecond\nbad \xff")
     with pytest.raises(DataError, match="line 3 is not UTF-8"):
         list(text_files.text_lines(tmp_path / "a.txt", 4))
+
+
+def test_two_stars_match_folders_of_any_depth(tmp_path: Path) -> None:
+    for name in ("a.txt", "b/c.txt", "b/d/e.txt", "b/d/f.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "folder.txt").mkdir()
+    assert source_files(f"file:{tmp_path}/**/*.txt") == [tmp_path / name for name in ("a.txt", "b/c.txt", "b/d/e.txt")]

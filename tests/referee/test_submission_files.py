@@ -462,3 +462,11 @@ def test_the_command_line_audits_folders(tmp_path: Path) -> None:
     assert outcome.status == 1 and "[/bold]" in outcome.stdout, "their words are no markup of ours"
     assert "--codec is for run directories" in refused("audit", path, "--codec", 100)
     assert "not a run directory" in refused("audit", tmp_path)
+
+
+def test_a_script_of_few_names_that_runs_a_string_is_not_the_program(tmp_path: Path) -> None:
+    """Twenty names are enough, those of `exec` and of its argument among them."""
+    for count, unread in ((17, True), (18, False)):
+        code = "exec(secret)\n" + "".join(f"x{number} = 1\n" for number in range(count))
+        made = judged("self-contained", tmp_path / str(count), lambda folder, code=code: setattr(folder, "code", code))
+        assert ("cannot be read" in made.reason) == unread and (made.verdict == "NOT RUN") == unread
