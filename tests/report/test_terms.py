@@ -22,6 +22,7 @@ def test_a_preset_describes_its_own_data_and_no_other() -> None:
     assert "dir:a=1 + dir:b=2" in title_and_description(mixed)[1]
     mine = load_config("demo", {"name": "mine", "data.source": "dir:x", "description": "My own words."})
     assert title_and_description(mine) == ("mine", "My own words.")
+    assert title_and_description(mine.updated({"description": ""})) == ("mine", "A bitgolf run.")
 
 
 def test_what_a_branch_inherited_is_said() -> None:

@@ -70,6 +70,7 @@ def test_training_rows_and_held_out_rows_share_no_token_and_leave_none_out(
         return
     held_out = HeldOut.of(num_tokens, config)
     assert held_out.num_rows == rows
+    assert held_out.first < num_tokens if rows else HeldOut.of(seq_len, config) == HeldOut(seq_len, 0, seq_len)
     stream = Stream(num_tokens)
     order = RowOrder(held_out.first, seq_len, shuffled, seed)
     starts = [order.spans(row)[0][0] for row in range(2 * order.rows_per_epoch)]

@@ -162,16 +162,16 @@ def test_a_signal_saves_what_was_trained_before_the_end() -> None:
 
 @pytest.mark.parametrize(
     ("step", "end", "measured"),
-    [(9, 99.0, False), (10, 99.0, True), (10, 12 + LAG + 2.5, True), (10, 12 + LAG + 1.5, False)],
+    [(9, 99.0, False), (10, 99.0, True), (10, 14 + 2 * (LAG + 2), True), (10, 13.5 + 2 * (LAG + 2), False)],
 )
 def test_a_loss_is_measured_when_it_is_due_and_time_is_left(
     step: int, end: float, measured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes a second, and so do 2 rows on each of 2 ranks: 2 s for 6 rows. They are due 10 s after the start."""
+    """A step takes 2 s, and so do 2 rows on each of 2 ranks: 4 s for 6 rows. They are due 10 s after the start."""
     calls: list[tuple[object, ...]] = []
     clock = iter((20.0, 23.5, 40.0, 49.0))
     pace = types.SimpleNamespace(
-        elapsed=0.0, seconds_per_step=1.0, predict=float, restart=lambda *words: calls.append(("restart", *words))
+        elapsed=0.0, seconds_per_step=2.0, predict=float, restart=lambda *words: calls.append(("restart", *words))
     )
     timeline = types.SimpleNamespace(
         pace=pace, clock=types.SimpleNamespace(elapsed=lambda: next(clock)), steps_end=lambda: end
