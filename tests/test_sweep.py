@@ -14,7 +14,7 @@ from bitgolf.config import load_config
 from bitgolf.errors import ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.sweep.study import read_sweep
-from bitgolf.sweep.sweep import page, run_sweep
+from bitgolf.sweep.sweep import open_study, page, run_sweep
 from bitgolf.sweep.trial import held_out_loss, start_process, train_trial
 
 pytest.importorskip("optuna")
@@ -295,3 +295,13 @@ def test_a_training_that_is_left_is_ended(tmp_path: Path) -> None:
     assert next(curves) == {} and done == []
     curves.close()  # type: ignore[attr-defined]
     assert done == ["terminated", "waited"]
+
+
+def test_trials_are_stored_in_the_folder_or_in_a_database(tmp_path: Path) -> None:
+    study = read_sweep(write(tmp_path))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    assert open_study(study, folder).study_name == "out" and (folder / "trials.db").exists()
+    (folder / "trials.db").unlink()
+    assert open_study(study, folder, f"sqlite:///{tmp_path}/shared.db").trials == []
+    assert (tmp_path / "shared.db").exists() and not (folder / "trials.db").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from toy_models import make_scorer
 
 from bitgolf.codec import document_predictor, window_predictor
 from bitgolf.codec.document_predictor import DocumentPredictor
-from bitgolf.codec.predictors import fresh_adapters, fresh_predictor
+from bitgolf.codec.predictors import _deterministic_attention, fresh_adapters, fresh_predictor
 from bitgolf.codec.range_coder import Streams
 from bitgolf.codec.window_predictor import WindowPredictor
 from bitgolf.config import Config
@@ -213,3 +214,18 @@ def test_documents_adapt_as_the_evaluation_does(lora: dict[str, Any], lossless: 
     plain = np.concatenate(run(with_stride(config(), 4), gpt, lossless, streams, 399))
     assert np.abs(plain - tape.nll).max() > 50 * CLOSE
     assert math.isfinite(float(tape.nll.sum()))
+
+
+def test_on_cuda_weights_learn_with_attention_that_repeats_its_gradients() -> None:
+    for device, masked, used in (
+        ("cpu", False, []),
+        ("cuda", False, ["flash", "own"]),
+        ("cuda", True, ["math", "own"]),
+    ):
+        backends: list[str] = []
+        attention = SimpleNamespace(is_masked=masked)
+        model = SimpleNamespace(config=SimpleNamespace(attention=attention), set_attention_backend=backends.append)
+        packed: Any = SimpleNamespace(device=torch.device(device), model=model, attention="own")
+        with _deterministic_attention(packed):
+            assert backends == used[:1]
+        assert backends == used

@@ -214,6 +214,12 @@ def test_what_cannot_be_checked_is_not_run(check: str, plant: Plant, absent: str
     assert (made.verdict, words in made.reason) == ("NOT RUN", True), made
 
 
+def test_a_training_of_a_moment_is_a_time(tmp_path: Path) -> None:
+    for milliseconds, is_time in ((0, False), (1, True), (1_000, True)):
+        made = judged("train-clock", tmp_path / str(milliseconds), for_seed(0, stop_ms=milliseconds))
+        assert ("which is no time" not in made.reason) == is_time
+
+
 def sizes(model: int, code: int, total: int) -> Plant:
     """A log whose three sizes are these."""
 
