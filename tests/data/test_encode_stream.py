@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_run import environment
@@ -129,10 +130,21 @@ def test_workers_keep_the_accounting_of_the_tokenizer(challenge: Tokenizer, docu
         assert encoded.tokens.tolist() == challenge.encode_proven([d.text for d in batch.documents]).tokens.tolist()
 
 
-def test_workers_encode_in_order_and_name_the_bad_document(lossless: Tokenizer, documents: list[str]) -> None:
+def test_workers_encode_in_order_and_name_the_bad_document(
+    lossless: Tokenizer, documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbered = list(number_documents(documents[:12]))
     batches = [encode_stream.Batch("train", numbered[i : i + 2]) for i in range(0, 12, 2)]
-    results = list(encode_batches(iter(batches), lossless, workers=2))
+    real, contexts = encode_stream.ProcessPoolExecutor, []
+
+    def pool(count: int, *, mp_context: Any, **rest: Any) -> Any:
+        contexts.append((count, mp_context.get_start_method()))
+        return real(count, mp_context=mp_context, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode_stream, "ProcessPoolExecutor", pool)
+        results = list(encode_batches(iter(batches), lossless, workers=2))
+    assert contexts == [(2, "spawn")], "a fork copies the threads of PyTorch"
     assert [batch for batch, _ in results] == batches
     for batch, encoded in results:
         assert encoded.tokens.tolist() == lossless.encode_proven([d.text for d in batch.documents]).tokens.tolist()

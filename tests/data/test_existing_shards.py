@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bitgolf.config import DataConfig
-from bitgolf.data.existing_shards import split_at_bos
+from bitgolf.data.existing_shards import check_tokenizer, split_at_bos
 from bitgolf.data.prepare import check_disjoint, open_data, prepare
 from bitgolf.data.shards import TokenShards, write_shard
 from bitgolf.data.tokenizer import Tokenizer
@@ -155,3 +157,20 @@ def test_documents_are_found_across_chunks(tmp_path: Path, chunk: int, monkeypat
                 documents[-1].append(token)
         assert [d.tolist() for d in split_at_bos(stream, 1)] == documents
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("length", "compared"), [(0, False), (1, False), (2, True)])
+def test_documents_of_one_token_say_nothing_of_their_tokenizer(length: int, compared: bool) -> None:
+    tokens = np.array([1, *[5] * length] * 200, dtype=np.uint16)
+    stream: Any = SimpleNamespace(
+        num_tokens=len(tokens),
+        read=lambda start, count: tokens[start : start + count],
+        chunks=lambda: [tokens],
+        paths=["a.bin"],
+    )
+    other: Any = SimpleNamespace(bos_id=1, name="other", decode=lambda ids: "text", encode=lambda text: [9])
+    if compared:
+        with pytest.raises(DataError, match="0 of 32 documents gave the same tokens"):
+            check_tokenizer(stream, other)
+    else:
+        check_tokenizer(stream, other)

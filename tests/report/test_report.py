@@ -13,8 +13,9 @@ from html_page import Page, assert_loads_nothing
 from synthetic_run import SyntheticRun
 
 from bitgolf.errors import RunError
-from bitgolf.report.report import report
+from bitgolf.report.report import Texts, report
 from bitgolf.run.directory import RunDirectory
+from bitgolf.run.progress import Progress, silent
 
 
 def page_of(finished: SyntheticRun) -> tuple[str, Page]:
@@ -178,9 +179,17 @@ def test_contrast_of_every_text_on_its_ground(theme: str) -> None:
         assert contrast(colors["ink"], ground) >= 4.5, f"surprisal shade {level}"
 
 
-def test_the_progress_of_a_report_counts_its_samples_and_charts(finished: SyntheticRun) -> None:
+def test_the_progress_of_a_report_counts_its_samples_and_charts(
+    finished: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple[object, ...]] = []
-    report(RunDirectory.open(finished.run.path), progress=lambda *words: calls.append(words))
-    total = calls[-1][2]
-    assert calls[-2:] == [("report", total - 1, total, "charts"), ("report", total, total)]
-    assert calls[:-2] == [("report", number, total, f"sample {number + 1}") for number in range(len(calls) - 2)]
+
+    def collect(*given: object, device: str, progress: Progress = silent) -> Texts:
+        progress("report", 0, 9, f"sample 1 on {device}")
+        return Texts()
+
+    monkeypatch.setattr("bitgolf.report.report.collect_texts", collect)
+    report(RunDirectory.open(finished.run.path), device="mps", progress=lambda *words: calls.append(words))
+    total = finished.run.config.report.samples + 1
+    charts = [("report", total - 1, total, "charts"), ("report", total, total)]
+    assert calls == [("report", 0, 9, "sample 1 on mps"), *charts]
