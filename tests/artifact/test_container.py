@@ -38,6 +38,7 @@ VERSION_1 = (
     "13051707ee160ffee1ec01f7f5fe6ad0144578da636058600f00018300e078dab3bfbace22a2586ba1d8c439bdd9f3650e5b"
     "9a985b595b9b589b99595b181859980300cf020abd78da2bc9cf060002a8014f"
 )
+BARE: dict[str, Any] = {"model_config": {}, "tokenizer": b"", "tokenizer_meta": {}, "meta": {}}
 NAMES = [name for name in compressor_names() if missing_package(name) is None]
 
 
@@ -72,11 +73,7 @@ def test_every_way_to_store_comes_back(rich_contents: dict[str, Any], compressor
 def test_weights_are_level_times_row_scale_times_column_scale() -> None:
     tensor = unbounded(5, 4, 6.0, None, 1, trellis=8)
     assert tensor.scales is not None and tensor.column_scales is not None
-    weight = read_artifact(
-        encode_artifact(
-            model_config={}, tokenizer=b"", tokenizer_meta={}, tensors={"w": tensor}, meta={}, compressor="range"
-        )[0]
-    ).tensors["w"]
+    weight = read_artifact(encode_artifact(**BARE, tensors={"w": tensor}, compressor="range")[0]).tensors["w"]
     for column in range(4):
         state = 0
         for row in range(5):
@@ -107,13 +104,15 @@ def test_range_is_the_smallest_and_its_size_is_predicted(rich_contents: dict[str
             assert stream == "tokenizer" or size <= sizes[name].streams[stream] + 8, (name, stream)
 
 
-def test_range_falls_back_where_codes_repeat() -> None:
+def test_range_falls_back_where_codes_or_floats_repeat() -> None:
     pattern = torch.randint(-20, 21, (64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
     tensor = StoredTensor.quantized(pattern.repeat(8, 1), torch.ones(512), 8, "g")
-    arguments: dict[str, Any] = {"model_config": {}, "tokenizer": b"", "tokenizer_meta": {}, "meta": {}}
-    data, sizes = encode_artifact(**arguments, tensors={"w": tensor}, compressor="range")
+    data, sizes = encode_artifact(**BARE, tensors={"w": tensor}, compressor="range")
     assert sizes.streams["codes/g"] < 1.1 * len(compress("zstd", pattern.numpy().tobytes()))
     assert torch.equal(read_artifact(data).tensors["w"], tensor.restore())
+    floats = torch.randn(400, generator=torch.Generator().manual_seed(0)).repeat(30)
+    sizes = encode_artifact(**BARE, tensors={"w": StoredTensor.fp16(floats)}, compressor="range")[1]
+    assert sizes.streams["fp16"] < 1.2 * 2 * 400
 
 
 def test_a_coder_that_loses_a_weight_is_caught_when_it_writes(
@@ -163,9 +162,7 @@ def test_any_contents_come_back(
             tensors[f"t{i}"] = StoredTensor.quantized(grid.quantize(weight, scales), scales, grid.bits, group)
         else:
             tensors[f"t{i}"] = getattr(StoredTensor, kind)(weight, group)
-    data, sizes = encode_artifact(
-        model_config={}, tokenizer=tokenizer, tokenizer_meta={}, tensors=tensors, meta={}, compressor=compressor
-    )
+    data, sizes = encode_artifact(**BARE | {"tokenizer": tokenizer}, tensors=tensors, compressor=compressor)
     artifact = read_artifact(data)
     assert artifact.tokenizer == tokenizer
     assert all(torch.equal(artifact.tensors[name], tensor.restore()) for name, tensor in tensors.items())
@@ -316,14 +313,6 @@ def test_impossible_tensors_are_refused_when_stored() -> None:
     for build, message in cases:
         with pytest.raises(BitgolfError, match=message):
             build()
-
-
-def test_range_falls_back_where_floats_repeat() -> None:
-    pattern = torch.randn(400, generator=torch.Generator().manual_seed(0))
-    contents: dict[str, Any] = {"model_config": {}, "tokenizer": b"", "tokenizer_meta": {}, "meta": {}}
-    tensors = {"w": StoredTensor.fp16(pattern.repeat(30))}
-    sizes = encode_artifact(**contents, tensors=tensors, compressor="range")[1]
-    assert sizes.streams["fp16"] < 1.2 * 2 * 400
 
 
 def test_the_largest_remainders_get_the_bytes_that_are_left() -> None:

@@ -63,12 +63,6 @@ def test_column_steps_follow_the_conditional_variances(dead: tuple[int, ...]) ->
     assert bool((scales[list(dead)] == 1).all())
 
 
-def test_columns_of_one_need_nothing_and_pivots_a_hessian() -> None:
-    assert Steps(1.0).column_scales(None) is None
-    with pytest.raises(ConfigError, match="columns 'pivot' needs a Hessian"):
-        Steps(1.0, columns="pivot").column_scales(None)
-
-
 @pytest.mark.parametrize("trellis", [0, 8])
 def test_all_rows_have_one_step_but_zero_rows(trellis: int) -> None:
     weight = normal(6, 40) * torch.logspace(-2, 0, 6, dtype=torch.float64).unsqueeze(1)
@@ -95,17 +89,10 @@ def test_impossible_steps_are_refused(step: float) -> None:
         Steps(step)
 
 
-def test_steps_that_do_not_fit_fp16_are_refused_or_floored() -> None:
-    weight = normal(3, 4)
+def test_steps_have_the_bounds_of_fp16() -> None:
     with pytest.raises(ConfigError, match="does not fit fp16"):
-        Steps(70_000.0).row_scales(weight)
-    assert bool((Steps(1e-12).row_scales(weight) == SMALLEST_SCALE).all())
-    with pytest.raises(ConfigError, match="float matrices"):
-        Steps(1.0).row_scales(weight[0])
-    with pytest.raises(ConfigError, match=r"NaN or infinite, the first at index \(1, 2\)"):
-        broken = weight.clone()
-        broken[1, 2] = math.nan
-        Steps(1.0).row_scales(broken)
+        Steps(70_000.0).row_scales(normal(3, 4))
+    assert bool((Steps(1e-12).row_scales(normal(3, 4)) == SMALLEST_SCALE).all())
 
 
 # Column steps save the bits that one step for all columns wastes, whatever the Hessian.

@@ -63,17 +63,6 @@ def test_rtn_without_statistics_reports_none() -> None:
     assert result.hessian_error is None and result.rtn_hessian_error is None and result.weight_error < 1e-3
 
 
-def test_zero_matrix_has_no_error() -> None:
-    result = quantize_tensor("w", torch.zeros(3, 4), Grid(8), "gptq", torch.eye(4))
-    assert not result.codes.any() and result.weight_error == 0 and result.hessian_error == 0
-
-
-def test_one_row_and_one_column() -> None:
-    for rows, columns in ((1, 9), (9, 1), (1, 1)):
-        weight, hessian = problem(rows, columns)
-        assert quantize_tensor("w", weight, Grid(8), "gptq", hessian).weight_error < 1e-3
-
-
 def mixed_tasks() -> list[QuantizeTask]:
     tasks = []
     for i, (rows, columns, bits) in enumerate([(6, 8, 6), (4, 8, 6), (6, 8, 6), (6, 8, 5), (6, 8, 6)]):
@@ -231,15 +220,20 @@ def test_steps_of_one_batch_may_differ_in_size() -> None:
             assert torch.equal(result.column_scales, alone.column_scales)
 
 
-@pytest.mark.parametrize("trellis", [0, 8])
-def test_steps_at_the_edges(trellis: int) -> None:
-    steps = Steps(0.02, columns="pivot", trellis=trellis)
+@pytest.mark.parametrize(
+    "levels", [Grid(8), Steps(0.001, columns="pivot"), Steps(0.001, columns="pivot", trellis=8)], ids=str
+)
+def test_one_row_one_column_and_zeros(levels: Grid | Steps) -> None:
     for rows, columns in ((1, 9), (9, 1), (1, 1)):
         weight, hessian = problem(rows, columns)
-        result = quantize_tensor("w", weight, Steps(0.001, columns="pivot", trellis=trellis), "gptq", hessian)
-        assert result.weight_error < 1e-3
-    zero = quantize_tensor("w", torch.zeros(3, 4), steps, "gptq", torch.eye(4))
+        assert quantize_tensor("w", weight, levels, "gptq", hessian).weight_error < 1e-3
+    zero = quantize_tensor("w", torch.zeros(3, 4), levels, "gptq", torch.eye(4))
     assert not zero.codes.any() and zero.weight_error == 0 and zero.hessian_error == 0
+
+
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_zero_rows_dead_columns_and_half_precision(trellis: int) -> None:
+    steps = Steps(0.02, columns="pivot", trellis=trellis)
     weight, hessian = problem(12, 10)
     weight[3] = 0
     hessian[4] = hessian[:, 4] = 0

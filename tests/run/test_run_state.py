@@ -211,14 +211,6 @@ def test_new_weights_remove_what_was_made_of_earlier_ones(tmp_path) -> None:
     assert {path.name for path in run.path.iterdir()} - LOCK_FILES == {"config.toml", *kept}
 
 
-def test_a_missing_product_names_the_stage_that_makes_it(tmp_path) -> None:
-    run = RunDirectory.create(tmp_path / "run", load_config("demo"))
-    with pytest.raises(RunError, match="bitgolf train"):
-        run.require("weights.safetensors")
-    with pytest.raises(RunError, match="bitgolf pack"):
-        run.require("model.bitgolf")
-
-
 def test_the_digest_of_a_value_is_that_of_its_ascii_json() -> None:
     """Keys in order, no spaces, and escapes for all other characters."""
     for value in ({"é": (1, None), "a": 0.5}, {"a": 0.5, "é": [1, None]}):
