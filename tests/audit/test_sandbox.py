@@ -272,15 +272,6 @@ def test_the_files_of_its_folder_are_limited_together(secret: Path) -> None:
         np.testing.assert_array_equal(scored(process), HONEST)
 
 
-def test_more_may_be_asked_for() -> None:
-    few, many = Limits.of(10**6, 1, False), Limits.of(10**6, 64, False, wall_seconds=7200)
-    assert many.processes >= few.processes and many.cpu_seconds > few.cpu_seconds and many.wall_seconds == 7200
-    assert Limits.of(10**6, 1, True).address_space_bytes is None
-    assert Limits.of(10**6, 1, True, memory_gib=4).address_space_bytes == 4 << 30
-    other = Limits.of(10**6, 1, False, wall_seconds=5, processes=7, file_mib=0.5)
-    assert (other.wall_seconds, other.processes, other.file_bytes) == (5, 7, 1 << 19)
-
-
 @needs_isolation
 @pytest.mark.parametrize(
     ("evaluation", "work"),

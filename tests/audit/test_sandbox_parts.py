@@ -139,14 +139,17 @@ def test_the_outer_process_ends_like_the_inner(program: str, code: int, monkeypa
     assert codes == [code]
 
 
-def test_default_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(process_limits, "WALL_SECONDS", 1000)
-    per_thread = process_limits._PER_THREAD_BYTES
-    space = 8 * GIB + 64 * 10**6 + 6 * per_thread
-    assert Limits.of(10**6, 6, False) == Limits(128 + 4 * 6, space, 256 << 20, 6060, 1000)
-    assert Limits.of(10**6, 1, False) == Limits(128 + 4 * 4, space - 5 * per_thread, 256 << 20, 1060, 1000)
-    assert Limits.of(10**6, 0, True).cpu_seconds == 1060
+def test_limits_of_the_sealed_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    made = Limits.of(1000, 3, on_gpu=False)
+    assert made == Limits(128 + 28, 8 * 2**30 + 64_000 + 3 * 160 * 2**20, 256 * 2**20, 3600 * 3 + 60, 3600.0)
+    assert Limits.of(1000, 9, on_gpu=True) == Limits(128 + 36, None, 256 * 2**20, 3600 * 9 + 60, 3600.0)
+    limits = Limits.of(1000, 0, on_gpu=True, wall_seconds=5.5, memory_gib=1.5, processes=4, file_mib=0.5)
+    assert limits == Limits(4, 3 * 2**29, 2**19, 65, 5.5)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert Limits.of(0, 0, on_gpu=False).processes == 132
+    if Path("/proc/self/stat").exists():
+        assert process_limits.resident_bytes(os.getpid())[os.getpid()] > 1 << 20
 
 
 def test_attempts_are_noted_once_and_a_few_of_them(tmp_path: Path) -> None:

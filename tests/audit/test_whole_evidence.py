@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 from pathlib import Path
 from types import EllipsisType
@@ -16,8 +15,6 @@ import pytest
 from synthetic_submission import CODE, CONSTANT, VAL_TOKENS, Folder
 from tiny_run import read_json
 
-from bitgolf.audit.sandbox import process_limits
-from bitgolf.audit.sandbox.process_limits import Limits
 from bitgolf.referee.run import audit_submission
 
 ANY = ...  # drawn, or of the machine
@@ -173,16 +170,3 @@ def test_the_audit_of_a_submission(tmp_path: Path) -> None:
     for name, (rule, evidence, words) in expected.items():
         assert checks[name].rule == rule and words in checks[name].reason, checks[name]
         assert agrees(dict(checks[name].evidence), evidence), (name, checks[name].evidence, evidence)
-
-
-def test_limits_of_the_sealed_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    made = Limits.of(1000, 3, on_gpu=False)
-    assert made == Limits(128 + 28, 8 * 2**30 + 64_000 + 3 * 160 * 2**20, 256 * 2**20, 3600 * 3 + 60, 3600.0)
-    assert Limits.of(1000, 9, on_gpu=True) == Limits(128 + 36, None, 256 * 2**20, 3600 * 9 + 60, 3600.0)
-    limits = Limits.of(1000, 0, on_gpu=True, wall_seconds=5.5, memory_gib=1.5, processes=4, file_mib=0.5)
-    assert limits == Limits(4, 3 * 2**29, 2**19, 65, 5.5)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert Limits.of(0, 0, on_gpu=False).processes == 132
-    if Path("/proc/self/stat").exists():
-        assert process_limits.resident_bytes(os.getpid())[os.getpid()] > 1 << 20

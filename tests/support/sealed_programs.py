@@ -42,13 +42,21 @@ class Honest:
         self.scorer = self
         if settings.get("adapts"):
             self.adapter = self
+        self.load()
+
+    def load(self) -> None:
+        """What a cheat does while files can be opened."""
+
+    def attempt(self, read: Any, start: int, stop: int) -> float | None:
+        """What a cheat does before it scores. A success that it returns shows in the losses."""
 
     def warm_up(self) -> None:
         """Nothing is loaded late."""
 
     def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
         tokens = read(start, stop + 1)
-        return honest_losses(tokens, 0, stop - start) + np.float32(self.learned)
+        success = self.attempt(read, start, stop) or 0
+        return honest_losses(tokens, 0, stop - start) + np.float32(self.learned + 100 * success)
 
     def update(self, revealed: Any, start: int, stop: int) -> None:
         self.learned += lesson(revealed(start, stop + 1))
@@ -59,42 +67,38 @@ class Honest:
 class HasAnExitHandler(Honest):
     """Prints when it scores, and would print at the exit."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         atexit.register(print, "exit handler", flush=True)
         print("scored", flush=True)
-        return super().score(read, start, stop)
 
 
 class OpensTheText(Honest):
     """Opens the validation file in mid-scoring."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         np.fromfile(self.settings["secret"], dtype="<u2")
-        return super().score(read, start, stop)
 
 
 class SwallowsTheRefusal(Honest):
     """Tries to, and goes on as if nothing had happened."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         with contextlib.suppress(OSError):
             Path(self.settings["secret"]).read_bytes()
-        return super().score(read, start, stop)
 
 
 class NativeCode(Honest):
     """Opens the file by the C library, where Python's own hooks see nothing."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> float:
         descriptor = LIBC.open(self.settings["secret"].encode(), os.O_RDONLY)
-        return super().score(read, start, stop) - (1.0 if descriptor >= 0 else 0.0)
+        return float(descriptor >= 0)
 
 
 class OldThread(Honest):
     """A thread that was there before the file system was closed opens the file."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         self.now, self.done, self.got = threading.Event(), threading.Event(), False
         threading.Thread(target=self._wait, daemon=True).start()
 
@@ -103,39 +107,37 @@ class OldThread(Honest):
         self.got = LIBC.open(self.settings["secret"].encode(), os.O_RDONLY) >= 0
         self.done.set()
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> float:
         self.now.set()
         self.done.wait()
-        return super().score(read, start, stop) - (1.0 if self.got else 0.0)
+        return float(self.got)
 
 
 class KeepsTheFileOpen(Honest):
     """Opens a library's file while files can be opened, and keeps the descriptor."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         self.kept = Path(os.__file__).open("rb")  # noqa: SIM115 - kept open on purpose
 
 
 class DoesNotLoad(Honest):
     """Fails when it is loaded."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def load(self) -> None:
         raise ArithmeticError("no evaluation")
 
 
 class ReadsWhileLoading(Honest):
     """Reads the text when it is loaded, before the file system is closed."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
-        Path(settings["secret"]).read_bytes()
+    def load(self) -> None:
+        Path(self.settings["secret"]).read_bytes()
 
 
 class Calls(Honest):
     """Tries the network, a program, the parent's memory, tokens of later chunks."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> float:
         escapes = 0
         for attempt in (
             lambda: socket.create_connection(("127.0.0.1", 9), timeout=1),
@@ -148,17 +150,16 @@ class Calls(Honest):
             with contextlib.suppress(OSError):
                 attempt()
                 escapes += 1
-        return super().score(read, start, stop) + np.float32(100 * escapes)
+        return escapes
 
 
 class Writes(Honest):
     """Tries, while it loads, to change the system outside: by every control file, mount and library."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         controls = [*Path("/sys/fs/cgroup").rglob("release_agent"), *Path("/sys/fs/cgroup").rglob("cgroup.procs")]
         controls += [Path("/proc/sys/kernel/core_pattern"), Path("/proc/sysrq-trigger"), Path(os.__file__)]
-        controls += [Path("/sys/kernel/uevent_helper"), Path("/etc/passwd"), Path(settings["secret"])]
+        controls += [Path("/sys/kernel/uevent_helper"), Path("/etc/passwd"), Path(self.settings["secret"])]
         self.written = [str(path) for path in controls if self._opens(path)]
         for number in range(1, 46):
             with contextlib.suppress(OSError):
@@ -175,15 +176,14 @@ class Writes(Honest):
             return False
         return True
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
-        return super().score(read, start, stop) + np.float32(100 * len(self.written))
+    def attempt(self, read: Any, start: int, stop: int) -> float:
+        return len(self.written)
 
 
 class Forks(Honest):
     """Starts as many processes as it can while it loads, and says how many there were."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         children = []
         try:
             for _ in range(5_000):
@@ -204,16 +204,14 @@ class Forks(Honest):
 class Hoards(Honest):
     """Asks for more memory than there may be."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         np.ones(6 << 27)  # 6 GiB
 
 
 class HoardsInMany(Honest):
     """Starts processes that each hold less memory than one may."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         for _ in range(8):
             if os.fork() == 0:
                 held = np.ones(200 << 17)  # 200 MiB
@@ -225,19 +223,17 @@ class HoardsInMany(Honest):
 class AnswersHalf(Honest):
     """Writes the beginning of an answer, and nothing more."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         for descriptor in range(3, 20):
             with contextlib.suppress(OSError):
                 os.write(descriptor, b"\0\0\0\x7f{")
         time.sleep(3600)
-        return super().score(read, start, stop)
 
 
 class FillsTheDisk(Honest):
     """Writes many files of the largest size into the folder that it works in."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         self.written = 0
         with contextlib.suppress(OSError):
             for number in range(40):
@@ -247,15 +243,14 @@ class FillsTheDisk(Honest):
         for number in range(40):
             Path(f"file-{number}").unlink(missing_ok=True)
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
-        return super().score(read, start, stop) + np.float32(self.written >= 40 << 25)
+    def attempt(self, read: Any, start: int, stop: int) -> float:
+        return float(self.written >= 40 << 25)
 
 
 class Helper(Honest):
     """Starts a process while it loads, which opens a file when the scoring begins."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         request, self.request = os.pipe()
         self.answer, answer = os.pipe()
         if os.fork() == 0:
@@ -266,29 +261,26 @@ class Helper(Honest):
         os.close(request)
         os.close(answer)
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> float:
         with contextlib.suppress(BrokenPipeError):
             os.write(self.request, b"x")
-        return super().score(read, start, stop) + np.float32(100 * len(os.read(self.answer, 1)))
+        return len(os.read(self.answer, 1))
 
 
 class Survives(Honest):
     """Wishes to live on when its parent ends, and scores for ever."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         LIBC.prctl(1, 0, 0, 0, 0)
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         time.sleep(600)
-        return super().score(read, start, stop)
 
 
 class Escapes(Honest):
     """Tries, while it loads, calls by which a process reaches beyond its namespaces or outlives its parent."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         attempts = (
             (LIBC.umount2, b"/tmp", 2), (LIBC.chroot, b"/usr"), (LIBC.msgget, 77, 0o1600), (LIBC.semget, 77, 1, 0o1600),
             (LIBC.prctl, 1, 0, 0, 0, 0), (LIBC.prctl, 36, 0, 0, 0, 0),
@@ -296,15 +288,14 @@ class Escapes(Honest):
         )  # fmt: skip
         self.done = [arguments for call, *arguments in attempts if call(*arguments) >= 0]
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
-        return super().score(read, start, stop) + np.float32(100 * len(self.done))
+    def attempt(self, read: Any, start: int, stop: int) -> float:
+        return len(self.done)
 
 
 class Floods(Honest):
     """Writes without end, to its output and to a file."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__(settings)
+    def load(self) -> None:
         with contextlib.suppress(OSError), Path(os.environ["HOME"], "big").open("wb") as file:
             while True:
                 file.write(bytes(1 << 24))
@@ -316,15 +307,14 @@ class Floods(Honest):
 class Hangs(Honest):
     """Never answers."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         time.sleep(3600)
-        return super().score(read, start, stop)
 
 
 class Spins(Honest):
     """Computes for ever."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         while True:
             pass
 
@@ -346,7 +336,7 @@ class TooFew(Honest):
 class Dies(Honest):
     """Ends the process."""
 
-    def score(self, read: Any, start: int, stop: int, tick: Any = None) -> np.ndarray:
+    def attempt(self, read: Any, start: int, stop: int) -> None:
         os._exit(3)
 
 
