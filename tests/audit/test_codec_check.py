@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import cli, done, read_json, refused
+from tiny_run import done, read_json
 
 from bitgolf.audit import codec
 from bitgolf.audit.evidence import Evidence
@@ -190,6 +190,4 @@ def test_the_command_line_asks_for_it(tiny_run: Path, run_copy: Path) -> None:
     assert (check["name"], check["verdict"], check["rule"]) == ("codec", "PASS", "C1-C4")
     assert check["evidence"]["text_bytes"] >= 200
     assert read_json(run_copy / "audit.json")["checks"][-1] == check
-    assert "argument --codec: '-1' is not a size" in refused("audit", run_copy, "--codec", "-1")
-    assert "codec" in cli("audit", "--help").stdout
     assert all(check["name"] != "codec" for check in read_json(tiny_run / "audit.json")["checks"])

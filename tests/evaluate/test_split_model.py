@@ -75,11 +75,8 @@ def test_the_head_runs_on_what_is_scored() -> None:
 def test_slabs_of_a_batch_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitgolf.evaluate.window_scorer._SLAB_POSITIONS", 20)
     watched = Watched()
-    nll = evaluate(ScoreTape(text(97)), scorer_of("chunked", watched, 16, 16, 3))
+    evaluate(ScoreTape(text(97)), scorer_of("chunked", watched, 16, 16, 3))
     assert [p for p, _ in watched.positions] == [16] * 6, "48 positions in three slabs, not 20 + 20 + 8"
-    monkeypatch.undo()
-    whole = evaluate(ScoreTape(text(97)), scorer_of("chunked", lambda tokens: MODEL(tokens), 16, 16, 3))
-    np.testing.assert_allclose(nll, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -70,15 +70,6 @@ def test_the_curvature_of_each_tensor_is_that_of_its_own_statistics(fisher: bool
     assert made.gradients == {} and (made.hessians, made.calibration_tokens, made.fisher) == (hessians, 7, information)
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        write_statistics(tmp_path, ALL)
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
-
-
 def test_a_later_training_without_a_measurement_removes_its_file(tmp_path: Path) -> None:
     write_statistics(tmp_path, ALL)
     write_statistics(tmp_path, Statistics(ALL.hessians, 96))
