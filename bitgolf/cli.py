@@ -4,8 +4,6 @@
 Settings are dotted overrides (`--train.matrix_lr 0.02`). An error that the user can correct is one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import logging

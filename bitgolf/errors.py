@@ -4,8 +4,6 @@ A message names what was given, what is allowed, and what to do. The command lin
 exits with status 2. Any other exception is a bug and shows its traceback.
 """
 
-from __future__ import annotations
-
 
 class BitgolfError(Exception):
     """Base of every error that a user can cause and fix."""

@@ -12,8 +12,6 @@ raise ForeignError for everything else. Its message is one printable line. The c
 `printable` and `harmless` make foreign text safe to show, in one line or in several.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

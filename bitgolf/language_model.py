@@ -8,8 +8,6 @@ The file is all that `load` needs: it holds the weights, the configuration of th
 Legend: n tokens of a text, without the BOS before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ constriction has no wheel for some platforms, such as Linux on Arm. A message ca
 Sources: Bamler 2022, arXiv 2201.01741 (constriction); Duda et al. 2015 (ANS, asymmetric numeral systems).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 

@@ -7,8 +7,6 @@ expect, never produces more, and raises ArtifactError for damaged, truncated or 
 installed raises ConfigError that names its package. No other compressor is used instead.
 """
 
-from __future__ import annotations
-
 import importlib
 import lzma
 import struct

@@ -14,8 +14,6 @@ one is compressed. Reading checks every length and checksum before it allocates 
 Legend: R rows, C columns.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -27,8 +27,6 @@ Source of the coder: Bamler 2022, arXiv 2201.01741 (constriction). The model of 
 Legend: R rows, C columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

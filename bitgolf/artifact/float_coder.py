@@ -10,8 +10,6 @@ ways is chosen, for the whole tensor or row by row:
     palette     the different integers that occur, then for each number which of them it is
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from bitgolf.artifact.integer_coder import get_integers, put_integers, require

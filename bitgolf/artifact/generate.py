@@ -6,8 +6,6 @@ window is full, its second half fills a new cache.
 Legend: V vocabulary.
 """
 
-from __future__ import annotations
-
 import codecs
 import sys
 from collections.abc import Callable, Sequence

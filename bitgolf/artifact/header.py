@@ -6,8 +6,6 @@ follow from the tensors, so they cannot contradict each other. The number of ele
 file, so that the work and the memory of reading are in proportion to it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -10,8 +10,6 @@ numbers, so `get` checks every number of a model before it allocates memory or c
 Legend: R rows, C columns, K contexts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

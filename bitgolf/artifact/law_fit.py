@@ -8,8 +8,6 @@ point; the law itself is a few integers. Part of `scale_model`.
 Legend: K contexts, N symbols.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

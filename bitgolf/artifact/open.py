@@ -4,8 +4,6 @@ Scoring, the codec, the audit and the report work on a `PackedModel`. `bitgolf.l
 around it.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import dataclass

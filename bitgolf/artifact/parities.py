@@ -12,8 +12,6 @@ with one table per quantizer.
 Legend: R rows, C columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

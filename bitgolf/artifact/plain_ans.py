@@ -9,8 +9,6 @@ The state has 64 bits, a word 32, a probability 24 (PRECISION). A value is poppe
 Source: Bamler 2022, arXiv 2201.01741.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from itertools import accumulate
 

@@ -4,8 +4,6 @@ The entropy coder is NumPy and constriction called from Python. Threads wait for
 cores a file of 36 million weights took 19 s with one thread per stream. The processes import neither PyTorch nor CUDA.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator

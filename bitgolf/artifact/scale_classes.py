@@ -9,8 +9,6 @@ symbols. A class that many rows share is cheaper to store, and both count that i
 Legend: R rows, C columns, n rows or columns, A candidate classes, N symbols.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import replace

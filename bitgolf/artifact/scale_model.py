@@ -9,8 +9,6 @@ used only if it saves more bits than it takes. Decoding needs `ScaleModel` alone
 Legend: R rows, C columns.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

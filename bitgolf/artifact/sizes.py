@@ -6,8 +6,6 @@ tensor; in every other stream in proportion to raw bytes. Shares are rounded to 
 `pack` and the report show them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

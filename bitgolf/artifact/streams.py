@@ -6,8 +6,6 @@ gives codes and fp16 numbers to `entropy_coder` where that is shorter. The first
 used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ Here the fields come one after another: types; scores by byte plane, each exclus
 mostly zero; pieces; settings. A vocabulary of 8,192 pieces takes 24.5 KB instead of 45.9 KB.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 

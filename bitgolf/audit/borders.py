@@ -7,8 +7,6 @@ stay. A smeared embedding that reaches over the BOS (PR 1667, 1797) fails. Sourc
 
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -4,8 +4,6 @@ Each check recomputes what was used and compares it with the limit, with what th
 charged in the budget ledger. Rules: docs/rules.md.
 """
 
-from __future__ import annotations
-
 from bitgolf.audit.evidence import Evidence, number, run_checks
 from bitgolf.audit.verdict import Finding, MissingEvidence, judge
 from bitgolf.bundle.single_file import code_bytes

@@ -4,8 +4,6 @@ A score is lost to a review when the best of several passes is reported, or when
 configured. Rules B7, C4 and config: docs/rules.md.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ more than one over the vocabulary. Here p_t is materialized over all V tokens an
 loss must be -log p_t of the target under that same distribution. Source: docs/rules.md, condition C2.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from bitgolf.audit.evidence import Evidence, run_checks

@@ -6,8 +6,6 @@ again, decoded, weighed and hashed. Rules bytes, order and B7: docs/rules.md.
 Legend: N tokens of a stream; documents are (n,) uint16 without their BOS.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -6,8 +6,6 @@ more in a sealed process. All random choices of an audit (passages, flips, block
 from the operating system, so that nobody can know before the audit which targets it will look at.
 """
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 from collections.abc import Mapping

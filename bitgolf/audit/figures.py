@@ -6,8 +6,6 @@ Source: docs/rules.md, tests 6 and 9.
 Legend: N tokens, N-1 targets.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -9,8 +9,6 @@ change. Source: docs/rules.md, condition C1 and test 1 (issue 1017 of openai/par
 Legend: N tokens, N-1 targets, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -6,8 +6,6 @@ adapts is rebuilt with its adapter. Its chunks are shortened to one window, so t
 Legend: n tokens of the passage, V vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from functools import cached_property

@@ -11,8 +11,6 @@ into pieces for several training documents is found by the share of its shingles
 Legend: S shingles of one document, D validation documents.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ another number of GPUs. Source: docs/rules.md, test 7.
 Legend: n targets of a piece of text.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -9,8 +9,6 @@ A check reads all that it needs from its subject: the `Evidence` of a run, or th
 A damaged file fails the checks that read it and no others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType

@@ -10,8 +10,6 @@ bf16 kernels round differently: single losses scatter and the mean must agree in
 no record of the run can widen them. Source: docs/rules.md, tests 5 and 7, rule B7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

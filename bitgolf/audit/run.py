@@ -4,8 +4,6 @@ Importing a module of checks registers them. Records come first, then the checks
 scored again in a sealed process, which is started before the first check.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from contextlib import closing, suppress
 from typing import Any

@@ -4,8 +4,6 @@ A folder is removed when its `with` block ends. An auditor that is killed cannot
 folders, which the kernel releases when the process ends, and every later audit removes the folders that nobody holds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

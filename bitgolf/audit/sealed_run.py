@@ -6,8 +6,6 @@ tokens go over when it is the chunk's turn, and its losses are committed here (s
 Legend: N-1 targets of the validation text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cached_property

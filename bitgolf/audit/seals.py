@@ -4,8 +4,6 @@
 Rule B7 (docs/rules.md): training data, weights, artifact and scores are those that belong together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

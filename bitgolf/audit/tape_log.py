@@ -6,8 +6,6 @@ the number of updates before it (`state`). Rules: docs/rules.md; test 3 there.
 Legend: N tokens, N-1 targets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

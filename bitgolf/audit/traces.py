@@ -3,8 +3,6 @@
 Legend: N tokens, N-1 targets, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

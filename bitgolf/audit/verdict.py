@@ -5,8 +5,6 @@ that cannot be made raises `MissingEvidence`; it is then NOT RUN, which never co
 any check fails. Its JSON is the `audit.json` of a run directory. `registry` collects the check functions.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 

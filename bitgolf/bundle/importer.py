@@ -5,8 +5,6 @@ packed source under the name `train_gpt.py/package/module.py`. Tracebacks show t
 importer is the first on the list of importers, so an installed bitgolf is never imported.
 """
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections.abc import Sequence

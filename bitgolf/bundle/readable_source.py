@@ -5,8 +5,6 @@ annotations and messages. The folder also holds modules that Python imports alth
 them, and `bitgolf/bundle`, which makes the packed file again. `MODULES.md` lists the modules in the packed file.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import platform

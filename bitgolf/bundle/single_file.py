@@ -10,8 +10,6 @@ one version of Python and of python-minifier, so anybody can check that a file w
 This folder reads the sources as text and imports only the configuration.
 """
 
-from __future__ import annotations
-
 import ast
 import bz2
 import functools

@@ -8,8 +8,6 @@ probability 1/256. The bytes cost less than 0.1 % of the file.
 Legend: S streams.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

@@ -12,8 +12,6 @@ vocabulary for hundreds of streams should stay there.
 Legend: S streams, V vocabulary.
 """
 
-from __future__ import annotations
-
 from decimal import Context, Decimal
 from functools import cache
 

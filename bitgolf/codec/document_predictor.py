@@ -9,8 +9,6 @@ slot.
 Legend: N documents (streams), C targets of a chunk, T window, V vocabulary, r rank.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import numpy as np

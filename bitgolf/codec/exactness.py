@@ -6,8 +6,6 @@ threads and deterministic kernels they get the same bits. The number of threads 
 the decoder uses the number that the file names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -15,8 +15,6 @@ work of decoding is bounded by the size of the file: streams x steps is at most 
 lengthen a file of fewer bytes. Version 1 has another dictionary, no checkpoints and no zeros.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib

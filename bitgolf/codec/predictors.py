@@ -6,8 +6,6 @@ The codec and the audit's check *codec* run it on both sides of the range coder.
 Legend: S streams, r rank of the adapters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -12,8 +12,6 @@ on a GPU sends a few numbers per stream.
 Legend: S streams, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

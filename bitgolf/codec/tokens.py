@@ -8,8 +8,6 @@ Each stream is decoded again as a check before it is coded.
 Legend: n tokens of a stream.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

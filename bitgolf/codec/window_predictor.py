@@ -9,8 +9,6 @@ those of the run's own evaluation.
 Legend: S streams, T window, C targets between two updates, V vocabulary.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

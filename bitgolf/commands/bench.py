@@ -1,7 +1,5 @@
 """`bitgolf bench`: tokens per second, milliseconds per part of a step and memory of a preset on this machine."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 The files import nothing slow. PyTorch and the stages are imported when a command runs.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`bitgolf completion`: a script that lets a shell complete commands, options and settings."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

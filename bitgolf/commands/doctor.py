@@ -1,7 +1,5 @@
 """`bitgolf doctor`: the hardware and libraries of this machine, and what each missing one costs."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

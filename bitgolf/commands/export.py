@@ -1,7 +1,5 @@
 """`bitgolf export`: a model for other programs."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ FIFO, a socket) is written to and stays what it is. Products of a run directory 
 `bitgolf.run.atomic`, which never follows a link.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The parser of the command line, with the help of every command: a sentence, arguments, settings, examples."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 from collections.abc import Iterable

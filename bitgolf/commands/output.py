@@ -3,8 +3,6 @@
 Everything that is printed may hold text of others (a name, a path, a document), so it all goes through `harmless`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """`bitgolf pack`: quantize and pack the trained weights of a run directory under the byte cap."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`bitgolf plan`: bytes, memory and seconds that a preset will need on this machine, before anything is trained."""
 
-from __future__ import annotations
-
 import argparse
 
 from rich.console import Console

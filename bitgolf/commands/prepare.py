@@ -1,7 +1,5 @@
 """`bitgolf prepare`: text to tokenizer and shards, in a folder of its own."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

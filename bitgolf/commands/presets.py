@@ -1,7 +1,5 @@
 """`bitgolf presets`: list the presets, or show one with the description of every setting."""
 
-from __future__ import annotations
-
 import argparse
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """`bitgolf report`: the page of one run, or with `--out` a site of several runs."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

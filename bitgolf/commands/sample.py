@@ -1,7 +1,5 @@
 """`bitgolf sample`: continue a prompt. The text is printed untouched, as UTF-8, while it is made."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`bitgolf score`: score the artifact of a run on its validation text, or any text file with `--model`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`bitgolf serve`: a page to type into, and an OpenAI-style completions endpoint, on this machine."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import socket

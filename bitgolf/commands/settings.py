@@ -1,7 +1,5 @@
 """`bitgolf settings`: search the settings, with type, range, default and meaning."""
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 from dataclasses import asdict

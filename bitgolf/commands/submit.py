@@ -1,7 +1,5 @@
 """`bitgolf submit`: make the challenge's folder from finished runs, one per seed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """`bitgolf sweep`: try settings of training by themselves, on held-out training text."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The tables of the command line, from the plain values that `--json` gives."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich.table import Table

@@ -1,7 +1,5 @@
 """`bitgolf train`: train the model of a run directory."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The complete configuration of a run: one section per stage, the three caps, and the checks between sections."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Settings of stage `prepare`: the source of the text, its tokenizer, and the sizes of the splits."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from bitgolf.config.section import Section

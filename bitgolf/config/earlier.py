@@ -5,8 +5,6 @@ A removed key is accepted only with the value that had no effect, or with every 
 statistic was measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings of stage `score`: scoring methods, and test-time training on text that has been scored."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator

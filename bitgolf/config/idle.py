@@ -5,8 +5,6 @@ the setting was measured. Contradictions are refused where the configuration is 
 the settings that the schedule of a run never reaches, and `bitgolf.grids.roles` the patterns that match no matrix.
 """
 
-from __future__ import annotations
-
 from bitgolf.config.pack import PackConfig
 from bitgolf.config.section import Section
 from bitgolf.config.train import TrainConfig

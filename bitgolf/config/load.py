@@ -1,7 +1,5 @@
 """Loading: a preset or a TOML file plus dotted overrides become a `Config`, or a ConfigError with the nearest key."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Settings of the network."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator

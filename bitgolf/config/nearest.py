@@ -3,8 +3,6 @@
 The guess compares parts of names, then typing errors, then words of other programs, and last the descriptions.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 

@@ -1,7 +1,5 @@
 """Settings of stage `pack`: grids, quantizers and compression."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """The base class of all sections, and the functions that change, flatten and compare configurations."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 

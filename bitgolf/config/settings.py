@@ -3,8 +3,6 @@
 Error messages, help texts and documentation are made from it.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass

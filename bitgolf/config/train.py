@@ -1,7 +1,5 @@
 """Settings of stage `train`: optimizers, schedules, averages, statistics, checkpoints."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar, Literal, Self
 

@@ -4,8 +4,6 @@ Every setting whose name ends in `bytes` or `seconds` takes such a text, on the 
 KB, MB and GB are powers of 1,000, as in the cap of the challenge; KiB, MiB and GiB are powers of 1,024.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -16,8 +16,6 @@ character without a piece.
 Legend: V vocabulary size, n joins of a piece.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

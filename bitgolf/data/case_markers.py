@@ -8,8 +8,6 @@ mark that the text itself contains is written as ESCAPE and a letter. Every text
 Source: the case transform of PR 1729 of openai/parameter-golf, with two marks and another place for them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

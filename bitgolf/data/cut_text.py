@@ -3,8 +3,6 @@
 The documents joined are the text again. The sources `dir:` and `stdlib` use it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 

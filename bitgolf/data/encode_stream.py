@@ -4,8 +4,6 @@ Each worker has at most two batches in progress, so memory does not grow with th
 batch also proves it (`Tokenizer.encode_proven`). Ctrl-C reaches only this process, and the workers end when it ends.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections import deque

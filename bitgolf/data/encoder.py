@@ -7,8 +7,6 @@ times faster. Long texts are cut, because SentencePiece needs about 100 bytes of
 Legend: N tokens.
 """
 
-from __future__ import annotations
-
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence

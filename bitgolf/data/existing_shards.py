@@ -5,8 +5,6 @@ counted by their BOS, the bytes by the tokenizer's accounting. The original text
 only for lossless tokenizers, and documents are hashed by their tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ The repository's manifest gives the number of shards of a variant and its tokeni
 Source of the layout: data/cached_challenge_fineweb.py of openai/parameter-golf.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

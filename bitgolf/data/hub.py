@@ -5,8 +5,6 @@ connection the download continues, and after a kill complete files are kept. Eve
 the hub announced (the name of its blob in the cache), and with the hash in a manifest if there is one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

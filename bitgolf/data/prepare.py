@@ -5,8 +5,6 @@ Everything is written into a temporary directory that gets its final name at the
 that looks finished. Preparing again with the same settings opens the directory.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

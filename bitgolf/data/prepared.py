@@ -4,8 +4,6 @@
 tokenizer's digest; `verify=True` also reads every file and compares its SHA-256.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -7,8 +7,6 @@ a time. `shards:PATH` and `fineweb` contain tokens instead of text (see `existin
 with file and line.
 """
 
-from __future__ import annotations
-
 import difflib
 import glob
 import os

@@ -6,8 +6,6 @@ a validation document are dropped. The hashes of both splits are stored beside t
 intersection. docs/rules.md explains the rule codes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator

@@ -4,8 +4,6 @@ The tokenizer needs them to decide whether a model is lossless. This module read
 (sentencepiece_model.proto of google/sentencepiece) itself, so the protobuf package is not needed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator

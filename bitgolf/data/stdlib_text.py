@@ -5,8 +5,6 @@ standard library without tests and tables. Files are read in a fixed order by ha
 kinds. Long files are cut at blank lines. The text depends on the version of Python, not on the machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import sysconfig

@@ -3,8 +3,6 @@
 Both need an optional package: `pip install 'bitgolf[parquet]'` (pyarrow) and `pip install 'bitgolf[datasets]'`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

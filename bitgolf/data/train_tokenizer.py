@@ -7,8 +7,6 @@ collapsed white space. All have byte fallback, split digits, a character coverag
 EOS 2, unknown 3. The same documents give the same model.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterable, Iterator

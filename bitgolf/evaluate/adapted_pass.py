@@ -8,8 +8,6 @@ up beforehand, so compiling is part of the measured evaluation time. The methods
 Legend: B rows, T window, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -7,8 +7,6 @@ recomputes it from all reported numbers (check *identity*, docs/rules.md#identit
 Legend: N tokens, N-1 targets.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 

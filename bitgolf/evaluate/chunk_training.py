@@ -16,8 +16,6 @@ with AdamW PR 576 and 585.
 Legend: B rows of a forward pass, R rows of a batch or chunk, T window, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ and a document starts from the A matrices of the one before it in its line. Othe
 own. Neither depends on the lengths of documents (rules C1 and C4, docs/rules.md). Source: PR 1530.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -10,8 +10,6 @@ Legend: N rows of adapters, n documents of a pass, W tokens of their windows, C 
 values of a document, D model width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

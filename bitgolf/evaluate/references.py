@@ -5,8 +5,6 @@ They are the float weights, a second pass with the weights that the adapted pass
 Legend: N tokens.
 """
 
-from __future__ import annotations
-
 import lzma
 from collections.abc import Callable, Iterable
 from pathlib import Path

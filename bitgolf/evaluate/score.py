@@ -8,8 +8,6 @@ second pass with the adapted weights. They are computed after the clock has stop
 Legend: N tokens, T window, B rows, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from dataclasses import dataclass, replace

@@ -8,8 +8,6 @@ second part returns them unchanged.
 Legend: B rows, T window, D model width, P positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol, cast

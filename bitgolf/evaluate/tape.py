@@ -10,8 +10,6 @@ Source: rules C3 and C4 of the challenge (docs/rules.md#c3; issue 1017 of openai
 Legend: N tokens, N-1 targets, V vocabulary.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """The tensors of a model as `remote/network.py` takes them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

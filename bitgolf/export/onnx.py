@@ -4,8 +4,6 @@ The file is made from `bitgolf.export.remote.network` and compared with the mode
 the window, the vocabulary and the id of the BOS as metadata. The tokenizer is written beside it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -7,8 +7,6 @@ tokenizer.model, tokenizer_config.json       the tokenizer
 README.md                                    how to use the folder
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

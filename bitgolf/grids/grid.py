@@ -8,8 +8,6 @@ Source of the clip search by percentile: GPTQ-lite, PR 414 of openai/parameter-g
 Legend: R rows (outputs), C columns (inputs).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

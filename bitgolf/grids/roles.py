@@ -4,8 +4,6 @@ Training with fake quantization and packing both call `grid_of`, so they use the
 `pack.passthrough` are resolved here too.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase

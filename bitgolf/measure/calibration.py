@@ -8,8 +8,6 @@ Source: GPTQ (arXiv 2210.17323).
 Legend: B batch, T time, C inputs of a matrix.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

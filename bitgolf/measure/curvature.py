@@ -9,8 +9,6 @@ Source: WaterSIC (arXiv 2603.04956) for one step per column.
 Legend: R outputs and C inputs of a matrix.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

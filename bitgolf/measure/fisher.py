@@ -15,8 +15,6 @@ Sources: K-FAC (Martens and Grosse 2015); the output side as in YAQA (arXiv 2505
 Legend: B batch, T time, V vocabulary, R outputs and C inputs of a matrix.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ as in challenge PR 1948.
 Legend: C columns (inputs).
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@
 parameter, `curvature.json` two numbers per parameter. Each exists only if training was asked to measure it.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ it. On a GPU `idle` is the time of a step in which no kernel runs, by PyTorch's 
 which the process does not run, for example because others do.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

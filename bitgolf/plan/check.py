@@ -4,8 +4,6 @@ It refuses a byte cap below the size of the code, a model far above the cap, a m
 and a preset for a GPU on a CPU. It takes no more than a few seconds and allocates nothing.
 """
 
-from __future__ import annotations
-
 import torch
 
 from bitgolf.bundle.single_file import MOST_CODE_BYTES, code_bytes

@@ -7,8 +7,6 @@ are what the forward pass keeps for the backward pass: the model is run on fake 
 values, and all saved tensors are counted. They are corrected by a measured factor (`_CPU_SHARE` and others).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`bitgolf plan`: what a configuration will need on this machine, and what of it does not fit."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -5,8 +5,6 @@ second and is right within a factor of two. The measurement runs the real model:
 step would take long.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -17,8 +17,6 @@ off the file at fine steps, and fewer at coarse ones. `find_theta` finds the the
 Source: reverse water-filling at fine steps (Cover and Thomas, Elements of Information Theory, section 10.3).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

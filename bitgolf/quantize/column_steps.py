@@ -14,8 +14,6 @@ uses the scales as the artifact stores them.
 Legend: R rows (outputs), C columns (inputs), N matrices of one shape.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -8,8 +8,6 @@ rounded again a little finer or coarser. Encoding takes most of the time: severa
 Legend: R rows (outputs), C columns (inputs).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
 from typing import Literal

@@ -6,8 +6,6 @@ percent in slope. So every new theta is read off the forecast, corrected by the 
 it agrees with the nearest file, then also stretched so that it agrees with a second one. Two or three files are enough.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

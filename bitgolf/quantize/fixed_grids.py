@@ -7,8 +7,6 @@ has no grids. `pack` calls one of the two functions here, or `fill_cap.fill_cap`
 Legend: R rows (outputs), C columns (inputs).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal
 

@@ -15,8 +15,6 @@ codes. Its slope is off by a few percent. `find_theta` corrects both with the fi
 Legend: R rows, C columns, T tensors, K cells (a group of rows times a group of columns).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

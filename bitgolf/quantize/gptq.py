@@ -9,8 +9,6 @@ spreads the errors.
 Legend: N matrices of one shape, R rows (outputs), C columns (inputs), B columns of one block.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ No text is read (docs/rules.md, B4 and B7). The bytes that count are those of th
 (docs/rules.md, B1).
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

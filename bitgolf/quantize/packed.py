@@ -4,8 +4,6 @@ Every pipeline of `pack` (see `fixed_grids` and `fill_cap`) returns a `Packed`. 
 call the encoder once for each file that they try.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any

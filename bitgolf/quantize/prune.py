@@ -10,8 +10,6 @@ entropy of the codes guides the search.
 Legend: R rows (outputs), C columns (inputs), N candidates, P points of a curve.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
 from typing import TypeVar

@@ -6,8 +6,6 @@ settings had when the model was trained, and the earlier packings. From them any
 trained configuration, which the training log names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -8,8 +8,6 @@ artifact stores `QuantizedTensor.stored()`.
 Legend: R rows (outputs), C columns (inputs), N matrices of one batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

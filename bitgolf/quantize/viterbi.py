@@ -7,8 +7,6 @@ and Fischer 1990.
 Legend: N sequences, R rows, S states, T steps of a path, L lanes (paths that are searched side by side).
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import logging

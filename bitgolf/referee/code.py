@@ -5,8 +5,6 @@ codecs and parsed, and nothing is evaluated. A script that cannot be unpacked th
 work is bounded: all strings of a script together may expand to `_MOST_BYTES`.
 """
 
-from __future__ import annotations
-
 import ast
 import base64
 import binascii

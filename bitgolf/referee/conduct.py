@@ -5,8 +5,6 @@ otherwise NOT RUN. Settings and self-containment can be decided from the files.
 Source: docs/rules.md, conditions C1 to C4 and section 6.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import suppress

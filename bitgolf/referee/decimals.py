@@ -1,7 +1,5 @@
 """Numbers as they are written: a value with its number of decimals, so that rounded figures are compared as such."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

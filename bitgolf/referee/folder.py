@@ -3,8 +3,6 @@
 Nothing in the folder is executed. `submission_checks` collects the checks of such folders.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Source: docs/rules.md, section 5.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, date, datetime, timedelta
 

@@ -4,8 +4,6 @@ Logs are taken as true records. A figure that the files do not give is MissingEv
 Source: docs/rules.md, sections 1 and 2.
 """
 
-from __future__ import annotations
-
 import lzma
 import re
 from collections.abc import Iterator

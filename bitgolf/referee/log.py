@@ -7,8 +7,6 @@ script, which is kept apart. A figure that the log does not give is None or miss
 The work is linear in the length of the log: lines are cut, and no pattern looks at a character more than a few times.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Source: docs/rules.md, test 6 and section 6 (PR 2101: three logs of one run; PR 2124: mixed configurations).
 """
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

@@ -3,8 +3,6 @@
 Source: docs/rules.md, sections 4 and 5. Scores have been lost to prose that did not follow from the logs.
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Iterator

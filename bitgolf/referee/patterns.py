@@ -5,8 +5,6 @@ check made of these patterns either fails or is NOT RUN. Names are those of the 
 requests of openai/parameter-golf named at each pattern; docs/rules.md, section 6.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Iterable, Iterator

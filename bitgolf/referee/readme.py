@@ -3,8 +3,6 @@
 Only the Markdown of the public records is parsed: pipe tables and fenced code.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cached_property

@@ -3,8 +3,6 @@
 Importing a module of checks registers them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bitgolf.audit.verdict import Verdict

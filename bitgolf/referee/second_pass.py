@@ -6,8 +6,6 @@ follows the value through assignments, dictionaries, calls of the script's own f
 names the first place where the value could influence something else. Names of functions and variables decide nothing.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import defaultdict

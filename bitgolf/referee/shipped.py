@@ -7,8 +7,6 @@ lists. Code that is imported by a computed name, or that is executed and not sho
 names such lines. Data files that stay unexplained are in `uncertain`.
 """
 
-from __future__ import annotations
-
 import ast
 import fnmatch
 import re

@@ -8,8 +8,6 @@ So a file is found by its name however the name is put together, and a text can 
 The work is linear in the number of nodes: texts are cut, and each is made of those of its parts.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter

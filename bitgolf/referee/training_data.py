@@ -4,8 +4,6 @@ Rule B7 (docs/rules.md). Shards of the challenge are fineweb_train_*.bin and fin
 into training by a pattern that covers both, by a list of files that is added to another, and by a link or a new name.
 """
 
-from __future__ import annotations
-
 import ast
 import fnmatch
 import re

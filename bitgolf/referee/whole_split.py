@@ -4,8 +4,6 @@ The logs may also tell of a part that was left out: documents that were skipped,
 that was cut short. Such a line fails the check. Source: docs/rules.md, condition C4.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

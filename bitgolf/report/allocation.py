@@ -3,8 +3,6 @@
 The values come from the allocation that method `rate` records in `pack.json`, and from `score.json`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 The command line prints these sentences under its table, and the report shows them at its top.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -6,8 +6,6 @@ letters, and the style sheet makes the letters smaller if the drawing is scaled 
 `style_axes` and `as_svg`, also in `site.overlays` and `comparison.compare_page`.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import math

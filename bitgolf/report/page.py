@@ -5,8 +5,6 @@ other script, request or form. jinja2 escapes every inserted value, and `harmles
 bidirectional overrides. Only the page's own style, script and charts are inserted as markup.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from functools import cache

@@ -6,8 +6,6 @@ nearest to the mean of all. Prompts are the beginnings of documents spread evenl
 Legend: N tokens of the validation split, N-1 targets; target t is token t+1.
 """
 
-from __future__ import annotations
-
 import codecs
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The page needs no network, no other file and no script, and its content security
 product is replaced by the command that makes it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path

@@ -4,8 +4,6 @@ If a product is missing, its section names the command that makes it. If a produ
 page shows a warning. This file neither draws nor samples nor writes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

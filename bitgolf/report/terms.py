@@ -3,8 +3,6 @@
 A report is one file without network, so it explains its terms itself. The definitions follow docs/glossary.md.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bitgolf.config import Config, load_config, preset_names

@@ -4,8 +4,6 @@ A file or directory is written beside its destination under a temporary name and
 disk, an interrupt), the temporary one is removed and the destination stays as it was.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

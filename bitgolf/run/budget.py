@@ -7,8 +7,6 @@ warm-up, packing) is recorded as `untimed_seconds`.
 Source: rules B1 to B6 (docs/rules.md).
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The training clock of rank 0, deadlines on it that are equal on all ranks (rule B4, docs/rules.md), and timing."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ removed at the end. A lock can be taken again by the thread that has it: `bitgol
 it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

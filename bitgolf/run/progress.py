@@ -4,8 +4,6 @@ The command line passes a callback that draws a bar on a terminal and writes log
 leave the default, `silent`.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

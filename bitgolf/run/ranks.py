@@ -4,8 +4,6 @@
 on CPUs. With one process every collective operation returns its input, so the stages need no second code path.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator

@@ -14,8 +14,6 @@ The audit recomputes all of them (`audit.seals`). Seals show that one thing was 
 cannot show that a whole run was invented consistently: see docs/auditing.md.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """How ranks and worker processes end. Workers end with the process that started them; only that one gets Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -5,8 +5,6 @@ length; when the line is full, a request is refused with status 503. Bodies are 
 that is served are refused, so that a page of somebody else cannot reach the server under a name of its own.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -7,8 +7,6 @@ prompt, which is what `lm-eval` reads.
 Legend: n tokens of prompt and continuation, V vocabulary.
 """
 
-from __future__ import annotations
-
 import codecs
 import time
 import uuid

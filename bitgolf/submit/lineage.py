@@ -4,8 +4,6 @@ Numbers are pull requests of the challenge (openai/parameter-golf). Only compone
 are listed, so a submission cannot claim others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

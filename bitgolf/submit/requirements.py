@@ -4,8 +4,6 @@ The imports are read from the packed sources. PyTorch has the version that the r
 run logs, have the version of the environment that writes the submission, and the file says so.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ logs (`val_loss`, `val_bpb`, `Total submission size`). Every number of submissio
 logs.
 """
 
-from __future__ import annotations
-
 from bitgolf.errors import ForeignError, RunError
 from bitgolf.foreign import read_text
 from bitgolf.submit.seed_runs import SeedRun

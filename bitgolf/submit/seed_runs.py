@@ -5,8 +5,6 @@ configurations that differ in more than the seed, a seed twice, too few seeds, c
 lists audits that are missing, stale or not passed. `--force` writes a submission in spite of these doubts and marks it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

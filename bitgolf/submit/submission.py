@@ -1,7 +1,5 @@
 """The values that every file of a submission is made from: the runs, the packed program and the labels."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 rounded to the eight decimals of the logs. `bytes_total` is the largest of the seeds.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from statistics import fmean

@@ -3,8 +3,6 @@
 Sentences are fixed and contain no numbers. Numbers are in tables and come from the same values as submission.json.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from bitgolf.config import Config

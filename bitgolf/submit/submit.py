@@ -10,8 +10,6 @@
 All numbers come from the run directories. The folder appears when it is complete, or not at all.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ made them. The float weights and general-purpose compressors are not scored, bec
 submission's evaluation.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

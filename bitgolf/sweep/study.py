@@ -12,8 +12,6 @@ A sweep may choose what training does. It may not choose the seed, the text, the
 such a choice would be luck or would change the task. Its measure is the loss on held-out training text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

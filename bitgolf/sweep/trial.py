@@ -4,8 +4,6 @@ The learning curve of the trial is its train loss by percent of the run, read fr
 than the median of the earlier ones at the same percent is stopped.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -6,8 +6,6 @@ to open the run's files, to reach a network, to open a library. Files that Pytho
 are recorded by name, even when the code suppresses the error.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import stat

@@ -4,8 +4,6 @@ Every function raises OSError with the kernel's reason. `Unavailable` means that
 isolation. `isolation` decides what to use.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -6,8 +6,6 @@ nothing below a readable folder can be hidden. Source: the kernel's userspace-ap
 numbers are the same on all architectures.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ privileges gets them in a user namespace. Root makes them without one and then b
 file's owner may change it whatever the capabilities. All capabilities are given up before a library is loaded.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable

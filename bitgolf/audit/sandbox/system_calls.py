@@ -7,8 +7,6 @@ which Python reports as PermissionError. Source: seccomp(2); numbers from the ke
 (asm-generic).
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import os

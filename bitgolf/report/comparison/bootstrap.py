@@ -8,8 +8,6 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13 (perc
 Legend: D documents, R resamples.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any
 

@@ -6,8 +6,6 @@ A contrast has the tests over seeds (both sides need at least two) and the paire
 bits of a set averaged over its seeds. In the place of a result that is not possible stands a text with the reason.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path

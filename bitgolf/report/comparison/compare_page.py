@@ -4,8 +4,6 @@ The first chart sorts the documents by their difference, with their bytes as wid
 the text that the candidate codes better. The second chart shows the difference against the size of the document.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from bitgolf.report.charts import INK, LINE, MARK, as_svg, canvas, style_axes, thin

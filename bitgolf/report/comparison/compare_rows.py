@@ -3,8 +3,6 @@
 All numbers come from `compare`. Differences are candidate - baseline, so negative is better.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 

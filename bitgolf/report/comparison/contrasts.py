@@ -6,8 +6,6 @@ with the reason.
 Legend: D documents.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from typing import Any
 

@@ -8,8 +8,6 @@ hashed, both are decoded and compared byte for byte.
 Legend: N tokens of the validation split, N-1 targets, D documents.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ so neither tail loses digits. The relative error is about 1e-12 up to df = 1,000
 loses digits.
 """
 
-from __future__ import annotations
-
 import math
 
 _SMALLEST = 1e-300  # replaces a zero denominator

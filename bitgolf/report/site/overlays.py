@@ -4,8 +4,6 @@ A run has the same color and dash in every chart (`look`), so one legend serves 
 `KEY-run-N`, which the page's script uses to highlight it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ pages. `runs.json` holds the table as data and marks the folder as a site. The i
 work. A folder with other content is refused.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A cell has the value that it is sorted by and the text that it shows. There is o
 bits per byte of different texts are not comparable.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
