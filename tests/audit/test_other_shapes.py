@@ -53,7 +53,8 @@ def test_adapted_passes_are_the_same_on_two_ranks(tiny_run: Path) -> None:
     tokens = np.array(TokenShards([tiny_run / "data" / "val_000000.bin"]).read(0, 321))
     finding = other_shapes.adapted_shapes(run / "model.bitgolf", run.config.updated(changes), tokens)
     assert finding.verdict == "PASS", finding
-    assert finding.evidence["targets"] == 320 and 0 < float(finding.evidence["largest_nats"]) < 1e-4
+    assert (finding.evidence["ranks"], finding.evidence["processes"], finding.evidence["targets"]) == (2, 2, 320)
+    assert 0 < float(finding.evidence["largest_nats"]) < 1e-4
 
 
 def test_ranks_that_cannot_run_are_not_run(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

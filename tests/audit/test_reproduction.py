@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fake_evidence import evidence, judged
 
-from bitgolf.audit.reproduction import compare_losses, reproduction
+from bitgolf.audit.reproduction import compare_losses, judge_isolation, reproduction
 from bitgolf.errors import RunError
 
 
@@ -70,3 +71,14 @@ def test_losses_agree_one_by_one_where_the_arithmetic_is_the_same(
     looked_at.nll = nll[:7]
     with pytest.raises(RunError, match="7 losses for 8 validation targets"):
         reproduction(looked_at)
+
+
+@pytest.mark.parametrize(("files", "how"), [("namespaces", "namespaces of its own"), ("landlock", "Landlock")])
+def test_an_isolation_that_held_says_how_and_what_could_be_read(files: str, how: str) -> None:
+    held: dict[str, Any] = {"files": files, "network": True, "closed": True, "user": 65534}
+    held |= {"reachable": [], "writable": [], "still_open": [], "refused": []}
+    own_library = "; the text is the interpreter's own library, readable until then"
+    for in_libraries, end in ((False, "token"), (True, own_library)):
+        made = judge_isolation(held, [], 7, text_in_libraries=in_libraries)
+        assert made.verdict == "PASS" and made.evidence["text_in_libraries"] is in_libraries
+        assert made.reason.startswith(f"7 targets scored in {how}, no network") and made.reason.endswith(end)

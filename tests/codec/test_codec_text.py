@@ -408,7 +408,9 @@ def test_progress_is_reported(model: CodecModel, letters: bytes) -> None:
     assert ("compress", total, total) in reports and reports[-1] == ("decompress", total, total)
 
 
-@pytest.mark.parametrize(("chunk", "lengths", "warned"), [(9, (9, 4), True), (8, (9, 4), False), (9, (), False)])
+@pytest.mark.parametrize(
+    ("chunk", "lengths", "warned"), [(9, (9, 4), True), (11, (9, 4), True), (8, (9, 4), False), (9, (), False)]
+)
 def test_chunks_that_are_as_long_as_a_stream_teach_nothing(
     chunk: int, lengths: tuple[int, ...], warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -416,5 +418,6 @@ def test_chunks_that_are_as_long_as_a_stream_teach_nothing(
     for method in ("full", "none"):
         ttt = TTTConfig(method=method, weights={"chunk_tokens": chunk})
         codec_text._warn_of_long_chunks(ttt, streams)  # type: ignore[arg-type]
-        assert ("chunk_tokens 9 holds the longest stream of 9 tokens" in caplog.text) == (warned and method == "full")
+        words = f"chunk_tokens {chunk} holds the longest stream of 9 tokens"
+        assert (words in caplog.text) == (warned and method == "full")
         caplog.clear()

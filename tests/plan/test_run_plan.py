@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,9 @@ def test_memory_grows_with_the_micro_batch_and_auto_takes_what_fits(monkeypatch:
     assert settled(config, CPU, config).train.micro_batch_tokens == 256
     assert settled(earlier, CPU) is earlier
     monkeypatch.setattr(check, "total_memory", lambda device: 1000)
-    least = f"{(predicted.fixed_bytes + 64 * predicted.bytes_per_token) / 1e9:.1f} GB"
-    with pytest.raises(ConfigError, match=rf"one row of train\.seq_len 64 needs {least}"):
+    large = SimpleNamespace(fixed_bytes=2e9, bytes_per_token=1e8, largest_micro_batch=lambda *_: 0)
+    monkeypatch.setattr(check, "predict_memory", lambda *_: large)
+    with pytest.raises(ConfigError, match=r"one row of train\.seq_len 64 needs 8\.4 GB and .* has 0\.0 GB"):
         settled(config, CPU)
 
 
