@@ -3,7 +3,8 @@
 `trace` starts from one function. A statement that is kept keeps the global names and imports that it mentions, in its
 own module and in others, until nothing is added. Four rules limit what is kept:
 
-- Annotations of functions and variables are ignored. Those of class attributes count, because pydantic reads them.
+- Annotations of functions and variables are ignored. Those of class attributes count, because pydantic reads them, and
+  those of custom operators, because PyTorch does.
 - A definition, an assignment or an import is kept if its name is needed.
 - Other statements of a needed module are kept, and also what a function of the package decorates (it may register).
 - A class is kept whole if it has bases. Otherwise a method without underscores is kept if its name is mentioned, and a
@@ -250,6 +251,9 @@ def _evaluated(node: ast.AST) -> Iterator[ast.AST]:
         for statement in node.body:
             yield from ast.iter_child_nodes(statement) if isinstance(statement, ast.AnnAssign) else (statement,)
         return
+    if isinstance(node, ast.FunctionDef) and any("custom_op" in ast.unparse(part) for part in node.decorator_list):
+        types = [part.annotation for part in ast.walk(node.args) if isinstance(part, ast.arg)]  # PyTorch reads them
+        yield from (part for part in (*types, node.returns) if part is not None)
     annotation = getattr(node, "annotation", None), getattr(node, "returns", None)
     yield from (child for child in ast.iter_child_nodes(node) if child not in annotation)
 

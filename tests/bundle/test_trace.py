@@ -212,6 +212,18 @@ def test_blocks_for_type_checkers_go() -> None:
     assert set(program({"p.a": a, "p.b": "class Heavy: pass"}, "p.a:main")) == {"p.a"}
 
 
+def test_types_of_a_custom_operator_are_read_by_pytorch() -> None:
+    a = """
+    from torch import Size, Tensor, device, library
+    @library.custom_op("p::f")
+    def f(x: Tensor, *, size: Size) -> tuple[device]: return x
+    def main(): return 0
+    """
+    assert "import Size, Tensor, device, library" in program({"p.a": a}, "p.a:main")["p.a"]
+    plain = program({"p.a": a.replace("library.custom_op", "library.register_fake")}, "p.a:main")["p.a"]
+    assert "import library" in plain
+
+
 def test_names_bound_in_blocks_are_found() -> None:
     a = """
     try:
