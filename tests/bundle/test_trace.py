@@ -217,7 +217,7 @@ def test_types_of_a_custom_operator_are_read_by_pytorch() -> None:
     from torch import Size, Tensor, device, library
     @library.custom_op("p::f")
     def f(x: Tensor, *, size: Size) -> tuple[device]: return x
-    def main(): return 0
+    def main(): return f(0)
     """
     assert "import Size, Tensor, device, library" in program({"p.a": a}, "p.a:main")["p.a"]
     plain = program({"p.a": a.replace("library.custom_op", "library.register_fake")}, "p.a:main")["p.a"]
