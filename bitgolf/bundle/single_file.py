@@ -62,6 +62,8 @@ _ESCAPED = re.compile(rb'[\0\n\r"]|\\\Z')
 _SHIFTS = [bytes((value + shift) % 256 for value in range(256)) for shift in range(256)]
 _CHECKED_BEFORE = ("description", "ge", "gt", "le", "lt")
 _WITH_MESSAGES = ("bitgolf.config.overrides", "bitgolf.submit.train_gpt")
+# Who reviews a submission follows the score through these modules, as the check `single-pass` does.
+_FOLLOWED_BY_REVIEWERS = "bitgolf.evaluate."
 # Modules whose source or signatures are read at run time keep both unchanged.
 _READ_BY_COMPILERS = re.compile(r"\b(import triton|custom_op|get_type_hints)\b")
 
@@ -121,7 +123,10 @@ def _program(root: Path) -> tuple[dict[str, str], str]:
         name: without_checks(ast.parse(file.read_text(encoding="utf-8"), str(file))) for name, file in files.items()
     }
     modules = {
-        name: minified(ast.unparse(without_texts(tree, messages=name in _WITH_MESSAGES)))
+        name: minified(
+            ast.unparse(without_texts(tree, messages=name in _WITH_MESSAGES)),
+            rename_functions=not name.startswith(_FOLLOWED_BY_REVIEWERS),
+        )
         for name, tree in trace(sources, *ENTRY).items()
     }
     start = ast.unparse(sources[_IMPORTER]) + _START.format(module=ENTRY[0], function=ENTRY[1])
@@ -173,11 +178,12 @@ def without_texts(module: ast.Module, *, messages: bool = False) -> ast.Module:
 
 
 @functools.cache
-def minified(source: str) -> str:
+def minified(source: str, *, rename_functions: bool = True) -> str:
     """The same module in fewer bytes, without docstrings and annotations, and with short names where only it uses them.
 
     Those are names of local variables, and global names that begin with an underscore. Names of modules, attributes,
-    and other functions and classes stay, so modules can be minified one by one and tracebacks are readable.
+    and other functions and classes stay, so modules can be minified one by one and tracebacks are readable. Without
+    `rename_functions` functions and classes that begin with an underscore keep their names too.
     """
     untouched = _READ_BY_COMPILERS.search(source) is not None
     annotations = python_minifier.RemoveAnnotationsOptions(
@@ -194,23 +200,23 @@ def minified(source: str) -> str:
         rename_locals=not untouched,
         preserve_locals=["self"],  # one name in all methods compresses better than several short ones
         rename_globals=not untouched,
-        preserve_globals=_shared_names(source),
+        preserve_globals=_kept_names(source, rename_functions),
         hoist_literals=False,  # repeated literals compress well
         constant_folding=False,
     )
 
 
-def _shared_names(source: str) -> list[str]:
-    """The global names of a module that other modules may use: imports, and names without an underscore before them."""
-    imported, bound = set(), set()
+def _kept_names(source: str, rename_functions: bool) -> list[str]:
+    """The global names of a module that stay: imports, and names without one underscore before them."""
+    kept, others = set(), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.alias):
-            imported.add(bound_name(node))
+            kept.add(bound_name(node))
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            bound.add(node.name)
+            (others if rename_functions else kept).add(node.name)
         elif isinstance(node, ast.Name):
-            bound.add(node.id)
-    return sorted(imported | {name for name in bound if not name.startswith("_") or name.startswith("__")})
+            others.add(node.id)
+    return sorted(kept | {name for name in others if not name.startswith("_") or name.startswith("__")})
 
 
 @functools.lru_cache(maxsize=16)

@@ -424,6 +424,8 @@ def test_minified_modules_keep_what_others_read() -> None:
         assert kept in text
     for dropped in ("docstring", "Another", "a_long_local_name", "section:", "_OWN_NAME", "_own_function"):
         assert dropped not in text
+    followed = minified(textwrap.dedent(source), rename_functions=False)
+    assert "_own_function" in followed and "_OWN_NAME" not in followed
     kernel = "import triton\ndef kernel(x_ptr, SIZE: tl.constexpr):\n    offset = SIZE + SIZE\n    return offset"
     assert "SIZE:tl.constexpr" in minified(kernel) and "offset" in minified(kernel)
 
