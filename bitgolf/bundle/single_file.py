@@ -208,7 +208,8 @@ def minified(source: str, *, rename_functions: bool = True) -> str:
 
 def _kept_names(source: str, rename_functions: bool) -> list[str]:
     """The global names of a module that stay: imports, and names without one underscore before them."""
-    kept, others = set(), set()
+    kept: set[str] = set()
+    others: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.alias):
             kept.add(bound_name(node))
