@@ -526,18 +526,18 @@ def test_descriptions_that_ask_for_too_much_are_refused() -> None:
 # What a header says of a law: the stride, the shift, the lowest symbol from -symbols / 2 on, the power from that of the
 # Gaussian on, the scale, the ends and the spike in parts of 2^16, and its place from the lowest symbol on.
 LAW = {"stride": 1, "shift": 2, "low": 3, "beta": -4, "scale": 100, "ends": 5, "spike": 6, "spike_at": 7}
-SMALL = {"stride": 0, "shift": 0, "low": 0, "spike": 0}
+PLAIN_LAW = {"stride": 0, "shift": 0, "low": 0, "spike": 0}
 
 
 @pytest.mark.parametrize(
     ("num_symbols", "changes", "allowed"),
     [
         (255, {}, True),
-        (3, SMALL | {"stride": 16}, True), (3, SMALL | {"stride": 17}, False),
-        (3, SMALL | {"shift": 16}, True), (3, SMALL | {"shift": 17}, False),
+        (3, PLAIN_LAW | {"stride": 16}, True), (3, PLAIN_LAW | {"stride": 17}, False),
+        (3, PLAIN_LAW | {"shift": 16}, True), (3, PLAIN_LAW | {"shift": 17}, False),
         (255, {"beta": -8}, True), (255, {"beta": -9}, False), (255, {"beta": 23}, True), (255, {"beta": 24}, False),
         (255, {"scale": 28 * 64}, True), (255, {"scale": 28 * 64 + 1}, False),
-        (1 << 18, SMALL, True), ((1 << 18) + 1, SMALL, False),
+        (1 << 18, PLAIN_LAW, True), ((1 << 18) + 1, PLAIN_LAW, False),
         (255, {"low": 32_640}, True), (255, {"low": 32_641}, False), (255, {"low": -32_640}, True),
         (255, {"low": -32_641}, False),
         (255, {"ends": 49_146}, True), (255, {"ends": 49_147}, False),
