@@ -1,7 +1,5 @@
 """One tiny complete run, made once per session by the command line and shared by many tests."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

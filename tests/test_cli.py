@@ -1,7 +1,5 @@
 """The command line itself: how arguments become settings, who speaks, and what the exit status says."""
 
-from __future__ import annotations
-
 import errno
 import importlib.metadata
 import importlib.util

@@ -1,7 +1,5 @@
 """Files that the user names: special files stay what they are, links are followed, `-` is standard input and output."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The tables of the command line show every number that they are given, in its unit, with numbers aligned right."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -4,8 +4,6 @@ A change of a format makes earlier files unreadable, and that of a tolerance cha
 and is written twice.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

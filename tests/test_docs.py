@@ -1,7 +1,5 @@
 """Pages point at what exists: links, anchors, files, settings; and they explain every check of the audit."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Studies of benchmarks/experiment.py: two arms at tiny size, made, continued and tabulated; mistakes are named."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import tomllib

@@ -1,7 +1,5 @@
 """`bitgolf export`: the exported models compute the same logits and write the same text, without bitgolf."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math

@@ -1,7 +1,5 @@
 """Foreign text, JSON and numbers: within the limits they are read, beyond them one line says what is wrong."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

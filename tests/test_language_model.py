@@ -1,7 +1,5 @@
 """`bitgolf.load`: the artifact alone gives log-probabilities, bits per byte and text, by their plain definitions."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import subprocess

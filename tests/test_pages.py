@@ -1,7 +1,5 @@
 """The commands and programs of the pages for newcomers, at reduced size; and what the pages claim."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -1,7 +1,5 @@
 """`bitgolf serve`: the answers of the endpoint, its refusals, many clients at a time, and the page in a browser."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

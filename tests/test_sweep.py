@@ -1,7 +1,5 @@
 """`bitgolf sweep`: proposals, pruning, continuation and refusals with a training that only writes its log; one real."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from concurrent.futures import ThreadPoolExecutor

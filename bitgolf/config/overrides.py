@@ -1,7 +1,5 @@
 """Settings typed on a command line: words become texts by key, and texts become values of a `Config`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

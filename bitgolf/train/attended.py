@@ -1,7 +1,5 @@
 """A training that can be interrupted, continued, branched and watched, as `bitgolf train` makes it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -8,8 +8,6 @@ on validation text (rule B7 in docs/rules.md).
 Sources: Polyak averaging; SWA (arXiv 1803.05407).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

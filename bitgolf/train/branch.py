@@ -8,8 +8,6 @@ starts fresh where this makes sense (an EMA from the weights of the branch point
 branch is refused. RUN is only read.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -6,8 +6,6 @@ name and renamed when it is whole. Older checkpoints are removed only after that
 never costs the last good one. A folder named `step-00000120-kept` is never removed; other runs branch from it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """When the state of a training is saved: at given fractions of the steps, and every so many seconds."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 

@@ -8,8 +8,6 @@ If the clock ends the scoring early, all candidates have been scored on the same
 Legend: B rows, T time.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Where a training begins: from its own checkpoint, as a branch of another run, or from its initial weights."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@
 reaches, for example a replay after so few steps that the learning rate never falls.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from bitgolf.config import Config

@@ -10,8 +10,6 @@ Source: modded-nanogpt (github.com/KellerJordan/modded-nanogpt), which shards Mu
 Legend: N matrices of one shape, R rows, C columns, S ranks, n = ceil(N / S) rounds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -5,8 +5,6 @@ round of work would not fit. The products are written off the clock: float weigh
 and the end of the log.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ Everything around a step happens here: the schedules, the switch to the late pha
 All ranks take every decision from the same numbers (`Timeline`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from bitgolf.data.loader import BatchLoader, next_batches

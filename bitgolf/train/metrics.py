@@ -5,8 +5,6 @@ calibration, curvature, end.
 Metrics are copied from the device a few steps late, so that reading them never makes a GPU wait.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

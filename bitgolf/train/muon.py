@@ -17,8 +17,6 @@ share of a stack only (`exchange`). The updates are gathered, so every rank hold
 Legend: N matrices of one shape, R rows, C columns.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 

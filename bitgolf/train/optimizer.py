@@ -6,8 +6,6 @@ named.
 Source: the challenge's baseline.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

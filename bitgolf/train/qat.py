@@ -11,8 +11,6 @@ arXiv 2006.09952). The steps follow the row clips that `pack` would choose; they
 Legend: R rows (outputs), C columns (inputs).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

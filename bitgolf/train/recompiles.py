@@ -4,8 +4,6 @@ The warm-up makes every kind of step, so nothing should be compiled afterwards. 
 `recompile` with the reasons that the compiler gives, and the run goes on. The counts are those of PyTorch's Dynamo.
 """
 
-from __future__ import annotations
-
 import logging
 
 from torch._dynamo.utils import counters, get_compilation_metrics

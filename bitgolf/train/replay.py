@@ -7,8 +7,6 @@ warm-down ends where it begins, and the clock can end it early. It reads only ba
 checkpoint is saved in it, so a run that is interrupted there resumes before it and repeats it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

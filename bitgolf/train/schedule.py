@@ -1,7 +1,5 @@
 """Schedules as functions of the fraction of the run, so that one preset serves any budget."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from bitgolf.config.train import ExtraTargetsConfig, MuonConfig, TrainConfig

@@ -4,8 +4,6 @@ Every number of the events `step` and `held_out` is sent under `train/` or `held
 three were run with tensorboard 2.21.0, trackio 0.43.0 and wandb 0.31.0 (offline).
 """
 
-from __future__ import annotations
-
 import atexit
 import sys
 from collections.abc import Callable

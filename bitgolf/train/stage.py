@@ -7,8 +7,6 @@ counts, checkpoints included. Random tokens in the untimed warm-up show how long
 budget reserves that time, so no training text is read after it (rule B4 in docs/rules.md).
 """
 
-from __future__ import annotations
-
 import logging
 import platform
 from typing import Any

@@ -4,8 +4,6 @@ Cluster managers send SIGTERM before they take a machine away. Rank 0 decides af
 signal for a while, because a rank that ends first would leave rank 0 waiting for it. A second Ctrl-C ends at once.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -7,8 +7,6 @@ docs/rules.md).
 Legend: P parameters, T time.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

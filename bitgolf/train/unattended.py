@@ -4,8 +4,6 @@ An unattended training begins from its initial weights and writes no checkpoints
 checkpoint.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 

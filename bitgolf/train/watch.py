@@ -7,8 +7,6 @@ training.
 Legend: B rows, T time, V vocabulary.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

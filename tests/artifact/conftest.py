@@ -1,7 +1,5 @@
 """A tiny artifact with every kind of tensor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -4,8 +4,6 @@
 computing and allocated bytes are counted, which do not depend on the machine.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import zlib

@@ -1,7 +1,5 @@
 """Compressors: lossless on any bytes, deterministic, and bounded on hostile ones."""
 
-from __future__ import annotations
-
 import lzma
 import sys
 import zlib

@@ -1,7 +1,5 @@
 """The artifact file: contents come back, the same input gives the same bytes, and sizes add up."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import zlib

@@ -1,7 +1,5 @@
 """Hostile artifacts: whatever the bytes, reading gives an artifact or `ArtifactError`, fast and within bounds."""
 
-from __future__ import annotations
-
 import copy
 import json
 import random

@@ -1,7 +1,5 @@
 """The entropy coder: every bit comes back, the size is near the ideal one, and hostile messages are refused."""
 
-from __future__ import annotations
-
 import doctest
 import math
 from types import SimpleNamespace

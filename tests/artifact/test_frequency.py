@@ -1,7 +1,5 @@
 """Integer tables: they approximate their distribution, are the same on every machine, and have no zero."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

@@ -1,7 +1,5 @@
 """The fitted law of integers codes draws of a generalized Gaussian in their entropy."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Messages: what is pushed comes back, the length is ideal, and an independent coder reads the same symbols."""
 
-from __future__ import annotations
-
 import threading
 from bisect import bisect_right
 

@@ -1,7 +1,5 @@
 """Coding in several processes gives the bytes of one, and goes on in one when they fail."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scale classes against plain loops over the code length, and against the scales that the integers were drawn with."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """SentencePiece files rearranged: every byte comes back, in about half the compressed size."""
 
-from __future__ import annotations
-
 import struct
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Trellis-coded quantization against loops and brute force over all paths, and its gain on Gaussians."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """The audit of a whole run directory: clean runs pass, every planted violation is named, absence is NOT RUN."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Checks around document borders: honest evaluations pass, schedules by length and leaks over a border fail."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

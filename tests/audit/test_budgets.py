@@ -1,7 +1,5 @@
 """Checks of bytes and clocks: a clean record passes, each changed one fails and names the problem."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

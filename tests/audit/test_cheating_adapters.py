@@ -1,7 +1,5 @@
 """Adapters under the audit: honest ones pass the flip tests bit-exactly, each cheat is caught by name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The codec check: a real run's text decodes at the size of its score; leaks and false losses are found."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

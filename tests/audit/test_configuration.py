@@ -1,7 +1,5 @@
 """Checks of the configuration: the configured headline, one configuration, a training log that adds up."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of documents: their bytes, their order, and their absence from the training shards."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of reported figures: counts, the identity of loss and bits per byte, and figures that stand in two files."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

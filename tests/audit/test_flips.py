@@ -1,7 +1,5 @@
 """Flip and distribution checks: honest evaluations pass bit-exactly, each cheat is caught by its own test."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

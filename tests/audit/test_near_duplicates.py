@@ -1,7 +1,5 @@
 """Near-duplicates: copies with few changes are found, whatever was changed; independent texts are not."""
 
-from __future__ import annotations
-
 import random
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Check of other batches and ranks: the same losses pass, a model that depends on its batch fails."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -5,8 +5,6 @@ in a copy of a clean run or in a made-up submission folder and says which check 
 last test counts rows and cases. A clean run passes every check.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """Two scorings of the same targets: every loss agrees on one device, single losses and the mean on two."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

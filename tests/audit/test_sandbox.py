@@ -1,7 +1,5 @@
 """The sealed process: what it may see, what it cannot reach, and its report where isolation is not granted."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

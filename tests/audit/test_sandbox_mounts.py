@@ -1,7 +1,5 @@
 """What the sealed process asks of the kernel: every call and mount, with functions in place of the kernel's."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

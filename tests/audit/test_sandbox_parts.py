@@ -1,7 +1,5 @@
 """Parts of the sealed process by themselves, in this process and with functions in place of the kernel's."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

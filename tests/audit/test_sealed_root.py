@@ -1,7 +1,5 @@
 """What a sealed process mounts and which limits it sets, noted by functions in place of the kernel's."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Seals: every change of a product after it was made is named; an untouched run passes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Checks of the tape's event log: a real one passes, each changed one fails."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """All that the audits of an honest run and of an honest submission put on record, computed from their files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The packed file trains, packs and scores as the package does, where no bitgolf can be imported."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """`bitgolf compress` and `decompress`: files, printed figures, refusals, and files that must survive an error."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Integer counts: exactly their definition in whole numbers, and never far from the softmax."""
 
-from __future__ import annotations
-
 import math
 from decimal import Decimal, getcontext
 

@@ -1,7 +1,5 @@
 """The file format: small headers, exact fields, and ArtifactError for every other file."""
 
-from __future__ import annotations
-
 import json
 import random
 import struct

@@ -1,7 +1,5 @@
 """Damaged and hostile files end in an error or the exact text. benchmarks/fuzz.py makes the damage."""
 
-from __future__ import annotations
-
 import random
 
 import fuzz

@@ -1,7 +1,5 @@
 """The codec on a GPU: texts are restored exactly, with and without adaptation, but not on another device."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Predictors give token by token what the evaluation scores: windows, adaptation between chunks, documents."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Range coding of streams: tokens are restored, the size is that of the counts, and damage is an error."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whole texts: they are restored, at the size of their score, and refused where that is not certain."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable

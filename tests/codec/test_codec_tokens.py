@@ -1,7 +1,5 @@
 """Bytes to token streams and back, for any bytes and for both kinds of tokenizer."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import cast
 

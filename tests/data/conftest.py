@@ -1,7 +1,5 @@
 """Small corpora and tokenizers trained on them."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Pairs that a tokenizer never emits, against the tokenizer itself."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 

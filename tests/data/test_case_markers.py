@@ -1,7 +1,5 @@
 """Capitals as marks: every text comes back, its bytes are counted exactly, and words share their tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

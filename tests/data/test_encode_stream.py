@@ -1,7 +1,5 @@
 """Worker processes: the same tokens in the same order, a quiet end at Ctrl-C, and no survivors of the main process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Shards that somebody else wrote are linked if they fit their tokenizer, otherwise refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

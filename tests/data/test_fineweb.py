@@ -1,7 +1,5 @@
 """The published shards from a loopback server (`tests/support/hub_server.py`)."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The published documents from a loopback server: streamed, cached as far as they were read, continued."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from itertools import islice

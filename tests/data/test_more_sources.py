@@ -1,7 +1,5 @@
 """Sources people have: single text files, standard input, fields of any name, Parquet, data sets, mixes."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """Stage `prepare` on text: the data directory contains every byte of the source, or there is no directory."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

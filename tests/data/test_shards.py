@@ -1,7 +1,5 @@
 """The shard format, byte by byte, and streams over many files."""
 
-from __future__ import annotations
-
 import hashlib
 import struct
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Sources yield every document in a fixed order, and name file and line of bad input."""
 
-from __future__ import annotations
-
 import bz2
 import contextlib
 import errno

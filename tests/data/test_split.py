@@ -1,7 +1,5 @@
 """Splitting by hash against sets and loops: deterministic, disjoint, within the limits."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tokenizers lose no byte of any text, and the bytes charged per token follow the rule."""
 
-from __future__ import annotations
-
 import functools
 import io
 import random

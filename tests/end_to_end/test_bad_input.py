@@ -1,7 +1,5 @@
 """Bad input through the command line: exit status 2, one line that says what to do, and nothing lost."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

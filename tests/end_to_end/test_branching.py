@@ -1,7 +1,5 @@
 """Branches: one training, several endings. What a branch takes over, what it may change, and what it is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

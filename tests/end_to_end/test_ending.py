@@ -1,7 +1,5 @@
 """The end of training through its command: the replay burst and the choice of the average, inside the budget."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The preset golf-8192, end to end at reduced size: it fills its cap, adapters give the headline, the audit passes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tiny_run import done, events, read_json, run_preset

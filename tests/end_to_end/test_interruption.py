@@ -1,7 +1,5 @@
 """`kill -9` in mid-training, then `--resume`: nothing spent is forgotten, nothing is done twice, nothing changes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -3,8 +3,6 @@
 The published sources come from a loopback hub. Vocabulary and source are those of the preset.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Method rate from end to end: curvature is measured in training, steps follow from it, the file fills its cap."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

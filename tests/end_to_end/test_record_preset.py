@@ -2,8 +2,6 @@
 loop, tables, attention windows, packing by rate, canonical pairs, adapters, audit, codec, single file; and marks for
 capitals."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

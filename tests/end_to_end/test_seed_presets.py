@@ -1,7 +1,5 @@
 """The four seed systems, end to end with three small layers: every part that their descriptions claim has an effect."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

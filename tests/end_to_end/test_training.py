@@ -1,7 +1,5 @@
 """Training through its command: the clock, the schedule, the average, and every way in which it must stop."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

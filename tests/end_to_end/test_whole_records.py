@@ -1,7 +1,5 @@
 """Every entry of the records of a run (train.jsonl, pack.json, score.json), computed from its other files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """One command from text to a scored, audited artifact: every product is there, and they agree with each other."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The same global batch over one process or two, in one piece or several, trains the same model."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

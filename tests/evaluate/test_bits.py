@@ -1,7 +1,5 @@
 """Bits per byte against exact sums, and against the constant of one nat per token."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

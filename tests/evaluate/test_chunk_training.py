@@ -1,7 +1,5 @@
 """Chunk test-time training against a plain loop over single rows, and in the stage `score`."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Attention within documents in windows, test-time training, adapters, an artifact and the audit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

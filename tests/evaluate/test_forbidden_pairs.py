@@ -1,7 +1,5 @@
 """A model with forbidden pairs: every way to predict gives them almost nothing, and all agree."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

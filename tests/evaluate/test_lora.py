@@ -1,7 +1,5 @@
 """Adapters per document against merged weights and torch's AdamW on one document at a time, in batches of any size."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

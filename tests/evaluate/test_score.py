@@ -1,7 +1,5 @@
 """Stage `score`: the numbers on file against single forward passes, the clock, and the budget ledger."""
 
-from __future__ import annotations
-
 import lzma
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Scoring in two parts: the head runs on scored positions only, with one shape, and the losses stay equal."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

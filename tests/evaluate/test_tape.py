@@ -1,7 +1,5 @@
 """The score tape refuses reads and scores against the rules, and its event log is complete."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct

@@ -1,7 +1,5 @@
 """Two ranks score and learn as one: the same losses on both, and those of a single process."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from tiny_gpt import ALONE

@@ -1,7 +1,5 @@
 """Window scorers against the definition: a loop over windows with one forward pass per target."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

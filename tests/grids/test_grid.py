@@ -1,7 +1,5 @@
 """The quantization grid against loops in numpy, and its behavior at the edges of fp16."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A tiny model with every kind of layer, in which no parameter is zero; not to be changed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

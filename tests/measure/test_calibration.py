@@ -1,7 +1,5 @@
 """Hessians against float64 sums over the recorded inputs of every layer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

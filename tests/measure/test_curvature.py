@@ -1,7 +1,5 @@
 """Curvature against the cost of drawn noise, and that noise against the errors that GPTQ leaves."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from grid_gptq import gptq

@@ -1,7 +1,5 @@
 """Fisher statistics against loops in float64 over the recorded inputs and output gradients of every layer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

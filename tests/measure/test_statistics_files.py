@@ -1,7 +1,5 @@
 """The files of calibration/: what is written is read, old measurements are removed, missing and damaged files named."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

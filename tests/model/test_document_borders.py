@@ -1,7 +1,5 @@
 """Attention within documents: every document is computed as in a row of its own, and nothing else affects it."""
 
-from __future__ import annotations
-
 import os
 import sys
 import types

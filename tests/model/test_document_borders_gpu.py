@@ -1,7 +1,5 @@
 """Attention within documents and windows with the kernels of a GPU: compiled and eager, against `math`, bit by bit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Documents that attention cuts after so many tokens, and FlashAttention 4 with a slow stand-in for its kernels."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 import types

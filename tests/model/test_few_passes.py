@@ -1,7 +1,5 @@
 """Functions with a backward pass of their own: values and gradients are those of the plain operations."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """PR 1855's network against a slow definition in float64 numpy that shares no code with the package."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A step of a small model in NumPy gives the logits of the model itself, token by token, for every component."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_gpt import BOS, VOCAB, WINDOW, config, tiny_gpt

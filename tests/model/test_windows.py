@@ -1,7 +1,5 @@
 """Attention windows: what a token may depend on, the caches, the choice of a kernel, and the settings."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

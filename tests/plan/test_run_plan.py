@@ -1,7 +1,5 @@
 """What a run needs is predicted before it starts, and what cannot work is refused with what it would need."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

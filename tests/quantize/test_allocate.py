@@ -1,7 +1,5 @@
 """Allocation against brute force over steps, and the search for theta on artificial sizes."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """Unbounded steps: column factors against their definitions, the bits that one step wastes, and rounding."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Method rate: the file fills its cap, bytes are divided by curvature, and impossible caps are refused."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import zlib

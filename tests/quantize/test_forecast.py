@@ -1,7 +1,5 @@
 """Predicted bits against explicit sums, and against the codes that quantization then makes."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """GPTQ against optimal-brain quantization with explicit inverse updates, in numpy float64 loops."""
 
-from __future__ import annotations
-
 import logging
 import math
 

@@ -1,7 +1,5 @@
 """Stage `pack`: the form of each tensor, the contents of the artifact, the byte cap, and products that are missing."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Codes of +1 and -1 are zeroed, the cheapest first, and no more of them than the cap needs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

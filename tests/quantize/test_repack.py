@@ -1,7 +1,5 @@
 """Packing again with other settings: recorded, sealed, and accepted by the audit only if it is what it says."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

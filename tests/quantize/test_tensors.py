@@ -1,7 +1,5 @@
 """Quantizing tensors: the errors that are reported, batching, and messages that name the tensor."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The exact bounds of the checks of submissions: the last value that passes, and the first that fails."""
 
-from __future__ import annotations
-
 import math
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """Foreign submission folders: what must not be missed, and what must never end in anything but a verdict."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

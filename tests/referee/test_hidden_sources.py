@@ -1,7 +1,5 @@
 """Kinds of tricks in foreign scripts and logs, each in several spellings, and honest lines that look like them."""
 
-from __future__ import annotations
-
 import lzma
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Each pattern of code, and code that differs from it in one respect, which is no match."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """What is read from each form of a line of a log, of an expression of a script, and of a setting."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable
 from pathlib import Path

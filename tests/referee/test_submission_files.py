@@ -1,7 +1,5 @@
 """Reading a submission's files: logs of every published form, README, packed scripts; and what is no violation."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import bz2

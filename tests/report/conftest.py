@@ -1,7 +1,5 @@
 """Fixtures of the record tests: a finished synthetic run (see `synthetic_run`) and data to compare runs on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The report's account of packing to the byte, against numbers made by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

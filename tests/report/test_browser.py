@@ -1,7 +1,5 @@
 """The page in a real browser: no console message, no sideways scrolling on a phone, the script runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Each reason to doubt a score is said once, and none without a reason."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

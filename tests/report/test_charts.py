@@ -1,7 +1,5 @@
 """Charts: what is drawn is complete, follows the page's colors and cannot break out of its element."""
 
-from __future__ import annotations
-
 import math
 import re
 import xml.etree.ElementTree as ElementTree

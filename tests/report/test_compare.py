@@ -1,7 +1,5 @@
 """Comparisons: documents against a loop, the bootstrap against its definition, and what is refused."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

@@ -1,7 +1,5 @@
 """Passages: characters and bits are conserved, choices follow the rule that the page states."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

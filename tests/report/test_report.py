@@ -1,7 +1,5 @@
 """The page: complete, self-contained, safe against its own text, and useful before the run is finished."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

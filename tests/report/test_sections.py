@@ -1,7 +1,5 @@
 """Rows of the report against the files that they are made of."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The site of several runs: complete, sorted, self-contained, and never in the way of what was there before."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Statistics over seeds against published tables, closed forms, numpy and textbook data."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Title, description and terms of a report are those of the run's own data."""
 
-from __future__ import annotations
-
 import re
 from importlib import resources
 from pathlib import Path

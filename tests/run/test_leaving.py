@@ -1,7 +1,5 @@
 """How a rank of torchrun ends: with its status and its whole output, and without a teardown if all went well."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

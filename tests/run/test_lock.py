@@ -1,7 +1,5 @@
 """One process at a time writes to a run directory, and the refusal names that process."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Paths for machines that the tests do not have: chosen by what PyTorch says of the device."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

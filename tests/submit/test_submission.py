@@ -1,7 +1,5 @@
 """A submission says what its runs say, in the challenge's schema; whatever does not belong together is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The main function of a submission's program, with stages that only note what they are called with."""
 
-from __future__ import annotations
-
 import json
 import logging
 from contextlib import nullcontext

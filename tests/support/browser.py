@@ -1,7 +1,5 @@
 """A page in a real browser: Chromium or Chrome, headless and offline, where one is installed."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -5,8 +5,6 @@
 Every job starts from nothing of the one before: no module of the package, no importer.
 """
 
-from __future__ import annotations
-
 import json
 import runpy
 import sys

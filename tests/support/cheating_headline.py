@@ -3,8 +3,6 @@
 Its configuration tells it where the text lies (`data.source`). It swallows the refusal and scores on honestly.
 """
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ with such variances, so a coder that models rows and columns spends these bits, 
 Legend: R rows, C columns.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

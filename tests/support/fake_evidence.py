@@ -1,7 +1,5 @@
 """Evidence for single checks: a configuration and the records that a test gives, in place of a run directory."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

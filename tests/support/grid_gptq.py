@@ -1,7 +1,5 @@
 """GPTQ on a grid in one call, for tests: factors, rounding and the weights that the codes stand for."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """An HTML page taken apart for the tests: tags, text, and a check that every element is closed."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re

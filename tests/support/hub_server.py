@@ -4,8 +4,6 @@ Large files (.bin, .jsonl) are redirected to a second address, as on the hub, wi
 files are answered directly with their git hash. The server can cut a connection or flip bytes, and it keeps a log.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

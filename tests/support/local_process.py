@@ -3,8 +3,6 @@
 It uses the same protocol over the same kind of pipes, and starts at once. test_sandbox.py tests the real isolation.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 import threading

@@ -4,8 +4,6 @@ One server process per session has loaded PyTorch and this package, and forks th
 in a process that was forked from one that did, as the process of the tests has.) test_world_size.py tests torchrun.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

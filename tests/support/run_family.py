@@ -4,8 +4,6 @@ The losses of a run are those of a made-up language model: bits by document (har
 shift by system and a smaller one by seed. What compare and the site read is there and consistent; no model is.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -1,7 +1,5 @@
 """Which means of isolation this system grants, tried in separate processes."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

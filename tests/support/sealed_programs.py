@@ -4,8 +4,6 @@ They run inside the sealed process, where this file is shown as a library; they 
 headline evaluation is. Losses are those of a fixed function of the tokens, so a test knows what an honest one gives.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import ctypes

@@ -1,7 +1,5 @@
 """More seeds of a finished run without training: copies whose configuration, log, artifact and scores differ."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

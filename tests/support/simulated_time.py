@@ -4,8 +4,6 @@ The simulated time stands still except for the work that `simulate_time` gives a
 clock that training takes is of this time.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A tiny network, and its slow definition in float64 numpy, which shares no code with `bitgolf.model`."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Mapping

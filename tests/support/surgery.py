@@ -1,7 +1,5 @@
 """Artifacts taken apart and put together wrong: the tools of the container's tests and of the fuzzer."""
 
-from __future__ import annotations
-
 import json
 import random
 import struct

@@ -4,8 +4,6 @@ The text is hostile on purpose (markup, a script, control characters, characters
 tokenizer is one token a byte, with id 256 for the start of a document.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

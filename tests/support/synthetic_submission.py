@@ -4,8 +4,6 @@
 number follows from the others, as in an honest submission: figures are of the size that records had, from no real run.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

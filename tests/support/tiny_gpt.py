@@ -1,7 +1,5 @@
 """A tiny GPT with every component that adapts, and texts for it; shared by the tests of adaptation."""
 
-from __future__ import annotations
-
 import socket
 from typing import Any
 

@@ -4,8 +4,6 @@ The corpus is 400 KB of artificial English: about 120 words of skewed frequency 
 model takes seconds on one core. Everything is deterministic.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """A trainer of a tiny model on batches of 4 rows of 8 random tokens; shared by the tests of training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

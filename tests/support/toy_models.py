@@ -1,7 +1,5 @@
 """Tiny models and adapters that the tests of evaluation and audit share: honest ones and cheats."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Evaluations that two processes share, run once for all tests of them: starting processes is slow."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

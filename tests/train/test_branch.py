@@ -1,7 +1,5 @@
 """What a branch takes over from its trunk, what may differ, and what is refused; without training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

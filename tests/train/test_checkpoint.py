@@ -1,7 +1,5 @@
 """Checkpoints are whole or absent, and the last good one survives a failure of the next."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

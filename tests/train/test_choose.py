@@ -1,7 +1,5 @@
 """The choice of the average: its rows are never trained on, its losses follow the definition, all ranks agree."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """How the training budget is divided, how the ranks predict the clock, and how deadlines stop in time."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Settings without effect are named before training; settings with effect are not."""
 
-from __future__ import annotations
-
 import pytest
 
 from bitgolf.config import resolve

@@ -1,7 +1,5 @@
 """Ranks that update only their share of the matrices follow the losses of one process, with two and three ranks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """More targets on the same logits: loss, gradient, schedule, and the table of prefixes, each from its definition."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

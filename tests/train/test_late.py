@@ -1,7 +1,5 @@
 """The late phase: its loss, its annealing, its searches of the row clips, and its restart."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

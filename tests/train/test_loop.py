@@ -3,8 +3,6 @@
 A trainer without a model notes its arguments; time advances by one second per step.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace

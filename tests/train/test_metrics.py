@@ -1,7 +1,5 @@
 """The training log and the pipe that brings metrics from the device."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

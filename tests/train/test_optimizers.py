@@ -1,7 +1,5 @@
 """Muon, AdamW, the clip, the schedules and the averages, each against its published formula in float64."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 Time is simulated: a step takes 0.5 s, a batch of Hessians or Fisher statistics 0.25 s.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """How PR 1855 trains: Polar Express with row normalization in bf16, decay per group, the loop by the clock."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """Batches that grow during the run: which rows the steps read, at which rates, on what clock, and after a restart."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Compilations after the warm-up are logged with their reasons, and a training step has no graph breaks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The replay burst: its batches, its rate, what it updates, and when it stops."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Tables in bf16: what is halved, what is not, and that the rounded training is AdamW."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_trainer import MODEL, batch, make_steps, make_trainer

@@ -1,7 +1,5 @@
 """One optimizer step, the state that it needs, and the warm-up that must leave no trace."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Held-out losses, samples, MFU and other sinks while a model trains; none of them changes the weights."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

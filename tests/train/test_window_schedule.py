@@ -1,7 +1,5 @@
 """Attention windows that grow during the run: when they hold, how they are compiled, and that resuming keeps them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
