@@ -41,8 +41,8 @@ def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, str]) -> C
     Raises ConfigError for an unknown key of `overrides`, and for values that do not fit.
     """
     defaults = Config().flat()
-    for key in overrides.keys() - defaults.keys():
-        raise ConfigError(f"unknown key {key!r}")
+    if unknown := sorted(overrides.keys() - defaults.keys()):
+        raise ConfigError(f"unknown key {unknown[0]!r}")
     changes = {key: _parse_value(key, text, isinstance(defaults[key], list)) for key, text in overrides.items()}
     try:
         return Config.model_validate(with_values(values, changes))

@@ -544,9 +544,9 @@ PLAIN_LAW = {"stride": 0, "shift": 0, "low": 0, "spike": 0}
 )  # fmt: skip
 def test_the_law_of_a_header_has_bounds(num_symbols: int, changes: dict[str, int], allowed: bool) -> None:
     values = LAW | changes
-    given = iter([values[name] for name in ("stride", "shift", "low", "beta", "ends", "spike", "spike_at")])
+    fields = iter([values[name] for name in ("stride", "shift", "low", "beta", "ends", "spike", "spike_at")])
     reader: Any = SimpleNamespace(
-        number=lambda: next(given), signed=lambda: next(given), plain=lambda count, bits: [values["scale"]]
+        number=lambda: next(fields), signed=lambda: next(fields), plain=lambda count, bits: [values["scale"]]
     )
     if not allowed:
         with pytest.raises(ArtifactError):

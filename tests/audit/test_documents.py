@@ -291,6 +291,6 @@ def test_a_source_on_another_machine_and_hashes_of_tokens_cannot_be_compared() -
         ("stdlib", "tokens", "data has no hashes of the texts of its validation documents"),
     ):
         data = SimpleNamespace(manifest={"document_hashes": {"val": {"of": of}}})
-        given = evidence(config=Config().updated({"data.source": source}), data=data, require=lambda name: name)
+        record = evidence(config=Config().updated({"data.source": source}), data=data, require=lambda name: name)
         with pytest.raises(MissingEvidence, match=words):
-            documents.validation_complete(given)
+            documents.validation_complete(record)
