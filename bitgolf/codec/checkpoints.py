@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from torch import Tensor
 
-from bitgolf.codec.range_coder import Predictor
+from bitgolf.codec.range_coder import Array, Predictor, on_host
 from bitgolf.errors import ArtifactError
 
 FIRST_STEPS = 64
@@ -38,15 +38,19 @@ class CheckedPredictor:
         self.predictor, self.expected = predictor, expected
         self.collected = bytearray()
         self._steps = self._checksum = 0
+        self._recent: list[Array] = []  # tokens since the last checkpoint, which a GPU sends together
 
     def logits(self, going: np.ndarray) -> Tensor:
         return self.predictor.logits(going)
 
-    def accept(self, tokens: np.ndarray) -> None:
+    def accept(self, tokens: Array) -> None:
         """See `Predictor`. Raises ArtifactError when a checkpoint differs."""
         self._steps += 1
-        self._checksum = zlib.crc32(tokens.astype("<u4").tobytes(), self._checksum)
+        self._recent.append(tokens)
         if num_checkpoints(self._steps) > len(self.collected):
+            block = np.stack(on_host(self._recent)).astype("<u4")
+            self._recent.clear()
+            self._checksum = zlib.crc32(block.tobytes(), self._checksum)
             self.collected.append(self._checksum & 0xFF)
             if self.expected is not None and self.expected[: len(self.collected)] != self.collected:
                 raise ArtifactError(

@@ -52,18 +52,52 @@ def token_counts(logits: np.ndarray) -> np.ndarray:
     return counts * finite
 
 
-def token_counts_on_device(logits: Tensor) -> Tensor:
-    """The same counts as `token_counts`, computed by PyTorch on the device of the logits (S, V): (S, V) int64."""
-    coarse, fine = _exponentials_on(logits.device)
-    top, best = logits.max(dim=1, keepdim=True)  # (S, 1); of equal logits the first
-    steps = torch.round((top - logits) * (1 << _STEP_BITS)).clamp_(max=_LONGEST)
-    distance = steps.nan_to_num_().long()  # (S, V)
-    weights = (coarse[distance >> _LOW_BITS] * fine[distance & ((1 << _LOW_BITS) - 1)]) >> _SCALE_BITS
-    share = ((TOTAL - logits.size(1)) << _SHARE_BITS) // weights.sum(dim=1, keepdim=True)  # (S, 1)
-    counts = 1 + ((weights * share) >> _SHARE_BITS)
-    rest = TOTAL - counts.sum(dim=1, keepdim=True)
-    counts += rest * (torch.arange(logits.size(1), device=logits.device) == best)
-    return counts * top.isfinite()
+class HostSums:
+    """Sums of the counts, in NumPy: intervals of tokens, and tokens at places. Logits (S, V) float32."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.counts = token_counts(logits)
+        self.rows = np.arange(len(logits))
+
+    def intervals(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sum of the counts before each token (S,), and its count: (S,) int64 each."""
+        own = self.counts[self.rows, tokens]
+        return self.counts.cumsum(1)[self.rows, tokens] - own, own
+
+    def tokens_at(self, places: np.ndarray) -> np.ndarray:
+        """The token whose interval contains each place (S,) below 2^24: (S,) int64."""
+        return (self.counts.cumsum(1)[:, :-1] <= places[:, None]).sum(1)
+
+
+class DeviceSums:
+    """The same in PyTorch, on the device of the logits (S, V) float32.
+
+    A GPU spends its time on the tensors of S x V numbers, so there are few. The remainder, which belongs to the best
+    token, is added to the results instead.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        top, best = logits.max(dim=1, keepdim=True)  # (S, 1); of equal logits the first
+        steps = (top - logits).mul_(1 << _STEP_BITS).round_().clamp_(max=_LONGEST).nan_to_num_()
+        weights = _exponentials_on(logits.device)[steps.long()]  # (S, V)
+        share = ((TOTAL - logits.size(1)) << _SHARE_BITS) // weights.sum(dim=1, keepdim=True)  # (S, 1)
+        self.sums = weights.mul_(share).bitwise_right_shift_(_SHARE_BITS).add_(1).cumsum(1)
+        self.best, self.rest, self.finite = best, TOTAL - self.sums[:, -1:], top.isfinite()  # (S, 1) each
+
+    def intervals(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `HostSums`; tokens (S,) on the device."""
+        tokens = tokens[:, None]
+        before = self.sums.gather(1, (tokens - 1).clamp_(min=0)) * (tokens > 0)
+        own = self.sums.gather(1, tokens) - before + self.rest * (tokens == self.best)
+        before += self.rest * (tokens > self.best)
+        return (before * self.finite)[:, 0], (own * self.finite)[:, 0]
+
+    def tokens_at(self, places: Tensor) -> Tensor:
+        """See `HostSums`; places (S,) on the device."""
+        places = places[:, None]
+        end = self.sums.gather(1, self.best)  # of the best token's interval without the remainder
+        without = torch.where(places < end, places, torch.maximum(end - 1, places - self.rest))
+        return torch.searchsorted(self.sums, without, right=True)[:, 0]
 
 
 @cache
@@ -80,6 +114,7 @@ def _exponentials() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _exponentials_on(device: torch.device) -> tuple[Tensor, Tensor]:
+def _exponentials_on(device: torch.device) -> Tensor:
+    """The product of both tables for every distance, (2^19,) int64: on a GPU one look-up instead of six operations."""
     coarse, fine = _exponentials()
-    return torch.from_numpy(coarse).to(device), torch.from_numpy(fine).to(device)
+    return torch.from_numpy((coarse[:, None] * fine).ravel() >> _SCALE_BITS).to(device)

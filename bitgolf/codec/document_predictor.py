@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.codec.range_coder import Streams
+from bitgolf.codec.range_coder import Array, Streams
 from bitgolf.config.evaluate import LoraTTTConfig
 from bitgolf.evaluate.lora import DocumentAdapters, Site, adapted_logits
 from bitgolf.model.cache import Cache
@@ -35,13 +35,17 @@ class DocumentPredictor:
         a: list[Tensor],  # initial A of every site, (N, r, inputs) fp32
         streams: Streams,  # the N documents
         window: int,  # T
+        earlier: bool = False,  # the arithmetic of earlier files, see `codec.exactness`
     ) -> None:
-        self.model, self.config, self.window = model, config, window
+        self.model, self.config, self.window, self.earlier = model, config, window, earlier
+        self.positions = window if earlier else streams.positions(window)
         self.device = model.embedding.device
         self.tokens = torch.zeros(streams.number, streams.longest + 1, dtype=torch.int64, device=self.device)
         self.tokens[:, 0] = streams.first_token
         self.adapters = DocumentAdapters(sites, a, config)
         self.active = np.arange(streams.number)  # documents whose adapters are in `adapters`, in this order
+        self.rows = torch.arange(streams.number, device=self.device)  # the same on the device
+        self.places = self.rows  # of each document in `active`; 0 for those that have ended
         self.handed = [tensor.clone() for tensor in a]
         self.position = 0
         self.steps = self._fresh_steps()
@@ -52,18 +56,15 @@ class DocumentPredictor:
         if border and position:
             self._leave(going)
             self._learn(position - size, position)
-        rows = torch.from_numpy(self.active).to(self.device)
         if border:
-            logits = self.steps.begin(self.tokens[rows, max(0, position + size - self.window) : position + 1])
+            logits = self.steps.begin(self.tokens[self.rows, max(0, position + size - self.window) : position + 1])
         else:
-            logits = self.steps.step(self.tokens[rows, position : position + 1])
-        out = logits.new_zeros(len(self.tokens), logits.size(-1))
-        out[rows] = logits
-        return out
+            logits = self.steps.step(self.tokens[self.rows, position : position + 1])
+        return logits[self.places]
 
-    def accept(self, tokens: np.ndarray) -> None:
+    def accept(self, tokens: Array) -> None:
         self.position += 1
-        self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
+        self.tokens[:, self.position] = torch.as_tensor(tokens, device=self.device)
 
     def hand_down(self) -> list[Tensor]:
         """A of every site as each document left it, (N, r, inputs)."""
@@ -81,10 +82,15 @@ class DocumentPredictor:
             handed[slots] = a[ended]
         self.adapters.drop_others(torch.from_numpy(np.flatnonzero(stays)).to(self.device))
         self.active = self.active[stays]
+        self.rows = torch.from_numpy(self.active).to(self.device)
+        self.places = torch.zeros_like(self.places).index_copy_(
+            0, self.rows, torch.arange(len(self.rows), device=self.device)
+        )
         self.steps = self._fresh_steps()  # for the smaller batch
 
     def _fresh_steps(self) -> CachedSteps:
-        return CachedSteps(self.model, self.window, predict=self._predict, recorder=recorder_for(self.model))
+        recorder = recorder_for(self.model)
+        return CachedSteps(self.model, self.positions, predict=self._predict, recorder=recorder, whole=self.earlier)
 
     def _predict(self, tokens: Tensor, cache: Cache) -> Tensor:
         view = cast(GPT, _Continued(self.model, cache))
@@ -92,9 +98,8 @@ class DocumentPredictor:
 
     def _learn(self, start: int, stop: int) -> None:
         """One step of every active document on its targets start..stop-1."""
-        rows = torch.from_numpy(self.active).to(self.device)
-        inputs = self.tokens[rows, max(0, stop - self.window) : stop]
-        targets = self.tokens[rows, start + 1 : stop + 1]
+        inputs = self.tokens[self.rows, max(0, stop - self.window) : stop]
+        targets = self.tokens[self.rows, start + 1 : stop + 1]
         for tensor in self.adapters.parameters:
             tensor.requires_grad_(True)
         with torch.enable_grad():

@@ -4,6 +4,9 @@ Floating-point sums depend on the kernels, which depend on the release of PyTorc
 threads. Coder and decoder run the same operations on the same shapes. With the same fingerprint, the same number of
 threads and deterministic kernels they get the same bits. The number of threads is not part of the fingerprint, because
 the decoder uses the number that the file names.
+
+Earlier files are decoded with their own arithmetic. Files of format version 1 took the steps of small models in PyTorch
+on a CPU. Files coded on CUDA before the fingerprint had "steps" attended to a whole window in every step.
 """
 
 from collections.abc import Iterator
@@ -29,6 +32,7 @@ def fingerprint(device: torch.device) -> dict[str, str]:
     }
     if device.type == "cuda":
         platform["cudnn"] = str(torch.backends.cudnn.version())
+        platform["steps"] = "2"  # recorded steps of `model.cached_steps`
     else:
         platform["blas"] = blas_name()
         platform["simd"] = torch.backends.cpu.get_cpu_capability()

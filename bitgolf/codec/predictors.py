@@ -35,7 +35,7 @@ def fresh_predictor(
     *,
     seed: int,
     a: list[Tensor] | None = None,  # initial A of document adapters, (S, r, inputs) each; None = fresh
-    in_numpy: bool = True,  # steps of small models, see `WindowPredictor`
+    earlier: bool = False,  # the arithmetic of earlier files, see `codec.exactness`
 ) -> Iterator[WindowPredictor | DocumentPredictor]:
     """The predictor of an evaluation before its first target; afterwards the model has its own weights again.
 
@@ -57,6 +57,7 @@ def fresh_predictor(
                 a or fresh_adapters(packed, ttt.lora, seed, streams.number),
                 streams,
                 windows.length,
+                earlier,
             )
             return
         adapted = None
@@ -77,7 +78,7 @@ def fresh_predictor(
             window=windows.length,
             stride=windows.length if windows.method == "chunked" else windows.stride,
             adapted=adapted,
-            in_numpy=in_numpy,
+            earlier=earlier,
         )
 
 

@@ -47,6 +47,7 @@ _logger = logging.getLogger(__name__)
 _WINDOWS_PER_STREAM = 8
 _BYTES_PER_TOKEN = 3  # rounded; vocabularies of 1,024 to 8,192 pieces have 2.4 to 3.7
 _AUTOMATIC_STREAMS = 128
+_AUTOMATIC_STREAMS_CUDA = 512  # a step of a GPU takes about as long for hundreds of streams as for one
 _MAX_CACHE_BYTES = 1 << 28  # keys and values of all streams at the first checkpoint
 # Of the adapters' forward passes. It is part of the format, because sums are rounded in the order of their pieces.
 _BATCH_TOKENS = 65_536
@@ -112,7 +113,8 @@ def compress_bytes(
         raise ConfigError(f"{len(data):,} bytes are more than the {file_format.MAX_TEXT_BYTES:,} a coded file may hold")
     packed = model.packed
     config = codec_configuration(packed, stride, ttt)
-    parts = split_bytes(data, _num_streams(streams, len(data), config.window)) if data else []
+    most = min(_AUTOMATIC_STREAMS_CUDA, _most_streams(packed)) if packed.device.type == "cuda" else _AUTOMATIC_STREAMS
+    parts = split_bytes(data, _num_streams(streams, len(data), config.window, most)) if data else []
     _check_memory(packed, len(parts))
     token_streams = tokenize(parts, packed.tokenizer)
     _warn_of_long_chunks(config.ttt, token_streams)
@@ -168,8 +170,9 @@ def decompress_bytes(
             f"coded with the model whose SHA-256 begins {text.model_digest.hex()}; this one is {model.sha256.hex()}"
         )
     here = fingerprint(packed.device)
-    if text.checkpoints is None:
-        here.pop("blas", None)  # version 1 does not multiply with it
+    if earlier := _is_earlier(text, packed.device):  # its steps do not depend on these
+        here.pop("blas", None)
+        here.pop("steps", None)
     if text.platform != here and not allow_platform_mismatch:
         raise ArtifactError(
             f"coded on another platform ({describe(text.platform)}); this one is {describe(here)}. Predictions may "
@@ -184,7 +187,7 @@ def decompress_bytes(
         _check_memory(packed, len(text.streams))
     except ConfigError as error:
         raise ArtifactError(f"the header asks for what the model cannot do: {error}") from error
-    tokens = _decode(packed, config, text, progress)
+    tokens = _decode(packed, config, text, earlier, progress)
     decoded = b"".join(
         detokenize(CodedTokens(each, stream.joined), packed.tokenizer)
         for each, stream in zip(tokens, text.streams, strict=True)
@@ -240,20 +243,26 @@ def _encode(
     return payloads, bytes(checked.collected)
 
 
-def _decode(packed: PackedModel, config: Config, text: CodedText, progress: Progress) -> list[np.ndarray]:
+def _decode(
+    packed: PackedModel, config: Config, text: CodedText, earlier: bool, progress: Progress
+) -> list[np.ndarray]:
     if not text.streams:
         return []
     lengths = [stream.num_tokens for stream in text.streams]
     total = sum(lengths)
     payloads = [stream.payload for stream in text.streams]
-    latest = text.checkpoints is not None
-    with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths, latest) as predictor:
+    with exact_arithmetic(packed.device, text.threads), _predictor(packed, config, lengths, earlier) as predictor:
         checked = predictor if text.checkpoints is None else CheckedPredictor(predictor, text.checkpoints)
         return decode_streams(checked, payloads, lengths, tick=lambda done: progress("decompress", done, total))
 
 
+def _is_earlier(text: CodedText, device: torch.device) -> bool:
+    """Whether the file needs the arithmetic of earlier files on this device, see `exactness`."""
+    return "steps" not in text.platform if device.type == "cuda" else text.checkpoints is None
+
+
 def _predictor(
-    packed: PackedModel, config: Config, lengths: list[int], in_numpy: bool = True
+    packed: PackedModel, config: Config, lengths: list[int], earlier: bool = False
 ) -> AbstractContextManager[WindowPredictor | DocumentPredictor]:
     longest = max(lengths)
     return fresh_predictor(
@@ -262,18 +271,25 @@ def _predictor(
         Windows.of(config),
         Streams(len(lengths), longest, longest, packed.tokenizer.bos_id),
         seed=config.seed,
-        in_numpy=in_numpy,
+        earlier=earlier,
     )
 
 
 def _check_memory(packed: PackedModel, num_streams: int) -> None:
-    """Raise ConfigError when the caches of all streams would be large before the first checkpoint is reached."""
-    config = packed.model.config
-    positions = num_streams * min(FIRST_STEPS, packed.window)
-    cache_bytes = positions * 2 * packed.model.num_positions * config.kv_dim * packed.model.compute_dtype.itemsize
-    if num_streams > _AUTOMATIC_STREAMS and cache_bytes > _MAX_CACHE_BYTES:
-        most = num_streams * _MAX_CACHE_BYTES // cache_bytes
+    """Raise ConfigError when the caches of so many streams would be too large, see `_most_streams`."""
+    if num_streams > (most := _most_streams(packed)):
         raise ConfigError(f"{num_streams} streams take too much memory with this model; use {most} or fewer")
+
+
+def _most_streams(packed: PackedModel) -> int:
+    """Streams whose caches are small when the first checkpoint is reached, or together fill half of a GPU's memory."""
+    model = packed.model
+    position_bytes = 2 * model.num_positions * model.config.kv_dim * model.compute_dtype.itemsize
+    most = _MAX_CACHE_BYTES // (position_bytes * min(FIRST_STEPS, packed.window))
+    if packed.device.type == "cuda":  # caches of recorded steps have all their positions at once
+        memory_bytes = torch.cuda.get_device_properties(packed.device).total_memory
+        most = max(most, memory_bytes // 2 // (position_bytes * packed.window))
+    return max(most, _AUTOMATIC_STREAMS)
 
 
 def _warn_of_long_chunks(ttt: TTTConfig, streams: list[CodedTokens]) -> None:
@@ -287,7 +303,7 @@ def _warn_of_long_chunks(ttt: TTTConfig, streams: list[CodedTokens]) -> None:
         )
 
 
-def _num_streams(streams: int, num_bytes: int, window: int) -> int:
+def _num_streams(streams: int, num_bytes: int, window: int, most_automatic: int) -> int:
     if streams:
         highest = min(num_bytes, file_format.MAX_STREAMS)
         if not 1 <= streams <= highest:
@@ -295,7 +311,7 @@ def _num_streams(streams: int, num_bytes: int, window: int) -> int:
                 f"{streams} streams of {num_bytes:,} bytes are not possible; choose from 1 to {highest:,}"
             )
         return streams
-    return max(1, min(_AUTOMATIC_STREAMS, num_bytes // (_WINDOWS_PER_STREAM * window * _BYTES_PER_TOKEN)))
+    return max(1, min(most_automatic, num_bytes // (_WINDOWS_PER_STREAM * window * _BYTES_PER_TOKEN)))
 
 
 def _digest(data: bytes) -> bytes:

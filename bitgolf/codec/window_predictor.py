@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitgolf.codec.range_coder import Streams
+from bitgolf.codec.range_coder import Array, Streams
 from bitgolf.errors import RuleViolation
 from bitgolf.evaluate.adapted_pass import AdaptedPass
 from bitgolf.evaluate.tape import TokenReader
@@ -34,8 +34,7 @@ class WindowPredictor:
         window: int,  # T
         stride: int,  # targets of a window after the first
         adapted: AdaptedPass | None = None,  # adapter and chunk, or None
-        # take the steps of a small model in NumPy; files of format version 1 were coded without.
-        in_numpy: bool = True,
+        earlier: bool = False,  # the arithmetic of earlier files, see `codec.exactness`
     ) -> None:
         self.model, self.window, self.stride, self.adapted = model, window, stride, adapted
         self.device = model.embedding.device
@@ -45,8 +44,9 @@ class WindowPredictor:
         self.going = np.ones(streams.number, dtype=bool)
         self.position = 0  # next target; inputs 0..position are known
         self.begin = -1  # first input of the window in `steps`; -1 = none
-        small = SmallStep(model, streams.number, window) if in_numpy and is_small(model, streams.number) else None
-        self.steps = CachedSteps(model, window, recorder=recorder_for(model), small=small)
+        small = None if earlier or not is_small(model, streams.number) else SmallStep(model, streams.number, window)
+        positions = window if earlier else streams.positions(window)
+        self.steps = CachedSteps(model, positions, recorder=recorder_for(model), small=small, whole=earlier)
 
     @torch.no_grad()
     def logits(self, going: np.ndarray) -> Tensor:
@@ -63,9 +63,9 @@ class WindowPredictor:
             return self.steps.begin(self.tokens[:, begin : position + 1])
         return self.steps.step(self.tokens[:, position : position + 1])
 
-    def accept(self, tokens: np.ndarray) -> None:
+    def accept(self, tokens: Array) -> None:
         self.position += 1
-        self.tokens[:, self.position] = torch.from_numpy(tokens).to(self.device)
+        self.tokens[:, self.position] = torch.as_tensor(tokens, device=self.device)
         self.lengths += self.going
 
     def _adapt(self, start: int, stop: int) -> None:

@@ -62,6 +62,10 @@ class AttentionConfig(Section):
         """The windows of the layers that have one, and of the others (0 = none)."""
         return self.window, 0
 
+    def layer_window(self, layer: int) -> int:
+        """The window of one layer (0 = none)."""
+        return 0 if layer in self.full_layers else self.window
+
     @property
     def is_masked(self) -> bool:
         """Whether some layer's attention has another mask than the causal one."""

@@ -3,8 +3,8 @@
 `GPT.hidden(tokens, cache)` adds the tokens to the cache and computes their outputs. There are two caches:
 
 - `GenerationCache` takes any number of tokens per pass, and grows.
-- `FixedCache` takes one token per pass and has a fixed number of positions. Its shapes never change and its position is
-  a tensor, so one pass can be recorded as a CUDA graph and replayed. It starts from a `GenerationCache`.
+- `FixedCache` takes one token per pass and has a fixed number of positions. Its position is a tensor and its shapes
+  change only with `reach`, so a pass can be recorded as a CUDA graph and replayed. It starts from a `GenerationCache`.
 
 Legend: B batch, T new positions, S all positions, H query heads, G key/value heads, K head width.
 """
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitgolf.config.model import AttentionConfig
+from bitgolf.config.model import AttentionConfig, ModelConfig
 from bitgolf.model.document_borders import BOS, document_mask, first_of_pieces, marked
+from bitgolf.model.order import layer_order
 
 _LOOKS_BACK = 2  # tokens before it that a token's embedding depends on: the smear takes one, the bigram of that another
 
@@ -28,7 +29,7 @@ class Taken(NamedTuple):
 
     recent: Tensor  # the new tokens and those before them that their embeddings depend on, (B, up to _LOOKS_BACK + T)
     positions: Tensor  # of the new tokens, (T,) fp32
-    mask: Tensor | None  # of the keys that they may attend to, bool (T, S) or (B, 1, T, S); None = all up to themselves
+    mask: Tensor | None  # of the keys that they may attend to, see `attend_to_cache`; None = all up to themselves
     near: Tensor | None  # the same for the layers with a window
     begins: Tensor | None  # where a document or piece begins among the new tokens, bool (B, T); None = nowhere
 
@@ -121,16 +122,29 @@ class _GrowingLayer:
 class FixedCache:
     """A cache of fixed size, which takes one token per pass.
 
+    A pass attends to the first `reach` positions, so short rows cost less; the caller raises `reach` in time. A layer
+    with a window of W positions has a ring of W: position p is in slot p modulo W.
+
     Args:
         beginning: the cache of the tokens so far, at least _LOOKS_BACK of them; its contents are copied.
         size: number of positions S, more than the beginning has.
+        config: of the model.
+        rings: False gives every layer S positions.
     """
 
-    def __init__(self, beginning: GenerationCache, size: int) -> None:
+    def __init__(self, beginning: GenerationCache, size: int, config: ModelConfig, rings: bool = True) -> None:
         assert beginning.tokens is not None and self.fits(beginning)
-        device = beginning.tokens.device
-        self.fixed = [_FixedLayer(layer, size) for layer in beginning.grown]
+        device, window = beginning.tokens.device, config.attention.window
+        self.size = self.reach = size
+        self.ring = window if rings and 0 < window < size else 0  # 0 = none
+        sizes = [
+            self.ring if self.ring and config.attention.layer_window(position.layer) else size
+            for position in layer_order(config, looped=True)
+        ]
+        self.fixed = [_FixedLayer(layer, size) for layer, size in zip(beginning.grown, sizes, strict=True)]
         self.layers: list[LayerCache] = list(self.fixed)
+        self.queries = config.num_heads // config.num_kv_heads  # per head of keys
+        self.dtype = self.fixed[0].keys.dtype
         self.recent = torch.zeros_like(beginning.tokens[:, -_LOOKS_BACK:])  # (B, _LOOKS_BACK)
         self.places = torch.arange(size, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)  # of the next token
@@ -155,19 +169,29 @@ class FixedCache:
     def take(self, tokens: Tensor, attention: AttentionConfig) -> Taken:
         """See `Cache`; one token per pass, which is not part of the cache before `advance`."""
         assert tokens.size(1) == 1
+        slot = self.position % self.ring if self.ring else self.position
         for layer in self.fixed:
-            layer.position = self.position
-        mask, begins = self.places <= self.position, None
+            layer.slot, layer.reach = (slot if layer.size == self.ring else self.position), self.reach
+        places, begins = self.places[: self.reach], None
+        first = torch.zeros_like(self.position)  # that a query may attend to, (1,) or (B, 1)
         if attention.within_documents:
             first = self._document(tokens)
             if attention.document_tokens:  # of the piece
                 first = self.position - (self.position - first) % attention.document_tokens
             begins = first == self.position
-            mask = (mask & (self.places >= first))[:, None]  # (B, 1, S)
-        mask = near = mask[..., None, :]  # (1, S) or (B, 1, 1, S)
-        if attention.window:
-            near = mask & (self.places > self.position - attention.window)
+        allowed = (places <= self.position) & (places >= first)  # (reach,) or (B, reach)
+        mask = near = self._added(allowed)
+        if self.ring:
+            slots = places[: self.ring]
+            near = self._added(self.position - (self.position - slots) % self.ring >= first)
+        elif attention.window:
+            near = self._added(allowed & (places > self.position - attention.window))
         return Taken(torch.cat((self.recent, tokens), dim=1), self.position.float(), mask, near, begins)
+
+    def _added(self, allowed: Tensor) -> Tensor:
+        """What a mask (S,) or (B, S) adds to scores, see `attend_to_cache`: (1 or B, 1, H / G, S)."""
+        rows = allowed.view(-1, 1, 1, allowed.size(-1)).repeat(1, 1, self.queries, 1)
+        return torch.zeros_like(rows, dtype=self.dtype).masked_fill_(~rows, -torch.inf)
 
     def advance(self, tokens: Tensor) -> None:
         """Make the token of the last pass, (B, 1), part of the cache."""
@@ -183,18 +207,24 @@ class FixedCache:
 
 
 class _FixedLayer:
-    position: Tensor  # (1,) int64, of the next key and value
+    slot: Tensor  # (1,) int64, of the next key and value
+    reach: int
 
     def __init__(self, layer: _GrowingLayer, size: int) -> None:
         keys, values = layer.contents()
         shape = (keys.size(0), size, *keys.shape[2:])
+        self.size = size
         self.keys, self.values = keys.new_zeros(shape), values.new_zeros(shape)
         # Of the last position and of the one that is computed, see `hand_over`; None in layers without an offset.
         self.kept = None if layer.kept is None else layer.kept.clone()
         self.own = None if layer.kept is None else layer.kept.clone()
 
     def load(self, layer: _GrowingLayer) -> None:
-        self.keys[:, : layer.length], self.values[:, : layer.length] = layer.contents()
+        lap = layer.length - layer.length % self.size  # first position of the last round
+        for buffer, contents in zip((self.keys, self.values), layer.contents(), strict=True):
+            buffer[:, : layer.length - lap] = contents[:, lap:]
+            if lap:
+                buffer[:, layer.length - lap :] = contents[:, layer.length - self.size : lap]
         if self.kept is not None and layer.kept is not None:
             self.kept.copy_(layer.kept)
 
@@ -212,22 +242,24 @@ class _FixedLayer:
         # With deterministic algorithms an indexed copy would sort its indices first. One index has only one order.
         deterministic = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(False)
-        self.keys.index_copy_(1, self.position, k)
-        self.values.index_copy_(1, self.position, v)
+        self.keys.index_copy_(1, self.slot, k)
+        self.values.index_copy_(1, self.slot, v)
         torch.use_deterministic_algorithms(deterministic)
-        return self.keys, self.values
+        return self.keys[:, : self.reach], self.values[:, : self.reach]
 
 
 def attend_to_cache(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Causal attention of the last T positions, q (B, T, H, K), to all S positions, k and v (B, S, G, K).
 
-    A `mask`, bool (B, 1, T, S) or (T, S), replaces the causal mask. Returns (B, T, H, K).
+    A `mask`, bool (B, 1, T, S) or (T, S), replaces the causal mask. A mask of numbers is added to the scores of the T x
+    H / G queries of a head of keys, (1 or B, 1, T * H / G, S). Returns (B, T, H, K).
     """
     (B, T, H, K), S, G = q.shape, k.size(1), k.size(2)
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     # Fast kernels with masks do not support head groups, so the query heads of a group become queries of one head.
     folded = q.view(B, T, G, H // G, K).permute(0, 2, 3, 1, 4).reshape(B, G, -1, K)
-    mask = torch.cat([mask] * (H // G), dim=-2)
+    if mask.dtype == torch.bool:
+        mask = torch.cat([mask] * (H // G), dim=-2)
     y = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return y.view(B, G, H // G, T, K).permute(0, 3, 1, 2, 4).reshape(B, T, H, K)

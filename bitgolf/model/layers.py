@@ -111,7 +111,7 @@ class Attention(nn.Module):
         ve, channels = config.value_embedding, min(_VALUE_GATE_CHANNELS, config.model_dim)
         has_gate = ve.gated and layer in ve.layers
         self.value_gate = nn.Parameter(torch.zeros(config.num_kv_heads, channels)) if has_gate else None
-        self.has_window = config.attention.window > 0 and layer not in config.attention.full_layers
+        self.has_window = config.attention.layer_window(layer) > 0
         self.key_offset = config.attention.key_offset and not self.has_window
         self.attend: Callable[..., Tensor]  # of the backend, see `GPT.set_attention_backend`
         self.kernels: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None

@@ -16,7 +16,11 @@ from bitgolf.codec.counts import TOTAL
 def token_counts(logits: np.ndarray) -> np.ndarray:
     """The counts, which NumPy and PyTorch compute alike."""
     result = counts.token_counts(logits)
-    assert np.array_equal(counts.token_counts_on_device(torch.from_numpy(logits)).numpy(), result)
+    sums = counts.DeviceSums(torch.from_numpy(logits))
+    for token in {0, 1, logits.shape[1] - 1, *logits.argmax(1).tolist(), *range(0, logits.shape[1], 97)}:
+        before, own = sums.intervals(torch.full((len(logits),), token))
+        assert own.tolist() == result[:, token].tolist()
+        assert before.tolist() == result[:, :token].sum(1).tolist()
     return result
 
 

@@ -13,6 +13,7 @@ from bitgolf.config import TTTConfig
 from bitgolf.data.tokenizer import Tokenizer
 from bitgolf.errors import ArtifactError
 from bitgolf.language_model import LanguageModel
+from bitgolf.model import cached_steps
 from bitgolf.model.build import build_model
 
 pytestmark = [
@@ -41,11 +42,20 @@ def on_gpu(lossless: Tokenizer) -> Iterator[CodecModel]:
     ],
     ids=lambda ttt: "plain" if ttt is None else ttt.method,
 )
-def test_texts_come_back(ttt: TTTConfig | None, on_gpu: CodecModel, letters: bytes) -> None:
-    coded = compress_bytes(letters, on_gpu, streams=4, ttt=ttt)
+@pytest.mark.parametrize("streams", [4, 20])
+def test_texts_come_back(
+    ttt: TTTConfig | None, streams: int, on_gpu: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_steps, "_LEAST_REACH", 4)
+    coded = compress_bytes(letters, on_gpu, streams=streams, ttt=ttt)
     assert coded.text.platform["dtype"] == "bfloat16"
     assert decompress_bytes(coded.data, on_gpu) == letters
-    assert compress_bytes(letters, on_gpu, streams=4, ttt=ttt).data == coded.data
+    assert compress_bytes(letters, on_gpu, streams=streams, ttt=ttt).data == coded.data
+
+
+def test_hundreds_of_streams_come_back(on_gpu: CodecModel, letters: bytes) -> None:
+    coded = compress_bytes(letters, on_gpu, streams=400)
+    assert decompress_bytes(coded.data, on_gpu) == letters
 
 
 def test_a_cpu_refuses_what_a_gpu_coded(on_gpu: CodecModel, model: CodecModel, letters: bytes) -> None:

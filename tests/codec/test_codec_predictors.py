@@ -34,6 +34,7 @@ def caches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param != "numpy":
         monkeypatch.setattr(window_predictor, "is_small", lambda *_: False)
     if request.param == "fixed":
+        monkeypatch.setattr(cached_steps, "_LEAST_REACH", 4)  # steps of four reaches
         for module in (window_predictor, document_predictor):
             monkeypatch.setattr(module, "recorder_for", lambda model: lambda run: run)
 

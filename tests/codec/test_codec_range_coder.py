@@ -18,6 +18,20 @@ from bitgolf.errors import ArtifactError
 VOCAB = 270
 
 
+def use_device(patch: pytest.MonkeyPatch) -> None:
+    """From now on run the arithmetic and the decoders of a GPU, on tensors of the CPU, in blocks of few steps."""
+    patch.setattr(coder, "_is_on_host", lambda logits: False)
+    patch.setattr(coder, "_STEPS_AT_ONCE", 5)
+    patch.setattr(coder, "_ROWS_AT_ONCE", 2)
+
+
+@pytest.fixture(params=["host", "device"])
+def sides(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs with the arithmetic of a CPU and with that of a GPU."""
+    if request.param == "device":
+        use_device(monkeypatch)
+
+
 class Memory:
     """A predictor whose predictions depend on all accepted tokens; it records its calls."""
 
@@ -112,6 +126,7 @@ def test_any_words_decode_as_in_constriction(seed: int, num_words: int, steps: i
         assert not outcome and tokens.tolist() == expected
 
 
+@pytest.mark.usefixtures("sides")
 def test_streams_of_different_lengths_read_their_own_words() -> None:
     streams = draw(9, [300, 0, 1, 120])
     payloads = encode_streams(Memory(4), streams)
@@ -135,21 +150,39 @@ class Solo:
         self.step += 1
 
 
-@pytest.mark.parametrize("rows_at_once", [2, 512])
-def test_a_device_finds_the_intervals_that_the_host_finds(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions of a GPU, run here on tensors of the CPU."""
-    monkeypatch.setattr(coder, "_ROWS_AT_ONCE", rows_at_once)
-    logits = Memory(5, 1).logits(np.ones(5, bool))
-    counts = torch.from_numpy(token_counts(logits.numpy()))
-    quantiles = np.random.default_rng(2).integers(0, TOTAL, 5)
-    host = coder._on_host(coder._by_rows(coder._token_and_interval, logits, quantiles))
-    device = coder._on_host(list(coder._token_and_interval(counts, torch.from_numpy(quantiles))))
-    assert np.array_equal(host, device)
-    tokens, before, own = host
-    assert (before <= quantiles).all() and (quantiles < before + own).all()
-    assert np.array_equal(coder._on_host(coder._by_rows(coder._interval, logits, tokens)), host[1:])
+@given(st.integers(0, 999), st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([0.0, 3.0, 40.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_device_writes_and_reads_what_the_host_does(seed: int, lengths: list[int], sharpness: float) -> None:
+    streams = draw(seed, lengths)
+    host, there, back = (Memory(len(streams), seed, sharpness) for _ in range(3))
+    payloads = encode_streams(host, streams)
+    with pytest.MonkeyPatch.context() as patch:
+        use_device(patch)
+        assert encode_streams(there, streams) == payloads
+        decoded = decode_streams(back, payloads, lengths)
+    assert [s.tolist() for s in decoded] == [s.tolist() for s in streams]
+    assert host.diary == there.diary == back.diary
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 12), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_a_device_judges_damaged_words_as_the_host_does(seed: int, num_words: int, steps: int, high: bool) -> None:
+    words = np.random.default_rng(seed).integers(0, 2**32, (2, num_words), dtype=np.uint32)
+    words[:, : num_words * high] = 2**32 - 1
+    outcomes = []
+    for patched in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if patched:
+                use_device(patch)
+            try:
+                decoded = decode_streams(Memory(2, seed), [row.astype("<u4").tobytes() for row in words], [steps, 7])
+                outcomes.append(str([stream.tolist() for stream in decoded]))
+            except ArtifactError as error:
+                outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.usefixtures("sides")
 def test_predictions_that_are_not_finite_are_refused() -> None:
     class Broken(Memory):
         def logits(self, going: np.ndarray) -> torch.Tensor:
@@ -164,6 +197,7 @@ def test_predictions_that_are_not_finite_are_refused() -> None:
         decode_streams(Broken(2), [b"\0" * 8] * 2, [3, 1])
 
 
+@pytest.mark.usefixtures("sides")
 def test_a_stop_token_ends_a_stream_before_its_limit() -> None:
     streams = [np.array([5, 9, 1]), np.array([1]), np.array([7, 7, 7, 7])]
     payloads = encode_streams(Memory(3), streams)
@@ -171,6 +205,7 @@ def test_a_stop_token_ends_a_stream_before_its_limit() -> None:
     assert [s.tolist() for s in decoded] == [s.tolist() for s in streams]
 
 
+@pytest.mark.usefixtures("sides")
 def test_progress_counts_tokens() -> None:
     done: list[int] = []
     payloads = encode_streams(Memory(2), draw(0, [3, 1]), done.append)
@@ -180,12 +215,14 @@ def test_progress_counts_tokens() -> None:
     assert done == [2, 3, 4]
 
 
+@pytest.mark.usefixtures("sides")
 def test_a_payload_that_goes_on_is_refused() -> None:
     (payload,) = encode_streams(Memory(1), draw(0, [20]))
     with pytest.raises(ArtifactError, match="stream 0 continues after its last token"):
         decode_streams(Memory(1), [payload + b"\1\2\3\4" * 4], [20])
 
 
+@pytest.mark.usefixtures("sides")
 def test_half_a_word_is_refused() -> None:
     with pytest.raises(ArtifactError, match="stream 1 has 3 bytes"):
         decode_streams(Memory(2), [b"", b"abc"], [1, 1])

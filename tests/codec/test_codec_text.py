@@ -15,10 +15,18 @@ from hypothesis import strategies as st
 from test_codec_file import fuzz
 from toy_models import make_scorer
 
-from bitgolf.codec import CodecModel, compress_bytes, decompress_bytes, file_format, range_coder
+from bitgolf.codec import (
+    CodecModel,
+    compress_bytes,
+    counts,
+    decompress_bytes,
+    document_predictor,
+    file_format,
+    range_coder,
+    window_predictor,
+)
 from bitgolf.codec import text as codec_text
 from bitgolf.codec.checkpoints import CheckedPredictor, num_checkpoints
-from bitgolf.codec.counts import token_counts
 from bitgolf.codec.exactness import exact_arithmetic
 from bitgolf.codec.file_format import CodedStream
 from bitgolf.codec.text import codec_configuration
@@ -30,6 +38,7 @@ from bitgolf.evaluate import ScoreTape, evaluate
 from bitgolf.evaluate.adapted_pass import adapted_pass
 from bitgolf.evaluate.chunk_training import preserved
 from bitgolf.evaluate.window_scorer import Windows
+from bitgolf.model import cached_steps
 from bitgolf.run.ranks import World
 
 MakeModel = Callable[..., CodecModel]
@@ -142,6 +151,26 @@ def test_adapted_streams_come_back(ttt: TTTConfig, model: CodecModel, letters: b
     assert [stream.joined for stream in coded.text.streams] == [False, False, True]
 
 
+@pytest.mark.parametrize(("streams", "size"), [(1, 90), (7, 331), (250, 700)])
+@pytest.mark.parametrize("ttt", [None, *ADAPTED[:3]], ids=lambda ttt: "plain" if ttt is None else ttt.method)
+def test_the_steps_of_a_gpu_give_the_same_file_with_each_arithmetic(
+    ttt: TTTConfig | None, streams: int, size: int, model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded steps (here run anew) with the coder of the host and with that of a GPU, on tensors of the CPU."""
+    monkeypatch.setattr(codec_text, "is_small", lambda *_: False)
+    monkeypatch.setattr(window_predictor, "is_small", lambda *_: False)
+    monkeypatch.setattr(cached_steps, "_LEAST_REACH", 4)
+    for module in (window_predictor, document_predictor):
+        monkeypatch.setattr(module, "recorder_for", lambda model: lambda run: run)
+    on_host = compress_bytes(letters[:size], model, streams=streams, ttt=ttt)
+    monkeypatch.setattr(range_coder, "_is_on_host", lambda logits: False)
+    monkeypatch.setattr(range_coder, "_STEPS_AT_ONCE", 7)
+    on_device = compress_bytes(letters[:size], model, streams=streams, ttt=ttt)
+    assert on_device.data == on_host.data
+    assert decompress_bytes(on_device.data, model) == letters[:size]
+    assert compress_bytes(b"", model, ttt=ttt).num_tokens == 0
+
+
 def test_the_decoder_takes_the_coders_threads(
     model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +230,8 @@ def test_another_platform_is_refused_unless_allowed(model: CodecModel, letters: 
 def test_other_arithmetic_is_found_out(model: CodecModel, letters: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits that differ in their last bits give an error, never another text."""
     coded = compress_bytes(letters[:150], model)
-    monkeypatch.setattr(range_coder, "token_counts", lambda logits: token_counts(logits * np.float32(1 + 1e-3)))
+    own = counts.token_counts
+    monkeypatch.setattr(counts, "token_counts", lambda logits: own(logits * np.float32(1 + 1e-3)))
     with pytest.raises(ArtifactError):
         decompress_bytes(coded.data, model)
 
@@ -358,6 +388,24 @@ def test_headers_cannot_ask_for_much_work(
         decompress_bytes(file_format.write(text), model)
 
 
+def test_on_cuda_files_without_steps_have_earlier_arithmetic(model: CodecModel) -> None:
+    latest = compress_bytes(b"some text", model).text
+    version_1 = replace(latest, checkpoints=None)
+    with_steps = replace(latest, platform={"steps": "2"})
+    for text, on_cpu, on_cuda in ((latest, False, True), (version_1, True, True), (with_steps, False, False)):
+        assert codec_text._is_earlier(text, torch.device("cpu")) == on_cpu
+        assert codec_text._is_earlier(text, torch.device("cuda")) == on_cuda
+
+
+def test_caches_of_all_streams_fill_at_most_half_of_a_gpu(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: Any = SimpleNamespace(device=torch.device("cuda"), model=model.packed.model, window=1 << 20)
+    position_bytes = 2 * 3 * 16 * 4  # keys and values of three layers, two heads of eight numbers
+    for share, most in ((300, 300), (3_000, 3_000), (5, 2**28 // (64 * position_bytes))):
+        memory = SimpleNamespace(total_memory=2 * share * position_bytes << 20)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, memory=memory: memory)
+        assert codec_text._most_streams(packed) == max(most, 2**28 // (64 * position_bytes))
+
+
 def test_what_a_decoder_would_refuse_is_not_coded(model: CodecModel, monkeypatch: pytest.MonkeyPatch) -> None:
     many = TTTConfig(method="full", weights={"epochs": 101, "chunk_tokens": 16})
     with pytest.raises(ConfigError, match="epochs 101 is above the codec's limit of 100"):
@@ -382,10 +430,10 @@ def stream_of(*tokens: int) -> Any:
 
 def test_streams_are_chosen_by_size() -> None:
     choose = codec_text._num_streams
-    assert choose(0, 1, 2048) == 1
-    sizes = [choose(0, 10**n, 1024) for n in range(1, 11)]
-    assert sizes == sorted(sizes) and sizes[-1] == codec_text._AUTOMATIC_STREAMS
-    assert choose(3, 100, 1024) == 3
+    assert choose(0, 1, 2048, 128) == 1
+    sizes = [choose(0, 10**n, 1024, 77) for n in range(1, 11)]
+    assert sizes == sorted(sizes) and sizes[-1] == 77
+    assert choose(3, 100, 1024, 1) == 3
 
 
 def test_chunks_that_hold_the_longest_stream_are_a_warning(

@@ -107,17 +107,28 @@ def test_cached_generation_is_the_full_pass(changes: dict, steps: tuple[int, ...
     ],
     ids=["rows", "documents", "pieces of 5", "pieces of 4", "offset", "offset in documents", "offset in pieces"],
 )
-def test_a_cache_of_fixed_size_is_the_full_pass(changes: dict) -> None:
-    model, rows = make(LOOP | changes | {"attention.window": 3}), tokens(2, 14)
-    beginning = GenerationCache(model.num_positions)
+@pytest.mark.parametrize("window", [3, 5, 40])
+@pytest.mark.parametrize("rings", [True, False])
+def test_a_cache_of_fixed_size_is_the_full_pass(changes: dict, window: int, rings: bool) -> None:
+    """Rings of the window, also those that are full at the beginning, and passes that reach few positions."""
+    model, rows = make(LOOP | changes | {"attention.window": window}), tokens(2, 14)
+    cache: FixedCache | None = None
     with torch.no_grad():
-        model.hidden(rows[:, :2], beginning)
-        cache, outputs = FixedCache(beginning, 16), []
-        for position in range(2, 14):
-            token = rows[:, position : position + 1]
-            outputs.append(model.hidden(token, cache))
-            cache.advance(token)
-        torch.testing.assert_close(torch.cat(outputs, 1), model.hidden(rows)[:, 2:], atol=1e-4, rtol=1e-4)
+        expected = model.hidden(rows)
+        for first in (2, 8, 5):
+            beginning = GenerationCache(model.num_positions)
+            model.hidden(rows[:, :first], beginning)
+            if cache is None:
+                cache = FixedCache(beginning, 16, model.config, rings)
+            cache.load(beginning)
+            for position in range(first, 14):
+                cache.reach = next(reach for reach in (4, 8, 16) if reach > position)
+                token = rows[:, position : position + 1]
+                output = model.hidden(token, cache)[:, 0]
+                torch.testing.assert_close(output, expected[:, position], atol=1e-4, rtol=1e-4)
+                cache.advance(token)
+    sizes = {layer.size for layer in cache.fixed}
+    assert sizes == ({16, window} if rings and window < 16 else {16})
 
 
 def _ignores_the_window(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, window: int) -> Tensor:
