@@ -47,7 +47,7 @@ _logger = logging.getLogger(__name__)
 _WINDOWS_PER_STREAM = 8
 _BYTES_PER_TOKEN = 3  # rounded; vocabularies of 1,024 to 8,192 pieces have 2.4 to 3.7
 _AUTOMATIC_STREAMS = 128
-_AUTOMATIC_STREAMS_CUDA = 512  # a step of a GPU takes about as long for hundreds of streams as for one
+_AUTOMATIC_STREAMS_CUDA = 512  # one step has about a thousand kernels, most of them too small for a GPU
 _MAX_CACHE_BYTES = 1 << 28  # keys and values of all streams at the first checkpoint
 # Of the adapters' forward passes. It is part of the format, because sums are rounded in the order of their pieces.
 _BATCH_TOKENS = 65_536
