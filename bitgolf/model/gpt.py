@@ -138,9 +138,12 @@ class GPT(nn.Module):
         hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
         mlp_kernel: Callable[..., Tensor] | None = None
         if hopper and self.compute_dtype == torch.bfloat16 and find_spec("quack"):
-            from bitgolf.model.mlp_quack import mlp
+            from bitgolf.model.mlp_quack import mlp, refusal
 
-            mlp_kernel = mlp
+            if reason := refusal(device):
+                log.warning("quack-kernels cannot make its kernels; a training step takes 3 %% longer: %s", reason)
+            else:
+                mlp_kernel = mlp
         elif hopper:
             log.warning("without the package quack-kernels (bitgolf[hopper]) a training step takes 3 % longer")
         for block in self.blocks:

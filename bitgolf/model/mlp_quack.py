@@ -95,3 +95,16 @@ def mlp(x: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
     """The MLP of x (..., D), in bf16; gradients reach x, up (F, D) and down (D, F)."""
     y: Tensor = mlp_forward(x.flatten(0, -2), up, down, slope)[0]
     return y.view(x.shape)
+
+
+def refusal(device: torch.device) -> str:
+    """Why the package cannot compute an MLP on `device`, one line; empty if it can.
+
+    It refuses to compile, for example, when its needs are not installed in a folder `site-packages`.
+    """
+    x = up = torch.zeros(256, 64, dtype=torch.bfloat16, device=device)
+    try:
+        mlp_backward(x, up.T.contiguous(), mlp_forward(x, up, up.T.contiguous(), 0.5)[1], 0.5)
+    except Exception as error:  # whatever the package, its compiler or the driver raise
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return ""

@@ -216,12 +216,15 @@ def test_every_layer_uses_the_kernels_that_are_asked_for(monkeypatch: pytest.Mon
         GPT(ModelConfig(model_dim=24, **shape), 8).use_kernels()
 
 
-@pytest.mark.parametrize(("generation", "installed"), [(8, True), (9, False), (9, True), (10, False)])
+@pytest.mark.parametrize(
+    ("generation", "installed", "reason"),
+    [(8, True, ""), (9, False, ""), (9, True, ""), (9, True, "TypeError: no key"), (10, False, "")],
+)
 def test_the_mlp_has_a_kernel_of_its_own_on_hopper_gpus_alone(
-    generation: int, installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    generation: int, installed: bool, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, functions in (("loss_triton", ["softcapped_cross_entropy"]), ("mlp_quack", ["mlp"])):
-        module = SimpleNamespace(**{function: function for function in functions})
+        module = SimpleNamespace(**{function: function for function in functions}, refusal=lambda device: reason)
         monkeypatch.setitem(sys.modules, f"bitgolf.model.{name}", module)
     attention = SimpleNamespace(rotate_normed=None, exclude_and_gate=None)
     monkeypatch.setitem(sys.modules, "bitgolf.model.attention_triton", attention)
@@ -234,6 +237,8 @@ def test_the_mlp_has_a_kernel_of_its_own_on_hopper_gpus_alone(
         model.embedding = SimpleNamespace(device=torch.device(device))
         hopper = (device, generation) == ("cuda", 9)
         caplog.clear()
-        assert model.use_kernels() == ("triton, quack" if hopper and installed else "triton")
-        assert {block.mlp.kernel for block in model.blocks} == {"mlp" if hopper and installed else None}
-        assert ("quack-kernels" in caplog.text) == (hopper and not installed)
+        works = hopper and installed and not reason
+        assert model.use_kernels() == ("triton, quack" if works else "triton")
+        assert {block.mlp.kernel for block in model.blocks} == {"mlp" if works else None}
+        assert ("quack-kernels" in caplog.text) == (hopper and not works)
+        assert (reason in caplog.text) == (hopper or not reason)

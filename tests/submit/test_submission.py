@@ -289,7 +289,8 @@ def test_lineage_names_what_is_on_and_nothing_else() -> None:
         "Attention windows", "Canonical pairs of tokens", "Depth recurrence", "Document LoRA test-time training",
         "Document attention",
         "Exponential moving average", "LN scale", "Leaky ReLU squared", "MuonEq-R", "Orthogonal initialization",
-        "Parallel lanes", "Partial RoPE", "Polar Express", "Skip gates", "SmearGate v2", "Sparse attention gate", "XSA",
+        "Parallel lanes", "Partial RoPE", "Partial key offset", "Polar Express", "Skip gates", "SmearGate v2",
+        "Sparse attention gate", "XSA",
     }  # fmt: skip
     for component in COMPONENTS:
         assert Config().flat().keys() >= set(component.settings.split())

@@ -81,7 +81,7 @@ def test_the_loss_is_one_graph_with_every_part_of_the_record() -> None:
         {
             "vocab_size": 260, "num_layers": 3, "model_dim": 32, "num_heads": 2, "num_kv_heads": 1, "lanes_from": 2,
             "loop.first": 1, "loop.last": 1, "bigram.dim": 8, "value_embedding.layers": [1], "attention.xsa_layers": 1,
-            "attention.full_layers": [2],
+            "attention.full_layers": [2], "rope.dims": 8,
         }
     )  # fmt: skip
     loss = torch.compile(GPT(config, 16), backend="eager", dynamic=False, fullgraph=True)
