@@ -165,7 +165,10 @@ class Attention(nn.Module):
             return rotate_normed(q, self.q_gain, cos, sin), rotate_normed(k, self.q_gain[:0], cos, sin)
         if learns_on_cpu(q):
             return few_passes.rotate_normed(q, self.q_gain, cos, sin), few_passes.rotate_normed(k, None, cos, sin)
-        q, k = rotate(rms_norm(q), cos, sin), rotate(rms_norm(k), cos, sin)
+        if q.size(1) == 1:  # operations on one token take longer to start than to run, so there is one for both
+            q, k = rotate(rms_norm(torch.cat((q, k), dim=2)), cos, sin).split((q.size(2), k.size(2)), dim=2)
+        else:
+            q, k = rotate(rms_norm(q), cos, sin), rotate(rms_norm(k), cos, sin)
         return q * self.q_gain.to(q.dtype)[:, None], k
 
     def _exclude_and_gate(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
