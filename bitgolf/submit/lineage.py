@@ -54,6 +54,7 @@ COMPONENTS = (
     Component(
         "Partial key offset", "modded-nanogpt (github.com/KellerJordan/modded-nanogpt)", "model.attention.key_offset"
     ),
+    Component("Case transform", "PR 1729", "data.tokenizer", lambda c: c.data.tokenizer == "lossless-case"),
     Component("Orthogonal initialization", "PR 162", "model.init", lambda c: c.model.init == "orthogonal"),
     Component(
         "Muon", "Jordan et al. 2024, baseline",

@@ -286,8 +286,8 @@ def test_lineage_names_what_is_on_and_nothing_else() -> None:
     record = {name for name, _, _ in lineage(load_config("record"))}
     assert plain - record == {"GPTQ on training text", "Sliding window"}
     assert record - plain == {
-        "Attention windows", "Canonical pairs of tokens", "Depth recurrence", "Document LoRA test-time training",
-        "Document attention",
+        "Attention windows", "Canonical pairs of tokens", "Case transform", "Depth recurrence",
+        "Document LoRA test-time training", "Document attention",
         "Exponential moving average", "LN scale", "Leaky ReLU squared", "MuonEq-R", "Orthogonal initialization",
         "Parallel lanes", "Partial RoPE", "Partial key offset", "Polar Express", "Skip gates", "SmearGate v2",
         "Sparse attention gate", "XSA",
