@@ -76,16 +76,25 @@ class DocumentBackend:
 
 def document_ids(tokens: Tensor, document_tokens: int = 0) -> Tensor:
     """Number of each token's document in its row, (B, T) int32, rising from 0 or 1, of tokens (B, T)."""
-    if not document_tokens:
-        return (tokens == BOS).cumsum(1, dtype=torch.int32)
-    positions = torch.arange(tokens.size(1), device=tokens.device).expand(tokens.shape)
-    start = torch.where(tokens == BOS, positions, 0).cummax(1).values
-    return ((positions - start) % document_tokens == 0).cumsum(1, dtype=torch.int32)
+    return _begins(tokens, document_tokens).cumsum(1, dtype=torch.int32)
 
 
 def first_of_pieces(tokens: Tensor, document_tokens: int = 0) -> Tensor:
     """Whether a document or piece begins at each token after the first of its row, bool (B, T), of tokens (B, T)."""
-    return F.pad(document_ids(tokens, document_tokens).diff(dim=1) != 0, (1, 0))
+    return F.pad(_begins(tokens, document_tokens)[:, 1:], (1, 0))
+
+
+def _begins(tokens: Tensor, document_tokens: int) -> Tensor:
+    """Whether a document begins at each token, bool (B, T). With `document_tokens`, every row begins one.
+
+    A running maximum of the beginnings would say the same, but a GPU computes that of one long row with a few threads.
+    """
+    if not document_tokens:
+        return tokens == BOS
+    places = torch.arange(tokens.numel(), device=tokens.device)
+    starts = (tokens == BOS).flatten() | (places % tokens.size(1) == 0)
+    first = torch.nonzero_static(starts, size=tokens.numel(), fill_value=0).squeeze(1)
+    return ((places - first[starts.cumsum(0) - 1]) % document_tokens == 0).view(tokens.shape)
 
 
 def marked(tokens: Tensor, documents: bool) -> Tensor:
