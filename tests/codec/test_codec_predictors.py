@@ -173,6 +173,25 @@ def test_an_adapter_cannot_read_ahead() -> None:
             read(first, last)
 
 
+@pytest.mark.parametrize(
+    ("longest", "earlier", "positions"), [(9, False, 64), (70, False, 128), (990, False, 200), (9, True, 200)]
+)
+def test_steps_have_positions_for_the_longest_stream_and_earlier_ones_for_the_window(
+    longest: int, earlier: bool, positions: int, lossless: Tokenizer
+) -> None:
+    for settings in (config(), config(method="lora")):
+        with fresh_predictor(
+            language_model(tiny_gpt(), lossless),
+            settings.ttt,
+            Windows("sliding", 200, 4, batch_tokens=200),
+            Streams(2, longest, longest, BOS),
+            seed=0,
+            earlier=earlier,
+        ) as predictor:
+            assert (predictor.steps.window, predictor.steps.whole) == (positions, earlier)
+            assert (predictor.steps.small is None) == (earlier or settings.ttt.enabled)
+
+
 DOCUMENTS: list[dict[str, Any]] = [
     {"targets": ("q", "v", "head")},
     {"targets": ("k", "o", "mlp"), "chunk_tokens": 16},

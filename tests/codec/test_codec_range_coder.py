@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bitgolf.codec import range_coder as coder
 from bitgolf.codec.counts import TOTAL, token_counts
-from bitgolf.codec.range_coder import decode_streams, encode_streams
+from bitgolf.codec.range_coder import Streams, decode_streams, encode_streams
 from bitgolf.errors import ArtifactError
 
 VOCAB = 270
@@ -226,3 +226,11 @@ def test_a_payload_that_goes_on_is_refused() -> None:
 def test_half_a_word_is_refused() -> None:
     with pytest.raises(ArtifactError, match="stream 1 has 3 bytes"):
         decode_streams(Memory(2), [b"", b"abc"], [1, 1])
+
+
+def test_a_cache_has_whole_tiles_within_the_window() -> None:
+    for longest, window, positions in (
+        *((1, 2048, 64), (63, 2048, 64), (64, 2048, 64), (65, 2048, 128), (1000, 2048, 1024)),
+        *((1985, 2048, 2048), (9999, 2048, 2048), (65, 100, 100), (64, 100, 64), (5, 16, 16)),
+    ):
+        assert Streams(3, longest, 7, 1).positions(window) == positions

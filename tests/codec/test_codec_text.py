@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_codec_file import fuzz
 from toy_models import make_scorer
 
+import bitgolf
 from bitgolf.codec import (
     CodecModel,
     compress_bytes,
@@ -27,7 +28,7 @@ from bitgolf.codec import (
 )
 from bitgolf.codec import text as codec_text
 from bitgolf.codec.checkpoints import CheckedPredictor, num_checkpoints
-from bitgolf.codec.exactness import exact_arithmetic
+from bitgolf.codec.exactness import exact_arithmetic, fingerprint
 from bitgolf.codec.file_format import CodedStream
 from bitgolf.codec.text import codec_configuration
 from bitgolf.codec.tokens import split_bytes, tokenize
@@ -206,6 +207,40 @@ def test_exact_arithmetic_is_put_back_and_explains_itself() -> None:
     finally:
         torch.set_float32_matmul_precision(before[1])
     assert torch.get_num_threads() == before[0]
+
+
+def test_arithmetic_of_a_gpu_is_deterministic_and_put_back() -> None:
+    memory: Any = torch.utils.deterministic
+
+    def settings() -> tuple[bool, bool, bool]:
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.are_deterministic_algorithms_enabled(), warns, memory.fill_uninitialized_memory
+
+    for before in ((False, False, True), (True, True, False), (True, False, True)):
+        try:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            memory.fill_uninitialized_memory = before[2]
+            with exact_arithmetic(torch.device("cpu"), 1):
+                assert settings() == before
+            with exact_arithmetic(torch.device("cuda"), 1):
+                assert settings() == (True, False, False)
+            assert settings() == before
+        finally:
+            torch.use_deterministic_algorithms(False)
+            memory.fill_uninitialized_memory = True
+
+
+def test_a_fingerprint_names_what_the_arithmetic_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.codec.exactness.device_name", lambda device: f"a {device.type}")
+    monkeypatch.setattr("bitgolf.codec.exactness.blas_name", lambda: "a library")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91_000)
+    versions = {"bitgolf": bitgolf.__version__, "torch": torch.__version__}
+    on_cpu = {"device": "a cpu", "dtype": "float32", "blas": "a library", "simd": "AVX9"}
+    on_cuda = {"device": "a cuda", "dtype": "bfloat16", "cudnn": "91000", "steps": "2"}
+    assert fingerprint(torch.device("cpu")) == versions | on_cpu
+    assert fingerprint(torch.device("cuda")) == versions | on_cuda
 
 
 def test_another_model_is_refused(make_model: MakeModel, model: CodecModel, lossless: Tokenizer) -> None:
@@ -429,11 +464,44 @@ def stream_of(*tokens: int) -> Any:
 
 
 def test_streams_are_chosen_by_size() -> None:
+    """Eight windows of three bytes per token and stream."""
     choose = codec_text._num_streams
-    assert choose(0, 1, 2048, 128) == 1
-    sizes = [choose(0, 10**n, 1024, 77) for n in range(1, 11)]
-    assert sizes == sorted(sizes) and sizes[-1] == 77
-    assert choose(3, 100, 1024, 1) == 3
+    sizes = {1: 1, 49_151: 1, 49_152: 1, 98_303: 1, 98_304: 2, 49_152 * 77 - 1: 76, 49_152 * 77: 77, 49_152 * 78: 77}
+    assert {size: choose(0, size, 2048, 77) for size in sizes} == sizes
+    assert choose(0, 98_304, 1024, 77) == 4
+    assert [choose(*given, 1024, 1) for given in ((3, 100), (100, 100), (1, 1), (4096, 10**6))] == [3, 100, 1, 4096]
+    for streams, size, most in ((101, 100, "100"), (4097, 10**6, "4,096"), (-1, 9, "9")):
+        with pytest.raises(ConfigError, match=f"{streams} streams of {size:,} bytes.*from 1 to {most}$"):
+            choose(streams, size, 1024, 1)
+
+
+@pytest.mark.parametrize(("device", "room", "most"), [("cpu", 9, 128), ("cuda", 511, 511), ("cuda", 513, 512)])
+def test_more_streams_are_chosen_on_a_gpu_that_has_room_for_them(
+    device: str, room: int, most: int, model: CodecModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Chosen(Exception):
+        pass
+
+    def choose(*arguments: int) -> int:
+        raise Chosen(*arguments)
+
+    monkeypatch.setattr(codec_text, "_num_streams", choose)
+    monkeypatch.setattr(codec_text, "_most_streams", lambda packed: room)
+    packed: Any = SimpleNamespace(**vars(model.packed) | {"device": torch.device(device)})
+    with pytest.raises(Chosen) as chosen:
+        compress_bytes(b"some text", replace(model, packed=packed))
+    assert chosen.value.args == (0, 9, 16, most)
+
+
+@pytest.mark.parametrize(("cores", "most"), [(None, 16), (4, 16), (5, 20)])
+def test_a_file_may_need_four_threads_per_core_or_sixteen(
+    cores: int | None, most: int, model: CodecModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    text = replace(compress_bytes(b"", model).text, threads=most)
+    assert decompress_bytes(file_format.write(text), model) == b""
+    with pytest.raises(ArtifactError, match=f"needs {most + 1} threads; on this machine at most {most} are"):
+        decompress_bytes(file_format.write(replace(text, threads=most + 1)), model)
 
 
 def test_chunks_that_hold_the_longest_stream_are_a_warning(

@@ -52,19 +52,20 @@ def test_cast_weights_change_no_bit_and_follow_the_weights(components: dict) -> 
     assert torch.equal(logits(gpt, tokens), after)
 
 
-@pytest.mark.parametrize(("whole", "reaches"), [(False, [4, 8, 12]), (True, [12])])
+@pytest.mark.parametrize(("whole", "reaches", "ring"), [(False, [4, 8, 12], 3), (True, [12], 0)])
 def test_a_step_is_recorded_once_for_each_number_of_positions(
-    whole: bool, reaches: list[int], monkeypatch: pytest.MonkeyPatch
+    whole: bool, reaches: list[int], ring: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_steps, "_LEAST_REACH", 4)
     recorded: list[int] = []
 
     def recorder(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        assert steps._fixed is not None
+        assert steps._fixed is not None and steps._fixed.ring == ring
         recorded.append(steps._fixed.reach)
         return run
 
-    gpt, tokens = tiny_gpt(), torch.from_numpy(text(12).astype("int64"))[None]
+    gpt = tiny_gpt(config().model.updated({"attention.window": 3, "attention.full_layers": (1,)}))
+    tokens = torch.from_numpy(text(12).astype("int64"))[None]
     steps = CachedSteps(gpt, 12, recorder=recorder, whole=whole)
     expected = gpt.logits(gpt.hidden(tokens), tokens)
     for first in (2, 7, 3):

@@ -190,7 +190,10 @@ def test_borders_have_one_size_and_too_many_documents_are_refused() -> None:
     many[:, ::32] = BOS
     assert document_borders(few).shape == document_borders(many).shape == (4 + 32 + 128 + 1,)
     assert document_borders(many).tolist()[:130] == [*range(0, 4096, 32), 4096, 4096]
-    many[:, ::16] = BOS
+    many[:] = 5
+    many[:, :41] = BOS
+    assert document_borders(many).unique().tolist() == [*(1024 * r + t for r in range(4) for t in range(41)), 4096]
+    many[0, 41] = BOS
     with pytest.raises(RuntimeError, match=r"a batch of 4 x 1024 tokens has more than 164 documents.*flex"):
         document_borders(many)
 

@@ -58,6 +58,17 @@ def test_long_rows_have_room_for_257_pieces() -> None:
     assert document_borders(few, 2048)[:49].tolist() == list(range(0, 98_305, 2048))
 
 
+def test_pieces_of_long_documents_count_as_documents_do() -> None:
+    """Two rows of 1,000 tokens have room for 2 + 2,000 // 512 + 64 pieces; a row has 34 pieces of 30 tokens."""
+    tokens = torch.full((2, 1000), 5)
+    tokens[0, 999] = BOS
+    borders = document_borders(tokens, 30).tolist()
+    assert borders == [*range(0, 1000, 30), 999, *range(1000, 2000, 30), 2000] and len(borders) == 69 + 1
+    tokens[1, 999] = BOS
+    with pytest.raises(RuntimeError, match="a batch of 2 x 1000 tokens has more than 69 documents"):
+        document_borders(tokens, 30)
+
+
 def packed_gradients(
     q: Tensor, k: Tensor, v: Tensor, dy: Tensor, borders: Tensor, left: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
