@@ -167,6 +167,48 @@ def test_headers_that_lie_are_refused(change: dict[str, Any], message: str) -> N
         read(fuzz.with_header(data, json.dumps(value).encode()))
 
 
+EMPTY = replace(CODED, num_bytes=0, streams=(), checkpoints=b"")
+
+
+@pytest.mark.parametrize(
+    ("last", "first", "message"),
+    [
+        ({"threads": 256}, {"threads": 257}, "threads 257 must be a whole number from 1 to 256"),
+        ({"stride": 2**24}, {"stride": 2**24 + 1}, "stride 16777217 must be a whole number from 1 to 16,777,216"),
+        (
+            {"ttt": {"method": "full", "weights": {"epochs": 100}}},
+            {"ttt": {"method": "full", "weights": {"epochs": 101}}},
+            "epochs 101 is above the limit of 100",
+        ),
+        ({"platform": {"device": "x" * 199}}, {"platform": {"device": "x" * 200}}, "platform must be an object"),
+        ({"platform": {"x" * 199: "y"}}, {"platform": {"x" * 200: "y"}}, "platform must be an object"),
+    ],
+    ids=str,
+)
+def test_the_last_allowed_value_is_read_and_the_next_refused(
+    last: dict[str, Any], first: dict[str, Any], message: str
+) -> None:
+    data = write(EMPTY)
+    value = json.loads(fuzz.header_text(data))
+    read(fuzz.with_header(data, json.dumps(value | last).encode()))
+    with pytest.raises(ArtifactError, match=message):
+        read(fuzz.with_header(data, json.dumps(value | first).encode()))
+
+
+def test_sizes_of_texts_headers_and_streams_are_exact_limits() -> None:
+    data = write(EMPTY)
+    text = fuzz.header_text(data)
+    assert read(fuzz.with_header(data, text + b" " * (2**18 - len(text)))) == EMPTY
+    with pytest.raises(ArtifactError, match="above the limit of 262,144 bytes"):
+        read(fuzz.with_header(data, text + b" " * (2**18 - len(text) + 1)))
+    most = replace(CODED, num_bytes=4096, streams=(CodedStream(1, b"", False),) * 4096, checkpoints=b"")
+    assert read(write(most), max_text_bytes=4096) == most
+    with pytest.raises(ArtifactError, match="bytes 4096 must be a whole number from 0 to 4,095"):
+        read(write(most), max_text_bytes=4095)
+    with pytest.raises(ArtifactError, match="cannot be the streams of 4097 bytes"):
+        read(write(replace(most, num_bytes=4097, streams=most.streams[:1] * 4097)))
+
+
 @pytest.mark.parametrize(("num_streams", "steps"), [(1, 4_000_000), (4096, 500), (7, 2**31)])
 def test_work_is_bounded_by_the_size_of_the_file(num_streams: int, steps: int) -> None:
     rows = [[steps, 2, 0]] + [[1, 0, 0]] * (num_streams - 1)
