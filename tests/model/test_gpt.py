@@ -153,6 +153,23 @@ def test_later_tokens_never_change_earlier_logits() -> None:
     assert not torch.equal(model(tokens)[:, 9:], model(changed)[:, 9:])
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(RuntimeError(" no kernel\nat line 1"), "no kernel"), (ValueError(""), "ValueError('')")],
+)
+def test_the_reason_against_a_backend_is_the_first_line_of_its_error(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bitgolf.model.backends._try", fail)
+    monkeypatch.setattr("bitgolf.model.backends._try_masked", fail)
+    for documents in (False, True):
+        case = AttentionCase(torch.device("cpu"), torch.float32, documents=documents)
+        assert available_backends(case)["math"] == reason
+
+
 def test_every_working_backend_gives_the_same_logits_and_a_named_one_is_never_replaced() -> None:
     cpu = torch.device("cpu")
     reasons = available_backends(AttentionCase(cpu, torch.float32))
