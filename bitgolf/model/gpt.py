@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -87,6 +88,7 @@ class GPT(nn.Module):
         """
         config, device = self.config, self.embedding.device
         self.to("cpu")  # so that one seed gives the same weights on any device
+        orthogonal: dict[Tensor, float] = {}  # matrices and their gains
         with torch.no_grad():
             self.embedding.normal_(0.0, config.embed_init_std, generator=generator)
             if self.bigram is not None:
@@ -100,11 +102,16 @@ class GPT(nn.Module):
                 if name.endswith(("attention.out", "mlp.down")):
                     module.weight.zero_()
                 elif config.init == "orthogonal" and min(module.weight.shape) >= 64:
-                    gain = (2 * config.num_layers) ** -0.5 if name.endswith(".project") else 1.0
-                    nn.init.orthogonal_(module.weight, gain, generator=generator)
+                    orthogonal[module.weight.normal_(generator=generator)] = (
+                        (2 * config.num_layers) ** -0.5 if name.endswith(".project") else 1.0
+                    )
                 else:
                     bound = module.in_features**-0.5
                     module.weight.uniform_(-bound, bound, generator=generator)
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(_orthogonalize_, orthogonal, orthogonal.values()))
+        torch.set_num_threads(threads)
         return self.to(device)
 
     def forbid_(self, pairs: np.ndarray | None) -> None:
@@ -302,6 +309,14 @@ class GPT(nn.Module):
         if extra is not None:
             return cross_entropy(logits, columns, weights)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def _orthogonalize_(matrix: Tensor, gain: float) -> None:
+    """Make a Gaussian matrix (R, C) `gain` times an orthogonal one, as `torch.nn.init.orthogonal_` does."""
+    tall = matrix if matrix.size(0) >= matrix.size(1) else matrix.T
+    q, r = torch.linalg.qr(tall)
+    tall.copy_(q * r.diagonal().sign() * gain)
 
 
 def count_parameters(config: ModelConfig) -> int:

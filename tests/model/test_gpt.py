@@ -138,9 +138,29 @@ def test_initialization_is_that_of_the_published_systems() -> None:
     assert weights["blocks.1.attention.q_gain"].tolist() == [1.5] * 8
     again = GPT(config, 1024).initialize_(torch.Generator().manual_seed(0))
     assert torch.equal(again.embedding, model.embedding)
-    orthogonal = GPT(config.updated({"init": "orthogonal"}), 1024).initialize_(torch.Generator().manual_seed(0))
-    query = dict(orthogonal.named_parameters())["blocks.1.attention.query.weight"]
-    torch.testing.assert_close(query @ query.T, torch.eye(128), atol=1e-4, rtol=0)
+
+
+def test_orthogonal_matrices_are_those_of_pytorch_with_any_number_of_threads() -> None:
+    changes = {"num_layers": 2, "model_dim": 128, "value_embedding.layers": [1], "attention.xsa_layers": 2}
+    config = load_config("seed-693").model.updated(changes)
+    draws, before = torch.Generator().manual_seed(3), torch.get_num_threads()
+    models = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        models.append(GPT(config, 1024).initialize_(torch.Generator().manual_seed(3)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    torch.empty(config.vocab_size, 128).normal_(0.0, 0.005, generator=draws)
+    torch.empty(config.vocab_size, config.value_embedding.dim).normal_(0.0, 0.01, generator=draws)
+    weights, others = (dict(model.named_parameters()) for model in models)
+    gains = {"bigram": 0.5, "value_embedding": 0.5}  # (2 L)^-0.5
+    for name in [name for name, parameter in weights.items() if parameter.dim() == 2 and name.endswith(".weight")]:
+        if name.endswith(("out.weight", "down.weight")):
+            continue
+        expected = torch.empty(weights[name].shape)
+        torch.nn.init.orthogonal_(expected, gains.get(name.partition(".")[0], 1.0), generator=draws)
+        torch.testing.assert_close(weights[name].detach(), expected, atol=1e-5, rtol=0)
+        assert torch.equal(weights[name], others[name])
 
 
 def test_later_tokens_never_change_earlier_logits() -> None:
