@@ -131,7 +131,12 @@ def test_bad_settings_are_named_with_what_is_allowed(overrides: dict[str, str], 
         ("data.path", "data.source"),
         ("train.time", "budget.train_seconds"),
         ("train.newton", "train.muon.steps"),  # by its description
+        ("model.gate", "model.attention.gate"),
+        ("trainseconds", "budget.train_seconds"),
+        ("data.vocb_size", "model.vocab_size"),
         ("dropout", None),
+        ("budget.money", None),  # less than 0.8 of "budget.min_steps"
+        ("train.batchsize", None),
     ],
 )
 def test_an_unknown_key_gets_the_nearest_setting(key: str, nearest: str | None) -> None:
