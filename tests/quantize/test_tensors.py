@@ -246,6 +246,20 @@ def test_zero_rows_dead_columns_and_half_precision(trellis: int) -> None:
     assert torch.equal(half, before)
 
 
+@pytest.mark.parametrize("trellis", [0, 8])
+def test_the_advised_step_is_the_least_that_is_accepted(trellis: int) -> None:
+    """Codes are at most 32,767. A trellis has two levels per step."""
+    weight, hessian = problem(4, 8)
+    weight = weight * 1e5
+    method = "gptq" if trellis else "rtn"
+    least = float(weight.abs().max()) / 32_767
+    with pytest.raises(ConfigError, match="codes would reach") as error:
+        quantize_tensor("w", weight, Steps(least * 0.99, trellis=trellis), method, hessian)
+    advised = float(str(error.value).partition("take a step of ")[2].split()[0])
+    assert advised == pytest.approx(least, rel=1e-3)
+    quantize_tensor("w", weight, Steps(advised * 1.01, trellis=trellis), method, hessian)
+
+
 def test_steps_errors_name_the_tensor() -> None:
     weight, hessian = problem(4, 8)
     nan, infinite = weight.clone(), weight.clone()
