@@ -91,6 +91,18 @@ def test_a_corrupted_file_is_caught_and_fetched_anew(hub: Server, tmp_path: Path
     assert len(hub.sent(name)) == 2
 
 
+def test_in_a_cache_without_links_the_hub_is_asked_for_the_hash(hub: Server, tmp_path: Path) -> None:
+    path = fetch(hub, tmp_path, shards=1).train[0]
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+    assert fetch(hub, tmp_path, shards=1).train[0] == path and not path.is_symlink()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"fineweb_train_000000.bin is damaged: its hash is .* the hub says"):
+        fetch(hub, tmp_path, shards=1)
+    assert fetch(hub, tmp_path, shards=1).train[0].read_bytes() == data
+
+
 def test_a_file_damaged_in_the_cache_is_caught(hub: Server, tmp_path: Path) -> None:
     path = fetch(hub, tmp_path, shards=1).train[0].resolve()
     data = bytearray(path.read_bytes())

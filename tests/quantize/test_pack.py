@@ -1,7 +1,8 @@
 """Stage `pack`: the form of each tensor, the contents of the artifact, the byte cap, and products that are missing."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,29 @@ def test_large_matrices_go_on_their_grids_and_the_rest_stays_fp16(trained: Make)
     assert kinds["blocks.0.mlp.up.weight"] == "int5"
     assert kinds["blocks.0.resid_mix"] == "fp16"
     assert kinds["bigram.table"] == "fp16"  # 1,536 elements
+
+
+def test_matrices_are_coded_in_the_processes_for_their_number_of_weights(
+    trained: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    coded: list[str] = []
+
+    @contextmanager
+    def processes(num_weights: int) -> Iterator[Callable]:
+        asked.append(num_weights)
+
+        def apply(function: Callable, values: Iterable) -> Iterator:
+            coded.append(function.__name__)
+            return map(function, values)
+
+        yield apply
+
+    monkeypatch.setattr("bitgolf.quantize.pack.coder_processes", processes)
+    run = trained(method="rtn", compressor="range")
+    pack(run, CPU, CODE_BYTES)
+    assert asked == [sum(weight.numel() for weight in load_file(run / "weights.safetensors").values())]
+    assert "work_of_reading" in coded and len(set(coded)) > 1
 
 
 def test_rtn_equals_rounding_by_hand(trained: Make) -> None:
