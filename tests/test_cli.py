@@ -200,6 +200,17 @@ def test_a_shell_completes_a_setting(tmp_path: Path) -> None:
     assert answer.stdout.strip() == "--train.matrix_lr"
 
 
+def test_a_table_of_scores_needs_the_packing_record_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[Path] = []
+    monkeypatch.setattr("bitgolf.evaluate.score.score", lambda run, *_, **__: scored.append(run.path))
+    run = RunDirectory.create(tmp_path / "run", load_config("demo"))
+    assert "pack.json" in refused("score", run.path) and not scored
+    assert "score.json" in refused("score", run.path, "--json") and scored == [run.path]
+
+
+
 def test_a_text_file_is_scored_beside_compressors(tiny_run: Path, tmp_path: Path) -> None:
     text = "".join(documents()[:3])
     path = tmp_path / "notes.txt"

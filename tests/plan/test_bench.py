@@ -183,11 +183,20 @@ def test_mfu_is_operations_over_the_peak_of_all_gpus() -> None:
     assert flops_per_token(loops, 64, False) == flops_per_token(config, 64) < flops_per_token(loops, 64)
 
 
-@pytest.mark.parametrize("content", ["", "[" * 9999, "[]", "{}", '{"seconds": null}', '{"seconds": "1"}', None])
-def test_a_run_without_a_packing_time_is_named(tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "line 1"), ("[" * 9999, "nested"), ("[]", "the file"), ("{}", "seconds"), ('{"seconds": null}', "seconds"),
+        ('{"seconds": "1"}', "seconds"), ('{"seconds": -1}', "seconds"), (None, "there is no such file; give a run"),
+    ],
+)  # fmt: skip
+def test_a_run_without_a_packing_time_is_named(tmp_path: Path, content: str | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "pack.json").write_text(content)
-    assert "has no packing time" in refused("bench", PRESET, "--run", tmp_path)
+    message = refused("bench", PRESET, "--run", tmp_path)
+    start = f"--run {tmp_path} has no packing time: {tmp_path / 'pack.json'}: "
+    assert message.startswith(start) and reason in message.removeprefix(start)
+    assert ("no such file" in message) == (content is None)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"demo": 1}', '{"demo": {"mfu": "x"}}'])
