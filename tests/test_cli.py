@@ -210,7 +210,6 @@ def test_a_table_of_scores_needs_the_packing_record_before_the_work(
     assert "score.json" in refused("score", run.path, "--json") and scored == [run.path]
 
 
-
 def test_a_text_file_is_scored_beside_compressors(tiny_run: Path, tmp_path: Path) -> None:
     text = "".join(documents()[:3])
     path = tmp_path / "notes.txt"
