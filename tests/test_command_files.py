@@ -226,7 +226,7 @@ def test_what_is_not_installed_is_named_with_its_extra(
     search = '[search]\n"train.matrix_lr" = {low = 0.1, high = 1.0}'
     study.write_text(f'question = "Q"\nbase = "demo"\n{settings}\n{search}\n')
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == module or name.startswith("bitgolf.serve")]:
+    for name in [name for name in sys.modules if name.split(".")[0] == module or name == "bitgolf.serve.app"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
     text = refused(*(word.format(run=tiny_run, study=study) for word in command))
