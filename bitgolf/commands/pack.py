@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
 from bitgolf.commands.output import print_json, print_line
+from bitgolf.errors import RunError
 from bitgolf.run.directory import RunDirectory
 
 
@@ -47,7 +48,13 @@ def pack_run(run: RunDirectory, device: Any, progress: Any, overrides: Mapping[s
     from bitgolf.bundle.single_file import code_bytes
     from bitgolf.quantize.pack import pack
     from bitgolf.quantize.repack import is_repacked, repack
+    from bitgolf.train.stage import is_finished
 
+    if all((run / name).exists() for name in ("train.jsonl", "weights.safetensors")) and not is_finished(run):
+        raise RunError(
+            f"the training of {run.path} has not ended, so its weights may be those of an earlier one; run "
+            f"`bitgolf train {run.path} --resume` first"
+        )
     if device.type == "mps":
         device = torch.device("cpu")  # quantization needs fp64, which Apple GPUs do not have
     if overrides or is_repacked(run):

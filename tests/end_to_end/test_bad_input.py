@@ -162,6 +162,14 @@ def test_a_damaged_artifact_is_refused_with_the_place(
     assert tree_digest(run_copy) == before
 
 
+def test_weights_of_an_earlier_training_are_not_packed(run_copy: Path) -> None:
+    """A training that was to replace them has ended early."""
+    log = run_copy / "train.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    message = refused("pack", run_copy)
+    assert "has not ended" in message and f"bitgolf train {run_copy} --resume" in message
+
+
 def test_an_artifact_over_the_cap_says_by_how_much_and_keeps_the_earlier_one(run_copy: Path) -> None:
     before = tree_digest(run_copy)
     message = refused("pack", run_copy, "--budget.artifact_bytes", "1000")
