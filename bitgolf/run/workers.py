@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import NoReturn
 
+# A cluster manager or a terminal that is closed ends a process with these.
+END_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 def leave(status: int) -> NoReturn:
     """End this process. One of several ranks skips the teardown of Python and PyTorch if its work succeeded.
@@ -25,9 +28,10 @@ def leave(status: int) -> NoReturn:
 
 
 def end_in_order() -> None:
-    """Let SIGTERM end this process as an exception does, so that temporary files are removed."""
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Let the signals end this process as an exception does, so that temporary files are removed."""
+    for number in END_SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has SIGHUP ignored
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def end_with_parent() -> None:

@@ -16,6 +16,14 @@ from bitgolf.run.directory import RunDirectory
 from bitgolf.train.metrics import read_events
 
 _POLL_SECONDS = 0.5
+_PROGRAM = """
+from contextlib import suppress
+from bitgolf.audit.sandbox import kernel
+with suppress(kernel.Unavailable):
+    kernel.die_with_parent()
+from bitgolf.cli import main
+raise SystemExit(main())
+"""
 
 
 class Training(Protocol):
@@ -39,9 +47,9 @@ Start = Callable[[Path], Training]
 
 
 def start_process(run: Path) -> Training:
-    """`bitgolf train RUN` in a process of its own; its output goes to RUN.txt."""
+    """`bitgolf train RUN` in a process of its own, which ends with this one; its output goes to RUN.txt."""
     with run.with_suffix(".txt").open("w") as output:
-        command = [sys.executable, "-m", "bitgolf", "train", str(run), "--anyway"]
+        command = [sys.executable, "-c", _PROGRAM, "train", str(run), "--anyway"]
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
 

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM during the optimizer steps: the step is finished, a checkpoint is written, then training ends.
+"""Ctrl-C, SIGTERM or SIGHUP during the optimizer steps: the step is finished, a checkpoint is written, training ends.
 
-Cluster managers send SIGTERM before they take a machine away. Rank 0 decides after a step. Other ranks ignore the
-signal for a while, because a rank that ends first would leave rank 0 waiting for it. A second Ctrl-C ends at once.
+Cluster managers send SIGTERM before they take a machine away, terminals SIGHUP when they are closed. Rank 0 decides
+after a step. Other ranks ignore the signal for a while, because a rank that ends first would leave rank 0 waiting for
+it. A second Ctrl-C ends at once.
 """
 
 import logging
@@ -12,13 +13,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from bitgolf.run.ranks import World
+from bitgolf.run.workers import END_SIGNALS
 from bitgolf.train.checkpoint_times import Checkpoints
 from bitgolf.train.loop import AfterStep
 from bitgolf.train.metrics import StepReport
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, *END_SIGNALS)
 _PATIENCE_SECONDS = 20.0  # of the other ranks
 
 
@@ -35,7 +37,8 @@ class StopOnSignal:
 
     def __enter__(self) -> AfterStep:
         if threading.current_thread() is threading.main_thread():  # only there Python allows handlers
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # by `nohup`
+            self._before = {number: signal.signal(number, self._note) for number in caught}
         return self.after_step
 
     def __exit__(
@@ -46,7 +49,7 @@ class StopOnSignal:
     def after_step(self, step: int, looped: bool) -> None:
         """After a signal: save the state after `step` steps and end the training.
 
-        Raises KeyboardInterrupt after SIGINT, SystemExit with status 143 after SIGTERM.
+        Raises KeyboardInterrupt after SIGINT, SystemExit with status 128 + N after signal N.
         """
         self.work(step, looped)
         if self.received is None or not self.world.is_main:

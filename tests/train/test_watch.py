@@ -96,12 +96,15 @@ def test_time_that_a_measurement_took_is_no_part_of_the_steps() -> None:
     assert pace.predict(6) == pytest.approx(55.0)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_ends_training_with_a_checkpoint(
     untrained: Make, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
     run = untrained("stopped", train__max_steps=12)
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr("bitgolf.cli.end_in_order", lambda: None)
+    caught = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    handlers = [signal.getsignal(each) for each in caught]
+    signal.signal(number, signal.SIG_DFL)  # a shell may have started the tests with it ignored
 
     def signal_at_7(watch: Watch, step: int, looped: bool) -> None:
         if step == 7:
@@ -110,7 +113,8 @@ def test_a_signal_ends_training_with_a_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(Watch, "after_step", signal_at_7)
         assert cli("train", run).status == status
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert signal.signal(number, handlers[caught.index(number)]) == signal.SIG_DFL
+    assert [signal.getsignal(each) for each in caught] == handlers
     assert [(event["step"], event["kept"]) for event in events(run, "checkpoint")] == [(7, False)]
     done("train", run, "--resume")
     whole = untrained("whole", train__max_steps=12)
@@ -142,6 +146,20 @@ def test_another_rank_waits_for_rank_0_after_a_signal(monkeypatch: pytest.Monkey
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+
+
+def test_a_signal_that_is_ignored_does_not_stop_the_training() -> None:
+    """`nohup` has SIGHUP ignored, and a shell script SIGINT in what it starts in the background."""
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, received in ((signal.SIG_IGN, None), (signal.SIG_DFL, signal.SIGHUP)):
+            signal.signal(signal.SIGHUP, handler)
+            stop = StopOnSignal(None, None, CPU, lambda step, looped: None)  # type: ignore[arg-type]
+            with stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received == received and signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_saves_what_was_trained_before_the_end() -> None:

@@ -193,15 +193,15 @@ class SealedProcess:
 
     def stop(self) -> None:
         """End the process and all that it started, and remove its folder."""
-        family = set(resident_bytes(self._process.pid))
-        with contextlib.suppress(OSError):
-            self._requests.close()
-            self._answers.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # still loading
-            self._process.wait(timeout=1)
-        self._kill({*family, *resident_bytes(self._process.pid)})
-        self._process.wait()
-        self._stack.close()
+        with self._stack:
+            family = set(resident_bytes(self._process.pid))
+            with contextlib.suppress(OSError):
+                self._requests.close()
+                self._answers.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # still loading
+                self._process.wait(timeout=1)
+            self._kill({*family, *resident_bytes(self._process.pid)})
+            self._process.wait()
 
     def __enter__(self) -> SealedProcess:
         return self
