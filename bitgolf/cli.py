@@ -8,10 +8,12 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from types import NoneType
+from typing import Any
 
 from rich.console import Console
 
@@ -42,7 +44,8 @@ from bitgolf.config.overrides import parse_overrides
 from bitgolf.config.settings import all_settings
 from bitgolf.errors import BitgolfError, ConfigError, require_type
 from bitgolf.foreign import harmless
-from bitgolf.run.workers import end_in_order
+from bitgolf.run import atomic
+from bitgolf.run.workers import END_SIGNALS, end_in_order
 
 COMMANDS = (
     RUN, PLAN, PREPARE, TRAIN, PACK, SCORE, AUDIT, REPORT, COMPARE, SUBMIT, SWEEP, SAMPLE, SERVE, COMPRESS,
@@ -65,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     0: done. 1: an audit failed, or a plan does not fit. 2: an error that the user can correct. 3: an audit could not
-    make all checks. 130: interrupted. 141: nobody reads the output.
+    make all checks. 130: interrupted. 141: nobody reads the output. Raises SystemExit with 129 after SIGHUP, 143 after
+    SIGTERM.
     """
     require_type("argv", argv, (list, tuple, NoneType), "a list of texts")
     for word in argv or ():
@@ -84,10 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_in_order()
     try:
         with ConsoleProgress(err, is_main) as progress:
-            arguments = parse(argv)
-            arguments.progress = progress
-            status: int = arguments.run_command(arguments, out)
-            return status
+            return _run(argv, progress, out)
     except BitgolfError as error:
         print_error(err, f"error: {error}")
         return 2
@@ -100,6 +101,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_error(err, "interrupted; continue a run with --resume")
         return 130
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code - 128 in END_SIGNALS:
+            print_error(err, f"ended by {signal.Signals(end.code - 128).name}; continue a run with --resume")
+        raise
+    finally:
+        if argv is None:
+            _prepare_to_end()
+
+
+def _run(argv: Sequence[str] | None, progress: ConsoleProgress, out: Console) -> int:
+    """Run one command and return its exit status. What it printed has been written, or OSError is raised."""
+    status = 0
+    try:
+        arguments = parse(argv)
+        arguments.progress = progress
+        status = arguments.run_command(arguments, out)
+    except SystemExit as end:
+        if end.code:
+            raise  # 0: of --help and --version
+    with atomic.naming("standard output"):
+        sys.stdout.flush()
+    return status
+
+
+def _prepare_to_end() -> None:
+    """Nothing more is printed while Python ends, which takes a second: no trace of a signal, no error of a stream.
+
+    Python writes what is left in the buffers of the standard streams. Those that cannot be written lead to the null
+    device from now on.
+    """
+    for number in (signal.SIGINT, *END_SIGNALS):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            handle = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(handle, descriptor)
+            os.close(handle)
 
 
 def _open_closed_streams() -> None:
@@ -116,9 +157,20 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
+class _Console(Console):
+    """A console whose errors are those of any stream. Rich would end the process when nobody reads its output."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with atomic.naming("standard output"):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _console(is_main: bool, stderr: bool = False) -> Console:
     """Standard output or error; at least 40 characters wide, also where COLUMNS says 0."""
-    console = Console(stderr=stderr, quiet=not is_main, emoji=False)
+    console = _Console(stderr=stderr, quiet=not is_main, emoji=False)
     if console.width < _LEAST_COLUMNS:
         console.width = _LEAST_COLUMNS
     return console

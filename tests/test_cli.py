@@ -340,16 +340,45 @@ def test_lines_of_the_command_line_hold_no_control_characters(
         ("prepare - --out data <&-", 2, "error: Bad file descriptor"),
         ("presets show none 2>&-", 2, ""),
         ("presets show none 2>/dev/full", 2, ""),
+        ("presets >/dev/full", 2, "No space left on device (standard output)"),
+        ("--version >/dev/full", 2, "No space left on device (standard output)"),
         ("settings --markdown | true", 0, ""),
     ],
 )
 def test_closed_and_full_standard_streams(line: str, status: int, words: str, tmp_path: Path) -> None:
     command = f"{sys.executable} -m bitgolf {line}"
-    result = subprocess.run(
-        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
-    )
+    buffered = environment() | {"PYTHONUNBUFFERED": ""}
+    result = subprocess.run(command, shell=True, cwd=tmp_path, env=buffered, capture_output=True, text=True, timeout=60)
     assert result.returncode == status and words in result.stderr and result.stderr.count("\n") == bool(words)
     assert not list(tmp_path.glob("data/*"))
+
+
+@pytest.mark.parametrize("words", [["presets"], ["--help"]])
+def test_a_pipe_that_nobody_reads_ends_the_program_as_a_signal_would(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "bitgolf", *words]
+    buffered = environment() | {"PYTHONUNBUFFERED": ""}
+    result = subprocess.run(command, env=buffered, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_progress_that_cannot_be_printed_ends_no_work(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Console, "print", full)
+    ended = []
+
+    def work(progress: ConsoleProgress) -> None:
+        progress("train", 0, 1)
+        clock.now += 20
+        progress("train", 0, 1)
+        ended.append(True)
+
+    reported(clock, True, work)
+    assert ended
 
 
 def test_nobody_reads_the_output(monkeypatch: pytest.MonkeyPatch) -> None:

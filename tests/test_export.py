@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from slow_gpt import make
 from tiny_run import documents, done, environment, refused
 
@@ -222,6 +223,17 @@ def test_an_export_that_fails_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         transformers.export_transformers(model, tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_which_there_is_no_room_is_named(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("bitgolf.model.weights.save_file", full)
+    message = refused("export", tiny_run, "--to", "transformers", tmp_path / "folder")
+    assert f"No space left on device ({tmp_path / 'folder'})" in message and list(tmp_path.iterdir()) == []
 
 
 def test_an_onnx_file_that_differs_from_the_model_is_not_written(

@@ -126,6 +126,31 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert run_sweep(study, tmp_path, tmp_path / "out", start=None) == results  # nothing is left to do
 
 
+def test_a_trial_that_was_ended_before_its_configuration_was_written_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_sweep(write(tmp_path, STUDY.replace("trials = 8", "trials = 2")))
+
+    def interrupted(path: Path, *_: object, **options: object) -> None:
+        path.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunDirectory, "create", interrupted)
+        run_sweep(study, tmp_path, tmp_path / "out", start=Invented)
+    trials = run_sweep(study, tmp_path, tmp_path / "out", start=Invented)["trials"]
+    assert [trial["state"] for trial in trials] == ["fail", "complete"]
+
+
+def test_a_database_that_fails_is_one_line_of_error_without_its_url(tmp_path: Path) -> None:
+    study = read_sweep(write(tmp_path))
+    with pytest.raises(RunError, match=r"stored in the database of --storage: unable to open database file; the same"):
+        run_sweep(study, tmp_path, tmp_path / "out", f"sqlite:///{tmp_path}/none/x.db", start=Invented)
+    (tmp_path / "out" / "trials.db").write_bytes(b"not a database, but as long as the header of one" * 9)
+    with pytest.raises(RunError, match=r"out/trials\.db: file is not a database"):
+        run_sweep(study, tmp_path, tmp_path / "out", start=Invented)
+
+
 def test_a_second_sweep_in_one_folder_is_refused(tmp_path: Path) -> None:
     """It would count the trial of the first as interrupted."""
     refusals: list[str] = []
@@ -211,7 +236,7 @@ def test_what_a_trial_prints_is_kept_beside_it(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RunError, match=r"the training failed with status 3 error: no space$"):
         list(train_trial(run, start_process, seconds=0.01))
     printed = run.path.with_suffix(".txt").read_text().splitlines()
-    assert printed == [f"-m bitgolf train {run.path} --anyway", "first", "error: no space"]
+    assert printed[-3:] == [f" train {run.path} --anyway", "first", "error: no space"]
 
 
 def test_the_page_of_a_sweep_has_the_best_trial_first() -> None:

@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
-from bitgolf.commands.files import check_output
+from bitgolf.commands.files import check_output, write_output
 from bitgolf.commands.output import print_result
 from bitgolf.commands.tables import bench_table
 from bitgolf.config import load_config
@@ -46,8 +47,11 @@ def _bench(arguments: Arguments, out: Console) -> int:
     if arguments.profile:
         check_output(arguments.profile, "--profile")
     summary = _read_summary(arguments.summary) if arguments.summary else {}
-    with world(config.device) as peers:
-        figures = measure(config, peers, steps=arguments.steps, packing_seconds=packing, trace=arguments.profile)
+    with world(config.device) as peers, TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json") if arguments.profile else None  # the profiler would replace a device
+        figures = measure(config, peers, steps=arguments.steps, packing_seconds=packing, trace=trace)
+        if trace is not None and peers.is_main:
+            write_output(arguments.profile, trace.read_bytes())
         if arguments.summary and peers.is_main:
             _write_summary(arguments.summary, summary | {figures["preset"]: {key: figures[key] for key in _SUMMARY}})
     print_result(out, arguments.json, figures, bench_table(figures))

@@ -1,11 +1,11 @@
 """`bitgolf completion`: a script that lets a shell complete commands, options and settings."""
 
 import argparse
-import sys
 
 from rich.console import Console
 
 from bitgolf.commands.command import Arguments, Command
+from bitgolf.commands.files import write_standard_output
 from bitgolf.commands.help import build_parser
 
 
@@ -18,7 +18,7 @@ def _completion(arguments: Arguments, out: Console) -> int:
 
     parser, _ = build_parser(arguments.commands, with_settings=True)
     if not out.quiet:
-        sys.stdout.write(shtab.complete(parser, arguments.shell) + "\n")
+        write_standard_output(f"{shtab.complete(parser, arguments.shell)}\n".encode())
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -102,4 +103,5 @@ class ConsoleProgress:
             state.shown_at = now
             share = f"{state.done / state.total:4.0%} " if state.total else ""
             line = f"[{state.name}] {share}{now - state.started:.0f} s {state.note}"
-            self.console.print(line, markup=False, highlight=False)
+            with suppress(OSError):  # standard error is full or closed, which is no reason to end the work
+                self.console.print(line, markup=False, highlight=False)

@@ -107,7 +107,7 @@ def write_output(path: Path, data: bytes) -> None:
     if target.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # /dev/fd/3 has no other name
-        with path.open("wb") as file:
+        with atomic.naming(path), path.open("wb") as file:
             file.write(data)
     else:
         atomic.write_bytes(target, data)
@@ -115,10 +115,11 @@ def write_output(path: Path, data: bytes) -> None:
 
 def write_standard_output(data: bytes) -> None:
     """Write bytes to standard output, whatever the encoding of the terminal."""
-    sys.stdout.flush()
-    binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:  # replaced by a stream of text, as in a notebook
-        sys.stdout.write(data.decode("utf-8", "replace"))
-    else:
-        binary.write(data)
-        binary.flush()
+    with atomic.naming("standard output"):
+        sys.stdout.flush()
+        binary = getattr(sys.stdout, "buffer", None)
+        if binary is None:  # replaced by a stream of text, as in a notebook
+            sys.stdout.write(data.decode("utf-8", "replace"))
+        else:
+            binary.write(data)
+            binary.flush()

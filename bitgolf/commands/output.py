@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bitgolf.foreign import harmless
+from bitgolf.run import atomic
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
@@ -30,7 +31,8 @@ def print_error(console: Console, text: str) -> None:
 def print_json(console: Console, value: Any) -> None:
     """Print a value as JSON. Raises ValueError for NaN and infinity."""
     if not console.quiet:
-        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        with atomic.naming("standard output"):
+            sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def print_result(console: Console, as_json: bool, value: Any, shown: str | Table) -> None:

@@ -8,16 +8,14 @@ README.md                                    how to use the folder
 """
 
 import json
-import shutil
-import tempfile
 from importlib import resources
 from pathlib import Path
-
-from safetensors.torch import save_file
 
 from bitgolf.artifact.open import PackedModel
 from bitgolf.errors import ConfigError
 from bitgolf.export.network_tensors import shapes_of, tensors_of
+from bitgolf.model.weights import write_tensors
+from bitgolf.run import atomic
 
 _CODE = (
     ("bitgolf.export.remote", "network.py"),
@@ -53,22 +51,15 @@ def export_transformers(packed: PackedModel, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already; choose another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with atomic.atomic_directory(folder) as made:
         _write(packed, made)
-        made.chmod(0o755)
-        made.replace(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def _write(packed: PackedModel, folder: Path) -> None:
     model, tokenizer = packed.model, packed.tokenizer
     tensors = tensors_of(model)
     named = {f"network.{name}": tensor for name, tensor in tensors.items()}
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", named, {"format": "pt"})
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.bos_id}
     documents = {
         "config.json": {

@@ -5,6 +5,7 @@ it. On a GPU `idle` is the time of a step in which no kernel runs, by PyTorch's 
 which the process does not run, for example because others do.
 """
 
+import errno
 import os
 import statistics
 import subprocess
@@ -156,6 +157,8 @@ def _profile(trainer: Trainer, loader: BatchLoader, trace: Path | None) -> float
         trainer.world.synchronize()
     if trace is not None and trainer.world.is_main:
         profile.export_chrome_trace(str(trace))
+        if not trace.is_file():  # the profiler tells nobody that the disk is full
+            raise OSError(errno.EIO, "the profiler could not write its trace", str(trace))
     microseconds = sum(event.self_device_time_total for event in profile.key_averages()) if on_cuda else 0.0
     return float(microseconds) / 1e3 / _PROFILED_STEPS
 

@@ -1,17 +1,34 @@
 """Atomic writes: a reader sees the earlier file or the complete new one.
 
 A file or directory is written beside its destination under a temporary name and then renamed. If writing fails (a full
-disk, an interrupt), the temporary one is removed and the destination stays as it was.
+disk, an interrupt), the temporary one is removed and the destination stays as it was. What a killed process left is
+removed when the same destination is written again.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
+
+_NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+@contextmanager
+def naming(destination: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[None]:
+    """Name `destination` in errors of the block about a full disk, which name no file, and in those of `temporary`."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if error.errno in _NO_ROOM if named is None else temporary and Path(named).is_relative_to(temporary):
+            raise OSError(error.errno, error.strerror, str(destination)) from error
+        raise
 
 
 @contextmanager
@@ -24,16 +41,20 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(destination)
     target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in _stale(target, "tmp"):
+        with suppress(OSError):
+            stale.unlink()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.touch(exist_ok=False)  # never through a link that somebody put there
-        mode = temporary.stat().st_mode & 0o777
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("r+b") as handle:  # Windows flushes only files that are open for writing
-            os.fsync(handle.fileno())
-        temporary.replace(target)
+        with naming(target, temporary):
+            temporary.unlink(missing_ok=True)
+            temporary.touch(exist_ok=False)  # never through a link that somebody put there
+            mode = temporary.stat().st_mode & 0o777
+            yield temporary
+            temporary.chmod(mode)
+            with temporary.open("r+b") as handle:  # Windows flushes only files that are open for writing
+                os.fsync(handle.fileno())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,20 +63,32 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_directory(destination: Path) -> Iterator[Path]:
     """Yield an empty temporary directory beside `destination`, and rename it to `destination` if the block succeeds.
 
-    `destination` must not exist, or must be an empty directory. Temporary directories of killed processes are removed.
+    `destination` must not exist, or must be an empty directory.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    for stale in destination.parent.glob(f".{escape(destination.name)}.*.partial"):
-        if not _process_lives(stale.name.split(".")[-2]):
-            shutil.rmtree(stale)
+    for stale in _stale(destination, "partial"):
+        shutil.rmtree(stale)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
-        temporary.mkdir()
-        yield temporary
-        temporary.replace(destination)
+        with naming(destination, temporary):
+            temporary.mkdir()
+            yield temporary
+            temporary.replace(destination)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def _stale(destination: Path, suffix: str) -> list[Path]:
+    """What killed processes left of `destination` under temporary names."""
+    temporary = destination.parent.glob(f".{escape(destination.name)}.*.{suffix}")
+    return [path for path in temporary if not _process_lives(path.name.split(".")[-2])]
+
+
+def entries(directory: Path) -> set[str]:
+    """Names in `directory`, without the temporary ones of this module."""
+    names = {entry.name for entry in directory.iterdir()}
+    return {name for name in names if not re.fullmatch(r"\..+\.\d+\.(tmp|partial)", name)}
 
 
 def _process_lives(pid: str) -> bool:

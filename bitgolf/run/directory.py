@@ -172,8 +172,8 @@ class RunDirectory:
 
 
 def _entries(directory: Path) -> set[str]:
-    """Names in `directory`, without those of the lock."""
-    return {entry.name for entry in directory.iterdir()} - LOCK_FILES
+    """Names in `directory`, without those of the lock and of unfinished files."""
+    return atomic.entries(directory) - LOCK_FILES
 
 
 def writes_run(function: Callable[Concatenate[RunDirectory, P], R]) -> Callable[Concatenate[RunDirectory, P], R]:

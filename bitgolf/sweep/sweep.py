@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +62,11 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Make the trials that are missing, and return what the sweep found (see `results`).
 
-    Raises RunError if another process sweeps in `folder`: its trial would count as interrupted.
+    Raises RunError if the trials cannot be stored, or if another process sweeps in `folder`: its trial would count as
+    interrupted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with locked_directory(folder, "sweep"):
+    with locked_directory(folder, "sweep"), _database_named(storage, folder):
         trials = open_study(study, folder, storage)
         _retry_interrupted(trials, folder)
         while (ended := sum(trial.state.is_finished() for trial in trials.get_trials(deepcopy=False))) < study.trials:
@@ -72,6 +75,22 @@ def run_sweep(
             write_results(study, trials, folder)
         progress("sweep", study.trials, study.trials)
         return write_results(study, trials, folder)
+
+
+@contextmanager
+def _database_named(storage: str, folder: Path) -> Iterator[None]:
+    """Errors of the database, such as a full disk, become a RunError. A URL may hold a password, so it is not shown."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("sqlalchemy", "optuna"):
+            raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        place = "the database of --storage" if storage else folder / "trials.db"
+        reason = str(cause).partition("\n")[0]
+        raise RunError(f"the trials cannot be stored in {place}: {reason}; the same command continues") from error
 
 
 def _make_trial(trials: optuna.Study, study: SweepStudy, data: Path, folder: Path, start: Start) -> None:
@@ -143,7 +162,9 @@ def results(study: SweepStudy, trials: optuna.Study, folder: Path) -> dict[str, 
                 "state": trial.state.name.lower(),
                 "held_out_nats": trial.value,
                 "settings": values,
-                "curve": curve(RunDirectory.open(path)) if path.exists() else trial.intermediate_values,
+                "curve": curve(RunDirectory.open(path))
+                if (path / "config.toml").exists()
+                else trial.intermediate_values,
             }
         )
     complete = [row for row in rows if row["state"] == "complete"]

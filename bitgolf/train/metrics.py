@@ -58,10 +58,9 @@ class TrainLog:
             return
         entry = sealed({"event": event, **values}, self.seal)
         self.seal = entry["seal"]
-        with self.events.open("a") as handle:
-            handle.write(json.dumps(entry) + "\n")
-        with self.text.open("a") as handle:
-            handle.write(_as_text(entry) + "\n")
+        for path, line in ((self.events, json.dumps(entry)), (self.text, _as_text(entry))):
+            with atomic.naming(path), path.open("a") as handle:
+                handle.write(line + "\n")
         log.info("%s", _as_text(entry))
         for send in self.sinks:
             send(event, values)

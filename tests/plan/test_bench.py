@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,6 +154,8 @@ def test_kernels_are_counted_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.
 
         def export_chrome_trace(self, path: str) -> None:
             traces.append(path)
+            if "full" not in path:
+                Path(path).touch()
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
@@ -168,6 +171,28 @@ def test_kernels_are_counted_on_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.
         assert bench._profile(trainer, trainer, trace) == milliseconds
         assert len(list(trainer.steps)) == (3 if (device, trace) == ("cpu", None) else 0)
     assert traces == [str(tmp_path / "trace")] * 2
+    trainer = SlowSteps(monkeypatch, [(1.0,) * 6] * 3)
+    trainer.world = World(0, 1, torch.device("cpu"))
+    with pytest.raises(OSError, match="could not write its trace") as error:  # PyTorch tells nobody
+        bench._profile(trainer, trainer, tmp_path / "full")
+    assert error.value.filename == str(tmp_path / "full")
+
+
+def test_a_trace_goes_to_a_pipe_and_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: object, trace: Path, **settings: object) -> dict[str, object]:
+        trace.write_bytes(b"[]")
+        return {}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr("bitgolf.commands.bench.bench_table", lambda figures: "")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        done("bench", PRESET, "--profile", pipe)
+        assert os.read(reader, 9) == b"[]" and pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    finally:
+        os.close(reader)
 
 
 def test_mfu_is_operations_over_the_peak_of_all_gpus() -> None:

@@ -1,5 +1,6 @@
 """The site of several runs: complete, sorted, self-contained, and never in the way of what was there before."""
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from bitgolf.errors import ConfigError, RunError
 from bitgolf.report.site.overlays import DASHES, Curve, Overlay, draw_overlay, look
 from bitgolf.report.site.site import find_runs, write_site
 from bitgolf.report.site.site_rows import overlays, read_site_runs, seed_sets, tables
+from bitgolf.run import atomic
 from bitgolf.run.directory import RunDirectory
 
 
@@ -283,6 +285,24 @@ def test_an_earlier_site_is_replaced(runs: list[Path], tmp_path: Path) -> None:
     digest = tree_digest(out)
     write_site(runs[1:3], out)
     assert tree_digest(out) == digest
+
+
+@pytest.mark.parametrize("name", ["runs.json", "mine-1.html", "index.html"])
+def test_a_site_whose_writing_failed_can_be_written_again(
+    runs: list[Path], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(destination: Path, data: bytes, write: object = atomic.write_bytes) -> None:
+        if Path(destination).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(destination))
+        write(destination, data)  # type: ignore[operator]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(atomic, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_site(runs, tmp_path / "site")
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / ".runs.json.999999999.tmp").touch()  # of a process that was killed
+    write_site(runs, tmp_path / "site")
 
 
 @pytest.mark.parametrize("content", ["config.toml", "index.html", "runs.json"])

@@ -43,6 +43,36 @@ def test_what_a_killed_process_of_the_same_number_left_is_replaced(tmp_path) -> 
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["data", "data/whole"]
 
 
+def test_what_killed_processes_left_is_removed_when_the_same_is_written_again(tmp_path) -> None:
+    dead, living = "999999999", str(os.getppid())  # larger than any number of a process
+    left = [f".x.json.{dead}.tmp", f".x.json.{living}.tmp", f".y.json.{dead}.tmp", ".x.json.text.tmp"]
+    for name in left:
+        (tmp_path / name).touch()
+    assert atomic.entries(tmp_path) == {".x.json.text.tmp"}
+    atomic.write_json(tmp_path / "x.json", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left[1:], "x.json"])
+
+
+@pytest.mark.parametrize("make", [atomic.atomic_path, atomic.atomic_directory])
+@pytest.mark.parametrize(
+    ("code", "file", "named"),
+    [
+        (errno.ENOSPC, None, "product"),
+        (errno.EDQUOT, None, "product"),
+        (errno.EFBIG, None, "product"),
+        (errno.EIO, None, None),  # perhaps of another file that was read
+        (errno.EROFS, "temporary", "product"),
+        (errno.ENOSPC, "/other", "/other"),
+    ],
+)
+def test_a_full_disk_names_what_was_to_be_written(make, code, file, named, tmp_path) -> None:
+    with pytest.raises(OSError, match="why") as error, make(tmp_path / "product") as temporary:
+        raise OSError(code, "why", str(temporary) if file == "temporary" else file)
+    assert error.value.errno == code
+    assert error.value.filename == (str(tmp_path / "product") if named == "product" else named)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_written_through_links_that_wait_under_the_temporary_name(tmp_path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / f".x.json.{os.getpid()}.tmp").symlink_to("victim")
@@ -164,6 +194,13 @@ def test_a_directory_whose_first_stage_failed_can_be_used_again(tmp_path) -> Non
     other = load_config("demo", {"seed": "5"})
     assert RunDirectory.create(tmp_path / "run", other).config.seed == 5
     assert RunDirectory.open(tmp_path / "run").config == other
+
+
+def test_a_directory_that_a_killed_process_began_can_be_used(tmp_path) -> None:
+    for name in (".config.toml.999999999.tmp", "..lock-owner.json.999999999.tmp"):
+        (tmp_path / name).touch()
+    RunDirectory.create(tmp_path, load_config("demo"))
+    assert {path.name for path in tmp_path.iterdir()} - LOCK_FILES == {"config.toml"}
 
 
 def test_a_foreign_directory_is_left_alone(tmp_path) -> None:

@@ -50,11 +50,12 @@ def write_site(paths: Sequence[Path], out: Path, *, progress: Progress = silent)
     _require_own_folder(out)
     runs = site_rows.read_site_runs(paths)
     index = render_index(runs)
+    # First, so that a site whose writing ended early is known as one.
+    atomic.write_json(out / MARK, {"format": FORMAT, "bitgolf_version": __version__, "runs": site_rows.as_json(runs)})
     for number, run in enumerate(runs):
         progress("site", number, len(runs), run.label)
         if run.page:
             atomic.write_bytes(out / run.page, (run.products.path / "report.html").read_bytes())
-    atomic.write_json(out / MARK, {"format": FORMAT, "bitgolf_version": __version__, "runs": site_rows.as_json(runs)})
     atomic.write_text(out / "index.html", index)
     kept = {run.page for run in runs}
     for page in (out / "runs").glob("*.html"):
@@ -103,7 +104,7 @@ def _runs_in(folder: Path, depth: int) -> list[Path]:
 
 
 def _require_own_folder(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not atomic.entries(out)):
         return
     try:
         mark = json.loads((out / MARK).read_text(encoding="utf-8"))
