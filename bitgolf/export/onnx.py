@@ -42,7 +42,7 @@ def export_onnx(packed: PackedModel, path: Path) -> float:
     example = torch.ones(2, 8, dtype=torch.int64)
     shapes = {"tokens": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time", min=2)}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with atomic.naming(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / path.name
         with _quiet():
             torch.onnx.export(

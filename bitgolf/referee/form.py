@@ -51,7 +51,7 @@ def schema(submission: Submission) -> Finding:
         elif not 0.2 < bpb / loss < 0.8:
             problems.append(f"val_bpb {bpb} and val_loss {loss} do not go together")
     if isinstance(data.get("date"), str):
-        problems += filter(None, [_impossible_date(data["date"]), _later_log(submission, data["date"])])
+        problems += filter(None, [impossible_date(data["date"]), _later_log(submission, data["date"])])
     results = data.get("seed_results")
     if isinstance(results, dict) and isinstance(data.get("seeds"), list):
         listed = {str(seed) for seed in data["seeds"]}
@@ -60,7 +60,7 @@ def schema(submission: Submission) -> Finding:
     return judge(problems, f"{len(data)} fields; val_bpb {bpb}, val_loss {loss} nats", fields=sorted(data))
 
 
-def _impossible_date(text: str) -> str:
+def impossible_date(text: str) -> str:
     """Why a date cannot be that of a submission; "" if it can."""
     try:
         day = datetime.fromisoformat(text.strip().replace("Z", "+00:00")).date()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from bitgolf.bundle.single_file import Bundle, make_bundle
 from bitgolf.errors import ConfigError
+from bitgolf.referee.form import impossible_date
 from bitgolf.submit.seed_runs import SeedRun
 
 TRACKS = ("10min_16mb", "non_record_16mb")
@@ -56,6 +57,9 @@ def describe(runs: Sequence[SeedRun], doubts: Sequence[str], labels: Labels) -> 
     config = runs[0].config
     if labels.track and labels.track not in TRACKS:
         raise ConfigError(f"track {labels.track!r} is not one of {', '.join(TRACKS)}")
+    date = labels.date or datetime.now(UTC).replace(microsecond=0)
+    if reason := impossible_date(date.isoformat()):
+        raise ConfigError(f"{reason}; set the clock of this machine, or give another --date")
     budget = config.budget
     official = budget.train_seconds <= 600 and budget.eval_seconds <= 600 and budget.artifact_bytes <= 16_000_000
     eight_h100 = all(run.start["world_size"] == 8 and "H100" in str(run.start["device"]) for run in runs)
@@ -67,5 +71,5 @@ def describe(runs: Sequence[SeedRun], doubts: Sequence[str], labels: Labels) -> 
         github_id=labels.github_id,
         name=labels.name or config.name,
         track=labels.track or TRACKS[0 if official and eight_h100 else 1],
-        date=labels.date or datetime.now(UTC).replace(microsecond=0),
+        date=date,
     )

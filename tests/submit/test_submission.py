@@ -549,4 +549,7 @@ def test_the_command_line(seeds: list[Path], tmp_path: Path) -> None:
     assert "2 seeds given, 3 asked for" in refused("submit", *seeds[:2], "--out", tmp_path)
     assert "--seeds 0" in refused("submit", *seeds, "--out", tmp_path, "--seeds", "0")
     assert "'soon' is not a date" in refused("submit", *seeds, "--out", tmp_path, "--date", "soon")
+    for date, words in (("1970-01-01", "before the challenge began"), ("2999-01-01", "in the future")):
+        message = refused("submit", *seeds, "--out", tmp_path, "--date", date)
+        assert words in message and "set the clock of this machine, or give another --date" in message
     assert RunDirectory.open(seeds[0]).config.seed == 7
