@@ -1,8 +1,7 @@
 """Atomic writes: a reader sees the earlier file or the complete new one.
 
 A file or directory is written beside its destination under a temporary name and then renamed. If writing fails (a full
-disk, an interrupt), the temporary one is removed and the destination stays as it was. What a killed process left is
-removed when the same destination is written again.
+disk, an interrupt), the temporary one is removed and the destination stays as it was.
 """
 
 import errno
@@ -11,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,6 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(destination)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in _stale(target, "tmp"):
-        with suppress(OSError):
-            stale.unlink()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with naming(target, temporary):
@@ -63,11 +59,12 @@ def atomic_path(destination: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_directory(destination: Path) -> Iterator[Path]:
     """Yield an empty temporary directory beside `destination`, and rename it to `destination` if the block succeeds.
 
-    `destination` must not exist, or must be an empty directory.
+    `destination` must not exist, or must be an empty directory. Temporary directories of killed processes are removed.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    for stale in _stale(destination, "partial"):
-        shutil.rmtree(stale)
+    for stale in destination.parent.glob(f".{escape(destination.name)}.*.partial"):
+        if not _process_lives(stale.name.split(".")[-2]):
+            shutil.rmtree(stale)
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
         with naming(destination, temporary):
@@ -77,12 +74,6 @@ def atomic_directory(destination: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
-
-
-def _stale(destination: Path, suffix: str) -> list[Path]:
-    """What killed processes left of `destination` under temporary names."""
-    temporary = destination.parent.glob(f".{escape(destination.name)}.*.{suffix}")
-    return [path for path in temporary if not _process_lives(path.name.split(".")[-2])]
 
 
 def entries(directory: Path) -> set[str]:
