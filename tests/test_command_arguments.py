@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_run import refused
 
 from bitgolf.cli import COMMANDS, parse
 
@@ -116,3 +117,20 @@ def test_the_table_has_all_commands_and_those_that_take_settings() -> None:
     assert [short.split()[0] for short, *_ in LINES] == [command.name for command in COMMANDS]
     taking = [short.split()[0] for short, *_ in LINES if parse(short.split()).takes_overrides]
     assert taking == ["run", "plan", "prepare", "pack", "compress", "presets", "bench"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("prepare stdlib --out {}/x --data.source jsonl:y", "the argument after `prepare`; leave out --data.source"),
+        ("prepare stdlib --out {}/x --train.seq_len 64", "`prepare` does not use --train.seq_len; it takes --data.KEY"),
+        ("prepare stdlib --out {}/x --model.num_layers 2", "`prepare` does not use --model.num_layers"),
+        ("export {} --to onnx {}/x", "{}/x: the ONNX format is one file; give a name that ends in .onnx"),
+        ("export {} --to onnx {}", "{}: the ONNX format is one file; give a name that ends in .onnx"),
+    ],
+)
+def test_words_that_a_command_does_not_use_are_refused_before_the_work(line: str, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "f.onnx"
+    folder.mkdir()
+    assert message.replace("{}", str(folder)) in refused(*line.replace("{}", str(folder)).split())
+    assert not any(folder.iterdir())

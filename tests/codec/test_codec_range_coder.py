@@ -1,6 +1,7 @@
 """Range coding of streams: tokens are restored, the size is that of the counts, and damage is an error."""
 
 import math
+import sys
 from typing import Any
 
 import constriction
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from bitgolf.codec import range_coder as coder
 from bitgolf.codec.counts import TOTAL, token_counts
 from bitgolf.codec.range_coder import Streams, decode_streams, encode_streams
-from bitgolf.errors import ArtifactError
+from bitgolf.errors import ArtifactError, ConfigError
 
 VOCAB = 270
 
@@ -234,3 +235,12 @@ def test_a_cache_has_whole_tiles_within_the_window() -> None:
         *((1985, 2048, 2048), (9999, 2048, 2048), (65, 100, 100), (64, 100, 64), (5, 16, 16)),
     ):
         assert Streams(3, longest, 7, 1).positions(window) == positions
+
+
+def test_without_constriction_streams_are_decoded_and_not_coded(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = draw(0, [3])
+    payloads = encode_streams(Memory(1), streams)
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    assert decode_streams(Memory(1), payloads, [3])[0].tolist() == streams[0].tolist()
+    with pytest.raises(ConfigError, match="compressing needs constriction, which is not installed"):
+        encode_streams(Memory(1), streams)

@@ -535,3 +535,9 @@ def test_chunks_that_are_as_long_as_a_stream_teach_nothing(
         words = f"chunk_tokens {chunk} holds the longest stream of 9 tokens"
         assert (words in caplog.text) == (warned and method == "full")
         caplog.clear()
+
+
+def test_documents_whose_text_trains_the_model_are_not_coded(model: CodecModel) -> None:
+    ttt = TTTConfig(method="lora", lora={"global_after": (5,), "chunk_tokens": 8})
+    with pytest.raises(ConfigError, match=r"global_after trains the model's weights .* set ttt.lora.global_after \[\]"):
+        compress_bytes(b"some text", model, ttt=ttt)

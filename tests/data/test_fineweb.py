@@ -1,9 +1,12 @@
 """The published shards from a loopback server (`tests/support/hub_server.py`)."""
 
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import COMMIT, serving, shards_repository
@@ -11,6 +14,7 @@ from hub_server import Hub as Server
 
 from bitgolf.config import DataConfig
 from bitgolf.data import existing_shards, fineweb
+from bitgolf.data import hub as hub_files
 from bitgolf.data.hub import Hub
 from bitgolf.data.prepare import prepare
 from bitgolf.data.shards import write_shard
@@ -166,3 +170,31 @@ def test_the_default_variant_is_sp1024(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(DataError, match="stop"):
         prepare(DataConfig(source="fineweb", train_shards=7), 1024, tmp_path / "out")
     assert requests == [("sp1024", 7)]
+
+
+def test_a_file_without_a_checksum_or_a_size_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"text")
+    with pytest.raises(DataError, match=r"the hub gave no checksum for x.bin \(ETag 'W/\"5\"'\)"):
+        hub_files._verify(path, "x.bin", 'W/"5"', None)
+    hub_files._verify(path, "x.bin", 'W/"5"', hashlib.sha256(b"text").hexdigest())
+    hub = Hub("http://127.0.0.1:9", tmp_path)
+    metadata = SimpleNamespace(etag="5", size=None)
+    monkeypatch.setattr(hub, "_hub", SimpleNamespace(get_hf_file_metadata=lambda url: metadata, hf_hub_url=str))
+    monkeypatch.setattr(hub, "url", str)
+    with pytest.raises(DataError, match=r"does not announce the size of x.bin"):
+        hub.size("x.bin", "0" * 64)
+    metadata.size = 7
+    assert hub.size("x.bin", "0" * 64) == 7
+    metadata.etag = "1" * 64
+    with pytest.raises(DataError, match=f"announces the hash {'1' * 64} for x.bin, the manifest of .* says {'0' * 64}"):
+        hub.size("x.bin", "0" * 64)
+
+
+def test_only_files_of_up_to_64_megabytes_are_git_blobs(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    for size, is_blob in ((0, True), (1 << 26, True), ((1 << 26) + 1, False)):
+        path.touch()
+        os.truncate(path, size)
+        expected = hashlib.sha1(b"blob %d\0" % size + bytes(size)).hexdigest() if is_blob else ""
+        assert hub_files._git_sha1(path) == expected

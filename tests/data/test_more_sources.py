@@ -14,6 +14,7 @@ import pytest
 from tiny_run import documents, done, read_json, write_jsonl
 
 from bitgolf.config import DataConfig
+from bitgolf.data import table_texts
 from bitgolf.data.prepare import open_data, prepare
 from bitgolf.data.prepare_text import validation_documents, validation_share
 from bitgolf.data.sources import _in_turn, iterate_documents, parse_source, training_documents
@@ -203,3 +204,12 @@ def test_the_manifest_of_earlier_data_still_fits(tmp_path: Path) -> None:
     prepare(config, 384, tmp_path / "data")
     settings = read_json(tmp_path / "data" / "manifest.json")["settings"]
     assert "mix" not in settings and "text_field" not in settings and settings["val_fraction"] == 0.1
+
+
+def test_without_its_package_a_source_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("pyarrow", "datasets"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=r"reading Parquet needs pyarrow: pip install 'bitgolf\[parquet\]'"):
+        next(table_texts.parquet_texts([Path("x.parquet")], "text"))
+    with pytest.raises(DataError, match=r"the source hf: needs datasets: pip install 'bitgolf\[datasets\]'"):
+        next(table_texts.hub_texts("x", "text"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from memory import memory_below
 
 from bitgolf.config import DataConfig
-from bitgolf.data.encoder import _cut
+from bitgolf.data.encoder import _cut, _WordIds
 from bitgolf.data.prepare import prepare
 from bitgolf.data.spm_model import read_model
 from bitgolf.data.tokenizer import Tokenizer
@@ -446,3 +446,16 @@ def test_documents_that_end_in_an_error_train_no_tokenizer() -> None:
 def test_long_texts_are_cut_before_a_space(text: str, parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitgolf.data.encoder._LONG_TEXT", 5)
     assert list(_cut(text, " ")) == parts
+
+
+def test_the_cache_of_words_is_emptied_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.data.encoder._CACHE_CHARACTERS", 5)
+    monkeypatch.setattr("bitgolf.data.encoder._LONG_WORD", 4)
+    encoded: list[str] = []
+    words = _WordIds(lambda word: encoded.append(word) or [len(word)])  # type: ignore[func-returns-value]
+    contents = []
+    for word in ("abc", "abc", "defg", "hi", "hi", "longer", "longer", "abc"):
+        assert np.frombuffer(words[word], dtype=np.uint16).tolist() == [len(word)]
+        contents.append("".join(words))
+    assert encoded == ["abc", "defg", "hi", "longer", "longer", "abc"]
+    assert contents == ["abc", "abc", "abcdefg", "hi", "hi", "hi", "hi", "hiabc"]

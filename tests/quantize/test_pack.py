@@ -14,12 +14,13 @@ from tiny_run import PRESET, read_json, tree_digest
 from bitgolf.artifact.container import read_artifact
 from bitgolf.artifact.open import open_model
 from bitgolf.config import Config, load_config
+from bitgolf.config.pack import PackConfig
 from bitgolf.data.shards import TokenShards
 from bitgolf.errors import ArtifactError, BudgetError, ConfigError, RunError
 from bitgolf.grids.grid import Grid
 from bitgolf.grids.roles import is_table
 from bitgolf.measure.calibration import hessian_key
-from bitgolf.quantize.pack import _plan, pack
+from bitgolf.quantize.pack import _plan, _smaller, pack
 from bitgolf.run.directory import RunDirectory
 
 CPU = torch.device("cpu")
@@ -318,3 +319,26 @@ def test_a_method_that_fills_the_cap_needs_room_beside_the_code() -> None:
     assert _plan(gptq, 100, 90).model_bytes == -10
     assert _plan(gptq.updated({"pack.fit.prune": True}), 100, 500).model_bytes == 393
     assert _plan(gptq, 100, None).model_bytes == gptq.budget.artifact_bytes - 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"method": "lossless"}, "use pack.method 'gptq' or 'rate', lower "),
+        (
+            {"method": "gptq", "grid": {"matrix_bits": 5, "embed_bits": 7}},
+            "lower pack.grid.matrix_bits (now 5), pack.grid.embed_bits (now 7), ",
+        ),
+        (
+            {"grid": {"matrix_bits": 6, "attention_bits": 4, "embed_bits": 2}},
+            "lower pack.grid.matrix_bits (now 6), pack.grid.attention_bits (now 4), ",
+        ),
+        (
+            {"grid": {"attention_bits": 4, "mlp_bits": 3, "embed_bits": 8}},
+            "lower pack.grid.attention_bits (now 4), pack.grid.mlp_bits (now 3), pack.grid.embed_bits (now 8), ",
+        ),
+    ],
+    ids=str,
+)
+def test_a_file_that_does_not_fit_names_the_settings_in_force(settings: dict, advice: str) -> None:
+    assert _smaller(PackConfig.model_validate(settings)) == advice

@@ -12,6 +12,8 @@ from bitgolf.audit.configuration import one_configuration
 from bitgolf.audit.evidence import Evidence
 from bitgolf.audit.seals import sealed_chain
 from bitgolf.config import load_config
+from bitgolf.errors import ConfigError
+from bitgolf.quantize.repack import _changed
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import last_seal, seal_of
 
@@ -85,3 +87,15 @@ def test_a_refused_repacking_changes_nothing(tiny_run: Path, words: list[str], m
     words = [word if word != "rate" else '"rate"' for word in words]
     assert message in refused("pack", tiny_run, *words).replace("divides the bytes by curvature: set", "needs")
     assert tree_digest(tiny_run) == before
+
+
+def test_what_training_has_used_and_what_packing_does_not_use_cannot_be_changed() -> None:
+    plain, faked = load_config("demo"), load_config("demo", {"qat.mode": "ste", "qat.start_fraction": "0.5"})
+    allowed = {"pack.prune": "0.1", "budget.artifact_bytes": "5"}
+    assert _changed(faked, allowed) == list(allowed)
+    assert _changed(plain, {"pack.grid.matrix_bits": "5"}) == ["pack.grid.matrix_bits"]
+    with pytest.raises(ConfigError, match=r"^--pack.grid.matrix_bits: quantization-aware training \(qat\) has used"):
+        _changed(faked, allowed | {"pack.grid.matrix_bits": "5"})
+    for key in ("train.matrix_lr", "budget.train_seconds", "seed"):
+        with pytest.raises(ConfigError, match=f"`pack` does not use --{key}; it takes --pack.KEY and --budget"):
+            _changed(plain, allowed | {key: "1"})

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from bitgolf.config import Config, load_config
 from bitgolf.errors import BudgetError, ConfigError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import sealed
+from bitgolf.submit import requirements
 from bitgolf.submit.lineage import COMPONENTS, lineage
 from bitgolf.submit.requirements import required_modules
 from bitgolf.submit.seed_runs import read_seed_runs
@@ -270,6 +272,16 @@ def test_a_compressor_that_the_run_uses_is_required(seeds: list[Path]) -> None:
 def test_one_seed_has_no_deviation(seeds: list[Path], tmp_path: Path) -> None:
     metadata = read_json(submit(seeds[:1], tmp_path, num_seeds=1, labels=LABELS) / "submission.json")
     assert "val_bpb_std" not in metadata and metadata["seeds"] == [7]
+
+
+def test_torch_is_pinned_to_the_one_version_of_all_runs_with_their_builds() -> None:
+    builds = [f"2.9.0+cu{number}" for number in (130, 128, 126, 129, 124, 121)]
+    runs: list[Any] = [SimpleNamespace(start={"torch": build}) for build in [*builds, "2.9.0", builds[0]]]
+    names = "2.9.0, 2.9.0+cu121, 2.9.0+cu124, 2.9.0+cu126, 2.9.0+cu128, 2.9.0+cu129, 2.9.0+cu130"
+    assert requirements._torch(runs) == f"torch==2.9.0  # {names}"
+    runs.append(SimpleNamespace(start={"torch": "2.10.0+cpu"}))
+    with pytest.raises(RunError, match=r"several versions of PyTorch: 2\.10\.0, 2\.9\.0; submit runs of one version"):
+        requirements._torch(runs)
 
 
 def test_lineage_names_what_is_on_and_nothing_else() -> None:
