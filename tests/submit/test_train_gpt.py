@@ -11,6 +11,7 @@ import torch
 from tiny_run import PRESET
 
 from bitgolf.config import load_config
+from bitgolf.errors import ConfigError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.ranks import World
 from bitgolf.submit import train_gpt
@@ -115,3 +116,11 @@ def test_progress_is_logged_at_most_every_ten_seconds(
             now[0] = seconds
             progress("pack", seconds, 200, "codes")
     assert [record.getMessage() for record in caplog.records] == ["pack 110 of 200 codes", "pack 120 of 200 codes"]
+
+
+def test_an_option_is_no_abbreviation(calls: Calls, tmp_path: Path) -> None:
+    data, out = begun(tmp_path)
+    assert calls.run("--dat", data, "--out", out) == 2
+    with pytest.raises(ConfigError, match="unknown key 'sta'"):
+        train_gpt.main(SETTINGS, ["--data", str(data), "--out", str(out), "--sta", "pack"], 4_321)
+    assert calls == []
