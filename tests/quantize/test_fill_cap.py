@@ -226,6 +226,17 @@ def test_caps_out_of_reach() -> None:
     assert len(finest) < 10_000_000 and max(largest_codes(finest)) > 5_000
 
 
+def test_where_the_search_finds_nothing_the_coarsest_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgolf.quantize.fill_cap.find_theta", lambda *_, **__: None)
+    filled = fill_cap(model(), ideal, FIXED, PLAIN)
+    assert len(filled) == FIXED and not any(largest_codes(filled))
+    assert filled.allocation is not None
+    expected = {"log2_theta": filled.allocation["log2_theta"], "model_bytes": FIXED}
+    assert filled.allocation["passes"] == [expected]
+    with pytest.raises(BudgetError, match=r"2,000 bytes remain .* 1 over the 1,999"):
+        fill_cap(model(), ideal, FIXED - 1, PLAIN)
+
+
 def test_the_finest_file_has_room_for_the_finest_columns() -> None:
     """Pivots of very unequal inputs make steps that differ by far more than weights do."""
     tensors = model()

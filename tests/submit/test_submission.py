@@ -20,10 +20,10 @@ from tiny_run import done, events, read_json, refused, tree_digest
 
 from bitgolf.bundle.single_file import make_bundle
 from bitgolf.config import Config, load_config
-from bitgolf.errors import BudgetError, ConfigError, RunError
+from bitgolf.errors import BudgetError, ConfigError, ForeignError, RunError
 from bitgolf.run.directory import RunDirectory
 from bitgolf.run.seal import sealed
-from bitgolf.submit import requirements
+from bitgolf.submit import requirements, seed_runs, submission_readme
 from bitgolf.submit.lineage import COMPONENTS, lineage
 from bitgolf.submit.requirements import required_modules
 from bitgolf.submit.seed_runs import read_seed_runs
@@ -286,6 +286,38 @@ def test_torch_is_pinned_to_the_one_version_of_all_runs_with_their_builds() -> N
     runs.append(SimpleNamespace(start={"torch": "2.10.0+cpu"}))
     with pytest.raises(RunError, match=r"several versions of PyTorch: 2\.10\.0, 2\.9\.0; submit runs of one version"):
         requirements._torch(runs)
+
+
+def test_modules_are_found_in_every_form_of_import() -> None:
+    sources = {
+        "a": "import numpy.linalg, os\nfrom torch.nn import functional\nimport triton",
+        "b": "def f():\n    import safetensors as s\n    importlib.import_module('zstandard')\n    from . import a",
+        "c": "import brotli\nfrom bitgolf.errors import ConfigError",
+    }
+    bundle: Any = SimpleNamespace(modules=sources)
+    always = {"numpy", "torch", "safetensors", "zstandard"}
+    assert required_modules(bundle, "brotli") == always | {"brotli"}
+    assert required_modules(bundle, "range") == required_modules(bundle, "zstd") == always
+
+
+def test_a_packing_record_that_is_damaged_names_the_command_that_makes_it(
+    seeds: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object) -> str:
+        raise ForeignError("trained_settings is no object")
+
+    monkeypatch.setattr(seed_runs, "trained_digest", damaged)
+    run = RunDirectory.open(seeds[0])
+    with pytest.raises(RunError, match=r"pack.json: trained_settings is no object; run `bitgolf pack .*` again"):
+        seed_runs._trained_digest(run, {})
+
+
+@pytest.mark.parametrize(("ranks", "launch"), [(1, "python"), (8, "torchrun --standalone --nproc_per_node=8")])
+def test_commands_start_as_many_processes_as_the_runs_had(ranks: int, launch: str, seeds: list[Path]) -> None:
+    runs = [replace(run, start=run.start | {"world_size": ranks}) for run in read_seed_runs(seeds, 3)]
+    text = submission_readme._commands(describe(runs, [], LABELS))
+    for run in runs:
+        assert f"\n{launch} train_gpt.py --data DATA --out OUT/{run.seed} --seed {run.seed}\n" in text
 
 
 def test_lineage_names_what_is_on_and_nothing_else() -> None:
