@@ -30,7 +30,9 @@ def coder_processes(num_weights: int) -> Iterator[Map]:
         yield map
         return
     count = min(cores, _MOST_PROCESSES)
-    with ProcessPoolExecutor(count, get_context("spawn"), end_with_parent) as pool:
+    with interrupts_blocked():
+        pool = ProcessPoolExecutor(count, get_context("spawn"), end_with_parent)
+    with pool:
         with interrupts_blocked():
             for _ in range(count):
                 pool.submit(encode_matrices, [])  # starts a process, which imports the coder now

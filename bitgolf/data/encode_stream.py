@@ -62,12 +62,13 @@ def encode_batches(
         for batch in itertools.chain(first, source):
             yield batch, _encode(tokenizer, batch)
         return
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer.model_bytes, tokenizer.lossless, tokenizer.name),
-    )
+    with interrupts_blocked():
+        pool = ProcessPoolExecutor(
+            count,
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(tokenizer.model_bytes, tokenizer.lossless, tokenizer.name),
+        )
     waiting: deque[tuple[Batch, Future[EncodedDocuments]]] = deque()
     try:
         for batch in itertools.chain(first, source):

@@ -1,4 +1,5 @@
-"""How ranks and worker processes end. Workers end with the process that started them; only that one gets Ctrl-C."""
+"""How ranks and worker processes end. Workers end with the process that started them; only that one gets signals of a
+terminal."""
 
 import os
 import signal
@@ -47,11 +48,14 @@ def _wait_for_parent() -> None:
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Processes that start meanwhile get no Ctrl-C: they inherit the signal mask."""
+    """Processes that start meanwhile get no Ctrl-C and no hang-up: they inherit the signal mask.
+
+    Make a pool of processes inside too. It starts Python's resource tracker, which a hang-up would end with traces.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:

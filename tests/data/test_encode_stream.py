@@ -24,8 +24,10 @@ import itertools, multiprocessing, sys
 from bitgolf.data.encode_stream import Batch, encode_batches
 from bitgolf.data.split import SourceDocument
 from bitgolf.data.tokenizer import Tokenizer
+from bitgolf.run.workers import end_in_order
 
 if __name__ == "__main__":
+    end_in_order()
     batches = (Batch("train", [SourceDocument("some words", i, 0, 10)]) for i in itertools.count())
     try:
         for number, _ in enumerate(encode_batches(batches, Tokenizer.load(sys.argv[1]), workers=2)):
@@ -38,8 +40,10 @@ if __name__ == "__main__":
 _ENDLESS_CODER = """
 import multiprocessing, os, time
 from bitgolf.artifact.processes import coder_processes
+from bitgolf.run.workers import end_in_order
 
 if __name__ == "__main__":
+    end_in_order()
     os.sched_getaffinity = lambda process: {0, 1, 2}
     try:
         with coder_processes(1 << 23) as apply:
@@ -49,6 +53,11 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         raise SystemExit(130)
 """
+
+
+def _ignore_nothing() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):  # a background job of a shell, and `nohup`, ignore these
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -61,7 +70,7 @@ def endless(
     process = subprocess.Popen(
         [sys.executable, str(folder / "endless.py"), str(folder / "t.model")], env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+        preexec_fn=_ignore_nothing,
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -86,15 +95,16 @@ def wait_for_end(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(("program", "count"), [(_ENDLESS, 2), (_ENDLESS_CODER, 3)])
-def test_an_interrupt_prints_no_traceback_of_workers(
-    lossless: Tokenizer, tmp_path: Path, program: str, count: int
+def test_a_signal_of_the_terminal_prints_no_traceback_of_workers(
+    lossless: Tokenizer, tmp_path: Path, program: str, count: int, number: signal.Signals
 ) -> None:
     with endless(lossless, tmp_path, program) as (process, workers):
         assert len(workers) == count
-        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        os.killpg(process.pid, number)  # as the terminal does
         assert process.communicate(timeout=120) == ("", "")
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         wait_for_end(workers)
 
 
